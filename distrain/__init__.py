@@ -1,0 +1,1 @@
+"""distrain trains image models from one recipe, anywhere, and loses no work."""

@@ -1,0 +1,71 @@
+"""Owns how a global batch is cut into micro-batches and how these are dealt to the processes.
+
+The cut depends on the recipe alone: what stands in micro-batch j of a step is the same at every world size. Only the
+deal depends on the world size, and it gives every process a run of neighbours.
+"""
+
+from dataclasses import dataclass
+
+from distrain.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Batching:
+    """The solved equation global_batch_size = micro_batch_size x accumulation x world_size."""
+
+    global_batch_size: int
+    micro_batch_size: int
+    accumulation: int
+    world_size: int
+
+    def __str__(self) -> str:
+        return (
+            f"global batch {self.global_batch_size} = micro-batch {self.micro_batch_size} "
+            f"x accumulation {self.accumulation} x {self.world_size} process{'es' if self.world_size > 1 else ''}"
+        )
+
+    def cut(self, num_samples: int) -> list[tuple[int, int]]:
+        """Return the [start, stop) ranges of the micro-batches of a window of `num_samples`.
+
+        A full window gives ranges of `micro_batch_size`. The smaller last window of an epoch gives as few ranges as
+        hold it, of sizes that differ by one at most, so that none is left with a sample or two for BatchNorm.
+        """
+        pieces = -(-num_samples // self.micro_batch_size)
+        return [(num_samples * j // pieces, num_samples * (j + 1) // pieces) for j in range(pieces)]
+
+    def deal(self, num_pieces: int, rank: int) -> range:
+        """Return which of a window's micro-batches this rank takes; rank 0 always has one, the last may have none."""
+        return range(-(-num_pieces * rank // self.world_size), -(-num_pieces * (rank + 1) // self.world_size))
+
+
+def solve_batching(global_batch_size: int, micro_batch_size: int | None, world_size: int) -> Batching:
+    """Solve for the accumulation; without a micro-batch size one micro-batch a process is taken.
+
+    Raises `RecipeError` where the global batch does not divide, naming sizes that do.
+    """
+    if micro_batch_size is None:
+        if global_batch_size % world_size:
+            raise RecipeError(
+                f"data.batch_size={global_batch_size} does not divide over {world_size} processes; "
+                f"take {_divisors_text(global_batch_size)} processes, or "
+                f"--set data.batch_size={_nearest_multiple(global_batch_size, world_size)}"
+            )
+        return Batching(global_batch_size, global_batch_size // world_size, 1, world_size)
+    if global_batch_size % (micro_batch_size * world_size):
+        raise RecipeError(
+            f"data.batch_size={global_batch_size} does not divide into micro-batches of {micro_batch_size} over "
+            f"{world_size} process{'es' if world_size > 1 else ''}; --set "
+            f"data.batch_size={_nearest_multiple(global_batch_size, micro_batch_size * world_size)}, "
+            f"or another train.micro_batch_size"
+        )
+    accumulation = global_batch_size // (micro_batch_size * world_size)
+    return Batching(global_batch_size, micro_batch_size, accumulation, world_size)
+
+
+def _nearest_multiple(value: int, unit: int) -> int:
+    return max(1, round(value / unit)) * unit
+
+
+def _divisors_text(value: int) -> str:
+    divisors = [str(d) for d in range(1, min(value, 64) + 1) if value % d == 0]
+    return divisors[0] if len(divisors) == 1 else f"{', '.join(divisors[:-1])} or {divisors[-1]}"

@@ -1,0 +1,66 @@
+"""The `distrain` command: one file a command group, and the place where errors become one sentence.
+
+A command imports what it works with when it runs, so that `--help` is there at once.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from distrain.cli import doctor, fit, recipes, runs
+from distrain.errors import DistrainError, ExitCode
+
+HELP = "Train image models from one recipe: the same training wherever it runs, and nothing that kills it loses work."
+EPILOG = """
+**Examples**
+
+`distrain fit` - train the built-in digits recipe, here and now
+
+`distrain fit cifar10 --gpus 4 --set train.epochs=20` - a recipe on four GPUs, with one value changed
+
+`distrain fit imagefolder-resnet18 --data photos --device cpu --procs 2` - your own images, on two CPU processes
+
+`distrain fit --run runs/digits-20260101-120000-1a2b` - go on with a run that was stopped or killed
+"""
+
+app = typer.Typer(
+    epilog=EPILOG.replace("\n\n", "\n\n\n"),
+    rich_markup_mode="markdown",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("fit", no_args_is_help=False)(fit.fit)
+app.add_typer(recipes.app, name="recipes")
+app.add_typer(runs.app, name="runs")
+app.command("doctor")(doctor.doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"distrain {version('distrain')}")
+        raise typer.Exit
+
+
+@app.callback(help=HELP)
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Nothing but the options before a command."""
+
+
+def main() -> None:
+    """Run the command line; a `DistrainError` ends in one sentence on standard error and its exit code."""
+    try:
+        app()
+    except DistrainError as error:
+        print(f"distrain: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # `distrain runs list | head`
+        sys.stderr.close()
+        sys.exit(ExitCode.FINISHED)

@@ -1,0 +1,93 @@
+"""`distrain doctor`: what this machine has, and what is missing for training on it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+GIBIBYTE = 2**30
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Report versions, devices and what is missing; exit code 1 if anything is."""
+    from distrain.environment import describe_environment
+    from distrain.launchers.profile import count_gpus
+
+    facts = describe_environment()
+    facts["gpus"] = count_gpus()
+    facts["free_disk_gib"] = round(shutil.disk_usage(Path.cwd()).free / GIBIBYTE, 1)
+    facts["shared_memory_gib"] = _shared_memory_gib()
+    facts["torch"] = _ask_torch()
+    facts["problems"] = _problems(facts)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+    else:
+        _print(facts)
+    raise typer.Exit(1 if facts["problems"] else 0)
+
+
+def _ask_torch() -> dict[str, Any] | str:
+    """Import torch, as a training does, and ask it for its devices and backends; the error's text if it fails."""
+    try:
+        import torch
+        import torch.distributed as dist
+        import torchvision
+    except (ImportError, OSError, RuntimeError) as error:
+        return str(error).splitlines()[0]
+    return {
+        "cuda_build": torch.version.cuda,
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "threads": torch.get_num_threads(),
+        "gloo": dist.is_available() and dist.is_gloo_available(),
+        "nccl": dist.is_available() and dist.is_nccl_available(),
+        "jpeg": bool(torchvision.io.decode_jpeg),
+    }
+
+
+def _problems(facts: dict[str, Any]) -> list[str]:
+    found = [f"{name} is not installed: python -m pip install {name}" for name, v in facts["versions"].items() if not v]
+    torch_facts = facts["torch"]
+    if isinstance(torch_facts, str):
+        return [*found, f"torch or torchvision does not import ({torch_facts}); install both from the same index"]
+    if not torch_facts["gloo"]:
+        found.append("this torch has no gloo, so several CPU processes cannot train together")
+    if facts["gpus"] and not torch_facts["devices"]:
+        found.append(f"the driver shows {facts['gpus']} GPUs and torch sees none; install a CUDA build of torch")
+    if facts["free_disk_gib"] < 1:
+        found.append(f"only {facts['free_disk_gib']} GiB of disk is free here; checkpoints may not fit")
+    memory = facts["shared_memory_gib"]
+    if memory is not None and memory < 1:
+        found.append(f"/dev/shm has {memory} GiB free; loader processes need more, or data.num_workers=0")
+    return found
+
+
+def _shared_memory_gib() -> float | None:
+    path = Path("/dev/shm")
+    return round(shutil.disk_usage(path).free / GIBIBYTE, 1) if path.is_dir() else None
+
+
+def _print(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    torch_facts = facts["torch"]
+    rows = {
+        "python": f"{facts['python']} on {facts['platform']}",
+        "packages": ", ".join(f"{name} {version or 'MISSING'}" for name, version in facts["versions"].items()),
+        "cpus": str(facts["cpus"]),
+        "gpus": str(facts["gpus"]),
+        "free disk": f"{facts['free_disk_gib']} GiB",
+        "/dev/shm": "none" if facts["shared_memory_gib"] is None else f"{facts['shared_memory_gib']} GiB free",
+    }
+    if isinstance(torch_facts, dict):
+        rows["torch"] = ", ".join(f"{key} {value}" for key, value in torch_facts.items() if key != "devices")
+        rows["devices"] = ", ".join(torch_facts["devices"]) or "cpu"
+    for name, value in rows.items():
+        console.print(f"[bold]{name:<10}[/bold]", end="")
+        console.print(value, markup=False, soft_wrap=True)
+    for problem in facts["problems"]:
+        console.print(f"[bold red]missing[/bold red]   {problem}", soft_wrap=True)
+    if not facts["problems"]:
+        console.print("[bold green]ready[/bold green]     nothing is missing")

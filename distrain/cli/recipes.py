@@ -1,0 +1,111 @@
+"""`distrain recipes`: the built-in recipes, what their keys mean, and a copy to make your own of."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distrain.errors import RecipeError
+
+app = typer.Typer(help="List, show and copy the built-in recipes.", invoke_without_command=True)
+
+
+@app.callback()
+def _default(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_recipes()
+
+
+@app.command("list")
+def list_recipes(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the built-in recipes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from distrain import recipe as recipes
+
+    found = {name: _headline(text) for name, text in recipes.builtin_recipes().items()}
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    table = Table(box=None, header_style="bold")
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("what it trains")
+    for name, headline in found.items():
+        table.add_row(name, headline)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print("\n`distrain recipes show NAME` prints one, `distrain recipes keys` explains every key.")
+
+
+@app.command("show")
+def show(
+    name: Annotated[str, typer.Argument(help="A built-in recipe or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Show it with this value; repeatable.")
+    ] = None,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Print every value, defaults too.")] = False,
+) -> None:
+    """Print a recipe as it is written, or with every value that it resolves to."""
+    from rich.console import Console
+    from rich.syntax import Syntax
+
+    from distrain import recipe as recipes
+
+    full = recipes.load_recipe(name, overrides=overrides or [])
+    as_written = recipes.builtin_recipes().get(name) or Path(name).expanduser().read_text(encoding="utf-8")
+    text = full.to_yaml() if resolved or overrides else as_written
+    console = Console()
+    if console.is_terminal:
+        console.print(Syntax(text.rstrip(), "yaml", background_color="default", word_wrap=True))
+    else:
+        typer.echo(text.rstrip())
+
+
+@app.command("init")
+def init(
+    name: Annotated[str, typer.Argument(help="The built-in recipe to begin with.")] = "digits",
+    path: Annotated[Path | None, typer.Argument(help="The file to write; NAME.yaml here if left out.")] = None,
+) -> None:
+    """Write a copy of a built-in recipe, to make your own of it."""
+    from distrain import recipe as recipes
+
+    texts = recipes.builtin_recipes()
+    if name not in texts:
+        recipes.load_recipe(name, overrides=[])  # its error names the nearest recipe
+        raise RecipeError(f"{name} is a file already; `distrain recipes init` copies the built-in recipes")
+    target = path or Path(f"{name}.yaml")
+    if target.exists():
+        raise RecipeError(f"{target} exists; name another file")
+    if not target.parent.is_dir():
+        raise RecipeError(f"folder {target.parent} does not exist")
+    target.write_text(texts[name], encoding="utf-8")
+    typer.echo(f"wrote {target}; edit it, then: distrain fit {target}")
+
+
+@app.command("keys")
+def keys(
+    section: Annotated[str, typer.Argument(help="Only keys that begin so, for example `train`.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Explain every key that a recipe may hold and that --set can change."""
+    from rich.console import Console
+
+    from distrain import recipe as recipes
+
+    rows = [row for row in recipes.fields() if row[0].startswith(section)]
+    if not rows:
+        raise RecipeError(f"no key begins with {section!r}; `distrain recipes keys` lists all")
+    if as_json:
+        names = ("key", "type", "default", "meaning")
+        typer.echo(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=1))
+        return
+    console = Console(highlight=False)
+    for key, kind, default, meaning in rows:
+        console.print(f"[bold]{key}[/bold]  [dim]{kind}; {'' if default == 'required' else 'default '}{default}[/dim]")
+        console.print(f"    {meaning}", markup=False)
+
+
+def _headline(text: str) -> str:
+    return text.splitlines()[0].lstrip("# ").partition(": ")[2]

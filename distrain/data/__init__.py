@@ -1,0 +1,1 @@
+"""Data: where samples come from, in which order they are read, and how they become batches."""

@@ -1,0 +1,91 @@
+"""Owns the way of samples into batches on the device, in this process or in loader processes, in the order given."""
+
+import signal
+from collections.abc import Iterable, Iterator
+from typing import cast
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from distrain.data.order import MicroBatch
+from distrain.data.sources import Source, TensorSource
+from distrain.data.transforms import seed_sample
+from distrain.errors import DataError
+
+Batch = tuple[torch.Tensor, torch.Tensor]  # images [n, channels, height, width], labels int64 [n]
+
+
+class BatchReader(Dataset["Batch | DataError"]):
+    """Reads one micro-batch: what loader processes run, and what runs here where there are none."""
+
+    def __init__(self, source: Source, transforms: nn.Module | None, *, seed: int) -> None:
+        self.source = source
+        self.transforms = transforms
+        self.seed = seed
+
+    def __getitem__(self, micro_batch: MicroBatch) -> "Batch | DataError":
+        """Return the batch; a `DataError` is returned, not raised, so that it crosses processes as it is."""
+        if isinstance(self.source, TensorSource) and self.transforms is None:
+            indices = torch.from_numpy(micro_batch.indices)
+            return self.source.images.index_select(0, indices), self.source.labels.index_select(0, indices)
+        try:
+            samples = [self._read(micro_batch.epoch, int(index)) for index in micro_batch.indices]
+            return self._stack(samples, micro_batch)
+        except DataError as error:
+            return error
+
+    def _read(self, epoch: int, index: int) -> tuple[torch.Tensor, int]:
+        image, label = self.source.read(index)
+        if self.transforms is not None:
+            seed_sample(self.seed, epoch, index)
+            image = self.transforms(image)
+        return image, label
+
+    def _stack(self, samples: list[tuple[torch.Tensor, int]], micro_batch: MicroBatch) -> Batch:
+        shape = samples[0][0].shape
+        for (image, _), index in zip(samples, micro_batch.indices, strict=True):
+            if image.shape != shape:
+                raise DataError(
+                    f"{self.source.describe(int(index))} is {_size(image.shape)} after its transforms, others of its "
+                    f"batch are {_size(shape)}; end augment.train and augment.eval with a transform of fixed size"
+                )
+        return torch.stack([image for image, _ in samples]), torch.tensor([label for _, label in samples])
+
+
+def read_batches(
+    reader: BatchReader, micro_batches: Iterable[MicroBatch], *, num_workers: int, device: torch.device
+) -> Iterator[Batch]:
+    """Yield the batches of `micro_batches` in their order, on `device`; raises `DataError` for one that is bad."""
+    batches: Iterable[Batch | DataError]
+    if num_workers == 0:
+        batches = map(reader.__getitem__, micro_batches)
+    else:
+        batches = DataLoader(
+            reader,
+            sampler=cast("Iterable[int]", micro_batches),  # an index is a micro-batch: nothing is collated
+            batch_size=None,
+            num_workers=num_workers,
+            worker_init_fn=_leave_signals_to_parent,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # its base seed would else be drawn from the global generator
+            multiprocessing_context="fork",
+        )
+    for batch in batches:
+        if isinstance(batch, DataError):
+            raise batch
+        images, labels = batch
+        if device.type != "cpu":
+            images = images.to(device, non_blocking=True)
+            labels = labels.to(device, non_blocking=True)
+        yield images, labels
+
+
+def _leave_signals_to_parent(_: int) -> None:
+    """Ignore a stop that is sent to the whole process group: the training process still wants its batches."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _size(shape: torch.Size) -> str:
+    return "x".join(str(n) for n in shape)

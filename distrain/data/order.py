@@ -1,0 +1,76 @@
+"""Owns which samples each rank reads at each step: the project's own distributed sampler, without any state.
+
+Step k of an epoch covers the positions from k x global_batch_size on, so a resume at any step starts at once.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distrain.batching import Batching
+from distrain.errors import DataError
+from distrain.seeds import permutation
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The samples of one forward pass, by their indices int64[n]; in training, of one epoch."""
+
+    indices: NDArray[np.int64]
+    epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Window:
+    """One optimizer step: its samples over all ranks, and the micro-batches of it that this rank takes."""
+
+    num_samples: int
+    num_pieces: int
+    own: range
+
+
+class TrainOrder:
+    """The training samples of one rank, step by step: a pure function of (seed, step)."""
+
+    def __init__(self, *, num_samples: int, batching: Batching, drop_last: bool, seed: int, rank: int) -> None:
+        size = batching.global_batch_size
+        self.steps_per_epoch = num_samples // size if drop_last else -(-num_samples // size)
+        if self.steps_per_epoch == 0:
+            raise DataError(
+                f"data.drop_last leaves nothing: the data has {num_samples} training samples and data.batch_size={size}"
+            )
+        self.num_samples = num_samples
+        self.batching = batching
+        self.seed = seed
+        self.rank = rank
+        self._full = self._window(size)
+        tail = num_samples - (self.steps_per_epoch - 1) * size
+        self._last = self._full if tail >= size else self._window(tail)
+
+    def window(self, step: int) -> Window:
+        """Return what step `step`, counted from 0 over the whole run, trains on."""
+        return self._last if (step + 1) % self.steps_per_epoch == 0 else self._full
+
+    def micro_batches(self, first_step: int, last_step: int) -> Iterator[MicroBatch]:
+        """Yield this rank's micro-batches of the steps from `first_step` up to, not including, `last_step`."""
+        for step in range(first_step, last_step):
+            epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+            order = permutation(self.seed, epoch, self.num_samples)
+            window = self.window(step)
+            start = step_in_epoch * self.batching.global_batch_size
+            ranges = self.batching.cut(window.num_samples)
+            for piece in window.own:
+                begin, end = ranges[piece]
+                yield MicroBatch(order[start + begin : start + end], epoch)
+
+    def _window(self, num_samples: int) -> Window:
+        num_pieces = len(self.batching.cut(num_samples))
+        return Window(num_samples, num_pieces, self.batching.deal(num_pieces, self.rank))
+
+
+def evaluation_order(*, num_samples: int, batch_size: int, rank: int, world_size: int) -> list[MicroBatch]:
+    """Return this rank's batches: each sample once over all ranks, and each batch the same at every world size."""
+    starts = range(0, num_samples, batch_size)[rank::world_size]
+    return [MicroBatch(np.arange(s, min(s + batch_size, num_samples), dtype=np.int64)) for s in starts]

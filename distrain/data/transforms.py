@@ -1,0 +1,66 @@
+"""Owns how a sample becomes the model's input: transforms of one image, then normalisation of a whole batch."""
+
+import random
+
+import numpy as np
+import torch
+from torch import nn
+from torchvision.transforms import v2
+
+from distrain.errors import RecipeError
+from distrain.recipe import Augment, Transform, TransformList
+from distrain.references import is_reference, load_reference
+from distrain.seeds import Purpose, derive_seed
+
+
+def build_transforms(transforms: TransformList, *, key: str) -> nn.Module | None:
+    """Build the transforms of a split, or None for an empty list, which lets images be gathered in whole batches.
+
+    Raises `RecipeError` for a name that torchvision.transforms.v2 does not have and for arguments that it refuses.
+    """
+    if not transforms:
+        return None
+    pipeline: nn.Module = v2.Compose([_build(transform, key=key) for transform in transforms])
+    return pipeline
+
+
+def seed_sample(seed: int, epoch: int, index: int) -> None:
+    """Seed all generators that a transform may draw from, as a function of (seed, epoch, sample) and nothing else."""
+    value = derive_seed(seed, Purpose.SAMPLE, epoch, index)
+    torch.default_generator.manual_seed(value)
+    np.random.seed(value & 0xFFFF_FFFF)
+    random.seed(value)
+
+
+class Normalize:
+    """Turns a batch into the model's input: float32, scaled to [0, 1] from uint8, then (x - mean) / std a channel."""
+
+    def __init__(self, augment: Augment, *, num_channels: int, device: torch.device) -> None:
+        if augment.mean is not None and len(augment.mean) != num_channels:
+            raise RecipeError(
+                f"augment.mean has {len(augment.mean)} numbers and the images have {num_channels} channels"
+            )
+        mean = torch.tensor(augment.mean or (0.0,), dtype=torch.float32, device=device)
+        std = torch.tensor(augment.std or (1.0,), dtype=torch.float32, device=device)
+        self._mean = mean.view(1, -1, 1, 1)
+        self._std = std.view(1, -1, 1, 1)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalise images uint8 or float [n, channels, height, width] to float32 of the same shape."""
+        if images.dtype == torch.uint8:
+            return images.float().sub_(self._mean * 255).div_(self._std * 255)
+        return images.float().sub(self._mean).div_(self._std)
+
+
+def _build(transform: Transform, *, key: str) -> nn.Module:
+    if is_reference(transform.name):
+        factory = load_reference(transform.name, key=key)
+    else:
+        factory = getattr(v2, transform.name, None)
+        if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
+            raise RecipeError(f"{key}: torchvision.transforms.v2 has no transform {transform.name!r}")
+    try:
+        built: nn.Module = factory(**transform.arguments)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{key}: {transform.name} refuses {transform.arguments}: {error}") from None
+    return built

@@ -1,0 +1,58 @@
+"""Owns the exceptions of distrain and the exit codes that they end a process with.
+
+DistrainError             exit 1
+├── UserError             exit 2: one sentence that says what is wrong, the value seen, and what to do
+│   ├── RecipeError       the recipe or a --set
+│   ├── DataError         a folder, an image, a label
+│   ├── ModelError        a model name, its weights, its head
+│   ├── RunError          a run directory that is missing, in use, or holds another recipe
+│   └── LaunchError       processes and devices that this machine does not have
+└── CheckpointError       exit 1: a checkpoint that cannot be written or read
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What the exit code of every distrain process means."""
+
+    FINISHED = 0
+    FAILED = 1
+    BAD_INPUT = 2
+    STOPPED = 75  # resumable: the same command goes on
+
+
+class DistrainError(Exception):
+    """Anything distrain itself raises; `exit_code` is what the process ends with."""
+
+    exit_code = ExitCode.FAILED
+
+
+class UserError(DistrainError):
+    """Something the user can mend: its message is one sentence, printed without a traceback."""
+
+    exit_code = ExitCode.BAD_INPUT
+
+
+class RecipeError(UserError):
+    """The recipe, or a change made to it with --set, is not valid."""
+
+
+class DataError(UserError):
+    """The data is missing, unreadable or contradicts itself."""
+
+
+class ModelError(UserError):
+    """The model cannot be built as the recipe asks."""
+
+
+class RunError(UserError):
+    """The run directory cannot be used for what was asked."""
+
+
+class LaunchError(UserError):
+    """The processes or devices that were asked for cannot be had."""
+
+
+class CheckpointError(DistrainError):
+    """A checkpoint could not be written or read."""

@@ -1,0 +1,13 @@
+"""Launchers: pure functions from (profile, run directory) to a printable plan, and one function that executes it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from distrain.launchers import inprocess, torchrun
+from distrain.launchers.plan import Plan
+from distrain.launchers.profile import Profile
+
+LAUNCHERS: dict[str, Callable[[Profile, Path], Plan]] = {
+    "inprocess": inprocess.plan,
+    "torchrun": torchrun.plan,
+}

@@ -1,0 +1,13 @@
+"""Plans a run in the process that launches it: one device, and every line of it within reach of a debugger."""
+
+import sys
+from pathlib import Path
+
+from distrain.launchers.plan import Plan
+from distrain.launchers.profile import Profile
+
+
+def plan(profile: Profile, run: Path) -> Plan:
+    """Plan the worker in this very process; the command that is printed does the same in a new one."""
+    assert profile.processes == 1
+    return Plan((sys.executable, "-m", "distrain.worker", str(run)), cwd=Path.cwd(), in_process=True)

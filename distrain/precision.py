@@ -1,0 +1,47 @@
+"""Owns mixed precision: autocast, and the loss scaling that float16 gradients need."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+_NO_CONTEXT: AbstractContextManager[Any] = nullcontext()
+
+
+class Precision:
+    """The arithmetic of forward and backward passes; weights and optimizer state stay float32."""
+
+    def __init__(self, name: Literal["fp32", "bf16", "fp16"], device: torch.device) -> None:
+        self._device_type = device.type
+        self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+        self._scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context of a forward pass."""
+        return _NO_CONTEXT if self._dtype is None else torch.autocast(self._device_type, self._dtype)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Run the backward pass of a loss, scaled where gradients are float16."""
+        self._scaler.scale(loss).backward() if self._scaler.is_enabled() else loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self, optimizer: torch.optim.Optimizer, model: nn.Module, *, clip_norm: float | None) -> None:
+        """Clip the gradient's 2-norm to `clip_norm` and update the weights; float16 overflow skips the update."""
+        if clip_norm is not None:
+            if self._scaler.is_enabled():
+                self._scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+        if self._scaler.is_enabled():
+            self._scaler.step(optimizer)
+            self._scaler.update()
+        else:
+            optimizer.step()
+
+    def state(self) -> dict[str, Any]:
+        """Return the loss scale and its history, as numbers that JSON keeps exactly."""
+        return self._scaler.state_dict()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on with a saved loss scale."""
+        if self._scaler.is_enabled() and state:
+            self._scaler.load_state_dict(state)

@@ -1,0 +1,27 @@
+"""Owns the way to the user's own code: `package.module:name` in a recipe names an object in it."""
+
+import importlib
+from typing import Any
+
+from distrain.errors import RecipeError
+
+
+def is_reference(text: str) -> bool:
+    """Whether a recipe's value names the user's own code."""
+    return ":" in text
+
+
+def load_reference(text: str, *, key: str) -> Any:
+    """Import `package.module:name`; raises `RecipeError`, naming the recipe's key, where there is no such object."""
+    module_name, _, attribute = text.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the user's module was found, and an import in it fails: that is theirs to read in full
+        raise RecipeError(
+            f"{key}={text}: there is no module {error.name!r} here; start distrain in its folder, or install it"
+        ) from None
+    if not hasattr(module, attribute):
+        raise RecipeError(f"{key}={text}: module {module_name} has no {attribute!r}")
+    return getattr(module, attribute)

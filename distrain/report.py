@@ -1,0 +1,143 @@
+"""Owns the words in which a run is told to a person: its header, its summary, and its first failure."""
+
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from distrain.batching import Batching
+from distrain.launchers.plan import Plan
+from distrain.launchers.profile import Profile
+from distrain.recipe import Recipe
+from distrain.rundir import RunDirectory, Status
+from distrain.runs import state_in_words
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in at most two units, such as `3 h 20 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes, rest_s = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest_s} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def print_header(console: Console, recipe: Recipe, profile: Profile, batching: Batching, run: RunDirectory) -> None:
+    """Print what is about to be trained, on what, and where its run directory is."""
+    devices = "GPU" if profile.device == "cuda" else "CPU process"
+    plural = "" if profile.processes == 1 else ("s" if profile.device == "cuda" else "es")
+    console.print(
+        f"[bold]{escape(recipe.name)}[/bold]: {escape(recipe.model.name)} on {escape(recipe.data.source)}, "
+        f"{recipe.train.epochs} epochs, {recipe.precision}, on {profile.processes} {devices}{plural}"
+    )
+    console.print(f"{batching}")
+    console.print(f"run directory {run.path}", soft_wrap=True, markup=False)
+
+
+def print_plan(console: Console, recipe: Recipe, plan: Plan) -> None:
+    """Print the resolved recipe and the exact command, as `--dry-run` shows them."""
+    console.print(recipe.to_yaml().rstrip(), markup=False, soft_wrap=True)
+    console.print()
+    if plan.in_process:
+        console.print("in this process; the same in a new one:", markup=False)
+    console.print(str(plan), markup=False, soft_wrap=True)
+
+
+def print_summary(console: Console, run: RunDirectory, status: Status) -> None:
+    """Print how a finished run did, where it is, and what to do next."""
+    if status.last is not None and status.best is not None:
+        best = f" (best {status.best['val/top1']:.2%} at step {status.best['step']:.0f})"
+        console.print(
+            f"[bold green]finished[/bold green]  top-1 [bold]{status.last['val/top1']:.2%}[/bold]{best}, "
+            f"validation loss {status.last['val/loss']:.4f}, "
+            f"{status.step} steps in {duration(status.train_seconds)}"
+        )
+    console.print(f"run       {run.path}", markup=False, soft_wrap=True)
+    console.print(f"weights   {status.weights_digest} (digest)", markup=False)
+    console.print("next      " + f"distrain runs show {_quote(run)}", markup=False, soft_wrap=True)
+    console.print(
+        "          " + f"tensorboard --logdir {shlex.quote(str(run.tensorboard))}", markup=False, soft_wrap=True
+    )
+
+
+def print_stopped(console: Console, run: RunDirectory, status: Status) -> None:
+    """Print that a run was stopped on request, and how it goes on."""
+    console.print(f"[bold yellow]stopped[/bold yellow] at step {status.step} of {status.total_steps}; nothing is lost")
+    console.print(f"goes on with  distrain fit --run {_quote(run)}", markup=False, soft_wrap=True)
+
+
+def print_failure(console: Console, run: RunDirectory, errors: list[dict[str, Any]], *, verbose: bool) -> None:
+    """Print the first error of all ranks, last and once: who, where, what, and the command that goes on."""
+    if not errors:
+        console.print("[bold red]failed[/bold red]: the processes ended without leaving an error", highlight=False)
+        tail = run.launcher_log.read_text(errors="replace").splitlines()[-15:] if run.launcher_log.exists() else []
+        console.print("\n".join(tail), markup=False, highlight=False)
+        console.print(f"log           {run.launcher_log}", markup=False, soft_wrap=True)
+    else:
+        first = errors[0]
+        if verbose:
+            console.print(first["traceback"].rstrip(), markup=False, highlight=False)
+        console.print(
+            f"[bold red]failed[/bold red] at step {first['step']} on rank {first['rank']} ({escape(first['host'])}): "
+            f"{escape(first['type'])}: {escape(first['message'])}",
+            soft_wrap=True,
+        )
+        console.print(f"log           {run.log(first['rank'])}", markup=False, soft_wrap=True)
+    console.print(f"goes on with  distrain fit --run {_quote(run)}", markup=False, soft_wrap=True)
+
+
+def print_runs(console: Console, found: list[RunDirectory], root: Path) -> None:
+    """Print a table of runs, a line each."""
+    if not found:
+        console.print(f"no runs in {root.absolute()}; `distrain fit` makes one", markup=False, soft_wrap=True)
+        return
+    table = Table(box=None, header_style="bold")
+    for column in ("run", "state", "step", "top-1", "best", "time"):
+        table.add_column(column, no_wrap=True, justify="left" if column in {"run", "state"} else "right")
+    for run in found:
+        status = run.read_status()
+        table.add_row(
+            run.path.name,
+            state_in_words(status),
+            f"{status.step}/{status.total_steps}",
+            *("-" if metrics is None else f"{metrics['val/top1']:.2%}" for metrics in (status.last, status.best)),
+            duration(status.train_seconds),
+        )
+    console.print(table)
+
+
+def print_run(console: Console, run: RunDirectory) -> None:
+    """Print where a run stands, how it got there, its evaluations and its checkpoints."""
+    status = run.read_status()
+    left = f", {duration(status.eta_s)} left" if status.eta_s and status.state == "running" else ""
+    console.print(f"[bold]{escape(run.path.name)}[/bold]  {state_in_words(status)}{left}")
+    console.print(f"step        {status.step}/{status.total_steps}, {duration(status.train_seconds)} of training")
+    for title, metrics in (("newest", status.last), ("best", status.best)):
+        if metrics is not None:
+            console.print(f"{title:<11} top-1 {metrics['val/top1']:.2%} at step {metrics['step']:.0f}")
+    for number, attempt in enumerate(status.attempts, start=1):
+        plural = "" if attempt.world_size == 1 else "es"
+        began = time.strftime("%F %T", time.localtime(attempt.started))
+        console.print(
+            f"attempt {number:<3} {attempt.state}, steps {attempt.first_step} to {attempt.last_step}, "
+            f"{attempt.world_size} process{plural} on {attempt.host}, {began}"
+        )
+    records = [record for record in run.read_metrics() if "val/top1" in record]
+    if records:
+        curve = "".join(_BARS[round(record["val/top1"] * (len(_BARS) - 1))] for record in records[-60:])
+        console.print(f"top-1       {curve}  (0 to 100%, {len(records)} evaluations)")
+    names = ", ".join(path.name for path in sorted(run.checkpoints.glob("step-*"))) or "none yet"
+    console.print(f"checkpoints {names}", soft_wrap=True)
+    console.print(f"directory   {run.path}", markup=False, soft_wrap=True)
+
+
+def _quote(run: RunDirectory) -> str:
+    return shlex.quote(str(run.path))

@@ -1,0 +1,162 @@
+"""Owns the run directory: every file name in it, how its files are written, and who may write to it.
+
+The folder is the whole contract between the control plane and the training plane.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from distrain.errors import RunError
+
+State = Literal["queued", "starting", "running", "stopping", "stopped", "preempted", "failed", "finished"]
+
+
+class Attempt(BaseModel):
+    """One start of the run, from the step it began at to the step it ended at."""
+
+    started: float  # seconds since the epoch, like every time in this file
+    host: str
+    pid: int
+    world_size: int
+    first_step: int
+    last_step: int
+    state: State
+    ended: float | None = None
+
+
+class Status(BaseModel):
+    """Where a run stands: `status.json`, written whole by rank 0 and read by anyone."""
+
+    state: State = "queued"
+    step: int = 0
+    total_steps: int = 0
+    epoch: float = 0.0
+    eta_s: float | None = None
+    heartbeat: float = 0.0
+    best: dict[str, float] | None = None  # step and metrics of the best evaluation
+    last: dict[str, float] | None = None  # step and metrics of the newest evaluation
+    train_seconds: float = 0.0  # spent in this run over all attempts, start-up left out
+    weights_digest: str | None = None
+    attempts: list[Attempt] = []
+
+
+class RunDirectory:
+    """A run's folder: `path`, the names of all files in it, and the ways in which they are written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.yaml"
+        self.profile = path / "profile.yaml"
+        self.plan = path / "plan.json"
+        self.environment = path / "env.json"
+        self.status = path / "status.json"
+        self.stop = path / "stop"
+        self.metrics = path / "metrics.jsonl"
+        self.lock = path / "lock"
+        self.logs = path / "logs"
+        self.launcher_log = self.logs / "launcher.log"
+        self.errors = path / "errors"
+        self.checkpoints = path / "checkpoints"
+        self.tensorboard = path / "tensorboard"
+        self.wandb = path / "wandb"
+        self.wandb_id = self.wandb / "run-id"
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder holds a run: anything else in its place is left alone."""
+        return self.recipe.is_file()
+
+    def log(self, rank: int) -> Path:
+        """Return the log of one rank, appended to over restarts."""
+        return self.logs / f"rank-{rank}.log"
+
+    def error(self, rank: int) -> Path:
+        """Return where a rank writes the exception that ended it."""
+        return self.errors / f"rank-{rank}.json"
+
+    def create(self) -> None:
+        """Make the folder; raises `RunError` where something else stands in its place."""
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"run directory {self.path} is a file; name a folder with --run")
+        if self.path.is_dir() and not self.exists and any(self.path.iterdir()):
+            raise RunError(f"run directory {self.path} holds other files and no run; name a new folder with --run")
+        try:
+            for folder in (self.path, self.logs, self.errors, self.checkpoints):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"run directory {self.path} cannot be made: {error.strerror}") from None
+
+    def remove(self) -> None:
+        """Delete the folder and all in it."""
+        shutil.rmtree(self.path)
+
+    def read_status(self) -> Status:
+        """Read where the run stands; a folder without a status is a queued run."""
+        try:
+            return Status.model_validate_json(self.status.read_text())
+        except FileNotFoundError:
+            return Status()
+
+    def write_status(self, status: Status) -> None:
+        """Replace the status in one step, so that a reader never sees half of it."""
+        write_atomically(self.status, status.model_dump_json(indent=1))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics that are whole; a line cut short by a crash is left out."""
+        try:
+            lines = self.metrics.read_text().splitlines(keepends=True)
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+    def read_errors(self, since: float) -> list[dict[str, Any]]:
+        """Return the errors that ranks have written since then, the first in time first."""
+        reports = [json.loads(path.read_text()) for path in self.errors.glob("rank-*.json")]
+        return sorted((r for r in reports if r["time"] >= since), key=lambda r: r["time"])
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process alone; raises `RunError` at once where another process holds it.
+
+        A POSIX record lock: it goes with the process, however that dies, and loader processes do not inherit it.
+        """
+        with self.lock.open("a+") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise RunError(
+                    f"run directory {self.path} is in use by {holder}; wait for it, or train in another one with --run"
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
+
+
+def new_run_directory(name: str, root: Path) -> RunDirectory:
+    """Name a new run below `root`: its recipe, its start, and four hex digits against collisions."""
+    return RunDirectory(root / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` beside `path`, then rename it there: readers see the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)

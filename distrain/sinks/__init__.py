@@ -1,0 +1,42 @@
+"""Sinks: where the records of a run go. `metrics.jsonl` is the truth; the others are copies of it."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Self
+
+from distrain.sinks import console, jsonl, tensorboard, wandb
+from distrain.sinks.background import Background
+from distrain.sinks.protocol import Opening, Record, Sink
+
+COPIES: dict[str, Callable[[Opening], Sink]] = {
+    "tensorboard": tensorboard.TensorboardSink,
+    "wandb": wandb.WandbSink,
+}
+
+
+class Sinks:
+    """All sinks of a run, open from `__enter__` to `__exit__`. On ranks other than 0 there are none."""
+
+    def __init__(self, opening: Opening | None) -> None:
+        self._opening = opening
+        self._sinks: list[Sink] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        opening = self._opening
+        if opening is None:
+            return self
+        wanted = {"tensorboard": opening.recipe.log.tensorboard, "wandb": opening.recipe.log.wandb != "disabled"}
+        self._sinks = [jsonl.JsonlSink(opening), console.ConsoleSink(opening)]
+        self._sinks += [Background(name, COPIES[name], opening) for name, is_wanted in wanted.items() if is_wanted]
+        for sink in self._sinks:
+            self._stack.callback(sink.close)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def write(self, record: Record) -> None:
+        """Give one step's record to every sink, the truth first."""
+        for sink in self._sinks:
+            sink.write(record)

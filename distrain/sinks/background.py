@@ -1,0 +1,60 @@
+"""Owns the thread that keeps a sink from ever delaying or stopping the training."""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+
+from distrain.sinks.protocol import Opening, Record, Sink
+
+CAPACITY = 10_000  # records that wait for a slow sink; more are dropped from it, metrics.jsonl has them all
+CLOSE_TIMEOUT_S = 60.0
+
+log = logging.getLogger(__name__)
+
+
+class Background:
+    """Runs a sink in a thread of its own: one that fails is left out with one warning, and training goes on."""
+
+    def __init__(self, name: str, factory: Callable[[Opening], Sink], opening: Opening) -> None:
+        self._name = name
+        self._factory = factory
+        self._opening = opening
+        self._queue: queue.Queue[Record | None] = queue.Queue(CAPACITY)
+        self._has_failed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"distrain-{name}", daemon=True)
+        self._thread.start()
+
+    def write(self, record: Record) -> None:
+        """Hand one record over; never waits."""
+        if not self._has_failed.is_set():
+            try:
+                self._queue.put_nowait(record)
+            except queue.Full:
+                self._give_up("it falls behind the training")
+
+    def close(self) -> None:
+        """Wait for the sink to take what it was given, up to a minute."""
+        if not self._has_failed.is_set():
+            self._queue.put(None)
+            self._thread.join(CLOSE_TIMEOUT_S)
+            if self._thread.is_alive():
+                self._give_up(f"it did not finish in {CLOSE_TIMEOUT_S:.0f} s")
+
+    def _run(self) -> None:
+        try:
+            sink = self._factory(self._opening)
+            while (record := self._queue.get()) is not None:
+                sink.write(record)
+            sink.close()
+        except Exception as error:
+            lines = str(error).splitlines()
+            self._give_up(f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__)
+            log.debug("%s failed", self._name, exc_info=error)
+
+    def _give_up(self, reason: str) -> None:
+        if not self._has_failed.is_set():
+            self._has_failed.set()
+            log.warning(
+                "%s gets no more records (%s); training goes on, metrics.jsonl has them all", self._name, reason
+            )

@@ -1,0 +1,39 @@
+"""Owns what a sink is: something that is opened with the run, takes records, and is closed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from distrain.recipe import Recipe
+from distrain.rundir import RunDirectory
+
+Record = dict[str, float]  # `step`, `epoch`, and the metrics of that step by name
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What sinks may want to know when a run starts or goes on."""
+
+    run: RunDirectory
+    recipe: Recipe
+    first_step: int
+    total_steps: int
+    current_step: Callable[[], int]
+    images: torch.Tensor  # a few training inputs as the model gets them, float32 [n, channels, height, width], CPU
+    model: nn.Module  # a copy on the CPU in evaluation mode: a sink may run it
+    history: list[Record] = field(default_factory=list)  # the records up to the first step
+
+
+class Sink(Protocol):
+    """Takes records, in the order of their steps."""
+
+    def write(self, record: Record) -> None:
+        """Take the record of one step."""
+        ...
+
+    def close(self) -> None:
+        """Bring to disk, or to the network, what is left."""
+        ...

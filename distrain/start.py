@@ -1,0 +1,139 @@
+"""Owns the start of a run in the control plane: resolve and check what is asked, write the run directory, launch."""
+
+import json
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from distrain import report
+from distrain.batching import solve_batching
+from distrain.data.folder import scan_image_folder
+from distrain.environment import describe_environment
+from distrain.errors import DataError, ExitCode, RunError
+from distrain.launchers import LAUNCHERS
+from distrain.launchers.plan import Plan, execute
+from distrain.launchers.profile import Profile, resolve_profile
+from distrain.recipe import Recipe, load_recipe, read_recipe
+from distrain.rundir import RunDirectory, Status, new_run_directory, write_atomically
+
+DEFAULT_RECIPE = "digits"
+RUNS = Path("runs")
+
+
+def start(
+    *,
+    reference: str | None,
+    overrides: list[str],
+    data: str | None,
+    run: Path | None,
+    gpus: int | None,
+    device: str | None,
+    processes: int | None,
+    dry_run: bool,
+    verbose: bool,
+) -> ExitCode:
+    """Train what is asked for to its end, or go on with a run, and tell it to the terminal.
+
+    Raises a `UserError`, with nothing made, where what is asked for is not valid.
+    """
+    console = Console(highlight=False)
+    directory, resolved = _resolve(reference, overrides, data, run)
+    profile = resolve_profile(gpus=gpus, device=device, processes=processes, recipe=reference or resolved.name)
+    batching = solve_batching(resolved.data.batch_size, resolved.train.micro_batch_size, profile.processes)
+    _check_data(resolved)
+    plan = LAUNCHERS[profile.launcher](profile, directory.path)
+    if dry_run:
+        report.print_plan(console, resolved, plan)
+        return ExitCode.FINISHED
+    if directory.exists and directory.read_status().state == "finished":
+        console.print("this run is finished already; train anew in another run directory")
+        report.print_summary(console, directory, directory.read_status())
+        return ExitCode.FINISHED
+    is_new = not directory.exists
+    _write(directory, resolved, profile, plan)
+    report.print_header(console, resolved, profile, batching, directory)
+    started = time.time()
+    try:
+        code = execute(plan, directory)
+    except KeyboardInterrupt:
+        code = ExitCode.FAILED
+    _conclude(console, directory, code, since=started, is_new=is_new, verbose=verbose)
+    return code
+
+
+def _resolve(
+    reference: str | None, overrides: list[str], data: str | None, path: Path | None
+) -> tuple[RunDirectory, Recipe]:
+    """Return the run directory and the recipe; a run that exists goes on with its own, and with no other."""
+    existing = RunDirectory(path.absolute()) if path is not None else None
+    if existing is None or not existing.exists:
+        recipe = load_recipe(reference or DEFAULT_RECIPE, overrides=overrides, data=data)
+        return existing or new_run_directory(recipe.name, RUNS.absolute()), recipe
+    stored = read_recipe(existing.recipe)
+    recipe = load_recipe(reference or str(existing.recipe), overrides=overrides, data=data)
+    if changed := _differences(stored.identity, recipe.identity):
+        raise RunError(
+            f"run directory {existing.path} holds a recipe with another {changed[0]}; "
+            f"go on with its own by `distrain fit --run {existing.path}`, or name a new directory"
+        )
+    return existing, recipe
+
+
+def _differences(before: dict[str, object], after: dict[str, object], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for key in {**before, **after}:
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key} ({old!r}, not {new!r})")
+    return found
+
+
+def _check_data(recipe: Recipe) -> None:
+    """Find a missing folder or class before any process is started; only names are read."""
+    path = recipe.data.path
+    if path is not None and not Path(path).exists():
+        raise DataError(f"data folder {path} does not exist")
+    if recipe.data.source == "imagefolder":
+        scan_image_folder(path)
+
+
+def _write(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Plan) -> None:
+    """Make the run directory, or renew one that nobody is training in."""
+    run.create()
+    with run.locked():
+        run.stop.unlink(missing_ok=True)
+        write_atomically(run.recipe, recipe.to_yaml())
+        write_atomically(run.profile, profile.to_yaml())
+        write_atomically(run.environment, json.dumps(describe_environment(), indent=1))
+        write_atomically(
+            run.plan, json.dumps({"argv": plan.argv, "env": dict(plan.env), "cwd": str(plan.cwd)}, indent=1)
+        )
+        if not run.status.exists():
+            run.write_status(Status())
+
+
+def _conclude(
+    console: Console, run: RunDirectory, code: ExitCode, *, since: float, is_new: bool, verbose: bool
+) -> None:
+    """Tell how the run ended; bad input that stopped a new run before its first checkpoint leaves nothing behind."""
+    status = run.read_status()
+    if code == ExitCode.FINISHED:
+        report.print_summary(console, run, status)
+        return
+    if code == ExitCode.STOPPED:
+        report.print_stopped(console, run, status)
+        return
+    errors = run.read_errors(since)
+    if code == ExitCode.BAD_INPUT and errors:
+        if verbose:
+            console.print(errors[0]["traceback"].rstrip(), markup=False)
+        if is_new and not any(run.checkpoints.iterdir()):
+            run.remove()
+        Console(stderr=True, highlight=False).print(f"distrain: {errors[0]['message']}", markup=False, soft_wrap=True)
+        return
+    status.state = "failed"
+    run.write_status(status)
+    report.print_failure(console, run, errors, verbose=verbose)
