@@ -251,6 +251,8 @@ class _MetadataUnpickler(pickle.Unpickler):
             ("torch", "Size"),
             ("torch.serialization", "_get_layout"),
             ("collections", "OrderedDict"),
+            ("pathlib", "PosixPath"),  # the folder it was written to
+            ("pathlib._local", "PosixPath"),  # the same in Python 3.13
         }
     )
 

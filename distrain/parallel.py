@@ -27,10 +27,12 @@ class Parallel:
         self._replica: nn.Module = module
         if world.size == 1:
             return
+        # This class keeps the buffers equal, with the statistics of all ranks and not of one.
+        buffer_names = [name for name, _ in module.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, buffer_names)  # type: ignore[no-untyped-call]
         self._replica = DistributedDataParallel(
             module,
             device_ids=[world.device] if world.device.type == "cuda" else None,
-            broadcast_buffers=False,  # this class keeps them equal, with the statistics of all ranks and not of one
             gradient_as_bucket_view=True,
         )
         self._statistics = _flatten_batch_statistics(module)

@@ -33,7 +33,7 @@ def run_worker(run: RunDirectory, *, owns_process: bool = False) -> ExitCode:
     A process of its own gives what it prints on ranks other than 0 to the rank's log.
     """
     rank = rank_from_environment()
-    handler = _start_log(run.log(rank))
+    handlers = _start_log(run.log(rank), is_shown=rank == 0)
     if owns_process and rank > 0:
         _redirect_output(run.log(rank))
     try:
@@ -50,20 +50,33 @@ def run_worker(run: RunDirectory, *, owns_process: bool = False) -> ExitCode:
         _report(run, rank, error, code)
         return code
     finally:
-        logging.getLogger("distrain").removeHandler(handler)
-        handler.close()
+        for handler in handlers:
+            logging.getLogger("distrain").removeHandler(handler)
+            handler.close()
 
 
-def _start_log(path: Path) -> logging.Handler:
-    """Append what distrain says, and what Python warns of, to the log of this rank."""
+class _Terminal(logging.Handler):
+    """Prints what distrain says, to whatever standard output is at the time: a live display takes its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message; errors are told by the launcher, once."""
+        if record.levelno < logging.ERROR:
+            prefix = "warning: " if record.levelno == logging.WARNING else ""
+            print(f"{prefix}{record.getMessage()}", flush=True)
+
+
+def _start_log(path: Path, *, is_shown: bool) -> list[logging.Handler]:
+    """Append what distrain says to the log of this rank, and show it in the terminal as well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handlers: list[logging.Handler] = [file, _Terminal()] if is_shown else [file]
     logger = logging.getLogger("distrain")
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    logger.addHandler(handler)
-    return handler
+    for handler in handlers:
+        logger.addHandler(handler)
+    return handlers
 
 
 def _redirect_output(path: Path) -> None:

@@ -1,13 +1,11 @@
 """Owns what a person sees while training: a live line in a terminal, and now and then a plain line elsewhere."""
 
-import logging
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
@@ -41,8 +39,6 @@ class ConsoleSink:
         )
         self._task = self._progress.add_task("train", total=opening.total_steps, epoch="-", metrics="")
         self._show()
-        self._handler = RichHandler(console=self._console, show_time=False, show_path=False, show_level=False)
-        logging.getLogger("distrain").addHandler(self._handler)
         self._breakpoint: Callable[..., Any] = sys.breakpointhook
         sys.breakpointhook = self._stop_and_break
         self._progress.start()
@@ -63,7 +59,6 @@ class ConsoleSink:
         """Leave the terminal as it was."""
         self._progress.stop()
         sys.breakpointhook = self._breakpoint
-        logging.getLogger("distrain").removeHandler(self._handler)
 
     def _show(self) -> None:
         self._progress.update(

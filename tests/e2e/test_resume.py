@@ -1,0 +1,98 @@
+"""A run that is killed and started again ends in the very bits of the run that nobody disturbed."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.command import QUIET, command, fit, metrics, status
+
+# BatchNorm and dropout in the model, augmentation drawn a sample, accumulation, a smaller last window (1,437 = 14 x 96
+# + 93), a checkpoint in the middle of epochs and of log windows.
+RECIPE = [
+    "digits",
+    "--set=data.batch_size=96",
+    "--set=train.micro_batch_size=24",
+    "--set=augment.train=[RandomCrop: {size: 8, padding: 1}]",
+    "--set=train.epochs=3",
+    "--set=checkpoint.every_steps=7",
+    "--set=log.every_steps=4",
+]
+TOTAL_STEPS = 45
+
+
+def start(arguments: list[str], cwd: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command("fit", *arguments, *QUIET),
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def kill_after_checkpoint(process: subprocess.Popen[bytes], run: Path, *, step: int, delay_s: float) -> None:
+    """SIGKILL the launcher once a checkpoint at or after `step` is committed, and some time more has gone by."""
+    deadline = time.monotonic() + 120
+    while not any(int(path.name[5:]) >= step for path in (run / "checkpoints").glob("step-????????")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "no checkpoint came"
+        time.sleep(0.002)
+    time.sleep(delay_s)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def comparable(run: Path) -> list[dict[str, float]]:
+    """The metrics, without what depends on the time of day."""
+    return [{k: v for k, v in record.items() if k != "train/samples_per_s"} for record in metrics(run)]
+
+
+@pytest.mark.parametrize(("processes", "workers"), [(1, 0), (1, 2), (2, 0), (2, 2)])
+def test_killed_run_ends_in_the_bits_of_the_undisturbed_run(tmp_path: Path, processes: int, workers: int) -> None:
+    chance = random.Random(f"{processes}-{workers}-{time.time_ns()}")
+    arguments = [*RECIPE, f"--procs={processes}", f"--set=data.num_workers={workers}"]
+    fit(*arguments, "--run=undisturbed", cwd=tmp_path)
+
+    disturbed = [*arguments, "--run=disturbed"]
+    kills = []
+    for step in (7, 21):
+        process = start(disturbed, tmp_path)
+        delay_s = chance.uniform(0, 0.3)
+        kills.append((step, delay_s))
+        kill_after_checkpoint(process, tmp_path / "disturbed", step=step, delay_s=delay_s)
+    resumed = fit(*disturbed, cwd=tmp_path)
+
+    assert "goes on from checkpoint step-" in resumed.out
+    whole, pieced = status(tmp_path / "undisturbed"), status(tmp_path / "disturbed")
+    assert pieced["weights_digest"] == whole["weights_digest"], f"killed at {kills}"
+    assert len(pieced["attempts"]) == 3
+    assert all(attempt["first_step"] > 0 for attempt in pieced["attempts"][1:])
+    assert comparable(tmp_path / "disturbed") == comparable(tmp_path / "undisturbed"), f"killed at {kills}"
+    assert whole["step"] == TOTAL_STEPS
+    steps = [record["step"] for record in metrics(tmp_path / "disturbed")]
+    assert steps == sorted(set(steps))
+
+
+def test_every_step_of_the_same_recipe_is_repeated_to_the_bit(tmp_path: Path) -> None:
+    for run in ("first", "second"):
+        fit(*RECIPE, f"--run={run}", cwd=tmp_path)
+    assert comparable(tmp_path / "first") == comparable(tmp_path / "second")
+    assert status(tmp_path / "first")["weights_digest"] == status(tmp_path / "second")["weights_digest"]
+
+
+def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
+    fit(*RECIPE, "--run=first", cwd=tmp_path)
+    fit(*RECIPE, "--run=second", "--set=train.seed=1", cwd=tmp_path)
+    assert status(tmp_path / "first")["weights_digest"] != status(tmp_path / "second")["weights_digest"]
+
+
+def test_loader_workers_do_not_change_the_training(tmp_path: Path) -> None:
+    fit(*RECIPE, "--run=none", cwd=tmp_path)
+    fit(*RECIPE, "--run=three", "--set=data.num_workers=3", cwd=tmp_path)
+    assert status(tmp_path / "none")["weights_digest"] == status(tmp_path / "three")["weights_digest"]
