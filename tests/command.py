@@ -38,10 +38,10 @@ def distrain(*arguments: str, cwd: Path, env: dict[str, str] | None = None, time
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-def fit(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> Done:
-    """Train to the end, without the sinks that a test does not look at; fails with the output if training fails."""
+def fit(*arguments: str, cwd: Path, env: dict[str, str] | None = None, code: int = 0) -> Done:
+    """Train without the sinks that a test does not look at; fails with the output if it ends with another code."""
     done = distrain("fit", *arguments, *QUIET, cwd=cwd, env=env)
-    assert done.code == 0, f"exit code {done.code}\n{done.out}\n{done.err}"
+    assert done.code == code, f"exit code {done.code}\n{done.out}\n{done.err}"
     return done
 
 

@@ -1,5 +1,7 @@
 """Owns what a person sees while training: a live line in a terminal, and now and then a plain line elsewhere."""
 
+import os
+import pdb
 import sys
 import time
 from collections.abc import Callable
@@ -82,9 +84,11 @@ class ConsoleSink:
         return "  ".join(parts)
 
     def _stop_and_break(self, *args: Any, **kwargs: Any) -> Any:
-        """Give the terminal to the debugger: a live line would write over its prompt."""
+        """Give the terminal to the debugger, in the frame of the caller: a live line would write over its prompt."""
         self._progress.stop()
         sys.breakpointhook = self._breakpoint
+        if self._breakpoint is sys.__breakpointhook__ and "PYTHONBREAKPOINT" not in os.environ:
+            return pdb.Pdb().set_trace(sys._getframe(1))
         return self._breakpoint(*args, **kwargs)
 
 
