@@ -36,7 +36,8 @@ def print_header(console: Console, recipe: Recipe, profile: Profile, batching: B
     plural = "" if profile.processes == 1 else ("s" if profile.device == "cuda" else "es")
     console.print(
         f"[bold]{escape(recipe.name)}[/bold]: {escape(recipe.model.name)} on {escape(recipe.data.source)}, "
-        f"{recipe.train.epochs} epochs, {recipe.precision}, on {profile.processes} {devices}{plural}"
+        f"{recipe.train.epochs} epochs, {recipe.precision}, on {profile.processes} {devices}{plural}",
+        soft_wrap=True,
     )
     console.print(f"{batching}")
     console.print(f"run directory {run.path}", soft_wrap=True, markup=False)
@@ -58,7 +59,8 @@ def print_summary(console: Console, run: RunDirectory, status: Status) -> None:
         console.print(
             f"[bold green]finished[/bold green]  top-1 [bold]{status.last['val/top1']:.2%}[/bold]{best}, "
             f"validation loss {status.last['val/loss']:.4f}, "
-            f"{status.step} steps in {duration(status.train_seconds)}"
+            f"{status.step} steps in {duration(status.train_seconds)}",
+            soft_wrap=True,
         )
     console.print(f"run       {run.path}", markup=False, soft_wrap=True)
     console.print(f"weights   {status.weights_digest} (digest)", markup=False)

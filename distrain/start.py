@@ -132,6 +132,8 @@ def _conclude(
             console.print(errors[0]["traceback"].rstrip(), markup=False)
         if is_new and not any(run.checkpoints.iterdir()):
             run.remove()
+            if run.path.parent == RUNS.absolute() and not any(run.path.parent.iterdir()):
+                run.path.parent.rmdir()
         Console(stderr=True, highlight=False).print(f"distrain: {errors[0]['message']}", markup=False, soft_wrap=True)
         return
     status.state = "failed"

@@ -3,7 +3,9 @@
 A source either holds its images whole, as one uint8 tensor, or reads them one by one.
 """
 
+import difflib
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -16,7 +18,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as image_functional
 
 from distrain.data.folder import FolderSplit, scan_image_folder
-from distrain.errors import DataError
+from distrain.errors import DataError, RecipeError
 from distrain.recipe import Data
 from distrain.references import is_reference, load_reference
 
@@ -98,6 +100,7 @@ class FolderSource:
             return _decode(path), self._labels[index]
         except (OSError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = re.sub(r"^decode_\w+, \S+, ", "", reason)  # torchvision's own name and line
             raise DataError(f"image {path} cannot be read ({reason}); mend or remove it") from None
 
     def describe(self, index: int) -> str:
@@ -145,10 +148,14 @@ class DatasetSource:
 
 
 def open_sources(config: Data) -> dict[str, Source]:
-    """Open the `train` and the `val` split of a recipe's data."""
+    """Open the `train` and the `val` split of a recipe's data; raises a `UserError` where they cannot be had."""
     if is_reference(config.source):
         factory = load_reference(config.source, key="data.source")
         return {s: DatasetSource(factory(split=s, path=config.path), name=config.source) for s in ("train", "val")}
+    if config.source not in SOURCES:
+        near = difflib.get_close_matches(config.source, SOURCES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"take {', '.join(SOURCES)}, or package.module:factory"
+        raise RecipeError(f"there is no data.source {config.source!r}; {hint}")
     return SOURCES[config.source](config.path)
 
 

@@ -1,0 +1,86 @@
+"""The commands beside `fit`, and how fast the command line answers."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.command import distrain
+
+
+def test_help_answers_in_half_a_second(tmp_path: Path) -> None:
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        done = distrain("--help", cwd=tmp_path)
+        seconds.append(time.perf_counter() - started)
+    assert "Examples" in done.out
+    assert min(seconds) < 0.5
+
+
+def test_control_plane_imports_no_torch() -> None:
+    modules = "cli, start, runs, report, environment, launchers, recipe, rundir, data.folder, seeds, batching"
+    imports = "; ".join(f"import distrain.{name}" for name in modules.split(", "))
+    check = (
+        "import sys; print([name for name in ('torch', 'torchvision', 'wandb', 'accelerate') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", f"{imports}; {check}"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("words", [["fit"], ["recipes"], ["recipes", "show"], ["runs"], ["runs", "show"], ["doctor"]])
+def test_every_command_has_help(tmp_path: Path, words: list[str]) -> None:
+    done = distrain(*words, "--help", cwd=tmp_path)
+    assert done.code == 0
+    assert "Usage" in done.out
+
+
+def test_version_is_printed(tmp_path: Path) -> None:
+    assert distrain("--version", cwd=tmp_path).out.startswith("distrain 0.")
+
+
+def test_recipes_are_listed_shown_explained_and_copied(tmp_path: Path) -> None:
+    names = json.loads(distrain("recipes", "list", "--json", cwd=tmp_path).out)
+    assert {"digits", "cifar10", "imagefolder-resnet18"} <= names.keys()
+    for name in names:
+        text = distrain("recipes", "show", name, cwd=tmp_path).out
+        assert all(f"# {word}" in text for word in ("Expected", "Hardware", "Command"))
+        assert yaml.safe_load(text)["model"]
+    keys = json.loads(distrain("recipes", "keys", "--json", cwd=tmp_path).out)
+    assert all(row["meaning"] for row in keys)
+    assert {"data.batch_size", "train.micro_batch_size", "optimizer.lr"} <= {row["key"] for row in keys}
+
+    assert distrain("recipes", "init", "cifar10", "mine.yaml", cwd=tmp_path).code == 0
+    assert "name: mine" in distrain("recipes", "show", "mine.yaml", "--resolved", cwd=tmp_path).out
+    again = distrain("recipes", "init", "cifar10", "mine.yaml", cwd=tmp_path)
+    assert again.code == 2
+    assert "mine.yaml exists" in again.err
+
+
+def test_dry_run_prints_recipe_and_command_and_makes_nothing(tmp_path: Path) -> None:
+    done = distrain("fit", "--procs=2", "--set=train.seed=5", "--run=there", "--dry-run", cwd=tmp_path)
+    assert done.code == 0
+    assert "seed: 5" in done.out
+    assert "torch.distributed.run --standalone" in done.out
+    assert "--nproc-per-node=2" in done.out
+    assert "OMP_NUM_THREADS=" in done.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_of_an_empty_folder_are_none(tmp_path: Path) -> None:
+    assert json.loads(distrain("runs", "list", "--json", cwd=tmp_path).out) == []
+    missing = distrain("runs", "show", "last", cwd=tmp_path)
+    assert missing.code == 2
+    assert "there is no run" in missing.err
+
+
+def test_doctor_reports_the_machine_and_no_secret(tmp_path: Path) -> None:
+    done = distrain("doctor", "--json", cwd=tmp_path, env={"WANDB_API_KEY": "verysecret"})
+    facts = json.loads(done.out)
+    assert facts["torch"]["gloo"] is True
+    assert "verysecret" not in done.out
+    assert done.code == (1 if facts["problems"] else 0)
