@@ -47,6 +47,7 @@ def _open(opening: Opening) -> wandb.Run:
         reason = "no API key; `wandb login` stores one"
     except wandb.errors.Error as error:
         reason = str(error).splitlines()[0]
+        wandb.teardown()  # its service still holds the id of the run that it could not open
     log.warning("wandb is not reached (%s), so this run is kept offline; `wandb sync` uploads it later", reason)
     return _init(opening, "offline")
 

@@ -55,7 +55,7 @@ def test_imagefolder_resnet18_trains_on_real_images(tmp_path: Path, real_images:
 def test_accumulation_gives_the_losses_of_the_whole_batch_at_once(tmp_path: Path) -> None:
     """A network without BatchNorm or dropout: the cut into micro-batches only changes rounding.
 
-    An epoch's last window has 29 samples (1,437 = 11 x 128 + 29): in micro-batches of 32 it leaves rank 1 idle.
+    An epoch's last window has 30 samples (1,438 = 11 x 128 + 30): in micro-batches of 32 it leaves rank 1 idle.
     """
     (tmp_path / "nets.py").write_text(
         "from torch import nn\n"

@@ -11,8 +11,8 @@ import pytest
 
 from tests.command import QUIET, command, fit, metrics, status
 
-# BatchNorm and dropout in the model, augmentation drawn a sample, accumulation, a smaller last window (1,437 = 14 x 96
-# + 93), a checkpoint in the middle of epochs and of log windows.
+# BatchNorm and dropout in the model, augmentation drawn a sample, accumulation, a smaller last window (1,438 = 14 x 96
+# + 94), a checkpoint in the middle of epochs and of log windows.
 RECIPE = [
     "digits",
     "--set=data.batch_size=96",

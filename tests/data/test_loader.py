@@ -1,0 +1,85 @@
+"""Samples are read as they are, and augmented as a function of (seed, epoch, sample) and nothing else."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from distrain.data.folder import scan_image_folder
+from distrain.data.loader import BatchReader, read_batches
+from distrain.data.order import MicroBatch
+from distrain.data.sources import FolderSource, TensorSource, open_sources
+from distrain.data.transforms import build_transforms
+from distrain.errors import DataError
+from distrain.recipe import Augment, Data
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
+    for split in ("train", "val"):
+        for name in ("ants", "bees"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            picture = Image.fromarray(pixels)
+            for file, mode in {"a.jpg": "RGB", "b.png": "L", "c.png": "P", "d.bmp": "RGB", "e.jpeg": "CMYK"}.items():
+                picture.convert(mode).save(folder / file)
+            (folder / "notes.txt").write_text("not an image")
+    return tmp_path
+
+
+def test_digits_ship_whole() -> None:
+    sources = open_sources(Data(source="digits", batch_size=1))
+    train, val = sources["train"], sources["val"]
+    assert isinstance(train, TensorSource)
+    assert (len(train), len(val)) == (1438, 359)
+    assert tuple(train.images.shape[1:]) == (1, 8, 8)
+    assert train.images.max() == 255
+    assert set(train.labels.tolist()) == set(range(10))
+
+
+def test_every_kind_of_image_is_read_as_rgb(photographs: Path) -> None:
+    source = FolderSource(scan_image_folder(str(photographs))["train"])
+    assert source.classes == ("ants", "bees")
+    assert len(source) == 10
+    for index in range(10):
+        image, label = source.read(index)
+        assert (tuple(image.shape), image.dtype, label) == ((3, 30, 40), torch.uint8, index // 5)
+
+
+def test_augmentation_depends_on_seed_epoch_and_sample_alone(photographs: Path) -> None:
+    source = FolderSource(scan_image_folder(str(photographs))["train"])
+    config = Augment.model_validate({"train": [{"RandomResizedCrop": {"size": 16}}, "RandomHorizontalFlip"]})
+    reader = BatchReader(source, build_transforms(config.train, key="augment.train"), seed=5)
+
+    def read(order: list[int], epoch: int, *, workers: int, size: int) -> dict[int, torch.Tensor]:
+        batches = [MicroBatch(np.array(order[i : i + size]), epoch) for i in range(0, len(order), size)]
+        images = [
+            image for batch, _ in read_batches(reader, batches, num_workers=workers, device=CPU) for image in batch
+        ]
+        return dict(zip(order, images, strict=True))
+
+    first = read(list(range(10)), 0, workers=0, size=5)
+    torch.rand(7)  # what others draw in between changes nothing
+    second = read(list(reversed(range(10))), 0, workers=2, size=2)
+    assert all(torch.equal(first[i], second[i]) for i in range(10))
+    third = read(list(range(10)), 1, workers=0, size=5)
+    assert not all(torch.equal(first[i], third[i]) for i in range(10))
+
+
+def test_unreadable_image_is_an_error_with_its_path_also_from_a_loader_process(photographs: Path) -> None:
+    bad = photographs / "train" / "bees" / "a.jpg"
+    bad.write_bytes(b"not a JPEG")
+    reader = BatchReader(FolderSource(scan_image_folder(str(photographs))["train"]), None, seed=0)
+    for workers in (0, 2):
+        with pytest.raises(DataError, match=r"bees/a\.jpg cannot be read"):
+            list(read_batches(reader, [MicroBatch(np.array([4, 5]))], num_workers=workers, device=CPU))
+
+
+def test_labels_outside_the_classes_are_refused() -> None:
+    with pytest.raises(DataError, match="sample 1 has label 2, outside 0 to 1"):
+        TensorSource(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 2]), ["a", "b"])

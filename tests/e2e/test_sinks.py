@@ -1,0 +1,98 @@
+"""Every sink of a real run is read back and holds what metrics.jsonl holds; none of them can stop the training."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.proto import wandb_internal_pb2
+
+from tests.command import distrain, metrics
+
+BLOCK = 32768
+HEADER = 7
+
+
+def wandb_records(path: Path) -> Iterator[Any]:
+    """Read an offline W&B file: a seven-byte header, then LevelDB's log format in blocks of 32 KiB."""
+    data = path.read_bytes()
+    position, parts = HEADER, b""
+    while position + HEADER <= len(data):
+        left = BLOCK - position % BLOCK
+        if left < HEADER:
+            position += left
+            continue
+        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        parts += data[position + HEADER : position + HEADER + length]
+        position += HEADER + length
+        if kind in {1, 4}:  # a record in one piece, or the last piece of one
+            yield wandb_internal_pb2.Record.FromString(parts)  # type: ignore[attr-defined]  # made at import
+            parts = b""
+
+
+def wandb_history(path: Path) -> list[dict[str, float]]:
+    rows = []
+    for record in wandb_records(path):
+        if record.WhichOneof("record_type") == "history":
+            items = record.history.item
+            rows.append({(item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in items})
+    return rows
+
+
+def test_all_sinks_of_a_resumed_run_hold_the_same_metrics(tmp_path: Path) -> None:
+    arguments = ["digits", "--procs=1", "--set=log.every_steps=5", "--set=train.epochs=2", "--run=run"]
+    run = tmp_path / "run"
+    done = distrain("fit", *arguments, cwd=tmp_path)
+    assert done.code == 0, done.out + done.err
+    for word in ("epoch 1/2", "step 46/46", "loss", "top-1", "samples/s", "finished"):
+        assert word in done.out
+    records = metrics(run)
+    steps = [record["step"] for record in records]
+    assert steps == sorted(set(steps))
+    assert {5, 23, 45, 46} <= set(steps)
+
+    # As if it had been killed in the second epoch: the copies are made anew from what metrics.jsonl keeps.
+    for path in (run / "checkpoints").glob("step-00000046"):
+        path.rename(tmp_path / "later")
+    (run / "status.json").unlink()
+    assert distrain("fit", "--run=run", cwd=tmp_path).code == 0
+    again = metrics(run)
+    assert [record["step"] for record in again] == steps
+    assert [r.get("train/loss") for r in again] == [r.get("train/loss") for r in records]
+
+    scalars = EventAccumulator(str(run / "tensorboard"))
+    scalars.Reload()
+    for name in ("train/loss", "train/lr", "val/loss", "val/top1"):
+        expected = [(record["step"], record[name]) for record in again if name in record]
+        found = scalars.Scalars(name)
+        assert [event.step for event in found] == [step for step, _ in expected]
+        assert [event.value for event in found] == pytest.approx([value for _, value in expected], rel=1e-6)
+    assert scalars.Tags()["images"]
+    assert scalars.Tags()["graph"]
+
+    run_id = (run / "wandb" / "run-id").read_text()
+    files = sorted((run / "wandb").glob(f"offline-run-*/run-{run_id}.wandb"), key=lambda path: path.stat().st_mtime)
+    assert len(files) == 2
+    rows = wandb_history(files[-1])
+    assert [row["_step"] for row in rows] == steps
+    for row, record in zip(rows, again, strict=True):
+        assert {k: v for k, v in row.items() if "/" in k} == {k: v for k, v in record.items() if "/" in k}
+
+
+@pytest.mark.parametrize(
+    "env", [{"WANDB_API_KEY": ""}, {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}]
+)
+def test_online_wandb_without_key_or_network_trains_on_with_one_warning(tmp_path: Path, env: dict[str, str]) -> None:
+    home = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), **env}
+    started = time.monotonic()
+    arguments = ["--set=log.wandb=online", "--set=log.tensorboard=false", "--set=train.max_steps=20", "--run=run"]
+    done = distrain("fit", *arguments, cwd=tmp_path, env=home)
+    assert done.code == 0, done.out + done.err
+    assert "finished" in done.out
+    lines = [line for line in done.out.splitlines() if "wandb" in line and "warning" in line]
+    assert len(lines) == 1, done.out
+    assert time.monotonic() - started < 120
+    assert metrics(tmp_path / "run")[-1]["step"] == 20
