@@ -173,6 +173,7 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
     order, parallel, precision, world = session.order, session.parallel, session.precision, session.world
     optimizer, loss_function, normalize = session.optimizer, session.loss_function, session.normalize
     train = session.recipe.train
+    parameters = list(parallel.module.parameters())
     base_lr, schedule = session.recipe.optimizer.lr, session.schedule
     for step in range(first_step, last_step):
         window = order.window(step)
@@ -192,7 +193,8 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
         parallel.finish_window(window)
         set_learning_rate(optimizer, base_lr * schedule(step))
         precision.step(optimizer, parallel.module, clip_norm=train.clip_norm)
-        optimizer.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None  # what zero_grad does, without its bookkeeping for profilers
         session.losses.fresh.append(torch.zeros((), device=world.device) if step_loss is None else step_loss)
         heart.step = step + 1
 

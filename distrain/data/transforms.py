@@ -44,11 +44,13 @@ class Normalize:
         std = torch.tensor(augment.std or (1.0,), dtype=torch.float32, device=device)
         self._mean = mean.view(1, -1, 1, 1)
         self._std = std.view(1, -1, 1, 1)
+        self._mean_of_bytes = self._mean * 255
+        self._std_of_bytes = self._std * 255
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Normalise images uint8 or float [n, channels, height, width] to float32 of the same shape."""
         if images.dtype == torch.uint8:
-            return images.float().sub_(self._mean * 255).div_(self._std * 255)
+            return images.float().sub_(self._mean_of_bytes).div_(self._std_of_bytes)
         return images.float().sub(self._mean).div_(self._std)
 
 
