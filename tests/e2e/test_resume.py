@@ -18,11 +18,11 @@ RECIPE = [
     "--set=data.batch_size=96",
     "--set=train.micro_batch_size=24",
     "--set=augment.train=[RandomCrop: {size: 8, padding: 1}]",
-    "--set=train.epochs=3",
+    "--set=train.epochs=6",
     "--set=checkpoint.every_steps=7",
     "--set=log.every_steps=4",
 ]
-TOTAL_STEPS = 45
+TOTAL_STEPS = 90
 
 
 def start(arguments: list[str], cwd: Path) -> subprocess.Popen[bytes]:
