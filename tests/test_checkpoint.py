@@ -55,6 +55,24 @@ def test_training_goes_on_from_a_checkpoint_to_the_bit(tmp_path: Path, rule: str
     assert checkpoint.weights_digest(model) == checkpoint.weights_digest(other)
 
 
+@pytest.mark.parametrize("rule", ["sgd", "adam", "adamw", "rmsprop"])
+def test_weights_buffers_and_optimizer_state_come_back_to_the_bit(tmp_path: Path, rule: str) -> None:
+    model, optimizer = make(rule)
+    take_step(model, optimizer, 0)
+    save(tmp_path, model, optimizer, 1)
+    other, other_optimizer = make(rule)
+    found, _ = checkpoint.newest_good(tmp_path)
+    assert found is not None
+    checkpoint.load_tensors(found, model=other, optimizer=other_optimizer, world=ALONE)
+    saved = checkpoint.gather_tensors(model, optimizer)
+    loaded = checkpoint.gather_tensors(other, other_optimizer)
+    assert any(name.startswith("optimizer.") for name in saved)
+    assert loaded.keys() == saved.keys()
+    for name, tensor in saved.items():
+        assert loaded[name].dtype == tensor.dtype, name
+        assert torch.equal(loaded[name], tensor), name
+
+
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
 @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "state.json", "MANIFEST.json"])
 def test_damaged_checkpoint_is_quarantined_and_the_older_one_used(tmp_path: Path, name: str, damage: str) -> None:
@@ -77,6 +95,21 @@ def test_damaged_checkpoint_is_quarantined_and_the_older_one_used(tmp_path: Path
     assert len(complaints) == 1
     assert "step-00000002" in complaints[0]
     assert (tmp_path / "quarantine" / "step-00000002").is_dir()
+
+
+def test_any_flipped_byte_of_the_manifest_is_found(tmp_path: Path) -> None:
+    model, optimizer = make("sgd")
+    save(tmp_path, model, optimizer, 1)
+    (path,) = checkpoint.committed(tmp_path)
+    manifest = path / "MANIFEST.json"
+    content = manifest.read_bytes()
+    for position in range(len(content)):
+        flipped = bytearray(content)
+        flipped[position] ^= 1
+        manifest.write_bytes(flipped)
+        assert checkpoint.find_fault(path) is not None, flipped[max(0, position - 20) : position + 20]
+    manifest.write_bytes(content)
+    assert checkpoint.find_fault(path) is None
 
 
 class Hostile:

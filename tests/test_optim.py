@@ -1,4 +1,4 @@
-"""Schedules are functions of the step, and equal to torch's own schedulers at every step."""
+"""Optimizers have the recipe's settings; schedules equal torch's own schedulers at every step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from distrain.optim import build_schedule
-from distrain.recipe import Schedule
+from distrain.optim import build_optimizer, build_schedule, set_learning_rate
+from distrain.recipe import Optimizer, Schedule
 
 STEPS_PER_EPOCH = 7
 TOTAL = 70
@@ -52,3 +52,78 @@ def test_warm_up_rises_in_a_line_to_the_base_and_cosine_falls_to_its_end() -> No
     fall = [factor(step) for step in range(14, TOTAL)]
     assert fall == sorted(fall, reverse=True)
     assert factor(TOTAL) == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    ("config", "peer"),
+    [
+        ({"name": "step", "step_epochs": 3}, lambda o: lr_scheduler.StepLR(o, 3 * STEPS_PER_EPOCH, 0.1)),
+        (
+            {"name": "multistep", "milestones_epochs": [3, 5], "gamma": 0.5},
+            lambda o: lr_scheduler.MultiStepLR(o, [21, 35], 0.5),
+        ),
+    ],
+)
+def test_drops_after_a_warm_up_come_where_torchs_scheduler_has_them(
+    config: dict[str, Any], peer: Callable[..., Any]
+) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = peer(optimizer)
+    schedule = Schedule.model_validate({**config, "warmup_epochs": 2})
+    factor = build_schedule(schedule, steps_per_epoch=STEPS_PER_EPOCH, total_steps=TOTAL)
+    for step in range(TOTAL):
+        expected = (step + 1) / 15 if step < 14 else scheduler.get_last_lr()[0]
+        assert factor(step) == pytest.approx(expected), step
+        optimizer.step()
+        scheduler.step()
+
+
+def test_cosine_after_a_warm_up_equals_torchs_warm_up_and_cosine_in_sequence() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    rise = lr_scheduler.LinearLR(optimizer, start_factor=1 / 15, total_iters=14)
+    fall = lr_scheduler.CosineAnnealingLR(optimizer, TOTAL - 14, eta_min=0.2)
+    peer = lr_scheduler.SequentialLR(optimizer, [rise, fall], milestones=[14])
+    schedule = Schedule(name="cosine", warmup_epochs=2, final_factor=0.2)
+    factor = build_schedule(schedule, steps_per_epoch=STEPS_PER_EPOCH, total_steps=TOTAL)
+    for step in range(TOTAL):
+        assert factor(step) == pytest.approx(peer.get_last_lr()[0], rel=1e-6), step
+        optimizer.step()
+        peer.step()
+
+
+@pytest.mark.parametrize(
+    ("config", "rule", "settings"),
+    [
+        (
+            {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+            torch.optim.SGD,
+            {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+        ),
+        ({"name": "sgd"}, torch.optim.SGD, {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}),
+        (
+            {"name": "adam", "betas": [0.8, 0.9], "eps": 1e-4, "weight_decay": 0.1},
+            torch.optim.Adam,
+            {"betas": (0.8, 0.9), "eps": 1e-4, "weight_decay": 0.1},
+        ),
+        ({"name": "adamw"}, torch.optim.AdamW, {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}),
+        (
+            {"name": "rmsprop", "alpha": 0.0, "momentum": 0.5, "eps": 1e-3},
+            torch.optim.RMSprop,
+            {"alpha": 0.0, "momentum": 0.5, "eps": 1e-3, "weight_decay": 0.0},
+        ),
+        ({"name": "rmsprop"}, torch.optim.RMSprop, {"alpha": 0.99, "momentum": 0.0, "eps": 1e-8}),
+    ],
+)
+def test_optimizer_has_the_settings_of_the_recipe(
+    config: dict[str, Any], rule: type[torch.optim.Optimizer], settings: dict[str, Any]
+) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
+    model[0].requires_grad_(requires_grad=False)
+    optimizer = build_optimizer(Optimizer.model_validate({"lr": 0.25, **config}), model)
+    assert type(optimizer) is rule
+    (group,) = optimizer.param_groups
+    assert {key: group[key] for key in settings} == settings
+    assert group["lr"] == 0.25
+    assert [id(p) for p in group["params"]] == [id(p) for p in model[1].parameters()]
+    set_learning_rate(optimizer, 0.125)
+    assert group["lr"] == 0.125

@@ -10,10 +10,10 @@ from PIL import Image
 from distrain.data.folder import scan_image_folder
 from distrain.data.loader import BatchReader, read_batches
 from distrain.data.order import MicroBatch
-from distrain.data.sources import FolderSource, TensorSource, open_sources
+from distrain.data.sources import FolderSource, TensorSource
 from distrain.data.transforms import build_transforms
 from distrain.errors import DataError
-from distrain.recipe import Augment, Data
+from distrain.recipe import Augment
 
 CPU = torch.device("cpu")
 
@@ -30,16 +30,6 @@ def photographs(tmp_path: Path) -> Path:
                 picture.convert(mode).save(folder / file)
             (folder / "notes.txt").write_text("not an image")
     return tmp_path
-
-
-def test_digits_ship_whole() -> None:
-    sources = open_sources(Data(source="digits", batch_size=1))
-    train, val = sources["train"], sources["val"]
-    assert isinstance(train, TensorSource)
-    assert (len(train), len(val)) == (1438, 359)
-    assert tuple(train.images.shape[1:]) == (1, 8, 8)
-    assert train.images.max() == 255
-    assert set(train.labels.tolist()) == set(range(10))
 
 
 def test_every_kind_of_image_is_read_as_rgb(photographs: Path) -> None:

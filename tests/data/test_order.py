@@ -6,24 +6,11 @@ import pytest
 from distrain.batching import solve_batching
 from distrain.data.order import TrainOrder, evaluation_order
 from distrain.errors import RecipeError
-from distrain.seeds import Purpose, derive_seed, permutation
 
 
 def train_order(world_size: int, rank: int, *, drop_last: bool = False) -> TrainOrder:
     batching = solve_batching(24, 2, world_size)
     return TrainOrder(num_samples=101, batching=batching, drop_last=drop_last, seed=3, rank=rank)
-
-
-def test_permutation_holds_every_sample_and_never_changes_with_a_version() -> None:
-    assert permutation(0, 0, 10).tolist() == [8, 9, 2, 5, 6, 3, 0, 7, 1, 4]
-    assert sorted(permutation(7, 3, 1000).tolist()) == list(range(1000))
-    assert permutation(7, 3, 1000).tolist() != permutation(7, 4, 1000).tolist()
-    assert permutation(7, 3, 1000).tolist() != permutation(8, 3, 1000).tolist()
-
-
-def test_seeds_of_other_places_and_purposes_differ() -> None:
-    seeds = {derive_seed(1, purpose, a, b) for purpose in Purpose for a in range(30) for b in range(30)}
-    assert len(seeds) == len(Purpose) * 900
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
