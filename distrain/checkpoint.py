@@ -128,20 +128,20 @@ def find_fault(path: Path) -> str | None:
     """Return what is wrong with a checkpoint's files, or None; every byte of it is read."""
     try:
         manifest = json.loads((path / _MANIFEST).read_text())
-        listed: dict[str, dict[str, Any]] = manifest["files"]
+        listed = {name: (entry["bytes"], entry["xxh3_128"]) for name, entry in manifest["files"].items()}
     except FileNotFoundError:
         return f"it has no {_MANIFEST}"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"its {_MANIFEST} is not valid"
     if not {_STATE, _METADATA} <= listed.keys():
         return f"its {_MANIFEST} does not list {_STATE} and {_METADATA}"
-    for name, entry in listed.items():
+    for name, (size, digest) in listed.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != entry["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes and should have {entry['bytes']}"
-        if _digest_file(file) != entry["xxh3_128"]:
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes and should have {size}"
+        if _digest_file(file) != digest:
             return f"{name} has other bytes than were written"
     return None
 

@@ -221,8 +221,8 @@ def load_recipe(reference: str, *, overrides: list[str], data: str | None = None
     tree.setdefault("name", name)
     for override in overrides:
         _apply_override(tree, override)
-    if data is not None:
-        tree.setdefault("data", {})["path"] = str(Path(data).expanduser().absolute())
+    if data is not None and isinstance(section := tree.setdefault("data", {}), dict):  # else refused below
+        section["path"] = str(Path(data).expanduser().absolute())
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:

@@ -1,6 +1,7 @@
 """Owns the way from a recipe's model section to a network: built-in, torchvision's by name, or the user's own."""
 
 import difflib
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,16 @@ def _load_weights(model: nn.Module, file: str) -> None:
         raise ModelError(f"model.weights={file}: there is no such file")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except pickle.UnpicklingError:  # torch's own words advise to switch this protection off
+        raise ModelError(
+            f"model.weights={file} is refused: it is not a file of tensors, or names what could run code; "
+            f"save the model's state_dict()"
+        ) from None
     except Exception as error:  # noqa: BLE001 - torch, pickle, zip and safetensors each have exceptions of their own
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(f"model.weights={file} cannot be read as tensors by name: {reason}") from None
+    if not (isinstance(state, dict) and all(isinstance(tensor, torch.Tensor) for tensor in state.values())):
+        raise ModelError(f"model.weights={file} does not hold tensors by name; save the model's state_dict()")
     expected = model.state_dict()
     misfits = [key for key, tensor in expected.items() if key not in state or state[key].shape != tensor.shape]
     # A head for other classes is what fine-tuning replaces: these layers keep their new weights.
