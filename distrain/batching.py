@@ -11,7 +11,10 @@ from distrain.errors import RecipeError
 
 @dataclass(frozen=True)
 class Batching:
-    """The solved equation global_batch_size = micro_batch_size x accumulation x world_size."""
+    """The solved equation global_batch_size = micro_batch_size x accumulation x world_size.
+
+    In exact mode the processes may have unequal work: accumulation is then the most micro-batches that one of them has.
+    """
 
     global_batch_size: int
     micro_batch_size: int
@@ -19,6 +22,12 @@ class Batching:
     world_size: int
 
     def __str__(self) -> str:
+        if self.global_batch_size != self.micro_batch_size * self.accumulation * self.world_size:
+            pieces = self.global_batch_size // self.micro_batch_size
+            return (
+                f"global batch {self.global_batch_size} = {pieces} micro-batches of {self.micro_batch_size} "
+                f"dealt to {self.world_size} processes, {self.accumulation} at most to each"
+            )
         return (
             f"global batch {self.global_batch_size} = micro-batch {self.micro_batch_size} "
             f"x accumulation {self.accumulation} x {self.world_size} process{'es' if self.world_size > 1 else ''}"
@@ -38,11 +47,16 @@ class Batching:
         return range(-(-num_pieces * rank // self.world_size), -(-num_pieces * (rank + 1) // self.world_size))
 
 
-def solve_batching(global_batch_size: int, micro_batch_size: int | None, world_size: int) -> Batching:
+def solve_batching(
+    global_batch_size: int, micro_batch_size: int | None, world_size: int, *, is_exact: bool = False
+) -> Batching:
     """Solve for the accumulation; without a micro-batch size one micro-batch a process is taken.
 
-    Raises `RecipeError` where the global batch does not divide, naming sizes that do.
+    Exact mode takes any number of processes up to that of the micro-batches. Raises `RecipeError` where the global
+    batch does not divide, naming sizes that do.
     """
+    if is_exact:
+        return _solve_exact(global_batch_size, micro_batch_size, world_size)
     if micro_batch_size is None:
         if global_batch_size % world_size:
             raise RecipeError(
@@ -60,6 +74,31 @@ def solve_batching(global_batch_size: int, micro_batch_size: int | None, world_s
         )
     accumulation = global_batch_size // (micro_batch_size * world_size)
     return Batching(global_batch_size, micro_batch_size, accumulation, world_size)
+
+
+def _solve_exact(global_batch_size: int, micro_batch_size: int | None, world_size: int) -> Batching:
+    if micro_batch_size is None:
+        raise RecipeError(
+            "train.exact sums the micro-batches in a fixed order, so the recipe gives their size; "
+            f"--set train.micro_batch_size={_largest_divisor(global_batch_size, at_most=global_batch_size // 4)}, say"
+        )
+    if global_batch_size % micro_batch_size:
+        raise RecipeError(
+            f"data.batch_size={global_batch_size} does not divide into micro-batches of {micro_batch_size}; "
+            f"--set data.batch_size={_nearest_multiple(global_batch_size, micro_batch_size)}, "
+            f"or another train.micro_batch_size"
+        )
+    pieces = global_batch_size // micro_batch_size
+    if world_size > pieces:
+        raise RecipeError(
+            f"train.exact deals {pieces} micro-batch{'es' if pieces > 1 else ''} of {micro_batch_size} to "
+            f"{world_size} processes; take 1 to {pieces} processes, or a smaller train.micro_batch_size"
+        )
+    return Batching(global_batch_size, micro_batch_size, -(-pieces // world_size), world_size)
+
+
+def _largest_divisor(value: int, *, at_most: int) -> int:
+    return next(d for d in range(max(1, at_most), 0, -1) if value % d == 0)
 
 
 def _nearest_multiple(value: int, unit: int) -> int:

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
+from torch.distributed.tensor import DTensor
 
 from distrain.errors import CheckpointError
 from distrain.rundir import write_atomically
@@ -45,9 +46,13 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def gather_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
-    """Return all tensors of the training by name: `model.<name>` and `optimizer.<parameter's name>.<key>`."""
+def gather_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, average: Tensors) -> Tensors:
+    """Return all tensors of the training by name.
+
+    `model.<name>`, `optimizer.<parameter's name>.<key>`, and `average.<name>` for the moving averages.
+    """
     tensors: Tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in average.items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, torch.Tensor):
@@ -61,6 +66,7 @@ def save(
     step: int,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    average: Tensors,
     state: dict[str, Any],
     keep_last: int,
     world: World,
@@ -78,7 +84,7 @@ def save(
     try:
         with _one_process_is_meant():
             save_shards(
-                gather_tensors(model, optimizer),
+                gather_tensors(model, optimizer, average),
                 storage_writer=FileSystemWriter(draft, sync_files=True),
                 no_dist=world.size == 1,
             )
@@ -146,14 +152,17 @@ def find_fault(path: Path) -> str | None:
     return None
 
 
-def load_tensors(checkpoint: Checkpoint, *, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
-    """Read the weights, buffers and optimizer state of a checkpoint into the model and the optimizer, in place.
+def load_tensors(
+    checkpoint: Checkpoint, *, model: nn.Module, optimizer: torch.optim.Optimizer, average: Tensors, world: World
+) -> None:
+    """Read the weights, buffers, averages and optimizer state of a checkpoint, in place.
 
     Raises `CheckpointError` where the checkpoint does not hold what the model needs.
     """
     reader = _SafeReader(checkpoint.path)
     stored = reader.read_metadata().state_dict_metadata
     tensors: Tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in average.items()}
     if missing := [name for name in tensors if name not in stored]:
         raise CheckpointError(f"checkpoint {checkpoint.path} lacks {missing[0]}")
     for name, parameter in model.named_parameters():
@@ -174,11 +183,13 @@ def load_tensors(checkpoint: Checkpoint, *, model: nn.Module, optimizer: torch.o
         raise CheckpointError(f"checkpoint {checkpoint.path} could not be read: {error}") from error
 
 
-def weights_digest(model: nn.Module) -> str:
-    """Return the xxh3-128 digest of all weights and buffers, by name: equal digests are equal bits."""
+def digest_tensors(tensors: Tensors) -> str:
+    """Return the xxh3-128 digest of tensors by name: equal digests are equal bits. All ranks call it together."""
     digest = xxhash.xxh3_128()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}".encode())
+        if isinstance(tensor, DTensor):
+            tensor = tensor.full_tensor()
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 

@@ -2,29 +2,32 @@
 
 import copy
 import logging
+import math
 import os
 import platform
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from distrain import checkpoint
+from distrain.average import WeightAverage
 from distrain.batching import solve_batching
 from distrain.data.loader import Batch, BatchReader, read_batches
 from distrain.data.order import MicroBatch, TrainOrder, evaluation_order
 from distrain.data.sources import Source, open_sources
 from distrain.data.transforms import Normalize, build_transforms
-from distrain.errors import DataError, RunError
+from distrain.errors import DataError, RunError, TrainingError
 from distrain.evaluate import evaluate
 from distrain.launchers.profile import Profile
 from distrain.losses import LossFunction, build_loss
 from distrain.models.zoo import build_model
 from distrain.optim import Factor, build_optimizer, build_schedule, set_learning_rate
-from distrain.parallel import Parallel
+from distrain.parallel import Parallel, build_parallel
 from distrain.precision import Precision
 from distrain.recipe import Recipe
 from distrain.rundir import Attempt, RunDirectory, Status
@@ -55,11 +58,14 @@ class Session:
     parallel: Parallel
     loss_function: LossFunction
     optimizer: torch.optim.Optimizer
+    average: WeightAverage | None
     schedule: Factor
     precision: Precision
     losses: LossMeter
     stopwatch: Stopwatch
     shown_images: torch.Tensor
+    bare_copy: nn.Module  # for the sinks: on the CPU, not wrapped for several processes
+    skipped: frozenset[int]  # steps whose batch is left out, since its loss was not finite
     fingerprint: dict[str, str]
 
     @property
@@ -74,6 +80,14 @@ def train(recipe: Recipe, profile: Profile, run: RunDirectory, world: World) -> 
     Returns whether the end was reached. Raises a `UserError` where recipe, data and run directory do not go together.
     """
     _set_determinism(recipe)
+    while True:
+        try:
+            return _train_once(recipe, profile, run, world)
+        except _NotFiniteError as error:
+            _roll_back(recipe, run, world, error.step)
+
+
+def _train_once(recipe: Recipe, profile: Profile, run: RunDirectory, world: World) -> bool:
     session = build_session(recipe, profile, run, world)
     first_step, best = resume(session)
     with Heart(run, _begin_attempt(session, first_step, best), enabled=world.is_main) as heart:
@@ -81,7 +95,10 @@ def train(recipe: Recipe, profile: Profile, run: RunDirectory, world: World) -> 
         with Sinks(_opening(session, heart, history) if world.is_main else None) as sinks:
             is_complete = run_to_end(session, first_step, heart, sinks)
         if is_complete:
-            heart.status.weights_digest = checkpoint.weights_digest(session.model)
+            heart.status.weights_digest = checkpoint.digest_tensors(session.model.state_dict())
+            heart.status.state_digest = checkpoint.digest_tensors(
+                checkpoint.gather_tensors(session.model, session.optimizer, _averages(session))
+            )
         heart.beat("finished" if is_complete else "stopped")
     return is_complete
 
@@ -96,7 +113,9 @@ def build_session(recipe: Recipe, profile: Profile, run: RunDirectory, world: Wo
         for split, key, transforms in (("train", "train", recipe.augment.train), ("val", "eval", recipe.augment.eval))
     }
     _check_splits(sources)
-    batching = solve_batching(recipe.data.batch_size, recipe.train.micro_batch_size, world.size)
+    batching = solve_batching(
+        recipe.data.batch_size, recipe.train.micro_batch_size, world.size, is_exact=recipe.train.exact
+    )
     order = TrainOrder(
         num_samples=len(sources["train"]),
         batching=batching,
@@ -107,7 +126,10 @@ def build_session(recipe: Recipe, profile: Profile, run: RunDirectory, world: Wo
     total_steps = min(recipe.train.epochs * order.steps_per_epoch, recipe.train.max_steps or 2**63)
     shown_images = _first_images(readers["train"], order)
     normalize = Normalize(recipe.augment, num_channels=shown_images.shape[1], device=world.device)
+    shown_images = normalize(shown_images.to(world.device))
     model = _build_model(recipe, sources["train"], in_channels=shown_images.shape[1], world=world)
+    bare_copy = copy.deepcopy(model).cpu().eval()
+    parallel = build_parallel(recipe, model, world, batching=batching, example=shown_images)
     return Session(
         recipe=recipe,
         profile=profile,
@@ -118,14 +140,17 @@ def build_session(recipe: Recipe, profile: Profile, run: RunDirectory, world: Wo
         normalize=normalize,
         order=order,
         total_steps=total_steps,
-        parallel=Parallel(model, world),
+        parallel=parallel,
         loss_function=build_loss(recipe.loss),
         optimizer=build_optimizer(recipe.optimizer, model),
+        average=WeightAverage(model, recipe.train.ema_decay) if recipe.train.ema_decay is not None else None,
         schedule=build_schedule(recipe.schedule, steps_per_epoch=order.steps_per_epoch, total_steps=total_steps),
         precision=Precision(recipe.precision, world.device),
-        losses=LossMeter(world),
+        losses=LossMeter(order, world),
         stopwatch=Stopwatch(),
-        shown_images=normalize(shown_images.to(world.device)).cpu(),
+        shown_images=shown_images.cpu(),
+        bare_copy=bare_copy,
+        skipped=frozenset(run.read_status().skipped_steps),
         fingerprint={split: source.fingerprint() for split, source in sources.items()} if world.is_main else {},
     )
 
@@ -138,7 +163,9 @@ def run_to_end(session: Session, first_step: int, heart: Heart, sinks: Sinks) ->
     recipe, world = session.recipe, session.world
     batches = read_batches(
         session.train_reader,
-        session.order.micro_batches(first_step, session.total_steps),
+        session.order.micro_batches(
+            step for step in range(first_step, session.total_steps) if step not in session.skipped
+        ),
         num_workers=recipe.data.num_workers,
         device=world.device,
     )
@@ -148,7 +175,7 @@ def run_to_end(session: Session, first_step: int, heart: Heart, sinks: Sinks) ->
         boundary = _next_boundary(session, step)
         started = time.perf_counter()
         run_steps(session, batches, step, boundary, heart)
-        session.losses.settle()
+        _settle(session, range(step, boundary))
         session.stopwatch.add(time.perf_counter() - started, _num_samples(session.order, step, boundary))
         step = boundary
 
@@ -170,32 +197,32 @@ def run_to_end(session: Session, first_step: int, heart: Heart, sinks: Sinks) ->
 
 def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_step: int, heart: Heart) -> None:
     """Take the optimizer steps from `first_step` up to, not including, `last_step`: the loop that must be fast."""
-    order, parallel, precision, world = session.order, session.parallel, session.precision, session.world
+    order, parallel, precision, losses = session.order, session.parallel, session.precision, session.losses
     optimizer, loss_function, normalize = session.optimizer, session.loss_function, session.normalize
-    train = session.recipe.train
-    parameters = list(parallel.module.parameters())
+    average, skipped = session.average, session.skipped
+    train, device = session.recipe.train, session.world.device
     base_lr, schedule = session.recipe.optimizer.lr, session.schedule
     for step in range(first_step, last_step):
+        if step in skipped:
+            continue
         window = order.window(step)
-        replica = parallel.replica_for(window)
-        step_loss: torch.Tensor | None = None
+        replica = parallel.begin_window(window, step)
         for piece in window.own:
             images, targets = next(batches)
-            seed_model_draws(train.seed, step, piece, world.device)
-            with parallel.hold_back(is_last=piece == window.own[-1]):
+            seed_model_draws(train.seed, step, piece, device)
+            with parallel.micro_batch(window, piece):
                 with precision.autocast():
                     loss = loss_function(replica(normalize(images)), targets)
-                # The mean over the whole window, whatever its size, once DDP has taken the mean over the ranks.
-                share = len(targets) * world.size / window.num_samples
-                loss = loss if share == 1 else loss * share
-                precision.backward(loss)
-            step_loss = loss.detach() if step_loss is None else step_loss + loss.detach()
-        parallel.finish_window(window)
+                # The mean over the whole window, whatever its size, once the ranks are combined.
+                share = len(targets) * parallel.loss_scale / window.num_samples
+                precision.backward(loss if share == 1 else loss * share)
+            losses.add(loss)
+        parallel.finish_window(window, step)
         set_learning_rate(optimizer, base_lr * schedule(step))
         precision.step(optimizer, parallel.module, clip_norm=train.clip_norm)
-        for parameter in parameters:
-            parameter.grad = None  # what zero_grad does, without its bookkeeping for profilers
-        session.losses.fresh.append(torch.zeros((), device=world.device) if step_loss is None else step_loss)
+        parallel.drop_gradients()
+        if average is not None:
+            average.update(step)
         heart.step = step + 1
 
 
@@ -215,7 +242,9 @@ def resume(session: Session) -> tuple[int, dict[str, float] | None]:
         return 0, None
     if found is None:
         found = checkpoint.read(run.checkpoints, step)
-    checkpoint.load_tensors(found, model=session.model, optimizer=session.optimizer, world=world)
+    checkpoint.load_tensors(
+        found, model=session.model, optimizer=session.optimizer, average=_averages(session), world=world
+    )
     session.precision.load_state(found.state["loss_scale"])
     session.losses.settled = found.state["losses_since_record"]
     log.info("goes on from checkpoint %s at step %d of %d", found.path.name, step, session.total_steps)
@@ -229,6 +258,7 @@ def save(session: Session, step: int, status: Status) -> None:
         step=step,
         model=session.model,
         optimizer=session.optimizer,
+        average=_averages(session),
         state={
             "samples_seen": _num_samples(session.order, 0, step),
             "best": status.best,
@@ -250,6 +280,10 @@ def seed_model_draws(seed: int, step: int, micro_batch: int, device: torch.devic
         torch.cuda.default_generators[device.index].manual_seed(value)
 
 
+def _averages(session: Session) -> dict[str, torch.Tensor]:
+    return {} if session.average is None else session.average.tensors
+
+
 def _set_determinism(recipe: Recipe) -> None:
     if recipe.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
@@ -268,7 +302,7 @@ def _check_splits(sources: dict[str, Source]) -> None:
 
 def _first_images(reader: BatchReader, order: TrainOrder) -> torch.Tensor:
     """Return the images [n, channels, height, width] of the first few training samples, not yet normalised."""
-    indices = next(order.micro_batches(0, 1)).indices[:NUM_SHOWN_IMAGES]
+    indices = next(order.micro_batches([0])).indices[:NUM_SHOWN_IMAGES]
     batch = reader[MicroBatch(indices)]
     if isinstance(batch, DataError):
         raise batch
@@ -307,7 +341,7 @@ def _opening(session: Session, heart: Heart, history: list[Record]) -> Opening:
         total_steps=session.total_steps,
         current_step=lambda: heart.step,
         images=session.shown_images,
-        model=copy.deepcopy(session.model).cpu().eval(),
+        model=session.bare_copy,
         history=history,
     )
 
@@ -331,13 +365,50 @@ def _is_due(session: Session, step: int, every_steps: int | None, every_epochs: 
 
 
 def _record(session: Session, step: int) -> Record:
-    return {
-        "step": step,
-        "epoch": _epoch(session, step),
-        "train/loss": session.losses.take_mean(),
-        "train/lr": session.recipe.optimizer.lr * session.schedule(step - 1),
-        "train/samples_per_s": session.stopwatch.take_rate(),
-    }
+    record: Record = {"step": step, "epoch": _epoch(session, step)}
+    if session.losses.settled:
+        record["train/loss"] = session.losses.take_mean()
+    record["train/lr"] = session.recipe.optimizer.lr * session.schedule(step - 1)
+    record["train/samples_per_s"] = session.stopwatch.take_rate()
+    if skipped := [left_out for left_out in session.skipped if left_out < step]:
+        record["train/skipped_batches"] = len(skipped)
+    return record
+
+
+def _settle(session: Session, steps: range) -> None:
+    """Bring the losses of the steps to the host; raises `_NotFiniteError` for the first one that is not finite."""
+    trained = [step for step in steps if step not in session.skipped]
+    session.losses.settle(trained)
+    for step, loss in zip(trained, session.losses.settled[-len(trained) :] if trained else [], strict=True):
+        if not math.isfinite(loss):
+            raise _NotFiniteError(step)
+
+
+class _NotFiniteError(Exception):
+    """The loss of a step is not finite, so that the weights after it are worth nothing; the same on all ranks."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
+
+
+def _roll_back(recipe: Recipe, run: RunDirectory, world: World, step: int) -> None:
+    """Note that the batch of `step` is to be left out, so that training goes on from the newest checkpoint without it.
+
+    Raises `TrainingError` where that has been done too often.
+    """
+    status = run.read_status()
+    if len(status.skipped_steps) >= recipe.train.max_rollbacks:
+        raise TrainingError(
+            f"the loss of step {step} is not finite, and train.max_rollbacks={recipe.train.max_rollbacks} batches "
+            f"were left out before; lower optimizer.lr, or set train.clip_norm"
+        )
+    world.barrier()  # all ranks have read the status before it changes
+    if world.is_main:
+        status.skipped_steps.append(step)
+        run.write_status(status)
+    world.barrier()
+    log.warning("the loss of step %d is not finite: goes back to the newest checkpoint and leaves its batch out", step)
 
 
 def _evaluate(session: Session) -> Record:
@@ -349,13 +420,16 @@ def _evaluate(session: Session) -> Record:
         world_size=world.size,
     )
     batches = read_batches(session.val_reader, own, num_workers=recipe.data.num_workers, device=world.device)
-    return evaluate(
-        session.model,
-        ((session.normalize(images), targets) for images, targets in batches),
-        loss_function=session.loss_function,
-        precision=session.precision,
-        world=world,
-    )
+    with nullcontext() if session.average is None else session.average.in_place():
+        return evaluate(
+            session.model,
+            ((session.normalize(images), targets) for images, targets in batches),
+            num_batches=-(-len(session.val_reader.source) // recipe.eval.batch_size),
+            idle_batch=session.shown_images.to(world.device) if session.parallel.needs_even_passes else None,
+            loss_function=session.loss_function,
+            precision=session.precision,
+            world=world,
+        )
 
 
 def _keep_best(status: Status, step: int, metrics: Record) -> None:
@@ -376,12 +450,14 @@ def _num_samples(order: TrainOrder, first_step: int, last_step: int) -> int:
 
 def _rounding(session: Session) -> dict[str, str | int]:
     """Return what the last bits of a training depend on besides the recipe."""
-    return {
-        "processes": session.world.size,
+    is_cuda = session.world.device.type == "cuda"
+    processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    rounding: dict[str, str | int] = {
         "threads": session.profile.threads,
-        "device": torch.cuda.get_device_name() if session.world.device.type == "cuda" else platform.machine(),
+        "device": torch.cuda.get_device_name() if is_cuda else processor,
         "torch": torch.__version__,
     }
+    return rounding if session.recipe.train.exact else {"processes": session.world.size, **rounding}
 
 
 def _check_resumable(session: Session, found: checkpoint.Checkpoint) -> None:

@@ -7,7 +7,8 @@ DistrainError             exit 1
 │   ├── ModelError        a model name, its weights, its head
 │   ├── RunError          a run directory that is missing, in use, or holds another recipe
 │   └── LaunchError       processes and devices that this machine does not have
-└── CheckpointError       exit 1: a checkpoint that cannot be written or read
+├── CheckpointError       exit 1: a checkpoint that cannot be written or read
+└── TrainingError         exit 1: a training that does not get on, whatever is tried
 """
 
 from enum import IntEnum
@@ -56,3 +57,7 @@ class LaunchError(UserError):
 
 class CheckpointError(DistrainError):
     """A checkpoint could not be written or read."""
+
+
+class TrainingError(DistrainError):
+    """The training diverges: going on from a checkpoint again would not help."""

@@ -149,7 +149,17 @@ class Train(Section):
     micro_batch_size: int | None = Field(None, gt=0, description="samples of one forward pass; null: batch / processes")
     seed: int = Field(0, ge=0, lt=2**63, description="the one seed of order, augmentation, weights and dropout")
     deterministic: bool = Field(default=True, description="take deterministic kernels where torch has them")
+    exact: bool = Field(default=False, description="the same bits at every number of processes")
+    threads: int | None = Field(None, gt=0, description="CPU threads of a process; null: its share, 1 in exact mode")
     clip_norm: Positive | None = Field(None, description="largest 2-norm of the gradient; null: not clipped")
+    ema_decay: Fraction | None = Field(None, description="moving average of the weights, evaluated in their place")
+    max_rollbacks: int = Field(3, ge=0, description="batches left out at most because their loss was not finite")
+
+
+class Parallel(Section):
+    """How the processes share the work."""
+
+    strategy: Literal["auto", "ddp", "fsdp"] = Field("auto", description="auto: ddp; fsdp also divides the weights")
 
 
 class Checkpoint(Section):
@@ -188,12 +198,19 @@ class Recipe(Section):
     optimizer: Optimizer
     schedule: Schedule = Field(default_factory=Schedule)
     train: Train
+    parallel: Parallel = Field(default_factory=Parallel)
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="arithmetic of the forward pass, by autocast"
     )
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     log: Log = Field(default_factory=Log)
     eval: Eval = Field(default_factory=Eval)
+
+    @model_validator(mode="after")
+    def _exact_mode_has_its_own_strategy(self) -> Self:
+        if self.train.exact and self.parallel.strategy == "fsdp":
+            raise ValueError("train.exact and parallel.strategy=fsdp exclude each other; choose one")
+        return self
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -47,7 +47,9 @@ class Status(BaseModel):
     best: dict[str, float] | None = None  # step and metrics of the best evaluation
     last: dict[str, float] | None = None  # step and metrics of the newest evaluation
     train_seconds: float = 0.0  # spent in this run over all attempts, start-up left out
-    weights_digest: str | None = None
+    weights_digest: str | None = None  # of the weights and buffers at the end
+    state_digest: str | None = None  # of these, the optimizer's state and the moving averages
+    skipped_steps: list[int] = []  # steps whose batch is left out, since its loss was not finite
     attempts: list[Attempt] = []
 
 

@@ -39,8 +39,15 @@ def start(
     """
     console = Console(highlight=False)
     directory, resolved = _resolve(reference, overrides, data, run)
-    profile = resolve_profile(gpus=gpus, device=device, processes=processes, recipe=reference or resolved.name)
-    batching = solve_batching(resolved.data.batch_size, resolved.train.micro_batch_size, profile.processes)
+    train = resolved.train
+    profile = resolve_profile(
+        gpus=gpus,
+        device=device,
+        processes=processes,
+        threads=train.threads or (1 if train.exact else None),
+        recipe=reference or resolved.name,
+    )
+    batching = solve_batching(resolved.data.batch_size, train.micro_batch_size, profile.processes, is_exact=train.exact)
     _check_data(resolved)
     plan = LAUNCHERS[profile.launcher](profile, directory.path)
     if dry_run:

@@ -1,12 +1,15 @@
 """Owns what a run says of itself: losses kept on the device until they are read, throughput, and the heartbeat."""
 
+import math
 import threading
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
 import torch
 
+from distrain.data.order import TrainOrder
 from distrain.rundir import RunDirectory, State, Status
 from distrain.world import World
 
@@ -19,21 +22,39 @@ class LossMeter:
     The list of steps is part of a checkpoint, so that a record that spans a resume has the same mean.
     """
 
-    def __init__(self, world: World) -> None:
-        self.fresh: list[torch.Tensor] = []  # this rank's share of each step's loss
-        self.settled: list[float] = []  # the loss of each step over all ranks
+    def __init__(self, order: TrainOrder, world: World) -> None:
+        self.settled: list[float] = []  # the mean loss of each step over its samples, all ranks'
+        self._fresh: list[torch.Tensor] = []  # the mean loss of each micro-batch of this rank
+        self._order = order
         self._world = world
 
-    def settle(self) -> None:
-        """Bring the fresh losses to the host, summed over the ranks: the loop's only regular device synchronisation."""
-        if self.fresh:
-            total = self._world.all_reduce(torch.stack(self.fresh).double())
-            self.settled += (total / self._world.size).tolist()  # shares are weighted as DDP's mean wants them
-            self.fresh.clear()
+    def add(self, loss: torch.Tensor) -> None:
+        """Take the mean loss of this rank's next micro-batch, without waiting for the device."""
+        self._fresh.append(loss.detach())
+
+    def settle(self, steps: Sequence[int]) -> None:
+        """Bring the losses of `steps` to the host: the loop's only regular device synchronisation.
+
+        Each step's mean is taken over the micro-batches of all ranks, exactly rounded, so that it is the same however
+        they were dealt.
+        """
+        if not steps:
+            return
+        windows = [self._order.window(step) for step in steps]
+        width = max(window.num_pieces for window in windows)
+        places = [row * width + piece for row, window in enumerate(windows) for piece in window.own]
+        losses = torch.zeros(len(windows) * width, dtype=torch.float64, device=self._world.device)
+        if self._fresh:
+            losses[torch.tensor(places, device=losses.device)] = torch.stack(self._fresh).double()
+            self._fresh.clear()
+        rows = self._world.all_reduce(losses).view(-1, width).tolist()  # x + 0 is exact: each is one rank's
+        for row, window in zip(rows, windows, strict=True):
+            total = math.fsum(loss * size for loss, size in zip(row, window.sizes, strict=False))
+            self.settled.append(total / window.num_samples)
 
     def take_mean(self) -> float:
         """Return the mean over the settled steps and begin anew."""
-        mean = sum(self.settled) / len(self.settled)
+        mean = math.fsum(self.settled) / len(self.settled)
         self.settled = []
         return mean
 

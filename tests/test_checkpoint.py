@@ -34,7 +34,14 @@ def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> 
 
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, *, keep_last: int = 9) -> None:
     checkpoint.save(
-        folder, step=step, model=model, optimizer=optimizer, state={"n": step}, keep_last=keep_last, world=ALONE
+        folder,
+        step=step,
+        model=model,
+        optimizer=optimizer,
+        average={},
+        state={"n": step},
+        keep_last=keep_last,
+        world=ALONE,
     )
 
 
@@ -48,11 +55,11 @@ def test_training_goes_on_from_a_checkpoint_to_the_bit(tmp_path: Path, rule: str
     found, complaints = checkpoint.newest_good(tmp_path)
     assert found is not None
     assert (found.step, found.state["n"], complaints) == (3, 3, [])
-    checkpoint.load_tensors(found, model=other, optimizer=other_optimizer, world=ALONE)
+    checkpoint.load_tensors(found, model=other, optimizer=other_optimizer, average={}, world=ALONE)
     for seed in range(3, 6):
         take_step(model, optimizer, seed)
         take_step(other, other_optimizer, seed)
-    assert checkpoint.weights_digest(model) == checkpoint.weights_digest(other)
+    assert checkpoint.digest_tensors(model.state_dict()) == checkpoint.digest_tensors(other.state_dict())
 
 
 @pytest.mark.parametrize("rule", ["sgd", "adam", "adamw", "rmsprop"])
@@ -63,9 +70,9 @@ def test_weights_buffers_and_optimizer_state_come_back_to_the_bit(tmp_path: Path
     other, other_optimizer = make(rule)
     found, _ = checkpoint.newest_good(tmp_path)
     assert found is not None
-    checkpoint.load_tensors(found, model=other, optimizer=other_optimizer, world=ALONE)
-    saved = checkpoint.gather_tensors(model, optimizer)
-    loaded = checkpoint.gather_tensors(other, other_optimizer)
+    checkpoint.load_tensors(found, model=other, optimizer=other_optimizer, average={}, world=ALONE)
+    saved = checkpoint.gather_tensors(model, optimizer, {})
+    loaded = checkpoint.gather_tensors(other, other_optimizer, {})
     assert any(name.startswith("optimizer.") for name in saved)
     assert loaded.keys() == saved.keys()
     for name, tensor in saved.items():
@@ -129,7 +136,7 @@ def test_hostile_metadata_is_refused_and_does_not_run(tmp_path: Path) -> None:
     assert found is not None
     (found.path / ".metadata").write_bytes(pickle.dumps(Hostile(tmp_path / "made")))
     with pytest.raises(CheckpointError, match="could run code"):
-        checkpoint.load_tensors(found, model=model, optimizer=optimizer, world=ALONE)
+        checkpoint.load_tensors(found, model=model, optimizer=optimizer, average={}, world=ALONE)
     assert not (tmp_path / "made").exists()
 
 

@@ -3,7 +3,7 @@
 Step k of an epoch covers the positions from k x global_batch_size on, so a resume at any step starts at once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,8 +27,13 @@ class Window:
     """One optimizer step: its samples over all ranks, and the micro-batches of it that this rank takes."""
 
     num_samples: int
-    num_pieces: int
+    sizes: tuple[int, ...]  # samples of each micro-batch
     own: range
+
+    @property
+    def num_pieces(self) -> int:
+        """The number of micro-batches."""
+        return len(self.sizes)
 
 
 class TrainOrder:
@@ -53,9 +58,9 @@ class TrainOrder:
         """Return what step `step`, counted from 0 over the whole run, trains on."""
         return self._last if (step + 1) % self.steps_per_epoch == 0 else self._full
 
-    def micro_batches(self, first_step: int, last_step: int) -> Iterator[MicroBatch]:
-        """Yield this rank's micro-batches of the steps from `first_step` up to, not including, `last_step`."""
-        for step in range(first_step, last_step):
+    def micro_batches(self, steps: Iterable[int]) -> Iterator[MicroBatch]:
+        """Yield this rank's micro-batches of the steps."""
+        for step in steps:
             epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
             order = permutation(self.seed, epoch, self.num_samples)
             window = self.window(step)
@@ -66,8 +71,8 @@ class TrainOrder:
                 yield MicroBatch(order[start + begin : start + end], epoch)
 
     def _window(self, num_samples: int) -> Window:
-        num_pieces = len(self.batching.cut(num_samples))
-        return Window(num_samples, num_pieces, self.batching.deal(num_pieces, self.rank))
+        sizes = tuple(stop - start for start, stop in self.batching.cut(num_samples))
+        return Window(num_samples, sizes, self.batching.deal(len(sizes), self.rank))
 
 
 def evaluation_order(*, num_samples: int, batch_size: int, rank: int, world_size: int) -> list[MicroBatch]:

@@ -27,9 +27,12 @@ class Profile(BaseModel):
         return yaml.safe_dump(self.model_dump(), sort_keys=False)
 
 
-def resolve_profile(*, gpus: int | None, device: str | None, processes: int | None, recipe: str) -> Profile:
+def resolve_profile(
+    *, gpus: int | None, device: str | None, processes: int | None, threads: int | None, recipe: str
+) -> Profile:
     """Turn `--gpus`, `--device` and `--procs` into a profile; with none of them, one GPU or else one CPU process.
 
+    `threads` is what the recipe asks for, None for an equal share of the processors.
     Raises `LaunchError` where this machine has fewer GPUs than asked for, or the options contradict each other.
     """
     if device not in {None, "cpu", "cuda"}:
@@ -59,7 +62,7 @@ def resolve_profile(*, gpus: int | None, device: str | None, processes: int | No
         launcher="inprocess" if count == 1 else "torchrun",
         device="cuda" if gpus else "cpu",
         processes=count,
-        threads=max(1, len(os.sched_getaffinity(0)) // count),
+        threads=threads or max(1, len(os.sched_getaffinity(0)) // count),
     )
 
 

@@ -20,20 +20,20 @@ def test_micro_batches_are_the_same_at_every_world_size(world_size: int, drop_la
     steps = 2 * alone.steps_per_epoch
     ranks = [train_order(world_size, rank, drop_last=drop_last) for rank in range(world_size)]
     for step in range(steps):
-        expected = [batch.indices.tolist() for batch in alone.micro_batches(step, step + 1)]
-        dealt = [batch.indices.tolist() for order in ranks for batch in order.micro_batches(step, step + 1)]
+        expected = [batch.indices.tolist() for batch in alone.micro_batches(range(step, step + 1))]
+        dealt = [batch.indices.tolist() for order in ranks for batch in order.micro_batches(range(step, step + 1))]
         assert dealt == expected
         assert sum(map(len, dealt)) == alone.window(step).num_samples
-    epoch = [i for batch in alone.micro_batches(0, alone.steps_per_epoch) for i in batch.indices.tolist()]
+    epoch = [i for batch in alone.micro_batches(range(alone.steps_per_epoch)) for i in batch.indices.tolist()]
     assert len(set(epoch)) == len(epoch) == (96 if drop_last else 101)
 
 
 def test_resume_at_any_step_reads_what_the_undisturbed_run_reads() -> None:
     order = train_order(2, 1)
-    whole = [(b.epoch, b.indices.tolist()) for b in order.micro_batches(0, 10)]
+    whole = [(b.epoch, b.indices.tolist()) for b in order.micro_batches(range(10))]
     for step in range(10):
-        before = [(b.epoch, b.indices.tolist()) for b in order.micro_batches(0, step)]
-        after = [(b.epoch, b.indices.tolist()) for b in order.micro_batches(step, 10)]
+        before = [(b.epoch, b.indices.tolist()) for b in order.micro_batches(range(step))]
+        after = [(b.epoch, b.indices.tolist()) for b in order.micro_batches(range(step, 10))]
         assert before + after == whole
 
 
