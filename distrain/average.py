@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 
 class WeightAverage:
@@ -18,26 +19,30 @@ class WeightAverage:
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.tensors = {n: t.detach().clone() for n, t in module.state_dict().items() if t.is_floating_point()}
         self._decay = decay
-        self._live = {n: t for n, t in module.state_dict().items() if n in self.tensors}
+        live = {n: t for n, t in module.state_dict().items() if n in self.tensors}
+        self._averages = [_own_part(tensor) for tensor in self.tensors.values()]
+        self._live = [_own_part(tensor) for tensor in live.values()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move the average towards the weights after step `step`, counted from 0."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.tensors.values()), list(self._live.values()), 1 - decay)
+        torch._foreach_lerp_(self._averages, self._live, 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Let the network have the averaged weights, and its own again at the end."""
-        own = {name: live.detach().clone() for name, live in self._live.items()}
-        _copy(self._live, self.tensors)
+        own = [live.clone() for live in self._live]
+        with torch.no_grad():
+            torch._foreach_copy_(self._live, self._averages)
         try:
             yield
         finally:
-            _copy(self._live, own)
+            with torch.no_grad():
+                torch._foreach_copy_(self._live, own)
 
 
-@torch.no_grad()
-def _copy(targets: dict[str, torch.Tensor], sources: dict[str, torch.Tensor]) -> None:
-    for name, target in targets.items():
-        target.copy_(sources[name])
+def _own_part(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the part of a sharded tensor that this rank has, or the tensor itself: both share the memory."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

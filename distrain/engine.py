@@ -457,7 +457,10 @@ def _rounding(session: Session) -> dict[str, str | int]:
         "device": torch.cuda.get_device_name() if is_cuda else processor,
         "torch": torch.__version__,
     }
-    return rounding if session.recipe.train.exact else {"processes": session.world.size, **rounding}
+    if not session.recipe.train.exact:
+        strategy = type(session.parallel).__name__.lower()
+        rounding |= {"processes": session.world.size, "strategy": strategy}
+    return rounding
 
 
 def _check_resumable(session: Session, found: checkpoint.Checkpoint) -> None:

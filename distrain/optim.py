@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from distrain import recipe
 
@@ -17,13 +18,15 @@ def build_optimizer(config: recipe.Optimizer, model: nn.Module) -> torch.optim.O
     parameters = [p for p in model.parameters() if p.requires_grad]
     decay = config.weight_decay
     if config.name == "sgd":
+        is_sharded = any(isinstance(p, DTensor) for p in parameters)  # torch's fused SGD does not know these
         return torch.optim.SGD(
             parameters,
             lr=config.lr,
             momentum=config.momentum or 0.0,
             nesterov=config.nesterov or False,
             weight_decay=decay,
-            fused=True,
+            fused=not is_sharded,
+            foreach=is_sharded,
         )
     if config.name == "rmsprop":
         return torch.optim.RMSprop(

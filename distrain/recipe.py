@@ -215,7 +215,9 @@ class Recipe(Section):
     @cached_property
     def identity(self) -> dict[str, Any]:
         """The fields that decide the training; a run directory goes on only with these unchanged."""
-        dump = self.model_dump(mode="json", exclude={"log": True, "checkpoint": True, "eval": {"batch_size"}})
+        dump = self.model_dump(
+            mode="json", exclude={"log": True, "checkpoint": True, "parallel": True, "eval": {"batch_size"}}
+        )
         for field in ("path", "num_workers"):
             del dump["data"][field]
         return dump

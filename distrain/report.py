@@ -15,6 +15,7 @@ from distrain.launchers.profile import Profile
 from distrain.recipe import Recipe
 from distrain.rundir import RunDirectory, Status
 from distrain.runs import state_in_words
+from distrain.verify import Finding
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -94,6 +95,28 @@ def print_failure(console: Console, run: RunDirectory, errors: list[dict[str, An
         )
         console.print(f"log           {run.log(first['rank'])}", markup=False, soft_wrap=True)
     console.print(f"goes on with  distrain fit --run {_quote(run)}", markup=False, soft_wrap=True)
+
+
+def print_finding(console: Console, finding: Finding) -> None:
+    """Print what is identical in one way of training and in the first, and what is not."""
+    if finding.is_identical:
+        same = "weights, optimizer state, losses, evaluation"
+        console.print(f"[green]identical[/green]  {finding.title}: {same}", soft_wrap=True)
+        return
+    found = {
+        "weights": finding.has_same_weights,
+        "weights with optimizer state": finding.has_same_state,
+        "losses": finding.first_other_loss is None,
+        "evaluation": finding.has_same_evaluation,
+    }
+    others = ", ".join(name for name, is_same in found.items() if not is_same)
+    colour = "red" if finding.must_match else "yellow"
+    losses = (
+        f"; losses from step {finding.first_other_loss} on, by {finding.largest_loss_difference:.1e} of them at most"
+        if finding.first_other_loss is not None
+        else ""
+    )
+    console.print(f"[{colour}]other bits[/{colour}] {finding.title}: {others}{losses}", soft_wrap=True)
 
 
 def print_runs(console: Console, found: list[RunDirectory], root: Path) -> None:

@@ -1,0 +1,74 @@
+"""`distrain verify`: prove on this machine that a recipe's training is what it promises to be."""
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def verify(
+    recipe: Annotated[str, typer.Argument(help="A built-in recipe (`distrain recipes`) or a YAML file.")] = "digits",
+    steps: Annotated[int, typer.Option(help="Steps of each training.", min=3)] = 24,
+    procs: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Numbers of processes to compare; the first also resumes.")
+    ] = "1,2",
+    device: Annotated[str, typer.Option(help="cpu, or cuda: a GPU for each process.")] = "cpu",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe; repeatable.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="DIR", help="Folder of the data: sets data.path.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Train a few steps undisturbed, killed and resumed, and on other numbers of processes, and compare the bits.
+
+    With `train.exact` all must be identical; without it, only what runs on the same number of processes. Ends with 1
+    where the promise does not hold. Example: `distrain verify digits --set train.exact=true --set
+    train.micro_batch_size=16 --procs 1,2,4`
+    """
+    from rich.console import Console
+
+    from distrain import report
+    from distrain import verify as verification
+    from distrain.errors import ExitCode, LaunchError
+    from distrain.recipe import load_recipe
+
+    parts = procs.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise LaunchError(f"--procs {procs} is not a list of numbers of processes such as 1,2,4")
+    if device not in {"cpu", "cuda"}:
+        raise LaunchError(f"--device {device} is not known; take cpu or cuda")
+    resolved = load_recipe(recipe, overrides=overrides or [], data=data)
+    arguments = [recipe, *(f"--set={override}" for override in overrides or [])]
+    arguments += [] if data is None else [f"--data={data}"]
+    ways = verification.ways_to_train([int(part) for part in parts], is_exact=resolved.train.exact)
+    console = Console(highlight=False, quiet=as_json)
+    console.print(f"{resolved.name}: {steps} steps, in {len(ways)} ways")
+    findings: list[verification.Finding] = []
+    with tempfile.TemporaryDirectory(prefix="distrain-verify-") as folder:
+        first = None
+        for number, way in enumerate(ways):
+            with console.status(way.title):
+                run = verification.train(way, Path(folder) / str(number), arguments, steps=steps, device=device)
+            first = first or run
+            findings.append(verification.compare(way, run, first))
+            if number:
+                report.print_finding(console, findings[-1])
+    holds = all(finding.is_identical for finding in findings if finding.must_match)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))
+    console.print(
+        f"[bold green]the promise holds[/bold green], {_SCOPE[resolved.train.exact]}"
+        if holds
+        else "[bold red]the promise does not hold[/bold red]: please report it, with `distrain doctor` and the recipe",
+        soft_wrap=True,
+    )
+    raise typer.Exit(ExitCode.FINISHED if holds else ExitCode.FAILED)
+
+
+_SCOPE = {
+    True: "at every number of processes",
+    False: "at an equal number of processes; train.exact=true extends it to all",
+}

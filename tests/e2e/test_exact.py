@@ -1,0 +1,109 @@
+"""Exact mode gives the same bits at every number of processes, with resumes from any to any other."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xxhash
+
+from tests.command import distrain, fit, metrics, status
+from tests.e2e.test_resume import kill_after_checkpoint, start
+
+# BatchNorm, dropout, augmentation, clipping, a moving average, accumulation, and a smaller last window of five
+# micro-batches (1,438 = 14 x 96 + 94 samples), in six micro-batches a step.
+RECIPE = [
+    "digits",
+    "--set=train={epochs: 2, exact: true, micro_batch_size: 16, clip_norm: 0.5, ema_decay: 0.9}",
+    "--set=data.batch_size=96",
+    "--set=augment.train=[RandomCrop: {size: 8, padding: 1}]",
+    "--set=optimizer={name: adamw, lr: 0.002, weight_decay: 0.01}",
+    "--set=log.every_steps=4",
+    "--set=checkpoint.every_steps=5",
+]
+
+
+def facts(run: Path) -> dict[str, Any]:
+    """All that must be the same to the bit."""
+    found = status(run)
+    times = {"train/samples_per_s", "checkpoint/blocked_s"}
+    lines = [{k: v for k, v in record.items() if k not in times} for record in metrics(run)]
+    assert found["weights_digest"] and found["state_digest"]
+    return {"weights": found["weights_digest"], "state": found["state_digest"], "lines": lines}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("alone")
+    fit(*RECIPE, "--run=run", cwd=folder)
+    return facts(folder / "run")
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4, 6])
+def test_any_number_of_processes_gives_the_bits_of_one(tmp_path: Path, alone: dict[str, Any], processes: int) -> None:
+    done = fit(*RECIPE, f"--procs={processes}", "--run=run", cwd=tmp_path)
+    assert facts(tmp_path / "run") == alone
+    if processes == 4:
+        assert "6 micro-batches of 16 dealt to 4 processes, 2 at most to each" in done.out
+
+
+def test_run_killed_and_resumed_on_other_numbers_of_processes_gives_the_bits_of_one(
+    tmp_path: Path, alone: dict[str, Any]
+) -> None:
+    for processes, step in ((1, 5), (2, 10), (4, 15), (3, 20)):
+        process = start([*RECIPE, "--run=run", f"--procs={processes}"], tmp_path)
+        kill_after_checkpoint(process, tmp_path / "run", step=step, delay_s=0.0)
+    done = fit(*RECIPE, "--run=run", "--procs=1", cwd=tmp_path)
+    assert "bits may differ" not in done.out
+    found = status(tmp_path / "run")
+    assert [attempt["world_size"] for attempt in found["attempts"]] == [1, 2, 4, 3, 1]
+    assert facts(tmp_path / "run") == alone
+
+
+def test_plain_mode_does_not_give_the_bits_of_one(tmp_path: Path, alone: dict[str, Any]) -> None:
+    """So that the tests above are seen to test something."""
+    fit(*RECIPE, "--set=train.exact=false", "--procs=2", "--run=run", cwd=tmp_path)
+    assert facts(tmp_path / "run")["weights"] != alone["weights"]
+
+
+def test_other_threads_and_versions_are_said_to_change_bits(tmp_path: Path) -> None:
+    short = [*RECIPE, "--set=train.max_steps=10", "--run=run"]
+    kill_after_checkpoint(start(short, tmp_path), tmp_path / "run", step=5, delay_s=0.0)
+    newest = max((tmp_path / "run" / "checkpoints").glob("step-????????"))
+    state, manifest = newest / "state.json", newest / "MANIFEST.json"
+    written = json.loads(state.read_text())
+    written["rounding"] |= {"threads": 8, "torch": "2.0.0"}
+    state.write_text(json.dumps(written))
+    listed = json.loads(manifest.read_text())
+    digest = xxhash.xxh3_128(state.read_bytes()).hexdigest()
+    listed["files"]["state.json"] = {"bytes": state.stat().st_size, "xxh3_128": digest}
+    manifest.write_text(json.dumps(listed))
+    done = fit(*short, cwd=tmp_path)
+    assert "threads was 8 up to here and is 1 now: results stay as good, their bits may differ" in done.out
+    assert "torch was 2.0.0 up to here and is" in done.out
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (["--procs=7"], "train.exact deals 6 micro-batches of 16 to 7 processes; take 1 to 6 processes"),
+        (["--set=train.micro_batch_size=null"], "--set train.micro_batch_size=24"),
+        (["--set=data.batch_size=90"], "data.batch_size=90 does not divide into micro-batches of 16"),
+        (["--set=parallel.strategy=fsdp"], "train.exact and parallel.strategy=fsdp exclude each other"),
+    ],
+)
+def test_what_exact_mode_cannot_do_is_said_in_one_sentence(tmp_path: Path, change: list[str], sentence: str) -> None:
+    done = distrain("fit", *RECIPE, *change, "--run=run", cwd=tmp_path)
+    assert done.code == 2
+    assert sentence in done.err
+    assert len(done.err.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_verify_proves_the_promise(tmp_path: Path) -> None:
+    exact = ["--set=train.exact=true", "--set=train.micro_batch_size=16"]
+    done = distrain("verify", "digits", *exact, "--procs=1,2", "--steps=12", cwd=tmp_path)
+    assert done.code == 0, done.out + done.err
+    assert done.out.count("identical") == 3
+    assert "the promise holds, at every number of processes" in done.out
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,70 @@
+"""A loss that is not finite costs its batch, and not the run."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from tests.command import distrain, fit, metrics, status
+
+# Sample 100 is not a number: one batch of every epoch cannot be trained on.
+POISONED = """
+import torch
+
+class Samples(torch.utils.data.Dataset):
+    classes = ["dark", "bright"]
+
+    def __init__(self, count, poisoned):
+        generator = torch.Generator().manual_seed(count)
+        self.labels = torch.randint(2, (count,), generator=generator)
+        self.images = torch.rand(count, 1, 8, 8, generator=generator) + self.labels.view(-1, 1, 1, 1)
+        self.images[poisoned] = float("nan")
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return self.images[index], int(self.labels[index])
+
+def samples(split, path):
+    return Samples(400, [100]) if split == "train" else Samples(100, [])
+"""
+RECIPE = [
+    "digits",
+    "--set=data={source: 'poisoned:samples', batch_size: 20}",
+    "--set=augment={train: [], eval: []}",
+    "--set=train={epochs: 3, max_rollbacks: 3}",
+    "--set=log.every_steps=5",
+    "--set=checkpoint.every_steps=7",
+    "--run=run",
+]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_batch_whose_loss_is_not_finite_is_left_out_and_noted(tmp_path: Path, processes: int) -> None:
+    (tmp_path / "poisoned.py").write_text(POISONED)
+    done = fit(*RECIPE, f"--procs={processes}", cwd=tmp_path)
+    found = status(tmp_path / "run")
+    assert len(found["skipped_steps"]) == 3
+    assert [step // 20 for step in found["skipped_steps"]] == [0, 1, 2]
+    for step in found["skipped_steps"]:
+        assert done.out.count(f"warning: the loss of step {step} is not finite") == 1
+    records = metrics(tmp_path / "run")
+    assert [record["step"] for record in records] == sorted({record["step"] for record in records})
+    assert records[-1]["step"] == 60
+    assert all(math.isfinite(value) for record in records for value in record.values())
+    assert records[-1]["train/skipped_batches"] == 3
+    assert found["state"] == "finished"
+    assert found["last"]["val/top1"] > 0.9
+
+
+def test_training_that_does_not_get_on_fails_with_the_cause(tmp_path: Path) -> None:
+    (tmp_path / "poisoned.py").write_text(POISONED)
+    done = distrain("fit", *RECIPE, "--set=train.max_rollbacks=1", cwd=tmp_path)
+    assert done.code == 1
+    assert "is not finite" in done.out
+    assert "train.max_rollbacks=1" in done.out
+    assert "optimizer.lr" in done.out
+    found = status(tmp_path / "run")
+    assert found["state"] == "failed"
+    assert len(found["skipped_steps"]) == 1
