@@ -1,0 +1,38 @@
+"""Owns which tensors are the training, and their names: `model.<name>` and `optimizer.<parameter's name>.<key>`."""
+
+import torch
+import xxhash
+from torch import nn
+
+Tensors = dict[str, torch.Tensor]
+
+MODEL = "model."
+
+
+def gather_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
+    """Return all tensors of the training by name; they share their memory with the model and the optimizer."""
+    tensors = model_tensors(model)
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{optimizer_prefix(name)}{key}"] = value
+    return tensors
+
+
+def model_tensors(model: nn.Module) -> Tensors:
+    """Return the weights and buffers by the names that they have in a checkpoint."""
+    return {f"{MODEL}{name}": tensor for name, tensor in model.state_dict().items()}
+
+
+def optimizer_prefix(parameter_name: str) -> str:
+    """Return how the names of a parameter's optimizer state begin in a checkpoint."""
+    return f"optimizer.{parameter_name}."
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return the xxh3-128 digest of all weights and buffers, by name: equal digests are equal bits."""
+    digest = xxhash.xxh3_128()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
