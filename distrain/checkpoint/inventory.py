@@ -60,6 +60,10 @@ def choose(folder: Path, which: str) -> Path:
 def _read_evaluation(path: Path) -> Metrics | None:
     try:
         evaluation = json.loads((path / STATE).read_text())["evaluation"]
-        return {str(name): float(value) for name, value in evaluation.items()} if evaluation["val/top1"] >= 0 else None
+        return (
+            {str(name): float(value) for name, value in evaluation.items() if name != "step"}
+            if evaluation["val/top1"] >= 0
+            else None
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged, or not evaluated at this step
         return None

@@ -59,7 +59,7 @@ def read_model(path: Path) -> Tensors:
 
 def describe_tensors(path: Path) -> dict[str, tuple[list[int], str]]:
     """Return (shape, dtype) of every tensor of a checkpoint by its name; no tensor is read."""
-    described = _describe(_SafeReader(path)).items()
+    described = sorted(_describe(_SafeReader(path)).items())
     return {name: (list(entry.size), str(entry.properties.dtype).removeprefix("torch.")) for name, entry in described}
 
 

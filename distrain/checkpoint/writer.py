@@ -14,7 +14,10 @@ from typing import Any, Self, TypeVar
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from distrain import recipe
 from distrain.checkpoint.folder import committed, draft_path, final_path, remove
@@ -131,7 +134,7 @@ class Checkpointer:
         save_shards(
             tensors,
             # The tensors are on the host already: a writer that copies ahead would start CUDA in this thread.
-            storage_writer=FileSystemWriter(draft, sync_files=True, per_thread_copy_ahead=0),
+            storage_writer=_Writer(draft, sync_files=True, per_thread_copy_ahead=0),
             process_group=self._group,
             no_dist=self._group is None,
         )
@@ -185,6 +188,18 @@ class Checkpointer:
             if reason is not None:
                 raise _SaveFailed(reason)
         return [result for result, _ in outcomes]  # type: ignore[misc]  # None only where a reason stands beside it
+
+
+class _Writer(FileSystemWriter):
+    """DCP's writer, except that a full disk is called one: torch's archives hide it behind an error of their own."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        try:
+            return super().write_data(plan, planner)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 class _SaveFailed(Exception):  # noqa: N818 - it never leaves this module
