@@ -17,6 +17,9 @@ from torch import nn
 from distrain import checkpoint
 from distrain.average import WeightAverage
 from distrain.batching import solve_batching
+from distrain.checkpoint.load import load_tensors
+from distrain.checkpoint.tensors import Tensors, average_tensors, digest, gather_tensors, weights_digest
+from distrain.checkpoint.writer import Checkpointer
 from distrain.data.loader import Batch, BatchReader, read_batches
 from distrain.data.order import MicroBatch, TrainOrder, evaluation_order
 from distrain.data.sources import Source, open_sources
@@ -63,6 +66,7 @@ class Session:
     precision: Precision
     losses: LossMeter
     stopwatch: Stopwatch
+    checkpointer: Checkpointer
     shown_images: torch.Tensor
     bare_copy: nn.Module  # for the sinks: on the CPU, not wrapped for several processes
     skipped: frozenset[int]  # steps whose batch is left out, since its loss was not finite
@@ -92,13 +96,11 @@ def _train_once(recipe: Recipe, profile: Profile, run: RunDirectory, world: Worl
     first_step, best = resume(session)
     with Heart(run, _begin_attempt(session, first_step, best), enabled=world.is_main) as heart:
         history = rewind_metrics(run, first_step) if world.is_main else []
-        with Sinks(_opening(session, heart, history) if world.is_main else None) as sinks:
+        with Sinks(_opening(session, heart, history) if world.is_main else None) as sinks, session.checkpointer:
             is_complete = run_to_end(session, first_step, heart, sinks)
         if is_complete:
-            heart.status.weights_digest = checkpoint.digest_tensors(session.model.state_dict())
-            heart.status.state_digest = checkpoint.digest_tensors(
-                checkpoint.gather_tensors(session.model, session.optimizer, _averages(session))
-            )
+            heart.status.weights_digest = weights_digest(session.model)
+            heart.status.state_digest = digest(_tensors(session))
         heart.beat("finished" if is_complete else "stopped")
     return is_complete
 
@@ -148,6 +150,7 @@ def build_session(recipe: Recipe, profile: Profile, run: RunDirectory, world: Wo
         precision=Precision(recipe.precision, world.device),
         losses=LossMeter(order, world),
         stopwatch=Stopwatch(),
+        checkpointer=Checkpointer(run.checkpoints, config=recipe.checkpoint, world=world),
         shown_images=shown_images.cpu(),
         bare_copy=bare_copy,
         skipped=frozenset(run.read_status().skipped_steps),
@@ -180,14 +183,15 @@ def run_to_end(session: Session, first_step: int, heart: Heart, sinks: Sinks) ->
         step = boundary
 
         record = _record(session, step) if _is_due(session, step, recipe.log.every_steps, None) else {}
+        is_best = False
         if _is_due(session, step, recipe.eval.every_steps, recipe.eval.every_epochs):
             metrics = _evaluate(session)
             record |= {"step": step, "epoch": _epoch(session, step), **metrics}
-            _keep_best(heart.status, step, metrics)
+            is_best = _keep_best(heart.status, step, metrics)
         if record:
             sinks.write(record)  # before the checkpoint: a record that a resume would not repeat must be on disk
         must_stop = world.any_rank(session.run.stop.exists())
-        if must_stop or _is_due(session, step, recipe.checkpoint.every_steps, recipe.checkpoint.every_epochs):
+        if must_stop or _must_save(session, step, is_best=is_best):
             save(session, step, heart.status)
         if must_stop and step < session.total_steps:
             log.info("stopped on request at step %d", step)
@@ -232,6 +236,7 @@ def resume(session: Session) -> tuple[int, dict[str, float] | None]:
     found: checkpoint.Checkpoint | None = None
     if world.is_main:
         found, complaints = checkpoint.newest_good(run.checkpoints)
+        checkpoint.remove_drafts(run.checkpoints)
         for complaint in complaints:
             log.warning("%s", complaint)
         if found is not None:
@@ -241,10 +246,9 @@ def resume(session: Session) -> tuple[int, dict[str, float] | None]:
         log.info("starts at step 0 of %d", session.total_steps)
         return 0, None
     if found is None:
-        found = checkpoint.read(run.checkpoints, step)
-    checkpoint.load_tensors(
-        found, model=session.model, optimizer=session.optimizer, average=_averages(session), world=world
-    )
+        found = checkpoint.read(checkpoint.final_path(run.checkpoints, step))
+    averages = _averages(session)
+    load_tensors(found, model=session.model, optimizer=session.optimizer, others=averages, world=world)
     session.precision.load_state(found.state["loss_scale"])
     session.losses.settled = found.state["losses_since_record"]
     log.info("goes on from checkpoint %s at step %d of %d", found.path.name, step, session.total_steps)
@@ -252,23 +256,20 @@ def resume(session: Session) -> tuple[int, dict[str, float] | None]:
 
 
 def save(session: Session, step: int, status: Status) -> None:
-    """Write the checkpoint of `step`: with it, a run of any process goes on as if it had never ended."""
-    checkpoint.save(
-        session.run.checkpoints,
-        step=step,
-        model=session.model,
-        optimizer=session.optimizer,
-        average=_averages(session),
+    """Begin the checkpoint of `step`: with it, a run of any process goes on as if it had never ended."""
+    session.checkpointer.save(
+        step,
+        tensors=_tensors(session),
         state={
             "samples_seen": _num_samples(session.order, 0, step),
             "best": status.best,
+            "evaluation": status.last if status.last is not None and status.last["step"] == step else None,
             "loss_scale": session.precision.state(),
             "losses_since_record": session.losses.settled,
             "data": session.fingerprint,
+            "classes": list(session.train_reader.source.classes),
             "rounding": _rounding(session),
         },
-        keep_last=session.recipe.checkpoint.keep_last,
-        world=session.world,
     )
 
 
@@ -280,8 +281,12 @@ def seed_model_draws(seed: int, step: int, micro_batch: int, device: torch.devic
         torch.cuda.default_generators[device.index].manual_seed(value)
 
 
-def _averages(session: Session) -> dict[str, torch.Tensor]:
-    return {} if session.average is None else session.average.tensors
+def _tensors(session: Session) -> Tensors:
+    return {**gather_tensors(session.model, session.optimizer), **_averages(session)}
+
+
+def _averages(session: Session) -> Tensors:
+    return {} if session.average is None else average_tensors(session.average.tensors)
 
 
 def _set_determinism(recipe: Recipe) -> None:
@@ -356,6 +361,15 @@ def _next_boundary(session: Session, step: int) -> int:
     return min(session.total_steps, *((step // interval + 1) * interval for interval in intervals))
 
 
+def _must_save(session: Session, step: int, *, is_best: bool) -> bool:
+    config = session.recipe.checkpoint
+    return (
+        _is_due(session, step, config.every_steps, config.every_epochs)
+        or (is_best and config.keep_best)
+        or session.checkpointer.is_overdue()
+    )
+
+
 def _is_due(session: Session, step: int, every_steps: int | None, every_epochs: int | None) -> bool:
     return (
         step == session.total_steps
@@ -370,6 +384,8 @@ def _record(session: Session, step: int) -> Record:
         record["train/loss"] = session.losses.take_mean()
     record["train/lr"] = session.recipe.optimizer.lr * session.schedule(step - 1)
     record["train/samples_per_s"] = session.stopwatch.take_rate()
+    if (blocked_s := session.checkpointer.take_blocked_s()) is not None:
+        record["checkpoint/blocked_s"] = blocked_s
     if skipped := [left_out for left_out in session.skipped if left_out < step]:
         record["train/skipped_batches"] = len(skipped)
     return record
@@ -432,10 +448,12 @@ def _evaluate(session: Session) -> Record:
         )
 
 
-def _keep_best(status: Status, step: int, metrics: Record) -> None:
+def _keep_best(status: Status, step: int, metrics: Record) -> bool:
     status.last = {"step": step, **metrics}
-    if status.best is None or metrics["val/top1"] > status.best["val/top1"]:
+    is_best = status.best is None or metrics["val/top1"] > status.best["val/top1"]
+    if is_best:
         status.best = status.last
+    return is_best
 
 
 def _epoch(session: Session, step: int) -> float:

@@ -167,7 +167,11 @@ class Checkpoint(Section):
 
     every_epochs: int | None = Field(1, gt=0, description="epochs between two checkpoints; null: not by epochs")
     every_steps: int | None = Field(None, gt=0, description="steps between two checkpoints; null: not by steps")
+    every_minutes: Positive | None = Field(None, description="minutes between two checkpoints; null: not by the clock")
+    asynchronous: bool = Field(default=True, description="write in the background; false holds up the training")
     keep_last: int = Field(2, gt=0, description="how many of the newest checkpoints stay")
+    keep_best: bool = Field(default=True, description="write and keep one at the evaluation with the best val/top1")
+    keep_every_steps: int | None = Field(None, gt=0, description="checkpoints of multiples of this stay for ever")
 
 
 class Log(Section):

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from distrain.batching import Batching
+from distrain.checkpoint import committed
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile
 from distrain.recipe import Recipe
@@ -159,7 +160,7 @@ def print_run(console: Console, run: RunDirectory) -> None:
     if records:
         curve = "".join(_BARS[round(record["val/top1"] * (len(_BARS) - 1))] for record in records[-60:])
         console.print(f"top-1       {curve}  (0 to 100%, {len(records)} evaluations)")
-    names = ", ".join(path.name for path in sorted(run.checkpoints.glob("step-*"))) or "none yet"
+    names = ", ".join(path.name for path in committed(run.checkpoints)) or "none yet"
     console.print(f"checkpoints {names}", soft_wrap=True)
     console.print(f"directory   {run.path}", markup=False, soft_wrap=True)
 

@@ -160,5 +160,9 @@ def write_atomically(path: Path, text: str) -> None:
     """Write `text` beside `path`, then rename it there: readers see the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError:  # a full disk: what was written of the draft would take up room
+        draft.unlink(missing_ok=True)
+        raise

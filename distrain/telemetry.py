@@ -1,5 +1,6 @@
 """Owns what a run says of itself: losses kept on the device until they are read, throughput, and the heartbeat."""
 
+import logging
 import math
 import threading
 import time
@@ -14,6 +15,8 @@ from distrain.rundir import RunDirectory, State, Status
 from distrain.world import World
 
 HEARTBEAT_S = 1.0
+
+log = logging.getLogger(__name__)
 
 
 class LossMeter:
@@ -92,6 +95,7 @@ class Heart:
         self._enabled = enabled
         self._started = time.monotonic()
         self._earlier_seconds = status.train_seconds
+        self._is_behind = False  # whether the newest status could not be written
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="distrain-heart", daemon=True)
@@ -126,7 +130,16 @@ class Heart:
             if status.state in {"finished", "failed", "stopped"}:
                 attempt.ended = now
             if self._enabled:
-                self._run.write_status(status)
+                self._write(status)
+
+    def _write(self, status: Status) -> None:
+        try:
+            self._run.write_status(status)
+            self._is_behind = False
+        except OSError as error:  # a full disk: the next beat tries again
+            if not self._is_behind:
+                log.warning("%s could not be written: %s; training goes on", self._run.status, error.strerror)
+            self._is_behind = True
 
     def _beat(self) -> None:
         while not self._over.wait(HEARTBEAT_S):

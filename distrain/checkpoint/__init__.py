@@ -1,0 +1,29 @@
+"""Checkpoints: written whole or not at all, verified before they are read, and never able to run code.
+
+A checkpoint is a folder `step-N`: the tensors in shards of torch.distributed.checkpoint, `state.json` with everything
+that is a number or a word, and MANIFEST.json with the size and the digest of every other file. It is written as
+`step-N.tmp` and renamed once it is whole and on disk; only renamed folders are ever read.
+
+The names here need no torch. What touches tensors is imported from its own module: `tensors` (what is saved), `staging`
+and `writer` (saving), `load` (reading), `consolidate` (one file for other programs).
+"""
+
+from distrain.checkpoint.folder import Checkpoint, committed, final_path, read, remove, remove_drafts
+from distrain.checkpoint.inventory import Entry, choose, take_inventory
+from distrain.checkpoint.retention import superfluous
+from distrain.checkpoint.verify import find_fault, newest_good
+
+__all__ = [
+    "Checkpoint",
+    "Entry",
+    "choose",
+    "committed",
+    "final_path",
+    "find_fault",
+    "newest_good",
+    "read",
+    "remove",
+    "remove_drafts",
+    "superfluous",
+    "take_inventory",
+]

@@ -1,0 +1,69 @@
+"""Owns what is known of a run's checkpoints without reading a tensor: step, size, age, evaluation, which is best."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from distrain.checkpoint.folder import STATE, committed, step_of
+from distrain.errors import RunError
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One committed checkpoint; `evaluation` holds the metrics of the evaluation at its step, if there was one."""
+
+    path: Path
+    step: int
+    num_bytes: int
+    written: float  # seconds since the epoch
+    evaluation: Metrics | None
+
+
+def take_inventory(folder: Path) -> list[Entry]:
+    """Return the committed checkpoints below `folder`, the oldest first; nothing in them is verified."""
+    return [
+        Entry(
+            path=path,
+            step=step_of(path),
+            num_bytes=sum(file.stat().st_size for file in path.iterdir()),
+            written=path.stat().st_mtime,
+            evaluation=_read_evaluation(path),
+        )
+        for path in committed(folder)
+    ]
+
+
+def best_step(evaluations: list[tuple[int, Metrics | None]]) -> int | None:
+    """Return the step with the highest `val/top1`, the first of equals; None where no step was evaluated."""
+    ranked = [(-metrics["val/top1"], step) for step, metrics in evaluations if metrics is not None]
+    return min(ranked)[1] if ranked else None
+
+
+def choose(folder: Path, which: str) -> Path:
+    """Return the checkpoint that `which` names: a step, `best` or `last`; raises `RunError` where there is none."""
+    entries = take_inventory(folder)
+    if not entries:
+        raise RunError(f"there is no checkpoint in {folder}")
+    best = best_step([(entry.step, entry.evaluation) for entry in entries])
+    if which == "best" and best is None:
+        raise RunError(f"no checkpoint in {folder} was evaluated, so none is the best; take `last` or a step")
+    wanted = {"best": str(best), "last": str(entries[-1].step)}.get(which, which)
+    for entry in entries:
+        if str(entry.step) == wanted:
+            return entry.path
+    steps = ", ".join(str(entry.step) for entry in entries)
+    raise RunError(f"there is no checkpoint {which!r} in {folder}; take best, last, or one of {steps}")
+
+
+def _read_evaluation(path: Path) -> Metrics | None:
+    try:
+        evaluation = json.loads((path / STATE).read_text())["evaluation"]
+        return (
+            {str(name): float(value) for name, value in evaluation.items() if name != "step"}
+            if evaluation["val/top1"] >= 0
+            else None
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged, or not evaluated at this step
+        return None

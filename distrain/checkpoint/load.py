@@ -1,0 +1,168 @@
+"""Owns reading the tensors of a checkpoint, on any number of processes, without ever running code that it names."""
+
+import pickle
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+
+from distrain.checkpoint.folder import METADATA, Checkpoint
+from distrain.checkpoint.tensors import AVERAGE, MODEL, Tensors, model_tensors, optimizer_prefix
+from distrain.checkpoint.verify import read_manifest
+from distrain.errors import CheckpointError
+from distrain.world import World
+
+
+def load_tensors(
+    checkpoint: Checkpoint,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    others: Tensors | None = None,
+    world: World,
+) -> None:
+    """Read the weights, buffers and optimizer state of a verified checkpoint into model and optimizer, in place.
+
+    `others` are further tensors to read, by their names in the checkpoint. Raises `CheckpointError` where the
+    checkpoint does not hold what the model needs, or names what could run code.
+    """
+    reader = _SafeReader(checkpoint.path)
+    stored = reader.read_metadata().state_dict_metadata
+    tensors = {**model_tensors(model), **(others or {})}
+    if missing := [name for name in tensors if name not in stored]:
+        raise CheckpointError(f"checkpoint {checkpoint.path} lacks {missing[0]}")
+    for name, parameter in model.named_parameters():
+        prefix = optimizer_prefix(name)
+        for key in [key for key in stored if key.startswith(prefix)]:
+            entry = stored[key]
+            assert isinstance(entry, TensorStorageMetadata)
+            if entry.size == parameter.shape:
+                value = torch.zeros_like(parameter, dtype=entry.properties.dtype)
+            else:  # a step count: fused optimizers keep it with the parameter, as it was saved
+                value = torch.zeros(entry.size, dtype=entry.properties.dtype, device=parameter.device)
+            tensors[key] = value
+            optimizer.state[parameter][key.removeprefix(prefix)] = value
+    _read_into(tensors, reader, no_dist=world.size == 1)
+
+
+def read_model(path: Path) -> Tensors:
+    """Return the weights and buffers of a verified checkpoint by their names in the plain model, whole and on the CPU.
+
+    Moving averages take the place of what they are averages of, as in evaluation. Raises `CheckpointError` as
+    `load_tensors` does.
+    """
+    reader = _SafeReader(path)
+    stored = _describe(reader)
+    averaged = {f"{MODEL}{name.removeprefix(AVERAGE)}" for name in stored if name.startswith(AVERAGE)}
+    described = {name: e for name, e in stored.items() if name.startswith((MODEL, AVERAGE)) and name not in averaged}
+    tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in described.items()}
+    _read_into(tensors, reader, no_dist=True)
+    return {name.removeprefix(MODEL).removeprefix(AVERAGE): tensor for name, tensor in tensors.items()}
+
+
+def describe_tensors(path: Path) -> dict[str, tuple[list[int], str]]:
+    """Return (shape, dtype) of every tensor of a checkpoint by its name; no tensor is read."""
+    described = sorted(_describe(_SafeReader(path)).items())
+    return {name: (list(entry.size), str(entry.properties.dtype).removeprefix("torch.")) for name, entry in described}
+
+
+def _describe(reader: "_SafeReader") -> dict[str, TensorStorageMetadata]:
+    stored = reader.read_metadata().state_dict_metadata
+    return {name: entry for name, entry in stored.items() if isinstance(entry, TensorStorageMetadata)}
+
+
+def _read_into(tensors: Tensors, reader: "_SafeReader", *, no_dist: bool) -> None:
+    try:
+        with _one_process_is_meant():
+            load_shards(tensors, storage_reader=reader, no_dist=no_dist)
+    except (OSError, CheckpointException) as error:
+        raise CheckpointError(f"checkpoint {reader.path} could not be read: {reason_of(error)}") from error
+
+
+def reason_of(error: OSError | CheckpointException) -> str:
+    """Return in a few words why a save or a load failed; of several ranks' reasons, the plainest."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    for failure, _ in error.failures.values():
+        if isinstance(failure, OSError):
+            return failure.strerror or str(failure)
+    failures = [failure for failure, _ in error.failures.values()]
+    if any(isinstance(failure, pickle.UnpicklingError) for failure in failures):  # torch advises to switch it off
+        return "a shard holds more than tensors, which could run code; refused"
+    first = failures[0]
+    return f"{type(first).__name__}: {(str(first).splitlines() or [''])[0]}"
+
+
+@contextmanager
+def _one_process_is_meant() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
+
+
+class _SafeReader(FileSystemReader):
+    """DCP's reader, except that its pickled metadata may only name the classes that DCP itself writes there.
+
+    The shards hold one `torch.save` a tensor, which DCP reads with `weights_only=True`; the only entries that it would
+    unpickle freely are those that the metadata calls bytes, and that class is not among the allowed ones.
+    """
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002 - DCP's own signature
+        file = Path(self.path) / METADATA
+        try:
+            with file.open("rb") as stream:
+                metadata = _MetadataUnpickler(stream).load()
+        except CheckpointError as error:
+            raise CheckpointError(f"{file} {error}") from None
+        except Exception as error:  # a pickle that is not one fails in many ways
+            raise CheckpointError(f"{file} cannot be read: {type(error).__name__}") from error
+        if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
+            raise CheckpointError(f"{file} holds no metadata of a checkpoint")
+        known = read_manifest(Path(self.path)).keys()
+        if strange := {info.relative_path for info in metadata.storage_data.values()} - known:
+            raise CheckpointError(f"{file} names files that have no digest: {', '.join(sorted(strange))}; refused")
+        if metadata.storage_meta is None:
+            metadata.storage_meta = StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Unpickles DCP's metadata and refuses every other class or function, since a pickle can name any of them."""
+
+    ALLOWED = frozenset(
+        {
+            ("torch.distributed.checkpoint.metadata", "Metadata"),
+            ("torch.distributed.checkpoint.metadata", "MetadataIndex"),
+            ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
+            ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"),
+            ("torch.distributed.checkpoint.metadata", "TensorProperties"),
+            ("torch.distributed.checkpoint.metadata", "StorageMeta"),
+            ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
+            ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+            ("torch", "Size"),
+            ("torch.serialization", "_get_layout"),
+            ("collections", "OrderedDict"),
+            ("pathlib", "PosixPath"),  # the folder it was written to
+            ("pathlib._local", "PosixPath"),  # the same in Python 3.13
+        }
+    )
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return an allowed class; a dtype is an attribute of torch that is one."""
+        if (module, name) in self.ALLOWED:
+            return super().find_class(module, name)
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        raise CheckpointError(f"names {module}.{name}, which could run code; refused")

@@ -1,0 +1,57 @@
+"""Owns which tensors are the training, and their names.
+
+`model.<name>`, `optimizer.<parameter's name>.<key>`, and `average.<name>` where the recipe keeps moving averages.
+"""
+
+import torch
+import xxhash
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+Tensors = dict[str, torch.Tensor]
+
+MODEL = "model."
+AVERAGE = "average."
+
+
+def gather_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
+    """Return all tensors of the training by name; they share their memory with the model and the optimizer."""
+    tensors = model_tensors(model)
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{optimizer_prefix(name)}{key}"] = value
+    return tensors
+
+
+def model_tensors(model: nn.Module) -> Tensors:
+    """Return the weights and buffers by the names that they have in a checkpoint."""
+    return {f"{MODEL}{name}": tensor for name, tensor in model.state_dict().items()}
+
+
+def optimizer_prefix(parameter_name: str) -> str:
+    """Return how the names of a parameter's optimizer state begin in a checkpoint."""
+    return f"optimizer.{parameter_name}."
+
+
+def average_tensors(averages: Tensors) -> Tensors:
+    """Return the moving averages by the names that they have in a checkpoint."""
+    return {f"{AVERAGE}{name}": tensor for name, tensor in averages.items()}
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return the digest of all weights and buffers."""
+    return digest(model.state_dict())
+
+
+def digest(tensors: Tensors) -> str:
+    """Return the xxh3-128 digest of tensors by name: equal digests are equal bits.
+
+    All ranks call it together, since a sharded tensor is gathered.
+    """
+    hashed = xxhash.xxh3_128()
+    for name, tensor in sorted(tensors.items()):
+        hashed.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}".encode())
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        hashed.update(whole.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()

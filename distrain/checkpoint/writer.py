@@ -1,0 +1,206 @@
+"""Owns saving: training waits while the tensors are copied to the host, a thread of its own does the rest."""
+
+import json
+import logging
+import shutil
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.state_dict_saver import save as save_shards
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from distrain import recipe
+from distrain.checkpoint.folder import committed, draft_path, final_path, remove
+from distrain.checkpoint.inventory import take_inventory
+from distrain.checkpoint.load import reason_of
+from distrain.checkpoint.retention import superfluous
+from distrain.checkpoint.staging import Stager
+from distrain.checkpoint.tensors import Tensors
+from distrain.checkpoint.verify import Manifest, commit, describe_files
+from distrain.errors import CheckpointError
+from distrain.world import World
+
+FAILING_WAIT_S = 60.0  # a run that fails gives the save under way this long to reach the disk
+MEBIBYTE = 2**20
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Checkpointer:
+    """Writes the checkpoints of a run, one at a time. All ranks make the same calls in the same order.
+
+    A save that fails, on whatever rank, leaves the older checkpoints as they are; rank 0 warns, and training goes on.
+    Leaving the context waits for the save under way and raises `CheckpointError` if the last one failed. The ranks'
+    threads talk over a process group of their own, so that a save never mixes with what training sends.
+    """
+
+    def __init__(self, folder: Path, *, config: recipe.Checkpoint, world: World) -> None:
+        self._folder = folder
+        self._config = config
+        self._world = world
+        self._group: dist.ProcessGroup | None = None
+        if world.size > 1:
+            self._group = dist.new_group(backend="gloo")  # type: ignore[assignment]  # every rank is a member
+        self._stager = Stager()
+        self._thread: threading.Thread | None = None
+        self._failure: str | None = None  # why the newest save did not succeed
+        self._error: BaseException | None = None  # what nobody expected, for the training's thread to raise
+        self._blocked_s: float | None = None
+        self._began = time.monotonic()  # the newest save, or the run
+        if world.size == 1:  # not around the call: what a thread changes of warnings, it changes for all threads
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+
+    def save(self, step: int, *, tensors: Tensors, state: dict[str, Any]) -> None:
+        """Begin to write checkpoint `step-N`, once the save before it is done; both may change after this returns."""
+        started = time.perf_counter()
+        self.wait()
+        self._began = time.monotonic()
+        text = json.dumps({"step": step, **state}, indent=1)
+        num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        arguments = (step, self._stager.stage(tensors), text, num_bytes)
+        self._thread = threading.Thread(target=self._write, args=arguments, name="distrain-checkpoint", daemon=True)
+        self._thread.start()
+        if not self._config.asynchronous:
+            self.wait()
+        self._blocked_s = (self._blocked_s or 0.0) + time.perf_counter() - started
+
+    def wait(self) -> None:
+        """Wait for the save under way, if there is one."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            raise self._error
+
+    def take_blocked_s(self) -> float | None:
+        """Return the seconds that saves have held up the training since the last call; None if there was none."""
+        blocked_s, self._blocked_s = self._blocked_s, None
+        return blocked_s
+
+    def is_overdue(self) -> bool:
+        """Return on every rank whether `checkpoint.every_minutes` have gone by on rank 0's clock since a save began."""
+        if self._config.every_minutes is None:
+            return False
+        elapsed_s = time.monotonic() - self._began
+        return self._world.any_rank(self._world.is_main and elapsed_s >= 60 * self._config.every_minutes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        if kind is None:
+            self.wait()
+            if self._failure is not None:
+                raise CheckpointError(self._failure)
+        elif issubclass(kind, Exception) and self._thread is not None:
+            self._thread.join(FAILING_WAIT_S)
+
+    def _write(self, step: int, tensors: Tensors, state: str, num_bytes: int) -> None:
+        """Write one checkpoint, in the thread."""
+        try:
+            self._failure = self._write_together(step, tensors, state, num_bytes)
+        except BaseException as error:  # noqa: BLE001 - it is raised again where the training runs
+            self._error = error
+
+    def _write_together(self, step: int, tensors: Tensors, state: str, num_bytes: int) -> str | None:
+        draft, final = draft_path(self._folder, step), final_path(self._folder, step)
+        try:
+            self._together(lambda: self._begin(draft))
+            self._together(lambda: self._save_shards(draft, tensors))
+            parts = self._together(lambda: describe_files(sorted(draft.glob(f"__{self._world.rank}_*"))))
+            shards = {name: entry for part in parts for name, entry in part.items()}
+            self._together(lambda: self._finish(draft, final, state, shards))
+        except _SaveFailed as failure:
+            return self._tell_failure(step, str(failure), num_bytes)
+        return None
+
+    def _begin(self, draft: Path) -> None:
+        if self._world.is_main:
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+
+    def _save_shards(self, draft: Path, tensors: Tensors) -> None:
+        save_shards(
+            tensors,
+            # The tensors are on the host already: a writer that copies ahead would start CUDA in this thread.
+            storage_writer=_Writer(draft, sync_files=True, per_thread_copy_ahead=0),
+            process_group=self._group,
+            no_dist=self._group is None,
+        )
+
+    def _finish(self, draft: Path, final: Path, state: str, shards: Manifest) -> None:
+        if self._world.is_main:
+            commit(draft, final, state=state, shards=shards)
+            self._remove_superfluous()
+
+    def _remove_superfluous(self) -> None:
+        config = self._config
+        try:
+            for entry in superfluous(
+                take_inventory(self._folder),
+                keep_last=config.keep_last,
+                keep_best=config.keep_best,
+                keep_every_steps=config.keep_every_steps,
+            ):
+                remove(entry.path)
+        except OSError as error:
+            log.warning("an old checkpoint in %s could not be deleted: %s", self._folder, error)
+
+    def _tell_failure(self, step: int, reason: str, num_bytes: int) -> str:
+        """Remove what was written, warn on rank 0, and return on every rank the same sentence for a run that ends."""
+        draft = draft_path(self._folder, step)
+        if self._world.is_main:
+            shutil.rmtree(draft, ignore_errors=True)
+        self._together(lambda: None)  # the free space is the same on all ranks once the draft is gone
+        free = shutil.disk_usage(self._folder).free if self._folder.is_dir() else 0
+        older = committed(self._folder)
+        newest = f"the newest checkpoint is {older[-1].name}" if older else "there is no older checkpoint"
+        sentence = (
+            f"checkpoint {draft.stem} could not be written: {reason}; it needs {num_bytes / MEBIBYTE:.1f} MiB, "
+            f"{free / MEBIBYTE:.1f} MiB are free in {self._folder}"
+        )
+        if self._world.is_main:
+            log.warning("%s; %s", sentence, newest)
+        return f"{sentence}; the weights are safe in {older[-1]}" if older else f"{sentence}; {newest}"
+
+    def _together(self, work: Callable[[], T]) -> list[T]:
+        """Do `work` and return what it gave on every rank; raises `_SaveFailed` on all ranks where it failed on one."""
+        outcome: tuple[T | None, str | None]
+        try:
+            outcome = work(), None
+        except (OSError, CheckpointException) as error:
+            outcome = None, reason_of(error)
+        outcomes = [outcome] * self._world.size
+        if self._group is not None:
+            dist.all_gather_object(outcomes, outcome, group=self._group)
+        for _, reason in outcomes:
+            if reason is not None:
+                raise _SaveFailed(reason)
+        return [result for result, _ in outcomes]  # type: ignore[misc]  # None only where a reason stands beside it
+
+
+class _Writer(FileSystemWriter):
+    """DCP's writer, except that a full disk is called one: torch's archives hide it behind an error of their own."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        try:
+            return super().write_data(plan, planner)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
+class _SaveFailed(Exception):  # noqa: N818 - it never leaves this module
+    """A save failed on some rank; every rank raises it at the same place."""

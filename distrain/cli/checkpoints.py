@@ -1,0 +1,192 @@
+"""`distrain checkpoints`: what a run has saved, whether it is whole, and one file of it for other programs."""
+
+import json
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from distrain.errors import ExitCode, RunError
+
+if TYPE_CHECKING:
+    from distrain.checkpoint import Entry
+    from distrain.rundir import RunDirectory
+
+MEBIBYTE = 2**20
+LONGEST_SHOWN = 10  # numbers or names of a list in state.json
+
+app = typer.Typer(help="List, verify, show, prune and export the checkpoints of a run.", no_args_is_help=True)
+
+Reference = Annotated[str, typer.Argument(metavar="RUN", help="A run's path, name, beginning of it, or `last`.")]
+Root = Annotated[Path, typer.Option("--root", help="The folder that holds the runs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("list")
+def list_checkpoints(reference: Reference, root: Root = Path("runs"), as_json: AsJson = False) -> None:
+    """List the checkpoints of a run, the oldest first; nothing is verified."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from distrain import checkpoint
+    from distrain.report import duration
+
+    run = _find(reference, root)
+    rows = _facts(checkpoint.take_inventory(run.checkpoints))
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    table = Table(box=None, header_style="bold")
+    for column in ("step", "size", "age", "val loss", "top-1", ""):
+        table.add_column(column, no_wrap=True, justify="right")
+    for row in rows:
+        evaluation = row["evaluation"]
+        table.add_row(
+            str(row["step"]),
+            f"{row['bytes'] / MEBIBYTE:.1f} MiB",
+            duration(max(0.0, time.time() - row["written"])),
+            *(("-", "-") if evaluation is None else (f"{evaluation['val/loss']:.4f}", f"{evaluation['val/top1']:.2%}")),
+            "best" if row["best"] else "",
+        )
+    console = Console(highlight=False)
+    console.print(table if rows else f"no checkpoints in {run.checkpoints}", soft_wrap=True)
+    if bad := sorted(path.name for path in run.checkpoints.glob("quarantine/step-*")):
+        console.print(f"quarantined: {', '.join(bad)}", soft_wrap=True)
+
+
+@app.command("verify")
+def verify(
+    reference: Reference,
+    which: Annotated[str | None, typer.Argument(metavar="[STEP|best|last]", help="All of them if left out.")] = None,
+    root: Root = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Read every byte and compare it with its digest; exit code 1 if a checkpoint is bad. Nothing is moved."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from distrain import checkpoint
+
+    run = _find(reference, root)
+    entries = checkpoint.take_inventory(run.checkpoints)
+    chosen = checkpoint.choose(run.checkpoints, which or "last")
+    entries = [entry for entry in entries if which is None or entry.path == chosen]
+    faults: dict[str, str | None] = {}
+    console = Console(stderr=True, highlight=False)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        for entry in entries:
+            task = progress.add_task(entry.path.name, total=entry.num_bytes)
+            faults[entry.path.name] = checkpoint.find_fault(entry.path, advance=partial(progress.advance, task))
+    if as_json:
+        typer.echo(json.dumps([{"checkpoint": name, "fault": fault} for name, fault in faults.items()], indent=1))
+    else:
+        for name, fault in faults.items():
+            typer.echo(f"{name}  {'good' if fault is None else f'BAD: {fault}'}")
+    raise typer.Exit(ExitCode.FAILED if any(faults.values()) else ExitCode.FINISHED)
+
+
+@app.command("show")
+def show(
+    reference: Reference,
+    which: Annotated[str, typer.Argument(metavar="[STEP|best|last]")] = "last",
+    root: Root = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Show the state of a checkpoint, and the shape and type of every tensor in it."""
+    from distrain import checkpoint
+    from distrain.checkpoint.load import describe_tensors
+    from distrain.errors import CheckpointError
+
+    path = checkpoint.choose(_find(reference, root).checkpoints, which)
+    if fault := checkpoint.find_fault(path):
+        raise CheckpointError(f"checkpoint {path} cannot be shown: {fault}")
+    state = checkpoint.read(path).state
+    tensors = describe_tensors(path)
+    if as_json:
+        shown = {name: {"shape": shape, "dtype": dtype} for name, (shape, dtype) in tensors.items()}
+        typer.echo(json.dumps({"checkpoint": str(path), "state": state, "tensors": shown}, indent=1))
+        return
+    typer.echo(str(path))
+    for name, value in state.items():
+        typer.echo(f"{name:<20} {_shortened(value)}")
+    for name, (shape, dtype) in tensors.items():
+        typer.echo(f"{dtype:<9} {'x'.join(map(str, shape)) or 'scalar':<16} {name}")
+
+
+@app.command("prune")
+def prune(
+    reference: Reference,
+    keep_last: Annotated[int, typer.Option("--keep-last", min=1, help="How many of the newest stay.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted, and delete nothing.")] = False,
+    root: Root = Path("runs"),
+) -> None:
+    """Delete older checkpoints; the best and every n-th stay as the run's recipe says. Not while the run trains."""
+    from distrain import checkpoint
+    from distrain.recipe import read_recipe
+
+    run = _find(reference, root)
+    config = read_recipe(run.recipe).checkpoint
+    with run.locked():
+        going = checkpoint.superfluous(
+            checkpoint.take_inventory(run.checkpoints),
+            keep_last=keep_last,
+            keep_best=config.keep_best,
+            keep_every_steps=config.keep_every_steps,
+        )
+        for entry in going:
+            if not dry_run:
+                checkpoint.remove(entry.path)
+            typer.echo(f"{'would delete' if dry_run else 'deleted'} {entry.path.name}")
+    if not going:
+        typer.echo("nothing to delete")
+
+
+@app.command("consolidate")
+def consolidate(
+    reference: Reference,
+    target: Annotated[list[str], typer.Argument(metavar="[STEP|best|last] OUT.safetensors", help="last if left out.")],
+    root: Root = Path("runs"),
+) -> None:
+    """Write the model of a checkpoint as one safetensors file that the plain model loads with strict=True."""
+    if len(target) > 2:
+        raise RunError(f"{' '.join(target)} is too much; give a step, best or last, and one file")
+    from distrain import checkpoint
+    from distrain.checkpoint.consolidate import consolidate as write
+    from distrain.recipe import read_recipe
+
+    run = _find(reference, root)
+    path = checkpoint.choose(run.checkpoints, target[0] if len(target) == 2 else "last")
+    file = Path(target[-1]).expanduser()
+    num_bytes = write(path, file, recipe_name=read_recipe(run.recipe).name)
+    typer.echo(f"wrote {file}: the model of {path.name}, {num_bytes / MEBIBYTE:.1f} MiB")
+
+
+def _find(reference: str, root: Path) -> "RunDirectory":
+    from distrain import runs
+
+    return runs.find_run(reference, root)
+
+
+def _facts(entries: list["Entry"]) -> list[dict[str, Any]]:
+    from distrain.checkpoint.inventory import best_step
+
+    best = best_step([(entry.step, entry.evaluation) for entry in entries])
+    return [
+        {
+            "step": entry.step,
+            "path": str(entry.path),
+            "bytes": entry.num_bytes,
+            "written": entry.written,
+            "evaluation": entry.evaluation,
+            "best": entry.step == best,
+        }
+        for entry in entries
+    ]
+
+
+def _shortened(value: Any) -> str:
+    if isinstance(value, list) and len(value) > LONGEST_SHOWN:
+        return f"{json.dumps(value[:LONGEST_SHOWN])[:-1]}, ...] ({len(value)})"
+    return json.dumps(value)

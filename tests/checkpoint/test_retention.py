@@ -1,0 +1,60 @@
+"""Which checkpoints stay, as a pure function of their steps and evaluations."""
+
+from pathlib import Path
+
+import pytest
+
+from distrain.checkpoint.inventory import Metrics, best_step, choose
+from distrain.checkpoint.retention import steps_to_keep
+from distrain.errors import RunError
+from tests.checkpoint.making import make, save
+
+
+def evaluations(**accuracy: float) -> list[tuple[int, Metrics | None]]:
+    """Steps 10 to 60, some with an evaluation: s20=0.5 says that step 20 has an accuracy of 0.5."""
+    steps = range(10, 70, 10)
+    return [(step, {"val/top1": accuracy[f"s{step}"]} if f"s{step}" in accuracy else None) for step in steps]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "keep_last", "keep_best", "keep_every_steps", "kept"),
+    [
+        ({}, 1, True, None, {60}),
+        ({}, 2, True, None, {50, 60}),
+        ({}, 99, False, None, {10, 20, 30, 40, 50, 60}),
+        ({"s20": 0.5}, 1, True, None, {20, 60}),
+        ({"s20": 0.5}, 1, False, None, {60}),
+        ({"s20": 0.5, "s40": 0.7}, 1, True, None, {40, 60}),
+        ({"s20": 0.7, "s40": 0.7, "s60": 0.6}, 2, True, None, {20, 50, 60}),
+        ({"s60": 0.0}, 1, True, None, {60}),
+        ({}, 1, True, 20, {20, 40, 60}),
+        ({"s10": 0.5}, 1, True, 30, {10, 30, 60}),
+        ({}, 1, True, 7, {60}),
+    ],
+)
+def test_last_k_best_and_every_nth_stay(
+    accuracy: dict[str, float], keep_last: int, keep_best: bool, keep_every_steps: int | None, kept: set[int]
+) -> None:
+    found = evaluations(**accuracy)
+    for order in (found, found[::-1]):
+        assert kept == steps_to_keep(order, keep_last=keep_last, keep_best=keep_best, keep_every_steps=keep_every_steps)
+
+
+def test_nothing_is_kept_of_nothing() -> None:
+    assert steps_to_keep([], keep_last=3, keep_best=True, keep_every_steps=2) == set()
+    assert best_step([]) is None
+
+
+def test_checkpoint_is_chosen_by_step_best_or_last(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="there is no checkpoint in"):
+        choose(tmp_path, "last")
+    model, optimizer = make()
+    for step in (5, 7):
+        save(tmp_path, model, optimizer, step)
+    assert choose(tmp_path, "5").name == "step-00000005"
+    assert choose(tmp_path, "last").name == "step-00000007"
+    with pytest.raises(RunError, match=r"no checkpoint in .* was evaluated"):
+        choose(tmp_path, "best")
+    for wrong in ("6", "first", "-5"):
+        with pytest.raises(RunError, match=f"no checkpoint '{wrong}' in .*; take best, last, or one of 5, 7"):
+            choose(tmp_path, wrong)

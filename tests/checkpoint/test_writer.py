@@ -1,0 +1,239 @@
+"""Saves run behind the training one at a time, and one that fails leaves older checkpoints and the training alone."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from distrain import checkpoint
+from distrain.checkpoint.load import load_tensors, read_model
+from distrain.checkpoint.tensors import gather_tensors, weights_digest
+from distrain.checkpoint.verify import Manifest, commit
+from distrain.errors import CheckpointError
+from distrain.world import World
+from tests.checkpoint.making import ALONE, checkpointer, make, save, take_step
+from tests.disk import fill, small_disk
+from tests.processes import run_ranks
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def held_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Commits wait for this event: a slow disk."""
+    event = threading.Event()
+
+    def wait_and_commit(draft: Path, final: Path, *, state: str, shards: Manifest) -> None:
+        assert event.wait(20)
+        commit(draft, final, state=state, shards=shards)
+
+    monkeypatch.setattr("distrain.checkpoint.writer.commit", wait_and_commit)
+    yield event
+    event.set()
+
+
+def test_checkpoint_holds_the_moment_of_the_call(tmp_path: Path, held_back: threading.Event) -> None:
+    model, optimizer = make()
+    state = {"losses": [1.0, 2.0]}
+    with checkpointer(tmp_path) as writer:
+        before = weights_digest(model)
+        writer.save(1, tensors=gather_tensors(model, optimizer), state=state)
+        take_step(model, optimizer, 0)
+        state["losses"].append(3.0)
+        held_back.set()
+    other, other_optimizer = make()
+    found = checkpoint.read(tmp_path / "step-00000001")
+    load_tensors(found, model=other, optimizer=other_optimizer, world=ALONE)
+    assert weights_digest(other) == before != weights_digest(model)
+    assert found.state["losses"] == [1.0, 2.0]
+
+
+def test_training_waits_for_the_copies_and_not_for_the_disk(tmp_path: Path, held_back: threading.Event) -> None:
+    model, optimizer = make()
+    with checkpointer(tmp_path) as writer:
+        assert writer.take_blocked_s() is None
+        writer.save(1, tensors=gather_tensors(model, optimizer), state={})
+        assert names(tmp_path) in ([], ["step-00000001.tmp"])
+        blocked_s = writer.take_blocked_s()
+        assert blocked_s is not None
+        assert blocked_s < 5
+        assert writer.take_blocked_s() is None
+        held_back.set()
+    assert names(tmp_path) == ["step-00000001"]
+
+
+def test_second_save_waits_for_the_first_and_says_how_long(tmp_path: Path, held_back: threading.Event) -> None:
+    model, optimizer = make()
+    with checkpointer(tmp_path) as writer:
+        writer.save(1, tensors=gather_tensors(model, optimizer), state={})
+        threading.Timer(0.5, held_back.set).start()
+        writer.save(2, tensors=gather_tensors(model, optimizer), state={})
+        assert names(tmp_path)[0] == "step-00000001"
+        blocked_s = writer.take_blocked_s()
+        assert blocked_s is not None
+        assert blocked_s > 0.3
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+
+
+def test_synchronous_save_is_done_when_the_call_returns(tmp_path: Path) -> None:
+    model, optimizer = make()
+    with checkpointer(tmp_path, asynchronous=False) as writer:
+        writer.save(1, tensors=gather_tensors(model, optimizer), state={})
+        assert names(tmp_path) == ["step-00000001"]
+        assert checkpoint.find_fault(tmp_path / "step-00000001") is None
+
+
+def test_copies_are_reused_and_follow_what_is_saved(tmp_path: Path) -> None:
+    tensors = {"a": torch.ones(3, 4), "b": torch.tensor(5), "c": torch.empty(0, 2)}
+    with checkpointer(tmp_path) as writer:
+        first = writer._stager.stage(tensors)
+        pointers = {name: tensor.data_ptr() for name, tensor in first.items()}
+        tensors["a"][0, 0] = 7
+        assert first["a"][0, 0] == 1
+        second = writer._stager.stage(tensors)
+        assert {name: tensor.data_ptr() for name, tensor in second.items()} == pointers
+        assert all(torch.equal(second[name], tensors[name]) for name in tensors)
+        third = writer._stager.stage({"a": torch.zeros(2), "d": torch.ones(1)})
+        assert {name: tensor.tolist() for name, tensor in third.items()} == {"a": [0, 0], "d": [1]}
+
+
+def test_older_checkpoints_go_only_once_the_newer_one_stands(tmp_path: Path, held_back: threading.Event) -> None:
+    model, optimizer = make()
+    held_back.set()
+    save(tmp_path, model, optimizer, 1)
+    held_back.clear()
+    with checkpointer(tmp_path, keep_last=1) as writer:
+        writer.save(2, tensors=gather_tensors(model, optimizer), state={})
+        time.sleep(0.3)
+        assert [path.name for path in checkpoint.committed(tmp_path)] == ["step-00000001"]
+        held_back.set()
+    assert names(tmp_path) == ["step-00000002"]
+
+
+def test_last_best_and_every_nth_stay(tmp_path: Path) -> None:
+    model, optimizer = make()
+    accuracy = {2: 0.5, 4: 0.9, 6: 0.9, 8: 0.7}
+    with checkpointer(tmp_path, keep_last=2, keep_every_steps=5) as writer:
+        for step in range(1, 12):
+            evaluation = {"step": step, "val/loss": 1.0, "val/top1": accuracy[step]} if step in accuracy else None
+            writer.save(step, tensors=gather_tensors(model, optimizer), state={"evaluation": evaluation})
+    assert [int(name[5:]) for name in names(tmp_path)] == [4, 5, 10, 11]
+
+
+def test_failing_training_lets_the_save_under_way_end(tmp_path: Path, held_back: threading.Event) -> None:
+    model, optimizer = make()
+    with pytest.raises(ArithmeticError), checkpointer(tmp_path) as writer:
+        writer.save(1, tensors=gather_tensors(model, optimizer), state={})
+        threading.Timer(0.3, held_back.set).start()
+        raise ArithmeticError
+    assert names(tmp_path) == ["step-00000001"]
+
+
+def test_unexpected_error_of_the_thread_is_raised_in_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down(_: list[Path]) -> Manifest:
+        raise ZeroDivisionError("broken")
+
+    monkeypatch.setattr("distrain.checkpoint.writer.describe_files", break_down)
+    model, optimizer = make()
+    with pytest.raises(ZeroDivisionError, match="broken"), checkpointer(tmp_path) as writer:
+        writer.save(1, tensors=gather_tensors(model, optimizer), state={})
+        writer.wait()
+
+
+def test_clock_says_when_a_checkpoint_is_overdue(tmp_path: Path) -> None:
+    model, optimizer = make()
+    with checkpointer(tmp_path, every_minutes=0.01) as writer:
+        assert not writer.is_overdue()
+        time.sleep(0.7)
+        assert writer.is_overdue()
+        writer.save(1, tensors=gather_tensors(model, optimizer), state={})
+        assert not writer.is_overdue()
+    with checkpointer(tmp_path) as writer:
+        assert not writer.is_overdue()
+
+
+def save_onto_full_disk(world: World, disk: Path) -> None:
+    """A save that fits, two that do not, one that fits again, and a last one that does not, on all ranks alike."""
+    logging.getLogger("distrain").addHandler(logging.FileHandler(disk.parent / f"log-{world.rank}"))
+    folder = disk / "checkpoints"
+    tensors = {"a": torch.randn(200_000), "b": torch.randn(200_000)}
+    try:
+        with checkpointer(folder, world, keep_last=1) as writer:
+            writer.save(1, tensors=tensors, state={})
+            writer.wait()
+            filler = disk / "filler"
+            if world.is_main:
+                fill(disk, leave_bytes=900_000)  # room for one of the two tensors
+            world.barrier()
+            for step in (2, 3):
+                writer.save(step, tensors=tensors, state={})
+                writer.wait()
+                assert names(folder) == ["step-00000001"]
+            world.barrier()
+            if world.is_main:
+                filler.unlink()
+            world.barrier()
+            writer.save(4, tensors=tensors, state={})
+            writer.wait()
+            assert names(folder) == ["step-00000004"]
+            world.barrier()
+            if world.is_main:
+                fill(disk)
+            world.barrier()
+            writer.save(5, tensors=tensors, state={})
+    except CheckpointError as error:
+        (disk.parent / f"error-{world.rank}").write_text(str(error))
+    assert names(folder) == ["step-00000004"]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_full_disk_keeps_the_older_checkpoint_and_warns_once_a_save(tmp_path: Path, world_size: int) -> None:
+    with small_disk(tmp_path / "disk", mebibytes=5) as disk:
+        run_ranks(save_onto_full_disk, tmp_path, world_size, disk)
+        assert checkpoint.find_fault(disk / "checkpoints" / "step-00000004") is None
+    warnings = (tmp_path / "log-0").read_text().splitlines()
+    assert len(warnings) == 3
+    for warning, step, older in zip(warnings, (2, 3, 5), (1, 1, 4), strict=True):
+        assert f"checkpoint step-{step:08d} could not be written: No space left on device; it needs 1.5 MiB" in warning
+        assert f"the newest checkpoint is step-{older:08d}" in warning
+    assert "0.9 MiB are free" in warnings[0]
+    for rank in range(world_size):
+        error = (tmp_path / f"error-{rank}").read_text()
+        assert "step-00000005 could not be written: No space left on device" in error
+        assert f"the weights are safe in {tmp_path}/disk/checkpoints/step-00000004" in error
+        assert rank == 0 or (tmp_path / f"log-{rank}").read_text() == ""
+
+
+def save_where_one_rank_fails(world: World, folder: Path) -> None:
+    def refuse(_: list[Path]) -> Manifest:
+        raise PermissionError(13, "Permission denied")
+
+    tensors = {"a": torch.randn(1000), "b": torch.randn(1000)}
+    with checkpointer(folder, world) as writer:
+        writer.save(1, tensors=tensors, state={})
+        writer.wait()
+        with pytest.MonkeyPatch.context() as patch:
+            if world.rank == 1:
+                patch.setattr("distrain.checkpoint.writer.describe_files", refuse)
+            writer.save(2, tensors=tensors, state={})
+            writer.wait()
+        assert names(folder) == ["step-00000001"]
+        writer.save(3, tensors=tensors, state={})
+    if world.rank == 1:
+        pytest.MonkeyPatch().setattr("distrain.checkpoint.writer.describe_files", refuse)
+    with pytest.raises(CheckpointError, match="Permission denied"), checkpointer(folder, world) as writer:
+        writer.save(4, tensors=tensors, state={})
+
+
+def test_failure_of_one_rank_ends_the_save_on_all_of_them(tmp_path: Path) -> None:
+    run_ranks(save_where_one_rank_fails, tmp_path, 2, tmp_path / "checkpoints")
+    assert names(tmp_path / "checkpoints") == ["step-00000001", "step-00000003"]
+    assert read_model(tmp_path / "checkpoints" / "step-00000003") == {}
