@@ -20,6 +20,7 @@ from distrain.data.sources import Source, open_sources
 from distrain.data.transforms import Normalize, build_transforms
 from distrain.errors import DataError, RunError
 from distrain.evaluate import evaluate
+from distrain.heart import Heart
 from distrain.launchers.profile import Profile
 from distrain.losses import LossFunction, build_loss
 from distrain.models.zoo import build_model
@@ -32,8 +33,8 @@ from distrain.seeds import Purpose, derive_seed
 from distrain.sinks import Sinks
 from distrain.sinks.jsonl import rewind_metrics
 from distrain.sinks.protocol import Opening, Record
-from distrain.telemetry import Heart, LossMeter, Stopwatch
-from distrain.world import World
+from distrain.telemetry import LossMeter, Stopwatch
+from distrain.world import StopAgreement, World
 
 log = logging.getLogger(__name__)
 NUM_SHOWN_IMAGES = 8
@@ -61,6 +62,8 @@ class Session:
     stopwatch: Stopwatch
     shown_images: torch.Tensor
     fingerprint: dict[str, str]
+    heart: Heart
+    stop: StopAgreement
 
     @property
     def model(self) -> nn.Module:
@@ -68,25 +71,34 @@ class Session:
         return self.parallel.module
 
 
-def train(recipe: Recipe, profile: Profile, run: RunDirectory, world: World) -> bool:
+@dataclass(frozen=True)
+class Start:
+    """Where an attempt begins: after `step` steps, with the best evaluation up to there."""
+
+    step: int
+    best: dict[str, float] | None = None
+    is_record_due: bool = False  # a stop broke off this step's evaluation: its records are still to be written
+
+
+def train(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, heart: Heart) -> bool:
     """Train from the newest good checkpoint of the run directory, or from step 0, to the end or to a stop request.
 
     Returns whether the end was reached. Raises a `UserError` where recipe, data and run directory do not go together.
     """
     _set_determinism(recipe)
-    session = build_session(recipe, profile, run, world)
-    first_step, best = resume(session)
-    with Heart(run, _begin_attempt(session, first_step, best), enabled=world.is_main) as heart:
-        history = rewind_metrics(run, first_step) if world.is_main else []
-        with Sinks(_opening(session, heart, history) if world.is_main else None) as sinks:
-            is_complete = run_to_end(session, first_step, heart, sinks)
-        if is_complete:
-            heart.status.weights_digest = checkpoint.weights_digest(session.model)
-        heart.beat("finished" if is_complete else "stopped")
+    session = build_session(recipe, profile, run, world, heart)
+    start = resume(session)
+    heart.begin(_begin_attempt(session, start))
+    history = rewind_metrics(run, start.step - start.is_record_due) if world.is_main else []
+    with Sinks(_opening(session, history) if world.is_main else None) as sinks:
+        is_complete = run_to_end(session, start, sinks)
+    if is_complete:
+        heart.status.weights_digest = checkpoint.weights_digest(session.model)
+    heart.beat("finished" if is_complete else "stopped")
     return is_complete
 
 
-def build_session(recipe: Recipe, profile: Profile, run: RunDirectory, world: World) -> Session:
+def build_session(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, heart: Heart) -> Session:
     """Make everything that a training needs, the same on every rank."""
     with world.main_first():  # rank 0 downloads what is not there yet
         sources = open_sources(recipe.data)
@@ -127,60 +139,66 @@ def build_session(recipe: Recipe, profile: Profile, run: RunDirectory, world: Wo
         stopwatch=Stopwatch(),
         shown_images=normalize(shown_images.to(world.device)).cpu(),
         fingerprint={split: source.fingerprint() for split, source in sources.items()} if world.is_main else {},
+        heart=heart,
+        stop=StopAgreement(world, lambda: heart.is_stop_requested),
     )
 
 
-def run_to_end(session: Session, first_step: int, heart: Heart, sinks: Sinks) -> bool:
-    """Train from `first_step` on, with records, evaluations and checkpoints where they are due.
+def run_to_end(session: Session, start: Start, sinks: Sinks) -> bool:
+    """Train from `start` on, with records, evaluations and checkpoints where they are due.
 
     Returns whether the last step was reached; False after a stop request, with a checkpoint of that very step.
     """
-    recipe, world = session.recipe, session.world
+    recipe, world, heart = session.recipe, session.world, session.heart
+    step = start.step
+    if world.any_rank(heart.is_stop_requested) or (start.is_record_due and not write_records(session, step, sinks)):
+        log.info("stopped on request before step %d was taken", step + 1)
+        return False
     batches = read_batches(
         session.train_reader,
-        session.order.micro_batches(first_step, session.total_steps),
+        session.order.micro_batches(step, session.total_steps),
         num_workers=recipe.data.num_workers,
         device=world.device,
     )
-    step = first_step
     heart.beat("running")
     while step < session.total_steps:
-        boundary = _next_boundary(session, step)
-        started = time.perf_counter()
-        run_steps(session, batches, step, boundary, heart)
+        started, first_step = time.perf_counter(), step
+        step = run_steps(session, batches, step, _next_boundary(session, step))
         session.losses.settle()
-        session.stopwatch.add(time.perf_counter() - started, _num_samples(session.order, step, boundary))
-        step = boundary
+        session.stopwatch.add(time.perf_counter() - started, _num_samples(session.order, first_step, step))
 
-        record = _record(session, step) if _is_due(session, step, recipe.log.every_steps, None) else {}
-        if _is_due(session, step, recipe.eval.every_steps, recipe.eval.every_epochs):
-            metrics = _evaluate(session)
-            record |= {"step": step, "epoch": _epoch(session, step), **metrics}
-            _keep_best(heart.status, step, metrics)
-        if record:
-            sinks.write(record)  # before the checkpoint: a record that a resume would not repeat must be on disk
-        must_stop = world.any_rank(session.run.stop.exists())
+        is_recorded = write_records(session, step, sinks)  # before the checkpoint: a resume does not repeat a record
+        must_stop = session.stop.is_reached(step) or not is_recorded
         if must_stop or _is_due(session, step, recipe.checkpoint.every_steps, recipe.checkpoint.every_epochs):
-            save(session, step, heart.status)
-        if must_stop and step < session.total_steps:
+            heart.beat("stopping" if must_stop else None)
+            save(session, step, is_record_due=not is_recorded)
+            must_stop = must_stop or world.any_rank(heart.is_stop_requested)  # while it was saved: no further step
+        if must_stop and not (step == session.total_steps and is_recorded):
             log.info("stopped on request at step %d", step)
             return False
     return True
 
 
-def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_step: int, heart: Heart) -> None:
-    """Take the optimizer steps from `first_step` up to, not including, `last_step`: the loop that must be fast."""
+def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_step: int) -> int:
+    """Take the optimizer steps from `first_step` up to, not including, `last_step`: the loop that must be fast.
+
+    Returns the number of steps taken since step 0: `last_step`, or less where the ranks have agreed to stop.
+    """
     order, parallel, precision, world = session.order, session.parallel, session.precision, session.world
     optimizer, loss_function, normalize = session.optimizer, session.loss_function, session.normalize
-    train = session.recipe.train
+    train, heart = session.recipe.train, session.heart
     parameters = list(parallel.module.parameters())
     base_lr, schedule = session.recipe.optimizer.lr, session.schedule
     for step in range(first_step, last_step):
+        if session.stop.is_reached(step):
+            return step
         window = order.window(step)
         replica = parallel.replica_for(window)
         step_loss: torch.Tensor | None = None
         for piece in window.own:
+            heart.phase = "data"
             images, targets = next(batches)
+            heart.phase = "forward"
             seed_model_draws(train.seed, step, piece, world.device)
             with parallel.hold_back(is_last=piece == window.own[-1]):
                 with precision.autocast():
@@ -188,19 +206,42 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
                 # The mean over the whole window, whatever its size, once DDP has taken the mean over the ranks.
                 share = len(targets) * world.size / window.num_samples
                 loss = loss if share == 1 else loss * share
+                heart.phase = "backward"
                 precision.backward(loss)
+            heart.progress += 1
             step_loss = loss.detach() if step_loss is None else step_loss + loss.detach()
+        heart.phase = "reduce"
         parallel.finish_window(window)
+        heart.phase = "update"
         set_learning_rate(optimizer, base_lr * schedule(step))
         precision.step(optimizer, parallel.module, clip_norm=train.clip_norm)
         for parameter in parameters:
             parameter.grad = None  # what zero_grad does, without its bookkeeping for profilers
         session.losses.fresh.append(torch.zeros((), device=world.device) if step_loss is None else step_loss)
         heart.step = step + 1
+    return last_step
 
 
-def resume(session: Session) -> tuple[int, dict[str, float] | None]:
-    """Load the newest good checkpoint into the session; returns its step and the best evaluation, or (0, None)."""
+def write_records(session: Session, step: int, sinks: Sinks) -> bool:
+    """Evaluate and record what is due at `step`; returns False, with nothing recorded, where a stop broke it off."""
+    recipe, heart = session.recipe, session.heart
+    metrics: Record = {}
+    if _is_due(session, step, recipe.eval.every_steps, recipe.eval.every_epochs):
+        heart.phase = "evaluate"
+        found = _evaluate(session)
+        if found is None:
+            return False
+        metrics = {"step": step, "epoch": _epoch(session, step), **found}
+        _keep_best(heart.status, step, found)
+    heart.phase = "record"
+    record = _record(session, step) if _is_due(session, step, recipe.log.every_steps, None) else {}
+    if record | metrics:
+        sinks.write(record | metrics)
+    return True
+
+
+def resume(session: Session) -> Start:
+    """Load the newest good checkpoint into the session, or leave it as it is at step 0."""
     run, world = session.run, session.world
     found: checkpoint.Checkpoint | None = None
     if world.is_main:
@@ -212,18 +253,19 @@ def resume(session: Session) -> tuple[int, dict[str, float] | None]:
     step = int(world.all_reduce(torch.tensor(found.step if found else 0)))
     if step == 0:
         log.info("starts at step 0 of %d", session.total_steps)
-        return 0, None
+        return Start(step=0)
     if found is None:
         found = checkpoint.read(run.checkpoints, step)
     checkpoint.load_tensors(found, model=session.model, optimizer=session.optimizer, world=world)
     session.precision.load_state(found.state["loss_scale"])
     session.losses.settled = found.state["losses_since_record"]
     log.info("goes on from checkpoint %s at step %d of %d", found.path.name, step, session.total_steps)
-    return step, found.state["best"]
+    return Start(step=step, best=found.state["best"], is_record_due=found.state["is_record_due"])
 
 
-def save(session: Session, step: int, status: Status) -> None:
+def save(session: Session, step: int, *, is_record_due: bool) -> None:
     """Write the checkpoint of `step`: with it, a run of any process goes on as if it had never ended."""
+    session.heart.phase = "save"
     checkpoint.save(
         session.run.checkpoints,
         step=step,
@@ -231,9 +273,10 @@ def save(session: Session, step: int, status: Status) -> None:
         optimizer=session.optimizer,
         state={
             "samples_seen": _num_samples(session.order, 0, step),
-            "best": status.best,
+            "best": session.heart.status.best,
             "loss_scale": session.precision.state(),
             "losses_since_record": session.losses.settled,
+            "is_record_due": is_record_due,
             "data": session.fingerprint,
             "rounding": _rounding(session),
         },
@@ -282,24 +325,26 @@ def _build_model(recipe: Recipe, source: Source, *, in_channels: int, world: Wor
     return model.to(world.device)
 
 
-def _begin_attempt(session: Session, first_step: int, best: dict[str, float] | None) -> Status:
+def _begin_attempt(session: Session, start: Start) -> Status:
     status = session.run.read_status()
-    status.state, status.step, status.total_steps, status.best = "starting", first_step, session.total_steps, best
+    status.close("failed")  # an attempt that was killed could not say how it ended
+    status.state, status.step, status.total_steps, status.best = "starting", start.step, session.total_steps, start.best
     status.attempts.append(
         Attempt(
             started=time.time(),
             host=socket.gethostname(),
             pid=os.getpid(),
             world_size=session.world.size,
-            first_step=first_step,
-            last_step=first_step,
+            first_step=start.step,
+            last_step=start.step,
             state="starting",
         )
     )
     return status
 
 
-def _opening(session: Session, heart: Heart, history: list[Record]) -> Opening:
+def _opening(session: Session, history: list[Record]) -> Opening:
+    heart = session.heart
     return Opening(
         run=session.run,
         recipe=session.recipe,
@@ -340,8 +385,8 @@ def _record(session: Session, step: int) -> Record:
     }
 
 
-def _evaluate(session: Session) -> Record:
-    world, recipe = session.world, session.recipe
+def _evaluate(session: Session) -> Record | None:
+    world, recipe, heart = session.world, session.recipe, session.heart
     own = evaluation_order(
         num_samples=len(session.val_reader.source),
         batch_size=recipe.eval.batch_size,
@@ -349,12 +394,19 @@ def _evaluate(session: Session) -> Record:
         world_size=world.size,
     )
     batches = read_batches(session.val_reader, own, num_workers=recipe.data.num_workers, device=world.device)
+
+    def normalized() -> Iterator[Batch]:
+        for images, targets in batches:
+            heart.progress += 1
+            yield session.normalize(images), targets
+
     return evaluate(
         session.model,
-        ((session.normalize(images), targets) for images, targets in batches),
+        normalized(),
         loss_function=session.loss_function,
         precision=session.precision,
         world=world,
+        must_break_off=lambda: heart.is_stop_requested,
     )
 
 

@@ -1,16 +1,8 @@
-"""Owns what a run says of itself: losses kept on the device until they are read, throughput, and the heartbeat."""
-
-import threading
-import time
-from types import TracebackType
-from typing import Self
+"""Owns what a run measures of itself: losses kept on the device until they are read, and throughput."""
 
 import torch
 
-from distrain.rundir import RunDirectory, State, Status
 from distrain.world import World
-
-HEARTBEAT_S = 1.0
 
 
 class LossMeter:
@@ -55,58 +47,3 @@ class Stopwatch:
         rate = self._samples / max(self._seconds, 1e-9)
         self._seconds, self._samples = 0.0, 0
         return rate
-
-
-class Heart:
-    """Writes `status.json` once a second while the run is alive, and at once when its state changes.
-
-    The training loop only assigns `step`; this thread does the writing, so a slow disk never holds up a step.
-    """
-
-    def __init__(self, run: RunDirectory, status: Status, *, enabled: bool) -> None:
-        self.status = status
-        self.step = status.step
-        self._first_step = status.step
-        self._run = run
-        self._enabled = enabled
-        self._started = time.monotonic()
-        self._earlier_seconds = status.train_seconds
-        self._lock = threading.Lock()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="distrain-heart", daemon=True)
-
-    def __enter__(self) -> Self:
-        self.beat()
-        if self._enabled:
-            self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        self._over.set()
-        if self._enabled:
-            self._thread.join()
-        if kind is not None:
-            self.beat("failed")
-
-    def beat(self, state: State | None = None) -> None:
-        """Write where the run stands now, in a new state if one is given."""
-        with self._lock:
-            status = self.status
-            now = time.time()
-            elapsed_s = time.monotonic() - self._started
-            done = self.step - self._first_step
-            status.state = state or status.state
-            status.step = self.step
-            status.heartbeat = now
-            status.train_seconds = self._earlier_seconds + elapsed_s
-            status.eta_s = (status.total_steps - self.step) * elapsed_s / done if done else None
-            attempt = status.attempts[-1]
-            attempt.state, attempt.last_step = status.state, self.step
-            if status.state in {"finished", "failed", "stopped"}:
-                attempt.ended = now
-            if self._enabled:
-                self._run.write_status(status)
-
-    def _beat(self) -> None:
-        while not self._over.wait(HEARTBEAT_S):
-            self.beat()
