@@ -151,7 +151,7 @@ def run_to_end(session: Session, start: Start, sinks: Sinks) -> bool:
     """
     recipe, world, heart = session.recipe, session.world, session.heart
     step = start.step
-    if world.any_rank(heart.is_stop_requested) or (start.is_record_due and not write_records(session, step, sinks)):
+    if world.any_rank(heart.hear()) or (start.is_record_due and not write_records(session, step, sinks)):
         log.info("stopped on request before step %d was taken", step + 1)
         return False
     batches = read_batches(
@@ -172,7 +172,7 @@ def run_to_end(session: Session, start: Start, sinks: Sinks) -> bool:
         if must_stop or _is_due(session, step, recipe.checkpoint.every_steps, recipe.checkpoint.every_epochs):
             heart.beat("stopping" if must_stop else None)
             save(session, step, is_record_due=not is_recorded)
-            must_stop = must_stop or world.any_rank(heart.is_stop_requested)  # while it was saved: no further step
+            must_stop = must_stop or world.any_rank(heart.hear())  # while it was saved: no further step
         if must_stop and not (step == session.total_steps and is_recorded):
             log.info("stopped on request at step %d", step)
             return False

@@ -83,10 +83,15 @@ class Heart:
             if self._rank == 0:
                 self._run.write_status(status)
 
+    def hear(self) -> bool:
+        """Look for a stop request now, where a tenth of a second matters; returns whether there is one."""
+        self.is_stop_requested = self.is_stop_requested or self._run.stop.exists()
+        return self.is_stop_requested
+
     def _beat(self) -> None:
         due = time.monotonic()
         while True:
-            self.is_stop_requested = self.is_stop_requested or self._run.stop.exists()
+            self.hear()
             if time.monotonic() >= due:
                 due = time.monotonic() + HEARTBEAT_S
                 with suppress(OSError):  # a full disk, say: the training tells of it where it matters

@@ -67,6 +67,7 @@ def start(
         try:
             ending = execute(plan, directory, profile, tell=lambda words: report.print_event(console, words))
         except KeyboardInterrupt:
+            _mark_failed(directory)
             report.print_killed(console, directory)
             return ExitCode.FAILED
         finally:
@@ -146,6 +147,12 @@ def _conclude(console: Console, run: RunDirectory, ending: Ending, *, is_new: bo
                 run.path.parent.rmdir()
         Console(stderr=True, highlight=False).print(f"distrain: {errors[0]['message']}", markup=False, soft_wrap=True)
         return
+    _mark_failed(run)
+    report.print_failure(console, run, errors, verbose=verbose)
+
+
+def _mark_failed(run: RunDirectory) -> None:
+    """Write what the ranks cannot write any more."""
+    status = run.read_status()
     status.close("failed")
     run.write_status(status)
-    report.print_failure(console, run, errors, verbose=verbose)

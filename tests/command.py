@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,3 +54,50 @@ def status(run: Path) -> dict[str, Any]:
 
 def metrics(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def launch(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    """Begin to train; the test ends it."""
+    return subprocess.Popen(
+        command("fit", *arguments, *QUIET),
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def end_of(process: subprocess.Popen[str], timeout_s: float = 120) -> Done:
+    out, _ = process.communicate(timeout=timeout_s)
+    return Done(process.returncode, out, "")
+
+
+def wait_until(happens: Callable[[], bool], what: str, timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not happens():
+        assert time.monotonic() < deadline, f"{what} does not happen"
+        time.sleep(0.02)
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    wait_until(lambda: (run / "status.json").exists() and status(run)["step"] >= step, f"step {step} of {run}")
+
+
+def heartbeat(run: Path, rank: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "heartbeats" / f"rank-{rank}.json").read_text())
+    return found
+
+
+def wait_for_phase(run: Path, phase: str) -> None:
+    path = run / "heartbeats" / "rank-0.json"
+    wait_until(lambda: path.exists() and heartbeat(run, 0)["phase"] == phase, f"{phase} in {run}")
+
+
+def checkpoint_steps(run: Path) -> list[int]:
+    return sorted(int(path.name[5:]) for path in (run / "checkpoints").glob("step-????????"))
+
+
+def comparable(run: Path) -> list[dict[str, float]]:
+    """The metrics, without what depends on the time of day."""
+    return [{k: v for k, v in record.items() if k != "train/samples_per_s"} for record in metrics(run)]

@@ -19,16 +19,20 @@ _OFTEN_MEANS = {
 }
 
 
-def find_deaths(run: RunDirectory, *, log_start: int) -> None:
+def find_deaths(run: RunDirectory, *, log_start: int, since: float) -> None:
     """Write a report for each rank that was killed by a signal, from the launcher's log and the last heartbeats."""
     with run.launcher_log.open("rb") as file:
         file.seek(log_start)
         text = file.read().decode(errors="replace")
     ended_by_agent = set(_ENDED_BY_AGENT.findall(text))
     signals = {int(pid): int(number) for number, pid in _EXIT.findall(text) if pid not in ended_by_agent}
-    for heartbeat in run.read_heartbeats():
+    heartbeats = run.read_heartbeats()
+    step = max([beat.step for beat in heartbeats] + [error["step"] for error in run.read_errors(since)], default=0)
+    for heartbeat in heartbeats:
         if heartbeat.pid in signals:
-            report_end(run, heartbeat, kind="Killed", message=_in_words(signals[heartbeat.pid]), time_s=heartbeat.time)
+            # Its last heartbeat may be a second old. Ranks go step by step together: another one may know better.
+            newest = heartbeat.model_copy(update={"step": step})
+            report_end(run, newest, kind="Killed", message=_in_words(signals[heartbeat.pid]), time_s=heartbeat.time)
 
 
 def report_end(run: RunDirectory, heartbeat: Heartbeat, *, kind: str, message: str, time_s: float | None) -> None:

@@ -12,6 +12,7 @@ from distrain.rundir import Heartbeat, RunDirectory
 # Phases whose length says nothing: a rank that beats in one of them has this many times as long.
 _LONG_PHASES = ("start-up", "save")
 _PATIENCE = 30
+_LEAST_SILENCE_S = 5.0  # a rank beats once a second, on a busy machine or a slow disk now and then later
 
 _STATES = {"T": "its process is stopped", "D": "its process waits for a disk", "Z": "its process is dead"}
 
@@ -31,6 +32,7 @@ class StallWatch:
     def __init__(self, run: RunDirectory, *, timeout_s: float) -> None:
         self._run = run
         self._timeout_s = timeout_s
+        self._silence_s = max(timeout_s, _LEAST_SILENCE_S)
         self._seen: dict[int, _Seen] = {}
 
     def look(self) -> str | None:
@@ -52,7 +54,7 @@ class StallWatch:
     def _culprits(self, now: float) -> list[_Seen]:
         """Return the ranks that are silent, else those that are least far; none while one of them may take its time."""
         ranks = list(self._seen.values())
-        if silent := [seen for seen in ranks if now - seen.beat_s >= self._timeout_s]:
+        if silent := [seen for seen in ranks if now - seen.beat_s >= self._silence_s]:
             return silent
         least = min(_progress(seen.heartbeat) for seen in ranks)
         behind = [seen for seen in ranks if _progress(seen.heartbeat) == least]
@@ -68,7 +70,7 @@ class StallWatch:
             beat = seen.heartbeat
             silent_s = now - seen.beat_s
             facts = [f"has not moved for {now - seen.moved_s:.0f} s"]
-            facts += [f"has given no sign of life for {silent_s:.0f} s"] if silent_s >= self._timeout_s else []
+            facts += [f"has given no sign of life for {silent_s:.0f} s"] if silent_s >= self._silence_s else []
             state = state_of(beat.pid) if beat.host == socket.gethostname() else None
             facts += [_STATES[state]] if state in _STATES else []
             since = time.strftime("%T", time.localtime(time.time() - (now - seen.moved_s)))

@@ -94,7 +94,7 @@ def _attempt(plan: Plan, run: RunDirectory, *, stall_timeout_s: float, tell: Cal
     status = run.read_status()
     if status.state == "stopped" and (status.attempts[-1].ended or 0) >= started:
         return ExitCode.STOPPED
-    find_deaths(run, log_start=log_start)
+    find_deaths(run, log_start=log_start, since=started)
     errors = run.read_errors(started)  # launchers flatten exit codes: the first rank's own error decides
     return ExitCode(errors[0]["exit_code"]) if errors else ExitCode.FAILED
 
