@@ -20,8 +20,8 @@ class WeightAverage:
         self.tensors = {n: t.detach().clone() for n, t in module.state_dict().items() if t.is_floating_point()}
         self._decay = decay
         live = {n: t for n, t in module.state_dict().items() if n in self.tensors}
-        self._averages = [_own_part(tensor) for tensor in self.tensors.values()]
-        self._live = [_own_part(tensor) for tensor in live.values()]
+        self._averages = [own_part(tensor) for tensor in self.tensors.values()]
+        self._live = [own_part(tensor) for tensor in live.values()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -42,7 +42,7 @@ class WeightAverage:
                 torch._foreach_copy_(self._live, own)
 
 
-def _own_part(tensor: torch.Tensor) -> torch.Tensor:
+def own_part(tensor: torch.Tensor) -> torch.Tensor:
     """Return the part of a sharded tensor that this rank has, or the tensor itself: both share the memory."""
     tensor = tensor.detach()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

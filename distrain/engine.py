@@ -1,10 +1,8 @@
-"""Owns training: it composes data, model, optimizer, ranks, checkpoints and sinks into one loop, told top to bottom."""
+"""Owns training: the loop over the steps, with records, evaluations and checkpoints, told top to bottom."""
 
-import copy
 import logging
 import math
 import os
-import platform
 import socket
 import time
 from collections.abc import Iterator
@@ -12,226 +10,176 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from distrain import checkpoint
-from distrain.average import WeightAverage
-from distrain.batching import solve_batching
+from distrain.average import own_part
 from distrain.checkpoint.load import load_tensors
-from distrain.checkpoint.tensors import Tensors, average_tensors, digest, gather_tensors, weights_digest
-from distrain.checkpoint.writer import Checkpointer
-from distrain.data.loader import Batch, BatchReader, read_batches
-from distrain.data.order import MicroBatch, TrainOrder, evaluation_order
-from distrain.data.sources import Source, open_sources
-from distrain.data.transforms import Normalize, build_transforms
-from distrain.errors import DataError, RunError, TrainingError
+from distrain.checkpoint.tensors import digest, weights_digest
+from distrain.data.loader import Batch, read_batches
+from distrain.data.order import evaluation_order
+from distrain.errors import RunError, TrainingError
 from distrain.evaluate import evaluate
+from distrain.heart import Heart
 from distrain.launchers.profile import Profile
-from distrain.losses import LossFunction, build_loss
-from distrain.models.zoo import build_model
-from distrain.optim import Factor, build_optimizer, build_schedule, set_learning_rate
-from distrain.parallel import Parallel, build_parallel
-from distrain.precision import Precision
+from distrain.optim import set_learning_rate
 from distrain.recipe import Recipe
 from distrain.rundir import Attempt, RunDirectory, Status
 from distrain.seeds import Purpose, derive_seed
+from distrain.session import Session, build_session
 from distrain.sinks import Sinks
 from distrain.sinks.jsonl import rewind_metrics
 from distrain.sinks.protocol import Opening, Record
-from distrain.telemetry import Heart, LossMeter, Stopwatch
 from distrain.world import World
 
 log = logging.getLogger(__name__)
-NUM_SHOWN_IMAGES = 8
 
 
 @dataclass(frozen=True)
-class Session:
-    """What a training is made of on this rank. Only the tensors and the meters in it change."""
+class Start:
+    """Where an attempt begins: after `step` steps, with the best evaluation up to there."""
 
-    recipe: Recipe
-    profile: Profile
-    run: RunDirectory
-    world: World
-    train_reader: BatchReader
-    val_reader: BatchReader
-    normalize: Normalize
-    order: TrainOrder
-    total_steps: int
-    parallel: Parallel
-    loss_function: LossFunction
-    optimizer: torch.optim.Optimizer
-    average: WeightAverage | None
-    schedule: Factor
-    precision: Precision
-    losses: LossMeter
-    stopwatch: Stopwatch
-    checkpointer: Checkpointer
-    shown_images: torch.Tensor
-    bare_copy: nn.Module  # for the sinks: on the CPU, not wrapped for several processes
-    skipped: frozenset[int]  # steps whose batch is left out, since its loss was not finite
-    fingerprint: dict[str, str]
-
-    @property
-    def model(self) -> nn.Module:
-        """The bare network."""
-        return self.parallel.module
+    step: int
+    best: dict[str, float] | None = None
+    is_record_due: bool = False  # a stop broke off this step's evaluation: its records are still to be written
 
 
-def train(recipe: Recipe, profile: Profile, run: RunDirectory, world: World) -> bool:
+def train(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, heart: Heart) -> bool:
     """Train from the newest good checkpoint of the run directory, or from step 0, to the end or to a stop request.
 
-    Returns whether the end was reached. Raises a `UserError` where recipe, data and run directory do not go together.
+    Returns whether the end was reached. Raises a `UserError` where recipe, data and run directory do not go together,
+    and `TrainingError` where losses that are not finite do not end.
     """
     _set_determinism(recipe)
+    skipped = frozenset(run.read_status().skipped_steps)
     while True:
         try:
-            return _train_once(recipe, profile, run, world)
+            return _train_once(recipe, profile, run, world, heart, skipped)
         except _NotFiniteError as error:
-            _roll_back(recipe, run, world, error.step)
+            skipped = _leave_out(error.step, recipe, skipped, heart)
 
 
-def _train_once(recipe: Recipe, profile: Profile, run: RunDirectory, world: World) -> bool:
-    session = build_session(recipe, profile, run, world)
-    first_step, best = resume(session)
-    with Heart(run, _begin_attempt(session, first_step, best), enabled=world.is_main) as heart:
-        history = rewind_metrics(run, first_step) if world.is_main else []
-        with Sinks(_opening(session, heart, history) if world.is_main else None) as sinks, session.checkpointer:
-            is_complete = run_to_end(session, first_step, heart, sinks)
-        if is_complete:
-            heart.status.weights_digest = weights_digest(session.model)
-            heart.status.state_digest = digest(_tensors(session))
-        heart.beat("finished" if is_complete else "stopped")
+def _train_once(
+    recipe: Recipe, profile: Profile, run: RunDirectory, world: World, heart: Heart, skipped: frozenset[int]
+) -> bool:
+    session = build_session(recipe, profile, run, world, heart, skipped=skipped)
+    start = resume(session)
+    heart.begin(_begin_attempt(session, start))
+    history = rewind_metrics(run, start.step - start.is_record_due) if world.is_main else []
+    with Sinks(_opening(session, history) if world.is_main else None) as sinks, session.checkpointer:
+        is_complete = run_to_end(session, start, sinks)
+    if is_complete:
+        heart.status.weights_digest = weights_digest(session.model)
+        heart.status.state_digest = digest(session.tensors)
+    heart.beat("finished" if is_complete else "stopped")
     return is_complete
 
 
-def build_session(recipe: Recipe, profile: Profile, run: RunDirectory, world: World) -> Session:
-    """Make everything that a training needs, the same on every rank."""
-    with world.main_first():  # rank 0 downloads what is not there yet
-        sources = open_sources(recipe.data)
-    seed = recipe.train.seed
-    readers = {
-        split: BatchReader(sources[split], build_transforms(transforms, key=f"augment.{key}"), seed=seed)
-        for split, key, transforms in (("train", "train", recipe.augment.train), ("val", "eval", recipe.augment.eval))
-    }
-    _check_splits(sources)
-    batching = solve_batching(
-        recipe.data.batch_size, recipe.train.micro_batch_size, world.size, is_exact=recipe.train.exact
-    )
-    order = TrainOrder(
-        num_samples=len(sources["train"]),
-        batching=batching,
-        drop_last=recipe.data.drop_last,
-        seed=seed,
-        rank=world.rank,
-    )
-    total_steps = min(recipe.train.epochs * order.steps_per_epoch, recipe.train.max_steps or 2**63)
-    shown_images = _first_images(readers["train"], order)
-    normalize = Normalize(recipe.augment, num_channels=shown_images.shape[1], device=world.device)
-    shown_images = normalize(shown_images.to(world.device))
-    model = _build_model(recipe, sources["train"], in_channels=shown_images.shape[1], world=world)
-    bare_copy = copy.deepcopy(model).cpu().eval()
-    parallel = build_parallel(recipe, model, world, batching=batching, example=shown_images)
-    return Session(
-        recipe=recipe,
-        profile=profile,
-        run=run,
-        world=world,
-        train_reader=readers["train"],
-        val_reader=readers["val"],
-        normalize=normalize,
-        order=order,
-        total_steps=total_steps,
-        parallel=parallel,
-        loss_function=build_loss(recipe.loss),
-        optimizer=build_optimizer(recipe.optimizer, model),
-        average=WeightAverage(model, recipe.train.ema_decay) if recipe.train.ema_decay is not None else None,
-        schedule=build_schedule(recipe.schedule, steps_per_epoch=order.steps_per_epoch, total_steps=total_steps),
-        precision=Precision(recipe.precision, world.device),
-        losses=LossMeter(order, world),
-        stopwatch=Stopwatch(),
-        checkpointer=Checkpointer(run.checkpoints, config=recipe.checkpoint, world=world),
-        shown_images=shown_images.cpu(),
-        bare_copy=bare_copy,
-        skipped=frozenset(run.read_status().skipped_steps),
-        fingerprint={split: source.fingerprint() for split, source in sources.items()} if world.is_main else {},
-    )
-
-
-def run_to_end(session: Session, first_step: int, heart: Heart, sinks: Sinks) -> bool:
-    """Train from `first_step` on, with records, evaluations and checkpoints where they are due.
+def run_to_end(session: Session, start: Start, sinks: Sinks) -> bool:
+    """Train from `start` on, with records, evaluations and checkpoints where they are due.
 
     Returns whether the last step was reached; False after a stop request, with a checkpoint of that very step.
     """
-    recipe, world = session.recipe, session.world
+    recipe, world, heart = session.recipe, session.world, session.heart
+    step = start.step
+    if world.any_rank(heart.hear()) or (start.is_record_due and not write_records(session, step, sinks)):
+        log.info("stopped on request before step %d was taken", step + 1)
+        return False
+    wanted = (step for step in range(start.step, session.total_steps) if step not in session.skipped)
     batches = read_batches(
         session.train_reader,
-        session.order.micro_batches(
-            step for step in range(first_step, session.total_steps) if step not in session.skipped
-        ),
+        session.order.micro_batches(wanted),
         num_workers=recipe.data.num_workers,
         device=world.device,
     )
-    step = first_step
     heart.beat("running")
     while step < session.total_steps:
-        boundary = _next_boundary(session, step)
-        started = time.perf_counter()
-        run_steps(session, batches, step, boundary, heart)
-        _settle(session, range(step, boundary))
-        session.stopwatch.add(time.perf_counter() - started, _num_samples(session.order, step, boundary))
-        step = boundary
+        started, first_step = time.perf_counter(), step
+        step = run_steps(session, batches, step, _next_boundary(session, step))
+        settle(session, range(first_step, step))
+        session.stopwatch.add(time.perf_counter() - started, session.num_samples(first_step, step))
 
-        record = _record(session, step) if _is_due(session, step, recipe.log.every_steps, None) else {}
-        is_best = False
-        if _is_due(session, step, recipe.eval.every_steps, recipe.eval.every_epochs):
-            metrics = _evaluate(session)
-            record |= {"step": step, "epoch": _epoch(session, step), **metrics}
-            is_best = _keep_best(heart.status, step, metrics)
-        if record:
-            sinks.write(record)  # before the checkpoint: a record that a resume would not repeat must be on disk
-        must_stop = world.any_rank(session.run.stop.exists())
-        if must_stop or _must_save(session, step, is_best=is_best):
-            save(session, step, heart.status)
-        if must_stop and step < session.total_steps:
+        is_recorded = write_records(session, step, sinks)  # before the checkpoint: a resume does not repeat a record
+        must_stop = session.stop.is_reached(step) or not is_recorded
+        if must_stop or _must_save(session, step):
+            heart.beat("stopping" if must_stop else None)
+            save(session, step, is_record_due=not is_recorded)
+        if must_stop and not (step == session.total_steps and is_recorded):
             log.info("stopped on request at step %d", step)
             return False
     return True
 
 
-def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_step: int, heart: Heart) -> None:
-    """Take the optimizer steps from `first_step` up to, not including, `last_step`: the loop that must be fast."""
+def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_step: int) -> int:
+    """Take the optimizer steps from `first_step` up to, not including, `last_step`: the loop that must be fast.
+
+    Returns the number of steps taken since step 0: `last_step`, or less where the ranks have agreed to stop.
+    """
     order, parallel, precision, losses = session.order, session.parallel, session.precision, session.losses
     optimizer, loss_function, normalize = session.optimizer, session.loss_function, session.normalize
-    average, skipped = session.average, session.skipped
+    average, skipped, heart, stop = session.average, session.skipped, session.heart, session.stop
     train, device = session.recipe.train, session.world.device
     base_lr, schedule = session.recipe.optimizer.lr, session.schedule
     for step in range(first_step, last_step):
+        if stop.is_reached(step):
+            return step
         if step in skipped:
             continue
         window = order.window(step)
         replica = parallel.begin_window(window, step)
         for piece in window.own:
+            heart.phase = "data"
             images, targets = next(batches)
+            heart.phase = "forward"
             seed_model_draws(train.seed, step, piece, device)
             with parallel.micro_batch(window, piece):
                 with precision.autocast():
                     loss = loss_function(replica(normalize(images)), targets)
                 # The mean over the whole window, whatever its size, once the ranks are combined.
                 share = len(targets) * parallel.loss_scale / window.num_samples
+                heart.phase = "backward"
                 precision.backward(loss if share == 1 else loss * share)
             losses.add(loss)
+            heart.progress += 1
+        heart.phase = "reduce"
         parallel.finish_window(window, step)
+        heart.phase = "update"
         set_learning_rate(optimizer, base_lr * schedule(step))
         precision.step(optimizer, parallel.module, clip_norm=train.clip_norm)
         parallel.drop_gradients()
         if average is not None:
             average.update(step)
         heart.step = step + 1
+    return last_step
 
 
-def resume(session: Session) -> tuple[int, dict[str, float] | None]:
-    """Load the newest good checkpoint into the session; returns its step and the best evaluation, or (0, None)."""
+def settle(session: Session, steps: range) -> None:
+    """Bring the losses of the steps to the host; raises `_NotFiniteError` for the first one that is not finite."""
+    trained = [step for step in steps if step not in session.skipped]
+    for step, loss in zip(trained, session.losses.settle(trained), strict=True):
+        if not math.isfinite(loss):
+            raise _NotFiniteError(step)
+
+
+def write_records(session: Session, step: int, sinks: Sinks) -> bool:
+    """Evaluate and record what is due at `step`; returns False, with nothing recorded, where a stop broke it off."""
+    recipe, heart = session.recipe, session.heart
+    metrics: Record = {}
+    if _is_due(session, step, recipe.eval.every_steps, recipe.eval.every_epochs):
+        heart.phase = "evaluate"
+        found = _evaluate(session)
+        if found is None:
+            return False
+        metrics = {"step": step, "epoch": session.epoch(step), **found}
+        _keep_best(heart.status, step, found)
+    heart.phase = "record"
+    record = _record(session, step) if _is_due(session, step, recipe.log.every_steps, None) else {}
+    if record | metrics:
+        sinks.write(record | metrics)
+    return True
+
+
+def resume(session: Session) -> Start:
+    """Load the newest good checkpoint into the session, or leave it as it is at step 0."""
     run, world = session.run, session.world
     found: checkpoint.Checkpoint | None = None
     if world.is_main:
@@ -244,31 +192,39 @@ def resume(session: Session) -> tuple[int, dict[str, float] | None]:
     step = int(world.all_reduce(torch.tensor(found.step if found else 0)))
     if step == 0:
         log.info("starts at step 0 of %d", session.total_steps)
-        return 0, None
+        return Start(step=0)
     if found is None:
         found = checkpoint.read(checkpoint.final_path(run.checkpoints, step))
-    averages = _averages(session)
+    averages = session.averages
     load_tensors(found, model=session.model, optimizer=session.optimizer, others=averages, world=world)
     session.precision.load_state(found.state["loss_scale"])
     session.losses.settled = found.state["losses_since_record"]
     log.info("goes on from checkpoint %s at step %d of %d", found.path.name, step, session.total_steps)
-    return step, found.state["best"]
+    return Start(step=step, best=found.state["best"], is_record_due=found.state["is_record_due"])
 
 
-def save(session: Session, step: int, status: Status) -> None:
-    """Begin the checkpoint of `step`: with it, a run of any process goes on as if it had never ended."""
+def save(session: Session, step: int, *, is_record_due: bool) -> None:
+    """Begin the checkpoint of `step`: with it, a run of any process goes on as if it had never ended.
+
+    Raises `_NotFiniteError` where the weights are not finite, since such a checkpoint would be of no use.
+    """
+    session.heart.phase = "save"
+    if session.world.any_rank(not _are_weights_finite(session)):
+        raise _NotFiniteError(step - 1)
+    last = session.heart.status.last
     session.checkpointer.save(
         step,
-        tensors=_tensors(session),
+        tensors=session.tensors,
         state={
-            "samples_seen": _num_samples(session.order, 0, step),
-            "best": status.best,
-            "evaluation": status.last if status.last is not None and status.last["step"] == step else None,
+            "samples_seen": session.num_samples(0, step),
+            "best": session.heart.status.best,
+            "evaluation": last if last is not None and last["step"] == step else None,
             "loss_scale": session.precision.state(),
             "losses_since_record": session.losses.settled,
+            "is_record_due": is_record_due,
             "data": session.fingerprint,
             "classes": list(session.train_reader.source.classes),
-            "rounding": _rounding(session),
+            "rounding": session.rounding(),
         },
     )
 
@@ -281,12 +237,36 @@ def seed_model_draws(seed: int, step: int, micro_batch: int, device: torch.devic
         torch.cuda.default_generators[device.index].manual_seed(value)
 
 
-def _tensors(session: Session) -> Tensors:
-    return {**gather_tensors(session.model, session.optimizer), **_averages(session)}
+class _NotFiniteError(Exception):
+    """The loss or the update of a step is not finite, so that the weights after it are worth nothing.
+
+    All ranks raise it together.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
 
 
-def _averages(session: Session) -> Tensors:
-    return {} if session.average is None else average_tensors(session.average.tensors)
+def _leave_out(step: int, recipe: Recipe, skipped: frozenset[int], heart: Heart) -> frozenset[int]:
+    """Return the steps to leave out from now on: training goes on from the newest checkpoint without this one.
+
+    Raises `TrainingError` where that has been done too often.
+    """
+    if len(skipped) >= recipe.train.max_rollbacks:
+        raise TrainingError(
+            f"the loss of step {step} is not finite, and train.max_rollbacks={recipe.train.max_rollbacks} batches "
+            f"were left out before; lower optimizer.lr, or set train.clip_norm"
+        )
+    log.warning("the loss of step %d is not finite: goes back to the newest checkpoint and leaves its batch out", step)
+    heart.status.skipped_steps = sorted({*skipped, step})
+    heart.beat()  # a kill does not make it forgotten
+    return skipped | {step}
+
+
+def _are_weights_finite(session: Session) -> bool:
+    norms = torch._foreach_norm([own_part(parameter) for parameter in session.model.parameters()])
+    return bool(torch.stack(norms).isfinite().all())  # synchronises the device, as the save does anyway
 
 
 def _set_determinism(recipe: Recipe) -> None:
@@ -297,54 +277,31 @@ def _set_determinism(recipe: Recipe) -> None:
     torch.backends.cudnn.benchmark = not recipe.train.deterministic
 
 
-def _check_splits(sources: dict[str, Source]) -> None:
-    for split, source in sources.items():
-        if len(source) == 0:
-            raise DataError(f"the {split} split of the data is empty")
-    if list(sources["train"].classes) != list(sources["val"].classes):
-        raise DataError("the train and val splits of the data have different classes")
-
-
-def _first_images(reader: BatchReader, order: TrainOrder) -> torch.Tensor:
-    """Return the images [n, channels, height, width] of the first few training samples, not yet normalised."""
-    indices = next(order.micro_batches([0])).indices[:NUM_SHOWN_IMAGES]
-    batch = reader[MicroBatch(indices)]
-    if isinstance(batch, DataError):
-        raise batch
-    return batch[0]
-
-
-def _build_model(recipe: Recipe, source: Source, *, in_channels: int, world: World) -> nn.Module:
-    torch.default_generator.manual_seed(derive_seed(recipe.train.seed, Purpose.MODEL_INIT))
-    with world.main_first():  # rank 0 downloads weights that are not there yet
-        model = build_model(recipe.model, num_classes=len(source.classes), in_channels=in_channels)
-    return model.to(world.device)
-
-
-def _begin_attempt(session: Session, first_step: int, best: dict[str, float] | None) -> Status:
+def _begin_attempt(session: Session, start: Start) -> Status:
     status = session.run.read_status()
-    status.state, status.step, status.total_steps, status.best = "starting", first_step, session.total_steps, best
+    status.state, status.step, status.total_steps = "starting", start.step, session.total_steps
+    status.best, status.skipped_steps = start.best, sorted(session.skipped)
     status.attempts.append(
         Attempt(
             started=time.time(),
             host=socket.gethostname(),
             pid=os.getpid(),
             world_size=session.world.size,
-            first_step=first_step,
-            last_step=first_step,
+            first_step=start.step,
+            last_step=start.step,
             state="starting",
         )
     )
     return status
 
 
-def _opening(session: Session, heart: Heart, history: list[Record]) -> Opening:
+def _opening(session: Session, history: list[Record]) -> Opening:
     return Opening(
         run=session.run,
         recipe=session.recipe,
-        first_step=heart.step,
+        first_step=session.heart.step,
         total_steps=session.total_steps,
-        current_step=lambda: heart.step,
+        current_step=lambda: session.heart.step,
         images=session.shown_images,
         model=session.bare_copy,
         history=history,
@@ -361,8 +318,9 @@ def _next_boundary(session: Session, step: int) -> int:
     return min(session.total_steps, *((step // interval + 1) * interval for interval in intervals))
 
 
-def _must_save(session: Session, step: int, *, is_best: bool) -> bool:
-    config = session.recipe.checkpoint
+def _must_save(session: Session, step: int) -> bool:
+    config, best = session.recipe.checkpoint, session.heart.status.best
+    is_best = best is not None and best["step"] == step
     return (
         _is_due(session, step, config.every_steps, config.every_epochs)
         or (is_best and config.keep_best)
@@ -379,7 +337,7 @@ def _is_due(session: Session, step: int, every_steps: int | None, every_epochs: 
 
 
 def _record(session: Session, step: int) -> Record:
-    record: Record = {"step": step, "epoch": _epoch(session, step)}
+    record: Record = {"step": step, "epoch": session.epoch(step)}
     if session.losses.settled:
         record["train/loss"] = session.losses.take_mean()
     record["train/lr"] = session.recipe.optimizer.lr * session.schedule(step - 1)
@@ -391,44 +349,8 @@ def _record(session: Session, step: int) -> Record:
     return record
 
 
-def _settle(session: Session, steps: range) -> None:
-    """Bring the losses of the steps to the host; raises `_NotFiniteError` for the first one that is not finite."""
-    trained = [step for step in steps if step not in session.skipped]
-    session.losses.settle(trained)
-    for step, loss in zip(trained, session.losses.settled[-len(trained) :] if trained else [], strict=True):
-        if not math.isfinite(loss):
-            raise _NotFiniteError(step)
-
-
-class _NotFiniteError(Exception):
-    """The loss of a step is not finite, so that the weights after it are worth nothing; the same on all ranks."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(step)
-        self.step = step
-
-
-def _roll_back(recipe: Recipe, run: RunDirectory, world: World, step: int) -> None:
-    """Note that the batch of `step` is to be left out, so that training goes on from the newest checkpoint without it.
-
-    Raises `TrainingError` where that has been done too often.
-    """
-    status = run.read_status()
-    if len(status.skipped_steps) >= recipe.train.max_rollbacks:
-        raise TrainingError(
-            f"the loss of step {step} is not finite, and train.max_rollbacks={recipe.train.max_rollbacks} batches "
-            f"were left out before; lower optimizer.lr, or set train.clip_norm"
-        )
-    world.barrier()  # all ranks have read the status before it changes
-    if world.is_main:
-        status.skipped_steps.append(step)
-        run.write_status(status)
-    world.barrier()
-    log.warning("the loss of step %d is not finite: goes back to the newest checkpoint and leaves its batch out", step)
-
-
-def _evaluate(session: Session) -> Record:
-    world, recipe = session.world, session.recipe
+def _evaluate(session: Session) -> Record | None:
+    world, recipe, heart = session.world, session.recipe, session.heart
     own = evaluation_order(
         num_samples=len(session.val_reader.source),
         batch_size=recipe.eval.batch_size,
@@ -436,49 +358,30 @@ def _evaluate(session: Session) -> Record:
         world_size=world.size,
     )
     batches = read_batches(session.val_reader, own, num_workers=recipe.data.num_workers, device=world.device)
+
+    def normalized() -> Iterator[Batch]:
+        for images, targets in batches:
+            heart.progress += 1
+            yield session.normalize(images), targets
+
+    is_collective = session.parallel.needs_even_passes
     with nullcontext() if session.average is None else session.average.in_place():
         return evaluate(
             session.model,
-            ((session.normalize(images), targets) for images, targets in batches),
+            normalized(),
             num_batches=-(-len(session.val_reader.source) // recipe.eval.batch_size),
-            idle_batch=session.shown_images.to(world.device) if session.parallel.needs_even_passes else None,
+            idle_batch=session.shown_images.to(world.device) if is_collective else None,
             loss_function=session.loss_function,
             precision=session.precision,
             world=world,
+            must_break_off=lambda: heart.is_stop_requested and not is_collective,
         )
 
 
-def _keep_best(status: Status, step: int, metrics: Record) -> bool:
+def _keep_best(status: Status, step: int, metrics: Record) -> None:
     status.last = {"step": step, **metrics}
-    is_best = status.best is None or metrics["val/top1"] > status.best["val/top1"]
-    if is_best:
+    if status.best is None or metrics["val/top1"] > status.best["val/top1"]:
         status.best = status.last
-    return is_best
-
-
-def _epoch(session: Session, step: int) -> float:
-    return round(step / session.order.steps_per_epoch, 4)
-
-
-def _num_samples(order: TrainOrder, first_step: int, last_step: int) -> int:
-    size, spe = order.batching.global_batch_size, order.steps_per_epoch
-    missing = size - order.window(spe - 1).num_samples  # what the last window of each epoch lacks
-    return (last_step - first_step) * size - (last_step // spe - first_step // spe) * missing
-
-
-def _rounding(session: Session) -> dict[str, str | int]:
-    """Return what the last bits of a training depend on besides the recipe."""
-    is_cuda = session.world.device.type == "cuda"
-    processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    rounding: dict[str, str | int] = {
-        "threads": session.profile.threads,
-        "device": torch.cuda.get_device_name() if is_cuda else processor,
-        "torch": torch.__version__,
-    }
-    if not session.recipe.train.exact:
-        strategy = type(session.parallel).__name__.lower()
-        rounding |= {"processes": session.world.size, "strategy": strategy}
-    return rounding
 
 
 def _check_resumable(session: Session, found: checkpoint.Checkpoint) -> None:
@@ -487,7 +390,7 @@ def _check_resumable(session: Session, found: checkpoint.Checkpoint) -> None:
             f"the data in {session.recipe.data.path} has changed since checkpoint {found.path.name}; "
             f"bring the old data back, or train in a new run directory"
         )
-    for what, now in _rounding(session).items():
+    for what, now in session.rounding().items():
         before = found.state["rounding"].get(what)
         if before != now:
             log.warning(

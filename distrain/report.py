@@ -9,16 +9,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from distrain.batching import Batching
+from distrain.batching import Batching, solve_batching
 from distrain.checkpoint import committed
 from distrain.launchers.plan import Plan
-from distrain.launchers.profile import Profile
-from distrain.recipe import Recipe
+from distrain.launchers.profile import Profile, read_profile
+from distrain.recipe import Recipe, read_recipe
 from distrain.rundir import RunDirectory, Status
 from distrain.runs import state_in_words
 from distrain.verify import Finding
 
 _BARS = "▁▂▃▄▅▆▇█"
+_OUT_OF_MEMORY = ("outofmemoryerror", "memoryerror", "can't allocate memory", "cannot allocate memory")
 
 
 def duration(seconds: float) -> str:
@@ -75,7 +76,33 @@ def print_summary(console: Console, run: RunDirectory, status: Status) -> None:
 def print_stopped(console: Console, run: RunDirectory, status: Status) -> None:
     """Print that a run was stopped on request, and how it goes on."""
     console.print(f"[bold yellow]stopped[/bold yellow] at step {status.step} of {status.total_steps}; nothing is lost")
-    console.print(f"goes on with  distrain fit --run {_quote(run)}", markup=False, soft_wrap=True)
+    _print_resume(console, run)
+
+
+def print_killed(console: Console, run: RunDirectory) -> None:
+    """Print that a second Ctrl-C has ended a run, and from where it goes on."""
+    console.print("[bold red]killed[/bold red]", highlight=False)
+    console.print(f"checkpoint    {_newest_checkpoint(run)}", markup=False, soft_wrap=True)
+    _print_resume(console, run)
+
+
+def print_event(console: Console, words: str) -> None:
+    """Print what befalls a run that goes on."""
+    console.print(words, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_end(console: Console, run: RunDirectory) -> bool:
+    """Print how a run that nobody trains in any more has ended; returns whether it ended well."""
+    status = run.read_status()
+    if status.state == "finished":
+        print_summary(console, run, status)
+    elif status.state == "stopped":
+        print_stopped(console, run, status)
+    else:
+        print_failure(
+            console, run, run.read_errors(status.attempts[-1].started if status.attempts else 0), verbose=False
+        )
+    return status.state in {"finished", "stopped"}
 
 
 def print_failure(console: Console, run: RunDirectory, errors: list[dict[str, Any]], *, verbose: bool) -> None:
@@ -94,8 +121,11 @@ def print_failure(console: Console, run: RunDirectory, errors: list[dict[str, An
             f"{escape(first['type'])}: {escape(first['message'])}",
             soft_wrap=True,
         )
+        if (advice := _advice(run, first)) is not None:
+            console.print(f"out of memory: {advice}", markup=False, soft_wrap=True)
         console.print(f"log           {run.log(first['rank'])}", markup=False, soft_wrap=True)
-    console.print(f"goes on with  distrain fit --run {_quote(run)}", markup=False, soft_wrap=True)
+    console.print(f"checkpoint    {_newest_checkpoint(run)}", markup=False, soft_wrap=True)
+    _print_resume(console, run)
 
 
 def print_finding(console: Console, finding: Finding) -> None:
@@ -163,6 +193,32 @@ def print_run(console: Console, run: RunDirectory) -> None:
     names = ", ".join(path.name for path in committed(run.checkpoints)) or "none yet"
     console.print(f"checkpoints {names}", soft_wrap=True)
     console.print(f"directory   {run.path}", markup=False, soft_wrap=True)
+
+
+def _print_resume(console: Console, run: RunDirectory) -> None:
+    console.print(f"goes on with  distrain fit --run {_quote(run)}", markup=False, soft_wrap=True)
+
+
+def _newest_checkpoint(run: RunDirectory) -> str:
+    step = run.newest_step()
+    return str(run.checkpoints / f"step-{step:08d}") if step else "none yet: it begins again at step 0"
+
+
+def _advice(run: RunDirectory, error: dict[str, Any]) -> str | None:
+    """Return what to change in a recipe that wants more memory than there is; None for any other failure."""
+    words = f"{error['type']}: {error['message']}".lower()
+    if not any(sign in words for sign in _OUT_OF_MEMORY):
+        return None
+    recipe, profile = read_recipe(run.recipe), read_profile(run.profile)
+    batching = solve_batching(
+        recipe.data.batch_size, recipe.train.micro_batch_size, profile.processes, is_exact=recipe.train.exact
+    )
+    precision = ", or take --set precision=bf16" if recipe.precision == "fp32" else ""
+    smaller = max(1, batching.micro_batch_size // 2)
+    return (
+        f"lower train.micro_batch_size ({batching.micro_batch_size} now), for example --set "
+        f"train.micro_batch_size={smaller}: accumulation makes up for it and the result stays the same{precision}"
+    )
 
 
 def _quote(run: RunDirectory) -> str:

@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,25 @@ class Status(BaseModel):
     skipped_steps: list[int] = []  # steps whose batch is left out, since its loss was not finite
     attempts: list[Attempt] = []
 
+    def close(self, state: State) -> None:
+        """End the run in `state`, and the attempt that was still open, if one was: its process cannot say it itself."""
+        self.state = state
+        if self.attempts and self.attempts[-1].ended is None:
+            self.attempts[-1].state, self.attempts[-1].ended = state, time.time()
+
+
+class Heartbeat(BaseModel):
+    """Where one rank stands: `heartbeats/rank-R.json`, written once a second by that rank."""
+
+    rank: int
+    host: str
+    pid: int
+    time: float
+    step: int  # steps taken
+    phase: str
+    progress: int
+    stack: str  # of the main thread, as of `time`
+
 
 class RunDirectory:
     """A run's folder: `path`, the names of all files in it, and the ways in which they are written."""
@@ -65,10 +85,12 @@ class RunDirectory:
         self.status = path / "status.json"
         self.stop = path / "stop"
         self.metrics = path / "metrics.jsonl"
-        self.lock = path / "lock"
+        self.lock = path / "lock"  # held by rank 0 while it trains
+        self.launcher_lock = path / "launcher-lock"  # held by the launcher, also between two attempts
         self.logs = path / "logs"
         self.launcher_log = self.logs / "launcher.log"
         self.errors = path / "errors"
+        self.heartbeats = path / "heartbeats"
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
         self.wandb = path / "wandb"
@@ -90,6 +112,10 @@ class RunDirectory:
         """Return where a rank writes the exception that ended it."""
         return self.errors / f"rank-{rank}.json"
 
+    def heartbeat(self, rank: int) -> Path:
+        """Return where a rank says once a second where it stands."""
+        return self.heartbeats / f"rank-{rank}.json"
+
     def create(self) -> None:
         """Make the folder; raises `RunError` where something else stands in its place."""
         if self.path.exists() and not self.path.is_dir():
@@ -97,7 +123,7 @@ class RunDirectory:
         if self.path.is_dir() and not self.exists and any(self.path.iterdir()):
             raise RunError(f"run directory {self.path} holds other files and no run; name a new folder with --run")
         try:
-            for folder in (self.path, self.logs, self.errors, self.checkpoints):
+            for folder in (self.path, self.logs, self.errors, self.heartbeats, self.checkpoints):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"run directory {self.path} cannot be made: {error.strerror}") from None
@@ -126,17 +152,51 @@ class RunDirectory:
         return [json.loads(line) for line in lines if line.endswith("}\n")]
 
     def read_errors(self, since: float) -> list[dict[str, Any]]:
-        """Return the errors that ranks have written since then, the first in time first."""
+        """Return what has ended ranks since then, the first in time first, and last what only followed from it."""
         reports = [json.loads(path.read_text()) for path in self.errors.glob("rank-*.json")]
-        return sorted((r for r in reports if r["time"] >= since), key=lambda r: r["time"])
+        return sorted((r for r in reports if r["time"] >= since), key=lambda r: (r["is_consequence"], r["time"]))
+
+    def newest_step(self) -> int:
+        """Return the step of the newest committed checkpoint; 0 where there is none."""
+        names = (path.name.removeprefix("step-") for path in self.checkpoints.glob("step-*"))
+        return max((int(name) for name in names if name.isdecimal()), default=0)
+
+    def write_error(self, report: dict[str, Any]) -> None:
+        """Write what ended a rank: its `rank`, the `time`, and what `report.print_failure` tells."""
+        write_atomically(self.error(report["rank"]), json.dumps(report, indent=1))
+
+    def write_heartbeat(self, heartbeat: Heartbeat) -> None:
+        """Replace a rank's sign of life."""
+        write_atomically(self.heartbeat(heartbeat.rank), heartbeat.model_dump_json(indent=1))
+
+    def read_heartbeats(self) -> list[Heartbeat]:
+        """Return the last sign of life of each rank that has given one, by rank."""
+        found = [Heartbeat.model_validate_json(path.read_text()) for path in self.heartbeats.glob("rank-*.json")]
+        return sorted(found, key=lambda heartbeat: heartbeat.rank)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for this process alone; raises `RunError` at once where another process holds it.
+        """Train in the run, as the only process that does; raises `RunError` at once where another one does.
 
         A POSIX record lock: it goes with the process, however that dies, and loader processes do not inherit it.
         """
-        with self.lock.open("a+") as file:
+        with self._hold(self.lock):
+            yield
+
+    @contextmanager
+    def launching(self) -> Iterator[None]:
+        """Launch the run, as the only process that does; raises `RunError` at once where another one does."""
+        with self._hold(self.launcher_lock):
+            yield
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a process on a machine that shares locks with this one launches the run or trains in it."""
+        return any(path.exists() and _is_locked(path) for path in (self.launcher_lock, self.lock))
+
+    @contextmanager
+    def _hold(self, path: Path) -> Iterator[None]:
+        with path.open("a+") as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -149,6 +209,14 @@ class RunDirectory:
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
             yield
+
+
+def _is_locked(path: Path) -> bool:
+    """Ask the kernel who holds a lock; to try it would be to hold it for a moment, and to turn its owner away."""
+    wanted = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # struct flock: type, whence, start, length, pid
+    with path.open("a") as file:
+        (kind, *_) = struct.unpack("hhqqi", fcntl.fcntl(file, fcntl.F_GETLK, wanted))
+    return bool(kind != fcntl.F_UNLCK)
 
 
 def new_run_directory(name: str, root: Path) -> RunDirectory:

@@ -1,5 +1,6 @@
 """Owns what the control plane reads of runs: finding them, and telling a live one from one that died."""
 
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,9 @@ from distrain.errors import RunError
 from distrain.rundir import RunDirectory, State, Status
 
 SILENT_AFTER_S = 60.0  # a running run writes its status every second; a long save or evaluation may pause it
+_ALIVE: tuple[State, ...] = ("starting", "running", "stopping")
+_ENDINGS: dict[State, str] = {"stopped": "was stopped", "failed": "failed", "queued": "never began"}
+_POLL_S = 0.1
 
 
 def find_runs(root: Path) -> list[RunDirectory]:
@@ -39,9 +43,32 @@ def find_run(reference: str, root: Path) -> RunDirectory:
 
 def state_in_words(status: Status, *, now: float | None = None) -> str:
     """Return the state, or `died` for a run that claims to be alive and has been silent for too long."""
-    alive: tuple[State, ...] = ("starting", "running", "stopping")
     silent_s = (time.time() if now is None else now) - status.heartbeat
-    return "died" if status.state in alive and silent_s > SILENT_AFTER_S else status.state
+    return "died" if status.state in _ALIVE and silent_s > SILENT_AFTER_S else status.state
+
+
+def request_stop(run: RunDirectory) -> None:
+    """Ask a run to stop, which it does at its next step; raises `RunError` where nothing trains in it."""
+    if not is_alive(run):
+        status = run.read_status()
+        state = "finished" if status.state == "finished" else f"not running (it {_ENDINGS.get(status.state, 'died')})"
+        advice = "" if status.state == "finished" else f"; `distrain fit --run {run.path}` goes on with it"
+        raise RunError(f"run {run.path.name} is {state} at step {status.step} of {status.total_steps}{advice}")
+    run.stop.touch()
+
+
+def wait_for_end(run: RunDirectory) -> None:
+    """Return once nothing trains in the run any more."""
+    while is_alive(run):
+        time.sleep(_POLL_S)
+
+
+def is_alive(run: RunDirectory) -> bool:
+    """Whether a run is being trained: by the locks that its processes hold, or on another machine by its heartbeat."""
+    status = run.read_status()
+    if run.is_held or not status.attempts or status.attempts[-1].host == socket.gethostname():
+        return run.is_held
+    return status.state in _ALIVE and state_in_words(status) != "died"
 
 
 def facts(run: RunDirectory) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Owns the start of a run in the control plane: resolve and check what is asked, write the run directory, launch."""
 
 import json
-import time
 from pathlib import Path
 
 from rich.console import Console
@@ -12,8 +11,9 @@ from distrain.data.folder import scan_image_folder
 from distrain.environment import describe_environment
 from distrain.errors import DataError, ExitCode, RunError
 from distrain.launchers import LAUNCHERS
-from distrain.launchers.plan import Plan, execute
+from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile, resolve_profile
+from distrain.launchers.supervise import Ending, execute
 from distrain.recipe import Recipe, load_recipe, read_recipe
 from distrain.rundir import RunDirectory, Status, new_run_directory, write_atomically
 
@@ -30,6 +30,8 @@ def start(
     gpus: int | None,
     device: str | None,
     processes: int | None,
+    restarts: int,
+    stall_timeout_s: float,
     dry_run: bool,
     verbose: bool,
 ) -> ExitCode:
@@ -45,6 +47,8 @@ def start(
         device=device,
         processes=processes,
         threads=train.threads or (1 if train.exact else None),
+        restarts=restarts,
+        stall_timeout_s=stall_timeout_s,
         recipe=reference or resolved.name,
     )
     batching = solve_batching(resolved.data.batch_size, train.micro_batch_size, profile.processes, is_exact=train.exact)
@@ -58,15 +62,20 @@ def start(
         report.print_summary(console, directory, directory.read_status())
         return ExitCode.FINISHED
     is_new = not directory.exists
-    _write(directory, resolved, profile, plan)
-    report.print_header(console, resolved, profile, batching, directory)
-    started = time.time()
-    try:
-        code = execute(plan, directory)
-    except KeyboardInterrupt:
-        code = ExitCode.FAILED
-    _conclude(console, directory, code, since=started, is_new=is_new, verbose=verbose)
-    return code
+    directory.create()
+    with directory.launching():
+        _write(directory, resolved, profile, plan)
+        report.print_header(console, resolved, profile, batching, directory)
+        try:
+            ending = execute(plan, directory, profile, tell=lambda words: report.print_event(console, words))
+        except KeyboardInterrupt:
+            _mark_failed(directory)
+            report.print_killed(console, directory)
+            return ExitCode.FAILED
+        finally:
+            console.show_cursor()  # a rank that was killed could not: its live line had hidden it
+        _conclude(console, directory, ending, is_new=is_new, verbose=verbose)
+    return ending.code
 
 
 def _resolve(
@@ -108,8 +117,7 @@ def _check_data(recipe: Recipe) -> None:
 
 
 def _write(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Plan) -> None:
-    """Make the run directory, or renew one that nobody is training in."""
-    run.create()
+    """Write what is asked for into the run directory, in which nobody may be training."""
     with run.locked():
         run.stop.unlink(missing_ok=True)
         write_atomically(run.recipe, recipe.to_yaml())
@@ -122,18 +130,16 @@ def _write(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Plan) -> N
             run.write_status(Status())
 
 
-def _conclude(
-    console: Console, run: RunDirectory, code: ExitCode, *, since: float, is_new: bool, verbose: bool
-) -> None:
+def _conclude(console: Console, run: RunDirectory, ending: Ending, *, is_new: bool, verbose: bool) -> None:
     """Tell how the run ended; bad input that stopped a new run before its first checkpoint leaves nothing behind."""
-    status = run.read_status()
+    status, code = run.read_status(), ending.code
     if code == ExitCode.FINISHED:
         report.print_summary(console, run, status)
         return
     if code == ExitCode.STOPPED:
         report.print_stopped(console, run, status)
         return
-    errors = run.read_errors(since)
+    errors = run.read_errors(ending.since)
     if code == ExitCode.BAD_INPUT and errors:
         if verbose:
             console.print(errors[0]["traceback"].rstrip(), markup=False)
@@ -143,6 +149,12 @@ def _conclude(
                 run.path.parent.rmdir()
         Console(stderr=True, highlight=False).print(f"distrain: {errors[0]['message']}", markup=False, soft_wrap=True)
         return
-    status.state = "failed"
-    run.write_status(status)
+    _mark_failed(run)
     report.print_failure(console, run, errors, verbose=verbose)
+
+
+def _mark_failed(run: RunDirectory) -> None:
+    """Write what the ranks cannot write any more."""
+    status = run.read_status()
+    status.close("failed")
+    run.write_status(status)

@@ -1,22 +1,12 @@
-"""Owns what a run says of itself: losses kept on the device until they are read, throughput, and the heartbeat."""
+"""Owns what a run measures of itself: losses kept on the device until they are read, and throughput."""
 
-import logging
 import math
-import threading
-import time
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 import torch
 
 from distrain.data.order import TrainOrder
-from distrain.rundir import RunDirectory, State, Status
 from distrain.world import World
-
-HEARTBEAT_S = 1.0
-
-log = logging.getLogger(__name__)
 
 
 class LossMeter:
@@ -35,14 +25,14 @@ class LossMeter:
         """Take the mean loss of this rank's next micro-batch, without waiting for the device."""
         self._fresh.append(loss.detach())
 
-    def settle(self, steps: Sequence[int]) -> None:
-        """Bring the losses of `steps` to the host: the loop's only regular device synchronisation.
+    def settle(self, steps: Sequence[int]) -> list[float]:
+        """Bring the losses of `steps` to the host and return them: the loop's only regular device synchronisation.
 
         Each step's mean is taken over the micro-batches of all ranks, exactly rounded, so that it is the same however
         they were dealt.
         """
         if not steps:
-            return
+            return []
         windows = [self._order.window(step) for step in steps]
         width = max(window.num_pieces for window in windows)
         places = [row * width + piece for row, window in enumerate(windows) for piece in window.own]
@@ -54,6 +44,7 @@ class LossMeter:
         for row, window in zip(rows, windows, strict=True):
             total = math.fsum(loss * size for loss, size in zip(row, window.sizes, strict=False))
             self.settled.append(total / window.num_samples)
+        return self.settled[-len(steps) :]
 
     def take_mean(self) -> float:
         """Return the mean over the settled steps and begin anew."""
@@ -79,68 +70,3 @@ class Stopwatch:
         rate = self._samples / max(self._seconds, 1e-9)
         self._seconds, self._samples = 0.0, 0
         return rate
-
-
-class Heart:
-    """Writes `status.json` once a second while the run is alive, and at once when its state changes.
-
-    The training loop only assigns `step`; this thread does the writing, so a slow disk never holds up a step.
-    """
-
-    def __init__(self, run: RunDirectory, status: Status, *, enabled: bool) -> None:
-        self.status = status
-        self.step = status.step
-        self._first_step = status.step
-        self._run = run
-        self._enabled = enabled
-        self._started = time.monotonic()
-        self._earlier_seconds = status.train_seconds
-        self._is_behind = False  # whether the newest status could not be written
-        self._lock = threading.Lock()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="distrain-heart", daemon=True)
-
-    def __enter__(self) -> Self:
-        self.beat()
-        if self._enabled:
-            self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        self._over.set()
-        if self._enabled:
-            self._thread.join()
-        if kind is not None:
-            self.beat("failed")
-
-    def beat(self, state: State | None = None) -> None:
-        """Write where the run stands now, in a new state if one is given."""
-        with self._lock:
-            status = self.status
-            now = time.time()
-            elapsed_s = time.monotonic() - self._started
-            done = self.step - self._first_step
-            status.state = state or status.state
-            status.step = self.step
-            status.heartbeat = now
-            status.train_seconds = self._earlier_seconds + elapsed_s
-            status.eta_s = (status.total_steps - self.step) * elapsed_s / done if done else None
-            attempt = status.attempts[-1]
-            attempt.state, attempt.last_step = status.state, self.step
-            if status.state in {"finished", "failed", "stopped"}:
-                attempt.ended = now
-            if self._enabled:
-                self._write(status)
-
-    def _write(self, status: Status) -> None:
-        try:
-            self._run.write_status(status)
-            self._is_behind = False
-        except OSError as error:  # a full disk: the next beat tries again
-            if not self._is_behind:
-                log.warning("%s could not be written: %s; training goes on", self._run.status, error.strerror)
-            self._is_behind = True
-
-    def _beat(self) -> None:
-        while not self._over.wait(HEARTBEAT_S):
-            self.beat()

@@ -1,29 +1,51 @@
 """The training plane's entry: every launcher starts `python -m distrain.worker RUN_DIR`, once a rank."""
 
-import json
 import logging
 import os
+import shlex
 import socket
 import sys
 import time
 import traceback
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from distrain import engine
 from distrain.errors import DistrainError, ExitCode
-from distrain.launchers.plan import die_with_parent, stop_on_signal
+from distrain.heart import Heart
 from distrain.launchers.profile import read_profile
+from distrain.process import (
+    die_with_parent,
+    fetch_signals,
+    hold_signals,
+    is_orphan,
+    kill_below,
+    release_signals,
+    stop_on_signal,
+)
 from distrain.recipe import read_recipe
-from distrain.rundir import RunDirectory, write_atomically
-from distrain.world import join_world, rank_from_environment
+from distrain.rundir import RunDirectory
+
+# What the traceback of a rank says that has lost another one: gloo's, NCCL's and the store's words for it.
+_LOST_CONNECTION = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Connection refused",
+    "Broken pipe",
+    "DistNetworkError",
+    "remote process exited",
+    "NCCL communicator was aborted",
+)
 
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
     """Train in this process, one rank of however many the launcher has started."""
+    hold_signals()  # first of all: the imports that training needs take seconds
     die_with_parent()
+    if is_orphan():
+        sys.exit(ExitCode.FAILED)
     sys.exit(run_worker(RunDirectory(Path(sys.argv[1])), owns_process=True))
 
 
@@ -32,27 +54,67 @@ def run_worker(run: RunDirectory, *, owns_process: bool = False) -> ExitCode:
 
     A process of its own gives what it prints on ranks other than 0 to the rank's log.
     """
+    if owns_process:
+        return _run_rank(run, owns_process=True)
+    with _handle_signals(run):
+        return _run_rank(run, owns_process=False)
+
+
+def _run_rank(run: RunDirectory, *, owns_process: bool) -> ExitCode:
+    from distrain import engine  # torch takes seconds to import: signals and the parent are seen to before
+    from distrain.world import join_world, rank_from_environment, size_from_environment
+
     rank = rank_from_environment()
     handlers = _start_log(run.log(rank), is_shown=rank == 0)
     if owns_process and rank > 0:
         _redirect_output(run.log(rank))
+    heart = Heart(run, rank)
     try:
         recipe, profile = read_recipe(run.recipe), read_profile(run.profile)
         with (
+            _take_held_signals(run, is_alone=size_from_environment() == 1) if owns_process else nullcontext(),
+            heart,
             join_world(device=profile.device, processes=profile.processes, threads=profile.threads) as world,
             run.locked() if world.is_main else nullcontext(),
-            stop_on_signal(run),
         ):
-            is_complete = engine.train(recipe, profile, run, world)
+            is_complete = engine.train(recipe, profile, run, world, heart)
         return ExitCode.FINISHED if is_complete else ExitCode.STOPPED
     except Exception as error:  # noqa: BLE001 - it is reported whole, and the exit code says that the run failed
         code = error.exit_code if isinstance(error, DistrainError) else ExitCode.FAILED
-        _report(run, rank, error, code)
+        _report(run, rank, heart.step, error, code)
         return code
     finally:
         for handler in handlers:
             logging.getLogger("distrain").removeHandler(handler)
             handler.close()
+
+
+@contextmanager
+def _take_held_signals(run: RunDirectory, *, is_alone: bool) -> Iterator[None]:
+    """Take signals as stop requests: one of several ranks in a thread, one alone by handlers that leave pdb its own."""
+    if is_alone:
+        with _handle_signals(run):
+            release_signals()
+            yield
+    else:
+        fetch_signals(run)
+        yield
+
+
+def _handle_signals(run: RunDirectory) -> AbstractContextManager[None]:
+    return stop_on_signal(run, kill=lambda: _end_at_once(run))
+
+
+def _end_at_once(run: RunDirectory) -> None:
+    """End this process and all below it, for a second Ctrl-C; sinks are not closed, which could take a minute."""
+    status = run.read_status()
+    status.close("failed")
+    run.write_status(status)
+    if sys.stdout.isatty():
+        os.write(1, b"\x1b[?25h")  # the live line has hidden the cursor
+    os.write(1, f"killed; goes on with  distrain fit --run {shlex.quote(str(run.path))}\n".encode())
+    kill_below(os.getpid())
+    os._exit(ExitCode.FAILED)
 
 
 class _Terminal(logging.Handler):
@@ -85,22 +147,22 @@ def _redirect_output(path: Path) -> None:
             os.dup2(file.fileno(), descriptor)
 
 
-def _report(run: RunDirectory, rank: int, error: Exception, code: ExitCode) -> None:
+def _report(run: RunDirectory, rank: int, step: int, error: Exception, code: ExitCode) -> None:
     """Write what ended this rank where the launcher reads it."""
     text = "".join(traceback.format_exception(error))
     log.error("%s", text)
-    status = run.read_status()
     report = {
         "time": time.time(),
         "rank": rank,
         "host": socket.gethostname(),
-        "step": status.step,
+        "step": step,
         "type": type(error).__name__,
         "message": str(error).strip() or type(error).__name__,
         "exit_code": int(code),
+        "is_consequence": any(words in text for words in _LOST_CONNECTION),  # of another rank's end
         "traceback": text,
     }
-    write_atomically(run.error(rank), json.dumps(report, indent=1))
+    run.write_error(report)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,29 @@
 """Owns who this process is among all of them: the only module that reads rank variables or makes a process group."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from distrain.errors import LaunchError
+
+_STOP_STEP = "distrain/stop-step"
 
 
 @dataclass(frozen=True)
 class World:
-    """One training process among `size`; `device` is its own."""
+    """One training process among `size`; `device` is its own. `store` is what all of them see, if they are several."""
 
     rank: int
     size: int
     local_rank: int
     device: torch.device
+    store: Store | None = None
 
     @property
     def is_main(self) -> bool:
@@ -52,9 +57,40 @@ class World:
             self.barrier()
 
 
+class StopAgreement:
+    """Has all ranks stop before the same step, at the price of one look into the store a step.
+
+    Rank 0 decides. It names the next step to the store before it contributes to the gradients of this one, and no rank
+    gets past these without it: so each rank finds the word, at the latest, when it begins the step that it names.
+    """
+
+    def __init__(self, world: World, is_requested: Callable[[], bool]) -> None:
+        self._world = world
+        self._is_requested = is_requested
+        self._stop_step: int | None = None
+
+    def is_reached(self, step: int) -> bool:
+        """Return whether the ranks stop before they take `step`; each asks at the beginning of every step."""
+        store = self._world.store
+        if store is None:
+            return self._is_requested()
+        if self._stop_step is None and self._world.is_main and self._is_requested():
+            self._stop_step = step + 1
+            store.set(_STOP_STEP, str(step + 1))
+            store.get(_STOP_STEP)  # its answer comes after the store has taken the word: setting does not wait for it
+        elif self._stop_step is None and not self._world.is_main and store.check([_STOP_STEP]):
+            self._stop_step = int(store.get(_STOP_STEP))
+        return step == self._stop_step
+
+
 def rank_from_environment() -> int:
     """Return this process's rank as its launcher has set it; 0 for a process that nobody launched."""
     return int(os.environ.get("RANK", "0"))
+
+
+def size_from_environment() -> int:
+    """Return how many training processes the launcher has started; 1 for a process that nobody launched."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextmanager
@@ -64,7 +100,7 @@ def join_world(*, device: str, processes: int, threads: int) -> Iterator[World]:
     Raises `LaunchError` where another number of processes came than the profile asked for.
     """
     rank = rank_from_environment()
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = size_from_environment()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if size != processes:
         raise LaunchError(f"{processes} processes were asked for and {size} came; start the run with `distrain fit`")
@@ -72,9 +108,13 @@ def join_world(*, device: str, processes: int, threads: int) -> Iterator[World]:
     if device == "cuda":
         torch.cuda.set_device(local_rank)
     own_device = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
+    store: Store | None = None
     if size > 1:
+        store, _, _ = next(rendezvous("env://"))
         # Checkpoints plan over gloo also where gradients travel over NCCL.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
-    yield World(rank=rank, size=size, local_rank=local_rank, device=own_device)
+        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=size)
+    yield World(rank=rank, size=size, local_rank=local_rank, device=own_device, store=store)
     if size > 1:  # after an exception the other ranks may never come to this call: the launcher ends them
+        dist.barrier()  # torchrun ends all ranks once one has left with the code for stopped: none may be at work then
         dist.destroy_process_group()

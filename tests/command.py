@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+TIMES = {"train/samples_per_s", "checkpoint/blocked_s"}  # metrics that depend on the time of day
 QUIET = ["--set", "log.wandb=disabled", "--set", "log.tensorboard=false"]
 
 
@@ -52,3 +55,50 @@ def status(run: Path) -> dict[str, Any]:
 
 def metrics(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def launch(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    """Begin to train; the test ends it."""
+    return subprocess.Popen(
+        command("fit", *arguments, *QUIET),
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def end_of(process: subprocess.Popen[str], timeout_s: float = 120) -> Done:
+    out, _ = process.communicate(timeout=timeout_s)
+    return Done(process.returncode, out, "")
+
+
+def wait_until(happens: Callable[[], bool], what: str, timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not happens():
+        assert time.monotonic() < deadline, f"{what} does not happen"
+        time.sleep(0.02)
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    wait_until(lambda: (run / "status.json").exists() and status(run)["step"] >= step, f"step {step} of {run}")
+
+
+def heartbeat(run: Path, rank: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "heartbeats" / f"rank-{rank}.json").read_text())
+    return found
+
+
+def wait_for_phase(run: Path, phase: str) -> None:
+    path = run / "heartbeats" / "rank-0.json"
+    wait_until(lambda: path.exists() and heartbeat(run, 0)["phase"] == phase, f"{phase} in {run}")
+
+
+def checkpoint_steps(run: Path) -> list[int]:
+    return sorted(int(path.name[5:]) for path in (run / "checkpoints").glob("step-????????"))
+
+
+def comparable(run: Path) -> list[dict[str, float]]:
+    """The metrics that must be the same in every repetition."""
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in metrics(run)]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from distrain.cli import checkpoints, doctor, fit, recipes, runs, verify
+from distrain.cli import checkpoints, doctor, fit, recipes, runs, stop, verify
 from distrain.errors import DistrainError, ExitCode
 
 HELP = "Train image models from one recipe: the same training wherever it runs, and nothing that kills it loses work."
@@ -22,6 +22,8 @@ EPILOG = """
 `distrain fit imagefolder-resnet18 --data photos --device cpu --procs 2` - your own images, on two CPU processes
 
 `distrain fit --run runs/digits-20260101-120000-1a2b` - go on with a run that was stopped or killed
+
+`distrain stop last --wait` - have the newest run save and end
 """
 
 app = typer.Typer(
@@ -32,6 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("fit", no_args_is_help=False)(fit.fit)
+app.command("stop")(stop.stop)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(runs.app, name="runs")
 app.add_typer(checkpoints.app, name="checkpoints")

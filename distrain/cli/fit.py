@@ -22,6 +22,12 @@ def fit(
     run: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Run directory: a new one, or one to go on with.")
     ] = None,
+    restarts: Annotated[
+        int, typer.Option(help="Several processes: restart after a failure, this often without a newer checkpoint.")
+    ] = 3,
+    stall_timeout: Annotated[
+        float, typer.Option(metavar="S", help="Several processes: seconds without progress that are a failure.")
+    ] = 120,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print recipe and command, and start nothing.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print the traceback of a failure.")] = False,
 ) -> None:
@@ -40,6 +46,8 @@ def fit(
         gpus=gpus,
         device=device,
         processes=procs,
+        restarts=restarts,
+        stall_timeout_s=stall_timeout,
         dry_run=dry_run,
         verbose=verbose,
     )

@@ -1,5 +1,6 @@
 """Owns the way of samples into batches on the device, in this process or in loader processes, in the order given."""
 
+import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator
 from typing import cast
@@ -12,6 +13,7 @@ from distrain.data.order import MicroBatch
 from distrain.data.sources import Source, TensorSource
 from distrain.data.transforms import seed_sample
 from distrain.errors import DataError
+from distrain.process import STOP_SIGNALS, die_with_parent, release_signals
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # images [n, channels, height, width], labels int64 [n]
 
@@ -66,7 +68,7 @@ def read_batches(
             sampler=cast("Iterable[int]", micro_batches),  # an index is a micro-batch: nothing is collated
             batch_size=None,
             num_workers=num_workers,
-            worker_init_fn=_leave_signals_to_parent,
+            worker_init_fn=_live_for_parent,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # its base seed would else be drawn from the global generator
             multiprocessing_context="fork",
@@ -81,10 +83,16 @@ def read_batches(
         yield images, labels
 
 
-def _leave_signals_to_parent(_: int) -> None:
-    """Ignore a stop that is sent to the whole process group: the training process still wants its batches."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+def _live_for_parent(_: int) -> None:
+    """Die with the training process; leave to it a stop that is sent to the whole group: it still wants its batches.
+
+    The handlers do nothing, and unlike ignored signals they are not handed on to programs that a dataset starts.
+    """
+    parent = multiprocessing.parent_process()
+    die_with_parent(parent.pid if parent is not None else None)
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: None)
+    release_signals()
 
 
 def _size(shape: torch.Size) -> str:

@@ -21,6 +21,10 @@ class Profile(BaseModel):
     device: Literal["cpu", "cuda"]
     processes: int = Field(gt=0, description="training processes; on GPUs, one for each of them")
     threads: int = Field(gt=0, description="intra-op threads of each process; their number changes rounding")
+    restarts: int = Field(3, ge=0, description="failures in a row, without a newer checkpoint, that are borne")
+    stall_timeout_s: float = Field(
+        120.0, gt=0, description="a run of several processes that stands so long has stalled"
+    )
 
     def to_yaml(self) -> str:
         """Return the profile as YAML."""
@@ -28,7 +32,14 @@ class Profile(BaseModel):
 
 
 def resolve_profile(
-    *, gpus: int | None, device: str | None, processes: int | None, threads: int | None, recipe: str
+    *,
+    gpus: int | None,
+    device: str | None,
+    processes: int | None,
+    threads: int | None,
+    restarts: int,
+    stall_timeout_s: float,
+    recipe: str,
 ) -> Profile:
     """Turn `--gpus`, `--device` and `--procs` into a profile; with none of them, one GPU or else one CPU process.
 
@@ -40,6 +51,10 @@ def resolve_profile(
     for option, count in (("--gpus", gpus), ("--procs", processes)):
         if count is not None and count < 1:
             raise LaunchError(f"{option} {count} starts nothing; give 1 or more")
+    if restarts < 0:
+        raise LaunchError(f"--restarts {restarts} is no count; give 0 or more")
+    if not stall_timeout_s > 0:
+        raise LaunchError(f"--stall-timeout {stall_timeout_s:g} is no time; give seconds above 0")
     if gpus is not None and processes is not None:
         raise LaunchError("--gpus and --procs both give the number of processes; leave one out")
     if gpus is not None and device == "cpu":
@@ -63,6 +78,8 @@ def resolve_profile(
         device="cuda" if gpus else "cpu",
         processes=count,
         threads=threads or max(1, len(os.sched_getaffinity(0)) // count),
+        restarts=restarts,
+        stall_timeout_s=stall_timeout_s,
     )
 
 

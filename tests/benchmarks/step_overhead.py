@@ -23,6 +23,7 @@ from torch import nn
 
 from distrain import engine
 from distrain.data.sources import TensorSource, open_sources
+from distrain.heart import Heart
 from distrain.launchers.profile import Profile
 from distrain.recipe import Data, load_recipe
 from distrain.rundir import RunDirectory
@@ -74,8 +75,8 @@ def distrain_seconds(folder: Path, steps: int) -> float:
     run.create()
     profile = Profile(launcher="inprocess", device="cpu", processes=1, threads=torch.get_num_threads())
     world = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
-    with contextlib.redirect_stdout(io.StringIO()):
-        engine.train(recipe, profile, run, world)
+    with contextlib.redirect_stdout(io.StringIO()), Heart(run, rank=0) as heart:
+        engine.train(recipe, profile, run, world, heart)
     return run.read_status().train_seconds
 
 

@@ -2,21 +2,13 @@
 
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.command import QUIET, command, distrain, fit, status
+from tests.command import QUIET, command, distrain, fit, status, wait_for_step
 
 LONG = ["digits", "--set=train.epochs=2000", "--set=log.every_steps=5", "--set=eval.every_epochs=null", "--run=run"]
-
-
-def wait_for_step(run: Path, step: int) -> None:
-    deadline = time.monotonic() + 120
-    while not (run / "status.json").exists() or status(run)["step"] < step:
-        assert time.monotonic() < deadline, "the run does not begin"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGINT), (2, signal.SIGTERM)])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import xxhash
 
-from tests.command import distrain, fit, metrics, status
+from tests.command import comparable, distrain, fit, status
 from tests.e2e.test_resume import kill_after_checkpoint, start
 
 # BatchNorm, dropout, augmentation, clipping, a moving average, accumulation, and a smaller last window of five
@@ -26,10 +26,8 @@ RECIPE = [
 def facts(run: Path) -> dict[str, Any]:
     """All that must be the same to the bit."""
     found = status(run)
-    times = {"train/samples_per_s", "checkpoint/blocked_s"}
-    lines = [{k: v for k, v in record.items() if k not in times} for record in metrics(run)]
     assert found["weights_digest"] and found["state_digest"]
-    return {"weights": found["weights_digest"], "state": found["state_digest"], "lines": lines}
+    return {"weights": found["weights_digest"], "state": found["state_digest"], "lines": comparable(run)}
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import QUIET, command, fit, metrics, status
+from tests.command import QUIET, command, comparable, fit, metrics, status
 
 # BatchNorm and dropout in the model, augmentation drawn a sample, accumulation, a smaller last window (1,438 = 14 x 96
 # + 94), a checkpoint in the middle of epochs and of log windows.
@@ -46,14 +46,6 @@ def kill_after_checkpoint(process: subprocess.Popen[bytes], run: Path, *, step: 
     time.sleep(delay_s)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-
-
-TIMES = {"train/samples_per_s", "checkpoint/blocked_s"}
-
-
-def comparable(run: Path) -> list[dict[str, float]]:
-    """The metrics, without what depends on the time of day."""
-    return [{k: v for k, v in record.items() if k not in TIMES} for record in metrics(run)]
 
 
 @pytest.mark.parametrize(("processes", "workers"), [(1, 0), (1, 2), (2, 0), (2, 2)])

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from distrain.heart import Heart
 from distrain.recipe import load_recipe
 from distrain.rundir import Attempt, RunDirectory, Status
 from distrain.sinks.jsonl import JsonlSink, rewind_metrics
 from distrain.sinks.protocol import Opening, Record
-from distrain.telemetry import Heart
 from tests.disk import fill, small_disk
 
 
@@ -82,7 +82,8 @@ def test_status_that_finds_no_room_is_written_later(tmp_path: Path, caplog: pyte
     attempt = Attempt(started=0, host="here", pid=1, world_size=1, first_step=0, last_step=0, state="starting")
     with small_disk(tmp_path / "disk", mebibytes=1) as disk, caplog.at_level(logging.WARNING):
         run = RunDirectory(disk)
-        with Heart(run, Status(total_steps=9, attempts=[attempt]), enabled=True) as heart:
+        with Heart(run, rank=0) as heart:
+            heart.begin(Status(total_steps=9, attempts=[attempt]))
             filler = fill(disk)
             for step in (3, 4):
                 heart.step = step

@@ -1,0 +1,28 @@
+"""`distrain stop`: have a run save and end, to go on later."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def stop(
+    reference: Annotated[str, typer.Argument(metavar="RUN", help="A run's path, name, beginning of it, or `last`.")],
+    root: Annotated[Path, typer.Option("--root", help="The folder that holds the runs.")] = Path("runs"),
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the run has ended, and say how.")] = False,
+) -> None:
+    """Ask a run to stop at its next step, save, and end; `distrain fit --run` goes on with it."""
+    from rich.console import Console
+
+    from distrain import report, runs
+
+    run = runs.find_run(reference, root)
+    runs.request_stop(run)
+    console = Console(highlight=False)
+    if not wait:
+        step = run.read_status().step
+        console.print(f"asked {run.path.name} to stop; it is at step {step}", markup=False, soft_wrap=True)
+        return
+    runs.wait_for_end(run)
+    if not report.print_end(console, run):
+        raise typer.Exit(1)

@@ -1,0 +1,99 @@
+"""Owns the finding of a stall: no rank moves any more, one of them is why, and the others wait for it."""
+
+import socket
+import time
+from dataclasses import dataclass
+
+from distrain.heart import PHASES
+from distrain.launchers.failures import report_end
+from distrain.process import state_of
+from distrain.rundir import Heartbeat, RunDirectory
+
+# Phases whose length says nothing: a rank that beats in one of them has this many times as long.
+_LONG_PHASES = ("start-up", "save")
+_PATIENCE = 30
+_LEAST_SILENCE_S = 5.0  # a rank beats once a second, on a busy machine or a slow disk now and then later
+
+_STATES = {"T": "its process is stopped", "D": "its process waits for a disk", "Z": "its process is dead"}
+
+
+@dataclass
+class _Seen:
+    """One rank as the launcher knows it; times are by its own clock, since those of other machines may differ."""
+
+    heartbeat: Heartbeat
+    beat_s: float
+    moved_s: float
+
+
+class StallWatch:
+    """Looks at the heartbeats of one attempt, again and again."""
+
+    def __init__(self, run: RunDirectory, *, timeout_s: float) -> None:
+        self._run = run
+        self._timeout_s = timeout_s
+        self._silence_s = max(timeout_s, _LEAST_SILENCE_S)
+        self._seen: dict[int, _Seen] = {}
+
+    def look(self) -> str | None:
+        """Return what is to be told of a stall, which is written to `errors/` as well; None while ranks move."""
+        now = time.monotonic()
+        for heartbeat in self._run.read_heartbeats():
+            before = self._seen.get(heartbeat.rank)
+            if before is None:
+                self._seen[heartbeat.rank] = _Seen(heartbeat, now, now)
+                continue
+            before.beat_s = now if heartbeat.time != before.heartbeat.time else before.beat_s
+            before.moved_s = now if _place(heartbeat) != _place(before.heartbeat) else before.moved_s
+            before.heartbeat = heartbeat
+        if not self._seen or now - max(seen.moved_s for seen in self._seen.values()) < self._timeout_s:
+            return None
+        culprits = self._culprits(now)
+        return self._report(culprits, now) if culprits else None
+
+    def _culprits(self, now: float) -> list[_Seen]:
+        """Return the ranks that are silent, else those that are least far; none while one of them may take its time."""
+        ranks = list(self._seen.values())
+        if silent := [seen for seen in ranks if now - seen.beat_s >= self._silence_s]:
+            return silent
+        least = min(_progress(seen.heartbeat) for seen in ranks)
+        behind = [seen for seen in ranks if _progress(seen.heartbeat) == least]
+        stands_s = now - max(seen.moved_s for seen in ranks)
+        if stands_s < self._timeout_s * _PATIENCE and any(s.heartbeat.phase in _LONG_PHASES for s in ranks):
+            return []
+        return behind
+
+    def _report(self, culprits: list[_Seen], now: float) -> str:
+        paragraphs = []
+        waiting = [seen.heartbeat for seen in self._seen.values() if seen not in culprits]
+        for seen in culprits:
+            beat = seen.heartbeat
+            silent_s = now - seen.beat_s
+            facts = [f"has not moved for {now - seen.moved_s:.0f} s"]
+            facts += [f"has given no sign of life for {silent_s:.0f} s"] if silent_s >= self._silence_s else []
+            state = state_of(beat.pid) if beat.host == socket.gethostname() else None
+            facts += [_STATES[state]] if state in _STATES else []
+            since = time.strftime("%T", time.localtime(time.time() - (now - seen.moved_s)))
+            message = f"stalled in phase {beat.phase} since {since}: {', '.join(facts)}; {_who_waits(waiting)}"
+            report_end(self._run, beat, kind="Stalled", message=message, time_s=None)
+            paragraphs.append(
+                f"rank {beat.rank} ({beat.host}, process {beat.pid}) at step {beat.step}: {message}; "
+                f"its main thread stood at\n{beat.stack.rstrip()}"
+            )
+        return "\n".join(paragraphs)
+
+
+def _place(heartbeat: Heartbeat) -> tuple[int, str, int]:
+    return heartbeat.step, heartbeat.phase, heartbeat.progress
+
+
+def _progress(heartbeat: Heartbeat) -> tuple[int, int]:
+    """Return how far a rank is, comparable between ranks; their counts of batches are not."""
+    return heartbeat.step, PHASES.index(heartbeat.phase)
+
+
+def _who_waits(waiting: list[Heartbeat]) -> str:
+    if not waiting:
+        return "no other rank is further"
+    places = ", ".join(f"rank {beat.rank} in {beat.phase} at step {beat.step}" for beat in waiting)
+    return f"{'waits' if len(waiting) == 1 else 'wait'} for it: {places}"

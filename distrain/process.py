@@ -1,0 +1,148 @@
+"""Owns a process's ties to others: the signals it hears, the parent it dies with, and the processes below it."""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from distrain.rundir import RunDirectory
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_PR_SET_PDEATHSIG = 1
+_KILLED_BY_AGENT = 128 + signal.SIGTERM
+_LAST_BREATH_S = 10.0  # a killed process that the kernel still holds after this is left to it
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+@contextmanager
+def stop_on_signal(run: RunDirectory, *, kill: Callable[[], None]) -> Iterator[None]:
+    """Turn SIGINT, SIGTERM and SIGUSR1 into a stop request; a second SIGINT calls `kill`."""
+    interrupts = 0
+
+    def request_stop(number: int, _: FrameType | None) -> None:
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        if interrupts > 1:
+            kill()
+        run.stop.touch()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python delivers signals to the main thread alone
+        return
+    previous = {number: signal.signal(number, request_stop) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def hold_signals() -> None:
+    """Keep the stop signals pending in this process and in what it starts, until someone fetches them.
+
+    A held signal interrupts nothing: torchrun's agent, which would end its ranks 30 s after a signal, never sees it.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+
+def release_signals() -> None:
+    """Let the stop signals through again."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def fetch_signals(run: RunDirectory) -> None:
+    """Turn the held signals into stop requests, in a thread: a main thread that hangs in a collective runs no handler.
+
+    torchrun's agent sends SIGTERM to the ranks that are left when one has died. That is no wish to stop: this rank can
+    do nothing any more, and ends at once.
+    """
+    agent = os.getppid()
+
+    def listen() -> None:
+        while True:
+            if signal.sigwaitinfo(STOP_SIGNALS).si_pid == agent:
+                os._exit(_KILLED_BY_AGENT)
+            with suppress(OSError):  # the run directory may be gone by now
+                run.stop.touch()
+
+    threading.Thread(target=listen, name="distrain-signals", daemon=True).start()
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """Have the kernel kill this process when its parent dies, so that a killed launcher leaves no orphan.
+
+    Give the parent's process id where it is known: it may have died before this call.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
+
+
+def is_orphan() -> bool:
+    """Return whether torchrun has started this process and is gone: the kernel has given it another parent since.
+
+    torchrun's agent names the module that it starts on its own command line.
+    """
+    if sys.platform != "linux" or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    try:
+        return b"distrain.worker" not in Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    except OSError:
+        return True
+
+
+def kill_below(root: int) -> None:
+    """Kill everything that `root` has started, wait until it is gone, and free what it shared in memory."""
+    victims: set[int] = set()
+    deadline = time.monotonic() + _LAST_BREATH_S
+    while time.monotonic() < deadline:
+        victims.update(descendants(root))
+        alive = [pid for pid in victims if state_of(pid) not in {None, "Z"}]
+        if not alive:
+            break
+        for pid in alive:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    for pid in victims:
+        for leftover in _SHARED_MEMORY.glob(f"torch_{pid}_*"):  # a tensor that was just being handed over
+            leftover.unlink(missing_ok=True)
+
+
+def descendants(root: int) -> list[int]:
+    """Return the processes that `root` has started, and those that these have started, the nearest first."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        if (fields := _stat(path)) is not None:
+            children.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    found, todo = [], [root]
+    while todo:
+        below = children.get(todo.pop(0), [])
+        found += below
+        todo += below
+    return found
+
+
+def state_of(pid: int) -> str | None:
+    """Return the kernel's letter for a process: R runs, S sleeps, D waits for a disk, T is stopped, Z is dead.
+
+    None where there is no such process.
+    """
+    fields = _stat(Path(f"/proc/{pid}/stat"))
+    return fields[0] if fields is not None else None
+
+
+def _stat(path: Path) -> list[str] | None:
+    """Return the fields of a process after its name, which may itself hold spaces and brackets."""
+    try:
+        return path.read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None

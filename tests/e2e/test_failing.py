@@ -1,0 +1,147 @@
+"""A run whose processes die or stall is started anew, and tells what befell it."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.command import (
+    QUIET,
+    checkpoint_steps,
+    comparable,
+    distrain,
+    end_of,
+    fit,
+    heartbeat,
+    launch,
+    status,
+    wait_for_step,
+    wait_until,
+)
+
+RECIPE = [
+    "--set=data.batch_size=96",
+    "--set=train.micro_batch_size=24",
+    "--set=augment.train=[RandomCrop: {size: 8, padding: 1}]",
+    "--set=train.epochs=40",
+    "--set=checkpoint.every_steps=50",
+    "--set=log.every_steps=40",
+    "--procs=2",
+]
+BREAKING_LOSS = """
+import os, torch
+from distrain.errors import DataError
+def loss(logits, targets):
+    if os.environ.get("RANK", "0") == "WHO":
+        WHAT
+    return torch.nn.functional.cross_entropy(logits, targets)
+"""
+
+
+def breaking_loss(folder: Path, what: str, rank: int = 0) -> str:
+    (folder / "broken.py").write_text(BREAKING_LOSS.replace("WHO", str(rank)).replace("WHAT", what))
+    return "--set=loss={name: 'broken:loss'}"
+
+
+def test_killed_rank_is_replaced_and_the_run_ends_in_the_undisturbed_bits(tmp_path: Path) -> None:
+    fit(*RECIPE, "--run=undisturbed", cwd=tmp_path)
+    process = launch(*RECIPE, "--run=disturbed", cwd=tmp_path)
+    run = tmp_path / "disturbed"
+    wait_until(lambda: checkpoint_steps(run)[-1:] >= [100], "a checkpoint")
+    rank = random.randrange(2)
+    os.kill(heartbeat(run, rank)["pid"], signal.SIGKILL)
+    killed = time.monotonic()
+    wait_until(lambda: len(status(run)["attempts"]) == 2 and status(run)["state"] == "running", "the restart")
+    assert time.monotonic() - killed < 10
+    done = end_of(process)
+    assert done.code == 0, done.out
+    assert f"rank {rank} failed at step" in done.out
+    assert "restart 1 of 3, from checkpoint step-" in done.out
+    assert status(run)["attempts"][0]["state"] == "failed"
+    assert status(run)["attempts"][1]["first_step"] >= 100
+    assert status(run)["weights_digest"] == status(tmp_path / "undisturbed")["weights_digest"]
+    assert comparable(run) == comparable(tmp_path / "undisturbed")
+
+
+def test_stopped_process_is_named_with_its_stack_and_the_run_goes_on(tmp_path: Path) -> None:
+    fit(*RECIPE, "--run=undisturbed", cwd=tmp_path)
+    process = launch(*RECIPE, "--run=run", "--stall-timeout=4", cwd=tmp_path)
+    run = tmp_path / "run"
+    wait_for_step(run, 60)
+    os.kill(heartbeat(run, 1)["pid"], signal.SIGSTOP)
+    done = end_of(process)
+    assert done.code == 0, done.out
+    assert "rank 1 (" in done.out
+    assert "its process is stopped" in done.out
+    assert "waits for it: rank 0 in" in done.out
+    assert "in run_steps" in done.out
+    assert "rank 1 failed at step" in done.out
+    assert '"type": "Stalled"' in (run / "errors" / "rank-1.json").read_text()
+    assert status(run)["weights_digest"] == status(tmp_path / "undisturbed")["weights_digest"]
+
+
+def test_rank_that_hangs_in_the_users_code_is_told_from_the_ones_that_wait(tmp_path: Path) -> None:
+    loss = breaking_loss(tmp_path, "import time; time.sleep(1000)", rank=1)
+    done = distrain("fit", loss, "--run=run", "--procs=2", "--stall-timeout=3", "--restarts=0", *QUIET, cwd=tmp_path)
+    assert done.code == 1
+    assert "rank 1 (" in done.out
+    assert "stalled in phase forward" in done.out
+    assert "waits for it: rank 0 in backward" in done.out
+    assert "broken.py" in done.out
+    assert "rank 0 (" not in done.out
+
+
+def test_killed_rank_is_the_first_failure_and_not_the_connection_that_it_broke(tmp_path: Path) -> None:
+    loss = breaking_loss(tmp_path, "os.kill(os.getpid(), 9)", rank=1)
+    done = distrain("fit", loss, "--run=run", "--procs=2", "--restarts=1", *QUIET, cwd=tmp_path)
+    assert done.code == 1
+    assert "restart 1 of 1, from step 0" in done.out
+    last = done.out[done.out.index("failed at step 0 on rank 1") :]
+    assert "it was killed by SIGKILL (the kernel does that when memory runs out)" in last
+    assert "onnection" not in done.out
+    assert "rank-1.log" in last
+    assert "none yet" in last
+    assert last.rstrip().splitlines()[-1].startswith("goes on with  distrain fit --run")
+
+
+def test_users_mistake_is_not_tried_again(tmp_path: Path) -> None:
+    loss = breaking_loss(tmp_path, "raise DataError('the label is missing')")
+    done = distrain("fit", loss, "--run=run", "--procs=2", *QUIET, cwd=tmp_path)
+    assert done.code == 2
+    assert done.err.endswith("distrain: the label is missing\n")
+    assert "restart" not in done.out
+
+
+def test_progress_renews_the_restarts(tmp_path: Path) -> None:
+    """Each attempt takes its checkpoint, then dies: four failures with one restart allowed in a row."""
+    loss = breaking_loss(tmp_path, "steps = len(os.listdir('run/checkpoints')); COUNT")
+    code = (tmp_path / "broken.py").read_text()
+    text = (
+        "CALLS[0] += 1; steps and CALLS[0] > 12 and not os.path.exists('run/checkpoints/step-00000030') and os._exit(9)"
+    )
+    (tmp_path / "broken.py").write_text(code.replace("COUNT", text).replace("def loss", "CALLS = [0]\ndef loss"))
+    done = distrain(
+        "fit", loss, "--run=run", "--procs=2", "--restarts=1", "--set=checkpoint.every_steps=10",
+        "--set=train.max_steps=35", *QUIET, cwd=tmp_path
+    )  # fmt: skip
+    assert done.code == 0, done.out
+    assert done.out.count("restart 1 of 1") >= 2
+
+
+@pytest.mark.parametrize("processes", [1])
+def test_out_of_memory_says_what_to_change(tmp_path: Path, processes: int) -> None:
+    loss = breaking_loss(tmp_path, "torch.empty(1 << 50)")
+    done = distrain("fit", loss, "--run=run", f"--procs={processes}", *QUIET, cwd=tmp_path)
+    assert done.code == 1
+    assert "lower train.micro_batch_size (64 now)" in done.out
+    assert "--set train.micro_batch_size=32" in done.out
+    assert "precision=bf16" in done.out
+
+
+def test_counts_and_times_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    assert distrain("fit", "--restarts=-1", cwd=tmp_path).err.startswith("distrain: --restarts -1 is no count")
+    assert distrain("fit", "--stall-timeout=0", cwd=tmp_path).err.startswith("distrain: --stall-timeout 0 is no time")
+    assert not list(tmp_path.iterdir())
