@@ -7,6 +7,7 @@ import platform
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +83,11 @@ def train(recipe: Recipe, profile: Profile, run: RunDirectory, world: World) -> 
     first_step, best = resume(session)
     with Heart(run, _begin_attempt(session, first_step, best), enabled=world.is_main) as heart:
         history = rewind_metrics(run, first_step) if world.is_main else []
-        with Sinks(_opening(session, heart, history) if world.is_main else None) as sinks, session.checkpointer:
+        with (
+            Sinks(_opening(session, heart, history) if world.is_main else None) as sinks,
+            run.room_for_last_words() if world.is_main else nullcontext(),
+            session.checkpointer,
+        ):
             is_complete = run_to_end(session, first_step, heart, sinks)
         if is_complete:
             heart.status.weights_digest = weights_digest(session.model)

@@ -21,6 +21,8 @@ from distrain.errors import RunError
 
 State = Literal["queued", "starting", "running", "stopping", "stopped", "preempted", "failed", "finished"]
 
+RESERVE_BYTES = 1 << 18
+
 
 class Attempt(BaseModel):
     """One start of the run, from the step it began at to the step it ended at."""
@@ -64,6 +66,7 @@ class RunDirectory:
         self.stop = path / "stop"
         self.metrics = path / "metrics.jsonl"
         self.lock = path / "lock"
+        self.reserve = path / "reserve"
         self.logs = path / "logs"
         self.launcher_log = self.logs / "launcher.log"
         self.errors = path / "errors"
@@ -147,6 +150,15 @@ class RunDirectory:
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
             yield
+
+    @contextmanager
+    def room_for_last_words(self) -> Iterator[None]:
+        """Hold a little of the disk and give it back at the end: a run that a full disk ends can still write why."""
+        self.reserve.write_bytes(bytes(RESERVE_BYTES))
+        try:
+            yield
+        finally:
+            self.reserve.unlink(missing_ok=True)
 
 
 def new_run_directory(name: str, root: Path) -> RunDirectory:
