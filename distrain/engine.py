@@ -65,7 +65,11 @@ def _train_once(
     start = resume(session)
     heart.begin(_begin_attempt(session, start))
     history = rewind_metrics(run, start.step - start.is_record_due) if world.is_main else []
-    with Sinks(_opening(session, history) if world.is_main else None) as sinks, session.checkpointer:
+    with (
+        Sinks(_opening(session, history) if world.is_main else None) as sinks,
+        run.room_for_last_words() if world.is_main else nullcontext(),
+        session.checkpointer,
+    ):
         is_complete = run_to_end(session, start, sinks)
     if is_complete:
         heart.status.weights_digest = weights_digest(session.model)

@@ -22,6 +22,8 @@ from distrain.errors import RunError
 
 State = Literal["queued", "starting", "running", "stopping", "stopped", "preempted", "failed", "finished"]
 
+RESERVE_BYTES = 1 << 18
+
 
 class Attempt(BaseModel):
     """One start of the run, from the step it began at to the step it ended at."""
@@ -87,6 +89,7 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.lock = path / "lock"  # held by rank 0 while it trains
         self.launcher_lock = path / "launcher-lock"  # held by the launcher, also between two attempts
+        self.reserve = path / "reserve"
         self.logs = path / "logs"
         self.launcher_log = self.logs / "launcher.log"
         self.errors = path / "errors"
@@ -209,6 +212,15 @@ class RunDirectory:
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
             yield
+
+    @contextmanager
+    def room_for_last_words(self) -> Iterator[None]:
+        """Hold a little of the disk and give it back at the end: a run that a full disk ends can still write why."""
+        self.reserve.write_bytes(bytes(RESERVE_BYTES))
+        try:
+            yield
+        finally:
+            self.reserve.unlink(missing_ok=True)
 
 
 def _is_locked(path: Path) -> bool:

@@ -4,28 +4,20 @@ import json
 import os
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from distrain.checkpoint.folder import STATE, step_of
 from distrain.checkpoint.load import read_model
-from distrain.checkpoint.verify import find_fault
-from distrain.errors import CheckpointError, RunError
+from distrain.errors import CheckpointError
 
 
 def consolidate(path: Path, file: Path, *, recipe_name: str) -> int:
-    """Write the model of the checkpoint at `path` to `file` and return its size in bytes.
+    """Write the model of a verified checkpoint to `file` and return its size in bytes.
 
-    The checkpoint is verified first, and the file appears whole or not at all. Its metadata holds `step`, `recipe` and,
-    as JSON, `classes`. Raises `RunError` where the file cannot stand there, `CheckpointError` for a bad checkpoint.
+    The file appears whole or not at all. Its metadata holds `step`, `recipe` and, as JSON, `classes`. Raises
+    `CheckpointError` where the checkpoint names what could run code, or the file cannot be written.
     """
-    if file.suffix != ".safetensors":
-        raise RunError(f"{file} does not end in .safetensors")
-    if file.exists():
-        raise RunError(f"{file} exists; name another file")
-    if not file.absolute().parent.is_dir():
-        raise RunError(f"folder {file.absolute().parent} does not exist")
-    if fault := find_fault(path):
-        raise CheckpointError(f"checkpoint {path} is not used: {fault}")
     classes = json.loads((path / STATE).read_text()).get("classes")
     metadata = {"format": "pt", "step": str(step_of(path)), "recipe": recipe_name}
     if classes is not None:
@@ -36,6 +28,8 @@ def consolidate(path: Path, file: Path, *, recipe_name: str) -> int:
         with draft.open("rb") as written:
             os.fsync(written.fileno())
         draft.replace(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} could not be written: {error}") from error
     finally:
         draft.unlink(missing_ok=True)
     return file.stat().st_size

@@ -96,12 +96,11 @@ def show(
 ) -> None:
     """Show the state of a checkpoint, and the shape and type of every tensor in it."""
     from distrain import checkpoint
-    from distrain.checkpoint.load import describe_tensors
-    from distrain.errors import CheckpointError
 
     path = checkpoint.choose(_find(reference, root).checkpoints, which)
-    if fault := checkpoint.find_fault(path):
-        raise CheckpointError(f"checkpoint {path} cannot be shown: {fault}")
+    _check(path)
+    from distrain.checkpoint.load import describe_tensors  # torch: only for a checkpoint that is good
+
     state = checkpoint.read(path).state
     tensors = describe_tensors(path)
     if as_json:
@@ -152,13 +151,21 @@ def consolidate(
     """Write the model of a checkpoint as one safetensors file that the plain model loads with strict=True."""
     if len(target) > 2:
         raise RunError(f"{' '.join(target)} is too much; give a step, best or last, and one file")
+    file = Path(target[-1]).expanduser()
+    if file.suffix != ".safetensors":
+        raise RunError(f"{file} does not end in .safetensors")
+    if file.exists():
+        raise RunError(f"{file} exists; name another file")
+    if not file.absolute().parent.is_dir():
+        raise RunError(f"folder {file.absolute().parent} does not exist")
     from distrain import checkpoint
-    from distrain.checkpoint.consolidate import consolidate as write
     from distrain.recipe import read_recipe
 
     run = _find(reference, root)
     path = checkpoint.choose(run.checkpoints, target[0] if len(target) == 2 else "last")
-    file = Path(target[-1]).expanduser()
+    _check(path)
+    from distrain.checkpoint.consolidate import consolidate as write  # torch: only for a checkpoint that is good
+
     num_bytes = write(path, file, recipe_name=read_recipe(run.recipe).name)
     typer.echo(f"wrote {file}: the model of {path.name}, {num_bytes / MEBIBYTE:.1f} MiB")
 
@@ -167,6 +174,14 @@ def _find(reference: str, root: Path) -> "RunDirectory":
     from distrain import runs
 
     return runs.find_run(reference, root)
+
+
+def _check(path: Path) -> None:
+    from distrain.checkpoint import find_fault
+    from distrain.errors import CheckpointError
+
+    if fault := find_fault(path):
+        raise CheckpointError(f"checkpoint {path} is not used: {fault}")
 
 
 def _facts(entries: list["Entry"]) -> list[dict[str, Any]]:

@@ -1,0 +1,103 @@
+"""Measures how long a checkpoint holds up the training: an asynchronous save against `torch.save` of the same state.
+
+    python -m tests.benchmarks.checkpoint_blocking
+
+The state is a ResNet-50 with SGD's momentum. The two take turns in one process, each onto the same disk with nothing
+else under way: distrain's save is waited for, outside the measurement, before the next turn. Medians are printed.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torchvision.models import resnet50
+
+from distrain import recipe
+from distrain.checkpoint.tensors import Tensors, gather_tensors
+from distrain.checkpoint.writer import Checkpointer
+from distrain.world import World
+
+
+def make_state(device: torch.device) -> Tensors:
+    """Return the weights, buffers and momentum of a ResNet-50."""
+    model = resnet50().to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return gather_tensors(model, optimizer)
+
+
+def torch_seconds(tensors: Tensors, file: Path) -> float:
+    """Seconds of a `torch.save` that brings the file to disk, as a checkpoint must be."""
+    started = time.perf_counter()
+    with file.open("wb") as stream:
+        torch.save(tensors, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return time.perf_counter() - started
+
+
+def blocked_seconds(writer: Checkpointer, step: int, tensors: Tensors) -> tuple[float, float]:
+    """Seconds until training goes on, and until the checkpoint is committed."""
+    started = time.perf_counter()
+    writer.save(step, tensors=tensors, state={})
+    blocked = time.perf_counter() - started
+    writer.wait()
+    return blocked, time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--turns", type=int, default=7, help="turns of each, after one that warms up")
+    parser.add_argument("--device", default="cpu", help="where the tensors are: cpu or cuda")
+    parser.add_argument("--folder", type=Path, help="where to write; a temporary folder if left out")
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    arguments = parser.parse_args()
+
+    device = torch.device(arguments.device)
+    tensors = make_state(device)
+    seconds: dict[str, list[float]] = {"torch.save": [], "blocked": [], "committed": []}
+    world = World(rank=0, size=1, local_rank=0, device=device)
+    config = recipe.Checkpoint(keep_last=1)
+    with (
+        tempfile.TemporaryDirectory(dir=arguments.folder) as folder,
+        Checkpointer(Path(folder) / "checkpoints", config=config, world=world) as writer,
+    ):
+        for turn in range(arguments.turns + 1):
+            blocked, committed = blocked_seconds(writer, turn, tensors)
+            saved = torch_seconds(tensors, Path(folder) / "state.pt")
+            if turn > 0:  # the first turn makes the copies' memory and fills the caches
+                for name, value in zip(seconds, (saved, blocked, committed), strict=True):
+                    seconds[name].append(value)
+            else:
+                first_blocked = blocked
+
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    result = {
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "mebibytes": round(sum(t.numel() * t.element_size() for t in tensors.values()) / 2**20, 1),
+        "turns": arguments.turns,
+        "seconds": {name: round(value, 4) for name, value in medians.items()},
+        "first_blocked_seconds": round(first_blocked, 4),
+        "ratio": round(medians["blocked"] / medians["torch.save"], 3),
+    }
+    if arguments.json:
+        print(json.dumps(result, indent=1))
+        return
+    print(f"{result['mebibytes']} MiB on {result['device']}, torch {result['torch']} on {result['machine']}")
+    for name, value in medians.items():
+        print(f"{name:<11} {value:7.4f} s ({min(seconds[name]):.4f} to {max(seconds[name]):.4f})")
+    print(f"training is blocked for {result['ratio']} of torch.save; by the first save of a run {first_blocked:.4f} s")
+
+
+if __name__ == "__main__":
+    main()
