@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
+
+from distrain.sharding import own_part
 
 
 class WeightAverage:
@@ -40,9 +41,3 @@ class WeightAverage:
         finally:
             with torch.no_grad():
                 torch._foreach_copy_(self._live, own)
-
-
-def own_part(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the part of a sharded tensor that this rank has, or the tensor itself: both share the memory."""
-    tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 
 from distrain import checkpoint
-from distrain.average import own_part
 from distrain.checkpoint.load import load_tensors
 from distrain.checkpoint.tensors import digest, weights_digest
 from distrain.data.loader import Batch, read_batches
@@ -26,6 +25,7 @@ from distrain.recipe import Recipe
 from distrain.rundir import Attempt, RunDirectory, Status
 from distrain.seeds import Purpose, derive_seed
 from distrain.session import Session, build_session
+from distrain.sharding import own_part
 from distrain.sinks import Sinks
 from distrain.sinks.jsonl import rewind_metrics
 from distrain.sinks.protocol import Opening, Record

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from distrain import recipe
+from distrain.sharding import is_sharded
 
 Factor = Callable[[int], float]
 
@@ -18,15 +18,15 @@ def build_optimizer(config: recipe.Optimizer, model: nn.Module) -> torch.optim.O
     parameters = [p for p in model.parameters() if p.requires_grad]
     decay = config.weight_decay
     if config.name == "sgd":
-        is_sharded = any(isinstance(p, DTensor) for p in parameters)  # torch's fused SGD does not know these
+        in_parts = any(is_sharded(parameter) for parameter in parameters)  # torch's fused SGD does not know these
         return torch.optim.SGD(
             parameters,
             lr=config.lr,
             momentum=config.momentum or 0.0,
             nesterov=config.nesterov or False,
             weight_decay=decay,
-            fused=not is_sharded,
-            foreach=is_sharded,
+            fused=not in_parts,
+            foreach=in_parts,
         )
     if config.name == "rmsprop":
         return torch.optim.RMSprop(

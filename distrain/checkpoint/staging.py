@@ -1,10 +1,9 @@
 """Owns the host copies from which a checkpoint is written while training changes the tensors themselves."""
 
 import torch
-from torch.distributed._state_dict_utils import _create_cpu_state_dict
-from torch.distributed.tensor import DTensor
 
 from distrain.checkpoint.tensors import Tensors
+from distrain.sharding import is_sharded, own_part
 
 
 class Stager:
@@ -22,8 +21,8 @@ class Stager:
         is_on_gpu = False
         with torch.no_grad():
             for name, tensor in tensors.items():
-                source = _local(tensor)
-                _local(self._copies[name]).copy_(source, non_blocking=True)
+                source = own_part(tensor)
+                own_part(self._copies[name]).copy_(source, non_blocking=True)
                 is_on_gpu |= source.is_cuda
         if is_on_gpu:
             torch.cuda.current_stream().synchronize()  # the next step must not change what is still being copied
@@ -31,14 +30,12 @@ class Stager:
 
     def _copy_for(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         old = self._copies.get(name)
-        if old is not None and old.dtype == tensor.dtype and _local(old).shape == _local(tensor).shape:
+        if old is not None and old.dtype == tensor.dtype and own_part(old).shape == own_part(tensor).shape:
             return old
-        pin_memory = _local(tensor).is_cuda
-        if isinstance(tensor, DTensor):
+        pin_memory = own_part(tensor).is_cuda
+        if is_sharded(tensor):
+            from torch.distributed._state_dict_utils import _create_cpu_state_dict
+
             copy: torch.Tensor = _create_cpu_state_dict({name: tensor}, pin_memory=pin_memory)[name]
             return copy
         return torch.empty_like(tensor, device="cpu", pin_memory=pin_memory)
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

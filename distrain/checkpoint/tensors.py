@@ -6,7 +6,8 @@
 import torch
 import xxhash
 from torch import nn
-from torch.distributed.tensor import DTensor
+
+from distrain.sharding import whole
 
 Tensors = dict[str, torch.Tensor]
 
@@ -52,6 +53,5 @@ def digest(tensors: Tensors) -> str:
     hashed = xxhash.xxh3_128()
     for name, tensor in sorted(tensors.items()):
         hashed.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}".encode())
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        hashed.update(whole.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        hashed.update(whole(tensor).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return hashed.hexdigest()

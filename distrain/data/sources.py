@@ -14,8 +14,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2 import functional as image_functional
 
 from distrain.data.folder import FolderSplit, scan_image_folder
 from distrain.errors import DataError, RecipeError
@@ -207,6 +205,9 @@ def _open_image_folder(path: str | None) -> dict[str, Source]:
 
 def _decode(path: str) -> torch.Tensor:
     if Path(path).suffix.lower() in {".jpg", ".jpeg", ".png"}:
+        # Takes a second to import, in the training process, which reads some images before loader processes start.
+        from torchvision.io import ImageReadMode, decode_image
+
         pixels: torch.Tensor = decode_image(path, mode=ImageReadMode.RGB, apply_exif_orientation=True)
         return pixels
     with Image.open(path) as image:  # the formats that torchvision does not decode
@@ -214,6 +215,8 @@ def _decode(path: str) -> torch.Tensor:
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:
+    from torchvision.transforms.v2 import functional as image_functional
+
     pixels: torch.Tensor = image_functional.pil_to_tensor(image)
     return pixels
 

@@ -5,7 +5,6 @@ import random
 import numpy as np
 import torch
 from torch import nn
-from torchvision.transforms import v2
 
 from distrain.errors import RecipeError
 from distrain.recipe import Augment, Transform, TransformList
@@ -20,6 +19,8 @@ def build_transforms(transforms: TransformList, *, key: str) -> nn.Module | None
     """
     if not transforms:
         return None
+    from torchvision.transforms import v2  # takes a second to import: only where it is used
+
     pipeline: nn.Module = v2.Compose([_build(transform, key=key) for transform in transforms])
     return pipeline
 
@@ -55,6 +56,8 @@ class Normalize:
 
 
 def _build(transform: Transform, *, key: str) -> nn.Module:
+    from torchvision.transforms import v2
+
     if is_reference(transform.name):
         factory = load_reference(transform.name, key=key)
     else:

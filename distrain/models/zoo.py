@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from torchvision import models as torchvision_models
 
 from distrain.errors import ModelError
 from distrain.models.heads import find_head, replace_head
@@ -49,10 +48,14 @@ def build_model(config: Model, *, num_classes: int, in_channels: int) -> nn.Modu
 
 
 def _classifiers() -> list[str]:
-    return list(torchvision_models.list_models(module=torchvision_models))
+    from torchvision import models  # takes a second to import: only where it is used
+
+    return list(models.list_models(module=models))
 
 
 def _torchvision_model(name: str, *, pretrained: bool) -> nn.Module:
+    from torchvision import models
+
     # GoogLeNet and Inception have extra heads and give a tuple with them: they are trained without.
     arguments: dict[str, Any] = {"aux_logits": False} if name in {"googlenet", "inception_v3"} else {}
     if name in {"googlenet", "inception_v3"} and not pretrained:
@@ -60,7 +63,7 @@ def _torchvision_model(name: str, *, pretrained: bool) -> nn.Module:
     if pretrained and arguments:
         raise ModelError(f"model.weights=imagenet is not offered for {name}, whose weights have extra heads")
     try:
-        model: nn.Module = torchvision_models.get_model(name, weights="DEFAULT" if pretrained else None, **arguments)
+        model: nn.Module = models.get_model(name, weights="DEFAULT" if pretrained else None, **arguments)
     except OSError as error:
         raise ModelError(
             f"the ImageNet weights of {name} could not be downloaded ({error}); give a file with "

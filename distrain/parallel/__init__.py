@@ -8,7 +8,6 @@ from torch import nn
 from distrain.batching import Batching
 from distrain.parallel.ddp import Ddp
 from distrain.parallel.exact import Exact
-from distrain.parallel.fsdp import build_fsdp
 from distrain.parallel.protocol import Parallel
 from distrain.parallel.single import Single
 from distrain.recipe import Recipe
@@ -30,8 +29,14 @@ def _auto(module: nn.Module, world: World, _: torch.Tensor) -> Parallel:
     return Single(module) if world.size == 1 else Ddp(module, world)
 
 
+def _fsdp(module: nn.Module, world: World, example: torch.Tensor) -> Parallel:
+    from distrain.parallel.fsdp import Fsdp  # takes a second to import: only where it is used
+
+    return Single(module) if world.size == 1 else Fsdp(module, world, example)  # one process has all parts anyway
+
+
 STRATEGIES: dict[str, Callable[[nn.Module, World, torch.Tensor], Parallel]] = {
     "auto": _auto,
     "ddp": _auto,
-    "fsdp": build_fsdp,
+    "fsdp": _fsdp,
 }

@@ -10,15 +10,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from distrain.data.order import Window
-from distrain.parallel.protocol import Parallel
-from distrain.parallel.single import Single
 from distrain.parallel.statistics import BatchStatistics
 from distrain.world import World
-
-
-def build_fsdp(module: nn.Module, world: World, example: torch.Tensor) -> Parallel:
-    """Return `Fsdp`, or `Single` in one process, which has all parts anyway."""
-    return Single(module) if world.size == 1 else Fsdp(module, world, example)
 
 
 class Fsdp:

@@ -4,14 +4,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Self
 
-from distrain.sinks import console, jsonl, tensorboard, wandb
+from distrain.sinks import console, jsonl
 from distrain.sinks.background import Background
 from distrain.sinks.protocol import Opening, Record, Sink
-
-COPIES: dict[str, Callable[[Opening], Sink]] = {
-    "tensorboard": tensorboard.TensorboardSink,
-    "wandb": wandb.WandbSink,
-}
 
 
 class Sinks:
@@ -40,3 +35,18 @@ class Sinks:
         """Give one step's record to every sink, the truth first."""
         for sink in self._sinks:
             sink.write(record)
+
+
+def _open_tensorboard(opening: Opening) -> Sink:
+    from distrain.sinks.tensorboard import TensorboardSink  # seconds of imports, which the sink's own thread makes
+
+    return TensorboardSink(opening)
+
+
+def _open_wandb(opening: Opening) -> Sink:
+    from distrain.sinks.wandb import WandbSink
+
+    return WandbSink(opening)
+
+
+COPIES: dict[str, Callable[[Opening], Sink]] = {"tensorboard": _open_tensorboard, "wandb": _open_wandb}

@@ -1,0 +1,90 @@
+"""SIGKILL at random moments, of any process of a run, never changes what the run ends in."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.command import checkpoint_steps, comparable, fit, heartbeat, launch, metrics, status
+
+RECIPE = [
+    "digits",
+    "--set=data.batch_size=96",
+    "--set=data.num_workers=1",
+    "--set=train.micro_batch_size=24",
+    "--set=augment.train=[RandomCrop: {size: 8, padding: 1}]",
+    "--set=log.every_steps=11",
+    "--set=checkpoint.every_steps=7",
+    "--procs=2",
+]
+START_UP_S = 6.0  # from the command to the first step, about
+
+
+def kill_somebody(process: subprocess.Popen[str], run: Path, chance: random.Random) -> str:
+    """SIGKILL the launcher or a rank at a random moment; returns what was done, for whoever reads a failure."""
+    target = chance.choice(["launcher", "rank 0", "rank 1"])
+    if chance.random() < 0.25:
+        phase, delay_s = "start-up", chance.uniform(0, START_UP_S)
+    else:  # steps, an evaluation every 15 of them, a save every 7
+        phase, delay_s = "training", chance.uniform(0, 3.0)
+        before = len(status(run)["attempts"]) if (run / "status.json").exists() else 0
+        while process.poll() is None and not is_running(run, before):
+            time.sleep(0.01)
+    time.sleep(delay_s)
+    if process.poll() is None:
+        pid = process.pid if target == "launcher" else rank_pid(run, int(target[-1]))
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+    return f"{target} in {phase} after {delay_s:.3f} s"
+
+
+def is_running(run: Path, attempts_before: int) -> bool:
+    if not (run / "status.json").exists():
+        return False
+    found = status(run)
+    return len(found["attempts"]) > attempts_before and found["state"] == "running"
+
+
+def rank_pid(run: Path, rank: int) -> int | None:
+    """The process of a rank of this very attempt; None while it is not there yet."""
+    try:
+        pid: int = heartbeat(run, rank)["pid"]
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return None
+    return pid if b"distrain.worker" in command else None
+
+
+@pytest.mark.parametrize(
+    ("kills", "epochs"),
+    [(4, 12), pytest.param(50, 150, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
+)
+def test_run_killed_at_random_ends_in_the_bits_of_the_undisturbed_run(tmp_path: Path, kills: int, epochs: int) -> None:
+    chance = random.Random(seed := time.time_ns())
+    arguments = [*RECIPE, f"--set=train.epochs={epochs}"]
+    fit(*arguments, "--run=undisturbed", cwd=tmp_path)
+    run = tmp_path / "killed"
+    done: list[str] = []
+    for _ in range(kills):
+        process = launch(*arguments, "--restarts=0", "--run=killed", cwd=tmp_path)
+        try:
+            done.append(kill_somebody(process, run, chance))
+            out, _ = process.communicate(timeout=120)
+        finally:
+            process.kill()
+        done[-1] += f", ended with {process.returncode}, checkpoints {checkpoint_steps(run)}"
+        assert process.returncode in {-signal.SIGKILL, 0, 1}, f"seed {seed}\n{done}\n{out}"
+    last = fit(*arguments, "--restarts=0", "--run=killed", cwd=tmp_path)
+    whole, pieced = status(tmp_path / "undisturbed"), status(run)
+    story = "\n".join([f"seed {seed}", *done, last.out])
+    assert pieced["state"] == "finished", story
+    assert pieced["weights_digest"] == whole["weights_digest"], story
+    assert pieced["state_digest"] == whole["state_digest"], story
+    assert comparable(run) == comparable(tmp_path / "undisturbed"), story
+    steps = [record["step"] for record in metrics(run)]
+    assert steps == sorted(set(steps)), story
+    print(story)
