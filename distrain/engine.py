@@ -98,7 +98,7 @@ def run_to_end(session: Session, start: Start, sinks: Sinks) -> bool:
     heart.beat("running")
     while step < session.total_steps:
         started, first_step = time.perf_counter(), step
-        step = run_steps(session, batches, step, _next_boundary(session, step))
+        step = run_steps(session, batches, step, session.due.next_boundary(step))
         settle(session, range(first_step, step))
         session.stopwatch.add(time.perf_counter() - started, session.num_samples(first_step, step))
 
@@ -166,9 +166,9 @@ def settle(session: Session, steps: range) -> None:
 
 def write_records(session: Session, step: int, sinks: Sinks) -> bool:
     """Evaluate and record what is due at `step`; returns False, with nothing recorded, where a stop broke it off."""
-    recipe, heart = session.recipe, session.heart
+    heart = session.heart
     metrics: Record = {}
-    if _is_due(session, step, recipe.eval.every_steps, recipe.eval.every_epochs):
+    if session.due.is_evaluation(step):
         heart.phase = "evaluate"
         found = _evaluate(session)
         if found is None:
@@ -176,7 +176,7 @@ def write_records(session: Session, step: int, sinks: Sinks) -> bool:
         metrics = {"step": step, "epoch": session.epoch(step), **found}
         _keep_best(heart.status, step, found)
     heart.phase = "record"
-    record = _record(session, step) if _is_due(session, step, recipe.log.every_steps, None) else {}
+    record = _record(session, step) if session.due.is_record(step) else {}
     if record | metrics:
         sinks.write(record | metrics)
     return True
@@ -312,32 +312,10 @@ def _opening(session: Session, history: list[Record]) -> Opening:
     )
 
 
-def _next_boundary(session: Session, step: int) -> int:
-    """Return the next step after which anything is due: the loop runs up to it without asking."""
-    recipe, spe = session.recipe, session.order.steps_per_epoch
-    intervals = [recipe.log.every_steps]
-    for section in (recipe.eval, recipe.checkpoint):
-        intervals += [section.every_steps] if section.every_steps else []
-        intervals += [section.every_epochs * spe] if section.every_epochs else []
-    return min(session.total_steps, *((step // interval + 1) * interval for interval in intervals))
-
-
 def _must_save(session: Session, step: int) -> bool:
     config, best = session.recipe.checkpoint, session.heart.status.best
     is_best = best is not None and best["step"] == step
-    return (
-        _is_due(session, step, config.every_steps, config.every_epochs)
-        or (is_best and config.keep_best)
-        or session.checkpointer.is_overdue()
-    )
-
-
-def _is_due(session: Session, step: int, every_steps: int | None, every_epochs: int | None) -> bool:
-    return (
-        step == session.total_steps
-        or (every_steps is not None and step % every_steps == 0)
-        or (every_epochs is not None and step % (every_epochs * session.order.steps_per_epoch) == 0)
-    )
+    return session.due.is_checkpoint(step) or (is_best and config.keep_best) or session.checkpointer.is_overdue()
 
 
 def _record(session: Session, step: int) -> Record:

@@ -15,6 +15,7 @@ from distrain.data.loader import BatchReader
 from distrain.data.order import MicroBatch, TrainOrder
 from distrain.data.sources import Source, open_sources
 from distrain.data.transforms import Normalize, build_transforms
+from distrain.due import Due
 from distrain.errors import DataError
 from distrain.heart import Heart
 from distrain.launchers.profile import Profile
@@ -45,6 +46,7 @@ class Session:
     normalize: Normalize
     order: TrainOrder
     total_steps: int
+    due: Due
     parallel: Parallel
     loss_function: LossFunction
     optimizer: torch.optim.Optimizer
@@ -140,6 +142,7 @@ def build_session(
         normalize=normalize,
         order=order,
         total_steps=total_steps,
+        due=Due(recipe, order.steps_per_epoch, total_steps),
         parallel=parallel,
         loss_function=build_loss(recipe.loss),
         optimizer=build_optimizer(recipe.optimizer, model),

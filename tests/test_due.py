@@ -1,0 +1,33 @@
+"""Nothing that is due is passed over, and at the last step everything is due."""
+
+import pytest
+
+from distrain.due import Due
+from distrain.recipe import load_recipe
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["log.every_steps=4", "checkpoint.every_steps=7", "eval.every_steps=5"],
+        ["eval.every_epochs=null", "checkpoint.every_epochs=null", "log.every_steps=1000"],
+        ["eval.every_epochs=2", "checkpoint.every_epochs=3", "log.every_steps=9"],
+    ],
+)
+def test_boundaries_are_the_steps_at_which_anything_is_due(overrides: list[str]) -> None:
+    due = Due(load_recipe("digits", overrides=overrides), steps_per_epoch=23, total_steps=100)
+    boundaries = []
+    step = 0
+    while step < 100:
+        step = due.next_boundary(step)
+        boundaries.append(step)
+    expected = [s for s in range(1, 101) if due.is_record(s) or due.is_evaluation(s) or due.is_checkpoint(s)]
+    assert boundaries == expected
+    assert due.is_record(100) and due.is_evaluation(100) and due.is_checkpoint(100)
+
+
+def test_epochs_and_steps_are_both_counted() -> None:
+    due = Due(load_recipe("digits", overrides=["checkpoint.every_steps=10"]), steps_per_epoch=23, total_steps=50)
+    assert [s for s in range(1, 51) if due.is_checkpoint(s)] == [10, 20, 23, 30, 40, 46, 50]
+    assert [s for s in range(1, 51) if due.is_evaluation(s)] == [23, 46, 50]
