@@ -26,9 +26,10 @@ RECIPE = [
     "--set=data.batch_size=96",
     "--set=train.micro_batch_size=24",
     "--set=augment.train=[RandomCrop: {size: 8, padding: 1}]",
-    "--set=train.epochs=16",
-    "--set=checkpoint.every_steps=50",
-    "--set=log.every_steps=40",
+    "--set=train.epochs=8",
+    "--set=checkpoint={every_steps: 20, every_epochs: null}",
+    "--set=eval.every_epochs=4",
+    "--set=log.every_steps=16",
     "--procs=2",
 ]
 BREAKING_LOSS = """
@@ -59,7 +60,7 @@ def test_killed_rank_is_replaced_and_the_run_ends_in_the_undisturbed_bits(tmp_pa
     run = tmp_path / "run"
     wait_for_step(run, 1)
     start_up_s = time.monotonic() - begun
-    wait_until(lambda: checkpoint_steps(run)[-1:] >= [100], "a checkpoint")
+    wait_until(lambda: checkpoint_steps(run)[-1:] >= [20], "a checkpoint")
     rank = random.randrange(2)
     os.kill(heartbeat(run, rank)["pid"], signal.SIGKILL)
     killed = time.monotonic()
@@ -70,7 +71,7 @@ def test_killed_rank_is_replaced_and_the_run_ends_in_the_undisturbed_bits(tmp_pa
     assert f"rank {rank} failed at step" in done.out
     assert "restart 1 of 3, from checkpoint step-" in done.out
     assert status(run)["attempts"][0]["state"] == "failed"
-    assert status(run)["attempts"][1]["first_step"] >= 100
+    assert status(run)["attempts"][1]["first_step"] >= 20
     assert status(run)["weights_digest"] == status(undisturbed)["weights_digest"]
     assert comparable(run) == comparable(undisturbed)
 
@@ -78,7 +79,7 @@ def test_killed_rank_is_replaced_and_the_run_ends_in_the_undisturbed_bits(tmp_pa
 def test_stopped_process_is_named_with_its_stack_and_the_run_goes_on(tmp_path: Path, undisturbed: Path) -> None:
     process = launch(*RECIPE, "--run=run", "--stall-timeout=4", cwd=tmp_path)
     run = tmp_path / "run"
-    wait_for_step(run, 60)
+    wait_for_step(run, 30)
     os.kill(heartbeat(run, 1)["pid"], signal.SIGSTOP)
     done = end_of(process)
     assert done.code == 0, done.out
@@ -125,19 +126,20 @@ def test_users_mistake_is_not_tried_again(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_progress_renews_the_restarts(tmp_path: Path) -> None:
-    """Each attempt takes its checkpoint, then dies: four failures with one restart allowed in a row."""
-    loss = breaking_loss(tmp_path, "COUNT")
+    """Every attempt dies at its 13th step, after a checkpoint: three failures, one of them borne in a row."""
+    loss = breaking_loss(tmp_path, "CALLS.append(1); len(CALLS) > 12 and os._exit(9)")
     code = (tmp_path / "broken.py").read_text()
-    text = (
-        "CALLS[0] += 1; steps and CALLS[0] > 12 and not os.path.exists('run/checkpoints/step-00000030') and os._exit(9)"
-    )
-    (tmp_path / "broken.py").write_text(code.replace("COUNT", text).replace("def loss", "CALLS = [0]\ndef loss"))
-    done = distrain(
-        "fit", loss, "--run=run", "--procs=2", "--restarts=1", "--set=checkpoint.every_steps=10",
-        "--set=train.max_steps=35", *QUIET, cwd=tmp_path
-    )  # fmt: skip
+    (tmp_path / "broken.py").write_text(f"{code}\nCALLS = []\n")
+    arguments = [
+        "--run=run",
+        "--procs=2",
+        "--restarts=1",
+        "--set=checkpoint.every_steps=10",
+        "--set=train.max_steps=41",
+    ]
+    done = distrain("fit", loss, *arguments, "--set=eval.every_epochs=null", *QUIET, cwd=tmp_path)
     assert done.code == 0, done.out
-    assert done.out.count("restart 1 of 1") >= 2
+    assert done.out.count("restart 1 of 1, from checkpoint step-") == 3
 
 
 def test_out_of_memory_says_what_to_change(tmp_path: Path) -> None:
