@@ -95,6 +95,8 @@ def train(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, hea
     if is_complete:
         heart.status.weights_digest = checkpoint.weights_digest(session.model)
     heart.beat("finished" if is_complete else "stopped")
+    if world.is_main and not is_complete:
+        run.stop.unlink(missing_ok=True)  # the request is met: the worker's next start goes on
     return is_complete
 
 

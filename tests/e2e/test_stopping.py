@@ -59,6 +59,7 @@ def assert_stopped(done_code: int, out: str, run: Path) -> int:
     assert found["state"] == "stopped"
     assert found["attempts"][-1]["state"] == "stopped"
     assert not list((run / "errors").iterdir())
+    assert not (run / "stop").exists()
     assert f"stopped at step {found['step']} of" in out
     return int(found["step"])
 
