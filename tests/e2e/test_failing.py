@@ -10,13 +10,13 @@ import pytest
 
 from tests.command import (
     QUIET,
+    Launch,
     checkpoint_steps,
     comparable,
     distrain,
     end_of,
     fit,
     heartbeat,
-    launch,
     status,
     wait_for_step,
     wait_until,
@@ -54,7 +54,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_killed_rank_is_replaced_and_the_run_ends_in_the_undisturbed_bits(tmp_path: Path, undisturbed: Path) -> None:
+def test_killed_rank_is_replaced_and_the_run_ends_in_the_undisturbed_bits(
+    launch: Launch, tmp_path: Path, undisturbed: Path
+) -> None:
     begun = time.monotonic()
     process = launch(*RECIPE, "--run=run", cwd=tmp_path)
     run = tmp_path / "run"
@@ -76,7 +78,9 @@ def test_killed_rank_is_replaced_and_the_run_ends_in_the_undisturbed_bits(tmp_pa
     assert comparable(run) == comparable(undisturbed)
 
 
-def test_stopped_process_is_named_with_its_stack_and_the_run_goes_on(tmp_path: Path, undisturbed: Path) -> None:
+def test_stopped_process_is_named_with_its_stack_and_the_run_goes_on(
+    launch: Launch, tmp_path: Path, undisturbed: Path
+) -> None:
     process = launch(*RECIPE, "--run=run", "--stall-timeout=4", cwd=tmp_path)
     run = tmp_path / "run"
     wait_for_step(run, 30)
