@@ -75,6 +75,8 @@ def _train_once(
         heart.status.weights_digest = weights_digest(session.model)
         heart.status.state_digest = digest(session.tensors)
     heart.beat("finished" if is_complete else "stopped")
+    if world.is_main and not is_complete:
+        run.stop.unlink(missing_ok=True)  # the request is met: the worker's next start goes on
     return is_complete
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 TIMES = {"train/samples_per_s", "checkpoint/blocked_s"}  # metrics that depend on the time of day
 QUIET = ["--set", "log.wandb=disabled", "--set", "log.tensorboard=false"]
@@ -57,8 +57,13 @@ def metrics(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def launch(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    """Begin to train; the test ends it."""
+class Launch(Protocol):
+    """Begins to train, and returns while that goes on."""
+
+    def __call__(self, *arguments: str, cwd: Path) -> subprocess.Popen[str]: ...
+
+
+def begin_fit(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command("fit", *arguments, *QUIET),
         cwd=cwd,

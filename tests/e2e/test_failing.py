@@ -10,13 +10,13 @@ import pytest
 
 from tests.command import (
     QUIET,
+    Launch,
     checkpoint_steps,
     comparable,
     distrain,
     end_of,
     fit,
     heartbeat,
-    launch,
     status,
     wait_for_step,
     wait_until,
@@ -26,9 +26,10 @@ RECIPE = [
     "--set=data.batch_size=96",
     "--set=train.micro_batch_size=24",
     "--set=augment.train=[RandomCrop: {size: 8, padding: 1}]",
-    "--set=train.epochs=40",
-    "--set=checkpoint.every_steps=50",
-    "--set=log.every_steps=40",
+    "--set=train.epochs=8",
+    "--set=checkpoint={every_steps: 20, every_epochs: null}",
+    "--set=eval.every_epochs=4",
+    "--set=log.every_steps=16",
     "--procs=2",
 ]
 BREAKING_LOSS = """
@@ -46,31 +47,43 @@ def breaking_loss(folder: Path, what: str, rank: int = 0) -> str:
     return "--set=loss={name: 'broken:loss'}"
 
 
-def test_killed_rank_is_replaced_and_the_run_ends_in_the_undisturbed_bits(tmp_path: Path) -> None:
-    fit(*RECIPE, "--run=undisturbed", cwd=tmp_path)
-    process = launch(*RECIPE, "--run=disturbed", cwd=tmp_path)
-    run = tmp_path / "disturbed"
-    wait_until(lambda: checkpoint_steps(run)[-1:] >= [100], "a checkpoint")
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    fit(*RECIPE, "--run=run", cwd=folder)
+    return folder / "run"
+
+
+def test_killed_rank_is_replaced_and_the_run_ends_in_the_undisturbed_bits(
+    launch: Launch, tmp_path: Path, undisturbed: Path
+) -> None:
+    begun = time.monotonic()
+    process = launch(*RECIPE, "--run=run", cwd=tmp_path)
+    run = tmp_path / "run"
+    wait_for_step(run, 1)
+    start_up_s = time.monotonic() - begun
+    wait_until(lambda: checkpoint_steps(run)[-1:] >= [20], "a checkpoint")
     rank = random.randrange(2)
     os.kill(heartbeat(run, rank)["pid"], signal.SIGKILL)
     killed = time.monotonic()
     wait_until(lambda: len(status(run)["attempts"]) == 2 and status(run)["state"] == "running", "the restart")
-    assert time.monotonic() - killed < 10
+    assert time.monotonic() - killed < max(10, 1.5 * start_up_s), "10 s, on a machine that is not busy otherwise"
     done = end_of(process)
     assert done.code == 0, done.out
     assert f"rank {rank} failed at step" in done.out
     assert "restart 1 of 3, from checkpoint step-" in done.out
     assert status(run)["attempts"][0]["state"] == "failed"
-    assert status(run)["attempts"][1]["first_step"] >= 100
-    assert status(run)["weights_digest"] == status(tmp_path / "undisturbed")["weights_digest"]
-    assert comparable(run) == comparable(tmp_path / "undisturbed")
+    assert status(run)["attempts"][1]["first_step"] >= 20
+    assert status(run)["weights_digest"] == status(undisturbed)["weights_digest"]
+    assert comparable(run) == comparable(undisturbed)
 
 
-def test_stopped_process_is_named_with_its_stack_and_the_run_goes_on(tmp_path: Path) -> None:
-    fit(*RECIPE, "--run=undisturbed", cwd=tmp_path)
+def test_stopped_process_is_named_with_its_stack_and_the_run_goes_on(
+    launch: Launch, tmp_path: Path, undisturbed: Path
+) -> None:
     process = launch(*RECIPE, "--run=run", "--stall-timeout=4", cwd=tmp_path)
     run = tmp_path / "run"
-    wait_for_step(run, 60)
+    wait_for_step(run, 30)
     os.kill(heartbeat(run, 1)["pid"], signal.SIGSTOP)
     done = end_of(process)
     assert done.code == 0, done.out
@@ -80,7 +93,7 @@ def test_stopped_process_is_named_with_its_stack_and_the_run_goes_on(tmp_path: P
     assert "in run_steps" in done.out
     assert "rank 1 failed at step" in done.out
     assert '"type": "Stalled"' in (run / "errors" / "rank-1.json").read_text()
-    assert status(run)["weights_digest"] == status(tmp_path / "undisturbed")["weights_digest"]
+    assert status(run)["weights_digest"] == status(undisturbed)["weights_digest"]
 
 
 def test_rank_that_hangs_in_the_users_code_is_told_from_the_ones_that_wait(tmp_path: Path) -> None:
@@ -115,26 +128,27 @@ def test_users_mistake_is_not_tried_again(tmp_path: Path) -> None:
     assert "restart" not in done.out
 
 
+@pytest.mark.slow
 def test_progress_renews_the_restarts(tmp_path: Path) -> None:
-    """Each attempt takes its checkpoint, then dies: four failures with one restart allowed in a row."""
-    loss = breaking_loss(tmp_path, "steps = len(os.listdir('run/checkpoints')); COUNT")
+    """Every attempt dies at its 13th step, after a checkpoint: three failures, one of them borne in a row."""
+    loss = breaking_loss(tmp_path, "CALLS.append(1); len(CALLS) > 12 and os._exit(9)")
     code = (tmp_path / "broken.py").read_text()
-    text = (
-        "CALLS[0] += 1; steps and CALLS[0] > 12 and not os.path.exists('run/checkpoints/step-00000030') and os._exit(9)"
-    )
-    (tmp_path / "broken.py").write_text(code.replace("COUNT", text).replace("def loss", "CALLS = [0]\ndef loss"))
-    done = distrain(
-        "fit", loss, "--run=run", "--procs=2", "--restarts=1", "--set=checkpoint.every_steps=10",
-        "--set=train.max_steps=35", *QUIET, cwd=tmp_path
-    )  # fmt: skip
+    (tmp_path / "broken.py").write_text(f"{code}\nCALLS = []\n")
+    arguments = [
+        "--run=run",
+        "--procs=2",
+        "--restarts=1",
+        "--set=checkpoint.every_steps=10",
+        "--set=train.max_steps=41",
+    ]
+    done = distrain("fit", loss, *arguments, "--set=eval.every_epochs=null", *QUIET, cwd=tmp_path)
     assert done.code == 0, done.out
-    assert done.out.count("restart 1 of 1") >= 2
+    assert done.out.count("restart 1 of 1, from checkpoint step-") == 3
 
 
-@pytest.mark.parametrize("processes", [1])
-def test_out_of_memory_says_what_to_change(tmp_path: Path, processes: int) -> None:
+def test_out_of_memory_says_what_to_change(tmp_path: Path) -> None:
     loss = breaking_loss(tmp_path, "torch.empty(1 << 50)")
-    done = distrain("fit", loss, "--run=run", f"--procs={processes}", *QUIET, cwd=tmp_path)
+    done = distrain("fit", loss, "--run=run", *QUIET, cwd=tmp_path)
     assert done.code == 1
     assert "lower train.micro_batch_size (64 now)" in done.out
     assert "--set train.micro_batch_size=32" in done.out

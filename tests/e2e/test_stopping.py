@@ -10,13 +10,13 @@ import psutil
 import pytest
 
 from tests.command import (
+    Launch,
     checkpoint_steps,
     comparable,
     distrain,
     end_of,
     fit,
     heartbeat,
-    launch,
     status,
     wait_for_phase,
     wait_for_step,
@@ -59,11 +59,12 @@ def assert_stopped(done_code: int, out: str, run: Path) -> int:
     assert found["state"] == "stopped"
     assert found["attempts"][-1]["state"] == "stopped"
     assert not list((run / "errors").iterdir())
+    assert not (run / "stop").exists()
     assert f"stopped at step {found['step']} of" in out
     return int(found["step"])
 
 
-def test_distrain_stop_ends_a_run_between_two_log_lines_and_says_where(tmp_path: Path) -> None:
+def test_distrain_stop_ends_a_run_between_two_log_lines_and_says_where(launch: Launch, tmp_path: Path) -> None:
     process = launch(*ENDLESS, "--procs=2", cwd=tmp_path)
     wait_for_step(tmp_path / "run", 10)
     stopped = distrain("stop", "run", "--wait", cwd=tmp_path)
@@ -90,7 +91,9 @@ def test_distrain_stop_ends_a_run_between_two_log_lines_and_says_where(tmp_path:
         ("everyone", signal.SIGTERM),
     ],
 )
-def test_signal_to_any_process_stops_all_ranks(tmp_path: Path, target: str, number: signal.Signals) -> None:
+def test_signal_to_any_process_stops_all_ranks(
+    launch: Launch, tmp_path: Path, target: str, number: signal.Signals
+) -> None:
     process = launch(*ENDLESS, "--procs=2", "--set=data.num_workers=1", cwd=tmp_path)
     run = tmp_path / "run"
     wait_for_step(run, 10)
@@ -105,8 +108,8 @@ def test_signal_to_any_process_stops_all_ranks(tmp_path: Path, target: str, numb
     assert checkpoint_steps(run) == [step]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_stop_during_start_up_takes_no_step_and_goes_on(tmp_path: Path, processes: int) -> None:
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_stop_during_start_up_takes_no_step_and_goes_on(launch: Launch, tmp_path: Path, processes: int) -> None:
     process = launch("--set=train.max_steps=5", "--run=run", f"--procs={processes}", cwd=tmp_path)
     run = tmp_path / "run"
     wait_until(lambda: (run / "heartbeats").is_dir() and any((run / "heartbeats").iterdir()), "a heartbeat")
@@ -119,8 +122,8 @@ def test_stop_during_start_up_takes_no_step_and_goes_on(tmp_path: Path, processe
         assert status(run)["state"] == "finished"
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_evaluation_that_a_stop_broke_off_is_made_up_for(tmp_path: Path, processes: int) -> None:
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_evaluation_that_a_stop_broke_off_is_made_up_for(launch: Launch, tmp_path: Path, processes: int) -> None:
     net = slow_net(tmp_path, evaluate_s=0.3)
     arguments = [net, "--set=train.max_steps=20", "--set=log.every_steps=7", "--set=eval.every_steps=7"]
     arguments += ["--set=eval.every_epochs=null", "--set=eval.batch_size=36", f"--procs={processes}"]
@@ -141,11 +144,11 @@ def test_evaluation_that_a_stop_broke_off_is_made_up_for(tmp_path: Path, process
     assert status(run)["weights_digest"] == status(tmp_path / "undisturbed")["weights_digest"]
 
 
-@pytest.mark.parametrize("save_s", [2, pytest.param(45, marks=[pytest.mark.slow, pytest.mark.timeout(400)])])
-def test_save_that_is_under_way_is_finished_and_no_step_follows(tmp_path: Path, save_s: int) -> None:
+@pytest.mark.parametrize("save_s", [3, pytest.param(45, marks=[pytest.mark.slow, pytest.mark.timeout(400)])])
+def test_save_that_is_under_way_is_finished_and_no_step_follows(launch: Launch, tmp_path: Path, save_s: int) -> None:
     """Longer than the 30 s after which torchrun would kill the ranks it has been told to end."""
     net = slow_net(tmp_path, save_s=save_s)
-    arguments = [*ENDLESS, net, "--set=checkpoint.every_steps=10", "--procs=2", f"--stall-timeout={save_s / 2}"]
+    arguments = [*ENDLESS, net, "--set=checkpoint.every_steps=10", "--procs=2", f"--stall-timeout={save_s / 3}"]
     process = launch(*arguments, cwd=tmp_path)
     run = tmp_path / "run"
     wait_for_phase(run, "save")
@@ -159,8 +162,10 @@ def test_save_that_is_under_way_is_finished_and_no_step_follows(tmp_path: Path, 
     assert time.monotonic() - asked > save_s / 3
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_second_ctrl_c_leaves_no_process_no_port_and_no_shared_memory(tmp_path: Path, processes: int) -> None:
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_second_ctrl_c_leaves_no_process_no_port_and_no_shared_memory(
+    launch: Launch, tmp_path: Path, processes: int
+) -> None:
     shared = set(Path("/dev/shm").iterdir())
     net = slow_net(tmp_path, save_s=60)
     process = launch(*ENDLESS, net, f"--procs={processes}", "--set=data.num_workers=2", cwd=tmp_path)
@@ -181,13 +186,12 @@ def test_second_ctrl_c_leaves_no_process_no_port_and_no_shared_memory(tmp_path: 
     assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     listening = {c.laddr.port for c in psutil.net_connections() if c.status == psutil.CONN_LISTEN}
     assert not ports & listening
-    assert not {
-        name for name in set(Path("/dev/shm").iterdir()) - shared if any(str(p.pid) in name.name for p in family)
-    }
+    left = set(Path("/dev/shm").iterdir()) - shared
+    assert not [path for path in left if any(str(p.pid) in path.name for p in family)]
 
 
 @pytest.mark.parametrize("moment", ["training", pytest.param("start-up", marks=pytest.mark.slow)])
-def test_killed_launcher_leaves_no_orphan(tmp_path: Path, moment: str) -> None:
+def test_killed_launcher_leaves_no_orphan(launch: Launch, tmp_path: Path, moment: str) -> None:
     process = launch(*ENDLESS, "--procs=2", "--set=data.num_workers=1", cwd=tmp_path)
     if moment == "training":
         wait_for_step(tmp_path / "run", 10)
