@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import checkpoint_steps, comparable, fit, heartbeat, launch, metrics, status
+from tests.command import Launch, checkpoint_steps, comparable, fit, heartbeat, metrics, status
 
 RECIPE = [
     "digits",
@@ -63,7 +63,9 @@ def rank_pid(run: Path, rank: int) -> int | None:
     ("kills", "epochs"),
     [(4, 12), pytest.param(50, 150, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
 )
-def test_run_killed_at_random_ends_in_the_bits_of_the_undisturbed_run(tmp_path: Path, kills: int, epochs: int) -> None:
+def test_run_killed_at_random_ends_in_the_bits_of_the_undisturbed_run(
+    tmp_path: Path, launch: Launch, kills: int, epochs: int
+) -> None:
     chance = random.Random(seed := time.time_ns())
     arguments = [*RECIPE, f"--set=train.epochs={epochs}"]
     fit(*arguments, "--run=undisturbed", cwd=tmp_path)
@@ -71,11 +73,8 @@ def test_run_killed_at_random_ends_in_the_bits_of_the_undisturbed_run(tmp_path: 
     done: list[str] = []
     for _ in range(kills):
         process = launch(*arguments, "--restarts=0", "--run=killed", cwd=tmp_path)
-        try:
-            done.append(kill_somebody(process, run, chance))
-            out, _ = process.communicate(timeout=120)
-        finally:
-            process.kill()
+        done.append(kill_somebody(process, run, chance))
+        out, _ = process.communicate(timeout=120)
         done[-1] += f", ended with {process.returncode}, checkpoints {checkpoint_steps(run)}"
         assert process.returncode in {-signal.SIGKILL, 0, 1}, f"seed {seed}\n{done}\n{out}"
     last = fit(*arguments, "--restarts=0", "--run=killed", cwd=tmp_path)
