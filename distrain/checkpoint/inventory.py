@@ -1,6 +1,7 @@
 """Owns what is known of a run's checkpoints without reading a tensor: step, size, age, evaluation, which is best."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,16 +24,19 @@ class Entry:
 
 def take_inventory(folder: Path) -> list[Entry]:
     """Return the committed checkpoints below `folder`, the oldest first; nothing in them is verified."""
-    return [
-        Entry(
-            path=path,
-            step=step_of(path),
-            num_bytes=sum(file.stat().st_size for file in path.iterdir()),
-            written=path.stat().st_mtime,
-            evaluation=_read_evaluation(path),
-        )
-        for path in committed(folder)
-    ]
+    entries: list[Entry] = []
+    for path in committed(folder):
+        with suppress(FileNotFoundError):  # a training has deleted it just now
+            entries.append(
+                Entry(
+                    path=path,
+                    step=step_of(path),
+                    num_bytes=sum(file.stat().st_size for file in path.iterdir()),
+                    written=path.stat().st_mtime,
+                    evaluation=_read_evaluation(path),
+                )
+            )
+    return entries
 
 
 def best_step(evaluations: list[tuple[int, Metrics | None]]) -> int | None:

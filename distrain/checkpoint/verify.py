@@ -54,8 +54,11 @@ def find_fault(path: Path, *, advance: Callable[[int], None] | None = None) -> s
             return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes and should have {size}"
-        if _digest(file, advance) != digest:
-            return f"{name} has other bytes than were written"
+        try:
+            if _digest(file, advance) != digest:
+                return f"{name} has other bytes than were written"
+        except OSError as error:  # a disk that fails
+            return f"{name} cannot be read: {error.strerror}"
     try:
         step = json.loads((path / STATE).read_text())["step"]
     except (ValueError, KeyError, TypeError):

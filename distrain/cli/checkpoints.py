@@ -78,7 +78,9 @@ def verify(
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for entry in entries:
             task = progress.add_task(entry.path.name, total=entry.num_bytes)
-            faults[entry.path.name] = checkpoint.find_fault(entry.path, advance=partial(progress.advance, task))
+            fault = checkpoint.find_fault(entry.path, advance=partial(progress.advance, task))
+            if entry.path.is_dir():  # else a training has deleted it meanwhile
+                faults[entry.path.name] = fault
     if as_json:
         typer.echo(json.dumps([{"checkpoint": name, "fault": fault} for name, fault in faults.items()], indent=1))
     else:

@@ -177,7 +177,7 @@ def save_onto_full_disk(world: World, disk: Path) -> None:
                 writer.save(step, tensors=tensors, state={})
                 writer.wait()
                 assert names(folder) == ["step-00000001"]
-            world.barrier()
+                world.barrier()  # the next save begins with a draft
             if world.is_main:
                 filler.unlink()
             world.barrier()
@@ -226,6 +226,7 @@ def save_where_one_rank_fails(world: World, folder: Path) -> None:
             writer.save(2, tensors=tensors, state={})
             writer.wait()
         assert names(folder) == ["step-00000001"]
+        world.barrier()  # the next save begins with a draft
         writer.save(3, tensors=tensors, state={})
     if world.rank == 1:
         pytest.MonkeyPatch().setattr("distrain.checkpoint.writer.describe_files", refuse)
