@@ -109,6 +109,7 @@ def run_to_end(session: Session, start: Start, sinks: Sinks) -> bool:
         if must_stop or _must_save(session, step):
             heart.beat("stopping" if must_stop else None)
             save(session, step, is_record_due=not is_recorded)
+            must_stop = must_stop or world.any_rank(heart.hear())  # in the meantime: no further step is taken
         if must_stop and not (step == session.total_steps and is_recorded):
             log.info("stopped on request at step %d", step)
             return False
