@@ -160,6 +160,7 @@ def _report(run: RunDirectory, rank: int, step: int, error: Exception, code: Exi
         "message": str(error).strip() or type(error).__name__,
         "exit_code": int(code),
         "is_consequence": any(words in text for words in _LOST_CONNECTION),  # of another rank's end
+        "is_final": isinstance(error, DistrainError),  # what distrain itself gives up is not tried again
         "traceback": text,
     }
     run.write_error(report)

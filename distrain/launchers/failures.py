@@ -47,6 +47,7 @@ def report_end(run: RunDirectory, heartbeat: Heartbeat, *, kind: str, message: s
             "message": message,
             "exit_code": int(ExitCode.FAILED),
             "is_consequence": False,
+            "is_final": False,
             "traceback": f"{heartbeat.phase}, last seen at:\n{heartbeat.stack}",
         }
     )

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from distrain.errors import ExitCode
 from distrain.launchers.failures import find_deaths
@@ -33,7 +34,7 @@ def execute(plan: Plan, run: RunDirectory, profile: Profile, *, tell: Callable[[
     A plan in this process calls the worker here, so that `breakpoint()` stops where the user put it. Others are child
     processes, started anew after a failure: the worker then goes on from the newest good checkpoint. As many failures
     in a row as `profile.restarts` are borne; a newer checkpoint than at the last one begins a new row. A user's mistake
-    is not tried again, and neither is a run that was asked to stop.
+    is not tried again, nor what distrain gave up itself, nor a run that was asked to stop.
     """
     if plan.in_process:
         from distrain.worker import run_worker  # the training plane: imported only where it runs
@@ -47,7 +48,8 @@ def execute(plan: Plan, run: RunDirectory, profile: Profile, *, tell: Callable[[
         while True:
             started = time.time()
             code = _attempt(plan, run, stall_timeout_s=profile.stall_timeout_s, tell=tell)
-            if code != ExitCode.FAILED or run.stop.exists():
+            errors = run.read_errors(started)
+            if code != ExitCode.FAILED or run.stop.exists() or (errors and errors[0]["is_final"]):
                 return Ending(code, started)
             if run.newest_step() > reached:
                 failures, reached = 0, run.newest_step()
@@ -55,7 +57,7 @@ def execute(plan: Plan, run: RunDirectory, profile: Profile, *, tell: Callable[[
             if failures > profile.restarts:
                 return Ending(code, started)
             begin = f"from checkpoint step-{reached:08d}" if reached else "from step 0"
-            tell(f"{_in_short(run, started)}; restart {failures} of {profile.restarts}, {begin}")
+            tell(f"{_in_short(run, errors)}; restart {failures} of {profile.restarts}, {begin}")
 
 
 def _attempt(plan: Plan, run: RunDirectory, *, stall_timeout_s: float, tell: Callable[[str], None]) -> ExitCode:
@@ -120,9 +122,8 @@ def _interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def _in_short(run: RunDirectory, since: float) -> str:
+def _in_short(run: RunDirectory, errors: list[dict[str, Any]]) -> str:
     """Return who failed and where, in a few words: the whole of it is told once, if the run ends with it."""
-    errors = run.read_errors(since)
     if not errors:
         return f"the processes ended without leaving an error ({run.launcher_log})"
     first = errors[0]

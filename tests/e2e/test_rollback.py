@@ -58,10 +58,11 @@ def test_batch_whose_loss_is_not_finite_is_left_out_and_noted(tmp_path: Path, pr
     assert found["last"]["val/top1"] > 0.9
 
 
-def test_training_that_does_not_get_on_fails_with_the_cause(tmp_path: Path) -> None:
+def test_training_that_does_not_get_on_fails_with_the_cause_and_is_not_tried_again(tmp_path: Path) -> None:
     (tmp_path / "poisoned.py").write_text(POISONED)
-    done = distrain("fit", *RECIPE, "--set=train.max_rollbacks=1", cwd=tmp_path)
+    done = distrain("fit", *RECIPE, "--set=train.max_rollbacks=1", "--procs=2", cwd=tmp_path)
     assert done.code == 1
+    assert "restart 1" not in done.out
     assert "is not finite" in done.out
     assert "train.max_rollbacks=1" in done.out
     assert "optimizer.lr" in done.out
