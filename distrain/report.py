@@ -36,10 +36,10 @@ def duration(seconds: float) -> str:
 def print_header(console: Console, recipe: Recipe, profile: Profile, batching: Batching, run: RunDirectory) -> None:
     """Print what is about to be trained, on what, and where its run directory is."""
     devices = "GPU" if profile.device == "cuda" else "CPU process"
-    plural = "" if profile.processes == 1 else ("s" if profile.device == "cuda" else "es")
+    plural = "" if profile.world_size == 1 else ("s" if profile.device == "cuda" else "es")
     console.print(
         f"[bold]{escape(recipe.name)}[/bold]: {escape(recipe.model.name)} on {escape(recipe.data.source)}, "
-        f"{recipe.train.epochs} epochs, {recipe.precision}, on {profile.processes} {devices}{plural}",
+        f"{recipe.train.epochs} epochs, {recipe.precision}, on {profile.world_size} {devices}{plural}",
         soft_wrap=True,
     )
     console.print(f"{batching}")
@@ -211,7 +211,7 @@ def _advice(run: RunDirectory, error: dict[str, Any]) -> str | None:
         return None
     recipe, profile = read_recipe(run.recipe), read_profile(run.profile)
     batching = solve_batching(
-        recipe.data.batch_size, recipe.train.micro_batch_size, profile.processes, is_exact=recipe.train.exact
+        recipe.data.batch_size, recipe.train.micro_batch_size, profile.world_size, is_exact=recipe.train.exact
     )
     precision = ", or take --set precision=bf16" if recipe.precision == "fp32" else ""
     smaller = max(1, batching.micro_batch_size // 2)

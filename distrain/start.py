@@ -51,7 +51,9 @@ def start(
         stall_timeout_s=stall_timeout_s,
         recipe=reference or resolved.name,
     )
-    batching = solve_batching(resolved.data.batch_size, train.micro_batch_size, profile.processes, is_exact=train.exact)
+    batching = solve_batching(
+        resolved.data.batch_size, train.micro_batch_size, profile.world_size, is_exact=train.exact
+    )
     _check_data(resolved)
     plan = LAUNCHERS[profile.launcher](profile, directory.path)
     if dry_run:

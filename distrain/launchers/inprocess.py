@@ -9,5 +9,5 @@ from distrain.launchers.profile import Profile
 
 def plan(profile: Profile, run: Path) -> Plan:
     """Plan the worker in this very process; the command that is printed does the same in a new one."""
-    assert profile.processes == 1
+    assert profile.world_size == 1
     return Plan((sys.executable, "-m", "distrain.worker", str(run)), cwd=Path.cwd(), in_process=True)

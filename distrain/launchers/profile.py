@@ -19,12 +19,18 @@ class Profile(BaseModel):
 
     launcher: Literal["inprocess", "torchrun"]
     device: Literal["cpu", "cuda"]
-    processes: int = Field(gt=0, description="training processes; on GPUs, one for each of them")
+    nodes: int = Field(1, gt=0, description="machines")
+    processes: int = Field(gt=0, description="training processes of each machine; on GPUs, one for each of them")
     threads: int = Field(gt=0, description="intra-op threads of each process; their number changes rounding")
     restarts: int = Field(3, ge=0, description="failures in a row, without a newer checkpoint, that are borne")
     stall_timeout_s: float = Field(
         120.0, gt=0, description="a run of several processes that stands so long has stalled"
     )
+
+    @property
+    def world_size(self) -> int:
+        """The training processes of all machines."""
+        return self.nodes * self.processes
 
     def to_yaml(self) -> str:
         """Return the profile as YAML."""
