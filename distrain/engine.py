@@ -124,7 +124,7 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
     order, parallel, precision, losses = session.order, session.parallel, session.precision, session.losses
     optimizer, loss_function, normalize = session.optimizer, session.loss_function, session.normalize
     average, skipped, heart, stop = session.average, session.skipped, session.heart, session.stop
-    train, device = session.recipe.train, session.world.device
+    train, gpus = session.recipe.train, session.world.gpus
     base_lr, schedule = session.recipe.optimizer.lr, session.schedule
     for step in range(first_step, last_step):
         if stop.is_reached(step):
@@ -137,7 +137,7 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
             heart.phase = "data"
             images, targets = next(batches)
             heart.phase = "forward"
-            seed_model_draws(train.seed, step, piece, device)
+            seed_model_draws(train.seed, step, piece, gpus)
             with parallel.micro_batch(window, piece):
                 with precision.autocast():
                     loss = loss_function(replica(normalize(images)), targets)
@@ -236,12 +236,12 @@ def save(session: Session, step: int, *, is_record_due: bool) -> None:
     )
 
 
-def seed_model_draws(seed: int, step: int, micro_batch: int, device: torch.device) -> None:
+def seed_model_draws(seed: int, step: int, micro_batch: int, gpus: range) -> None:
     """Seed what the network draws, dropout say, as a function of (seed, step, micro-batch) and nothing else."""
     value = derive_seed(seed, Purpose.MODEL_DRAW, step, micro_batch)
     torch.default_generator.manual_seed(value)  # a hundredth of the time of torch.manual_seed, which asks all backends
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index].manual_seed(value)
+    for gpu in gpus:
+        torch.cuda.default_generators[gpu].manual_seed(value + gpu - gpus[0])
 
 
 class _NotFiniteError(Exception):

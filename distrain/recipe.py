@@ -159,7 +159,9 @@ class Train(Section):
 class Parallel(Section):
     """How the processes share the work."""
 
-    strategy: Literal["auto", "ddp", "fsdp"] = Field("auto", description="auto: ddp; fsdp also divides the weights")
+    strategy: Literal["auto", "ddp", "dp", "fsdp", "none"] = Field(
+        "auto", description="ddp; dp: one process for several GPUs; fsdp: weights divided; auto: ddp, else dp"
+    )
 
 
 class Checkpoint(Section):
@@ -212,8 +214,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _exact_mode_has_its_own_strategy(self) -> Self:
-        if self.train.exact and self.parallel.strategy == "fsdp":
-            raise ValueError("train.exact and parallel.strategy=fsdp exclude each other; choose one")
+        if self.train.exact and self.parallel.strategy in {"dp", "fsdp"}:
+            raise ValueError(
+                f"train.exact and parallel.strategy={self.parallel.strategy} exclude each other; choose one"
+            )
         return self
 
     @cached_property

@@ -49,6 +49,7 @@ def start(
         threads=train.threads or (1 if train.exact else None),
         restarts=restarts,
         stall_timeout_s=stall_timeout_s,
+        in_one_process=resolved.parallel.strategy == "dp",
         recipe=reference or resolved.name,
     )
     batching = solve_batching(

@@ -74,7 +74,12 @@ def _run_rank(run: RunDirectory, *, owns_process: bool) -> ExitCode:
         with (
             _take_held_signals(run, is_alone=size_from_environment() == 1) if owns_process else nullcontext(),
             heart,
-            join_world(device=profile.device, processes=profile.world_size, threads=profile.threads) as world,
+            join_world(
+                device=profile.device,
+                processes=profile.world_size,
+                threads=profile.threads,
+                num_devices=profile.devices,
+            ) as world,
             run.locked() if world.is_main else nullcontext(),
         ):
             is_complete = engine.train(recipe, profile, run, world, heart)

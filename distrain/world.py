@@ -24,11 +24,18 @@ class World:
     local_rank: int
     device: torch.device
     store: Store | None = None
+    num_devices: int = 1  # more only where this one process has several GPUs
 
     @property
     def is_main(self) -> bool:
         """Whether this rank writes what is written once."""
         return self.rank == 0
+
+    @property
+    def gpus(self) -> range:
+        """The numbers of this process's GPUs, its own first; none on the CPU."""
+        first = self.device.index or 0
+        return range(first, first + self.num_devices) if self.device.type == "cuda" else range(0)
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -94,7 +101,7 @@ def size_from_environment() -> int:
 
 
 @contextmanager
-def join_world(*, device: str, processes: int, threads: int) -> Iterator[World]:
+def join_world(*, device: str, processes: int, threads: int, num_devices: int = 1) -> Iterator[World]:
     """Join the other processes of this run, by the variables that the launcher has set, and leave them at the end.
 
     Raises `LaunchError` where another number of processes came than the profile asked for.
@@ -114,7 +121,7 @@ def join_world(*, device: str, processes: int, threads: int) -> Iterator[World]:
         # Checkpoints plan over gloo also where gradients travel over NCCL.
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=size)
-    yield World(rank=rank, size=size, local_rank=local_rank, device=own_device, store=store)
+    yield World(rank=rank, size=size, local_rank=local_rank, device=own_device, store=store, num_devices=num_devices)
     if size > 1:  # after an exception the other ranks may never come to this call: the launcher ends them
         dist.barrier()  # torchrun ends all ranks once one has left with the code for stopped: none may be at work then
         dist.destroy_process_group()

@@ -21,6 +21,7 @@ class Profile(BaseModel):
     device: Literal["cpu", "cuda"]
     nodes: int = Field(1, gt=0, description="machines")
     processes: int = Field(gt=0, description="training processes of each machine; on GPUs, one for each of them")
+    devices: int = Field(1, gt=0, description="GPUs of each process; more than one only with DataParallel")
     threads: int = Field(gt=0, description="intra-op threads of each process; their number changes rounding")
     restarts: int = Field(3, ge=0, description="failures in a row, without a newer checkpoint, that are borne")
     stall_timeout_s: float = Field(
@@ -45,11 +46,13 @@ def resolve_profile(
     threads: int | None,
     restarts: int,
     stall_timeout_s: float,
+    in_one_process: bool,
     recipe: str,
 ) -> Profile:
     """Turn `--gpus`, `--device` and `--procs` into a profile; with none of them, one GPU or else one CPU process.
 
-    `threads` is what the recipe asks for, None for an equal share of the processors.
+    `threads` is what the recipe asks for, None for an equal share of the processors. `in_one_process` gives all GPUs to
+    one process.
     Raises `LaunchError` where this machine has fewer GPUs than asked for, or the options contradict each other.
     """
     if device not in {None, "cpu", "cuda"}:
@@ -79,10 +82,14 @@ def resolve_profile(
     if gpus is None and available:
         gpus = 1
     count = gpus or processes or 1
+    devices = 1
+    if in_one_process and gpus:
+        count, devices = 1, count
     return Profile(
         launcher="inprocess" if count == 1 else "torchrun",
         device="cuda" if gpus else "cpu",
         processes=count,
+        devices=devices,
         threads=threads or max(1, len(os.sched_getaffinity(0)) // count),
         restarts=restarts,
         stall_timeout_s=stall_timeout_s,

@@ -1,17 +1,21 @@
 """Parallel strategies: each makes the ranks' work on one step one and the same update."""
 
+import logging
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from distrain.batching import Batching
+from distrain.errors import RecipeError
 from distrain.parallel.ddp import Ddp
 from distrain.parallel.exact import Exact
 from distrain.parallel.protocol import Parallel
 from distrain.parallel.single import Single
 from distrain.recipe import Recipe
 from distrain.world import World
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Parallel", "build_parallel"]
 
@@ -20,13 +24,43 @@ def build_parallel(
     recipe: Recipe, module: nn.Module, world: World, *, batching: Batching, example: torch.Tensor
 ) -> Parallel:
     """Return the strategy of a recipe for this world; `example` is a small batch as the network gets it."""
+    if world.num_devices > 1:
+        sizes = torch.arange(batching.micro_batch_size).chunk(world.num_devices)
+        log.info(
+            "each micro-batch of %d is split over %d GPUs: %s",
+            batching.micro_batch_size,
+            world.num_devices,
+            " + ".join(str(len(part)) for part in sizes),
+        )
     if recipe.train.exact:
         return Exact(module, world, batching)
     return STRATEGIES[recipe.parallel.strategy](module, world, example)
 
 
-def _auto(module: nn.Module, world: World, _: torch.Tensor) -> Parallel:
-    return Single(module) if world.size == 1 else Ddp(module, world)
+def _auto(module: nn.Module, world: World, example: torch.Tensor) -> Parallel:
+    if world.num_devices > 1:
+        log.info(
+            "several GPUs in one process: DataParallel takes the place of DistributedDataParallel, which is faster"
+        )
+    return _data_parallel(module, world, example) if world.size == 1 else Ddp(module, world)
+
+
+def _data_parallel(module: nn.Module, world: World, _: torch.Tensor) -> Parallel:
+    if world.size > 1:
+        raise RecipeError(
+            f"parallel.strategy=dp trains in one process, and {world.size} were started; "
+            f"give --gpus without --procs, or take parallel.strategy=ddp"
+        )
+    return Single(module, num_devices=world.num_devices)
+
+
+def _none(module: nn.Module, world: World, _: torch.Tensor) -> Parallel:
+    if world.size > 1 or world.num_devices > 1:
+        raise RecipeError(
+            f"parallel.strategy=none is for one device, and {max(world.size, world.num_devices)} were asked for; "
+            f"take parallel.strategy=auto"
+        )
+    return Single(module)
 
 
 def _fsdp(module: nn.Module, world: World, example: torch.Tensor) -> Parallel:
@@ -38,5 +72,7 @@ def _fsdp(module: nn.Module, world: World, example: torch.Tensor) -> Parallel:
 STRATEGIES: dict[str, Callable[[nn.Module, World, torch.Tensor], Parallel]] = {
     "auto": _auto,
     "ddp": _auto,
+    "dp": _data_parallel,
+    "none": _none,
     "fsdp": _fsdp,
 }

@@ -1,4 +1,4 @@
-"""Owns training in one process: there is nothing to share."""
+"""Owns training in one process: on one device, or on several with DataParallel."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -10,18 +10,22 @@ _NO_CONTEXT: AbstractContextManager[None] = nullcontext()
 
 
 class Single:
-    """The network as it is."""
+    """The network as it is; with several GPUs, each forward pass is split over them by DataParallel.
+
+    The weights stay on the first GPU and keep their names, so that checkpoints are those of any other strategy.
+    """
 
     loss_scale = 1
     needs_even_passes = False
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, num_devices: int = 1) -> None:
         self.module = module
+        self._replica = module if num_devices == 1 else nn.DataParallel(module, device_ids=list(range(num_devices)))
         self._parameters = list(module.parameters())
 
     def begin_window(self, window: Window, step: int) -> nn.Module:  # noqa: ARG002 - the protocol's signature
-        """Return the network."""
-        return self.module
+        """Return what to call."""
+        return self._replica
 
     def micro_batch(self, window: Window, piece: int) -> AbstractContextManager[None]:  # noqa: ARG002
         """Return an empty context: gradients add up by themselves."""
