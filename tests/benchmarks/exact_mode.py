@@ -35,6 +35,7 @@ CASES = {  # image size, channels, samples of a micro-batch, micro-batches a pro
     "digits-cnn, 1 micro-batch of 32 a process": (8, 1, 32, 1, 60),
     "digits-cnn, 4 micro-batches of 16 a process": (8, 1, 16, 4, 20),
     "ResNet-18 at 64x64, 1 micro-batch of 16 a process": (64, 3, 16, 1, 4),
+    "ResNet-18 at 64x64, 3 micro-batches of 8 a process": (64, 3, 8, 3, 2),  # no whole subtrees: slices are exchanged
     "ResNet-18 at 64x64, 4 micro-batches of 8 a process": (64, 3, 8, 4, 2),
     "ResNet-18 at 224x224, 1 micro-batch of 8 a process": (224, 3, 8, 1, 1),
 }
