@@ -286,6 +286,7 @@ def _set_determinism(recipe: Recipe) -> None:
 
 def _begin_attempt(session: Session, start: Start) -> Status:
     status = session.run.read_status()
+    status.close_attempt("failed")  # one whose rank 0 was killed could not say so
     status.state, status.step, status.total_steps = "starting", start.step, session.total_steps
     status.best, status.skipped_steps = start.best, sorted(session.skipped)
     status.attempts.append(

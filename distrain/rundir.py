@@ -58,8 +58,12 @@ class Status(BaseModel):
     def close(self, state: State) -> None:
         """End the run in `state`, and the attempt that was still open, if one was: its process cannot say it itself."""
         self.state = state
+        self.close_attempt(state)
+
+    def close_attempt(self, state: State) -> None:
+        """End the attempt that is still open, if one is, when it was last heard of."""
         if self.attempts and self.attempts[-1].ended is None:
-            self.attempts[-1].state, self.attempts[-1].ended = state, time.time()
+            self.attempts[-1].state, self.attempts[-1].ended = state, self.heartbeat or time.time()
 
 
 class Heartbeat(BaseModel):

@@ -11,7 +11,9 @@ from tests.command import QUIET, command, distrain, fit, status, wait_for_step
 LONG = ["digits", "--set=train.epochs=2000", "--set=log.every_steps=5", "--set=eval.every_epochs=null", "--run=run"]
 
 
-@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("processes", "number"), [pytest.param(1, signal.SIGINT, marks=pytest.mark.slow), (2, signal.SIGTERM)]
+)
 def test_stopped_run_saves_exits_resumable_and_goes_on(tmp_path: Path, processes: int, number: int) -> None:
     arguments = [*LONG, f"--procs={processes}"]
     process = subprocess.Popen(command("fit", *arguments, *QUIET), cwd=tmp_path, stdout=subprocess.PIPE, text=True)
@@ -43,7 +45,7 @@ def test_failure_is_told_once_with_rank_step_and_the_command_that_goes_on(tmp_pa
         "        raise ArithmeticError('the loss broke')\n"
         "    return torch.nn.functional.cross_entropy(logits, targets)\n"
     )
-    arguments = ["--set=loss={name: 'broken:loss'}", f"--procs={processes}", "--run=run"]
+    arguments = ["--set=loss={name: 'broken:loss'}", f"--procs={processes}", "--restarts=0", "--run=run"]
     last = str(processes - 1)
     done = distrain("fit", *arguments, *QUIET, cwd=tmp_path, env={"BROKEN_RANK": last})
     assert done.code == 1
@@ -56,7 +58,8 @@ def test_failure_is_told_once_with_rank_step_and_the_command_that_goes_on(tmp_pa
 
     mended = fit(*arguments, "--set=train.max_steps=5", cwd=tmp_path, env={"BROKEN_RANK": "none"}, code=2)
     assert "train.max_steps" in mended.err
-    done = distrain("fit", "--run=run", f"--procs={processes}", "--verbose", cwd=tmp_path, env={"BROKEN_RANK": last})
+    again = ["fit", "--run=run", f"--procs={processes}", "--restarts=0", "--verbose"]
+    done = distrain(*again, cwd=tmp_path, env={"BROKEN_RANK": last})
     assert done.code == 1
     assert "ArithmeticError" in done.out
     assert "Traceback" in done.out
@@ -86,7 +89,7 @@ def test_breakpoint_stops_in_the_users_own_code(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", [pytest.param("bf16", marks=pytest.mark.slow), "fp16"])
 def test_mixed_precision_trains_and_resumes_to_the_bit(tmp_path: Path, precision: str) -> None:
     arguments = [f"--set=precision={precision}", "--set=train.epochs=1", "--set=train.clip_norm=1.0"]
     fit(*arguments, "--run=whole", cwd=tmp_path)

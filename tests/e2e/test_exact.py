@@ -37,7 +37,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return facts(folder / "run")
 
 
-@pytest.mark.parametrize("processes", [2, 3, 4, 6])
+@pytest.mark.parametrize(
+    "processes", [2, 3, pytest.param(4, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.slow)]
+)
 def test_any_number_of_processes_gives_the_bits_of_one(tmp_path: Path, alone: dict[str, Any], processes: int) -> None:
     done = fit(*RECIPE, f"--procs={processes}", "--run=run", cwd=tmp_path)
     assert facts(tmp_path / "run") == alone
@@ -58,6 +60,7 @@ def test_run_killed_and_resumed_on_other_numbers_of_processes_gives_the_bits_of_
     assert facts(tmp_path / "run") == alone
 
 
+@pytest.mark.slow
 def test_plain_mode_does_not_give_the_bits_of_one(tmp_path: Path, alone: dict[str, Any]) -> None:
     """So that the tests above are seen to test something."""
     fit(*RECIPE, "--set=train.exact=false", "--procs=2", "--run=run", cwd=tmp_path)
@@ -98,7 +101,15 @@ def test_what_exact_mode_cannot_do_is_said_in_one_sentence(tmp_path: Path, chang
     assert not (tmp_path / "run").exists()
 
 
-def test_verify_proves_the_promise(tmp_path: Path) -> None:
+def test_verify_proves_that_a_killed_run_ends_in_the_same_bits(tmp_path: Path) -> None:
+    done = distrain("verify", "--procs=1", "--steps=12", cwd=tmp_path)
+    assert done.code == 0, done.out + done.err
+    assert "identical  on 1 process, killed and resumed" in done.out
+    assert "the promise holds, at an equal number of processes" in done.out
+
+
+@pytest.mark.slow
+def test_verify_proves_the_promise_for_other_numbers_of_processes(tmp_path: Path) -> None:
     exact = ["--set=train.exact=true", "--set=train.micro_batch_size=16"]
     done = distrain("verify", "digits", *exact, "--procs=1,2", "--steps=12", cwd=tmp_path)
     assert done.code == 0, done.out + done.err

@@ -61,7 +61,7 @@ def rank_pid(run: Path, rank: int) -> int | None:
 
 @pytest.mark.parametrize(
     ("kills", "epochs"),
-    [(4, 12), pytest.param(50, 150, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
+    [(2, 12), pytest.param(50, 150, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
 )
 def test_run_killed_at_random_ends_in_the_bits_of_the_undisturbed_run(
     tmp_path: Path, launch: Launch, kills: int, epochs: int

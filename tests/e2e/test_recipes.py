@@ -16,7 +16,7 @@ def test_digits_reaches_98_percent(tmp_path: Path) -> None:
     assert "distrain runs show" in done.out
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_cifar10_trains_on_real_images(tmp_path: Path, real_images: Path, processes: int) -> None:
     fit(
         "cifar10",

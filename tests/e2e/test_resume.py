@@ -48,7 +48,15 @@ def kill_after_checkpoint(process: subprocess.Popen[bytes], run: Path, *, step: 
     process.wait()
 
 
-@pytest.mark.parametrize(("processes", "workers"), [(1, 0), (1, 2), (2, 0), (2, 2)])
+@pytest.mark.parametrize(
+    ("processes", "workers"),
+    [
+        pytest.param(1, 0, marks=pytest.mark.slow),
+        (1, 2),
+        (2, 0),
+        pytest.param(2, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_killed_run_ends_in_the_bits_of_the_undisturbed_run(tmp_path: Path, processes: int, workers: int) -> None:
     chance = random.Random(f"{processes}-{workers}-{time.time_ns()}")
     arguments = [*RECIPE, f"--procs={processes}", f"--set=data.num_workers={workers}"]
@@ -81,6 +89,7 @@ def test_every_step_of_the_same_recipe_is_repeated_to_the_bit(tmp_path: Path) ->
     assert status(tmp_path / "first")["weights_digest"] == status(tmp_path / "second")["weights_digest"]
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
     fit(*RECIPE, "--run=first", cwd=tmp_path)
     fit(*RECIPE, "--run=second", "--set=train.seed=1", cwd=tmp_path)

@@ -36,6 +36,7 @@ def test_fsdp_trains_as_ddp_does_and_a_run_moves_between_them(tmp_path: Path) ->
     assert losses(tmp_path / "moved") == pytest.approx(losses(tmp_path / "ddp"), rel=0.1)
 
 
+@pytest.mark.slow
 def test_fsdp_takes_windows_in_which_some_rank_has_nothing_to_do(tmp_path: Path) -> None:
     # The last window of an epoch has 1,438 - 4 x 300 = 238 samples: micro-batches of 50 for 5 of 6 passes.
     uneven = ["digits", "--set=data.batch_size=300", "--set=train={epochs: 2, micro_batch_size: 50}"]
