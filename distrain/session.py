@@ -157,7 +157,7 @@ def build_session(
         skipped=skipped,
         fingerprint={split: source.fingerprint() for split, source in sources.items()} if world.is_main else {},
         heart=heart,
-        stop=StopAgreement(world, lambda: heart.is_stop_requested),
+        stop=StopAgreement(world, lambda: heart.is_stop_requested, skipped=skipped),
     )
 
 

@@ -68,10 +68,14 @@ class StopAgreement:
     """Has all ranks stop before the same step, at the price of one look into the store a step.
 
     Rank 0 decides. It names the next step to the store before it contributes to the gradients of this one, and no rank
-    gets past these without it: so each rank finds the word, at the latest, when it begins the step that it names.
+    gets past these without it: so each rank finds the word, at the latest, when it begins the step that it names. Steps
+    that are `skipped` have no gradients: nothing holds the ranks together in them.
     """
 
-    def __init__(self, world: World, is_requested: Callable[[], bool]) -> None:
+    def __init__(
+        self, world: World, is_requested: Callable[[], bool], *, skipped: frozenset[int] = frozenset()
+    ) -> None:
+        self._skipped = skipped
         self._world = world
         self._is_requested = is_requested
         self._stop_step: int | None = None
@@ -82,12 +86,14 @@ class StopAgreement:
         if store is None:
             return self._is_requested()
         if self._stop_step is None and self._world.is_main and self._is_requested():
+            while step in self._skipped:
+                step += 1
             self._stop_step = step + 1
-            store.set(_STOP_STEP, str(step + 1))
+            store.set(_STOP_STEP, str(self._stop_step))
             store.get(_STOP_STEP)  # its answer comes after the store has taken the word: setting does not wait for it
         elif self._stop_step is None and not self._world.is_main and store.check([_STOP_STEP]):
             self._stop_step = int(store.get(_STOP_STEP))
-        return step == self._stop_step
+        return self._stop_step is not None and step >= self._stop_step
 
 
 def rank_from_environment() -> int:
