@@ -46,6 +46,12 @@ def print_header(console: Console, recipe: Recipe, profile: Profile, batching: B
     console.print(f"run directory {run.path}", soft_wrap=True, markup=False)
 
 
+def print_changes(console: Console, changes: list[str]) -> None:
+    """Print what was changed in the recipe besides --set, if anything was."""
+    if changes:
+        console.print("changed in the recipe: " + ", ".join(changes), markup=False, soft_wrap=True)
+
+
 def print_plan(console: Console, recipe: Recipe, plan: Plan) -> None:
     """Print the resolved recipe and the exact command, as `--dry-run` shows them."""
     console.print(recipe.to_yaml().rstrip(), markup=False, soft_wrap=True)

@@ -13,7 +13,7 @@ from distrain.checkpoint.tensors import Tensors, average_tensors, gather_tensors
 from distrain.checkpoint.writer import Checkpointer
 from distrain.data.loader import BatchReader
 from distrain.data.order import MicroBatch, TrainOrder
-from distrain.data.sources import Source, open_sources
+from distrain.data.sources import Source, choose_samples, open_sources
 from distrain.data.transforms import Normalize, build_transforms
 from distrain.due import Due
 from distrain.errors import DataError
@@ -108,7 +108,7 @@ def build_session(
 ) -> Session:
     """Make everything that a training needs, the same on every rank; `skipped` are the steps to leave out."""
     with world.main_first():  # rank 0 downloads what is not there yet
-        sources = open_sources(recipe.data)
+        sources = choose_samples(open_sources(recipe.data), recipe.data, seed=recipe.train.seed)
     seed = recipe.train.seed
     readers = {
         split: BatchReader(sources[split], build_transforms(transforms, key=f"augment.{key}"), seed=seed)

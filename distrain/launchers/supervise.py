@@ -28,10 +28,18 @@ class Ending:
     since: float  # seconds since the epoch
 
 
-def execute(plan: Plan, run: RunDirectory, profile: Profile, *, tell: Callable[[str], None]) -> Ending:
+def execute(
+    plan: Plan,
+    run: RunDirectory,
+    profile: Profile,
+    *,
+    tell: Callable[[str], None],
+    on_error: Callable[[Exception], None] | None = None,
+) -> Ending:
     """Run the plan to its end and return what its end means; `tell` says what happens on the way.
 
-    A plan in this process calls the worker here, so that `breakpoint()` stops where the user put it. Others are child
+    A plan in this process calls the worker here, so that `breakpoint()` stops where the user put it, and `on_error`,
+    with what ended the training, where the objects of the training are at hand. Others are child
     processes, started anew after a failure: the worker then goes on from the newest good checkpoint. As many failures
     in a row as `profile.restarts` are borne; a newer checkpoint than at the last one begins a new row. A user's mistake
     is not tried again, nor what distrain gave up itself, nor a run that was asked to stop.
@@ -42,7 +50,7 @@ def execute(plan: Plan, run: RunDirectory, profile: Profile, *, tell: Callable[[
         if str(plan.cwd) not in sys.path:
             sys.path.insert(0, str(plan.cwd))  # as `python -m` does, for the user's own modules
         started = time.time()
-        return Ending(run_worker(run), started)
+        return Ending(run_worker(run, on_error=on_error), started)
     failures, reached = 0, run.newest_step()
     with stop_on_signal(run, kill=_interrupt):
         while True:
