@@ -1,6 +1,7 @@
 """Owns the aids to find a fault: what --debug and --overfit change in a recipe, and the debugger at an exception."""
 
 import bdb
+import json
 import pdb
 import signal
 import threading
@@ -26,10 +27,12 @@ class Aids:
     trace: bool = False
     post_mortem: bool = False
 
-    def check(self, *, processes: int) -> None:
-        """Raise `LaunchError` where the aids do not go with each other's numbers, or with several processes."""
+    def __post_init__(self) -> None:
         if self.overfit_batches is not None and self.overfit_batches < 1:
             raise LaunchError(f"--overfit {self.overfit_batches} trains on nothing; give 1 batch or more")
+
+    def check(self, *, processes: int) -> None:
+        """Raise `LaunchError` where the aids do not go with several processes."""
         for option, is_given in (("--debug", self.debug), ("--pdb", self.post_mortem)):
             if is_given and processes > 1:
                 raise LaunchError(f"{option} is for one process, in which a debugger works, and not for {processes}")
@@ -72,7 +75,7 @@ def _overfit_overrides(recipe: Recipe, num_batches: int) -> list[str]:
     return [
         f"data.train_samples={num_batches * recipe.data.batch_size}",
         f"data.val_samples={recipe.eval.batch_size}",
-        f"augment.train={transforms}",
+        f"augment.train={json.dumps(transforms)}",
         "loss.label_smoothing=0",  # with it no loss comes near 0
         "optimizer.weight_decay=0",
         "schedule={name: constant, warmup_epochs: %g}" % (_WARMUP_SHARE * max_steps / num_batches),

@@ -71,6 +71,7 @@ def _train_once(
         Sinks(_opening(session, history) if world.is_main else None) as sinks,
         run.room_for_last_words() if world.is_main else nullcontext(),
         session.checkpointer,
+        session.tracer,
     ):
         is_complete = run_to_end(session, start, sinks)
     if is_complete:
@@ -102,7 +103,7 @@ def run_to_end(session: Session, start: Start, sinks: Sinks) -> bool:
     heart.beat("running")
     while step < session.total_steps:
         started, first_step = time.perf_counter(), step
-        step = run_steps(session, batches, step, session.due.next_boundary(step))
+        step = run_steps(session, batches, step, session.tracer.advance(step, session.due.next_boundary(step)))
         settle(session, range(first_step, step))
         session = end_at_target(session, step)
         session.stopwatch.add(time.perf_counter() - started, session.num_samples(first_step, step))

@@ -28,6 +28,7 @@ from distrain.recipe import Recipe
 from distrain.rundir import RunDirectory
 from distrain.seeds import Purpose, derive_seed
 from distrain.telemetry import LossMeter, Stopwatch
+from distrain.tracing import Tracer
 from distrain.world import StopAgreement, World
 
 NUM_SHOWN_IMAGES = 8
@@ -62,6 +63,7 @@ class Session:
     fingerprint: dict[str, str]
     heart: Heart
     stop: StopAgreement
+    tracer: Tracer
 
     @property
     def model(self) -> nn.Module:
@@ -158,6 +160,7 @@ def build_session(
         fingerprint={split: source.fingerprint() for split, source in sources.items()} if world.is_main else {},
         heart=heart,
         stop=StopAgreement(world, lambda: heart.is_stop_requested),
+        tracer=Tracer(run, world, heart, is_wanted=profile.trace),
     )
 
 

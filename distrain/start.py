@@ -52,7 +52,7 @@ def start(
         restarts=restarts,
         stall_timeout_s=stall_timeout_s,
         recipe=reference or resolved.name,
-    )
+    ).model_copy(update={"trace": aids.trace})
     batching = solve_batching(
         resolved.data.batch_size, train.micro_batch_size, profile.world_size, is_exact=train.exact
     )
@@ -114,9 +114,13 @@ def _resolve(
 def _load(reference: str, overrides: list[str], data: str | None, aids: Aids) -> tuple[Recipe, list[str]]:
     """Return the recipe with what the aids change in it, and that; --set has the last word."""
     recipe = load_recipe(reference, overrides=overrides, data=data)
-    chosen = {override.partition("=")[0].strip() for override in overrides}
-    changes = [change for change in aids.overrides(recipe) if change.partition("=")[0] not in chosen]
+    chosen = [override.partition("=")[0].strip() for override in overrides]
+    changes = [change for change in aids.overrides(recipe) if not _is_chosen(change.partition("=")[0], chosen)]
     return load_recipe(reference, overrides=[*overrides, *changes], data=data), changes
+
+
+def _is_chosen(key: str, chosen: list[str]) -> bool:
+    return any(own == key or own.startswith(f"{key}.") for own in chosen)
 
 
 def _differences(before: dict[str, object], after: dict[str, object], prefix: str = "") -> list[str]:
