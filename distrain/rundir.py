@@ -75,6 +75,7 @@ class Heartbeat(BaseModel):
     phase: str
     progress: int
     stack: str  # of the main thread, as of `time`
+    threads: dict[str, str] = {}  # the stacks of the other threads by their names, while `stacks-request` exists
 
 
 class RunDirectory:

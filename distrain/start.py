@@ -147,6 +147,7 @@ def _write(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Plan) -> N
     """Write what is asked for into the run directory, in which nobody may be training."""
     with run.locked():
         run.stop.unlink(missing_ok=True)
+        run.stacks_request.unlink(missing_ok=True)
         write_atomically(run.recipe, recipe.to_yaml())
         write_atomically(run.profile, profile.to_yaml())
         write_atomically(run.environment, json.dumps(describe_environment(), indent=1))

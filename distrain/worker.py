@@ -64,6 +64,7 @@ def run_worker(
 
 
 def _run_rank(run: RunDirectory, *, owns_process: bool, on_error: Callable[[Exception], None] | None) -> ExitCode:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's talk of itself; read when torch is loaded
     from distrain import engine  # torch takes seconds to import: signals and the parent are seen to before
     from distrain.world import join_world, rank_from_environment, size_from_environment
 

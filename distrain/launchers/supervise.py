@@ -50,6 +50,7 @@ def execute(
         if str(plan.cwd) not in sys.path:
             sys.path.insert(0, str(plan.cwd))  # as `python -m` does, for the user's own modules
         started = time.time()
+        _forget_heartbeats(run)
         return Ending(run_worker(run, on_error=on_error), started)
     failures, reached = 0, run.newest_step()
     with stop_on_signal(run, kill=_interrupt):
@@ -80,8 +81,7 @@ def _attempt(plan: Plan, run: RunDirectory, *, stall_timeout_s: float, tell: Cal
         hold_signals()
         die_with_parent(launcher)
 
-    for old in run.heartbeats.glob("*.json"):
-        old.unlink()
+    _forget_heartbeats(run)
     with run.launcher_log.open("ab") as log:
         log_start = log.tell()
         child = subprocess.Popen(
@@ -107,6 +107,12 @@ def _attempt(plan: Plan, run: RunDirectory, *, stall_timeout_s: float, tell: Cal
     find_deaths(run, log_start=log_start, since=started)
     errors = run.read_errors(started)  # launchers flatten exit codes: the first rank's own error decides
     return ExitCode(errors[0]["exit_code"]) if errors else ExitCode.FAILED
+
+
+def _forget_heartbeats(run: RunDirectory) -> None:
+    """Take away what ranks of an earlier attempt said last."""
+    for old in run.heartbeats.glob("*.json"):
+        old.unlink()
 
 
 def _watch(child: subprocess.Popen[bytes], stalls: StallWatch, tell: Callable[[str], None]) -> bool:
