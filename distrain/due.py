@@ -29,6 +29,8 @@ class Due:
 
     def is_evaluation(self, step: int) -> bool:
         """Whether an evaluation is due after `step` steps."""
+        if step == 0:
+            return self.recipe.eval.at_start
         return self._is_due(step, self.recipe.eval.every_steps, self.recipe.eval.every_epochs)
 
     def is_checkpoint(self, step: int) -> bool:
@@ -36,6 +38,8 @@ class Due:
         return self._is_due(step, self.recipe.checkpoint.every_steps, self.recipe.checkpoint.every_epochs)
 
     def _is_due(self, step: int, every_steps: int | None, every_epochs: int | None) -> bool:
+        if step == 0:
+            return False
         return step == self.total_steps or any(step % n == 0 for n in self._intervals(every_steps, every_epochs))
 
     def _intervals(self, every_steps: int | None, every_epochs: int | None) -> list[int]:

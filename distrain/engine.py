@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -40,7 +40,9 @@ class Start:
 
     step: int
     best: dict[str, float] | None = None
-    is_record_due: bool = False  # a stop broke off this step's evaluation: its records are still to be written
+    is_record_due: bool = (
+        False  # a stop broke off this step's evaluation, or the recipe wants one before the first step
+    )
 
 
 def train(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, heart: Heart) -> bool:
@@ -69,6 +71,7 @@ def _train_once(
         Sinks(_opening(session, history) if world.is_main else None) as sinks,
         run.room_for_last_words() if world.is_main else nullcontext(),
         session.checkpointer,
+        session.tracer,
     ):
         is_complete = run_to_end(session, start, sinks)
     if is_complete:
@@ -100,8 +103,9 @@ def run_to_end(session: Session, start: Start, sinks: Sinks) -> bool:
     heart.beat("running")
     while step < session.total_steps:
         started, first_step = time.perf_counter(), step
-        step = run_steps(session, batches, step, session.due.next_boundary(step))
+        step = run_steps(session, batches, step, session.tracer.advance(step, session.due.next_boundary(step)))
         settle(session, range(first_step, step))
+        session = end_at_target(session, step)
         session.stopwatch.add(time.perf_counter() - started, session.num_samples(first_step, step))
 
         is_recorded = write_records(session, step, sinks)  # before the checkpoint: a resume does not repeat a record
@@ -113,6 +117,7 @@ def run_to_end(session: Session, start: Start, sinks: Sinks) -> bool:
         if must_stop and not (step == session.total_steps and is_recorded):
             log.info("stopped on request at step %d", step)
             return False
+    check_target(session)
     return True
 
 
@@ -167,6 +172,29 @@ def settle(session: Session, steps: range) -> None:
             raise _NotFiniteError(step)
 
 
+def end_at_target(session: Session, step: int) -> Session:
+    """Make `step` the last one, with all that is due then, where the loss that the recipe wants is reached."""
+    target = session.recipe.train.target_loss
+    if target is None or session.losses.last_epoch() >= target or step == session.total_steps:
+        return session
+    session.heart.status.total_steps = step
+    return replace(session, total_steps=step, due=replace(session.due, total_steps=step))
+
+
+def check_target(session: Session) -> None:
+    """Say that the loss that the recipe wants is reached; raises `TrainingError` where it is not."""
+    target, loss = session.recipe.train.target_loss, session.losses.last_epoch()
+    if target is None:
+        return
+    if loss >= target:
+        reached = f" (it is {loss:.3g})" if math.isfinite(loss) else ""  # not known where no step was left to take
+        raise TrainingError(
+            f"the training loss did not come below train.target_loss={target:g} in {session.total_steps} steps"
+            f"{reached}; look at the learning rate, the labels, and weights that are frozen"
+        )
+    log.info("the training loss is %.3g after %d steps, below the target of %g", loss, session.total_steps, target)
+
+
 def write_records(session: Session, step: int, sinks: Sinks) -> bool:
     """Evaluate and record what is due at `step`; returns False, with nothing recorded, where a stop broke it off."""
     heart = session.heart
@@ -199,7 +227,7 @@ def resume(session: Session) -> Start:
     step = int(world.all_reduce(torch.tensor(found.step if found else 0)))
     if step == 0:
         log.info("starts at step 0 of %d", session.total_steps)
-        return Start(step=0)
+        return Start(step=0, is_record_due=session.recipe.eval.at_start)
     if found is None:
         found = checkpoint.read(checkpoint.final_path(run.checkpoints, step))
     averages = session.averages
@@ -282,6 +310,7 @@ def _set_determinism(recipe: Recipe) -> None:
         torch.use_deterministic_algorithms(mode=True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by its module
     torch.backends.cudnn.benchmark = not recipe.train.deterministic
+    torch.autograd.set_detect_anomaly(recipe.train.detect_anomaly)
 
 
 def _begin_attempt(session: Session, start: Start) -> Status:

@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 from contextlib import suppress
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Literal, Self, get_args
 
 from distrain.rundir import Heartbeat, RunDirectory, State, Status
@@ -114,7 +114,8 @@ class Heart:
                 return
 
     def _heartbeat(self) -> Heartbeat:
-        frame = sys._current_frames().get(self._main_thread)
+        frames = sys._current_frames()
+        main = frames.pop(self._main_thread, None)
         return Heartbeat(
             rank=self._rank,
             host=socket.gethostname(),
@@ -123,5 +124,14 @@ class Heart:
             step=self.step,
             phase=self.phase,
             progress=self.progress,
-            stack="".join(traceback.format_stack(frame)) if frame is not None else "",
+            stack="".join(traceback.format_stack(main)) if main is not None else "",
+            threads=_stacks_by_name(frames) if self._run.stacks_request.exists() else {},
         )
+
+
+def _stacks_by_name(frames: dict[int, FrameType]) -> dict[str, str]:
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return {
+        f"{names.get(ident, 'a thread that Python did not start')} ({ident})": "".join(traceback.format_stack(frame))
+        for ident, frame in frames.items()
+    }

@@ -14,6 +14,7 @@ from types import FrameType
 from distrain.rundir import RunDirectory
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+IN_WORDS = {"T": "its process is stopped", "D": "its process waits for a disk", "Z": "its process is dead"}
 _PR_SET_PDEATHSIG = 1
 _KILLED_BY_AGENT = 128 + signal.SIGTERM
 _LAST_BREATH_S = 10.0  # a killed process that the kernel still holds after this is left to it

@@ -35,6 +35,8 @@ class Data(Section):
     batch_size: int = Field(gt=0, description="samples in one optimizer step, over all processes")
     num_workers: int = Field(0, ge=0, description="loader processes for each training process; 0 reads in the process")
     drop_last: bool = Field(default=False, description="leave out an epoch's last, smaller batch")
+    train_samples: int | None = Field(None, gt=0, description="train on so many samples, drawn by the seed; null: all")
+    val_samples: int | None = Field(None, gt=0, description="evaluate so many samples, drawn by the seed; null: all")
 
 
 class Transform(Section):
@@ -154,6 +156,10 @@ class Train(Section):
     clip_norm: Positive | None = Field(None, description="largest 2-norm of the gradient; null: not clipped")
     ema_decay: Fraction | None = Field(None, description="moving average of the weights, evaluated in their place")
     max_rollbacks: int = Field(3, ge=0, description="batches left out at most because their loss was not finite")
+    detect_anomaly: bool = Field(default=False, description="slow: name the operation whose gradient is not a number")
+    target_loss: Positive | None = Field(
+        None, description="end where an epoch's mean training loss is below this, and fail where it never is; null: no"
+    )
 
 
 class Parallel(Section):
@@ -180,6 +186,7 @@ class Log(Section):
     """What is recorded, and where to."""
 
     every_steps: int = Field(50, gt=0, description="steps between two lines of metrics")
+    verbose: bool = Field(default=False, description="print every line of metrics, not only evaluations")
     tensorboard: bool = Field(default=True, description="write TensorBoard files into the run directory")
     wandb: Literal["offline", "online", "disabled"] = Field("offline", description="online uploads while training")
     wandb_project: str = Field("distrain", description="the Weights & Biases project of the run")
@@ -190,6 +197,7 @@ class Eval(Section):
 
     every_epochs: int | None = Field(1, gt=0, description="epochs between two evaluations; null: not by epochs")
     every_steps: int | None = Field(None, gt=0, description="steps between two evaluations; null: not by steps")
+    at_start: bool = Field(default=False, description="also before the first step: a fault in it shows at once")
     batch_size: int = Field(256, gt=0, description="samples of one forward pass")
 
 

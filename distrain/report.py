@@ -13,9 +13,11 @@ from distrain.batching import Batching, solve_batching
 from distrain.checkpoint import committed
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile, read_profile
+from distrain.process import IN_WORDS
 from distrain.recipe import Recipe, read_recipe
 from distrain.rundir import RunDirectory, Status
 from distrain.runs import state_in_words
+from distrain.stacks import RankStack
 from distrain.verify import Finding
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -44,6 +46,12 @@ def print_header(console: Console, recipe: Recipe, profile: Profile, batching: B
     )
     console.print(f"{batching}")
     console.print(f"run directory {run.path}", soft_wrap=True, markup=False)
+
+
+def print_changes(console: Console, changes: list[str]) -> None:
+    """Print what was changed in the recipe besides --set, if anything was."""
+    if changes:
+        console.print("changed in the recipe: " + ", ".join(changes), markup=False, soft_wrap=True)
 
 
 def print_plan(console: Console, recipe: Recipe, plan: Plan) -> None:
@@ -148,6 +156,26 @@ def print_finding(console: Console, finding: Finding) -> None:
         else ""
     )
     console.print(f"[{colour}]other bits[/{colour}] {finding.title}: {others}{losses}", soft_wrap=True)
+
+
+def print_stacks(console: Console, stacks: list[RankStack]) -> None:
+    """Print where each rank stands, how old that is, and which ranks are silent."""
+    for stack in stacks:
+        beat = stack.heartbeat
+        if beat is None or stack.age_s is None:
+            console.print(f"[bold yellow]rank {stack.rank}[/bold yellow] has given no sign of life yet")
+            continue
+        age = duration(stack.age_s)
+        said = f"[bold red]silent for {age}[/bold red]" if stack.is_silent else f"{age} ago"
+        state = f" ({IN_WORDS[stack.process_state]})" if stack.process_state in IN_WORDS else ""
+        console.print(
+            f"[bold]rank {beat.rank}[/bold] ({escape(beat.host)}, process {beat.pid}) at step {beat.step}, "
+            f"{beat.phase}, {said}{state}",
+            soft_wrap=True,
+        )
+        console.print(beat.stack.rstrip(), markup=False, soft_wrap=True)
+        for name, lines in beat.threads.items():
+            console.print(f"thread {name}\n{lines.rstrip()}", markup=False, soft_wrap=True)
 
 
 def print_runs(console: Console, found: list[RunDirectory], root: Path) -> None:

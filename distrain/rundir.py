@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from distrain.errors import RunError
 
@@ -40,6 +40,8 @@ class Attempt(BaseModel):
 
 class Status(BaseModel):
     """Where a run stands: `status.json`, written whole by rank 0 and read by anyone."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")  # a metric that is NaN is read back as NaN, not refused
 
     state: State = "queued"
     step: int = 0
@@ -77,6 +79,7 @@ class Heartbeat(BaseModel):
     phase: str
     progress: int
     stack: str  # of the main thread, as of `time`
+    threads: dict[str, str] = {}  # the stacks of the other threads by their names, while `stacks-request` exists
 
 
 class RunDirectory:
@@ -98,6 +101,8 @@ class RunDirectory:
         self.launcher_log = self.logs / "launcher.log"
         self.errors = path / "errors"
         self.heartbeats = path / "heartbeats"
+        self.stacks_request = path / "stacks-request"  # while it exists, heartbeats hold the stacks of all threads
+        self.traces = path / "profile"
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
         self.wandb = path / "wandb"
@@ -118,6 +123,10 @@ class RunDirectory:
     def error(self, rank: int) -> Path:
         """Return where a rank writes the exception that ended it."""
         return self.errors / f"rank-{rank}.json"
+
+    def trace(self, rank: int) -> Path:
+        """Return where a rank writes what the torch profiler saw, a Chrome trace."""
+        return self.traces / f"rank-{rank}.json"
 
     def heartbeat(self, rank: int) -> Path:
         """Return where a rank says once a second where it stands."""

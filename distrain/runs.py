@@ -49,12 +49,17 @@ def state_in_words(status: Status, *, now: float | None = None) -> str:
 
 def request_stop(run: RunDirectory) -> None:
     """Ask a run to stop, which it does at its next step; raises `RunError` where nothing trains in it."""
+    check_alive(run)
+    run.stop.touch()
+
+
+def check_alive(run: RunDirectory) -> None:
+    """Raise `RunError` where nothing trains in the run, with how it ended."""
     if not is_alive(run):
         status = run.read_status()
         state = "finished" if status.state == "finished" else f"not running (it {_ENDINGS.get(status.state, 'died')})"
         advice = "" if status.state == "finished" else f"; `distrain fit --run {run.path}` goes on with it"
         raise RunError(f"run {run.path.name} is {state} at step {status.step} of {status.total_steps}{advice}")
-    run.stop.touch()
 
 
 def wait_for_end(run: RunDirectory) -> None:

@@ -13,7 +13,7 @@ from distrain.checkpoint.tensors import Tensors, average_tensors, gather_tensors
 from distrain.checkpoint.writer import Checkpointer
 from distrain.data.loader import BatchReader
 from distrain.data.order import MicroBatch, TrainOrder
-from distrain.data.sources import Source, open_sources
+from distrain.data.sources import Source, choose_samples, open_sources
 from distrain.data.transforms import Normalize, build_transforms
 from distrain.due import Due
 from distrain.errors import DataError
@@ -28,6 +28,7 @@ from distrain.recipe import Recipe
 from distrain.rundir import RunDirectory
 from distrain.seeds import Purpose, derive_seed
 from distrain.telemetry import LossMeter, Stopwatch
+from distrain.tracing import Tracer
 from distrain.world import StopAgreement, World
 
 NUM_SHOWN_IMAGES = 8
@@ -62,6 +63,7 @@ class Session:
     fingerprint: dict[str, str]
     heart: Heart
     stop: StopAgreement
+    tracer: Tracer
 
     @property
     def model(self) -> nn.Module:
@@ -108,7 +110,7 @@ def build_session(
 ) -> Session:
     """Make everything that a training needs, the same on every rank; `skipped` are the steps to leave out."""
     with world.main_first():  # rank 0 downloads what is not there yet
-        sources = open_sources(recipe.data)
+        sources = choose_samples(open_sources(recipe.data), recipe.data, seed=recipe.train.seed)
     seed = recipe.train.seed
     readers = {
         split: BatchReader(sources[split], build_transforms(transforms, key=f"augment.{key}"), seed=seed)
@@ -158,6 +160,7 @@ def build_session(
         fingerprint={split: source.fingerprint() for split, source in sources.items()} if world.is_main else {},
         heart=heart,
         stop=StopAgreement(world, lambda: heart.is_stop_requested, skipped=skipped),
+        tracer=Tracer(run, world, heart, is_wanted=profile.trace),
     )
 
 

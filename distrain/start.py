@@ -8,6 +8,7 @@ from rich.console import Console
 from distrain import report
 from distrain.batching import solve_batching
 from distrain.data.folder import scan_image_folder
+from distrain.debugging import Aids, debug_post_mortem
 from distrain.environment import describe_environment
 from distrain.errors import DataError, ExitCode, RunError
 from distrain.launchers import LAUNCHERS
@@ -34,13 +35,14 @@ def start(
     stall_timeout_s: float,
     dry_run: bool,
     verbose: bool,
+    aids: Aids,
 ) -> ExitCode:
     """Train what is asked for to its end, or go on with a run, and tell it to the terminal.
 
     Raises a `UserError`, with nothing made, where what is asked for is not valid.
     """
     console = Console(highlight=False)
-    directory, resolved = _resolve(reference, overrides, data, run)
+    directory, resolved, changes = _resolve(reference, overrides, data, run, aids)
     train = resolved.train
     profile = resolve_profile(
         gpus=gpus,
@@ -51,12 +53,14 @@ def start(
         stall_timeout_s=stall_timeout_s,
         in_one_process=resolved.parallel.strategy == "dp",
         recipe=reference or resolved.name,
-    )
+    ).model_copy(update={"trace": aids.trace})
     batching = solve_batching(
         resolved.data.batch_size, train.micro_batch_size, profile.world_size, is_exact=train.exact
     )
+    aids.check(processes=profile.world_size)
     _check_data(resolved)
     plan = LAUNCHERS[profile.launcher](profile, directory.path)
+    report.print_changes(console, changes)
     if dry_run:
         report.print_plan(console, resolved, plan)
         return ExitCode.FINISHED
@@ -70,33 +74,54 @@ def start(
         _write(directory, resolved, profile, plan)
         report.print_header(console, resolved, profile, batching, directory)
         try:
-            ending = execute(plan, directory, profile, tell=lambda words: report.print_event(console, words))
+            ending = execute(
+                plan,
+                directory,
+                profile,
+                tell=lambda words: report.print_event(console, words),
+                on_error=debug_post_mortem if aids.post_mortem else None,
+            )
         except KeyboardInterrupt:
             _mark_failed(directory)
             report.print_killed(console, directory)
             return ExitCode.FAILED
         finally:
             console.show_cursor()  # a rank that was killed could not: its live line had hidden it
-        _conclude(console, directory, ending, is_new=is_new, verbose=verbose)
+        _conclude(console, directory, ending, is_new=is_new, verbose=verbose or aids.debug)
     return ending.code
 
 
 def _resolve(
-    reference: str | None, overrides: list[str], data: str | None, path: Path | None
-) -> tuple[RunDirectory, Recipe]:
-    """Return the run directory and the recipe; a run that exists goes on with its own, and with no other."""
+    reference: str | None, overrides: list[str], data: str | None, path: Path | None, aids: Aids
+) -> tuple[RunDirectory, Recipe, list[str]]:
+    """Return the run directory, the recipe, and what the aids change in it.
+
+    A run that exists goes on with its own recipe, and with no other.
+    """
     existing = RunDirectory(path.absolute()) if path is not None else None
     if existing is None or not existing.exists:
-        recipe = load_recipe(reference or DEFAULT_RECIPE, overrides=overrides, data=data)
-        return existing or new_run_directory(recipe.name, RUNS.absolute()), recipe
+        recipe, changes = _load(reference or DEFAULT_RECIPE, overrides, data, aids)
+        return existing or new_run_directory(recipe.name, RUNS.absolute()), recipe, changes
     stored = read_recipe(existing.recipe)
-    recipe = load_recipe(reference or str(existing.recipe), overrides=overrides, data=data)
+    recipe, changes = _load(reference or str(existing.recipe), overrides, data, aids)
     if changed := _differences(stored.identity, recipe.identity):
         raise RunError(
             f"run directory {existing.path} holds a recipe with another {changed[0]}; "
             f"go on with its own by `distrain fit --run {existing.path}`, or name a new directory"
         )
-    return existing, recipe
+    return existing, recipe, changes
+
+
+def _load(reference: str, overrides: list[str], data: str | None, aids: Aids) -> tuple[Recipe, list[str]]:
+    """Return the recipe with what the aids change in it, and that; --set has the last word."""
+    recipe = load_recipe(reference, overrides=overrides, data=data)
+    chosen = [override.partition("=")[0].strip() for override in overrides]
+    changes = [change for change in aids.overrides(recipe) if not _is_chosen(change.partition("=")[0], chosen)]
+    return load_recipe(reference, overrides=[*overrides, *changes], data=data), changes
+
+
+def _is_chosen(key: str, chosen: list[str]) -> bool:
+    return any(own == key or own.startswith(f"{key}.") for own in chosen)
 
 
 def _differences(before: dict[str, object], after: dict[str, object], prefix: str = "") -> list[str]:
@@ -123,6 +148,7 @@ def _write(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Plan) -> N
     """Write what is asked for into the run directory, in which nobody may be training."""
     with run.locked():
         run.stop.unlink(missing_ok=True)
+        run.stacks_request.unlink(missing_ok=True)
         write_atomically(run.recipe, recipe.to_yaml())
         write_atomically(run.profile, profile.to_yaml())
         write_atomically(run.environment, json.dumps(describe_environment(), indent=1))

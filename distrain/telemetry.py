@@ -1,6 +1,7 @@
 """Owns what a run measures of itself: losses kept on the device until they are read, and throughput."""
 
 import math
+from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,7 @@ class LossMeter:
 
     def __init__(self, order: TrainOrder, world: World) -> None:
         self.settled: list[float] = []  # the mean loss of each step over its samples, all ranks'
+        self._last_epoch: deque[float] = deque(maxlen=order.steps_per_epoch)  # the same, of as many steps
         self._fresh: list[torch.Tensor] = []  # the mean loss of each micro-batch of this rank
         self._order = order
         self._world = world
@@ -44,7 +46,14 @@ class LossMeter:
         for row, window in zip(rows, windows, strict=True):
             total = math.fsum(loss * size for loss, size in zip(row, window.sizes, strict=False))
             self.settled.append(total / window.num_samples)
+        self._last_epoch += self.settled[-len(steps) :]
         return self.settled[-len(steps) :]
+
+    def last_epoch(self) -> float:
+        """Return the mean loss of the last steps, as many as an epoch has; infinite until there are so many."""
+        if len(self._last_epoch) < self._order.steps_per_epoch:
+            return math.inf
+        return math.fsum(self._last_epoch) / len(self._last_epoch)
 
     def take_mean(self) -> float:
         """Return the mean over the settled steps and begin anew."""

@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -49,18 +49,22 @@ def main() -> None:
     sys.exit(run_worker(RunDirectory(Path(sys.argv[1])), owns_process=True))
 
 
-def run_worker(run: RunDirectory, *, owns_process: bool = False) -> ExitCode:
+def run_worker(
+    run: RunDirectory, *, owns_process: bool = False, on_error: Callable[[Exception], None] | None = None
+) -> ExitCode:
     """Train as the run directory says, and leave in it what happened; returns the code that the process ends with.
 
-    A process of its own gives what it prints on ranks other than 0 to the rank's log.
+    A process of its own gives what it prints on ranks other than 0 to the rank's log. `on_error` is called with what
+    ended the training, once everything is wound up.
     """
     if owns_process:
-        return _run_rank(run, owns_process=True)
+        return _run_rank(run, owns_process=True, on_error=on_error)
     with _handle_signals(run):
-        return _run_rank(run, owns_process=False)
+        return _run_rank(run, owns_process=False, on_error=on_error)
 
 
-def _run_rank(run: RunDirectory, *, owns_process: bool) -> ExitCode:
+def _run_rank(run: RunDirectory, *, owns_process: bool, on_error: Callable[[Exception], None] | None) -> ExitCode:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's talk of itself; read when torch is loaded
     from distrain import engine  # torch takes seconds to import: signals and the parent are seen to before
     from distrain.world import join_world, rank_from_environment, size_from_environment
 
@@ -87,6 +91,8 @@ def _run_rank(run: RunDirectory, *, owns_process: bool) -> ExitCode:
     except Exception as error:  # noqa: BLE001 - it is reported whole, and the exit code says that the run failed
         code = error.exit_code if isinstance(error, DistrainError) else ExitCode.FAILED
         _report(run, rank, heart.step, error, code)
+        if on_error is not None:
+            on_error(error)
         return code
     finally:
         for handler in handlers:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from distrain.cli import checkpoints, doctor, fit, recipes, runs, stop, verify
+from distrain.cli import checkpoints, doctor, fit, recipes, runs, stacks, stop, verify
 from distrain.errors import DistrainError, ExitCode
 
 HELP = "Train image models from one recipe: the same training wherever it runs, and nothing that kills it loses work."
@@ -35,6 +35,7 @@ app = typer.Typer(
 )
 app.command("fit", no_args_is_help=False)(fit.fit)
 app.command("stop")(stop.stop)
+app.command("stacks")(stacks.stacks)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(runs.app, name="runs")
 app.add_typer(checkpoints.app, name="checkpoints")

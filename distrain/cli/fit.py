@@ -30,12 +30,25 @@ def fit(
     ] = 120,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print recipe and command, and start nothing.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print the traceback of a failure.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="A few steps in one process, every check on, to find a fault.")
+    ] = False,
+    overfit: Annotated[
+        int | None, typer.Option(metavar="N", help="Learn N batches by heart: fails where the network cannot.")
+    ] = None,
+    trace: Annotated[
+        bool, typer.Option("--profile", help="Trace a few steps with the torch profiler, into the run directory.")
+    ] = False,
+    post_mortem: Annotated[
+        bool, typer.Option("--pdb", help="One process: open the debugger where an exception ends the training.")
+    ] = False,
 ) -> None:
     """Train a recipe, or go on with a run that was stopped or killed.
 
     The recipe decides the result; --gpus or --procs only decide how many processes share the work. One process trains
     in this very process, so that breakpoint() and pdb work; more are started with torchrun.
     """
+    from distrain.debugging import Aids
     from distrain.start import start
 
     code = start(
@@ -50,5 +63,6 @@ def fit(
         stall_timeout_s=stall_timeout,
         dry_run=dry_run,
         verbose=verbose,
+        aids=Aids(debug=debug, overfit_batches=overfit, trace=trace, post_mortem=post_mortem),
     )
     raise typer.Exit(code)

@@ -13,12 +13,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from distrain.data.folder import FolderSplit, scan_image_folder
 from distrain.errors import DataError, RecipeError
 from distrain.recipe import Data
 from distrain.references import is_reference, load_reference
+from distrain.seeds import permutation
 
 CACHE = Path("~/.cache/distrain").expanduser()
 
@@ -145,6 +147,31 @@ class DatasetSource:
         return hashlib.sha256(f"{self._name}:{len(self)}:{list(self.classes)}".encode()).hexdigest()
 
 
+class PartSource:
+    """Some samples of another source, by their indices int64[n] in it."""
+
+    def __init__(self, source: Source, indices: NDArray[np.int64]) -> None:
+        self.classes = source.classes
+        self._source = source
+        self._indices = indices
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self._indices)
+
+    def read(self, index: int) -> tuple[torch.Tensor, int]:
+        """Return one image and its label."""
+        return self._source.read(int(self._indices[index]))
+
+    def describe(self, index: int) -> str:
+        """Return the other source's words for the sample."""
+        return self._source.describe(int(self._indices[index]))
+
+    def fingerprint(self) -> str:
+        """Return a digest over the other source's own and the choice from it."""
+        return hashlib.sha256(self._source.fingerprint().encode() + self._indices.tobytes()).hexdigest()
+
+
 def open_sources(config: Data) -> dict[str, Source]:
     """Open the `train` and the `val` split of a recipe's data; raises a `UserError` where they cannot be had."""
     if is_reference(config.source):
@@ -155,6 +182,22 @@ def open_sources(config: Data) -> dict[str, Source]:
         hint = f"did you mean {near[0]}?" if near else f"take {', '.join(SOURCES)}, or package.module:factory"
         raise RecipeError(f"there is no data.source {config.source!r}; {hint}")
     return SOURCES[config.source](config.path)
+
+
+def choose_samples(sources: dict[str, Source], config: Data, *, seed: int) -> dict[str, Source]:
+    """Return the sources cut to `data.train_samples` and `data.val_samples`, drawn from all classes by the seed."""
+    wanted = {"train": config.train_samples, "val": config.val_samples}
+    return {split: _choose(source, wanted[split], seed) for split, source in sources.items()}
+
+
+def _choose(source: Source, num_samples: int | None, seed: int) -> Source:
+    if num_samples is None or num_samples >= len(source):
+        return source
+    indices = np.sort(permutation(seed, 0, len(source))[:num_samples])
+    if isinstance(source, TensorSource):
+        chosen = torch.from_numpy(indices)
+        return TensorSource(source.images[chosen], source.labels[chosen], source.classes)
+    return PartSource(source, indices)
 
 
 def _open_digits(path: str | None) -> dict[str, Source]:

@@ -27,6 +27,7 @@ class Profile(BaseModel):
     stall_timeout_s: float = Field(
         120.0, gt=0, description="a run of several processes that stands so long has stalled"
     )
+    trace: bool = Field(default=False, description="trace some steps of each rank with the torch profiler")
 
     @property
     def world_size(self) -> int:

@@ -6,15 +6,13 @@ from dataclasses import dataclass
 
 from distrain.heart import PHASES
 from distrain.launchers.failures import report_end
-from distrain.process import state_of
+from distrain.process import IN_WORDS, state_of
 from distrain.rundir import Heartbeat, RunDirectory
 
 # Phases whose length says nothing: a rank that beats in one of them has this many times as long.
 _LONG_PHASES = ("start-up", "save")
 _PATIENCE = 30
 _LEAST_SILENCE_S = 5.0  # a rank beats once a second, on a busy machine or a slow disk now and then later
-
-_STATES = {"T": "its process is stopped", "D": "its process waits for a disk", "Z": "its process is dead"}
 
 
 @dataclass
@@ -72,7 +70,7 @@ class StallWatch:
             facts = [f"has not moved for {now - seen.moved_s:.0f} s"]
             facts += [f"has given no sign of life for {silent_s:.0f} s"] if silent_s >= self._silence_s else []
             state = state_of(beat.pid) if beat.host == socket.gethostname() else None
-            facts += [_STATES[state]] if state in _STATES else []
+            facts += [IN_WORDS[state]] if state in IN_WORDS else []
             since = time.strftime("%T", time.localtime(time.time() - (now - seen.moved_s)))
             message = f"stalled in phase {beat.phase} since {since}: {', '.join(facts)}; {_who_waits(waiting)}"
             report_end(self._run, beat, kind="Stalled", message=message, time_s=None)

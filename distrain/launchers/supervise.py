@@ -28,10 +28,18 @@ class Ending:
     since: float  # seconds since the epoch
 
 
-def execute(plan: Plan, run: RunDirectory, profile: Profile, *, tell: Callable[[str], None]) -> Ending:
+def execute(
+    plan: Plan,
+    run: RunDirectory,
+    profile: Profile,
+    *,
+    tell: Callable[[str], None],
+    on_error: Callable[[Exception], None] | None = None,
+) -> Ending:
     """Run the plan to its end and return what its end means; `tell` says what happens on the way.
 
-    A plan in this process calls the worker here, so that `breakpoint()` stops where the user put it. Others are child
+    A plan in this process calls the worker here, so that `breakpoint()` stops where the user put it, and `on_error`,
+    with what ended the training, where the objects of the training are at hand. Others are child
     processes, started anew after a failure: the worker then goes on from the newest good checkpoint. As many failures
     in a row as `profile.restarts` are borne; a newer checkpoint than at the last one begins a new row. A user's mistake
     is not tried again, nor what distrain gave up itself, nor a run that was asked to stop.
@@ -42,7 +50,8 @@ def execute(plan: Plan, run: RunDirectory, profile: Profile, *, tell: Callable[[
         if str(plan.cwd) not in sys.path:
             sys.path.insert(0, str(plan.cwd))  # as `python -m` does, for the user's own modules
         started = time.time()
-        return Ending(run_worker(run), started)
+        _forget_heartbeats(run)
+        return Ending(run_worker(run, on_error=on_error), started)
     failures, reached = 0, run.newest_step()
     with stop_on_signal(run, kill=_interrupt):
         while True:
@@ -72,8 +81,7 @@ def _attempt(plan: Plan, run: RunDirectory, *, stall_timeout_s: float, tell: Cal
         hold_signals()
         die_with_parent(launcher)
 
-    for old in run.heartbeats.glob("*.json"):
-        old.unlink()
+    _forget_heartbeats(run)
     with run.launcher_log.open("ab") as log:
         log_start = log.tell()
         child = subprocess.Popen(
@@ -99,6 +107,12 @@ def _attempt(plan: Plan, run: RunDirectory, *, stall_timeout_s: float, tell: Cal
     find_deaths(run, log_start=log_start, since=started)
     errors = run.read_errors(started)  # launchers flatten exit codes: the first rank's own error decides
     return ExitCode(errors[0]["exit_code"]) if errors else ExitCode.FAILED
+
+
+def _forget_heartbeats(run: RunDirectory) -> None:
+    """Take away what ranks of an earlier attempt said last."""
+    for old in run.heartbeats.glob("*.json"):
+        old.unlink()
 
 
 def _watch(child: subprocess.Popen[bytes], stalls: StallWatch, tell: Callable[[str], None]) -> bool:

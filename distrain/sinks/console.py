@@ -49,7 +49,8 @@ class ConsoleSink:
         """Take the newest numbers; an evaluation also leaves a line behind."""
         self._latest |= record
         self._show()
-        is_due = not self._console.is_terminal and time.monotonic() - self._last_line > PLAIN_LINE_EVERY_S
+        is_late = not self._console.is_terminal and time.monotonic() - self._last_line > PLAIN_LINE_EVERY_S
+        is_due = is_late or self._opening.recipe.log.verbose
         if "val/top1" in record or is_due:
             self._last_line = time.monotonic()
             self._progress.console.print(
