@@ -6,7 +6,8 @@ DistrainError             exit 1
 │   ├── DataError         a folder, an image, a label
 │   ├── ModelError        a model name, its weights, its head
 │   ├── RunError          a run directory that is missing, in use, or holds another recipe
-│   └── LaunchError       processes and devices that this machine does not have
+│   ├── LaunchError       processes and devices that this machine does not have
+│   └── PreflightError    all that is known to be wrong before anything is started, a sentence each
 ├── CheckpointError       exit 1: a checkpoint that cannot be written or read
 └── TrainingError         exit 1: a training that does not get on, whatever is tried
 """
@@ -53,6 +54,13 @@ class RunError(UserError):
 
 class LaunchError(UserError):
     """The processes or devices that were asked for cannot be had."""
+
+
+class PreflightError(UserError):
+    """Faults that were found before anything was started: the message has a line for each."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("\n".join(faults))
 
 
 class CheckpointError(DistrainError):

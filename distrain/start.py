@@ -10,11 +10,12 @@ from distrain.batching import solve_batching
 from distrain.data.folder import scan_image_folder
 from distrain.debugging import Aids, debug_post_mortem
 from distrain.environment import describe_environment
-from distrain.errors import DataError, ExitCode, RunError
+from distrain.errors import DataError, ExitCode, PreflightError, RunError
 from distrain.launchers import LAUNCHERS
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile, resolve_profile
 from distrain.launchers.supervise import Ending, execute
+from distrain.preflight import find_shortages, noted
 from distrain.recipe import Recipe, load_recipe, read_recipe
 from distrain.rundir import RunDirectory, Status, new_run_directory, write_atomically
 
@@ -36,35 +37,46 @@ def start(
     dry_run: bool,
     verbose: bool,
     aids: Aids,
+    preflight: bool,
 ) -> ExitCode:
     """Train what is asked for to its end, or go on with a run, and tell it to the terminal.
 
-    Raises a `UserError`, with nothing made, where what is asked for is not valid.
+    Raises a `UserError`, with nothing made, where what is asked for is not valid, and a `PreflightError` with all that
+    this machine lacks; `preflight` is whether what is only an estimate counts.
     """
     console = Console(highlight=False)
     directory, resolved, changes = _resolve(reference, overrides, data, run, aids)
-    train = resolved.train
-    profile = resolve_profile(
-        gpus=gpus,
-        device=device,
-        processes=processes,
-        threads=train.threads or (1 if train.exact else None),
-        restarts=restarts,
-        stall_timeout_s=stall_timeout_s,
-        in_one_process=resolved.parallel.strategy == "dp",
-        recipe=reference or resolved.name,
-    ).model_copy(update={"trace": aids.trace})
-    batching = solve_batching(
-        resolved.data.batch_size, train.micro_batch_size, profile.world_size, is_exact=train.exact
-    )
-    aids.check(processes=profile.world_size)
-    _check_data(resolved)
+    train, faults = resolved.train, list[str]()
+    is_finished = directory.exists and directory.read_status().state == "finished"
+    profile = batching = None
+    with noted(faults):
+        profile = resolve_profile(
+            gpus=gpus,
+            device=device,
+            processes=processes,
+            threads=train.threads or (1 if train.exact else None),
+            restarts=restarts,
+            stall_timeout_s=stall_timeout_s,
+            in_one_process=resolved.parallel.strategy == "dp",
+            recipe=reference or resolved.name,
+        ).model_copy(update={"trace": aids.trace})
+        aids.check(processes=profile.world_size)
+        batching = solve_batching(
+            resolved.data.batch_size, train.micro_batch_size, profile.world_size, is_exact=train.exact
+        )
+    with noted(faults):
+        _check_data(resolved)
+    if preflight and not (dry_run or is_finished):
+        count = (gpus or processes or 1) if profile is None else profile.processes
+        faults += find_shortages(resolved, directory, batching, processes=count)
+    if faults or batching is None or profile is None:
+        raise PreflightError(faults)
     plan = LAUNCHERS[profile.launcher](profile, directory.path)
     report.print_changes(console, changes)
     if dry_run:
         report.print_plan(console, resolved, plan)
         return ExitCode.FINISHED
-    if directory.exists and directory.read_status().state == "finished":
+    if is_finished:
         console.print("this run is finished already; train anew in another run directory")
         report.print_summary(console, directory, directory.read_status())
         return ExitCode.FINISHED

@@ -61,11 +61,12 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; a `DistrainError` ends in one sentence on standard error and its exit code."""
+    """Run the command line; a `DistrainError` ends in a sentence a line on standard error and its exit code."""
     try:
         app()
     except DistrainError as error:
-        print(f"distrain: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            print(f"distrain: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # `distrain runs list | head`
         sys.stderr.close()

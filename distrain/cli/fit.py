@@ -30,6 +30,9 @@ def fit(
     ] = 120,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print recipe and command, and start nothing.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print the traceback of a failure.")] = False,
+    no_preflight: Annotated[
+        bool, typer.Option("--no-preflight", help="Begin even where disk or memory look too small.")
+    ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="A few steps in one process, every check on, to find a fault.")
     ] = False,
@@ -63,6 +66,7 @@ def fit(
         stall_timeout_s=stall_timeout,
         dry_run=dry_run,
         verbose=verbose,
+        preflight=not no_preflight,
         aids=Aids(debug=debug, overfit_batches=overfit, trace=trace, post_mortem=post_mortem),
     )
     raise typer.Exit(code)

@@ -121,7 +121,7 @@ def test_checkpoints_come_by_the_clock(tmp_path: Path) -> None:
 def test_full_disk_costs_checkpoints_and_at_the_end_says_what_is_safe(tmp_path: Path, processes: int) -> None:
     with small_disk(tmp_path / "disk", mebibytes=6) as disk:
         run = disk / "run"
-        arguments = [*LONG, f"--procs={processes}", f"--run={run}"]
+        arguments = [*LONG, f"--procs={processes}", f"--run={run}", "--no-preflight"]
         process = subprocess.Popen(command("fit", *arguments, *QUIET), cwd=tmp_path, stdout=subprocess.PIPE, text=True)
         wait_until(lambda: bool(steps(run)), "no checkpoint came")
         filler = fill(disk, leave_bytes=200_000)  # less than one checkpoint, enough for words
@@ -148,7 +148,9 @@ def test_full_disk_costs_checkpoints_and_at_the_end_says_what_is_safe(tmp_path: 
 
         assert "Traceback" not in out
         filler.unlink()
-        again = subprocess.Popen(command("fit", f"--run={run}", f"--procs={processes}", *QUIET), cwd=tmp_path)
+        again = subprocess.Popen(
+            command("fit", f"--run={run}", f"--procs={processes}", "--no-preflight", *QUIET), cwd=tmp_path
+        )
         wait_until(lambda: steps(run)[-1] > safe, "the run does not go on")
         again.send_signal(signal.SIGTERM)
         assert again.wait(60) == 75
@@ -158,7 +160,7 @@ def test_full_disk_costs_checkpoints_and_at_the_end_says_what_is_safe(tmp_path: 
 def test_disk_without_a_single_free_block_does_not_end_the_training(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", mebibytes=6) as disk:
         run = disk / "run"
-        arguments = [*LONG, "--procs=2", f"--run={run}"]
+        arguments = [*LONG, "--procs=2", f"--run={run}", "--no-preflight"]
         with (tmp_path / "out").open("w") as out:
             process = subprocess.Popen(command("fit", *arguments, *QUIET), cwd=tmp_path, stdout=out, stderr=out)
         wait_until(lambda: bool(steps(run)), "no checkpoint came")
