@@ -83,6 +83,7 @@ class RunDirectory:
         self.recipe = path / "recipe.yaml"
         self.profile = path / "profile.yaml"
         self.plan = path / "plan.json"
+        self.accelerate_config = path / "accelerate.yaml"
         self.environment = path / "env.json"
         self.status = path / "status.json"
         self.stop = path / "stop"

@@ -11,8 +11,9 @@ from distrain.data.folder import scan_image_folder
 from distrain.environment import describe_environment
 from distrain.errors import DataError, ExitCode, RunError
 from distrain.launchers import LAUNCHERS
+from distrain.launchers.launchfile import read_wanted
 from distrain.launchers.plan import Plan
-from distrain.launchers.profile import Profile, resolve_profile
+from distrain.launchers.profile import Profile, Wanted, resolve_profile
 from distrain.launchers.supervise import Ending, execute
 from distrain.recipe import Recipe, load_recipe, read_recipe
 from distrain.rundir import RunDirectory, Status, new_run_directory, write_atomically
@@ -27,11 +28,8 @@ def start(
     overrides: list[str],
     data: str | None,
     run: Path | None,
-    gpus: int | None,
-    device: str | None,
-    processes: int | None,
-    restarts: int,
-    stall_timeout_s: float,
+    launch: str | None,
+    options: Wanted,
     dry_run: bool,
     verbose: bool,
 ) -> ExitCode:
@@ -40,20 +38,18 @@ def start(
     Raises a `UserError`, with nothing made, where what is asked for is not valid.
     """
     console = Console(highlight=False)
+    wanted = read_wanted(launch, options)
     directory, resolved = _resolve(reference, overrides, data, run)
     train = resolved.train
     profile = resolve_profile(
-        gpus=gpus,
-        device=device,
-        processes=processes,
+        wanted,
         threads=train.threads or (1 if train.exact else None),
-        restarts=restarts,
-        stall_timeout_s=stall_timeout_s,
         recipe=reference or resolved.name,
     )
-    batching = solve_batching(
-        resolved.data.batch_size, train.micro_batch_size, profile.world_size, is_exact=train.exact
-    )
+    batchings = [
+        solve_batching(resolved.data.batch_size, train.micro_batch_size, world_size, is_exact=train.exact)
+        for world_size in profile.world_sizes
+    ]
     _check_data(resolved)
     plan = LAUNCHERS[profile.launcher](profile, directory.path)
     if dry_run:
@@ -67,7 +63,7 @@ def start(
     directory.create()
     with directory.launching():
         _write(directory, resolved, profile, plan)
-        report.print_header(console, resolved, profile, batching, directory)
+        report.print_header(console, resolved, profile, batchings[-1], directory)
         try:
             ending = execute(plan, directory, profile, tell=lambda words: report.print_event(console, words))
         except KeyboardInterrupt:
@@ -128,6 +124,8 @@ def _write(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Plan) -> N
         write_atomically(
             run.plan, json.dumps({"argv": plan.argv, "env": dict(plan.env), "cwd": str(plan.cwd)}, indent=1)
         )
+        for path, text in plan.files.items():
+            write_atomically(path, text)
         if not run.status.exists():
             run.write_status(Status())
 
