@@ -1,6 +1,8 @@
 """Owns the start of a run in the control plane: resolve and check what is asked, write the run directory, launch."""
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -9,11 +11,13 @@ from distrain import report
 from distrain.batching import solve_batching
 from distrain.data.folder import scan_image_folder
 from distrain.environment import describe_environment
-from distrain.errors import DataError, ExitCode, RunError
+from distrain.errors import DataError, ExitCode, LaunchError, RunError
 from distrain.launchers import LAUNCHERS
+from distrain.launchers.guest import Guest
+from distrain.launchers.host import Host
 from distrain.launchers.launchfile import read_wanted
 from distrain.launchers.plan import Plan
-from distrain.launchers.profile import Profile, Wanted, resolve_profile
+from distrain.launchers.profile import Profile, Wanted, read_profile, resolve_profile
 from distrain.launchers.supervise import Ending, execute
 from distrain.recipe import Recipe, load_recipe, read_recipe
 from distrain.rundir import RunDirectory, Status, new_run_directory, write_atomically
@@ -59,13 +63,21 @@ def start(
         console.print("this run is finished already; train anew in another run directory")
         report.print_summary(console, directory, directory.read_status())
         return ExitCode.FINISHED
+    if profile.nodes > 1 and run is None:
+        raise LaunchError("several nodes train in one run directory, which all of them see; name it with --run DIR")
+    if profile.node_rank > 0:
+        return _follow(console, directory, profile, plan, _identify(resolved))
     is_new = not directory.exists
+    company = _lead(console, directory, profile, _identify(resolved)) if profile.nodes > 1 else None
     directory.create()
     with directory.launching():
         _write(directory, resolved, profile, plan)
         report.print_header(console, resolved, profile, batchings[-1], directory)
         try:
-            ending = execute(plan, directory, profile, tell=lambda words: report.print_event(console, words))
+            ending = execute(plan, directory, profile, tell=_teller(console), company=company)
+        except LaunchError:  # the other machines do not come
+            _mark_failed(directory)
+            raise
         except KeyboardInterrupt:
             _mark_failed(directory)
             report.print_killed(console, directory)
@@ -74,6 +86,37 @@ def start(
             console.show_cursor()  # a rank that was killed could not: its live line had hidden it
         _conclude(console, directory, ending, is_new=is_new, verbose=verbose)
     return ending.code
+
+
+def _lead(console: Console, run: RunDirectory, profile: Profile, identity: str) -> Host:
+    launcher = LAUNCHERS[profile.launcher]
+    return Host(profile, run, identity=identity, plan=lambda now: launcher(now, run.path), tell=_teller(console))
+
+
+def _follow(console: Console, found: RunDirectory, profile: Profile, plan: Plan, identity: str) -> ExitCode:
+    """Train as one of the machines after the first, which alone writes the run directory and says how it goes on."""
+    run = RunDirectory(found.path, node_rank=profile.node_rank)
+    launcher, tell = LAUNCHERS[profile.launcher], _teller(console)
+    company = Guest(profile, run, identity=identity, plan=lambda now: launcher(now, run.path), tell=tell)
+    try:
+        ending = execute(plan, run, profile, tell=tell, company=company)
+    except KeyboardInterrupt:
+        report.print_killed(console, run)
+        return ExitCode.FAILED
+    if ending.code in {ExitCode.FINISHED, ExitCode.STOPPED}:
+        report.print_end(console, run)
+    else:
+        report.print_failure(console, run, run.read_errors(ending.since), verbose=False)
+    return ending.code
+
+
+def _teller(console: Console) -> Callable[[str], None]:
+    return lambda words: report.print_event(console, words)
+
+
+def _identify(recipe: Recipe) -> str:
+    """Return a word that is the same on two machines only if they were given the same training."""
+    return hashlib.sha256(json.dumps(recipe.identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _resolve(
@@ -137,13 +180,17 @@ def _conclude(console: Console, run: RunDirectory, ending: Ending, *, is_new: bo
         report.print_summary(console, run, status)
         return
     if code == ExitCode.STOPPED:
+        if status.state != "stopped":  # no rank was there yet to say it
+            status.close("stopped")
+            run.write_status(status)
+            run.stop.unlink(missing_ok=True)
         report.print_stopped(console, run, status)
         return
     errors = run.read_errors(ending.since)
     if code == ExitCode.BAD_INPUT and errors:
         if verbose:
             console.print(errors[0]["traceback"].rstrip(), markup=False)
-        if is_new and not any(run.checkpoints.iterdir()):
+        if is_new and not any(run.checkpoints.iterdir()) and read_profile(run.profile).nodes == 1:
             run.remove()
             if run.path.parent == RUNS.absolute() and not any(run.path.parent.iterdir()):
                 run.path.parent.rmdir()

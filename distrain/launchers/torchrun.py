@@ -6,6 +6,8 @@ from pathlib import Path
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile
 
+_CONNECT_S = 60  # the machines have met already: who is not here after this cannot reach that port
+
 
 def plan(profile: Profile, run: Path) -> Plan:
     """Plan `torchrun` for `profile.processes` workers.
@@ -41,4 +43,5 @@ def _meet_at_the_first(profile: Profile) -> tuple[str, ...]:
         f"--node-rank={profile.node_rank}",
         f"--master-addr={host}",
         f"--master-port={port}",
+        f"--rdzv-conf=timeout={_CONNECT_S}",
     )
