@@ -15,7 +15,7 @@ from distrain.launchers.profile import Profile
 from distrain.rundir import RunDirectory, write_atomically
 
 POLL_S = 0.1
-TELL_S = 20.0  # between two words on who is missing
+TELL_S = 10.0  # between two words on who is missing
 GATHER_S = 300.0  # how long the machines wait for each other before they give up
 LAST_CALL_S = 10.0  # an elastic run waits so long for more machines than it needs
 GRACE_S = 10.0  # an attempt that is over elsewhere ends here by itself within this time, or is ended
