@@ -31,7 +31,10 @@ def stop_on_signal(run: RunDirectory, *, kill: Callable[[], None]) -> Iterator[N
         interrupts += number == signal.SIGINT
         if interrupts > 1:
             kill()
-        run.stop.touch()
+        try:
+            run.stop.touch()
+        except FileNotFoundError:  # nothing has begun that could save
+            kill()
 
     if threading.current_thread() is not threading.main_thread():
         yield  # Python delivers signals to the main thread alone

@@ -61,6 +61,8 @@ def print_plan(console: Console, recipe: Recipe, plan: Plan) -> None:
     if plan.in_process:
         console.print("in this process; the same in a new one:", markup=False)
     console.print(str(plan), markup=False, soft_wrap=True)
+    for path, text in plan.files.items():
+        console.print(f"\n{path} will hold\n{text.rstrip()}", markup=False, soft_wrap=True)
 
 
 def print_summary(console: Console, run: RunDirectory, status: Status) -> None:

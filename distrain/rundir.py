@@ -85,11 +85,13 @@ class Heartbeat(BaseModel):
 class RunDirectory:
     """A run's folder: `path`, the names of all files in it, and the ways in which they are written."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, node_rank: int = 0) -> None:
         self.path = path
         self.recipe = path / "recipe.yaml"
         self.profile = path / "profile.yaml"
         self.plan = path / "plan.json"
+        self.meeting = path / "meeting.json"  # what machine 0 writes for the others to see that they share the folder
+        self.accelerate_config = path / "accelerate.yaml"
         self.environment = path / "env.json"
         self.status = path / "status.json"
         self.stop = path / "stop"
@@ -98,7 +100,7 @@ class RunDirectory:
         self.launcher_lock = path / "launcher-lock"  # held by the launcher, also between two attempts
         self.reserve = path / "reserve"
         self.logs = path / "logs"
-        self.launcher_log = self.logs / "launcher.log"
+        self.launcher_log = self.logs / (f"launcher-{node_rank}.log" if node_rank else "launcher.log")
         self.errors = path / "errors"
         self.heartbeats = path / "heartbeats"
         self.stacks_request = path / "stacks-request"  # while it exists, heartbeats hold the stacks of all threads

@@ -1,19 +1,24 @@
 """Owns the start of a run in the control plane: resolve and check what is asked, write the run directory, launch."""
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 
 from distrain import report
-from distrain.batching import solve_batching
+from distrain.batching import Batching, solve_batching
 from distrain.data.folder import scan_image_folder
 from distrain.debugging import Aids, debug_post_mortem
 from distrain.environment import describe_environment
-from distrain.errors import DataError, ExitCode, PreflightError, RunError
+from distrain.errors import DataError, ExitCode, LaunchError, PreflightError, RunError
 from distrain.launchers import LAUNCHERS
+from distrain.launchers.guest import Guest
+from distrain.launchers.host import Host
+from distrain.launchers.launchfile import read_wanted
 from distrain.launchers.plan import Plan
-from distrain.launchers.profile import Profile, resolve_profile
+from distrain.launchers.profile import Profile, Wanted, read_profile, resolve_profile
 from distrain.launchers.supervise import Ending, execute
 from distrain.preflight import find_shortages, noted
 from distrain.recipe import Recipe, load_recipe, read_recipe
@@ -29,11 +34,8 @@ def start(
     overrides: list[str],
     data: str | None,
     run: Path | None,
-    gpus: int | None,
-    device: str | None,
-    processes: int | None,
-    restarts: int,
-    stall_timeout_s: float,
+    launch: str | None,
+    options: Wanted,
     dry_run: bool,
     verbose: bool,
     aids: Aids,
@@ -45,31 +47,30 @@ def start(
     this machine lacks; `preflight` is whether what is only an estimate counts.
     """
     console = Console(highlight=False)
+    wanted = read_wanted(launch, options)
     directory, resolved, changes = _resolve(reference, overrides, data, run, aids)
     train, faults = resolved.train, list[str]()
     is_finished = directory.exists and directory.read_status().state == "finished"
-    profile = batching = None
+    profile = None
+    batchings: list[Batching] = []
     with noted(faults):
         profile = resolve_profile(
-            gpus=gpus,
-            device=device,
-            processes=processes,
+            wanted,
             threads=train.threads or (1 if train.exact else None),
-            restarts=restarts,
-            stall_timeout_s=stall_timeout_s,
             in_one_process=resolved.parallel.strategy == "dp",
             recipe=reference or resolved.name,
         ).model_copy(update={"trace": aids.trace})
         aids.check(processes=profile.world_size)
-        batching = solve_batching(
-            resolved.data.batch_size, train.micro_batch_size, profile.world_size, is_exact=train.exact
-        )
+        batchings = [
+            solve_batching(resolved.data.batch_size, train.micro_batch_size, world_size, is_exact=train.exact)
+            for world_size in profile.world_sizes
+        ]
     with noted(faults):
         _check_data(resolved)
     if preflight and not (dry_run or is_finished):
-        count = (gpus or processes or 1) if profile is None else profile.processes
-        faults += find_shortages(resolved, directory, batching, processes=count)
-    if faults or batching is None or profile is None:
+        count = (wanted.processes or 1) if profile is None else profile.processes
+        faults += find_shortages(resolved, directory, batchings[-1] if batchings else None, processes=count)
+    if faults or not batchings or profile is None:
         raise PreflightError(faults)
     plan = LAUNCHERS[profile.launcher](profile, directory.path)
     report.print_changes(console, changes)
@@ -80,19 +81,28 @@ def start(
         console.print("this run is finished already; train anew in another run directory")
         report.print_summary(console, directory, directory.read_status())
         return ExitCode.FINISHED
+    if profile.nodes > 1 and run is None:
+        raise LaunchError("several nodes train in one run directory, which all of them see; name it with --run DIR")
+    if profile.node_rank > 0:
+        return _follow(console, directory, profile, plan, _identify(resolved))
     is_new = not directory.exists
+    company = _lead(console, directory, profile, _identify(resolved)) if profile.nodes > 1 else None
     directory.create()
     with directory.launching():
         _write(directory, resolved, profile, plan)
-        report.print_header(console, resolved, profile, batching, directory)
+        report.print_header(console, resolved, profile, batchings[-1], directory)
         try:
             ending = execute(
                 plan,
                 directory,
                 profile,
-                tell=lambda words: report.print_event(console, words),
+                tell=_teller(console),
+                company=company,
                 on_error=debug_post_mortem if aids.post_mortem else None,
             )
+        except LaunchError:  # the other machines do not come
+            _mark_failed(directory)
+            raise
         except KeyboardInterrupt:
             _mark_failed(directory)
             report.print_killed(console, directory)
@@ -101,6 +111,37 @@ def start(
             console.show_cursor()  # a rank that was killed could not: its live line had hidden it
         _conclude(console, directory, ending, is_new=is_new, verbose=verbose or aids.debug)
     return ending.code
+
+
+def _lead(console: Console, run: RunDirectory, profile: Profile, identity: str) -> Host:
+    launcher = LAUNCHERS[profile.launcher]
+    return Host(profile, run, identity=identity, plan=lambda now: launcher(now, run.path), tell=_teller(console))
+
+
+def _follow(console: Console, found: RunDirectory, profile: Profile, plan: Plan, identity: str) -> ExitCode:
+    """Train as one of the machines after the first, which alone writes the run directory and says how it goes on."""
+    run = RunDirectory(found.path, node_rank=profile.node_rank)
+    launcher, tell = LAUNCHERS[profile.launcher], _teller(console)
+    company = Guest(profile, run, identity=identity, plan=lambda now: launcher(now, run.path), tell=tell)
+    try:
+        ending = execute(plan, run, profile, tell=tell, company=company)
+    except KeyboardInterrupt:
+        report.print_killed(console, run)
+        return ExitCode.FAILED
+    if ending.code in {ExitCode.FINISHED, ExitCode.STOPPED}:
+        report.print_end(console, run)
+    else:
+        report.print_failure(console, run, run.read_errors(ending.since), verbose=False)
+    return ending.code
+
+
+def _teller(console: Console) -> Callable[[str], None]:
+    return lambda words: report.print_event(console, words)
+
+
+def _identify(recipe: Recipe) -> str:
+    """Return a word that is the same on two machines only if they were given the same training."""
+    return hashlib.sha256(json.dumps(recipe.identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _resolve(
@@ -167,6 +208,8 @@ def _write(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Plan) -> N
         write_atomically(
             run.plan, json.dumps({"argv": plan.argv, "env": dict(plan.env), "cwd": str(plan.cwd)}, indent=1)
         )
+        for path, text in plan.files.items():
+            write_atomically(path, text)
         if not run.status.exists():
             run.write_status(Status())
 
@@ -178,13 +221,17 @@ def _conclude(console: Console, run: RunDirectory, ending: Ending, *, is_new: bo
         report.print_summary(console, run, status)
         return
     if code == ExitCode.STOPPED:
+        if status.state != "stopped":  # no rank was there yet to say it
+            status.close("stopped")
+            run.write_status(status)
+            run.stop.unlink(missing_ok=True)
         report.print_stopped(console, run, status)
         return
     errors = run.read_errors(ending.since)
     if code == ExitCode.BAD_INPUT and errors:
         if verbose:
             console.print(errors[0]["traceback"].rstrip(), markup=False)
-        if is_new and not any(run.checkpoints.iterdir()):
+        if is_new and not any(run.checkpoints.iterdir()) and read_profile(run.profile).nodes == 1:
             run.remove()
             if run.path.parent == RUNS.absolute() and not any(run.path.parent.iterdir()):
                 run.path.parent.rmdir()

@@ -90,6 +90,8 @@ def _run_rank(run: RunDirectory, *, owns_process: bool, on_error: Callable[[Exce
         return ExitCode.FINISHED if is_complete else ExitCode.STOPPED
     except Exception as error:  # noqa: BLE001 - it is reported whole, and the exit code says that the run failed
         code = error.exit_code if isinstance(error, DistrainError) else ExitCode.FAILED
+        if owns_process and isinstance(error, DistrainError):  # distrain's launcher tells it; another one would not
+            print(f"distrain: {error}", file=sys.stderr, flush=True)
         _report(run, rank, heart.step, error, code)
         if on_error is not None:
             on_error(error)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from distrain.cli import checkpoints, doctor, fit, recipes, runs, stacks, stop, verify
+from distrain.cli import checkpoints, doctor, fit, launch, recipes, runs, stacks, stop, verify
 from distrain.errors import DistrainError, ExitCode
 
 HELP = "Train image models from one recipe: the same training wherever it runs, and nothing that kills it loses work."
@@ -38,6 +38,7 @@ app.command("stop")(stop.stop)
 app.command("stacks")(stacks.stacks)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(runs.app, name="runs")
+app.add_typer(launch.app, name="launch")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.command("verify")(verify.verify)
 app.command("doctor")(doctor.doctor)

@@ -15,6 +15,20 @@ def fit(
         str | None, typer.Option(help="cpu or cuda; the first GPU, if there is one, if left out.")
     ] = None,
     procs: Annotated[int | None, typer.Option(help="Train on this many CPU processes.")] = None,
+    launch: Annotated[
+        str | None, typer.Option(metavar="PROFILE", help="Where to train: `distrain launch` lists names; or a file.")
+    ] = None,
+    launcher: Annotated[str | None, typer.Option(help="inprocess, torchrun or accelerate.")] = None,
+    nodes: Annotated[
+        str | None, typer.Option(metavar="N", help="Machines, all with this run directory; 1:2 for one or two.")
+    ] = None,
+    node_rank: Annotated[int | None, typer.Option(metavar="R", help="Which of the machines this is, from 0.")] = None,
+    rendezvous: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where the machines meet: an address of machine 0.")
+    ] = None,
+    accelerate_config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Your own configuration file for --launcher accelerate.")
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe; repeatable.")
     ] = None,
@@ -23,11 +37,15 @@ def fit(
         Path | None, typer.Option(metavar="DIR", help="Run directory: a new one, or one to go on with.")
     ] = None,
     restarts: Annotated[
-        int, typer.Option(help="Several processes: restart after a failure, this often without a newer checkpoint.")
-    ] = 3,
+        int | None,
+        typer.Option(help="Several processes: restarts after a failure without a newer checkpoint, 3 if left out."),
+    ] = None,
     stall_timeout: Annotated[
-        float, typer.Option(metavar="S", help="Several processes: seconds without progress that are a failure.")
-    ] = 120,
+        float | None,
+        typer.Option(
+            metavar="S", help="Several processes: seconds without progress that are a failure, 120 if left out."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print recipe and command, and start nothing.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print the traceback of a failure.")] = False,
     no_preflight: Annotated[
@@ -49,9 +67,11 @@ def fit(
     """Train a recipe, or go on with a run that was stopped or killed.
 
     The recipe decides the result; --gpus or --procs only decide how many processes share the work. One process trains
-    in this very process, so that breakpoint() and pdb work; more are started with torchrun.
+    in this very process, so that breakpoint() and pdb work; more are started with torchrun, or as --launcher
+    says. Several machines are started one by one, each with its --node-rank, and meet at --rendezvous.
     """
     from distrain.debugging import Aids
+    from distrain.launchers.profile import read_options
     from distrain.start import start
 
     code = start(
@@ -59,11 +79,19 @@ def fit(
         overrides=overrides or [],
         data=data,
         run=run,
-        gpus=gpus,
-        device=device,
-        processes=procs,
-        restarts=restarts,
-        stall_timeout_s=stall_timeout,
+        launch=launch,
+        options=read_options(
+            gpus=gpus,
+            device=device,
+            processes=procs,
+            launcher=launcher,
+            nodes=nodes,
+            node_rank=node_rank,
+            rendezvous=rendezvous,
+            restarts=restarts,
+            stall_timeout_s=stall_timeout,
+            accelerate_config=accelerate_config,
+        ),
         dry_run=dry_run,
         verbose=verbose,
         preflight=not no_preflight,

@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 import time
 
 from distrain.errors import ExitCode
@@ -29,7 +30,7 @@ def find_deaths(run: RunDirectory, *, log_start: int, since: float) -> None:
     heartbeats = run.read_heartbeats()
     step = max([beat.step for beat in heartbeats] + [error["step"] for error in run.read_errors(since)], default=0)
     for heartbeat in heartbeats:
-        if heartbeat.pid in signals:
+        if heartbeat.pid in signals and heartbeat.host == socket.gethostname():
             # Its last heartbeat may be a second old. Ranks go step by step together: another one may know better.
             newest = heartbeat.model_copy(update={"step": step})
             report_end(run, newest, kind="Killed", message=_in_words(signals[heartbeat.pid]), time_s=heartbeat.time)

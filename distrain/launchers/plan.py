@@ -8,11 +8,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Plan:
-    """What starts the worker: a command, the environment variables added to this process's, and a folder."""
+    """What starts the worker: a command, environment variables added to this process's, a folder, and its files."""
 
     argv: tuple[str, ...]
     cwd: Path
     env: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[Path, str] = field(default_factory=dict)  # written before the command starts
     in_process: bool = False
 
     def __str__(self) -> str:

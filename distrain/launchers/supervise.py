@@ -5,10 +5,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 from distrain.errors import ExitCode
+from distrain.launchers.company import Alone, Company
 from distrain.launchers.failures import find_deaths
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile
@@ -34,6 +36,7 @@ def execute(
     profile: Profile,
     *,
     tell: Callable[[str], None],
+    company: Company | None = None,
     on_error: Callable[[Exception], None] | None = None,
 ) -> Ending:
     """Run the plan to its end and return what its end means; `tell` says what happens on the way.
@@ -42,7 +45,8 @@ def execute(
     with what ended the training, where the objects of the training are at hand. Others are child
     processes, started anew after a failure: the worker then goes on from the newest good checkpoint. As many failures
     in a row as `profile.restarts` are borne; a newer checkpoint than at the last one begins a new row. A user's mistake
-    is not tried again, nor what distrain gave up itself, nor a run that was asked to stop.
+    is not tried again, nor what distrain gave up itself, nor a run that was asked to stop. With `company`, all machines
+    begin and end each attempt together, and the first one decides.
     """
     if plan.in_process:
         from distrain.worker import run_worker  # the training plane: imported only where it runs
@@ -52,24 +56,37 @@ def execute(
         started = time.time()
         _forget_heartbeats(run)
         return Ending(run_worker(run, on_error=on_error), started)
+    with stop_on_signal(run, kill=_interrupt), closing(company or Alone(plan)) as together:
+        return _execute_together(together, run, profile, tell=tell)
+
+
+def _execute_together(company: Company, run: RunDirectory, profile: Profile, *, tell: Callable[[str], None]) -> Ending:
+    """Start attempt after attempt until the company agrees on the end."""
     failures, reached = 0, run.newest_step()
-    with stop_on_signal(run, kill=_interrupt):
-        while True:
-            started = time.time()
-            code = _attempt(plan, run, stall_timeout_s=profile.stall_timeout_s, tell=tell)
-            errors = run.read_errors(started)
-            if code != ExitCode.FAILED or run.stop.exists() or (errors and errors[0]["is_final"]):
-                return Ending(code, started)
+    while True:
+        if (plan := company.gather()) is None:
+            company.agree(ExitCode.STOPPED)
+            return Ending(ExitCode.STOPPED, time.time())
+        started = time.time()
+        code = _attempt(plan, run, company, stall_timeout_s=profile.stall_timeout_s, tell=tell)
+        errors = run.read_errors(started)
+        end: ExitCode | None = code
+        if code == ExitCode.FAILED and not run.stop.exists() and not (errors and errors[0]["is_final"]):
             if run.newest_step() > reached:
                 failures, reached = 0, run.newest_step()
             failures += 1
-            if failures > profile.restarts:
-                return Ending(code, started)
+            end = None if failures <= profile.restarts else code
+        end = company.agree(end)
+        if end is not None:
+            return Ending(end, started)
+        if code == ExitCode.FAILED and company.leads:
             begin = f"from checkpoint step-{reached:08d}" if reached else "from step 0"
             tell(f"{_in_short(run, errors)}; restart {failures} of {profile.restarts}, {begin}")
 
 
-def _attempt(plan: Plan, run: RunDirectory, *, stall_timeout_s: float, tell: Callable[[str], None]) -> ExitCode:
+def _attempt(
+    plan: Plan, run: RunDirectory, company: Company, *, stall_timeout_s: float, tell: Callable[[str], None]
+) -> ExitCode:
     """Start the plan's processes and watch them to their end; none of them outlives this call, however it ends.
 
     They share the terminal's output; what launchers say of themselves on standard error goes to the launcher's log,
@@ -81,7 +98,8 @@ def _attempt(plan: Plan, run: RunDirectory, *, stall_timeout_s: float, tell: Cal
         hold_signals()
         die_with_parent(launcher)
 
-    _forget_heartbeats(run)
+    if company.leads:
+        _forget_heartbeats(run)
     with run.launcher_log.open("ab") as log:
         log_start = log.tell()
         child = subprocess.Popen(
@@ -92,19 +110,24 @@ def _attempt(plan: Plan, run: RunDirectory, *, stall_timeout_s: float, tell: Cal
             start_new_session=True,  # the terminal's Ctrl-C comes to this process alone
             preexec_fn=prepare,
         )
+    stalls = StallWatch(run, timeout_s=stall_timeout_s) if company.leads else None
     try:
-        if _watch(child, StallWatch(run, timeout_s=stall_timeout_s), tell):
-            return ExitCode.FAILED
+        was_ended = _watch(child, stalls, company, tell)
     finally:
         kill_below(child.pid)
         child.kill()
         child.wait()
+    status = run.read_status()
+    is_stopped = status.state == "stopped" and (status.attempts[-1].ended or 0) >= started
+    if not was_ended and not is_stopped and child.returncode != 0:
+        find_deaths(run, log_start=log_start, since=started)
+    company.part()  # from here on the other machines' reports are there as well
+    if is_stopped:
+        return ExitCode.STOPPED
+    if was_ended:
+        return ExitCode.FAILED
     if child.returncode == 0:
         return ExitCode.FINISHED
-    status = run.read_status()
-    if status.state == "stopped" and (status.attempts[-1].ended or 0) >= started:
-        return ExitCode.STOPPED
-    find_deaths(run, log_start=log_start, since=started)
     errors = run.read_errors(started)  # launchers flatten exit codes: the first rank's own error decides
     return ExitCode(errors[0]["exit_code"]) if errors else ExitCode.FAILED
 
@@ -115,8 +138,10 @@ def _forget_heartbeats(run: RunDirectory) -> None:
         old.unlink()
 
 
-def _watch(child: subprocess.Popen[bytes], stalls: StallWatch, tell: Callable[[str], None]) -> bool:
-    """Wait for the processes to end; returns True at once where they have stalled."""
+def _watch(
+    child: subprocess.Popen[bytes], stalls: StallWatch | None, company: Company, tell: Callable[[str], None]
+) -> bool:
+    """Wait for the processes to end; returns True at once where they have stalled, or the company breaks up."""
     due = time.monotonic()
     while True:
         try:
@@ -125,7 +150,10 @@ def _watch(child: subprocess.Popen[bytes], stalls: StallWatch, tell: Callable[[s
             pass
         else:
             return False
-        if time.monotonic() >= due:
+        if (words := company.look()) is not None:
+            tell(words)
+            return True
+        if stalls is not None and time.monotonic() >= due:
             due = time.monotonic() + LOOK_S
             if (words := stalls.look()) is not None:
                 tell(words)

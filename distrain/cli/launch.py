@@ -1,0 +1,42 @@
+"""`distrain launch`: the launch profiles that ship with distrain, for `distrain fit --launch`."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from distrain.errors import LaunchError
+
+app = typer.Typer(help="List and show launch profiles: where to train, and on how many processes.")
+
+
+@app.callback(invoke_without_command=True)
+def _default(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_profiles()
+
+
+@app.command("list")
+def list_profiles(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the built-in launch profiles, each with what it stands for."""
+    from distrain.launchers.launchfile import builtin_profiles
+
+    rows = {
+        name: path.read_text(encoding="utf-8").splitlines()[1].lstrip("# ") for name, path in builtin_profiles().items()
+    }
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    for name, headline in rows.items():
+        typer.echo(f"{name:<{max(map(len, rows))}}  {headline}")
+
+
+@app.command("show")
+def show(name: Annotated[str, typer.Argument(help="A built-in launch profile.")]) -> None:
+    """Print a launch profile, which opens with the raw command that it stands for."""
+    from distrain.launchers.launchfile import builtin_profiles
+
+    found = builtin_profiles()
+    if name not in found:
+        raise LaunchError(f"there is no launch profile {name!r}; take {', '.join(found)}")
+    typer.echo(found[name].read_text(encoding="utf-8").rstrip())

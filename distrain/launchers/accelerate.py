@@ -1,0 +1,135 @@
+"""Plans the processes of a machine with accelerate, and owns its configuration file."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distrain.errors import LaunchError
+from distrain.launchers.plan import Plan
+from distrain.launchers.profile import Profile, Wanted
+from distrain.rundir import RunDirectory
+
+# What accelerate's file may also say, and a recipe does: the key, and what to write instead.
+_OWNED_BY_THE_RECIPE = {
+    "mixed_precision": "precision",
+    "fp16": "precision",
+    "fp8_config": "precision",
+    "downcast_bf16": "precision",
+    "fsdp_config": "parallel.strategy=fsdp",
+    "deepspeed_config": "parallel.strategy",
+    "megatron_lm_config": "parallel.strategy",
+    "parallelism_config": "parallel.strategy",
+    "gradient_accumulation_steps": "train.micro_batch_size",
+    "gradient_accumulation_plugin": "train.micro_batch_size",
+    "dynamo_backend": None,
+    "dynamo_config": None,
+}
+_NOTHING: tuple[object, ...] = (None, False, "no", "NO", {}, [])
+_KINDS = {"NO", "MULTI_GPU", "MULTI_CPU"}
+
+
+def plan(profile: Profile, run: Path) -> Plan:
+    """Plan `accelerate launch` with a file in the run directory, or with the user's own.
+
+    What the profile says stands on the command line as well: it wins over the user's file.
+    """
+    directory = RunDirectory(run)
+    is_own = profile.accelerate_config is not None
+    config = Path(profile.accelerate_config) if profile.accelerate_config is not None else directory.accelerate_config
+    argv = (
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        f"--config_file={config}",
+        *(_arguments(profile) if is_own else ()),
+        "-m",
+        "distrain.worker",
+        str(run),
+    )
+    files = {} if is_own else {config: yaml.safe_dump(native_config(profile), sort_keys=False)}
+    return Plan(argv, cwd=Path.cwd(), env=profile.variables, files=files)
+
+
+def native_config(profile: Profile) -> dict[str, Any]:
+    """Return the profile as accelerate's own configuration.
+
+    CPU processes are called MULTI_GPU as well: accelerate starts a single process for MULTI_CPU unless MPI does it.
+    """
+    config: dict[str, Any] = {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "MULTI_GPU" if profile.world_size > 1 else "NO",
+        "use_cpu": profile.device == "cpu",
+        "mixed_precision": "no",  # the recipe's precision decides
+        "num_machines": profile.nodes,
+        "num_processes": profile.world_size,
+        "main_process_port": 0,  # a free one: by its default two runs at once would meet
+    }
+    if profile.nodes > 1:
+        host, port = profile.endpoint
+        config |= {"machine_rank": profile.node_rank, "main_process_ip": host, "main_process_port": port}
+        config |= {"same_network": True, "rdzv_backend": "static"}
+    return config
+
+
+def read_native(path: Path) -> Wanted:
+    """Read where and how many from accelerate's own configuration file.
+
+    Raises `LaunchError` where the file also says what a recipe says, or wants what is no training of images.
+    """
+    config = read_yaml(path)
+    for key, recipe_key in _OWNED_BY_THE_RECIPE.items():
+        if config.get(key) not in _NOTHING:
+            advice = f"say it with --set {recipe_key}" if recipe_key else "compiling is not for the launcher"
+            raise LaunchError(
+                f"{path} sets {key}={config[key]!r}, which is the recipe's to say; take it out ({advice})"
+            )
+    kind = config.get("distributed_type", "NO")
+    if kind not in _KINDS:
+        raise LaunchError(f"{path} has distributed_type {kind}; take MULTI_GPU, MULTI_CPU or NO")
+    count, nodes = config.get("num_processes", 1), config.get("num_machines", 1)
+    if not isinstance(count, int) or not isinstance(nodes, int) or nodes < 1 or count < 1 or count % nodes:
+        raise LaunchError(f"{path} asks for {count} processes on {nodes} machines; give a multiple of the machines")
+    address, port = config.get("main_process_ip"), config.get("main_process_port")
+    return Wanted(
+        launcher="accelerate",
+        device="cpu" if config.get("use_cpu") or kind == "MULTI_CPU" else "cuda",
+        nodes=nodes,
+        node_rank=config.get("machine_rank") if nodes > 1 else None,
+        rendezvous=f"{address}:{port}" if nodes > 1 and address and port else None,
+        processes=count // nodes,
+        accelerate_config=str(path.absolute()),
+    )
+
+
+def is_native(tree: dict[str, Any]) -> bool:
+    """Whether a file is accelerate's own configuration, by a key that each of those has."""
+    return "distributed_type" in tree
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a file of keys and values; raises `LaunchError` where it is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no YAML"
+        raise LaunchError(f"{path} cannot be read: {reason}") from None
+    if not isinstance(tree, dict):
+        raise LaunchError(f"{path} holds no keys and values; `distrain launch show cpu-2` shows a launch profile")
+    return tree
+
+
+def _arguments(profile: Profile) -> tuple[str, ...]:
+    chosen = [f"--num_machines={profile.nodes}", f"--num_processes={profile.world_size}"]
+    if profile.nodes > 1:
+        host, port = profile.endpoint
+        chosen += [f"--machine_rank={profile.node_rank}", f"--main_process_ip={host}", f"--main_process_port={port}"]
+        chosen += ["--same_network", "--rdzv_backend=static"]
+    else:
+        chosen += ["--main_process_port=0"]
+    if profile.world_size > 1:
+        chosen += ["--multi_gpu"]  # also on CPUs: for MULTI_CPU it would start a single process
+    return tuple(chosen)

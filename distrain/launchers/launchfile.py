@@ -1,0 +1,52 @@
+"""Owns launch profiles: files that say where and on how many processes to train, and nothing of what."""
+
+from importlib import resources
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from distrain.errors import LaunchError
+from distrain.launchers.accelerate import is_native, read_native, read_yaml
+from distrain.launchers.profile import Wanted
+
+
+def builtin_profiles() -> dict[str, Path]:
+    """Return the launch profiles that ship with distrain, by name; `accelerate-` ones are accelerate's own files."""
+    folder = Path(str(resources.files("distrain") / "launch"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def read_wanted(reference: str | None, options: Wanted) -> Wanted:
+    """Return what a launch profile says, if one is named, with what the command line says in its place."""
+    files = read_launch_profile(reference) if reference is not None else Wanted()
+    if options.accelerate_config is not None:
+        files = read_native(Path(options.accelerate_config)).over(files)
+    return options.over(files)
+
+
+def read_launch_profile(reference: str) -> Wanted:
+    """Read a built-in launch profile by its name, or a file; raises `LaunchError` where it is none."""
+    path = Path(reference).expanduser()
+    if path.suffix not in {".yaml", ".yml", ".json"}:
+        found = builtin_profiles()
+        if reference not in found:
+            raise LaunchError(f"there is no launch profile {reference!r}; take {', '.join(found)}, or a YAML file")
+        path = found[reference]
+    tree = read_yaml(path)
+    if is_native(tree):
+        return read_native(path)
+    try:
+        wanted = Wanted.model_validate(tree)
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in detail["loc"])
+        if detail["type"] == "extra_forbidden":
+            known = ", ".join(Wanted.model_fields)
+            raise LaunchError(f"launch profile {reference} has a key {key}, which is none of {known}") from None
+        raise LaunchError(
+            f"launch profile {reference}: {key}={detail['input']!r}: the value {detail['msg'].removeprefix('Input ')}"
+        ) from None
+    if wanted.accelerate_config is not None:
+        config = path.parent / wanted.accelerate_config
+        return wanted.over(read_native(config)).model_copy(update={"accelerate_config": str(config.absolute())})
+    return wanted
