@@ -96,6 +96,7 @@ def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
     assert status(tmp_path / "first")["weights_digest"] != status(tmp_path / "second")["weights_digest"]
 
 
+@pytest.mark.slow
 def test_loader_workers_do_not_change_the_training(tmp_path: Path) -> None:
     fit(*RECIPE, "--run=none", cwd=tmp_path)
     fit(*RECIPE, "--run=three", "--set=data.num_workers=3", cwd=tmp_path)
