@@ -1,6 +1,7 @@
 """Owns the start of a run in the control plane: resolve and check what is asked, write the run directory, launch."""
 
 import json
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -9,10 +10,10 @@ from distrain import report
 from distrain.batching import solve_batching
 from distrain.data.folder import scan_image_folder
 from distrain.environment import describe_environment
-from distrain.errors import DataError, ExitCode, RunError
-from distrain.launchers import LAUNCHERS
+from distrain.errors import DataError, ExitCode, LaunchError, RunError
+from distrain.launchers import LAUNCHERS, slurm
 from distrain.launchers.plan import Plan
-from distrain.launchers.profile import Profile, resolve_profile
+from distrain.launchers.profile import Profile, read_profile, resolve_profile
 from distrain.launchers.supervise import Ending, execute
 from distrain.recipe import Recipe, load_recipe, read_recipe
 from distrain.rundir import RunDirectory, Status, new_run_directory, write_atomically
@@ -30,6 +31,7 @@ def start(
     gpus: int | None,
     device: str | None,
     processes: int | None,
+    launcher: str | None,
     restarts: int,
     stall_timeout_s: float,
     dry_run: bool,
@@ -40,21 +42,36 @@ def start(
     Raises a `UserError`, with nothing made, where what is asked for is not valid.
     """
     console = Console(highlight=False)
-    directory, resolved = _resolve(reference, overrides, data, run)
+    directory, resolved = resolve_run(reference, overrides, data, run)
     train = resolved.train
-    profile = resolve_profile(
-        gpus=gpus,
-        device=device,
-        processes=processes,
-        threads=train.threads or (1 if train.exact else None),
-        restarts=restarts,
-        stall_timeout_s=stall_timeout_s,
-        recipe=reference or resolved.name,
-    )
+    threads = train.threads or (1 if train.exact else None)
+    if launcher == "slurm":
+        profile = slurm.resolve_allocated(
+            slurm.read_allocation(os.environ),
+            stored=read_profile(directory.profile) if directory.profile.exists() else None,
+            gpus=gpus,
+            device=device,
+            processes=processes,
+            threads=threads,
+            restarts=restarts,
+            stall_timeout_s=stall_timeout_s,
+        )
+    elif launcher is not None:
+        raise LaunchError(f"--launcher {launcher} is not known; take slurm, or leave it out")
+    else:
+        profile = resolve_profile(
+            gpus=gpus,
+            device=device,
+            processes=processes,
+            threads=threads,
+            restarts=restarts,
+            stall_timeout_s=stall_timeout_s,
+            recipe=reference or resolved.name,
+        )
     batching = solve_batching(
         resolved.data.batch_size, train.micro_batch_size, profile.world_size, is_exact=train.exact
     )
-    _check_data(resolved)
+    check_data(resolved)
     plan = LAUNCHERS[profile.launcher](profile, directory.path)
     if dry_run:
         report.print_plan(console, resolved, plan)
@@ -66,7 +83,7 @@ def start(
     is_new = not directory.exists
     directory.create()
     with directory.launching():
-        _write(directory, resolved, profile, plan)
+        write_request(directory, resolved, profile, plan)
         report.print_header(console, resolved, profile, batching, directory)
         try:
             ending = execute(plan, directory, profile, tell=lambda words: report.print_event(console, words))
@@ -80,7 +97,7 @@ def start(
     return ending.code
 
 
-def _resolve(
+def resolve_run(
     reference: str | None, overrides: list[str], data: str | None, path: Path | None
 ) -> tuple[RunDirectory, Recipe]:
     """Return the run directory and the recipe; a run that exists goes on with its own, and with no other."""
@@ -109,7 +126,7 @@ def _differences(before: dict[str, object], after: dict[str, object], prefix: st
     return found
 
 
-def _check_data(recipe: Recipe) -> None:
+def check_data(recipe: Recipe) -> None:
     """Find a missing folder or class before any process is started; only names are read."""
     path = recipe.data.path
     if path is not None and not Path(path).exists():
@@ -118,7 +135,7 @@ def _check_data(recipe: Recipe) -> None:
         scan_image_folder(path)
 
 
-def _write(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Plan) -> None:
+def write_request(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Plan) -> None:
     """Write what is asked for into the run directory, in which nobody may be training."""
     with run.locked():
         run.stop.unlink(missing_ok=True)

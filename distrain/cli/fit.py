@@ -22,6 +22,9 @@ def fit(
     run: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Run directory: a new one, or one to go on with.")
     ] = None,
+    launcher: Annotated[
+        str | None, typer.Option(help="slurm: the nodes and GPUs of the SLURM allocation that this runs in.")
+    ] = None,
     restarts: Annotated[
         int, typer.Option(help="Several processes: restart after a failure, this often without a newer checkpoint.")
     ] = 3,
@@ -46,6 +49,7 @@ def fit(
         gpus=gpus,
         device=device,
         processes=procs,
+        launcher=launcher,
         restarts=restarts,
         stall_timeout_s=stall_timeout,
         dry_run=dry_run,

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from distrain.launchers import inprocess, torchrun
+from distrain.launchers import inprocess, slurm, torchrun
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile
 
 LAUNCHERS: dict[str, Callable[[Profile, Path], Plan]] = {
     "inprocess": inprocess.plan,
     "torchrun": torchrun.plan,
+    "slurm": slurm.plan,
 }

@@ -14,6 +14,7 @@ class Plan:
     cwd: Path
     env: Mapping[str, str] = field(default_factory=dict)
     in_process: bool = False
+    cleanup: tuple[str, ...] = ()  # ends what a plan that was killed leaves on other machines
 
     def __str__(self) -> str:
         variables = "".join(f"{key}={shlex.quote(value)} " for key, value in self.env.items())

@@ -17,7 +17,7 @@ class Profile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    launcher: Literal["inprocess", "torchrun"]
+    launcher: Literal["inprocess", "torchrun", "slurm"]
     device: Literal["cpu", "cuda"]
     nodes: int = Field(1, gt=0, description="machines")
     processes: int = Field(gt=0, description="training processes of each machine; on GPUs, one for each of them")

@@ -88,9 +88,12 @@ def _attempt(plan: Plan, run: RunDirectory, *, stall_timeout_s: float, tell: Cal
         if _watch(child, StallWatch(run, timeout_s=stall_timeout_s), tell):
             return ExitCode.FAILED
     finally:
+        was_running = child.poll() is None
         kill_below(child.pid)
         child.kill()
         child.wait()
+        if was_running and plan.cleanup:
+            subprocess.run(plan.cleanup, check=False)
     if child.returncode == 0:
         return ExitCode.FINISHED
     status = run.read_status()
