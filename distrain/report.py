@@ -15,7 +15,7 @@ from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile, read_profile
 from distrain.recipe import Recipe, read_recipe
 from distrain.rundir import RunDirectory, Status
-from distrain.runs import read_states
+from distrain.runs import read_states, resume_command
 from distrain.verify import Finding
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -92,9 +92,9 @@ def print_submitted(console: Console, job_id: str, runs: list[RunDirectory]) -> 
     console.print(f"submitted     job {job_id}{array}", markup=False)
     for run in runs:
         console.print(f"run directory {run.path}", markup=False, soft_wrap=True)
-    console.print(
-        f"next          distrain runs --root {shlex.quote(str(runs[0].path.parent))}", markup=False, soft_wrap=True
-    )
+    root = runs[0].path.parent
+    listing = "" if root == Path("runs").absolute() else f" list --root {shlex.quote(str(root))}"
+    console.print(f"next          distrain runs{listing}", markup=False, soft_wrap=True)
     console.print(f"              distrain logs -f {_quote(runs[0])}", markup=False, soft_wrap=True)
 
 
@@ -211,7 +211,7 @@ def print_run(console: Console, run: RunDirectory) -> None:
 
 
 def _print_resume(console: Console, run: RunDirectory) -> None:
-    console.print(f"goes on with  distrain fit --run {_quote(run)}", markup=False, soft_wrap=True)
+    console.print(f"goes on with  {resume_command(run)}", markup=False, soft_wrap=True)
 
 
 def _newest_checkpoint(run: RunDirectory) -> str:

@@ -1,5 +1,6 @@
 """Owns what the control plane reads of runs: finding them, and telling a live one from one that died."""
 
+import shlex
 import socket
 import time
 from collections.abc import Iterator
@@ -99,10 +100,15 @@ def request_stop(run: RunDirectory) -> str | None:
             return job.id
         status = run.read_status()
         state = "finished" if status.state == "finished" else f"not running (it {_ENDINGS.get(status.state, 'died')})"
-        advice = "" if status.state == "finished" else f"; `distrain fit --run {run.path}` goes on with it"
+        advice = "" if status.state == "finished" else f"; `{resume_command(run)}` goes on with it"
         raise RunError(f"run {run.path.name} is {state} at step {status.step} of {status.total_steps}{advice}")
     run.stop.touch()
     return None
+
+
+def resume_command(run: RunDirectory) -> str:
+    """Return the command that goes on with a run where it was: here, or on the cluster."""
+    return f"distrain {'fit --run' if run.read_job() is None else 'resume'} {shlex.quote(str(run.path))}"
 
 
 def wait_for_end(run: RunDirectory) -> None:

@@ -42,13 +42,12 @@ def plan(profile: Profile, run: Path) -> Plan:
         f"--ntasks={profile.nodes}",
         "--ntasks-per-node=1",
         "--kill-on-bad-exit=1",  # a node whose ranks are lost takes the others with it: the launcher starts all anew
-        "--unbuffered",
         sys.executable,
         "-m",
         "distrain.launchers.node",
         str(run),
     )
-    env = {"OMP_NUM_THREADS": str(profile.threads)}
+    env = {"OMP_NUM_THREADS": str(profile.threads), "PYTHONUNBUFFERED": "1"}  # srun's own way makes a terminal of it
     if (cpus := os.environ.get("SLURM_CPUS_PER_TASK")) is not None:
         env["SRUN_CPUS_PER_TASK"] = cpus  # srun no longer inherits it from sbatch, since SLURM 22.05
     return Plan(argv, cwd=Path.cwd(), env=env, cleanup=(sys.executable, "-m", "distrain.launchers.node", "--end"))
