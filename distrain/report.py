@@ -16,7 +16,7 @@ from distrain.launchers.profile import Profile, read_profile
 from distrain.process import IN_WORDS
 from distrain.recipe import Recipe, read_recipe
 from distrain.rundir import RunDirectory, Status
-from distrain.runs import state_in_words
+from distrain.runs import read_states, resume_command
 from distrain.stacks import RankStack
 from distrain.verify import Finding
 
@@ -94,6 +94,18 @@ def print_killed(console: Console, run: RunDirectory) -> None:
     console.print("[bold red]killed[/bold red]", highlight=False)
     console.print(f"checkpoint    {_newest_checkpoint(run)}", markup=False, soft_wrap=True)
     _print_resume(console, run)
+
+
+def print_submitted(console: Console, job_id: str, runs: list[RunDirectory]) -> None:
+    """Print which SLURM job trains which run, and what to do next."""
+    array = f", an array of {len(runs)}" if len(runs) > 1 else ""
+    console.print(f"submitted     job {job_id}{array}", markup=False)
+    for run in runs:
+        console.print(f"run directory {run.path}", markup=False, soft_wrap=True)
+    root = runs[0].path.parent
+    listing = "" if root == Path("runs").absolute() else f" list --root {shlex.quote(str(root))}"
+    console.print(f"next          distrain runs{listing}", markup=False, soft_wrap=True)
+    console.print(f"              distrain logs -f {_quote(runs[0])}", markup=False, soft_wrap=True)
 
 
 def print_event(console: Console, words: str) -> None:
@@ -188,11 +200,12 @@ def print_runs(console: Console, found: list[RunDirectory], root: Path) -> None:
     table = Table(box=None, header_style="bold")
     for column in ("run", "state", "step", "top-1", "best", "time"):
         table.add_column(column, no_wrap=True, justify="left" if column in {"run", "state"} else "right")
+    states = read_states(found)
     for run in found:
         status = run.read_status()
         table.add_row(
             run.path.name,
-            state_in_words(status),
+            states[run.path],
             f"{status.step}/{status.total_steps}",
             *("-" if metrics is None else f"{metrics['val/top1']:.2%}" for metrics in (status.last, status.best)),
             duration(status.train_seconds),
@@ -204,7 +217,9 @@ def print_run(console: Console, run: RunDirectory) -> None:
     """Print where a run stands, how it got there, its evaluations and its checkpoints."""
     status = run.read_status()
     left = f", {duration(status.eta_s)} left" if status.eta_s and status.state == "running" else ""
-    console.print(f"[bold]{escape(run.path.name)}[/bold]  {state_in_words(status)}{left}")
+    console.print(f"[bold]{escape(run.path.name)}[/bold]  {read_states([run])[run.path]}{left}")
+    if (job := run.read_job()) is not None:
+        console.print(f"SLURM job   {job.id}", markup=False)
     console.print(f"step        {status.step}/{status.total_steps}, {duration(status.train_seconds)} of training")
     for title, metrics in (("newest", status.last), ("best", status.best)):
         if metrics is not None:
@@ -226,7 +241,7 @@ def print_run(console: Console, run: RunDirectory) -> None:
 
 
 def _print_resume(console: Console, run: RunDirectory) -> None:
-    console.print(f"goes on with  distrain fit --run {_quote(run)}", markup=False, soft_wrap=True)
+    console.print(f"goes on with  {resume_command(run)}", markup=False, soft_wrap=True)
 
 
 def _newest_checkpoint(run: RunDirectory) -> str:

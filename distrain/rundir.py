@@ -68,6 +68,15 @@ class Status(BaseModel):
             self.attempts[-1].state, self.attempts[-1].ended = state, self.heartbeat or time.time()
 
 
+class Job(BaseModel):
+    """The SLURM job that trains a run, and the call of sbatch that submitted it: `job.json`."""
+
+    id: str = ""  # SLURM's; one of an array is 123_4
+    argv: list[str] = []  # none for a job that was submitted by hand
+    env: dict[str, str] = {}
+    cwd: str = ""
+
+
 class Heartbeat(BaseModel):
     """Where one rank stands: `heartbeats/rank-R.json`, written once a second by that rank."""
 
@@ -92,6 +101,8 @@ class RunDirectory:
         self.plan = path / "plan.json"
         self.meeting = path / "meeting.json"  # what machine 0 writes for the others to see that they share the folder
         self.accelerate_config = path / "accelerate.yaml"
+        self.job = path / "job.json"  # the SLURM job that trains the run, and how it was submitted
+        self.code = path / "code"  # a copy of the user's code, which the job runs
         self.environment = path / "env.json"
         self.status = path / "status.json"
         self.stop = path / "stop"
@@ -160,6 +171,17 @@ class RunDirectory:
     def write_status(self, status: Status) -> None:
         """Replace the status in one step, so that a reader never sees half of it."""
         write_atomically(self.status, status.model_dump_json(indent=1))
+
+    def read_job(self) -> Job | None:
+        """Return the SLURM job of the run, None for a run that never had one."""
+        try:
+            return Job.model_validate_json(self.job.read_text())
+        except FileNotFoundError:
+            return None
+
+    def write_job(self, job: Job) -> None:
+        """Write down which SLURM job trains the run."""
+        write_atomically(self.job, job.model_dump_json(indent=1))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the lines of metrics that are whole; a line cut short by a crash is left out."""

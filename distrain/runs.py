@@ -1,17 +1,27 @@
 """Owns what the control plane reads of runs: finding them, and telling a live one from one that died."""
 
+import shlex
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from distrain import cluster
+from distrain.cluster import JobFacts
 from distrain.errors import RunError
 from distrain.rundir import RunDirectory, State, Status
 
 SILENT_AFTER_S = 60.0  # a running run writes its status every second; a long save or evaluation may pause it
 _ALIVE: tuple[State, ...] = ("starting", "running", "stopping")
-_ENDINGS: dict[State, str] = {"stopped": "was stopped", "failed": "failed", "queued": "never began"}
+_ENDINGS: dict[State, str] = {
+    "stopped": "was stopped",
+    "failed": "failed",
+    "queued": "never began",
+    "preempted": "was preempted",
+}
 _POLL_S = 0.1
+_FOLLOW_S = 0.5
 
 
 def find_runs(root: Path) -> list[RunDirectory]:
@@ -47,10 +57,49 @@ def state_in_words(status: Status, *, now: float | None = None) -> str:
     return "died" if status.state in _ALIVE and silent_s > SILENT_AFTER_S else status.state
 
 
-def request_stop(run: RunDirectory) -> None:
-    """Ask a run to stop, which it does at its next step; raises `RunError` where nothing trains in it."""
+def read_states(runs: list[RunDirectory]) -> dict[Path, str]:
+    """Return for each run its state in a word, joined with what SLURM says of its job, if it has one."""
+    jobs = {run.path: job for run in runs if (job := run.read_job()) is not None}
+    facts = cluster.read_jobs(job.id for job in jobs.values())
+    return {
+        run.path: state_on_cluster(run.read_status(), facts.get(jobs[run.path].id) if run.path in jobs else None)
+        for run in runs
+    }
+
+
+def state_on_cluster(status: Status, facts: JobFacts | None) -> str:
+    """Return the state of a run whose job is as SLURM says: the status alone knows nothing of what happens to a queue.
+
+    Without facts, or while the job runs, the run's own word counts.
+    """
+    if facts is None:
+        return state_in_words(status)
+    if facts.state == "PENDING":
+        return "requeued" if facts.restarts and status.state != "queued" else "queued"
+    if facts.is_over:
+        if status.state in {*_ALIVE, "queued", "preempted"}:
+            return {"CANCELLED": "cancelled", "TIMEOUT": "timed out"}.get(facts.state, "died")
+        return status.state
+    if facts.state == "RUNNING" and status.state in {"queued", "preempted"}:
+        return "starting"
+    return status.state
+
+
+def request_stop(run: RunDirectory) -> str | None:
+    """Ask a run to stop, which it does at its next step; a job that does not train yet is cancelled.
+
+    Returns the job's id if it was cancelled; raises `RunError` where nothing trains in the run, nor will.
+    """
+    job = None if is_alive(run) else run.read_job()
+    if job is not None and (facts := cluster.read_jobs([job.id]).get(job.id)) and not facts.is_over:
+        cluster.cancel(job.id)
+        status = run.read_status()
+        status.close("stopped")
+        run.write_status(status)
+        return job.id
     check_alive(run)
     run.stop.touch()
+    return None
 
 
 def check_alive(run: RunDirectory) -> None:
@@ -58,8 +107,13 @@ def check_alive(run: RunDirectory) -> None:
     if not is_alive(run):
         status = run.read_status()
         state = "finished" if status.state == "finished" else f"not running (it {_ENDINGS.get(status.state, 'died')})"
-        advice = "" if status.state == "finished" else f"; `distrain fit --run {run.path}` goes on with it"
+        advice = "" if status.state == "finished" else f"; `{resume_command(run)}` goes on with it"
         raise RunError(f"run {run.path.name} is {state} at step {status.step} of {status.total_steps}{advice}")
+
+
+def resume_command(run: RunDirectory) -> str:
+    """Return the command that goes on with a run where it was: here, or on the cluster."""
+    return f"distrain {'fit --run' if run.read_job() is None else 'resume'} {shlex.quote(str(run.path))}"
 
 
 def wait_for_end(run: RunDirectory) -> None:
@@ -79,4 +133,33 @@ def is_alive(run: RunDirectory) -> bool:
 def facts(run: RunDirectory) -> dict[str, Any]:
     """Return where a run stands as JSON holds it, for scripts."""
     status = run.read_status()
-    return {"run": str(run.path), **status.model_dump(), "state": state_in_words(status)}
+    return {"run": str(run.path), **status.model_dump(), "state": read_states([run])[run.path]}
+
+
+def read_log(run: RunDirectory, rank: int, *, follow: bool) -> Iterator[str]:
+    """Return the log of a rank, piece by piece; with `follow` until nothing trains in the run nor will by itself.
+
+    Raises `RunError` where the rank has no log, and is not waited for.
+    """
+    path, position = run.log(rank), 0
+    if not path.exists() and not follow:
+        names = ", ".join(sorted(file.name for file in run.logs.glob("*"))) or "none"
+        raise RunError(f"run {run.path.name} has no log of rank {rank}; the logs in {run.logs} are: {names}")
+    while True:
+        goes_on = follow and _goes_on(run)  # asked before reading: what is written last is read as well
+        if path.exists():
+            with path.open(encoding="utf-8", errors="replace") as file:
+                file.seek(position)
+                yield file.read()
+                position = file.tell()
+        if not goes_on:
+            return
+        time.sleep(_FOLLOW_S)
+
+
+def _goes_on(run: RunDirectory) -> bool:
+    if is_alive(run):
+        return True
+    job = run.read_job()
+    facts = cluster.read_jobs([job.id]).get(job.id) if job is not None else None
+    return facts is not None and not facts.is_over

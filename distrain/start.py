@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +10,9 @@ from rich.console import Console
 
 from distrain import report
 from distrain.batching import Batching, solve_batching
-from distrain.data.folder import scan_image_folder
 from distrain.debugging import Aids, debug_post_mortem
-from distrain.environment import describe_environment
-from distrain.errors import DataError, ExitCode, LaunchError, PreflightError, RunError
-from distrain.launchers import LAUNCHERS
+from distrain.errors import ExitCode, LaunchError, PreflightError
+from distrain.launchers import LAUNCHERS, slurm
 from distrain.launchers.guest import Guest
 from distrain.launchers.host import Host
 from distrain.launchers.launchfile import read_wanted
@@ -21,11 +20,9 @@ from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile, Wanted, read_profile, resolve_profile
 from distrain.launchers.supervise import Ending, execute
 from distrain.preflight import find_shortages, noted
-from distrain.recipe import Recipe, load_recipe, read_recipe
-from distrain.rundir import RunDirectory, Status, new_run_directory, write_atomically
-
-DEFAULT_RECIPE = "digits"
-RUNS = Path("runs")
+from distrain.recipe import Recipe
+from distrain.request import RUNS, check_data, resolve_run, write_request
+from distrain.rundir import RunDirectory
 
 
 def start(
@@ -48,25 +45,31 @@ def start(
     """
     console = Console(highlight=False)
     wanted = read_wanted(launch, options)
-    directory, resolved, changes = _resolve(reference, overrides, data, run, aids)
+    directory, resolved, changes = resolve_run(reference, overrides, data, run, aids)
     train, faults = resolved.train, list[str]()
     is_finished = directory.exists and directory.read_status().state == "finished"
     profile = None
     batchings: list[Batching] = []
     with noted(faults):
-        profile = resolve_profile(
-            wanted,
-            threads=train.threads or (1 if train.exact else None),
-            in_one_process=resolved.parallel.strategy == "dp",
-            recipe=reference or resolved.name,
-        ).model_copy(update={"trace": aids.trace})
+        threads = train.threads or (1 if train.exact else None)
+        if wanted.launcher == "slurm":
+            stored = read_profile(directory.profile) if directory.profile.exists() else None
+            profile = slurm.resolve_allocated(wanted, slurm.read_allocation(os.environ), stored=stored, threads=threads)
+        else:
+            profile = resolve_profile(
+                wanted,
+                threads=threads,
+                in_one_process=resolved.parallel.strategy == "dp",
+                recipe=reference or resolved.name,
+            )
+        profile = profile.model_copy(update={"trace": aids.trace})
         aids.check(processes=profile.world_size)
         batchings = [
             solve_batching(resolved.data.batch_size, train.micro_batch_size, world_size, is_exact=train.exact)
             for world_size in profile.world_sizes
         ]
     with noted(faults):
-        _check_data(resolved)
+        check_data(resolved)
     if preflight and not (dry_run or is_finished):
         count = (wanted.processes or 1) if profile is None else profile.processes
         faults += find_shortages(resolved, directory, batchings[-1] if batchings else None, processes=count)
@@ -81,15 +84,16 @@ def start(
         console.print("this run is finished already; train anew in another run directory")
         report.print_summary(console, directory, directory.read_status())
         return ExitCode.FINISHED
-    if profile.nodes > 1 and run is None:
+    is_one_of_several = profile.nodes > 1 and profile.launcher != "slurm"  # SLURM's launcher is one for all machines
+    if is_one_of_several and run is None:
         raise LaunchError("several nodes train in one run directory, which all of them see; name it with --run DIR")
     if profile.node_rank > 0:
         return _follow(console, directory, profile, plan, _identify(resolved))
     is_new = not directory.exists
-    company = _lead(console, directory, profile, _identify(resolved)) if profile.nodes > 1 else None
+    company = _lead(console, directory, profile, _identify(resolved)) if is_one_of_several else None
     directory.create()
     with directory.launching():
-        _write(directory, resolved, profile, plan)
+        write_request(directory, resolved, profile, plan)
         report.print_header(console, resolved, profile, batchings[-1], directory)
         try:
             ending = execute(
@@ -142,76 +146,6 @@ def _teller(console: Console) -> Callable[[str], None]:
 def _identify(recipe: Recipe) -> str:
     """Return a word that is the same on two machines only if they were given the same training."""
     return hashlib.sha256(json.dumps(recipe.identity, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _resolve(
-    reference: str | None, overrides: list[str], data: str | None, path: Path | None, aids: Aids
-) -> tuple[RunDirectory, Recipe, list[str]]:
-    """Return the run directory, the recipe, and what the aids change in it.
-
-    A run that exists goes on with its own recipe, and with no other.
-    """
-    existing = RunDirectory(path.absolute()) if path is not None else None
-    if existing is None or not existing.exists:
-        recipe, changes = _load(reference or DEFAULT_RECIPE, overrides, data, aids)
-        return existing or new_run_directory(recipe.name, RUNS.absolute()), recipe, changes
-    stored = read_recipe(existing.recipe)
-    recipe, changes = _load(reference or str(existing.recipe), overrides, data, aids)
-    if changed := _differences(stored.identity, recipe.identity):
-        raise RunError(
-            f"run directory {existing.path} holds a recipe with another {changed[0]}; "
-            f"go on with its own by `distrain fit --run {existing.path}`, or name a new directory"
-        )
-    return existing, recipe, changes
-
-
-def _load(reference: str, overrides: list[str], data: str | None, aids: Aids) -> tuple[Recipe, list[str]]:
-    """Return the recipe with what the aids change in it, and that; --set has the last word."""
-    recipe = load_recipe(reference, overrides=overrides, data=data)
-    chosen = [override.partition("=")[0].strip() for override in overrides]
-    changes = [change for change in aids.overrides(recipe) if not _is_chosen(change.partition("=")[0], chosen)]
-    return load_recipe(reference, overrides=[*overrides, *changes], data=data), changes
-
-
-def _is_chosen(key: str, chosen: list[str]) -> bool:
-    return any(own == key or own.startswith(f"{key}.") for own in chosen)
-
-
-def _differences(before: dict[str, object], after: dict[str, object], prefix: str = "") -> list[str]:
-    found: list[str] = []
-    for key in {**before, **after}:
-        old, new = before.get(key), after.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            found.append(f"{prefix}{key} ({old!r}, not {new!r})")
-    return found
-
-
-def _check_data(recipe: Recipe) -> None:
-    """Find a missing folder or class before any process is started; only names are read."""
-    path = recipe.data.path
-    if path is not None and not Path(path).exists():
-        raise DataError(f"data folder {path} does not exist")
-    if recipe.data.source == "imagefolder":
-        scan_image_folder(path)
-
-
-def _write(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Plan) -> None:
-    """Write what is asked for into the run directory, in which nobody may be training."""
-    with run.locked():
-        run.stop.unlink(missing_ok=True)
-        run.stacks_request.unlink(missing_ok=True)
-        write_atomically(run.recipe, recipe.to_yaml())
-        write_atomically(run.profile, profile.to_yaml())
-        write_atomically(run.environment, json.dumps(describe_environment(), indent=1))
-        write_atomically(
-            run.plan, json.dumps({"argv": plan.argv, "env": dict(plan.env), "cwd": str(plan.cwd)}, indent=1)
-        )
-        for path, text in plan.files.items():
-            write_atomically(path, text)
-        if not run.status.exists():
-            run.write_status(Status())
 
 
 def _conclude(console: Console, run: RunDirectory, ending: Ending, *, is_new: bool, verbose: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from distrain.cli import checkpoints, doctor, fit, launch, recipes, runs, stacks, stop, verify
+from distrain.cli import checkpoints, doctor, fit, launch, logs, recipes, resume, runs, stacks, stop, submit, verify
 from distrain.errors import DistrainError, ExitCode
 
 HELP = "Train image models from one recipe: the same training wherever it runs, and nothing that kills it loses work."
@@ -23,6 +23,8 @@ EPILOG = """
 
 `distrain fit --run runs/digits-20260101-120000-1a2b` - go on with a run that was stopped or killed
 
+`distrain submit cifar10 --nodes 2 --gpus 4 --time 4:00:00` - a recipe on a SLURM cluster
+
 `distrain stop last --wait` - have the newest run save and end
 """
 
@@ -34,7 +36,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("fit", no_args_is_help=False)(fit.fit)
+app.command("submit", no_args_is_help=False)(submit.submit)
 app.command("stop")(stop.stop)
+app.command("resume")(resume.resume)
+app.command("logs")(logs.logs)
 app.command("stacks")(stacks.stacks)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(runs.app, name="runs")

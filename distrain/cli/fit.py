@@ -18,7 +18,10 @@ def fit(
     launch: Annotated[
         str | None, typer.Option(metavar="PROFILE", help="Where to train: `distrain launch` lists names; or a file.")
     ] = None,
-    launcher: Annotated[str | None, typer.Option(help="inprocess, torchrun or accelerate.")] = None,
+    launcher: Annotated[
+        str | None,
+        typer.Option(help="inprocess, torchrun, accelerate, or slurm: the SLURM allocation that this runs in."),
+    ] = None,
     nodes: Annotated[
         str | None, typer.Option(metavar="N", help="Machines, all with this run directory; 1:2 for one or two.")
     ] = None,

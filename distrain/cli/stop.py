@@ -17,8 +17,11 @@ def stop(
     from distrain import report, runs
 
     run = runs.find_run(reference, root)
-    runs.request_stop(run)
+    cancelled = runs.request_stop(run)
     console = Console(highlight=False)
+    if cancelled is not None:
+        console.print(f"cancelled job {cancelled}, which trained nothing yet; `distrain resume` queues it anew")
+        return
     if not wait:
         step = run.read_status().step
         console.print(f"asked {run.path.name} to stop; it is at step {step}", markup=False, soft_wrap=True)

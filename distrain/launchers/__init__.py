@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from distrain.launchers import accelerate, inprocess, torchrun
+from distrain.launchers import accelerate, inprocess, slurm, torchrun
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile
 
@@ -11,4 +11,5 @@ LAUNCHERS: dict[str, Callable[[Profile, Path], Plan]] = {
     "inprocess": inprocess.plan,
     "torchrun": torchrun.plan,
     "accelerate": accelerate.plan,
+    "slurm": slurm.plan,
 }

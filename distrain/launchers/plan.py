@@ -15,6 +15,7 @@ class Plan:
     env: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[Path, str] = field(default_factory=dict)  # written before the command starts
     in_process: bool = False
+    cleanup: tuple[str, ...] = ()  # ends what a plan that was killed leaves on other machines
 
     def __str__(self) -> str:
         variables = "".join(f"{key}={shlex.quote(value)} " for key, value in self.env.items())

@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from distrain.errors import LaunchError
 from distrain.launchers.network import find_interface, resolve, route_to, split_endpoint
 
-LauncherName = Literal["inprocess", "torchrun", "accelerate"]
+LauncherName = Literal["inprocess", "torchrun", "accelerate", "slurm"]
 Device = Literal["cpu", "cuda"]
 
 
@@ -64,6 +64,21 @@ class Profile(BaseModel):
         host, port = split_endpoint(self.rendezvous)
         return host, port + 1
 
+    def as_wanted(self) -> "Wanted":
+        """Return what asks for this profile again, on this very machine."""
+        nodes = f"{self.min_nodes}:{self.nodes}" if self.min_nodes is not None else str(self.nodes)
+        return Wanted(
+            launcher=self.launcher,
+            device=self.device,
+            nodes=nodes,
+            node_rank=self.node_rank if self.nodes > 1 else None,
+            rendezvous=self.rendezvous,
+            processes=self.processes * self.devices,
+            restarts=self.restarts,
+            stall_timeout_s=self.stall_timeout_s,
+            accelerate_config=self.accelerate_config,
+        )
+
     def to_yaml(self) -> str:
         """Return the profile as YAML."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False)
@@ -83,6 +98,11 @@ class Wanted(BaseModel):
     restarts: int | None = Field(None, ge=0)
     stall_timeout_s: float | None = Field(None, gt=0)
     accelerate_config: str | None = None
+
+    @property
+    def patience(self) -> dict[str, Any]:
+        """The fields of a profile that say what a run bears, as far as they are given."""
+        return self.model_dump(include={"restarts", "stall_timeout_s"}, exclude_none=True)
 
     def over(self, other: Self) -> Self:
         """Return `other` with what is said here in its place."""
@@ -171,7 +191,6 @@ def resolve_profile(wanted: Wanted, *, threads: int | None, in_one_process: bool
         _check_own_address(wanted.rendezvous, node_rank, address)
     elif wanted.rendezvous is not None or node_rank:
         raise LaunchError("--rendezvous and --node-rank are for several nodes; give their number with --nodes")
-    given = {"restarts": wanted.restarts, "stall_timeout_s": wanted.stall_timeout_s}
     return Profile(
         launcher=launcher,
         device=device,
@@ -185,7 +204,7 @@ def resolve_profile(wanted: Wanted, *, threads: int | None, in_one_process: bool
         devices=devices,
         threads=threads or max(1, len(os.sched_getaffinity(0)) // processes),
         accelerate_config=wanted.accelerate_config,
-        **{key: value for key, value in given.items() if value is not None},
+        **wanted.patience,
     )
 
 

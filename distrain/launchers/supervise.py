@@ -114,9 +114,12 @@ def _attempt(
     try:
         was_ended = _watch(child, stalls, company, tell)
     finally:
+        was_running = child.poll() is None
         kill_below(child.pid)
         child.kill()
         child.wait()
+        if was_running and plan.cleanup:
+            subprocess.run(plan.cleanup, check=False)
     status = run.read_status()
     is_stopped = status.state == "stopped" and (status.attempts[-1].ended or 0) >= started
     if not was_ended and not is_stopped and child.returncode != 0:

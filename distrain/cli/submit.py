@@ -1,0 +1,78 @@
+"""`distrain submit`: train a recipe on a SLURM cluster."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def submit(
+    recipes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RECIPE...", help="A built-in recipe or a YAML file; several are the tasks of an array."
+        ),
+    ] = None,
+    nodes: Annotated[int, typer.Option(help="Machines.")] = 1,
+    gpus: Annotated[int | None, typer.Option(help="GPUs of each machine, one process each.")] = None,
+    procs: Annotated[int | None, typer.Option(help="CPU processes of each machine.")] = None,
+    time: Annotated[str | None, typer.Option(metavar="H:M:S", help="Time limit; the run saves before it.")] = None,
+    partition: Annotated[str | None, typer.Option()] = None,
+    account: Annotated[str | None, typer.Option()] = None,
+    qos: Annotated[str | None, typer.Option()] = None,
+    constraint: Annotated[str | None, typer.Option(help="Features that the machines must have.")] = None,
+    dependency: Annotated[str | None, typer.Option(help="Such as afterok:123.")] = None,
+    array: Annotated[
+        list[str] | None, typer.Option(metavar="A.B=C", help="One task of an array with this value; repeatable.")
+    ] = None,
+    requeue: Annotated[bool, typer.Option(help="Go on by itself after the time limit and a preemption.")] = True,
+    sbatch: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any other option of sbatch; repeatable.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe; repeatable.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="DIR", help="Folder of the data: sets data.path.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run directory: a new one, or one to go on with.")
+    ] = None,
+    snapshot: Annotated[
+        bool, typer.Option(help="Run a copy of this folder's code: what git tracks, else the Python files.")
+    ] = True,
+    snapshot_extra: Annotated[
+        list[Path] | None, typer.Option(metavar="PATH", help="A further file or folder for the copy; repeatable.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print recipe and command, and start nothing.")] = False,
+) -> None:
+    """Submit a recipe to SLURM, or submit a run again that has ended.
+
+    Example: `distrain submit cifar10 --data DIR --nodes 2 --gpus 4 --time 4:00:00 --partition gpu`. The job trains in
+    the run directory that is printed; `distrain runs`, `logs`, `stop` and `resume` work on it.
+    """
+    from rich.console import Console
+
+    from distrain import report
+    from distrain import submit as submission
+
+    order = submission.Order(
+        nodes=nodes,
+        gpus=gpus,
+        processes=procs,
+        time=time,
+        partition=partition,
+        account=account,
+        qos=qos,
+        constraint=constraint,
+        dependency=dependency,
+        requeue=requeue,
+        extras=tuple(sbatch or []),
+    )
+    found = submission.resolve(
+        references=recipes or [], tasks=array or [], overrides=overrides or [], data=data, run=run, order=order
+    )
+    console = Console(highlight=False)
+    if dry_run:
+        report.print_plan(console, found.recipes[0], found.plan)
+        return
+    job_id = submission.submit(found, is_snapshot=snapshot, extras=snapshot_extra or [])
+    report.print_submitted(console, job_id, list(found.runs))

@@ -1,0 +1,70 @@
+"""What srun starts once a node, `python -m distrain.launchers.node RUN_DIR`: it becomes torchrun on that node."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from distrain.errors import ExitCode, LaunchError
+from distrain.launchers.profile import Profile, read_profile
+from distrain.launchers.slurm import address_of_first_node, read_allocation
+from distrain.process import hold_signals
+from distrain.rundir import RunDirectory
+
+
+def torchrun(profile: Profile, run: Path, environment: Mapping[str, str], *, address: str) -> tuple[str, ...]:
+    """Return the command that starts this node's ranks; node 0 holds the rendezvous of all of them at `address`.
+
+    Raises `LaunchError` where SLURM has started another number of tasks than one a node.
+    """
+    allocation = read_allocation(environment)
+    if (tasks := int(environment["SLURM_NTASKS"])) != allocation.nodes or allocation.nodes != profile.nodes:
+        raise LaunchError(
+            f"SLURM has started {tasks} tasks on {allocation.nodes} nodes for a run on {profile.nodes}; "
+            "it takes one task a node: --ntasks-per-node=1"
+        )
+    return (
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nnodes={allocation.nodes}",
+        f"--node-rank={environment['SLURM_NODEID']}",
+        f"--nproc-per-node={profile.processes}",
+        f"--master-addr={address}",
+        f"--master-port={allocation.port}",
+        "--max-restarts=0",  # the launcher starts all nodes anew
+        "-m",
+        "distrain.worker",
+        str(run),
+    )
+
+
+def end_steps(environment: Mapping[str, str]) -> None:
+    """Kill what srun has started on all nodes of this job: an srun that is killed leaves it running."""
+    job_id = environment["SLURM_JOB_ID"]
+    listing = ["squeue", "--noheader", "--steps", f"--jobs={job_id}", "--format=%i"]
+    done = subprocess.run(listing, capture_output=True, text=True, check=False)
+    steps = [step for step in done.stdout.split() if step.rpartition(".")[2].isdecimal()]
+    if steps:
+        subprocess.run(["scancel", "--signal=KILL", *steps], capture_output=True, check=False)
+
+
+def main() -> None:
+    """Become torchrun, with the stop signals held: its agent would end the ranks before they have saved."""
+    if sys.argv[1] == "--end":
+        end_steps(os.environ)
+        return
+    hold_signals()
+    run = RunDirectory(Path(sys.argv[1]))
+    try:
+        address = address_of_first_node(os.environ["SLURM_JOB_NODELIST"])
+        argv = torchrun(read_profile(run.profile), run.path, os.environ, address=address)
+    except LaunchError as error:
+        print(f"distrain: {error}", file=sys.stderr)
+        sys.exit(ExitCode.BAD_INPUT)
+    os.execv(argv[0], argv)
+
+
+if __name__ == "__main__":
+    main()

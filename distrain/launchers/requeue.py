@@ -1,0 +1,108 @@
+"""What the batch script asks before and after a training: `python -m distrain.launchers.requeue`, and its rule.
+
+A job is queued again only if the time limit or a preemption has stopped its run, and the run got on: a checkpoint is
+newer than those that the job began with. What fails at its first step therefore never comes back.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from distrain import cluster
+from distrain.cluster import JobFacts
+from distrain.errors import ExitCode, LaunchError, RunError
+from distrain.rundir import Job, RunDirectory
+
+Verdict = Literal["over", "requeue", "requeued"]
+
+
+def decide(code: int, *, signal: str, made_progress: bool, facts: JobFacts | None, earlier_restarts: int) -> Verdict:
+    """Return what becomes of a job whose training has ended with `code`, after the batch script heard `signal`.
+
+    SLURM queues a job again by itself after most preemptions and after the failure of a node: `requeued`. A job that
+    someone has cancelled is no longer running, as SLURM says, and stays away.
+    """
+    if facts is not None and facts.restarts > earlier_restarts:
+        return "requeued"
+    if code != ExitCode.STOPPED or not made_progress or facts is None or facts.state != "RUNNING":
+        return "over"
+    return "requeue" if signal == "USR1" or (signal == "TERM" and facts.is_preempted) else "over"
+
+
+def begin(run: RunDirectory, environment: Mapping[str, str]) -> int:
+    """Write down whose job this is; returns the step of the newest checkpoint."""
+    if not run.exists:
+        raise RunError(f"{run.path} holds no run; `distrain submit` makes one, and so does `distrain fit`")
+    job = run.read_job() or Job()
+    run.write_job(job.model_copy(update={"id": own_id(environment)}))
+    return run.newest_step()
+
+
+def end(run: RunDirectory, code: int, signal: str, first_step: int, environment: Mapping[str, str]) -> int:
+    """Queue the job again if the rule says so; returns the code that the job ends with."""
+    job_id = own_id(environment)
+    step = run.newest_step()
+    verdict = decide(
+        code,
+        signal=signal,
+        made_progress=step > first_step,
+        facts=cluster.read_jobs([job_id]).get(job_id),
+        earlier_restarts=int(environment.get("SLURM_RESTART_COUNT", "0")),
+    )
+    if verdict == "over":
+        if code == ExitCode.STOPPED and signal != "none":
+            print(f"job {job_id} is not queued again: it was cancelled, or has no checkpoint after step {first_step}")
+        return code
+    status = run.read_status()
+    status.state = "preempted"
+    if status.attempts:
+        status.attempts[-1].state = "preempted"
+    run.write_status(status)
+    print(f"job {job_id} is queued again, and goes on from step {step}", flush=True)
+    if verdict == "requeue":
+        cluster.requeue(job_id)
+    return code
+
+
+def exclude(environment: Mapping[str, str]) -> None:
+    """Where SLURM has queued the job again since a node failed: have it not come back to that node."""
+    job_id = own_id(environment)
+    facts = cluster.read_jobs([job_id]).get(job_id)
+    if facts is None or facts.restarts <= int(environment.get("SLURM_RESTART_COUNT", "0")):
+        return
+    if failed := cluster.failed_nodes(environment["SLURM_JOB_NODELIST"]):
+        cluster.exclude_nodes(job_id, failed)
+        print(f"node {', '.join(failed)} failed: job {job_id} goes on without it", flush=True)
+
+
+def own_id(environment: Mapping[str, str]) -> str:
+    """Return this job's id; a task of an array has its number in it, since the id alone may mean the whole array."""
+    if "SLURM_ARRAY_TASK_ID" in environment:
+        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    return environment["SLURM_JOB_ID"]
+
+
+def main() -> None:
+    """Do what the batch script asks for: `begin RUN`, `end RUN CODE SIGNAL FIRST_STEP` or `exclude RUN`."""
+    word, path, *rest = sys.argv[1:]
+    run = RunDirectory(Path(path))
+    try:
+        if word == "begin":
+            print(begin(run, os.environ))
+        elif word == "exclude":
+            exclude(os.environ)
+        else:
+            code, signal, first_step = rest
+            sys.exit(end(run, int(code), signal, int(first_step), os.environ))
+    except LaunchError as error:
+        print(f"distrain: {error}", file=sys.stderr)
+        sys.exit(int(rest[0]) if word == "end" else ExitCode.FAILED)
+    except RunError as error:
+        print(f"distrain: {error}", file=sys.stderr)
+        sys.exit(ExitCode.BAD_INPUT)
+
+
+if __name__ == "__main__":
+    main()

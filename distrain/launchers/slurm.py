@@ -1,0 +1,112 @@
+"""Plans a run in a SLURM allocation: one srun task a node, each of which starts torchrun with the others' address."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from distrain.errors import LaunchError
+from distrain.launchers.plan import Plan
+from distrain.launchers.profile import Profile, Wanted
+
+_FIRST_PORT, _NUM_PORTS = 20000, 10000  # below the ports that Linux hands out by itself
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What SLURM has given to this job, as its environment variables tell."""
+
+    job_id: int
+    nodes: int
+    node_list: str  # in SLURM's short form, such as n[1-2]
+    cpus: int  # of this node
+    gpus: int  # of this node
+
+    @property
+    def port(self) -> int:
+        """The port of the rendezvous: two jobs on one host have different numbers, and so different ports."""
+        return _FIRST_PORT + self.job_id % _NUM_PORTS
+
+
+def plan(profile: Profile, run: Path) -> Plan:
+    """Plan one task for each node of the allocation; a task finds out by itself which node it is.
+
+    srun takes the counts from the allocation's own variables.
+    """
+    argv = (
+        "srun",
+        f"--nodes={profile.nodes}",
+        f"--ntasks={profile.nodes}",
+        "--ntasks-per-node=1",
+        "--kill-on-bad-exit=1",  # a node whose ranks are lost takes the others with it: the launcher starts all anew
+        sys.executable,
+        "-m",
+        "distrain.launchers.node",
+        str(run),
+    )
+    env = {"OMP_NUM_THREADS": str(profile.threads), "PYTHONUNBUFFERED": "1"}  # srun's own way makes a terminal of it
+    if (cpus := os.environ.get("SLURM_CPUS_PER_TASK")) is not None:
+        env["SRUN_CPUS_PER_TASK"] = cpus  # srun no longer inherits it from sbatch, since SLURM 22.05
+    return Plan(argv, cwd=Path.cwd(), env=env, cleanup=(sys.executable, "-m", "distrain.launchers.node", "--end"))
+
+
+def read_allocation(environment: Mapping[str, str]) -> Allocation:
+    """Read what SLURM has allocated; raises `LaunchError` outside of an allocation."""
+    if "SLURM_JOB_ID" not in environment:
+        raise LaunchError("--launcher slurm works inside a SLURM allocation; from outside, take `distrain submit`")
+    return Allocation(
+        job_id=int(environment["SLURM_JOB_ID"]),
+        nodes=int(environment["SLURM_JOB_NUM_NODES"]),
+        node_list=environment["SLURM_JOB_NODELIST"],
+        cpus=int(environment.get("SLURM_CPUS_ON_NODE", "1")),
+        gpus=int(environment.get("SLURM_GPUS_ON_NODE", "0")),
+    )
+
+
+def resolve_allocated(
+    wanted: Wanted, allocation: Allocation, *, stored: Profile | None, threads: int | None
+) -> Profile:
+    """Return the profile of a run in this allocation: as many machines and GPUs as SLURM has given.
+
+    On CPUs SLURM does not say how many processes a node is for: `wanted` does, else the run's own `stored` profile.
+    Raises `LaunchError` where other counts are asked for than were given.
+    """
+    device, processes = wanted.device, wanted.processes
+    if stored is not None and processes is None:
+        device = device or stored.device
+    is_cuda = device == "cuda" or (device is None and processes is None and allocation.gpus > 0)
+    if is_cuda and (allocation.gpus == 0 or processes not in {None, allocation.gpus}):
+        raise LaunchError(
+            f"SLURM has given {allocation.gpus} GPUs on each node, and {processes or 'some'} were asked for; "
+            "say how many to sbatch, with --gpus-per-node"
+        )
+    own = stored.processes if stored is not None and stored.device == "cpu" else 1
+    count = allocation.gpus if is_cuda else processes or own
+    return Profile(
+        launcher="slurm",
+        device="cuda" if is_cuda else "cpu",
+        nodes=allocation.nodes,
+        processes=count,
+        threads=threads or max(1, allocation.cpus // count),
+        **wanted.patience,
+    )
+
+
+def address_of_first_node(node_list: str) -> str:
+    """Return the network address of the first node, as SLURM knows it; a node's name need not be one.
+
+    Raises `LaunchError` where SLURM does not answer.
+    """
+    name = _scontrol("show", "hostnames", node_list).split()[0]
+    found = re.search(r"\bNodeAddr=(\S+)", _scontrol("show", "node", name))
+    return found.group(1) if found else name
+
+
+def _scontrol(*arguments: str) -> str:
+    done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LaunchError(f"scontrol {arguments[0]} {arguments[1]} failed: {done.stderr.strip()}")
+    return done.stdout

@@ -1,0 +1,204 @@
+"""Owns the submission of runs to SLURM: from what is asked for to a job that waits in the queue."""
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from distrain import cluster
+from distrain.batching import solve_batching
+from distrain.debugging import Aids
+from distrain.errors import DistrainError, LaunchError, RunError
+from distrain.launchers.plan import Plan
+from distrain.launchers.profile import Profile
+from distrain.launchers.scripts import find_script
+from distrain.recipe import Recipe
+from distrain.request import RUNS, check_data, resolve_run, write_request
+from distrain.rundir import Job, RunDirectory
+from distrain.snapshot import take_snapshot
+
+_OPTION = re.compile(r"[a-z][a-z0-9-]*(=.*)?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is asked of SLURM, in sbatch's own words; `extras` are further options, KEY=VALUE or KEY."""
+
+    nodes: int = 1
+    gpus: int | None = None  # of each node
+    processes: int | None = None  # of each node, on CPUs
+    time: str | None = None
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    dependency: str | None = None
+    requeue: bool = True
+    extras: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Runs that one call of sbatch submits: one, or the tasks of an array."""
+
+    runs: tuple[RunDirectory, ...]
+    recipes: tuple[Recipe, ...]
+    profile: Profile
+    plan: Plan
+
+
+def resolve(
+    *, references: list[str], tasks: list[str], overrides: list[str], data: str | None, run: Path | None, order: Order
+) -> Submission:
+    """Resolve and check what is asked for, and plan the call of sbatch; makes nothing.
+
+    Each recipe, with each of `tasks` as one more `A.B=C`, is a run: several make an array. Raises a `UserError`.
+    """
+    recipes_asked: list[str | None] = [*references] or [None]
+    pairs = [(reference, [*overrides, *more]) for reference in recipes_asked for more in _each(tasks)]
+    if run is not None and len(pairs) > 1:
+        folders: list[Path | None] = [run / str(number) for number in range(len(pairs))]
+    else:
+        folders = [run] * len(pairs)
+    found = [
+        resolve_run(reference, changes, data, folder, Aids())[:2]
+        for (reference, changes), folder in zip(pairs, folders, strict=True)
+    ]
+    runs, recipes = tuple(run for run, _ in found), tuple(recipe for _, recipe in found)
+    profile = _profile(order, recipes)
+    for directory, recipe in found:
+        solve_batching(
+            recipe.data.batch_size, recipe.train.micro_batch_size, profile.world_size, is_exact=recipe.train.exact
+        )
+        check_data(recipe)
+        check_is_idle(directory)
+    return Submission(runs, recipes, profile, _plan(order, runs, recipes, profile))
+
+
+def submit(submission: Submission, *, is_snapshot: bool, extras: list[Path]) -> str:
+    """Make the run directories and submit them; returns the job's id. What SLURM refuses leaves nothing behind."""
+    new = [run for run in submission.runs if not run.exists]
+    try:
+        for run, recipe in zip(submission.runs, submission.recipes, strict=True):
+            run.create()
+            if is_snapshot:
+                take_snapshot(submission.plan.cwd, run.code, extras=extras)
+            else:
+                shutil.rmtree(run.code, ignore_errors=True)
+            write_request(run, recipe, submission.profile, submission.plan)
+        return _call(submission.plan, submission.runs)
+    except DistrainError:
+        _remove(new)
+        raise
+
+
+def submit_again(run: RunDirectory) -> str:
+    """Submit a run in the way in which it was submitted before; returns the job's id."""
+    check_is_idle(run)
+    job = run.read_job()
+    if job is None or not job.argv:
+        raise RunError(
+            f"run {run.path.name} was not made by `distrain submit`; take `distrain submit --run {run.path}`"
+        )
+    argv = [word for word in job.argv if not word.startswith("--array=")]
+    num_options = sum(word.startswith("--") for word in argv)  # all of them stand before the script
+    argv = [*argv[: 1 + num_options], _output((run,)), str(find_script("train.sbatch")), str(run.path)]
+    return _call(Plan(tuple(argv), cwd=Path(job.cwd), env=job.env), (run,))
+
+
+def check_is_idle(run: RunDirectory) -> None:
+    """Raise `RunError` where a job of the run waits, runs, or is about to go on."""
+    job = run.read_job()
+    if job is None or (facts := cluster.read_jobs([job.id]).get(job.id)) is None or facts.is_over:
+        return
+    raise RunError(f"job {job.id} of run {run.path.name} is {facts.state.lower()}; `distrain stop {run.path}` ends it")
+
+
+def _each(tasks: list[str]) -> list[list[str]]:
+    return [[task] for task in tasks] or [[]]
+
+
+def _profile(order: Order, recipes: tuple[Recipe, ...]) -> Profile:
+    """Return what is asked for; the job writes down what it was given, which may have other threads."""
+    for option, count in (("--nodes", order.nodes), ("--gpus", order.gpus), ("--procs", order.processes)):
+        if count is not None and count < 1:
+            raise LaunchError(f"{option} {count} starts nothing; give 1 or more")
+    if order.gpus is not None and order.processes is not None:
+        raise LaunchError("--gpus and --procs both give the number of processes; leave one out")
+    return Profile(
+        launcher="slurm",
+        device="cuda" if order.gpus else "cpu",
+        nodes=order.nodes,
+        processes=order.gpus or order.processes or 1,
+        threads=recipes[0].train.threads or 1,
+    )
+
+
+def _plan(order: Order, runs: tuple[RunDirectory, ...], recipes: tuple[Recipe, ...], profile: Profile) -> Plan:
+    workers = max(recipe.data.num_workers for recipe in recipes)
+    options: dict[str, object] = {
+        "job-name": recipes[0].name,
+        "nodes": order.nodes,
+        "ntasks-per-node": 1,
+        "gpus-per-node": order.gpus,
+        "cpus-per-task": profile.processes * (1 + workers),
+        "time": order.time,
+        "partition": order.partition,
+        "account": order.account,
+        "qos": order.qos,
+        "constraint": order.constraint,
+        "dependency": order.dependency,
+        "array": f"0-{len(runs) - 1}" if len(runs) > 1 else None,
+    }
+    argv = ["sbatch", "--parsable", *(f"--{key}={value}" for key, value in options.items() if value is not None)]
+    argv += ["--requeue" if order.requeue else "--no-requeue", "--export=ALL"]
+    for extra in order.extras:
+        if not _OPTION.fullmatch(extra):
+            raise LaunchError(f"--sbatch {extra} is not KEY=VALUE, such as mem=64G, or KEY alone")
+        argv.append(f"--{extra}")
+    script = find_script("train.sbatch" if len(runs) == 1 else "sweep.sbatch")
+    argv += [_output(runs), str(script), *(str(run.path) for run in runs)]
+    return Plan(tuple(argv), cwd=Path.cwd(), env={"DISTRAIN_PYTHON": sys.executable})
+
+
+def _output(runs: tuple[RunDirectory, ...]) -> str:
+    """Return the option that has SLURM write what the job says into the run directory; an array has none of its own.
+
+    SLURM replaces what follows a percent sign in it.
+    """
+    if len(runs) > 1:
+        return f"--output={_without_percent(runs[0].path.parent)}/slurm-%A_%a.out"
+    return f"--output={_without_percent(runs[0].logs)}/slurm-%j.out"
+
+
+def _without_percent(path: Path) -> str:
+    return str(path).replace("%", "%%")
+
+
+def _call(plan: Plan, runs: tuple[RunDirectory, ...]) -> str:
+    """Call sbatch, and write down which job is whose."""
+    job_id = cluster.submit(list(plan.argv), cwd=str(plan.cwd), env=_environment(plan.env))
+    for number, run in enumerate(runs):
+        own_id = job_id if len(runs) == 1 else f"{job_id}_{number}"
+        run.write_job(Job(id=own_id, argv=list(plan.argv), env=dict(plan.env), cwd=str(plan.cwd)))
+        status = run.read_status()
+        if status.state != "queued" and not run.is_held:  # a job may have begun by now
+            status.state = "queued"
+            run.write_status(status)
+    return job_id
+
+
+def _environment(added: Mapping[str, str]) -> dict[str, str]:
+    return {**os.environ, **added}
+
+
+def _remove(new: list[RunDirectory]) -> None:
+    for run in new:
+        if run.path.is_dir():
+            run.remove()
+        parent = run.path.parent
+        if parent == RUNS.absolute() and parent.is_dir() and not any(parent.iterdir()):
+            parent.rmdir()

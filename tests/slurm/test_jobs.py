@@ -1,0 +1,235 @@
+"""Runs that SLURM trains, on a real SLURM: to the end, over time limits and preemptions, after failures."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.command import QUIET, checkpoint_steps, comparable, distrain, fit, status, wait_for_step, wait_until
+from tests.slurm.cluster import Cluster
+
+# A step takes as long as a test likes: until the file `fast` stands in the folder that the run was submitted from.
+SLOW_NET = """
+import time
+from pathlib import Path
+from torch import nn
+class Net(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, num_classes))
+    def forward(self, images):
+        if self.training and not Path("fast").exists():
+            time.sleep(0.25)
+        return super().forward(images)
+"""
+STEPS = 300
+TRAINING = [
+    "digits",
+    *QUIET,
+    "--set=model.name=nets:Net",
+    "--set=train.threads=1",
+    f"--set=train.max_steps={STEPS}",
+    "--set=checkpoint.every_epochs=null",
+    "--set=eval.every_epochs=null",
+    "--set=log.every_steps=7",
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder that a test submits from."""
+    (tmp_path / "nets.py").write_text(SLOW_NET)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def undisturbed(running_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes here, which nothing has disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "nets.py").write_text(SLOW_NET)
+    (folder / "fast").touch()
+    fit(*TRAINING, "--procs=2", "--run=run", cwd=folder)
+    return folder / "run"
+
+
+def submit(*arguments: str, cwd: Path) -> str:
+    done = distrain("submit", *arguments, cwd=cwd)
+    assert done.code == 0, done.err
+    return done.out.split()[2].rstrip(",")
+
+
+def wait_for_job(cluster: Cluster, job_id: str, state: str, timeout_s: float = 120) -> None:
+    wait_until(lambda: cluster.field(job_id, "JobState") == state, f"{state} of job {job_id}", timeout_s)
+
+
+def wait_for_restart(cluster: Cluster, job_id: str, number: int, timeout_s: float = 120) -> None:
+    wait_until(lambda: cluster.field(job_id, "Restarts") == str(number), f"restart {number} of {job_id}", timeout_s)
+
+
+def said(run: Path) -> str:
+    """What the job of a run has printed."""
+    return "".join(path.read_text() for path in sorted((run / "logs").glob("slurm-*.out")))
+
+
+def state(run: Path) -> str:
+    """The state in which `distrain runs` shows a run."""
+    facts: dict[str, Any] = json.loads(distrain("runs", "show", str(run), "--json", cwd=run.parent).out)
+    return str(facts["state"])
+
+
+def assert_same(run: Path, other: Path) -> None:
+    assert status(run)["state"] == "finished", said(run)
+    assert status(run)["weights_digest"] == status(other)["weights_digest"]
+    assert status(run)["state_digest"] == status(other)["state_digest"]
+    assert comparable(run) == comparable(other)
+
+
+def test_job_on_two_nodes_trains_to_the_end_as_two_processes_here_do(
+    cluster: Cluster, folder: Path, undisturbed: Path
+) -> None:
+    (folder / "fast").touch()
+    job_id = submit(*TRAINING, "--nodes=2", "--run=run", cwd=folder)
+    run = folder / "run"
+    wait_for_job(cluster, job_id, "COMPLETED")
+    assert_same(run, undisturbed)
+    assert (run / "logs" / "rank-1.log").exists()
+    assert (run / "code" / "nets.py").read_text() == SLOW_NET
+    assert state(run) == "finished"
+    assert "starts at step 0" in distrain("logs", "run", "-f", cwd=folder).out
+    again = distrain("resume", "run", cwd=folder)
+    assert again.code == 0
+    assert "finished" in again.out
+
+
+@pytest.mark.timeout(400)
+def test_run_goes_on_after_the_time_limit_and_ends_undisturbed(
+    cluster: Cluster, folder: Path, undisturbed: Path
+) -> None:
+    limit = ["--time=2", "--sbatch=signal=B:USR1@85"]  # SLURM counts whole minutes, and looks every few seconds
+    job_id = submit(*TRAINING, "--nodes=2", "--run=run", *limit, cwd=folder)
+    run = folder / "run"
+    wait_for_restart(cluster, job_id, 1)
+    assert status(run)["state"] == "preempted"
+    assert state(run) == "requeued"
+    step = status(run)["step"]
+    assert checkpoint_steps(run) == [step]
+    assert step > 0
+    (folder / "nets.py").unlink()  # what was submitted is what runs
+    (folder / "fast").touch()
+    wait_for_job(cluster, job_id, "COMPLETED")
+    assert_same(run, undisturbed)
+    assert f"job {job_id} is queued again, and goes on from step {step}" in said(run)
+    assert f"goes on from step {step}" in (run / "logs" / "rank-0.log").read_text()
+    assert [attempt["state"] for attempt in status(run)["attempts"]] == ["preempted", "finished"]
+
+
+@pytest.mark.timeout(400)
+def test_run_that_is_preempted_twice_ends_undisturbed(cluster: Cluster, folder: Path, undisturbed: Path) -> None:
+    job_id = submit(*TRAINING, "--nodes=2", "--run=run", cwd=folder)
+    run, step = folder / "run", 0
+    for number in (1, 2):
+        wait_for_step(run, step + 5)
+        urgent = ["--nodes=3", "--exclusive", "--partition=urgent", "--output=/dev/null", "--wrap=sleep 1"]
+        cluster.call("sbatch", "--parsable", *urgent)
+        wait_for_restart(cluster, job_id, number)
+        wait_until(lambda: status(run)["state"] == "preempted", "the save")
+        assert status(run)["step"] > step
+        step = status(run)["step"]
+    (folder / "fast").touch()
+    wait_for_job(cluster, job_id, "COMPLETED")
+    assert_same(run, undisturbed)
+    assert [attempt["state"] for attempt in status(run)["attempts"]] == ["preempted", "preempted", "finished"]
+
+
+@pytest.mark.timeout(400)
+def test_cancelled_job_saves_stays_away_and_goes_on_when_resumed(
+    cluster: Cluster, folder: Path, undisturbed: Path
+) -> None:
+    job_id = submit(*TRAINING, "--nodes=2", "--run=run", cwd=folder)
+    run = folder / "run"
+    wait_for_step(run, 5)
+    busy = distrain("resume", "run", cwd=folder)
+    assert busy.code == 2
+    assert f"job {job_id} of run run is running" in busy.err
+    cluster.call("scancel", job_id)
+    wait_for_job(cluster, job_id, "CANCELLED")
+    wait_until(lambda: status(run)["state"] == "stopped", "the save")
+    assert checkpoint_steps(run) == [status(run)["step"]]
+    assert state(run) == "stopped"
+    (folder / "fast").touch()
+    resumed = distrain("resume", "run", cwd=folder)
+    assert resumed.code == 0, resumed.err
+    wait_for_job(cluster, resumed.out.split()[2], "COMPLETED")
+    assert_same(run, undisturbed)
+
+
+@pytest.mark.timeout(400)
+def test_run_goes_on_without_the_node_that_failed(cluster: Cluster, folder: Path, undisturbed: Path) -> None:
+    save = "--set=checkpoint.every_steps=5"
+    job_id = submit(*TRAINING, save, "--nodes=2", "--sbatch=nodelist=n2", "--run=run", cwd=folder)
+    run = folder / "run"
+    wait_until(lambda: (run / "checkpoints").is_dir() and bool(checkpoint_steps(run)), "a checkpoint")
+    cluster.kill_node("n2")
+    wait_for_restart(cluster, job_id, 1)
+    (folder / "fast").touch()
+    wait_for_job(cluster, job_id, "COMPLETED")
+    assert cluster.field(job_id, "ExcNodeList") == "n2"
+    assert status(run)["weights_digest"] == status(undisturbed)["weights_digest"]
+    cluster.start_node("n2")
+
+
+def test_job_that_fails_at_step_0_is_not_queued_again(cluster: Cluster, folder: Path) -> None:
+    job_id = submit(*TRAINING, "--set=model.name=nets:Missing", "--run=run", cwd=folder)
+    wait_for_job(cluster, job_id, "FAILED")
+    assert cluster.field(job_id, "Restarts") == "0"
+    assert "module nets has no 'Missing'" in said(folder / "run")
+    assert state(folder / "run") == "died"
+
+
+@pytest.mark.timeout(400)
+def test_array_trains_a_run_directory_in_each_of_its_four_tasks(cluster: Cluster, folder: Path) -> None:
+    (folder / "fast").touch()
+    seeds = [f"--array=train.seed={seed}" for seed in range(4)]
+    job_id = submit(*TRAINING, *seeds, "--run=runs", cwd=folder)
+    runs = [folder / "runs" / str(number) for number in range(4)]
+    wait_until(lambda: all((run / "status.json").exists() and state(run) == "finished" for run in runs), "the array")
+    assert len({status(run)["weights_digest"] for run in runs}) == 4
+    assert json.loads((runs[3] / "job.json").read_text())["id"] == f"{job_id}_3"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_two_jobs_at_once_on_one_host_by_hand(cluster: Cluster, folder: Path, undisturbed: Path) -> None:
+    (folder / "fast").touch()
+    jobs = []
+    for name in ("one", "two"):
+        held = submit(*TRAINING, "--nodes=2", "--sbatch=hold", f"--run={name}", cwd=folder)
+        assert state(folder / name) == "queued"
+        assert f"cancelled job {held}" in distrain("stop", name, cwd=folder).out
+        assert cluster.field(held, "JobState") == "CANCELLED"
+    script = str(Path(__file__).parents[2] / "slurm" / "train.sbatch")
+    for name in ("one", "two"):
+        options = ["--parsable", "--nodes=2", "--ntasks-per-node=1", f"--export=ALL,DISTRAIN_PYTHON={sys.executable}"]
+        command = ["sbatch", *options, f"--output={name}.out", script, name]
+        jobs.append(subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip())
+    for job_id, name in zip(jobs, ("one", "two"), strict=True):
+        wait_for_job(cluster, job_id, "COMPLETED")
+        assert_same(folder / name, undisturbed)
+
+
+@pytest.mark.slow
+def test_fit_inside_an_allocation_trains_on_its_nodes(cluster: Cluster, folder: Path, undisturbed: Path) -> None:
+    (folder / "fast").touch()
+    words = [sys.executable, "-m", "distrain", "fit", *TRAINING, "--launcher=slurm", "--run=run"]
+    done = subprocess.run(["salloc", "--nodes=2", *words], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_same(folder / "run", undisturbed)
+
+
+def test_wrong_partition_is_one_sentence_and_leaves_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    done = distrain("submit", "digits", "--partition=nowhere", cwd=tmp_path)
+    assert done.code == 2
+    assert done.err == "distrain: SLURM refuses the job: invalid partition specified: nowhere\n"
+    assert not list(tmp_path.iterdir())
