@@ -42,8 +42,8 @@ class Aids:
         suffixes = ["debug"] * self.debug + ["overfit"] * (self.overfit_batches is not None)
         if not suffixes:
             return []
-        parts = [part for part in recipe.name.split("-") if part not in suffixes]  # a run that goes on has them
-        changes = [f"name={'-'.join([*parts, *suffixes])}"]
+        suffix = "".join(f"-{word}" for word in suffixes)
+        changes = [f"name={recipe.name.removesuffix(suffix)}{suffix}"]  # a run that goes on has it already
         changes += _debug_overrides(recipe) if self.debug else []
         changes += _overfit_overrides(recipe, self.overfit_batches) if self.overfit_batches is not None else []
         last = {change.partition("=")[0]: change for change in changes}  # what --overfit changes, too, counts

@@ -31,3 +31,11 @@ def test_epochs_and_steps_are_both_counted() -> None:
     due = Due(load_recipe("digits", overrides=["checkpoint.every_steps=10"]), steps_per_epoch=23, total_steps=50)
     assert [s for s in range(1, 51) if due.is_checkpoint(s)] == [10, 20, 23, 30, 40, 46, 50]
     assert [s for s in range(1, 51) if due.is_evaluation(s)] == [23, 46, 50]
+
+
+def test_before_the_first_step_only_an_evaluation_is_due_and_only_where_it_is_wanted() -> None:
+    for at_start in (False, True):
+        recipe = load_recipe("digits", overrides=[f"eval.at_start={str(at_start).lower()}", "eval.every_steps=5"])
+        due = Due(recipe, steps_per_epoch=23, total_steps=50)
+        assert due.is_evaluation(0) == at_start
+        assert not due.is_record(0) and not due.is_checkpoint(0)

@@ -1,5 +1,6 @@
 """The run directory: one trainer at a time, files that are whole or not there, metrics that outlive a crash."""
 
+import math
 import subprocess
 import sys
 import threading
@@ -144,3 +145,10 @@ def test_new_run_directories_of_one_second_differ(tmp_path: Path) -> None:
     names = {new_run_directory("digits", tmp_path).path.name for _ in range(20)}
     assert len(names) == 20
     assert all(name.startswith("digits-") for name in names)
+
+
+def test_status_with_a_metric_that_is_not_a_number_is_read_back(run: RunDirectory) -> None:
+    run.write_status(Status(last={"step": 3, "val/loss": math.nan}, best={"step": 1, "val/loss": math.inf}))
+    found = run.read_status()
+    assert found.last is not None and math.isnan(found.last["val/loss"])
+    assert found.best == {"step": 1, "val/loss": math.inf}

@@ -10,7 +10,7 @@ from PIL import Image
 from distrain.data.folder import scan_image_folder
 from distrain.data.loader import BatchReader
 from distrain.data.order import MicroBatch
-from distrain.data.sources import FolderSource, TensorSource, open_sources
+from distrain.data.sources import FolderSource, TensorSource, choose_samples, open_sources
 from distrain.data.transforms import build_transforms
 from distrain.errors import DataError
 from distrain.recipe import Augment, Data
@@ -120,3 +120,24 @@ def test_augmented_image_differs_by_seed_and_by_sample_and_not_by_its_batch(tmp_
     assert torch.equal(read([2])[0], c)
     others = [b, c, d, read([0], seed=2)[0], read([0], epoch=1)[0]]
     assert not any(torch.equal(a, other) for other in others)
+
+
+def test_chosen_samples_are_the_same_few_of_all_classes(tmp_path: Path) -> None:
+    for name in ("ants", "bees"):
+        for number in range(20):
+            for split in ("train", "val"):
+                write(tmp_path, split, f"{name}/{number}.png", Image.new("L", (4, 4), number))
+    for config in (Data(source="digits", batch_size=1), Data(source="imagefolder", path=str(tmp_path), batch_size=1)):
+        sources = open_sources(config)
+        cut = config.model_copy(update={"train_samples": 12, "val_samples": 10**6})
+        chosen = choose_samples(sources, cut, seed=3)
+        again = choose_samples(open_sources(config), cut, seed=3)["train"]
+        assert chosen["val"] is sources["val"]
+        assert len(chosen["train"]) == 12
+        assert list(chosen["train"].classes) == list(sources["train"].classes)
+        labels = [chosen["train"].read(index)[1] for index in range(12)]
+        assert len(set(labels)) > 1
+        assert labels == [again.read(index)[1] for index in range(12)]
+        assert chosen["train"].fingerprint() == again.fingerprint() != sources["train"].fingerprint()
+        assert chosen["train"].fingerprint() != choose_samples(sources, cut, seed=4)["train"].fingerprint()
+        assert choose_samples(sources, config, seed=3) == sources
