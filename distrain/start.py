@@ -132,8 +132,10 @@ def _follow(console: Console, found: RunDirectory, profile: Profile, plan: Plan,
     except KeyboardInterrupt:
         report.print_killed(console, run)
         return ExitCode.FAILED
-    if ending.code in {ExitCode.FINISHED, ExitCode.STOPPED}:
-        report.print_end(console, run)
+    if ending.code == ExitCode.FINISHED:
+        report.print_summary(console, run, run.read_status())
+    elif ending.code == ExitCode.STOPPED:
+        report.print_stopped(console, run, run.read_status())
     else:
         report.print_failure(console, run, run.read_errors(ending.since), verbose=False)
     return ending.code

@@ -45,8 +45,10 @@ class Guest:
         """Come to machine 0 and wait for its word; returns what to start here."""
         self._host_ended = None
         begun = told = time.monotonic()
-        reason = "no answer yet"
+        reason, was_stopping = "no answer yet", self._run.stop.exists()
         while True:
+            if self._line is None and not was_stopping and self._run.stop.exists():
+                return None  # with machine 0 here, it would say so
             if self._line is None:
                 reason = self._connect()
             for message in self._hear():
@@ -145,6 +147,6 @@ class Guest:
     def _host_is_missing(self, reason: str) -> str:
         return (
             f"node 0 cannot be reached at {self._profile.rendezvous} from {self._profile.address} "
-            f"(interface {self._profile.interface}): {reason}; is here: node {self._profile.node_rank} "
+            f"(interface {self._profile.interface}): {reason}; here is node {self._profile.node_rank} "
             f"({socket.gethostname()})"
         )

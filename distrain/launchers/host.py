@@ -47,7 +47,7 @@ class Host:
         self._strangers: list[Line] = []  # they have not said yet who they are
         self._in_attempt: set[int] = set()
         self._ended: dict[int, float] = {}
-        self._is_growing = False
+        self._grown_ns: int | None = None  # when this attempt was stopped for more machines; 0 if a user stops it too
         self._listener = _listen(profile)
 
     def gather(self) -> Plan | None:
@@ -80,10 +80,7 @@ class Host:
         for node, ended in self._ended.items():
             if now - ended > GRACE_S:
                 return f"the processes of node {node} ({self._names[node]}) have ended"
-        if self._guests.keys() - self._in_attempt and not self._is_growing and not self._run.stop.exists():
-            self._is_growing = True
-            self._tell("another machine has come: all save, and go on together")
-            self._run.stop.touch()
+        self._grow()
         return None
 
     def part(self) -> None:
@@ -99,7 +96,7 @@ class Host:
 
     def agree(self, end: ExitCode | None) -> ExitCode | None:
         """Decide for all; a stop that was only to let more machines in is none."""
-        if self._is_growing and end == ExitCode.STOPPED:
+        if self._grown_ns and end == ExitCode.STOPPED:
             end = None
         for line in self._guests.values():
             line.send(verdict=end, is_over=end is not None)
@@ -112,6 +109,22 @@ class Host:
             line.close()
         self._listener.close()
 
+    def _grow(self) -> None:
+        """Have all ranks stop and begin anew with a machine that has come; a user's own stop goes before."""
+        requested_ns = self._stop_requested_ns()
+        if self._grown_ns is not None and requested_ns not in {None, self._grown_ns}:
+            self._grown_ns = 0  # someone has asked for a stop since
+        if self._grown_ns is None and requested_ns is None and self._guests.keys() - self._in_attempt:
+            self._tell("another machine has come: all save, and go on together")
+            self._run.stop.touch()
+            self._grown_ns = self._stop_requested_ns()
+
+    def _stop_requested_ns(self) -> int | None:
+        try:
+            return self._run.stop.stat().st_mtime_ns
+        except FileNotFoundError:  # the ranks take it away when they have stopped
+            return None
+
     def _begin(self) -> Plan:
         nodes = [0, *sorted(self._guests)]
         profile = self._profile.model_copy(update={"nodes": len(nodes), "min_nodes": None})
@@ -121,7 +134,7 @@ class Host:
         write_atomically(self._run.meeting, json.dumps({"token": token, "hosts": [self._names[n] for n in nodes]}))
         for rank, node in enumerate(nodes[1:], start=1):
             self._guests[node].send(token=token, nodes=len(nodes), node_rank=rank)
-        self._in_attempt, self._is_growing = set(nodes[1:]), False
+        self._in_attempt, self._grown_ns = set(nodes[1:]), None
         self._ended.clear()
         self._tell(f"nodes {', '.join(f'{node} ({self._names[node]})' for node in nodes)} begin together")
         return plan
@@ -177,7 +190,7 @@ class Host:
         return (
             f"node{'s' if len(missing) > 1 else ''} {', '.join(missing)} of {self._profile.nodes} "
             f"{'have' if len(missing) > 1 else 'has'} not come to {self._profile.rendezvous} "
-            f"(interface {self._profile.interface}); {'is' if len(self._guests) == 0 else 'are'} here: {here}"
+            f"(interface {self._profile.interface}); here {'are' if self._guests else 'is'} {here}"
         )
 
 

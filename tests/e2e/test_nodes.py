@@ -1,5 +1,6 @@
 """A run on two machines: two network namespaces joined by a cable, with their own addresses and one shared folder."""
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -45,8 +46,12 @@ def assert_same(run: Path, undisturbed: Path) -> None:
     assert comparable(run) == comparable(undisturbed)
 
 
-def test_two_hosts_end_in_the_bits_of_one(hosts: tuple[Host, Host], tmp_path: Path, undisturbed: Path) -> None:
-    both = [host.start(*meet(hosts, rank), cwd=tmp_path) for rank, host in enumerate(hosts)]
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.slow)])
+def test_two_hosts_end_in_the_bits_of_one(
+    hosts: tuple[Host, Host], tmp_path: Path, undisturbed: Path, launcher: str
+) -> None:
+    words = [f"--launcher={launcher}"]
+    both = [host.start(*meet(hosts, rank), *words, cwd=tmp_path) for rank, host in enumerate(hosts)]
     wait_for_step(tmp_path / "run", 1)
     for rank, host in enumerate(hosts):
         environment = Path(f"/proc/{heartbeat(tmp_path / 'run', rank)['pid']}/environ").read_text()
@@ -94,6 +99,37 @@ def test_host_that_dies_and_comes_back_costs_no_bit(
     assert_same(run, undisturbed)
 
 
+@pytest.mark.slow
+def test_rank_that_dies_on_the_other_host_is_named(hosts: tuple[Host, Host], tmp_path: Path, undisturbed: Path) -> None:
+    both = [host.start(*meet(hosts, rank), cwd=tmp_path) for rank, host in enumerate(hosts)]
+    run = tmp_path / "run"
+    wait_until(lambda: checkpoint_steps(run)[-1:] >= [10], "a checkpoint")
+    os.kill(heartbeat(run, 1)["pid"], signal.SIGKILL)
+    first, second = (end_of(process) for process in both)
+    assert first.code == second.code == 0, first.out + second.out
+    assert "rank 1 failed at step" in first.out
+    assert "(Killed, " in first.out
+    assert "restart 1 of 3, from checkpoint step-" in first.out
+    assert_same(run, undisturbed)
+
+
+@pytest.mark.slow
+def test_machines_that_were_started_for_other_trainings_do_not_begin(hosts: tuple[Host, Host], tmp_path: Path) -> None:
+    first = hosts[0].start(*meet(hosts, 0), cwd=tmp_path)
+    wait_until(lambda: (tmp_path / "run" / "plan.json").exists(), "the run directory")
+    other = hosts[1].start(*meet(hosts, 1), "--procs=3", cwd=tmp_path)
+    ended = end_of(other)
+    assert ended.code == 2
+    assert "node 1 was started for another training than node 0: processes 3, not 1" in ended.out
+    (tmp_path / "elsewhere").mkdir()
+    apart = hosts[1].start(*meet(hosts, 1), cwd=tmp_path / "elsewhere")
+    ended = end_of(apart)
+    assert ended.code == 2
+    assert "is not the one that node 0 writes: all nodes need the same folder" in ended.out
+    first.send_signal(signal.SIGTERM)
+    assert end_of(first).code == 75
+
+
 def test_machine_that_cannot_be_reached_is_named_by_both(hosts: tuple[Host, Host], tmp_path: Path) -> None:
     first = hosts[0].start(*meet(hosts, 0), cwd=tmp_path)
     other = [*RECIPE, "--nodes=2", "--node-rank=1", f"--rendezvous={hosts[0].address}:{PORT + 7}"]
@@ -103,15 +139,12 @@ def test_machine_that_cannot_be_reached_is_named_by_both(hosts: tuple[Host, Host
         process.send_signal(signal.SIGINT)
     ended = end_of(first, timeout_s=10)
     assert ended.code == 75, ended.out
-    sentence = (
-        f"node 1 of 2 has not come to {hosts[0].address}:{PORT} (interface {hosts[0].interface}); is here: node 0 ("
-    )
-    assert sentence in ended.out.replace("are here", "is here")
-    second.send_signal(signal.SIGINT)
+    missing = f"node 1 of 2 has not come to {hosts[0].address}:{PORT} (interface {hosts[0].interface})"
+    assert f"{missing}; here is node 0 (" in ended.out
     ended = end_of(second, timeout_s=10)
-    assert ended.code == 1
+    assert ended.code == 75, ended.out
     there = f"node 0 cannot be reached at {hosts[0].address}:{PORT + 7} from {hosts[1].address}"
-    assert f"{there} (interface {hosts[1].interface}): Connection refused; is here: node 1 (" in ended.out
+    assert f"{there} (interface {hosts[1].interface}): Connection refused; here is node 1 (" in ended.out
 
 
 def test_stop_on_one_host_stops_both(hosts: tuple[Host, Host], tmp_path: Path) -> None:

@@ -1,0 +1,156 @@
+"""Launchers are pure: what they plan can be compared with what a file says, and nothing is started."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distrain.errors import LaunchError
+from distrain.launchers import LAUNCHERS
+from distrain.launchers.accelerate import native_config
+from distrain.launchers.launchfile import builtin_profiles, read_launch_profile, read_wanted
+from distrain.launchers.profile import Profile, Wanted, resolve_profile
+from tests.command import distrain
+
+# What is known only when a run begins; the files write it in capitals.
+PLACE = {"rendezvous": "HOST:6000", "node_rank": 7, "address": "10.0.0.7", "interface": "eth0"}
+WRITTEN = {"--node-rank=7": "--node-rank=NODE_RANK", "--master-port=6001": "--master-port=PORT", "/run": "RUN_DIR"}
+MODULES = {"torch.distributed.run": "torchrun", "accelerate.commands.launch": "accelerate launch"}
+
+
+def profile_of(wanted: Wanted, **place: object) -> Profile:
+    """The profile of a machine that has everything."""
+    known = {key: value for key, value in wanted.model_dump().items() if value is not None}
+    return Profile.model_validate({"nodes": 1, **known, "threads": 1, **place})
+
+
+def raw_command(profile: Profile) -> list[str]:
+    """The planned command as a person types it."""
+    plan = LAUNCHERS[profile.launcher](profile, Path("/run"))
+    assert plan.argv[:2] == (sys.executable, "-m")
+    module, *rest = plan.argv[2:]
+    words = MODULES.get(module, f"python -m {module}").split() + rest
+    return [WRITTEN.get(word, word) for word in words]
+
+
+@pytest.mark.parametrize("name", builtin_profiles())
+def test_first_line_of_a_launch_profile_is_the_command_that_is_planned(name: str) -> None:
+    wanted = read_launch_profile(name)
+    place = PLACE if (wanted.nodes or 1) != 1 else {}
+    if wanted.launcher == "accelerate":  # its own file: by itself it says all that the profile does
+        profile = profile_of(wanted.model_copy(update={"accelerate_config": None}), **place)
+        assert native_config(profile) == yaml.safe_load(builtin_profiles()[name].read_text())
+    else:
+        profile = profile_of(wanted, **place)
+    planned = shlex.join(raw_command(profile)).replace("/run/accelerate.yaml", f"launch/{name}.yaml")
+    assert builtin_profiles()[name].read_text().splitlines()[0] == f"# {planned}"
+
+
+def test_profiles_of_the_top_level_are_those_that_ship() -> None:
+    top = Path(__file__).parents[2] / "launch"
+    assert {path.stem for path in top.glob("*.yaml")} == builtin_profiles().keys()
+
+
+def test_command_line_wins_over_the_profile() -> None:
+    wanted = read_wanted("cpu-2", Wanted(processes=4, restarts=0))
+    assert (wanted.processes, wanted.restarts, wanted.launcher, wanted.device) == (4, 0, "torchrun", "cpu")
+
+
+def test_several_machines_meet_beside_the_rendezvous_on_the_interface_that_leads_there() -> None:
+    profile = resolve_profile(
+        Wanted(nodes=2, node_rank=0, rendezvous="127.0.0.1:6000", device="cpu", processes=3), threads=1, recipe="digits"
+    )
+    plan = LAUNCHERS["torchrun"](profile, Path("/run"))
+    assert profile.world_size == 6
+    assert {"--nnodes=2", "--node-rank=0", "--master-addr=127.0.0.1", "--master-port=6001"} <= set(plan.argv)
+    assert plan.env["GLOO_SOCKET_IFNAME"] == plan.env["NCCL_SOCKET_IFNAME"] == "lo"
+    accelerated = LAUNCHERS["accelerate"](profile.model_copy(update={"launcher": "accelerate"}), Path("/run"))
+    config = yaml.safe_load(accelerated.files[Path("/run/accelerate.yaml")])
+    assert (config["num_processes"], config["num_machines"], config["main_process_port"]) == (6, 2, 6001)
+
+
+def test_elastic_run_may_train_on_every_number_of_machines_between() -> None:
+    wanted = Wanted(nodes="1:3", node_rank=0, rendezvous="127.0.0.1:6000", device="cpu", processes=2)
+    assert resolve_profile(wanted, threads=1, recipe="digits").world_sizes == [2, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("mixed_precision: bf16", "mixed_precision='bf16', which is the recipe's to say"),
+        ("fsdp_config: {fsdp_version: 2}", "--set parallel.strategy=fsdp"),
+        ("gradient_accumulation_steps: 4", "--set train.micro_batch_size"),
+        ("deepspeed_config: {zero_stage: 2}", "deepspeed_config="),
+        ("dynamo_config: {dynamo_backend: INDUCTOR}", "dynamo_config="),
+        ("distributed_type: FSDP", "has distributed_type FSDP; take MULTI_GPU, MULTI_CPU or NO"),
+        ("num_processes: 3\nnum_machines: 2", "3 processes on 2 machines"),
+    ],
+)
+def test_what_a_recipe_owns_is_refused_in_accelerates_file(tmp_path: Path, line: str, sentence: str) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(f"distributed_type: MULTI_GPU\nnum_processes: 2\n{line}\n")
+    with pytest.raises(LaunchError) as caught:
+        read_launch_profile(str(file))
+    assert sentence in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--launcher=mpirun"], "--launcher mpirun is not known; take inprocess, torchrun"),
+        (["--launcher=inprocess", "--procs=2"], "--launcher inprocess is one process, and 2 were asked for"),
+        (["--launch=nowhere"], "there is no launch profile 'nowhere'; take accelerate-cpu-2"),
+        (["--launch=missing.yaml"], "missing.yaml cannot be read: No such file"),
+        (["--launch=bad.yaml"], "launch profile bad.yaml has a key gpus, which is none of launcher, device"),
+        (["--launch=accelerate-cpu-2", "--launcher=torchrun"], "--accelerate-config does not go with"),
+        (["--nodes=2", "--run=r"], "find each other at --rendezvous HOST:PORT"),
+        (["--nodes=x"], "--nodes x is no count of machines"),
+        (["--nodes=3:2"], "--nodes 3:2 leaves no machine"),
+        (["--node-rank=-1"], "--node-rank -1: the value should be greater than or equal to 0"),
+        (["--rendezvous=here:5"], "--rendezvous and --node-rank are for several nodes"),
+        (["--nodes=2", "--node-rank=2", "--rendezvous=127.0.0.1:5"], "--node-rank 2 is none of 2 nodes"),
+        (["--nodes=2", "--node-rank=0", "--rendezvous=127.0.0.1"], "--rendezvous 127.0.0.1 is not of the form"),
+        (["--nodes=2", "--node-rank=0", "--rendezvous=no.invalid:5"], "--rendezvous host no.invalid is not known here"),
+        (["--nodes=2", "--node-rank=1", "--rendezvous=127.0.0.1:5"], "several nodes train in one run directory"),
+        (["--nodes=1:3", "--node-rank=0", "--rendezvous=127.0.0.1:5"], "does not divide over 3 processes"),
+    ],
+)
+def test_bad_options_are_one_sentence_and_nothing_is_made(tmp_path: Path, words: list[str], sentence: str) -> None:
+    (tmp_path / "bad.yaml").write_text("gpus: 2\n")
+    done = distrain("fit", *words, "--device=cpu", cwd=tmp_path)
+    assert done.code == 2, done.out + done.err
+    assert sentence in done.err
+    assert len(done.err.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
+
+
+def test_dry_run_prints_accelerates_file_and_makes_nothing(tmp_path: Path) -> None:
+    done = distrain("fit", "--launcher=accelerate", "--procs=2", "--device=cpu", "--run=r", "--dry-run", cwd=tmp_path)
+    assert done.code == 0
+    assert f"accelerate.commands.launch --config_file={tmp_path}/r/accelerate.yaml -m distrain.worker" in done.out
+    assert "distributed_type: MULTI_GPU" in done.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_gpus_that_are_there_are_planned_and_those_that_are_not_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing = tmp_path / "nvidia-smi"
+    listing.write_text('#!/bin/sh\nfor i in 0 1 2 3; do echo "GPU $i: of this test"; done\n')
+    listing.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    planned = distrain("fit", "--launch=gpu-4", "--dry-run", cwd=tmp_path)
+    assert "--nproc-per-node=4" in planned.out
+    missing = distrain("fit", "--launch=node-8", "--dry-run", cwd=tmp_path)
+    assert missing.code == 2
+    assert "this machine shows 4 GPUs, and 8 were asked for" in missing.err
+
+
+def test_profiles_are_listed_and_shown(tmp_path: Path) -> None:
+    assert "cpu-2             Two CPU processes" in distrain("launch", cwd=tmp_path).out
+    assert distrain("launch", "show", "gpu-4", cwd=tmp_path).out.startswith("# torchrun --standalone")
+    assert "there is no launch profile 'x'" in distrain("launch", "show", "x", cwd=tmp_path).err
