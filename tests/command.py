@@ -79,11 +79,11 @@ def end_of(process: subprocess.Popen[str], timeout_s: float = 120) -> Done:
     return Done(process.returncode, out, "")
 
 
-def wait_until(happens: Callable[[], bool], what: str, timeout_s: float = 120) -> None:
+def wait_until(happens: Callable[[], bool], what: str, timeout_s: float = 120, *, every_s: float = 0.02) -> None:
     deadline = time.monotonic() + timeout_s
     while not happens():
         assert time.monotonic() < deadline, f"{what} does not happen"
-        time.sleep(0.02)
+        time.sleep(every_s)
 
 
 def wait_for_step(run: Path, step: int) -> None:

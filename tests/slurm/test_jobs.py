@@ -61,11 +61,18 @@ def submit(*arguments: str, cwd: Path) -> str:
 
 
 def wait_for_job(cluster: Cluster, job_id: str, state: str, timeout_s: float = 120) -> None:
-    wait_until(lambda: cluster.field(job_id, "JobState") == state, f"{state} of job {job_id}", timeout_s)
+    what = f"{state} of job {job_id}"
+    wait_until(lambda: cluster.field(job_id, "JobState") == state, what, timeout_s, every_s=0.5)
 
 
 def wait_for_restart(cluster: Cluster, job_id: str, number: int, timeout_s: float = 120) -> None:
-    wait_until(lambda: cluster.field(job_id, "Restarts") == str(number), f"restart {number} of {job_id}", timeout_s)
+    what = f"restart {number} of job {job_id}"
+    wait_until(lambda: cluster.field(job_id, "Restarts") == str(number), what, timeout_s, every_s=0.5)
+
+
+def minutes_run(cluster: Cluster, job_id: str) -> int:
+    hours, minutes, _ = cluster.field(job_id, "RunTime").split(":")
+    return int(hours) * 60 + int(minutes)
 
 
 def said(run: Path) -> str:
@@ -107,9 +114,11 @@ def test_job_on_two_nodes_trains_to_the_end_as_two_processes_here_do(
 def test_run_goes_on_after_the_time_limit_and_ends_undisturbed(
     cluster: Cluster, folder: Path, undisturbed: Path
 ) -> None:
-    limit = ["--time=2", "--sbatch=signal=B:USR1@85"]  # SLURM counts whole minutes, and looks every few seconds
-    job_id = submit(*TRAINING, "--nodes=2", "--run=run", *limit, cwd=folder)
+    job_id = submit(*TRAINING, "--nodes=2", "--run=run", "--time=30", cwd=folder)
     run = folder / "run"
+    wait_for_step(run, 5)
+    # SLURM counts whole minutes, and gives notice 120 s before: at once.
+    cluster.call("scontrol", "update", f"JobId={job_id}", f"TimeLimit={minutes_run(cluster, job_id) + 2}")
     wait_for_restart(cluster, job_id, 1)
     assert status(run)["state"] == "preempted"
     assert state(run) == "requeued"
@@ -194,7 +203,9 @@ def test_array_trains_a_run_directory_in_each_of_its_four_tasks(cluster: Cluster
     seeds = [f"--array=train.seed={seed}" for seed in range(4)]
     job_id = submit(*TRAINING, *seeds, "--run=runs", cwd=folder)
     runs = [folder / "runs" / str(number) for number in range(4)]
-    wait_until(lambda: all((run / "status.json").exists() and state(run) == "finished" for run in runs), "the array")
+    wait_until(
+        lambda: all((run / "status.json").exists() and state(run) == "finished" for run in runs), "array", every_s=2
+    )
     assert len({status(run)["weights_digest"] for run in runs}) == 4
     assert json.loads((runs[3] / "job.json").read_text())["id"] == f"{job_id}_3"
 

@@ -1,0 +1,95 @@
+"""What a SLURM allocation means for a run, and when its job is queued again."""
+
+import pytest
+
+from distrain.cluster import JobFacts
+from distrain.errors import LaunchError
+from distrain.launchers.profile import Profile
+from distrain.launchers.requeue import decide, own_id
+from distrain.launchers.slurm import Allocation, read_allocation, resolve_allocated
+from distrain.rundir import Attempt, State, Status
+from distrain.runs import state_on_cluster
+
+VARIABLES = {"SLURM_JOB_ID": "30017", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
+RUNNING = JobFacts("RUNNING")
+
+
+@pytest.mark.parametrize(
+    ("code", "signal", "made_progress", "facts", "verdict"),
+    [
+        (75, "USR1", True, RUNNING, "requeue"),  # the time limit
+        (75, "USR1", False, RUNNING, "over"),
+        (1, "USR1", True, RUNNING, "over"),  # it failed on its own account
+        (0, "USR1", True, RUNNING, "over"),
+        (75, "none", True, RUNNING, "over"),  # `distrain stop`
+        (75, "TERM", True, RUNNING, "over"),
+        (75, "TERM", True, JobFacts("RUNNING", is_preempted=True), "requeue"),  # a preemption with a grace time
+        (75, "TERM", True, JobFacts("COMPLETING"), "over"),  # scancel
+        (75, "TERM", True, JobFacts("COMPLETING", restarts=1), "requeued"),  # a preemption
+        (1, "TERM", False, JobFacts("PENDING", restarts=1), "requeued"),  # a node failed
+        (75, "USR1", True, None, "over"),
+    ],
+)
+def test_job_is_queued_again_only_if_it_was_stopped_from_outside_and_got_on(
+    code: int, signal: str, made_progress: bool, facts: JobFacts | None, verdict: str
+) -> None:
+    assert decide(code, signal=signal, made_progress=made_progress, facts=facts, earlier_restarts=0) == verdict
+
+
+@pytest.mark.parametrize(
+    ("state", "facts", "shown"),
+    [
+        ("queued", JobFacts("PENDING"), "queued"),
+        ("queued", JobFacts("RUNNING"), "starting"),
+        ("running", JobFacts("RUNNING"), "running"),
+        ("preempted", JobFacts("PENDING", restarts=1), "requeued"),
+        ("running", JobFacts("PENDING", restarts=1), "requeued"),  # killed before it could say so
+        ("running", JobFacts("TIMEOUT"), "timed out"),
+        ("running", JobFacts("NODE_FAIL"), "died"),
+        ("queued", JobFacts("CANCELLED"), "cancelled"),
+        ("stopped", JobFacts("FAILED"), "stopped"),
+        ("finished", JobFacts("COMPLETED"), "finished"),
+        ("finished", None, "finished"),
+    ],
+)
+def test_state_joins_what_the_run_and_what_slurm_say(state: State, facts: JobFacts | None, shown: str) -> None:
+    attempt = Attempt(started=0, host="h", pid=1, world_size=1, first_step=0, last_step=0, state=state)
+    assert state_on_cluster(Status(state=state, heartbeat=0, attempts=[attempt]), facts) == shown
+
+
+def test_allocation_is_read_from_its_variables_and_gives_each_job_a_port() -> None:
+    allocation = read_allocation({**VARIABLES, "SLURM_GPUS_ON_NODE": "4", "SLURM_CPUS_ON_NODE": "8"})
+    assert allocation == Allocation(job_id=30017, nodes=2, node_list="n[1-2]", cpus=8, gpus=4)
+    assert allocation.port == 20017
+    with pytest.raises(LaunchError, match="take `distrain submit`"):
+        read_allocation({})
+
+
+def test_profile_is_what_slurm_gave_and_not_what_was_written_down() -> None:
+    stored = Profile(launcher="slurm", device="cuda", nodes=4, processes=8, threads=1)
+    given = resolve(Allocation(1, nodes=2, node_list="", cpus=8, gpus=4), stored=stored)
+    assert (given.device, given.nodes, given.processes, given.threads) == ("cuda", 2, 4, 2)
+    stored = Profile(launcher="slurm", device="cpu", nodes=4, processes=8, threads=1)
+    given = resolve(Allocation(1, nodes=2, node_list="", cpus=8, gpus=4), stored=stored)
+    assert (given.device, given.nodes, given.processes, given.threads) == ("cpu", 2, 8, 1)
+    with pytest.raises(LaunchError, match="SLURM has given 4 GPUs on each node, and 8 were asked for"):
+        resolve(Allocation(1, nodes=2, node_list="", cpus=8, gpus=4), gpus=8)
+
+
+def resolve(allocation: Allocation, *, stored: Profile | None = None, gpus: int | None = None) -> Profile:
+    return resolve_allocated(
+        allocation,
+        stored=stored,
+        gpus=gpus,
+        device=None,
+        processes=None,
+        threads=None,
+        restarts=3,
+        stall_timeout_s=120,
+    )
+
+
+def test_task_of_an_array_is_named_with_its_number() -> None:
+    assert own_id({"SLURM_JOB_ID": "7"}) == "7"
+    array = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
+    assert own_id(array) == "7_2"

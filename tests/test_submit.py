@@ -1,0 +1,165 @@
+"""What `distrain submit` asks of sbatch, seen by a fake one on PATH, and what it leaves in the run directory."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.command import Done, distrain
+
+FAKE_SBATCH = """#!/usr/bin/env python3
+import json, os, sys
+record = {"argv": sys.argv, "cwd": os.getcwd(), "python": os.environ["DISTRAIN_PYTHON"]}
+open(os.environ["FAKE_SBATCH_SAW"], "w").write(json.dumps(record))
+print("4711;tiny")
+"""
+AWKWARD = "a b'c\"d$HOME`id`\n%j;e"
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a fake sbatch first on PATH; returns the file in which it writes what it was called with."""
+    program = tmp_path / "bin" / "sbatch"
+    program.parent.mkdir()
+    program.write_text(FAKE_SBATCH)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_SBATCH_SAW", str(tmp_path / "saw.json"))
+    return tmp_path / "saw.json"
+
+
+def submit(*arguments: str, cwd: Path) -> Done:
+    cwd.mkdir(exist_ok=True)
+    done = distrain("submit", *arguments, cwd=cwd)
+    assert done.code == 0, done.err
+    return done
+
+
+def test_options_reach_sbatch_in_its_words(fake: Path, tmp_path: Path) -> None:
+    options = ["--nodes=2", "--gpus=4", "--time=4:00:00", "--partition=p", "--account=a", "--qos=q", "--constraint=c"]
+    more = [
+        "--dependency=afterok:1",
+        "--no-requeue",
+        "--sbatch=mem=64G",
+        "--sbatch=exclusive",
+        "--set=data.num_workers=3",
+    ]
+    done = submit("digits", *options, *more, "--run=run", cwd=tmp_path / "work")
+    argv = json.loads(fake.read_text())["argv"][1:]
+    run = tmp_path / "work" / "run"
+    assert argv[-1] == str(run)
+    assert Path(argv[-2]).name == "train.sbatch"
+    assert argv[:-2] == [
+        "--parsable",
+        "--job-name=digits",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "--gpus-per-node=4",
+        "--cpus-per-task=16",
+        *options[2:],
+        "--dependency=afterok:1",
+        "--no-requeue",
+        "--export=ALL",
+        "--mem=64G",
+        "--exclusive",
+        f"--output={run}/logs/slurm-%j.out",
+    ]
+    assert done.out.startswith("submitted     job 4711\n")
+    assert f"distrain logs -f {run}" in done.out
+    assert json.loads((run / "job.json").read_text())["id"] == "4711"
+    profile = yaml.safe_load((run / "profile.yaml").read_text())
+    assert (profile["launcher"], profile["device"], profile["nodes"], profile["processes"]) == ("slurm", "cuda", 2, 4)
+
+
+def test_awkward_names_reach_sbatch_as_data(fake: Path, tmp_path: Path) -> None:
+    work = tmp_path / AWKWARD
+    submit("digits", f"--sbatch=job-name={AWKWARD}", f"--run={AWKWARD}", cwd=work)
+    saw = json.loads(fake.read_text())
+    assert saw["cwd"] == str(work)
+    assert f"--job-name={AWKWARD}" in saw["argv"]
+    assert saw["argv"][-1] == str(work / AWKWARD)
+    assert f"--output={str(work / AWKWARD).replace('%', '%%')}/logs/slurm-%j.out" in saw["argv"]
+
+
+def test_dry_run_prints_the_call_and_makes_nothing(fake: Path, tmp_path: Path) -> None:
+    done = submit("digits", "--nodes=2", "--run=it's", "--dry-run", cwd=tmp_path / "work")
+    line = done.out.splitlines()[-1]
+    assert "sbatch --parsable --job-name=digits --nodes=2 --ntasks-per-node=1" in line
+    assert subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout == "4711;tiny\n"
+    assert json.loads(fake.read_text())["argv"][-1] == str(tmp_path / "work" / "it's")
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_array_has_a_run_directory_for_each_task(fake: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    done = submit("digits", "--array=optimizer.lr=0.1", "--array=optimizer.lr=0.2", "--run=sweep", cwd=work)
+    argv = json.loads(fake.read_text())["argv"]
+    assert "--array=0-1" in argv
+    assert argv[-2:] == [str(work / "sweep" / "0"), str(work / "sweep" / "1")]
+    assert Path(argv[-3]).name == "sweep.sbatch"
+    assert "job 4711, an array of 2" in done.out
+    for number, rate in enumerate((0.1, 0.2)):
+        run = work / "sweep" / str(number)
+        assert json.loads((run / "job.json").read_text())["id"] == f"4711_{number}"
+        assert yaml.safe_load((run / "recipe.yaml").read_text())["optimizer"]["lr"] == rate
+
+
+def test_snapshot_holds_what_git_tracks_and_the_extras(fake: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    (work / "package").mkdir(parents=True)
+    for name in ("mine.py", "package/net.py", "untracked.py", "table.csv", "other.csv"):
+        (work / name).write_text("1")
+    subprocess.run(["git", "init", "--quiet"], cwd=work, check=True)
+    subprocess.run(["git", "add", "mine.py", "package"], cwd=work, check=True)
+    (work / "mine.py").write_text("2")  # as it is now, not as it was committed
+    submit("digits", "--snapshot-extra=table.csv", "--run=run", cwd=work)
+    code = work / "run" / "code"
+    found = {str(path.relative_to(code)): path.read_text() for path in code.rglob("*") if path.is_file()}
+    assert found == {"mine.py": "2", "package/net.py": "1", "table.csv": "1"}
+
+    submit("digits", "--no-snapshot", "--run=bare", cwd=work)
+    assert not (work / "bare" / "code").exists()
+
+
+def test_without_git_the_snapshot_holds_the_modules_and_packages(fake: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    for name in ("mine.py", "package/__init__.py", "package/inner/net.py", "data/not_code.py", "notes.txt"):
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).touch()
+    submit("digits", "--run=run", cwd=work)
+    code = work / "run" / "code"
+    found = {str(path.relative_to(code)) for path in code.rglob("*") if path.is_file()}
+    assert found == {"mine.py", "package/__init__.py", "package/inner/net.py"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--gpus=2", "--procs=2"], "--gpus and --procs both give"),
+        (["--nodes=0"], "--nodes 0 starts nothing"),
+        (["--sbatch=; rm -rf"], "is not KEY=VALUE"),
+        (["--snapshot-extra=absent"], "--snapshot-extra absent is no file"),
+        (["--set=train.epoch=1"], "did you mean epochs"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_makes_nothing(
+    fake: Path, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    (tmp_path / "work").mkdir()
+    done = distrain("submit", "digits", *arguments, cwd=tmp_path / "work")
+    assert done.code == 2
+    assert words in done.err
+    assert done.err.count("\n") == 1
+    assert not list((tmp_path / "work").iterdir())
+    assert not fake.exists()
+
+
+def test_machine_without_sbatch_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = distrain("submit", "digits", cwd=tmp_path)
+    assert done.code == 2
+    assert "sbatch is not on this machine" in done.err
+    assert not list(tmp_path.iterdir())
