@@ -13,7 +13,10 @@ def submit(
             metavar="RECIPE...", help="A built-in recipe or a YAML file; several are the tasks of an array."
         ),
     ] = None,
-    nodes: Annotated[int, typer.Option(help="Machines.")] = 1,
+    launch: Annotated[
+        str | None, typer.Option(metavar="PROFILE", help="A launch profile, such as slurm-2x4, or a YAML file.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(help="Machines, 1 if left out.")] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs of each machine, one process each.")] = None,
     procs: Annotated[int | None, typer.Option(help="CPU processes of each machine.")] = None,
     time: Annotated[str | None, typer.Option(metavar="H:M:S", help="Time limit; the run saves before it.")] = None,
@@ -53,9 +56,14 @@ def submit(
 
     from distrain import report
     from distrain import submit as submission
+    from distrain.launchers.launchfile import read_wanted
+    from distrain.launchers.profile import Wanted
 
+    wanted = read_wanted(launch, Wanted())
+    if gpus is None and procs is None:
+        gpus, procs = (None, wanted.processes) if wanted.device == "cpu" else (wanted.processes, None)
     order = submission.Order(
-        nodes=nodes,
+        nodes=nodes if nodes is not None else int(wanted.nodes or 1),
         gpus=gpus,
         processes=procs,
         time=time,

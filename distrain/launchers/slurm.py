@@ -75,6 +75,10 @@ def resolve_allocated(
     Raises `LaunchError` where other counts are asked for than were given.
     """
     device, processes = wanted.device, wanted.processes
+    if wanted.nodes is not None and str(wanted.nodes) != str(allocation.nodes):
+        raise LaunchError(
+            f"SLURM has given {allocation.nodes} nodes, and {wanted.nodes} were asked for; say how many to sbatch"
+        )
     if stored is not None and processes is None:
         device = device or stored.device
     is_cuda = device == "cuda" or (device is None and processes is None and allocation.gpus > 0)

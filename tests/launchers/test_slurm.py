@@ -4,7 +4,7 @@ import pytest
 
 from distrain.cluster import JobFacts
 from distrain.errors import LaunchError
-from distrain.launchers.profile import Profile
+from distrain.launchers.profile import Profile, Wanted
 from distrain.launchers.requeue import decide, own_id
 from distrain.launchers.slurm import Allocation, read_allocation, resolve_allocated
 from distrain.rundir import Attempt, State, Status
@@ -72,21 +72,15 @@ def test_profile_is_what_slurm_gave_and_not_what_was_written_down() -> None:
     stored = Profile(launcher="slurm", device="cpu", nodes=4, processes=8, threads=1)
     given = resolve(Allocation(1, nodes=2, node_list="", cpus=8, gpus=4), stored=stored)
     assert (given.device, given.nodes, given.processes, given.threads) == ("cpu", 2, 8, 1)
+    with pytest.raises(LaunchError, match="2 nodes, and 3 were asked for"):
+        resolve_allocated(Wanted(nodes=3), Allocation(1, 2, "", 8, 4), stored=None, threads=None)
     with pytest.raises(LaunchError, match="SLURM has given 4 GPUs on each node, and 8 were asked for"):
         resolve(Allocation(1, nodes=2, node_list="", cpus=8, gpus=4), gpus=8)
 
 
 def resolve(allocation: Allocation, *, stored: Profile | None = None, gpus: int | None = None) -> Profile:
-    return resolve_allocated(
-        allocation,
-        stored=stored,
-        gpus=gpus,
-        device=None,
-        processes=None,
-        threads=None,
-        restarts=3,
-        stall_timeout_s=120,
-    )
+    wanted = Wanted(device="cuda" if gpus else None, processes=gpus)
+    return resolve_allocated(wanted, allocation, stored=stored, threads=None)
 
 
 def test_task_of_an_array_is_named_with_its_number() -> None:
