@@ -3,7 +3,7 @@
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from distrain.errors import ExitCode, LaunchError
@@ -39,6 +39,7 @@ class Guest:
         self._plan = plan
         self._tell = tell
         self._line: Line | None = None
+        self._unread: list[dict[str, Any]] = []
         self._host_ended: float | None = None
 
     def gather(self) -> Plan | None:
@@ -115,15 +116,15 @@ class Guest:
         )
         return "it does not answer"
 
-    def _hear(self) -> list[dict[str, Any]]:
-        """Return what machine 0 has said, and let go of it where it is lost."""
-        if self._line is None:
-            return []
-        messages = self._line.poll()
-        if (loss := self._line.loss) is not None and not messages:
+    def _hear(self) -> Iterator[dict[str, Any]]:
+        """Yield what machine 0 has said, and let go of it where it is lost; what is not taken is yielded next time."""
+        if self._line is not None:
+            self._unread += self._line.poll()
+        while self._unread:
+            yield self._unread.pop(0)
+        if self._line is not None and (loss := self._line.loss) is not None:
             self._tell(f"node 0 {loss}")
             self.close()
-        return messages
 
     def _begin(self, word: dict[str, Any]) -> Plan:
         deadline = time.monotonic() + _SHARED_FOLDER_S

@@ -117,10 +117,10 @@ def test_rank_that_dies_on_the_other_host_is_named(hosts: tuple[Host, Host], tmp
 def test_machines_that_were_started_for_other_trainings_do_not_begin(hosts: tuple[Host, Host], tmp_path: Path) -> None:
     first = hosts[0].start(*meet(hosts, 0), cwd=tmp_path)
     wait_until(lambda: (tmp_path / "run" / "plan.json").exists(), "the run directory")
-    other = hosts[1].start(*meet(hosts, 1), "--procs=3", cwd=tmp_path)
+    other = hosts[1].start(*meet(hosts, 1), "--procs=2", cwd=tmp_path)
     ended = end_of(other)
     assert ended.code == 2
-    assert "node 1 was started for another training than node 0: processes 3, not 1" in ended.out
+    assert "node 1 was started for another training than node 0: processes 2, not 1" in ended.out
     (tmp_path / "elsewhere").mkdir()
     apart = hosts[1].start(*meet(hosts, 1), cwd=tmp_path / "elsewhere")
     ended = end_of(apart)
