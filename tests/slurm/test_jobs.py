@@ -195,11 +195,14 @@ def test_run_goes_on_without_the_node_that_failed(cluster: Cluster, folder: Path
 
 
 def test_job_that_fails_at_step_0_is_not_queued_again(cluster: Cluster, folder: Path) -> None:
-    job_id = submit(*TRAINING, "--set=model.name=nets:Missing", "--run=run", cwd=folder)
+    awkward = "a b'c\"d$HOME`id`\n%j;e"  # the shell of the batch script sees it only as a word
+    missing = "--set=model.name=nets:Missing"
+    job_id = submit(*TRAINING, missing, f"--run={awkward}", f"--sbatch=job-name={awkward}", cwd=folder)
     wait_for_job(cluster, job_id, "FAILED")
     assert cluster.field(job_id, "Restarts") == "0"
-    assert "module nets has no 'Missing'" in said(folder / "run")
-    assert state(folder / "run") == "died"
+    assert "module nets has no 'Missing'" in said(folder / awkward)
+    assert state(folder / awkward) == "failed"
+    assert {path.name for path in folder.iterdir()} == {"nets.py", awkward}
 
 
 @pytest.mark.timeout(400)
