@@ -78,7 +78,7 @@ def state_on_cluster(status: Status, facts: JobFacts | None) -> str:
         return "requeued" if facts.restarts and status.state != "queued" else "queued"
     if facts.is_over:
         if status.state in {*_ALIVE, "queued", "preempted"}:
-            return {"CANCELLED": "cancelled", "TIMEOUT": "timed out"}.get(facts.state, "died")
+            return {"CANCELLED": "cancelled", "TIMEOUT": "timed out", "FAILED": "failed"}.get(facts.state, "died")
         return status.state
     if facts.state == "RUNNING" and status.state in {"queued", "preempted"}:
         return "starting"

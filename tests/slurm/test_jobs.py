@@ -121,11 +121,12 @@ def test_run_goes_on_after_the_time_limit_and_ends_undisturbed(
     cluster.call("scontrol", "update", f"JobId={job_id}", f"TimeLimit={minutes_run(cluster, job_id) + 2}")
     wait_for_restart(cluster, job_id, 1)
     assert status(run)["state"] == "preempted"
-    assert state(run) == "requeued"
+    wait_until(lambda: state(run) == "requeued", "the queue", every_s=0.5)
     step = status(run)["step"]
     assert checkpoint_steps(run) == [step]
     assert step > 0
     (folder / "nets.py").unlink()  # what was submitted is what runs
+    cluster.hurry(job_id)
     (folder / "fast").touch()
     wait_for_job(cluster, job_id, "COMPLETED")
     assert_same(run, undisturbed)
@@ -140,12 +141,14 @@ def test_run_that_is_preempted_twice_ends_undisturbed(cluster: Cluster, folder: 
     run, step = folder / "run", 0
     for number in (1, 2):
         wait_for_step(run, step + 5)
-        urgent = ["--nodes=3", "--exclusive", "--partition=urgent", "--output=/dev/null", "--wrap=sleep 1"]
-        cluster.call("sbatch", "--parsable", *urgent)
+        options = ["--nodes=3", "--exclusive", "--partition=urgent", "--output=/dev/null", "--wrap=sleep 1"]
+        urgent_id = cluster.call("sbatch", "--parsable", *options)
         wait_for_restart(cluster, job_id, number)
         wait_until(lambda: status(run)["state"] == "preempted", "the save")
         assert status(run)["step"] > step
         step = status(run)["step"]
+        wait_for_job(cluster, urgent_id, "COMPLETED")
+        cluster.hurry(job_id)
     (folder / "fast").touch()
     wait_for_job(cluster, job_id, "COMPLETED")
     assert_same(run, undisturbed)
@@ -177,11 +180,13 @@ def test_cancelled_job_saves_stays_away_and_goes_on_when_resumed(
 @pytest.mark.timeout(400)
 def test_run_goes_on_without_the_node_that_failed(cluster: Cluster, folder: Path, undisturbed: Path) -> None:
     save = "--set=checkpoint.every_steps=5"
-    job_id = submit(*TRAINING, save, "--nodes=2", "--sbatch=nodelist=n2", "--run=run", cwd=folder)
+    job_id = submit(*TRAINING, save, "--nodes=2", "--run=run", cwd=folder)
     run = folder / "run"
     wait_until(lambda: (run / "checkpoints").is_dir() and bool(checkpoint_steps(run)), "a checkpoint")
+    assert cluster.field(job_id, "BatchHost") == "n1"  # a script that dies with its node can tell nobody of it
     cluster.kill_node("n2")
     wait_for_restart(cluster, job_id, 1)
+    cluster.hurry(job_id)
     (folder / "fast").touch()
     wait_for_job(cluster, job_id, "COMPLETED")
     assert cluster.field(job_id, "ExcNodeList") == "n2"
@@ -190,11 +195,14 @@ def test_run_goes_on_without_the_node_that_failed(cluster: Cluster, folder: Path
 
 
 def test_job_that_fails_at_step_0_is_not_queued_again(cluster: Cluster, folder: Path) -> None:
-    job_id = submit(*TRAINING, "--set=model.name=nets:Missing", "--run=run", cwd=folder)
+    awkward = "a b'c\"d$HOME`id`\n%j;e"  # the shell of the batch script sees it only as a word
+    missing = "--set=model.name=nets:Missing"
+    job_id = submit(*TRAINING, missing, f"--run={awkward}", f"--sbatch=job-name={awkward}", cwd=folder)
     wait_for_job(cluster, job_id, "FAILED")
     assert cluster.field(job_id, "Restarts") == "0"
-    assert "module nets has no 'Missing'" in said(folder / "run")
-    assert state(folder / "run") == "died"
+    assert "module nets has no 'Missing'" in said(folder / awkward)
+    assert state(folder / awkward) == "failed"
+    assert {path.name for path in folder.iterdir()} == {"nets.py", awkward}
 
 
 @pytest.mark.timeout(400)
