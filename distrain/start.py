@@ -169,8 +169,6 @@ def _write(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Plan) -> N
         write_atomically(
             run.plan, json.dumps({"argv": plan.argv, "env": dict(plan.env), "cwd": str(plan.cwd)}, indent=1)
         )
-        for path, text in plan.files.items():
-            write_atomically(path, text)
         if not run.status.exists():
             run.write_status(Status())
 
