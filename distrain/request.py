@@ -57,8 +57,6 @@ def write_request(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Pla
         write_atomically(
             run.plan, json.dumps({"argv": plan.argv, "env": dict(plan.env), "cwd": str(plan.cwd)}, indent=1)
         )
-        for path, text in plan.files.items():
-            write_atomically(path, text)
         if not run.status.exists():
             run.write_status(Status())
 

@@ -100,7 +100,6 @@ class RunDirectory:
         self.profile = path / "profile.yaml"
         self.plan = path / "plan.json"
         self.meeting = path / "meeting.json"  # what machine 0 writes for the others to see that they share the folder
-        self.accelerate_config = path / "accelerate.yaml"
         self.job = path / "job.json"  # the SLURM job that trains the run, and how it was submitted
         self.code = path / "code"  # a copy of the user's code, which the job runs
         self.environment = path / "env.json"
@@ -132,6 +131,10 @@ class RunDirectory:
     def log(self, rank: int) -> Path:
         """Return the log of one rank, appended to over restarts."""
         return self.logs / f"rank-{rank}.log"
+
+    def accelerate_config(self, node_rank: int) -> Path:
+        """Return the configuration that accelerate reads on one machine."""
+        return self.path / (f"accelerate-{node_rank}.yaml" if node_rank else "accelerate.yaml")
 
     def error(self, rank: int) -> Path:
         """Return where a rank writes the exception that ended it."""

@@ -16,10 +16,11 @@ from distrain.launchers import LAUNCHERS, slurm
 from distrain.launchers.guest import Guest
 from distrain.launchers.host import Host
 from distrain.launchers.launchfile import read_wanted
+from distrain.launchers.network import split_endpoint
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile, Wanted, read_profile, resolve_profile
 from distrain.launchers.supervise import Ending, execute
-from distrain.preflight import find_shortages, noted
+from distrain.preflight import find_rendezvous_fault, find_shortages, noted
 from distrain.recipe import Recipe
 from distrain.request import RUNS, check_data, resolve_run, write_request
 from distrain.rundir import RunDirectory
@@ -46,35 +47,10 @@ def start(
     console = Console(highlight=False)
     wanted = read_wanted(launch, options)
     directory, resolved, changes = resolve_run(reference, overrides, data, run, aids)
-    train, faults = resolved.train, list[str]()
     is_finished = directory.exists and directory.read_status().state == "finished"
-    profile = None
-    batchings: list[Batching] = []
-    with noted(faults):
-        threads = train.threads or (1 if train.exact else None)
-        if wanted.launcher == "slurm":
-            stored = read_profile(directory.profile) if directory.profile.exists() else None
-            profile = slurm.resolve_allocated(wanted, slurm.read_allocation(os.environ), stored=stored, threads=threads)
-        else:
-            profile = resolve_profile(
-                wanted,
-                threads=threads,
-                in_one_process=resolved.parallel.strategy == "dp",
-                recipe=reference or resolved.name,
-            )
-        profile = profile.model_copy(update={"trace": aids.trace})
-        aids.check(processes=profile.world_size)
-        batchings = [
-            solve_batching(resolved.data.batch_size, train.micro_batch_size, world_size, is_exact=train.exact)
-            for world_size in profile.world_sizes
-        ]
-    with noted(faults):
-        check_data(resolved)
-    if preflight and not (dry_run or is_finished):
-        count = (wanted.processes or 1) if profile is None else profile.processes
-        faults += find_shortages(resolved, directory, batchings[-1] if batchings else None, processes=count)
-    if faults or not batchings or profile is None:
-        raise PreflightError(faults)
+    profile, batchings = _check(
+        directory, resolved, wanted, aids, reference=reference, preflight=preflight and not (dry_run or is_finished)
+    )
     plan = LAUNCHERS[profile.launcher](profile, directory.path)
     report.print_changes(console, changes)
     if dry_run:
@@ -115,6 +91,45 @@ def start(
             console.show_cursor()  # a rank that was killed could not: its live line had hidden it
         _conclude(console, directory, ending, is_new=is_new, verbose=verbose or aids.debug)
     return ending.code
+
+
+def _check(
+    directory: RunDirectory, recipe: Recipe, wanted: Wanted, aids: Aids, *, reference: str | None, preflight: bool
+) -> tuple[Profile, list[Batching]]:
+    """Return the profile and how the batch is cut at each number of processes that it allows.
+
+    Raises a `PreflightError` with all that is wrong or lacking, found before any process is started.
+    """
+    train, faults = recipe.train, list[str]()
+    profile = None
+    batchings: list[Batching] = []
+    with noted(faults):
+        threads = train.threads or (1 if train.exact else None)
+        if wanted.launcher == "slurm":
+            stored = read_profile(directory.profile) if directory.profile.exists() else None
+            profile = slurm.resolve_allocated(wanted, slurm.read_allocation(os.environ), stored=stored, threads=threads)
+        else:
+            is_data_parallel = recipe.parallel.strategy == "dp"
+            name = reference or recipe.name
+            profile = resolve_profile(wanted, threads=threads, in_one_process=is_data_parallel, recipe=name)
+        profile = profile.model_copy(update={"trace": aids.trace})
+        aids.check(processes=profile.world_size)
+        batchings = [
+            solve_batching(recipe.data.batch_size, train.micro_batch_size, world_size, is_exact=train.exact)
+            for world_size in profile.world_sizes
+        ]
+    with noted(faults):
+        check_data(recipe)
+    if preflight:
+        count = (wanted.processes or 1) if profile is None else profile.processes
+        faults += find_shortages(recipe, directory, batchings[-1] if batchings else None, processes=count)
+        if profile is not None and profile.rendezvous is not None:
+            is_own = profile.node_rank == 0
+            fault = find_rendezvous_fault(*split_endpoint(profile.rendezvous), is_own=is_own)
+            faults += [] if fault is None else [fault]
+    if faults or not batchings or profile is None:
+        raise PreflightError(faults)
+    return profile, batchings
 
 
 def _lead(console: Console, run: RunDirectory, profile: Profile, identity: str) -> Host:

@@ -36,9 +36,8 @@ def plan(profile: Profile, run: Path) -> Plan:
 
     What the profile says stands on the command line as well: it wins over the user's file.
     """
-    directory = RunDirectory(run)
     is_own = profile.accelerate_config is not None
-    config = Path(profile.accelerate_config) if profile.accelerate_config is not None else directory.accelerate_config
+    config = Path(profile.accelerate_config or RunDirectory(run).accelerate_config(profile.node_rank))
     argv = (
         sys.executable,
         "-m",

@@ -16,7 +16,7 @@ from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile
 from distrain.launchers.stall import StallWatch
 from distrain.process import die_with_parent, hold_signals, kill_below, stop_on_signal
-from distrain.rundir import RunDirectory
+from distrain.rundir import RunDirectory, write_atomically
 
 POLL_S = 0.1
 LOOK_S = 1.0  # between two looks at the heartbeats
@@ -100,6 +100,8 @@ def _attempt(
 
     if company.leads:
         _forget_heartbeats(run)
+    for path, text in plan.files.items():
+        write_atomically(path, text)
     with run.launcher_log.open("ab") as log:
         log_start = log.tell()
         child = subprocess.Popen(
