@@ -37,7 +37,7 @@ _LOST_CONNECTION = (
     "NCCL communicator was aborted",
 )
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("distrain.worker")  # this module is run as __main__
 
 
 def main() -> None:

@@ -69,7 +69,9 @@ def test_validation_class_that_train_lacks_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("more", [["--procs=1", "--set=data.num_workers=0"], ["--procs=2"]])
+@pytest.mark.parametrize(
+    "more", [pytest.param(["--procs=1", "--set=data.num_workers=0"], marks=pytest.mark.slow), ["--procs=2"]]
+)
 def test_unreadable_image_is_named_and_the_new_run_is_removed(tmp_path: Path, more: list[str]) -> None:
     make_images(tmp_path / "data" / "train", "ants", "bees", count=4)
     make_images(tmp_path / "data" / "val", "ants", "bees")
@@ -100,9 +102,9 @@ def test_label_out_of_range_names_the_sample(tmp_path: Path) -> None:
     ("override", "words"),
     [
         ("model.name=resnet19", ["did you mean resnet18?"]),
-        ("model.name=nowhere:net", ["no module 'nowhere'"]),
+        pytest.param("model.name=nowhere:net", ["no module 'nowhere'"], marks=pytest.mark.slow),
         ("augment.train=[Flop]", ["no transform 'Flop'"]),
-        ("data.source=digit", ["did you mean digits?"]),
+        pytest.param("data.source=digit", ["did you mean digits?"], marks=pytest.mark.slow),
         ("model.weights=none.pth", ["no such file"]),
     ],
 )

@@ -105,6 +105,7 @@ def test_best_evaluation_is_saved_and_stays_though_nothing_else_is_due(tmp_path:
     assert set(steps(tmp_path / "run")) == {best, 69}
 
 
+@pytest.mark.slow
 def test_checkpoints_come_by_the_clock(tmp_path: Path) -> None:
     arguments = [*LONG, "--set=checkpoint.every_steps=null", "--set=checkpoint.every_minutes=0.01", "--run=run"]
     process = subprocess.Popen(command("fit", *arguments, "--procs=2", *QUIET), cwd=tmp_path)

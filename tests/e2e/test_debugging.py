@@ -97,6 +97,7 @@ def test_debug_evaluates_first_then_takes_a_few_steps_and_is_no_real_run(tmp_pat
         assert f"step {step}/3  " in done.out
 
 
+@pytest.mark.slow
 def test_debug_stops_at_a_breakpoint_in_code_that_loader_processes_run(faults: Path) -> None:
     text = builtin_recipes()["digits"].replace("source: digits", "source: faults:images\n  num_workers: 2")
     (faults / "mine.yaml").write_text(text.replace("train:\n  epochs: 15", "train:\n  epochs: 1"))
@@ -105,6 +106,7 @@ def test_debug_stops_at_a_breakpoint_in_code_that_loader_processes_run(faults: P
     assert done.stdout.count("('seen', 40)") == 2  # one epoch and one evaluation
 
 
+@pytest.mark.slow
 def test_debug_names_the_operation_whose_gradient_is_not_a_number(faults: Path) -> None:
     done = typed("", "--debug", "--set=loss={name: 'faults:root'}", cwd=faults)
     assert done.returncode == 1
@@ -156,6 +158,7 @@ def test_overfit_learns_its_batches_by_heart_and_ends_there(tmp_path: Path) -> N
     assert (run / "checkpoints" / f"step-{found['step']:08d}").is_dir()
 
 
+@pytest.mark.slow
 def test_overfit_that_cannot_says_so_and_what_to_look_at(faults: Path) -> None:
     arguments = ["--overfit=1", "--set=train.max_steps=20", "--set=model.name=faults:Frozen", "--run=run"]
     done = fit(*arguments, cwd=faults, code=1)

@@ -11,6 +11,7 @@ from tests.command import QUIET, command, distrain, fit, status, wait_for_step
 LONG = ["digits", "--set=train.epochs=2000", "--set=log.every_steps=5", "--set=eval.every_epochs=null", "--run=run"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "number"), [pytest.param(1, signal.SIGINT, marks=pytest.mark.slow), (2, signal.SIGTERM)]
 )
@@ -36,7 +37,7 @@ def test_stopped_run_saves_exits_resumable_and_goes_on(tmp_path: Path, processes
         assert "processes was 2 up to here and is 1 now" in out
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_failure_is_told_once_with_rank_step_and_the_command_that_goes_on(tmp_path: Path, processes: int) -> None:
     (tmp_path / "broken.py").write_text(
         "import os, torch\n"

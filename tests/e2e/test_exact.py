@@ -38,7 +38,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "processes", [2, 3, pytest.param(4, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.slow)]
+    "processes",
+    [
+        pytest.param(2, marks=pytest.mark.slow),
+        3,
+        pytest.param(4, marks=pytest.mark.slow),
+        pytest.param(6, marks=pytest.mark.slow),
+    ],
 )
 def test_any_number_of_processes_gives_the_bits_of_one(tmp_path: Path, alone: dict[str, Any], processes: int) -> None:
     done = fit(*RECIPE, f"--procs={processes}", "--run=run", cwd=tmp_path)
@@ -101,6 +107,7 @@ def test_what_exact_mode_cannot_do_is_said_in_one_sentence(tmp_path: Path, chang
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_verify_proves_that_a_killed_run_ends_in_the_same_bits(tmp_path: Path) -> None:
     done = distrain("verify", "--procs=1", "--steps=12", cwd=tmp_path)
     assert done.code == 0, done.out + done.err

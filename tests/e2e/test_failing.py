@@ -96,6 +96,7 @@ def test_stopped_process_is_named_with_its_stack_and_the_run_goes_on(
     assert status(run)["weights_digest"] == status(undisturbed)["weights_digest"]
 
 
+@pytest.mark.slow
 def test_rank_that_hangs_in_the_users_code_is_told_from_the_ones_that_wait(tmp_path: Path) -> None:
     loss = breaking_loss(tmp_path, "import time; time.sleep(1000)", rank=1)
     done = distrain("fit", loss, "--run=run", "--procs=2", "--stall-timeout=3", "--restarts=0", *QUIET, cwd=tmp_path)

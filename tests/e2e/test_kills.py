@@ -61,7 +61,10 @@ def rank_pid(run: Path, rank: int) -> int | None:
 
 @pytest.mark.parametrize(
     ("kills", "epochs"),
-    [(2, 12), pytest.param(50, 150, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
+    [
+        pytest.param(4, 12, marks=pytest.mark.slow),
+        pytest.param(50, 150, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
+    ],
 )
 def test_run_killed_at_random_ends_in_the_bits_of_the_undisturbed_run(
     tmp_path: Path, launch: Launch, kills: int, epochs: int

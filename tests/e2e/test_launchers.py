@@ -55,6 +55,7 @@ def test_one_process_trains_the_same_whoever_starts_it(tmp_path: Path) -> None:
     assert digests == {status(tmp_path / "run")["weights_digest"]}
 
 
+@pytest.mark.slow
 def test_single_process_that_accelerate_starts_instead_of_two_is_told(tmp_path: Path, torchrun: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\n")

@@ -82,6 +82,7 @@ def test_cable_that_is_cut_and_mended_costs_no_bit(hosts: tuple[Host, Host], tmp
     assert_same(run, undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_host_that_dies_and_comes_back_costs_no_bit(
     hosts: tuple[Host, Host], tmp_path: Path, undisturbed: Path, lost: int
@@ -147,6 +148,7 @@ def test_machine_that_cannot_be_reached_is_named_by_both(hosts: tuple[Host, Host
     assert f"{there} (interface {hosts[1].interface}): Connection refused; here is node 1 (" in ended.out
 
 
+@pytest.mark.slow
 def test_stop_on_one_host_stops_both(hosts: tuple[Host, Host], tmp_path: Path) -> None:
     endless = ["--set=train.epochs=2000"]
     both = [host.start(*meet(hosts, rank), *endless, cwd=tmp_path) for rank, host in enumerate(hosts)]

@@ -82,6 +82,7 @@ def test_killed_run_ends_in_the_bits_of_the_undisturbed_run(tmp_path: Path, proc
     assert steps == sorted(set(steps))
 
 
+@pytest.mark.slow
 def test_every_step_of_the_same_recipe_is_repeated_to_the_bit(tmp_path: Path) -> None:
     for run in ("first", "second"):
         fit(*RECIPE, f"--run={run}", cwd=tmp_path)

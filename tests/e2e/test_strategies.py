@@ -46,6 +46,7 @@ def test_fsdp_takes_windows_in_which_some_rank_has_nothing_to_do(tmp_path: Path)
     assert fsdp["val/loss"] == pytest.approx(ddp["val/loss"], rel=1e-2)
 
 
+@pytest.mark.slow
 def test_moving_average_is_what_is_evaluated(tmp_path: Path) -> None:
     plain = ["digits", "--set=train.epochs=1"]
     fit(*plain, "--run=plain", cwd=tmp_path)
