@@ -20,8 +20,8 @@ def take_snapshot(folder: Path, into: Path, *, extras: list[Path]) -> int:
         names = _python_files(folder)
     for extra in extras:
         names += _extra_files(folder, extra)
-    files = [name for name in dict.fromkeys(names) if (folder / name).is_file()]
-    size = sum((folder / name).stat().st_size for name in files)
+    files = [name for name in dict.fromkeys(names) if (folder / name).is_file() or (folder / name).is_symlink()]
+    size = sum((folder / name).lstat().st_size for name in files)
     if size > MAX_BYTES:
         raise LaunchError(
             f"the code in {folder} is {size / 1e6:.0f} MB, and a snapshot takes {MAX_BYTES / 1e6:.0f} at most; "
@@ -31,7 +31,7 @@ def take_snapshot(folder: Path, into: Path, *, extras: list[Path]) -> int:
     into.mkdir(parents=True)
     for name in files:
         (into / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(folder / name, into / name)
+        shutil.copy2(folder / name, into / name, follow_symlinks=False)  # a link to a folder stays one
     return len(files)
 
 
