@@ -109,9 +109,9 @@ def _check(
             stored = read_profile(directory.profile) if directory.profile.exists() else None
             profile = slurm.resolve_allocated(wanted, slurm.read_allocation(os.environ), stored=stored, threads=threads)
         else:
-            is_data_parallel = recipe.parallel.strategy == "dp"
+            in_one_process = recipe.parallel.strategy == "dp" or aids.debug
             name = reference or recipe.name
-            profile = resolve_profile(wanted, threads=threads, in_one_process=is_data_parallel, recipe=name)
+            profile = resolve_profile(wanted, threads=threads, in_one_process=in_one_process, recipe=name)
         profile = profile.model_copy(update={"trace": aids.trace})
         aids.check(processes=profile.world_size)
         batchings = [
