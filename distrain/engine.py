@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -94,12 +94,18 @@ def run_to_end(session: Session, start: Start, sinks: Sinks) -> bool:
         log.info("stopped on request before step %d was taken", step + 1)
         return False
     wanted = (step for step in range(start.step, session.total_steps) if step not in session.skipped)
-    batches = read_batches(
+    reading = read_batches(
         session.train_reader,
         session.order.micro_batches(wanted),
         num_workers=recipe.data.num_workers,
         device=world.device,
     )
+    with closing(reading) as batches:
+        return _run_on(session, batches, step, sinks)
+
+
+def _run_on(session: Session, batches: Iterator[Batch], step: int, sinks: Sinks) -> bool:
+    world, heart = session.world, session.heart
     heart.beat("running")
     while step < session.total_steps:
         started, first_step = time.perf_counter(), step
@@ -372,18 +378,18 @@ def _evaluate(session: Session) -> Record | None:
         rank=world.rank,
         world_size=world.size,
     )
-    batches = read_batches(session.val_reader, own, num_workers=recipe.data.num_workers, device=world.device)
+    reading = read_batches(session.val_reader, own, num_workers=recipe.data.num_workers, device=world.device)
 
-    def normalized() -> Iterator[Batch]:
+    def normalized(batches: Iterator[Batch]) -> Iterator[Batch]:
         for images, targets in batches:
             heart.progress += 1
             yield session.normalize(images), targets
 
     is_collective = session.parallel.needs_even_passes
-    with nullcontext() if session.average is None else session.average.in_place():
+    with closing(reading) as batches, nullcontext() if session.average is None else session.average.in_place():
         return evaluate(
             session.model,
-            normalized(),
+            normalized(batches),
             num_batches=-(-len(session.val_reader.source) // recipe.eval.batch_size),
             idle_batch=session.shown_images.to(world.device) if is_collective else None,
             loss_function=session.loss_function,

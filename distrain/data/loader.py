@@ -2,12 +2,13 @@
 
 import multiprocessing
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import cast
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from distrain.data.order import MicroBatch
 from distrain.data.sources import Source, TensorSource
@@ -57,8 +58,12 @@ class BatchReader(Dataset["Batch | DataError"]):
 
 def read_batches(
     reader: BatchReader, micro_batches: Iterable[MicroBatch], *, num_workers: int, device: torch.device
-) -> Iterator[Batch]:
-    """Yield the batches of `micro_batches` in their order, on `device`; raises `DataError` for one that is bad."""
+) -> Generator[Batch, None, None]:
+    """Yield the batches of `micro_batches` in their order, on `device`; raises `DataError` for one that is bad.
+
+    Close it when no more are wanted: that ends the loader processes. Left to the garbage collector, it may be another
+    thread that ends them, at any time, and waits for them with whatever it holds.
+    """
     batches: Iterable[Batch | DataError]
     if num_workers == 0:
         batches = map(reader.__getitem__, micro_batches)
@@ -73,14 +78,19 @@ def read_batches(
             generator=torch.Generator(),  # its base seed would else be drawn from the global generator
             multiprocessing_context="fork",
         )
-    for batch in batches:
-        if isinstance(batch, DataError):
-            raise batch
-        images, labels = batch
-        if device.type != "cpu":
-            images = images.to(device, non_blocking=True)
-            labels = labels.to(device, non_blocking=True)
-        yield images, labels
+    iterator: Iterator[Batch | DataError] = iter(batches)
+    try:
+        for batch in iterator:
+            if isinstance(batch, DataError):
+                raise batch
+            images, labels = batch
+            if device.type != "cpu":
+                images = images.to(device, non_blocking=True)
+                labels = labels.to(device, non_blocking=True)
+            yield images, labels
+    finally:
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            iterator._shutdown_workers()  # torch has no public way to do it now
 
 
 def _live_for_parent(_: int) -> None:

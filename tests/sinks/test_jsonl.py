@@ -11,6 +11,7 @@ from distrain.recipe import load_recipe
 from distrain.rundir import Attempt, RunDirectory, Status
 from distrain.sinks.jsonl import JsonlSink, rewind_metrics
 from distrain.sinks.protocol import Opening, Record
+from tests.command import wait_until
 from tests.disk import fill, small_disk
 
 
@@ -89,7 +90,7 @@ def test_status_that_finds_no_room_is_written_later(tmp_path: Path, caplog: pyte
                 heart.step = step
                 heart.beat("running")
             assert run.read_status().step == 0
-            assert [path.name for path in disk.iterdir() if path.name.startswith(".")] == []
+            wait_until(lambda: not any(path.name.startswith(".") for path in disk.iterdir()), "the drafts' end")
             filler.unlink()
             heart.beat("finished")
             assert run.read_status().step == 4
