@@ -95,7 +95,7 @@ def test_all_sinks_of_a_resumed_run_hold_the_same_metrics(tmp_path: Path) -> Non
     [
         pytest.param({}, marks=pytest.mark.slow),
         {"WANDB_API_KEY": ""},
-        {"WANDB_API_KEY": FAKE_KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"},
+        pytest.param({"WANDB_API_KEY": FAKE_KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}, marks=pytest.mark.slow),
     ],
 )
 def test_online_wandb_without_key_or_network_trains_on_with_one_warning(

@@ -136,6 +136,7 @@ def test_run_goes_on_after_the_time_limit_and_ends_undisturbed(
     assert [attempt["state"] for attempt in status(run)["attempts"]] == ["preempted", "finished"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_run_that_is_preempted_twice_ends_undisturbed(cluster: Cluster, folder: Path, undisturbed: Path) -> None:
     job_id = submit(*TRAINING, "--nodes=2", "--run=run", cwd=folder)
@@ -156,6 +157,7 @@ def test_run_that_is_preempted_twice_ends_undisturbed(cluster: Cluster, folder: 
     assert [attempt["state"] for attempt in status(run)["attempts"]] == ["preempted", "preempted", "finished"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_cancelled_job_saves_stays_away_and_goes_on_when_resumed(
     cluster: Cluster, folder: Path, undisturbed: Path
