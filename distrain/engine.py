@@ -40,9 +40,7 @@ class Start:
 
     step: int
     best: dict[str, float] | None = None
-    is_record_due: bool = (
-        False  # a stop broke off this step's evaluation, or the recipe wants one before the first step
-    )
+    is_record_due: bool = False  # a stop broke off this step's evaluation, or one is wanted before the first step
 
 
 def train(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, heart: Heart) -> bool:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from distrain.batching import Batching, solve_batching
-from distrain.checkpoint import committed
+from distrain.checkpoint import committed, final_path, newest_step
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile, read_profile
 from distrain.process import IN_WORDS
@@ -245,8 +245,8 @@ def _print_resume(console: Console, run: RunDirectory) -> None:
 
 
 def _newest_checkpoint(run: RunDirectory) -> str:
-    step = run.newest_step()
-    return str(run.checkpoints / f"step-{step:08d}") if step else "none yet: it begins again at step 0"
+    step = newest_step(run.checkpoints)
+    return str(final_path(run.checkpoints, step)) if step else "none yet: it begins again at step 0"
 
 
 def _advice(run: RunDirectory, error: dict[str, Any]) -> str | None:

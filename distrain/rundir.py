@@ -199,11 +199,6 @@ class RunDirectory:
         reports = [json.loads(path.read_text()) for path in self.errors.glob("rank-*.json")]
         return sorted((r for r in reports if r["time"] >= since), key=lambda r: (r["is_consequence"], r["time"]))
 
-    def newest_step(self) -> int:
-        """Return the step of the newest committed checkpoint; 0 where there is none."""
-        names = (path.name.removeprefix("step-") for path in self.checkpoints.glob("step-*"))
-        return max((int(name) for name in names if name.isdecimal()), default=0)
-
     def write_error(self, report: dict[str, Any]) -> None:
         """Write what ended a rank: its `rank`, the `time`, and what `report.print_failure` tells."""
         write_atomically(self.error(report["rank"]), json.dumps(report, indent=1))

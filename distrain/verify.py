@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distrain.checkpoint import committed
 from distrain.errors import RunError
 from distrain.rundir import RunDirectory
 
@@ -103,7 +104,7 @@ def _run(command: list[str], run: RunDirectory, *, is_to_be_killed: bool) -> boo
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     if is_to_be_killed:
-        while process.poll() is None and not any(run.checkpoints.glob("step-????????")):
+        while process.poll() is None and not committed(run.checkpoints):
             time.sleep(0.001)
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)

@@ -8,7 +8,7 @@ The names here need no torch. What touches tensors is imported from its own modu
 and `writer` (saving), `load` (reading), `consolidate` (one file for other programs).
 """
 
-from distrain.checkpoint.folder import Checkpoint, committed, final_path, read, remove, remove_drafts
+from distrain.checkpoint.folder import Checkpoint, committed, final_path, newest_step, read, remove, remove_drafts
 from distrain.checkpoint.inventory import Entry, choose, take_inventory
 from distrain.checkpoint.retention import superfluous
 from distrain.checkpoint.verify import find_fault, newest_good
@@ -21,6 +21,7 @@ __all__ = [
     "final_path",
     "find_fault",
     "newest_good",
+    "newest_step",
     "read",
     "remove",
     "remove_drafts",

@@ -37,6 +37,11 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix(_PREFIX))
 
 
+def newest_step(folder: Path) -> int:
+    """Return the step of the newest committed checkpoint below `folder`; 0 where there is none."""
+    return max(map(step_of, committed(folder)), default=0)
+
+
 def committed(folder: Path) -> list[Path]:
     """Return the committed checkpoints below `folder`, the oldest first."""
     if not folder.is_dir():

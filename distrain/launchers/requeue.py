@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from distrain import cluster
+from distrain.checkpoint import newest_step
 from distrain.cluster import JobFacts
 from distrain.errors import ExitCode, LaunchError, RunError
 from distrain.rundir import Job, RunDirectory
@@ -37,13 +38,13 @@ def begin(run: RunDirectory, environment: Mapping[str, str]) -> int:
         raise RunError(f"{run.path} holds no run; `distrain submit` makes one, and so does `distrain fit`")
     job = run.read_job() or Job()
     run.write_job(job.model_copy(update={"id": own_id(environment)}))
-    return run.newest_step()
+    return newest_step(run.checkpoints)
 
 
 def end(run: RunDirectory, code: int, signal: str, first_step: int, environment: Mapping[str, str]) -> int:
     """Queue the job again if the rule says so; returns the code that the job ends with."""
     job_id = own_id(environment)
-    step = run.newest_step()
+    step = newest_step(run.checkpoints)
     verdict = decide(
         code,
         signal=signal,

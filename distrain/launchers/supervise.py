@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+from distrain.checkpoint import final_path, newest_step
 from distrain.errors import ExitCode
 from distrain.launchers.company import Alone, Company
 from distrain.launchers.failures import find_deaths
@@ -62,7 +63,7 @@ def execute(
 
 def _execute_together(company: Company, run: RunDirectory, profile: Profile, *, tell: Callable[[str], None]) -> Ending:
     """Start attempt after attempt until the company agrees on the end."""
-    failures, reached = 0, run.newest_step()
+    failures, reached = 0, newest_step(run.checkpoints)
     while True:
         if (plan := company.gather()) is None:
             company.agree(ExitCode.STOPPED)
@@ -72,15 +73,15 @@ def _execute_together(company: Company, run: RunDirectory, profile: Profile, *, 
         errors = run.read_errors(started)
         end: ExitCode | None = code
         if code == ExitCode.FAILED and not run.stop.exists() and not (errors and errors[0]["is_final"]):
-            if run.newest_step() > reached:
-                failures, reached = 0, run.newest_step()
+            if newest_step(run.checkpoints) > reached:
+                failures, reached = 0, newest_step(run.checkpoints)
             failures += 1
             end = None if failures <= profile.restarts else code
         end = company.agree(end)
         if end is not None:
             return Ending(end, started)
         if code == ExitCode.FAILED and company.leads:
-            begin = f"from checkpoint step-{reached:08d}" if reached else "from step 0"
+            begin = f"from checkpoint {final_path(run.checkpoints, reached).name}" if reached else "from step 0"
             tell(f"{_in_short(run, errors)}; restart {failures} of {profile.restarts}, {begin}")
 
 
