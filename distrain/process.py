@@ -22,13 +22,17 @@ _SHARED_MEMORY = Path("/dev/shm")
 
 
 @contextmanager
-def stop_on_signal(run: RunDirectory, *, kill: Callable[[], None]) -> Iterator[None]:
-    """Turn SIGINT, SIGTERM and SIGUSR1 into a stop request; a second SIGINT calls `kill`."""
-    interrupts = 0
+def stop_on_signal(run: RunDirectory, *, kill: Callable[[], None]) -> Iterator[threading.Event]:
+    """Turn SIGINT, SIGTERM and SIGUSR1 into a stop request; a second SIGINT calls `kill`.
+
+    Yields an event that is set once a signal has come: the request itself may be taken away by who answers it first.
+    """
+    interrupts, was_asked = 0, threading.Event()
 
     def request_stop(number: int, _: FrameType | None) -> None:
         nonlocal interrupts
         interrupts += number == signal.SIGINT
+        was_asked.set()
         if interrupts > 1:
             kill()
         try:
@@ -37,11 +41,11 @@ def stop_on_signal(run: RunDirectory, *, kill: Callable[[], None]) -> Iterator[N
             kill()
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python delivers signals to the main thread alone
+        yield was_asked  # Python delivers signals to the main thread alone
         return
     previous = {number: signal.signal(number, request_stop) for number in STOP_SIGNALS}
     try:
-        yield
+        yield was_asked
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

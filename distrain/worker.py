@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from distrain.errors import DistrainError, ExitCode
@@ -59,7 +59,7 @@ def run_worker(
     """
     if owns_process:
         return _run_rank(run, owns_process=True, on_error=on_error)
-    with _handle_signals(run):
+    with stop_on_signal(run, kill=lambda: _end_at_once(run)):
         return _run_rank(run, owns_process=False, on_error=on_error)
 
 
@@ -106,16 +106,12 @@ def _run_rank(run: RunDirectory, *, owns_process: bool, on_error: Callable[[Exce
 def _take_held_signals(run: RunDirectory, *, is_alone: bool) -> Iterator[None]:
     """Take signals as stop requests: one of several ranks in a thread, one alone by handlers that leave pdb its own."""
     if is_alone:
-        with _handle_signals(run):
+        with stop_on_signal(run, kill=lambda: _end_at_once(run)):
             release_signals()
             yield
     else:
         fetch_signals(run)
         yield
-
-
-def _handle_signals(run: RunDirectory) -> AbstractContextManager[None]:
-    return stop_on_signal(run, kill=lambda: _end_at_once(run))
 
 
 def _end_at_once(run: RunDirectory) -> None:

@@ -1,5 +1,6 @@
 """Owns with whom a launcher executes a plan: alone, or with the launchers of the run's other machines."""
 
+from threading import Event
 from typing import Protocol
 
 from distrain.errors import ExitCode
@@ -14,9 +15,10 @@ class Company(Protocol):
         """Whether this launcher watches the ranks and decides how the run goes on."""
         ...
 
-    def gather(self) -> Plan | None:
+    def gather(self, was_asked: Event) -> Plan | None:
         """Wait until all are ready, and return what to start here; None where the run is asked to stop first.
 
+        `was_asked` is set once a signal has asked this very launcher to stop.
         Raises `LaunchError` where the others do not come.
         """
         ...
@@ -46,7 +48,7 @@ class Alone:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
 
-    def gather(self) -> Plan:
+    def gather(self, was_asked: Event) -> Plan:  # noqa: ARG002 - there is nothing to wait for
         """Return the plan at once."""
         return self._plan
 

@@ -4,6 +4,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
+from threading import Event
 from typing import Any
 
 from distrain.errors import ExitCode, LaunchError
@@ -42,13 +43,13 @@ class Guest:
         self._unread: list[dict[str, Any]] = []
         self._host_ended: float | None = None
 
-    def gather(self) -> Plan | None:
+    def gather(self, was_asked: Event) -> Plan | None:
         """Come to machine 0 and wait for its word; returns what to start here."""
         self._host_ended = None
         begun = told = time.monotonic()
         reason, was_stopping = "no answer yet", self._run.stop.exists()
         while True:
-            if self._line is None and not was_stopping and self._run.stop.exists():
+            if self._line is None and (was_asked.is_set() or (not was_stopping and self._run.stop.exists())):
                 return None  # with machine 0 here, it would say so
             if self._line is None:
                 reason = self._connect()

@@ -5,6 +5,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from threading import Event
 from typing import Any
 
 from distrain.errors import ExitCode, LaunchError
@@ -50,14 +51,14 @@ class Host:
         self._grown_ns: int | None = None  # when this attempt was stopped for more machines; 0 if a user stops it too
         self._listener = _listen(profile)
 
-    def gather(self) -> Plan | None:
+    def gather(self, was_asked: Event) -> Plan | None:
         """Wait for the other machines, give the word to begin, and return what to start here."""
         begun = arrival = told = time.monotonic()
         least = self._profile.min_nodes or self._profile.nodes
         while (here := len(self._guests) + 1) < self._profile.nodes:
             self._receive()
             now = time.monotonic()
-            if self._run.stop.exists():
+            if was_asked.is_set() or self._run.stop.exists():
                 return None
             if len(self._guests) + 1 != here:
                 arrival = now

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -57,15 +58,17 @@ def execute(
         started = time.time()
         _forget_heartbeats(run)
         return Ending(run_worker(run, on_error=on_error), started)
-    with stop_on_signal(run, kill=_interrupt), closing(company or Alone(plan)) as together:
-        return _execute_together(together, run, profile, tell=tell)
+    with stop_on_signal(run, kill=_interrupt) as was_asked, closing(company or Alone(plan)) as together:
+        return _execute_together(together, run, profile, was_asked=was_asked, tell=tell)
 
 
-def _execute_together(company: Company, run: RunDirectory, profile: Profile, *, tell: Callable[[str], None]) -> Ending:
+def _execute_together(
+    company: Company, run: RunDirectory, profile: Profile, *, was_asked: threading.Event, tell: Callable[[str], None]
+) -> Ending:
     """Start attempt after attempt until the company agrees on the end."""
     failures, reached = 0, newest_step(run.checkpoints)
     while True:
-        if (plan := company.gather()) is None:
+        if (plan := company.gather(was_asked)) is None:
             company.agree(ExitCode.STOPPED)
             return Ending(ExitCode.STOPPED, time.time())
         started = time.time()
