@@ -27,8 +27,7 @@ class Purpose(IntEnum):
 
 def derive_seed(seed: int, purpose: Purpose, *place: int) -> int:
     """Return a 63-bit seed for one place in a run, for example (epoch, sample index) or (step, micro-batch)."""
-    state = _mix(seed & _MASK)
-    state = _mix(state ^ purpose)
+    state = _stream(seed, purpose)
     for coordinate in place:
         state = _mix(state ^ coordinate)
     return state >> 1  # generators take a signed 64-bit integer
@@ -47,6 +46,11 @@ def permutation(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
     keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(_MIX_2)
     keys = keys ^ (keys >> np.uint64(31))
     return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
+
+
+@lru_cache(maxsize=64)
+def _stream(seed: int, purpose: Purpose) -> int:
+    return _mix(_mix(seed & _MASK) ^ purpose)
 
 
 def _mix(value: int) -> int:

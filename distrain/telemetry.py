@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Sequence
+from operator import mul
 
 import torch
 
@@ -44,7 +45,7 @@ class LossMeter:
             self._fresh.clear()
         rows = self._world.all_reduce(losses).view(-1, width).tolist()  # x + 0 is exact: each is one rank's
         for row, window in zip(rows, windows, strict=True):
-            total = math.fsum(loss * size for loss, size in zip(row, window.sizes, strict=False))
+            total = math.fsum(map(mul, row, window.sizes))  # a shorter window leaves the end of its row empty
             self.settled.append(total / window.num_samples)
         self._last_epoch += self.settled[-len(steps) :]
         return self.settled[-len(steps) :]

@@ -5,6 +5,7 @@ Step k of an epoch covers the positions from k x global_batch_size on, so a resu
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +28,18 @@ class Window:
     """One optimizer step: its samples over all ranks, and the micro-batches of it that this rank takes."""
 
     num_samples: int
-    sizes: tuple[int, ...]  # samples of each micro-batch
+    ranges: tuple[tuple[int, int], ...]  # [start, stop) of each micro-batch in the window
     own: range
 
     @property
     def num_pieces(self) -> int:
         """The number of micro-batches."""
-        return len(self.sizes)
+        return len(self.ranges)
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """The number of samples of each micro-batch."""
+        return [stop - start for start, stop in self.ranges]
 
 
 class TrainOrder:
@@ -65,14 +71,13 @@ class TrainOrder:
             order = permutation(self.seed, epoch, self.num_samples)
             window = self.window(step)
             start = step_in_epoch * self.batching.global_batch_size
-            ranges = self.batching.cut(window.num_samples)
             for piece in window.own:
-                begin, end = ranges[piece]
+                begin, end = window.ranges[piece]
                 yield MicroBatch(order[start + begin : start + end], epoch)
 
     def _window(self, num_samples: int) -> Window:
-        sizes = tuple(stop - start for start, stop in self.batching.cut(num_samples))
-        return Window(num_samples, sizes, self.batching.deal(len(sizes), self.rank))
+        ranges = tuple(self.batching.cut(num_samples))
+        return Window(num_samples, ranges, self.batching.deal(len(ranges), self.rank))
 
 
 def evaluation_order(*, num_samples: int, batch_size: int, rank: int, world_size: int) -> list[MicroBatch]:

@@ -64,6 +64,8 @@ class ConsoleSink:
         sys.breakpointhook = self._breakpoint
 
     def _show(self) -> None:
+        if self._progress.disable:
+            return
         self._progress.update(
             self._task,
             completed=self._latest.get("step", self._opening.first_step),
