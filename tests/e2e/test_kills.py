@@ -73,7 +73,7 @@ def rank_pid(run: Path, rank: int) -> int | None:
 @pytest.mark.parametrize(
     ("kills", "epochs"),
     [
-        pytest.param(4, 12, marks=pytest.mark.slow),
+        pytest.param(4, 40, marks=pytest.mark.slow),
         pytest.param(50, 300, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
     ],
 )
