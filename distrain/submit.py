@@ -13,7 +13,7 @@ from distrain.batching import solve_batching
 from distrain.debugging import Aids
 from distrain.errors import DistrainError, LaunchError, RunError
 from distrain.launchers.plan import Plan
-from distrain.launchers.profile import Profile
+from distrain.launchers.profile import Profile, Wanted
 from distrain.launchers.scripts import find_script
 from distrain.recipe import Recipe
 from distrain.request import RUNS, check_data, resolve_run, write_request
@@ -25,11 +25,12 @@ _OPTION = re.compile(r"[a-z][a-z0-9-]*(=.*)?", re.DOTALL)
 
 @dataclass(frozen=True)
 class Order:
-    """What is asked of SLURM, in sbatch's own words; `extras` are further options, KEY=VALUE or KEY."""
+    """What is asked of the launcher in the job, and of SLURM in sbatch's own words.
 
-    nodes: int = 1
-    gpus: int | None = None  # of each node
-    processes: int | None = None  # of each node, on CPUs
+    `extras` are further options of sbatch, KEY=VALUE or KEY.
+    """
+
+    wanted: Wanted
     time: str | None = None
     partition: str | None = None
     account: str | None = None
@@ -68,7 +69,7 @@ def resolve(
         for (reference, changes), folder in zip(pairs, folders, strict=True)
     ]
     runs, recipes = tuple(run for run, _ in found), tuple(recipe for _, recipe in found)
-    profile = _profile(order, recipes)
+    profile = _profile(order.wanted, recipes)
     for directory, recipe in found:
         solve_batching(
             recipe.data.batch_size, recipe.train.micro_batch_size, profile.world_size, is_exact=recipe.train.exact
@@ -121,19 +122,17 @@ def _each(tasks: list[str]) -> list[list[str]]:
     return [[task] for task in tasks] or [[]]
 
 
-def _profile(order: Order, recipes: tuple[Recipe, ...]) -> Profile:
+def _profile(wanted: Wanted, recipes: tuple[Recipe, ...]) -> Profile:
     """Return what is asked for; the job writes down what it was given, which may have other threads."""
-    for option, count in (("--nodes", order.nodes), ("--gpus", order.gpus), ("--procs", order.processes)):
-        if count is not None and count < 1:
-            raise LaunchError(f"{option} {count} starts nothing; give 1 or more")
-    if order.gpus is not None and order.processes is not None:
-        raise LaunchError("--gpus and --procs both give the number of processes; leave one out")
+    if not str(wanted.nodes or 1).isdecimal() or wanted.nodes == 0:
+        raise LaunchError(f"--nodes {wanted.nodes} is no count of machines for SLURM; give 1 or more")
     return Profile(
         launcher="slurm",
-        device="cuda" if order.gpus else "cpu",
-        nodes=order.nodes,
-        processes=order.gpus or order.processes or 1,
+        device=wanted.device or ("cpu" if wanted.processes is None else "cuda"),
+        nodes=int(wanted.nodes or 1),
+        processes=wanted.processes or 1,
         threads=recipes[0].train.threads or 1,
+        **wanted.patience,
     )
 
 
@@ -141,9 +140,9 @@ def _plan(order: Order, runs: tuple[RunDirectory, ...], recipes: tuple[Recipe, .
     workers = max(recipe.data.num_workers for recipe in recipes)
     options: dict[str, object] = {
         "job-name": recipes[0].name,
-        "nodes": order.nodes,
+        "nodes": profile.nodes,
         "ntasks-per-node": 1,
-        "gpus-per-node": order.gpus,
+        "gpus-per-node": profile.processes if profile.device == "cuda" else None,
         "cpus-per-task": profile.processes * (1 + workers),
         "time": order.time,
         "partition": order.partition,

@@ -43,6 +43,8 @@ def test_options_reach_sbatch_in_its_words(fake: Path, tmp_path: Path) -> None:
     more = [
         "--dependency=afterok:1",
         "--no-requeue",
+        "--restarts=5",
+        "--stall-timeout=60",
         "--sbatch=mem=64G",
         "--sbatch=exclusive",
         "--set=data.num_workers=3",
@@ -72,6 +74,7 @@ def test_options_reach_sbatch_in_its_words(fake: Path, tmp_path: Path) -> None:
     assert json.loads((run / "job.json").read_text())["id"] == "4711"
     profile = yaml.safe_load((run / "profile.yaml").read_text())
     assert (profile["launcher"], profile["device"], profile["nodes"], profile["processes"]) == ("slurm", "cuda", 2, 4)
+    assert (profile["restarts"], profile["stall_timeout_s"]) == (5, 60)
 
 
 def test_awkward_names_reach_sbatch_as_data(fake: Path, tmp_path: Path) -> None:
@@ -139,7 +142,8 @@ def test_without_git_the_snapshot_holds_the_modules_and_packages(fake: Path, tmp
     ("arguments", "words"),
     [
         (["--gpus=2", "--procs=2"], "--gpus and --procs both give"),
-        (["--nodes=0"], "--nodes 0 starts nothing"),
+        (["--nodes=0"], "--nodes 0 is no count of machines for SLURM; give 1 or more"),
+        (["--restarts=-1"], "--restarts -1 is no count; give 0 or more"),
         (["--sbatch=; rm -rf"], "is not KEY=VALUE"),
         (["--snapshot-extra=absent"], "--snapshot-extra absent is no file"),
         (["--set=train.epoch=1"], "did you mean epochs"),

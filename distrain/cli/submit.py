@@ -39,6 +39,14 @@ def submit(
     run: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Run directory: a new one, or one to go on with.")
     ] = None,
+    restarts: Annotated[
+        int | None,
+        typer.Option(help="Restarts after a failure without a newer checkpoint, 3 if left out."),
+    ] = None,
+    stall_timeout: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Seconds without progress that are a failure, 120 if left out."),
+    ] = None,
     snapshot: Annotated[
         bool, typer.Option(help="Run a copy of this folder's code: what git tracks, else the Python files.")
     ] = True,
@@ -57,15 +65,11 @@ def submit(
     from distrain import report
     from distrain import submit as submission
     from distrain.launchers.launchfile import read_wanted
-    from distrain.launchers.profile import Wanted
+    from distrain.launchers.profile import read_options
 
-    wanted = read_wanted(launch, Wanted())
-    if gpus is None and procs is None:
-        gpus, procs = (None, wanted.processes) if wanted.device == "cpu" else (wanted.processes, None)
+    options = read_options(gpus=gpus, processes=procs, nodes=nodes, restarts=restarts, stall_timeout_s=stall_timeout)
     order = submission.Order(
-        nodes=nodes if nodes is not None else int(wanted.nodes or 1),
-        gpus=gpus,
-        processes=procs,
+        wanted=read_wanted(launch, options),
         time=time,
         partition=partition,
         account=account,

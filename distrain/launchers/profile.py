@@ -111,16 +111,16 @@ class Wanted(BaseModel):
 
 def read_options(
     *,
-    gpus: int | None,
-    device: str | None,
-    processes: int | None,
-    launcher: str | None,
-    nodes: str | None,
-    node_rank: int | None,
-    rendezvous: str | None,
-    restarts: int | None,
-    stall_timeout_s: float | None,
-    accelerate_config: Path | None,
+    gpus: int | None = None,
+    device: str | None = None,
+    processes: int | None = None,
+    launcher: str | None = None,
+    nodes: int | str | None = None,
+    node_rank: int | None = None,
+    rendezvous: str | None = None,
+    restarts: int | None = None,
+    stall_timeout_s: float | None = None,
+    accelerate_config: Path | None = None,
 ) -> Wanted:
     """Take the options of the command line; raises `LaunchError` where they make no sense or contradict each other."""
     for option, count in (("--gpus", gpus), ("--procs", processes)):

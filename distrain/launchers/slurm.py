@@ -71,7 +71,8 @@ def resolve_allocated(
 ) -> Profile:
     """Return the profile of a run in this allocation: as many machines and GPUs as SLURM has given.
 
-    On CPUs SLURM does not say how many processes a node is for: `wanted` does, else the run's own `stored` profile.
+    On CPUs SLURM does not say how many processes a node is for: `wanted` does, else the run's own `stored` profile,
+    which also says what the run bears.
     Raises `LaunchError` where other counts are asked for than were given.
     """
     device, processes = wanted.device, wanted.processes
@@ -95,7 +96,7 @@ def resolve_allocated(
         nodes=allocation.nodes,
         processes=count,
         threads=threads or max(1, allocation.cpus // count),
-        **wanted.patience,
+        **{**(stored.as_wanted().patience if stored is not None else {}), **wanted.patience},
     )
 
 

@@ -69,9 +69,10 @@ def test_profile_is_what_slurm_gave_and_not_what_was_written_down() -> None:
     stored = Profile(launcher="slurm", device="cuda", nodes=4, processes=8, threads=1)
     given = resolve(Allocation(1, nodes=2, node_list="", cpus=8, gpus=4), stored=stored)
     assert (given.device, given.nodes, given.processes, given.threads) == ("cuda", 2, 4, 2)
-    stored = Profile(launcher="slurm", device="cpu", nodes=4, processes=8, threads=1)
+    stored = Profile(launcher="slurm", device="cpu", nodes=4, processes=8, threads=1, restarts=7, stall_timeout_s=9)
     given = resolve(Allocation(1, nodes=2, node_list="", cpus=8, gpus=4), stored=stored)
     assert (given.device, given.nodes, given.processes, given.threads) == ("cpu", 2, 8, 1)
+    assert (given.restarts, given.stall_timeout_s) == (7, 9)
     with pytest.raises(LaunchError, match="2 nodes, and 3 were asked for"):
         resolve_allocated(Wanted(nodes=3), Allocation(1, 2, "", 8, 4), stored=None, threads=None)
     with pytest.raises(LaunchError, match="SLURM has given 4 GPUs on each node, and 8 were asked for"):
