@@ -1,6 +1,7 @@
 """Owns who this process is among all of them: the only module that reads rank variables or makes a process group."""
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ def size_from_environment() -> int:
 def join_world(*, device: str, processes: int, threads: int, num_devices: int = 1) -> Iterator[World]:
     """Join the other processes of this run, by the variables that the launcher has set, and leave them at the end.
 
-    Raises `LaunchError` where another number of processes came than the profile asked for.
+    Raises `LaunchError` where another number of processes came than the profile asked for, and where a GPU is missing.
     """
     rank = rank_from_environment()
     size = size_from_environment()
@@ -119,6 +120,11 @@ def join_world(*, device: str, processes: int, threads: int, num_devices: int = 
         raise LaunchError(f"{processes} processes were asked for and {size} came; start the run with `distrain fit`")
     torch.set_num_threads(threads)
     if device == "cuda":
+        if (visible := torch.cuda.device_count()) < local_rank + num_devices:
+            raise LaunchError(
+                f"{socket.gethostname()} shows {visible} GPUs to rank {rank}, which needs {local_rank + num_devices}; "
+                "`distrain doctor` there says more"
+            )
         torch.cuda.set_device(local_rank)
     own_device = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
     store: Store | None = None

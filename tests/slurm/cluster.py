@@ -5,6 +5,7 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import time
 from contextlib import suppress
@@ -14,6 +15,7 @@ from tests.command import wait_until
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scontrol")
 NODES = ("n1", "n2", "n3")
+GPUS = 2  # of each node: SLURM deals them like any others, though nothing can be computed on them
 
 # Three nodes of one host, with more CPUs than it has.
 _CONFIGURATION = """
@@ -45,6 +47,7 @@ JobRequeue=1
 KillWait=10
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
+GresTypes=gpu
 """
 
 
@@ -132,10 +135,23 @@ class Cluster:
         host, port = socket.gethostname().split(".")[0], _free_ports(1 + len(NODES))
         lines = [_CONFIGURATION.format(host=host, port=port, folder=self.folder)]
         for number, node in enumerate(NODES, start=1):
-            lines.append(f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port + number} CPUs=16\n")
+            lines.append(f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port + number} CPUs=16")
+            lines.append(f" Gres=gpu:{GPUS}\n" if self._make_gpus(node) else "\n")
         for name, priority, default in (("normal", 1, "YES"), ("urgent", 10, "NO")):
             lines.append(f"PartitionName={name} Nodes={','.join(NODES)} PriorityTier={priority} Default={default}\n")
         (self.folder / "slurm.conf").write_text("".join(lines))
+
+    def _make_gpus(self, node: str) -> bool:
+        """Make device files for a node's GPUs, which SLURM only counts; returns whether that is permitted here."""
+        files = [self.folder / f"{node}-gpu{number}" for number in range(GPUS)]
+        try:
+            for file in files:
+                os.mknod(file, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+        except PermissionError:
+            return False
+        with (self.folder / "gres.conf").open("a") as lines:
+            lines.writelines(f"NodeName={node} Name=gpu File={file}\n" for file in files)
+        return True
 
     def _start_munge(self) -> None:
         folder = self.folder / "munge"

@@ -8,8 +8,18 @@ from typing import Any
 
 import pytest
 
-from tests.command import QUIET, checkpoint_steps, comparable, distrain, fit, status, wait_for_step, wait_until
-from tests.slurm.cluster import Cluster
+from tests.command import (
+    QUIET,
+    checkpoint_steps,
+    comparable,
+    distrain,
+    fit,
+    heartbeat,
+    status,
+    wait_for_step,
+    wait_until,
+)
+from tests.slurm.cluster import GPUS, Cluster
 
 # A step takes as long as a test likes: until the file `fast` stands in the folder that the run was submitted from.
 SLOW_NET = """
@@ -114,7 +124,8 @@ def test_job_on_two_nodes_trains_to_the_end_as_two_processes_here_do(
 def test_run_goes_on_after_the_time_limit_and_ends_undisturbed(
     cluster: Cluster, folder: Path, undisturbed: Path
 ) -> None:
-    job_id = submit(*TRAINING, "--nodes=2", "--run=run", "--time=30", cwd=folder)
+    offline = "--set=log.wandb=offline"
+    job_id = submit(*TRAINING, offline, "--nodes=2", "--run=run", "--time=30", cwd=folder)
     run = folder / "run"
     wait_for_step(run, 5)
     # SLURM counts whole minutes, and gives notice 120 s before: at once.
@@ -134,6 +145,8 @@ def test_run_goes_on_after_the_time_limit_and_ends_undisturbed(
     assert f"job {job_id} is queued again, and goes on from step {step}" in said(run)
     assert f"at step {step} of {STEPS}" in (run / "logs" / "rank-0.log").read_text()  # appended
     assert [attempt["state"] for attempt in status(run)["attempts"]] == ["preempted", "finished"]
+    wandb_runs = [path.stem.removeprefix("run-") for path in (run / "wandb").glob("offline-run-*/run-*.wandb")]
+    assert wandb_runs == [(run / "wandb" / "run-id").read_text()] * 2
 
 
 @pytest.mark.slow
@@ -254,6 +267,36 @@ def test_fit_inside_an_allocation_trains_on_its_nodes(cluster: Cluster, folder: 
     done = subprocess.run(["salloc", "--nodes=2", *words], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert_same(folder / "run", undisturbed)
+
+
+@pytest.mark.slow
+def test_gpus_of_the_allocation_are_seen_by_each_rank(cluster: Cluster, folder: Path, undisturbed: Path) -> None:
+    if "gpu" not in cluster.call("sinfo", "--noheader", "--format=%G"):
+        pytest.skip("device files are not permitted here, and SLURM wants some for GPUs")
+    on_cpu = ["--procs=2", f"--sbatch=gpus-per-node={GPUS}"]
+    job_id = submit(*TRAINING, *on_cpu, "--run=run", cwd=folder)
+    run = folder / "run"
+    wait_for_step(run, 1)
+    for rank in (0, 1):
+        environment = Path(f"/proc/{heartbeat(run, rank)['pid']}/environ").read_bytes().split(b"\0")
+        assert b"CUDA_VISIBLE_DEVICES=0,1" in environment
+    (folder / "fast").touch()
+    wait_for_job(cluster, job_id, "COMPLETED")
+    assert_same(run, undisturbed)
+
+
+@pytest.mark.slow
+def test_gpus_that_slurm_counts_and_no_driver_shows_are_missed_in_one_sentence(cluster: Cluster, folder: Path) -> None:
+    if "gpu" not in cluster.call("sinfo", "--noheader", "--format=%G"):
+        pytest.skip("device files are not permitted here, and SLURM wants some for GPUs")
+    job_id = submit(*TRAINING, f"--gpus={GPUS}", "--run=run", cwd=folder)
+    wait_for_job(cluster, job_id, "FAILED")
+    assert cluster.field(job_id, "Restarts") == "0"
+    assert "shows 0 GPUs to rank 0, which needs 1; `distrain doctor` there says more" in said(folder / "run")
+    too_many = distrain("submit", *TRAINING, f"--gpus={GPUS + 1}", "--run=more", cwd=folder)
+    assert too_many.code == 2
+    assert "distrain: SLURM refuses the job: " in too_many.err
+    assert not (folder / "more").exists()
 
 
 def test_wrong_partition_is_one_sentence_and_leaves_nothing(cluster: Cluster, tmp_path: Path) -> None:
