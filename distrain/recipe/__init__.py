@@ -1,0 +1,33 @@
+"""The recipe: what is trained, as one frozen, validated model, read from YAML and changed by --set.
+
+Every field says here what it does. A recipe never says where or on how many devices it runs: that is the profile's.
+"""
+
+from distrain.recipe.data import Augment, Data, Transform, TransformList
+from distrain.recipe.fields import fields
+from distrain.recipe.model import Loss, Model
+from distrain.recipe.output import Checkpoint, Eval, Log
+from distrain.recipe.read import builtin_recipes, load_recipe, read_recipe
+from distrain.recipe.training import Optimizer, Parallel, Schedule, Train
+from distrain.recipe.whole import Recipe
+
+__all__ = [
+    "Augment",
+    "Checkpoint",
+    "Data",
+    "Eval",
+    "Log",
+    "Loss",
+    "Model",
+    "Optimizer",
+    "Parallel",
+    "Recipe",
+    "Schedule",
+    "Train",
+    "Transform",
+    "TransformList",
+    "builtin_recipes",
+    "fields",
+    "load_recipe",
+    "read_recipe",
+]

@@ -1,0 +1,38 @@
+"""The sections of a recipe that say what a run leaves behind: checkpoints, metrics, evaluations."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from distrain.recipe.section import Positive, Section
+
+
+class Checkpoint(Section):
+    """When the state of the run is written; it always is at the end."""
+
+    every_epochs: int | None = Field(1, gt=0, description="epochs between two checkpoints; null: not by epochs")
+    every_steps: int | None = Field(None, gt=0, description="steps between two checkpoints; null: not by steps")
+    every_minutes: Positive | None = Field(None, description="minutes between two checkpoints; null: not by the clock")
+    asynchronous: bool = Field(default=True, description="write in the background; false holds up the training")
+    keep_last: int = Field(2, gt=0, description="how many of the newest checkpoints stay")
+    keep_best: bool = Field(default=True, description="write and keep one at the evaluation with the best val/top1")
+    keep_every_steps: int | None = Field(None, gt=0, description="checkpoints of multiples of this stay for ever")
+
+
+class Log(Section):
+    """What is recorded, and where to."""
+
+    every_steps: int = Field(50, gt=0, description="steps between two lines of metrics")
+    verbose: bool = Field(default=False, description="print every line of metrics, not only evaluations")
+    tensorboard: bool = Field(default=True, description="write TensorBoard files into the run directory")
+    wandb: Literal["offline", "online", "disabled"] = Field("offline", description="online uploads while training")
+    wandb_project: str = Field("distrain", description="the Weights & Biases project of the run")
+
+
+class Eval(Section):
+    """When and how the validation samples are evaluated; they always are at the end."""
+
+    every_epochs: int | None = Field(1, gt=0, description="epochs between two evaluations; null: not by epochs")
+    every_steps: int | None = Field(None, gt=0, description="steps between two evaluations; null: not by steps")
+    at_start: bool = Field(default=False, description="also before the first step: a fault in it shows at once")
+    batch_size: int = Field(256, gt=0, description="samples of one forward pass")

@@ -1,0 +1,88 @@
+"""The sections of a recipe that say how the weights are changed, how long, and by how many together."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from distrain.recipe.section import Fraction, NonNegative, Positive, Section, refuse_unused
+
+
+class Optimizer(Section):
+    """The update rule, as in torch.optim; a field that the rule does not have stays null."""
+
+    name: Literal["sgd", "adam", "adamw", "rmsprop"] = Field("sgd", description="the rule")
+    lr: Positive = Field(description="base learning rate, which the schedule multiplies")
+    weight_decay: NonNegative = Field(0.0, description="L2 penalty, decoupled from the gradient by adamw")
+    momentum: Fraction | None = Field(None, description="sgd, rmsprop")
+    nesterov: bool | None = Field(None, description="sgd")
+    betas: tuple[Fraction, Fraction] | None = Field(None, description="adam, adamw")
+    alpha: Fraction | None = Field(None, description="rmsprop: smoothing of the squared gradient")
+    eps: Positive | None = Field(None, description="adam, adamw, rmsprop")
+
+    @model_validator(mode="after")
+    def _fields_belong_to_the_rule(self) -> Self:
+        known = {"sgd": "momentum nesterov", "adam": "betas eps", "adamw": "betas eps", "rmsprop": "momentum alpha eps"}
+        refuse_unused(self, {"name", "lr", "weight_decay", *known[self.name].split()}, "optimizer")
+        if self.nesterov and not self.momentum:
+            raise ValueError("optimizer.nesterov needs optimizer.momentum above 0")
+        return self
+
+
+class Schedule(Section):
+    """The learning rate as a pure function of the step; a field that the schedule does not have stays null."""
+
+    name: Literal["constant", "step", "multistep", "cosine", "onecycle"] = Field("constant", description="the curve")
+    warmup_epochs: NonNegative = Field(0.0, description="linear rise from near 0; not for onecycle, which has its own")
+    step_epochs: Positive | None = Field(None, description="step: epochs between two drops")
+    milestones_epochs: tuple[Positive, ...] | None = Field(None, description="multistep: the epochs of the drops")
+    gamma: Positive | None = Field(None, description="step, multistep: factor of a drop; 0.1 if null")
+    final_factor: NonNegative | None = Field(None, description="cosine: last factor of the learning rate; 0 if null")
+    pct_start: Fraction | None = Field(None, description="onecycle: share of the steps that rises; 0.3 if null")
+    div_factor: Positive | None = Field(None, description="onecycle: peak over first learning rate; 25 if null")
+    final_div_factor: Positive | None = Field(None, description="onecycle: first over last learning rate; 1e4 if null")
+
+    @model_validator(mode="after")
+    def _fields_belong_to_the_schedule(self) -> Self:
+        known = {
+            "constant": "",
+            "step": "step_epochs gamma",
+            "multistep": "milestones_epochs gamma",
+            "cosine": "final_factor",
+            "onecycle": "pct_start div_factor final_div_factor",
+        }
+        refuse_unused(self, {"name", "warmup_epochs", *known[self.name].split()}, "schedule")
+        if self.name == "onecycle" and self.warmup_epochs:
+            raise ValueError("schedule.warmup_epochs is not for onecycle, which rises by pct_start; leave it 0")
+        needed = {"step": "step_epochs", "multistep": "milestones_epochs"}.get(self.name)
+        if needed and getattr(self, needed) is None:
+            raise ValueError(f"schedule.name={self.name} needs schedule.{needed}")
+        if self.milestones_epochs and list(self.milestones_epochs) != sorted(set(self.milestones_epochs)):
+            raise ValueError("schedule.milestones_epochs must rise from one to the next")
+        return self
+
+
+class Train(Section):
+    """How long and how training runs."""
+
+    epochs: int = Field(gt=0, description="passes over the training samples")
+    max_steps: int | None = Field(None, gt=0, description="stop after this many optimizer steps, if sooner")
+    micro_batch_size: int | None = Field(None, gt=0, description="samples of one forward pass; null: batch / processes")
+    seed: int = Field(0, ge=0, lt=2**63, description="the one seed of order, augmentation, weights and dropout")
+    deterministic: bool = Field(default=True, description="take deterministic kernels where torch has them")
+    exact: bool = Field(default=False, description="the same bits at every number of processes")
+    threads: int | None = Field(None, gt=0, description="CPU threads of a process; null: its share, 1 in exact mode")
+    clip_norm: Positive | None = Field(None, description="largest 2-norm of the gradient; null: not clipped")
+    ema_decay: Fraction | None = Field(None, description="moving average of the weights, evaluated in their place")
+    max_rollbacks: int = Field(3, ge=0, description="batches left out at most because their loss was not finite")
+    detect_anomaly: bool = Field(default=False, description="slow: name the operation whose gradient is not a number")
+    target_loss: Positive | None = Field(
+        None, description="end where an epoch's mean training loss is below this, and fail where it never is; null: no"
+    )
+
+
+class Parallel(Section):
+    """How the processes share the work."""
+
+    strategy: Literal["auto", "ddp", "dp", "fsdp", "none"] = Field(
+        "auto", description="ddp; dp: one process for several GPUs; fsdp: weights divided; auto: ddp, else dp"
+    )

@@ -1,0 +1,58 @@
+"""Owns the recipe as a whole: all sections, what must hold between them, and what of it decides the training."""
+
+from functools import cached_property
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from distrain.recipe.data import Augment, Data
+from distrain.recipe.model import Loss, Model
+from distrain.recipe.output import Checkpoint, Eval, Log
+from distrain.recipe.section import Section
+from distrain.recipe.training import Optimizer, Parallel, Schedule, Train
+
+
+class Recipe(Section):
+    """What is trained: everything that decides the result, and nothing about the machine it runs on."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run directory")
+    data: Data
+    augment: Augment = Field(default_factory=Augment)
+    model: Model
+    loss: Loss = Field(default_factory=Loss)
+    optimizer: Optimizer
+    schedule: Schedule = Field(default_factory=Schedule)
+    train: Train
+    parallel: Parallel = Field(default_factory=Parallel)
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="arithmetic of the forward pass, by autocast"
+    )
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+    log: Log = Field(default_factory=Log)
+    eval: Eval = Field(default_factory=Eval)
+
+    @model_validator(mode="after")
+    def _exact_mode_has_its_own_strategy(self) -> Self:
+        if self.train.exact and self.parallel.strategy in {"dp", "fsdp"}:
+            raise ValueError(
+                f"train.exact and parallel.strategy={self.parallel.strategy} exclude each other; choose one"
+            )
+        return self
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide the training; a run directory goes on only with these unchanged."""
+        dump = self.model_dump(
+            mode="json", exclude={"log": True, "checkpoint": True, "parallel": True, "eval": {"batch_size"}}
+        )
+        for field in ("path", "num_workers"):
+            del dump["data"][field]
+        return dump
+
+    def to_yaml(self) -> str:
+        """Return the resolved recipe as YAML that `load_recipe` reads back to an equal recipe."""
+        dump = self.model_dump(mode="json")
+        for split in ("train", "eval"):
+            dump["augment"][split] = [{t["name"]: t["arguments"]} for t in dump["augment"][split]]
+        return yaml.safe_dump(dump, sort_keys=False, allow_unicode=True)
