@@ -41,9 +41,9 @@ def distrain(*arguments: str, cwd: Path, env: dict[str, str] | None = None, time
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-def fit(*arguments: str, cwd: Path, env: dict[str, str] | None = None, code: int = 0) -> Done:
+def fit(*arguments: str, cwd: Path, env: dict[str, str] | None = None, code: int = 0, timeout_s: float = 240) -> Done:
     """Train without the sinks that a test does not look at; fails with the output if it ends with another code."""
-    done = distrain("fit", *arguments, *QUIET, cwd=cwd, env=env)
+    done = distrain("fit", *arguments, *QUIET, cwd=cwd, env=env, timeout_s=timeout_s)
     assert done.code == code, f"exit code {done.code}\n{done.out}\n{done.err}"
     return done
 
