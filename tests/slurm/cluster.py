@@ -14,6 +14,7 @@ from pathlib import Path
 from tests.command import wait_until
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scontrol")
+DATABASE = ("slurmdbd", "mariadbd", "mariadb-install-db", "sacct", "sacctmgr")
 NODES = ("n1", "n2", "n3")
 GPUS = 2  # of each node: SLURM deals them like any others, though nothing can be computed on them
 
@@ -37,7 +38,7 @@ ProctrackType=proctrack/pgid
 TaskPlugin=task/none
 MpiDefault=none
 JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
+{accounting}
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
@@ -51,11 +52,37 @@ GresTypes=gpu
 """
 
 
-class Cluster:
-    """A running SLURM; its commands find it by `env`."""
+# What keeps the jobs that the controller has forgotten, which it does as soon as it may.
+_ACCOUNTING = """
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={port}
+AccountingStoragePass={folder}/munge/socket
+MinJobAge=2
+"""
+_DATABASE = """
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket
+DbdHost=localhost
+DbdPort={port}
+SlurmUser=root
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={database_port}
+StorageUser=slurm
+StoragePass=slurm
+LogFile={folder}/slurmdbd.log
+PidFile={folder}/slurmdbd.pid
+"""
+_GRANT = "create user slurm@localhost identified by 'slurm'; grant all on *.* to slurm@localhost;"
 
-    def __init__(self, folder: Path) -> None:
+
+class Cluster:
+    """A running SLURM; its commands find it by `env`. With `accounting` it has a database, and sacct answers."""
+
+    def __init__(self, folder: Path, *, accounting: bool = False) -> None:
         self.folder = folder
+        self._accounting = accounting
         self.env = {"SLURM_CONF": str(folder / "slurm.conf")}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -65,6 +92,8 @@ class Cluster:
         self.folder.chmod(0o755)
         self._write_configuration()
         self._start_munge()
+        if self._accounting:
+            self._start_database()
         self._run("slurmctld", "slurmctld", "-D", "-c", "-f", self.env["SLURM_CONF"])
         for node in NODES:
             self.start_node(node)
@@ -73,7 +102,7 @@ class Cluster:
     def stop(self) -> None:
         subprocess.run(["scancel", "--signal=KILL", "--user=root"], env=self._environment(), check=False)
         time.sleep(0.5)
-        for name in (*NODES, "slurmctld", "munged"):
+        for name in (*NODES, "slurmctld", "slurmdbd", "mariadbd", "munged"):
             if (process := self._processes.get(name)) is not None:
                 process.terminate()
                 with suppress(subprocess.TimeoutExpired):
@@ -132,8 +161,15 @@ class Cluster:
         return {**os.environ, **self.env}
 
     def _write_configuration(self) -> None:
-        host, port = socket.gethostname().split(".")[0], _free_ports(1 + len(NODES))
-        lines = [_CONFIGURATION.format(host=host, port=port, folder=self.folder)]
+        host, port = socket.gethostname().split(".")[0], _free_ports(3 + len(NODES))
+        own, database = port + len(NODES) + 1, port + len(NODES) + 2
+        accounting = _ACCOUNTING.format(port=own, folder=self.folder) if self._accounting else ""
+        lines = [_CONFIGURATION.format(host=host, port=port, folder=self.folder, accounting=accounting)]
+        (self.folder / "slurmdbd.conf").touch(mode=0o600)
+        (self.folder / "slurmdbd.conf").write_text(
+            _DATABASE.format(folder=self.folder, port=own, database_port=database)
+        )
+        self._database_port = database
         for number, node in enumerate(NODES, start=1):
             lines.append(f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port + number} CPUs=16")
             lines.append(f" Gres=gpu:{GPUS}\n" if self._make_gpus(node) else "\n")
@@ -165,6 +201,26 @@ class Cluster:
         while not (folder / "socket").exists():
             assert self._processes["munged"].poll() is None, (folder / "log").read_text()
             time.sleep(0.05)
+
+    def _start_database(self) -> None:
+        folder = self.folder / "database"
+        install = ["mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={folder}"]
+        subprocess.run([*install, "--auth-root-authentication-method=normal"], check=True, capture_output=True)
+        server = f"--socket={folder}/socket"
+        port = f"--port={self._database_port}"
+        places = [f"--datadir={folder}", server, port, "--bind-address=127.0.0.1", f"--pid-file={folder}/pid"]
+        self._run("mariadbd", "mariadbd", "--no-defaults", "--user=root", *places)
+        grant = ["mariadb", "--no-defaults", server, "--user=root", f"--execute={_GRANT}"]
+        wait_until(lambda: subprocess.run(grant, capture_output=True, check=False).returncode == 0, "the database")
+        self._run("slurmdbd", "slurmdbd", "-D")
+        listing = ["sacctmgr", "--noheader", "list", "cluster"]
+        environment = self._environment()
+        wait_until(
+            lambda: subprocess.run(listing, env=environment, capture_output=True, check=False).returncode == 0,
+            "slurmdbd",
+            every_s=0.5,
+        )
+        self.call("sacctmgr", "--immediate", "add", "cluster", "distrain")
 
     def _run(self, name: str, *command: str) -> None:
         with (self.folder / f"{name}.out").open("ab") as log:
@@ -202,9 +258,10 @@ def _free_ports(count: int) -> int:
             return first
 
 
-def missing() -> str | None:
+def missing(*, accounting: bool = False) -> str | None:
     """Why no SLURM can be started here; None where it can."""
-    absent = [program for program in PROGRAMS if shutil.which(program) is None]
+    absent = [program for program in (*PROGRAMS, *(DATABASE if accounting else ())) if shutil.which(program) is None]
     if absent:
-        return f"needs a SLURM to start: {', '.join(absent)} missing (apt-get install slurmctld slurmd munge)"
+        packages = "slurmctld slurmd munge" + (" slurmdbd mariadb-server" if accounting else "")
+        return f"needs a SLURM to start: {', '.join(absent)} missing (apt-get install {packages})"
     return None if os.geteuid() == 0 else "needs to be root, to start a SLURM"
