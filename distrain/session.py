@@ -13,7 +13,8 @@ from distrain.checkpoint.tensors import Tensors, average_tensors, gather_tensors
 from distrain.checkpoint.writer import Checkpointer
 from distrain.data.loader import BatchReader
 from distrain.data.order import MicroBatch, TrainOrder
-from distrain.data.sources import Source, choose_samples, open_sources
+from distrain.data.source import Source
+from distrain.data.sources import choose_samples, open_sources
 from distrain.data.transforms import Normalize, build_transforms
 from distrain.due import Due
 from distrain.errors import DataError

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from distrain.data.folder import scan_image_folder
+from distrain.data.images import FileSource
 from distrain.data.loader import BatchReader, read_batches
 from distrain.data.order import MicroBatch
-from distrain.data.sources import FolderSource, TensorSource
+from distrain.data.source import TensorSource
 from distrain.data.transforms import build_transforms
 from distrain.errors import DataError
 from distrain.recipe import Augment
@@ -33,7 +34,7 @@ def photographs(tmp_path: Path) -> Path:
 
 
 def test_every_kind_of_image_is_read_as_rgb(photographs: Path) -> None:
-    source = FolderSource(scan_image_folder(str(photographs))["train"])
+    source = FileSource(scan_image_folder(str(photographs))["train"])
     assert source.classes == ("ants", "bees")
     assert len(source) == 10
     for index in range(10):
@@ -42,7 +43,7 @@ def test_every_kind_of_image_is_read_as_rgb(photographs: Path) -> None:
 
 
 def test_augmentation_depends_on_seed_epoch_and_sample_alone(photographs: Path) -> None:
-    source = FolderSource(scan_image_folder(str(photographs))["train"])
+    source = FileSource(scan_image_folder(str(photographs))["train"])
     config = Augment.model_validate({"train": [{"RandomResizedCrop": {"size": 16}}, "RandomHorizontalFlip"]})
     reader = BatchReader(source, build_transforms(config.train, key="augment.train"), seed=5)
 
@@ -64,7 +65,7 @@ def test_augmentation_depends_on_seed_epoch_and_sample_alone(photographs: Path) 
 def test_unreadable_image_is_an_error_with_its_path_also_from_a_loader_process(photographs: Path) -> None:
     bad = photographs / "train" / "bees" / "a.jpg"
     bad.write_bytes(b"not a JPEG")
-    reader = BatchReader(FolderSource(scan_image_folder(str(photographs))["train"]), None, seed=0)
+    reader = BatchReader(FileSource(scan_image_folder(str(photographs))["train"]), None, seed=0)
     for workers in (0, 2):
         with pytest.raises(DataError, match=r"bees/a\.jpg cannot be read"):
             list(read_batches(reader, [MicroBatch(np.array([4, 5]))], num_workers=workers, device=CPU))
