@@ -111,7 +111,7 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 
 def _pixels(image: Image.Image) -> torch.Tensor:
     pixels = np.atleast_3d(np.array(image))  # [height, width, channels]
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(pixels).permute(2, 0, 1)  # in memory channels last, as torchvision's decoders give it
 
 
 def _is_plain(content: NDArray[np.uint8]) -> bool:

@@ -85,7 +85,7 @@ def _read(file: Path) -> Iterator[_Row]:
                 raise DataError(f"{place} is {cells!r:.60}, not an object with path and label")
             if not isinstance(cells.get("path"), str) or not cells["path"].strip():
                 raise DataError(f"{place} has no path; it has {', '.join(map(str, cells)) or 'nothing'}")
-            yield _Row(place, str(file.parent), cells)
+            yield _Row(place, os.path.dirname(file), cells)  # noqa: PTH120 - no ./ before a path beside it
     except UnicodeDecodeError:
         raise DataError(f"manifest {file} is not UTF-8 text; save it as UTF-8") from None
     if not count:
@@ -107,7 +107,7 @@ def _read_csv(file: Path) -> Iterator[tuple[str, Any]]:
                     raise DataError(f"{file}, line {reader.line_num} has not {len(names)} cells as the first line has")
                 yield f"line {reader.line_num}", cells
         except csv.Error as error:
-            raise DataError(f"{file}, line {reader.line_num} cannot be read as CSV ({error})") from None
+            raise DataError(f"manifest {file} cannot be read as CSV near line {reader.line_num} ({error})") from None
 
 
 def _read_json_lines(file: Path) -> Iterator[tuple[str, Any]]:
@@ -155,9 +155,13 @@ def _check_images_exist(rows: list[_Row]) -> None:
     for row in rows:
         folder, name = os.path.split(_path(row))
         if folder not in names:
-            names[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()  # noqa: PTH112, PTH208
+            names[folder] = _names_in(folder or ".")
         if name not in names[folder]:
             raise DataError(f"{row.place} names image {_path(row)}, which does not exist; mend or remove the row")
+
+
+def _names_in(folder: str) -> set[str]:
+    return set(os.listdir(folder)) if os.path.isdir(folder) else set()  # noqa: PTH112, PTH208
 
 
 def _list_classes(rows: dict[Split, list[_Row]]) -> dict[Split, Listing]:

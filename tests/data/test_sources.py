@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
@@ -30,10 +29,6 @@ def gradient() -> Image.Image:
     return Image.fromarray(np.stack([rows * 8, columns * 8, rows + columns], axis=-1).astype(np.uint8))
 
 
-def pixels_of(image: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-
-
 def test_digits_ship_whole_with_every_class_in_both_splits() -> None:
     sources = open_sources(Data(source="digits", batch_size=1))
     for split, size in (("train", 1438), ("val", 359)):
@@ -46,41 +41,6 @@ def test_digits_ship_whole_with_every_class_in_both_splits() -> None:
         assert set(source.targets.tolist()) == set(range(10))
     assert sources["train"].fingerprint() != sources["val"].fingerprint()
     assert sources["train"].fingerprint() == open_sources(Data(source="digits", batch_size=1))["train"].fingerprint()
-
-
-@pytest.mark.parametrize("suffix", ["png", "bmp"])
-@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
-def test_lossless_images_are_read_to_the_pixel(tmp_path: Path, suffix: str, mode: str) -> None:
-    image = gradient().convert(mode)
-    for split in ("train", "val"):
-        write(tmp_path, split, f"ants/a.{suffix}", image)
-    pixels, label = FileSource(scan_image_folder(str(tmp_path))["train"]).read(0)
-    assert (pixels.dtype, label) == (torch.uint8, 0)
-    assert torch.equal(pixels, pixels_of(image))
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_jpeg_is_read_close_to_what_was_written(tmp_path: Path, mode: str) -> None:
-    image = gradient().convert(mode)
-    for split in ("train", "val"):
-        write(tmp_path, split, "ants/a.jpg", image)
-    pixels, _ = FileSource(scan_image_folder(str(tmp_path))["train"]).read(0)
-    assert pixels.shape == (3, 24, 32)
-    assert (pixels.int() - pixels_of(image).int()).abs().float().mean() < 8
-
-
-@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage"])
-@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp"])
-def test_damaged_image_is_an_error_of_one_line_with_its_path(tmp_path: Path, suffix: str, damage: str) -> None:
-    for split in ("train", "val"):
-        file = write(tmp_path, split, f"ants/a.{suffix}", gradient())
-    file = tmp_path / "train" / "ants" / f"a.{suffix}"
-    content = file.read_bytes()
-    file.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "garbage": b"no image"}[damage])
-    with pytest.raises(DataError) as caught:
-        FileSource(scan_image_folder(str(tmp_path))["train"]).read(0)
-    assert str(caught.value).startswith(f"image {file} cannot be read")
-    assert "\n" not in str(caught.value)
 
 
 def test_validation_numbers_its_classes_as_training_does(tmp_path: Path) -> None:
