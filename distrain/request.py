@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from distrain.data.folder import scan_image_folder
+from distrain.data.requirements import check_requirements
 from distrain.debugging import Aids
 from distrain.environment import describe_environment
-from distrain.errors import DataError, RunError
+from distrain.errors import RunError
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile
 from distrain.recipe import Recipe, load_recipe, read_recipe
@@ -38,12 +38,8 @@ def resolve_run(
 
 
 def check_data(recipe: Recipe) -> None:
-    """Find a missing folder or class before any process is started; only names are read."""
-    path = recipe.data.path
-    if path is not None and not Path(path).exists():
-        raise DataError(f"data folder {path} does not exist")
-    if recipe.data.source == "imagefolder":
-        scan_image_folder(path)
+    """Find what is missing or wrong in the data before any process is started; only names and tables are read."""
+    check_requirements(recipe.data)
 
 
 def write_request(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Plan) -> None:

@@ -13,7 +13,8 @@ from distrain.checkpoint.tensors import Tensors, average_tensors, gather_tensors
 from distrain.checkpoint.writer import Checkpointer
 from distrain.data.loader import BatchReader
 from distrain.data.order import MicroBatch, TrainOrder
-from distrain.data.sources import Source, choose_samples, open_sources
+from distrain.data.source import Source
+from distrain.data.sources import choose_samples, open_sources
 from distrain.data.transforms import Normalize, build_transforms
 from distrain.due import Due
 from distrain.errors import DataError
@@ -116,7 +117,9 @@ def build_session(
         split: BatchReader(sources[split], build_transforms(transforms, key=f"augment.{key}"), seed=seed)
         for split, key, transforms in (("train", "train", recipe.augment.train), ("val", "eval", recipe.augment.eval))
     }
-    _check_splits(sources)
+    for split, source in sources.items():
+        if len(source) == 0:
+            raise DataError(f"the {split} split of the data is empty")
     batching = solve_batching(
         recipe.data.batch_size, recipe.train.micro_batch_size, world.size, is_exact=recipe.train.exact
     )
@@ -162,14 +165,6 @@ def build_session(
         stop=StopAgreement(world, lambda: heart.is_stop_requested, skipped=skipped),
         tracer=Tracer(run, world, heart, is_wanted=profile.trace),
     )
-
-
-def _check_splits(sources: dict[str, Source]) -> None:
-    for split, source in sources.items():
-        if len(source) == 0:
-            raise DataError(f"the {split} split of the data is empty")
-    if list(sources["train"].classes) != list(sources["val"].classes):
-        raise DataError("the train and val splits of the data have different classes")
 
 
 def _first_images(reader: BatchReader, order: TrainOrder) -> torch.Tensor:

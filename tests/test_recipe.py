@@ -179,6 +179,7 @@ def test_momentum_is_refused_for_adam_until_null_unsets_it() -> None:
         (["schedule.name=step"], "schedule.name=step needs schedule.step_epochs"),
         (["schedule.name=multistep", "schedule.milestones_epochs=[4, 2]"], "must rise from one to the next"),
         (["optimizer.momentum=null"], "optimizer.nesterov needs optimizer.momentum above 0"),
+        (["data.arguments={size: 9}"], "data.arguments go to torchvision.NAME"),
         (["augment.std=null"], "augment.mean and augment.std go together"),
         (["augment.std=[0.3, 0.3]"], "augment.mean and augment.std go together"),
     ],
@@ -192,6 +193,8 @@ def test_identity_ignores_logs_checkpoints_and_where_the_data_lies() -> None:
     same += ["data.num_workers=3", "eval.batch_size=7"]
     assert digits(*same).identity == digits().identity
     assert digits(*same) != digits()
+    here, there = (f"data.more=[{{source: imagefolder, path: /{place}}}]" for place in ("here", "there"))
+    assert digits(here).identity == digits(there).identity != digits().identity
 
 
 @pytest.mark.parametrize("change", ["train.seed=1", "data.batch_size=32", "optimizer.lr=0.2", "precision=bf16"])

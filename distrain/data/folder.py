@@ -1,62 +1,65 @@
 """Owns image folders: a folder a split, in it a folder a class, in it the images. It reads names alone, no image."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
+from distrain.data.listing import Listing
 from distrain.errors import DataError
+from distrain.recipe.data import Split
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 VALIDATION_NAMES = ("val", "valid", "validation", "test")
+LABEL_ENDING = "_image"  # what the class folders of `labelfolders` end in
 
 
-@dataclass(frozen=True)
-class FolderSplit:
-    """One split's images: `paths[i]` belongs to class `classes[labels[i]]`."""
-
-    classes: tuple[str, ...]
-    paths: tuple[str, ...]
-    labels: tuple[int, ...]
-
-
-def scan_image_folder(root: str | None) -> dict[str, FolderSplit]:
+def scan_image_folder(
+    root: str | None, *, splits: Sequence[Split] = ("train", "val"), ending: str = ""
+) -> dict[Split, Listing]:
     """List the images of `root`/train and `root`/val (or valid, validation, test), sorted by class and name.
 
-    Both splits number their classes as train does. Raises `DataError` where a folder or its classes are missing, or
-    where the validation split has a class that train lacks.
+    Class folders right below `root` are all training images. A class is named by its folder, less `ending`, without
+    which no folder is one. Both splits number their classes as train does; val is left out where there is none. Raises
+    `DataError` where a folder or its classes are missing, or where the validation split has a class that train lacks.
     """
     if root is None:
         raise DataError("the recipe reads an image folder and none was given; name it with --data DIR")
     base = Path(root)
     if not base.is_dir():
-        raise DataError(f"data folder {root} does not exist")
+        raise DataError(f"data folder {root} does not exist" if not base.exists() else f"{root} is not a folder")
     validation = next((name for name in VALIDATION_NAMES if (base / name).is_dir()), None)
-    if not (base / "train").is_dir() or validation is None:
-        found = ", ".join(sorted(entry.name for entry in base.iterdir() if entry.is_dir())) or "no folder"
-        raise DataError(
-            f"data folder {root} must hold train/ and val/ (or test/), a folder a class in each; has {found}"
-        )
-    train = _scan_split(base / "train", None)
-    return {"train": train, "val": _scan_split(base / validation, train.classes)}
+    if not (base / "train").is_dir():
+        if validation is not None:
+            raise DataError(f"data folder {root} has {validation}/ and no train/; it must hold train/ and val/")
+        return {"train": _scan_split(base, None, ending)}
+    train = _scan_split(base / "train", None, ending)
+    if validation is None or "val" not in splits:
+        return {"train": train}
+    return {"train": train, "val": _scan_split(base / validation, train.classes, ending)}
 
 
-def _scan_split(folder: Path, classes: tuple[str, ...] | None) -> FolderSplit:
-    found = tuple(sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")))
+def _scan_split(folder: Path, classes: tuple[str, ...] | None, ending: str) -> Listing:
+    names = [e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")]
+    found = {name.removesuffix(ending): name for name in names if name.endswith(ending) and name != ending}
     if not found:
-        raise DataError(f"{folder} has no class folders; put the images of each class into a folder of its own")
-    classes = classes or found
-    if unknown := [name for name in found if name not in classes]:
+        named = f"CLASS{ending}, " if ending else ""
+        raise DataError(
+            f"{folder} has no class folders; put the images of each class into a folder of its own, {named}"
+            f"below train/ and val/"
+        )
+    classes = classes or tuple(sorted(found))
+    if unknown := sorted(set(found) - set(classes)):
         raise DataError(f"{folder} has class {unknown[0]!r}, which train lacks; the model could not learn it")
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        images = _images_below(folder / name) if name in found else []
+        images = _images_below(folder / found[name]) if name in found else []
         paths += images
         labels += [label] * len(images)
     if not paths:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise DataError(f"{folder} has class folders and no image in them; images end in {kinds}")
-    return FolderSplit(classes, tuple(paths), tuple(labels))
+    return Listing(classes, tuple(paths), tuple(labels))
 
 
 def _images_below(folder: Path) -> list[str]:

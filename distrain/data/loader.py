@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from distrain.data.order import MicroBatch
-from distrain.data.sources import Source, TensorSource
+from distrain.data.source import Source, TensorSource, stack_targets
 from distrain.data.transforms import seed_sample
 from distrain.errors import DataError
 from distrain.process import STOP_SIGNALS, die_with_parent, release_signals
 
-Batch = tuple[torch.Tensor, torch.Tensor]  # images [n, channels, height, width], labels int64 [n]
+Batch = tuple[torch.Tensor, torch.Tensor]  # images [n, channels, height, width], targets of a `Source`
 
 
 class BatchReader(Dataset["Batch | DataError"]):
@@ -31,29 +31,34 @@ class BatchReader(Dataset["Batch | DataError"]):
         """Return the batch; a `DataError` is returned, not raised, so that it crosses processes as it is."""
         if isinstance(self.source, TensorSource) and self.transforms is None:
             indices = torch.from_numpy(micro_batch.indices)
-            return self.source.images.index_select(0, indices), self.source.labels.index_select(0, indices)
+            return self.source.images.index_select(0, indices), self.source.targets.index_select(0, indices)
         try:
             samples = [self._read(micro_batch.epoch, int(index)) for index in micro_batch.indices]
             return self._stack(samples, micro_batch)
         except DataError as error:
             return error
 
-    def _read(self, epoch: int, index: int) -> tuple[torch.Tensor, int]:
-        image, label = self.source.read(index)
+    def _read(self, epoch: int, index: int) -> tuple[torch.Tensor, int | torch.Tensor]:
+        image, target = self.source.read(index)
         if self.transforms is not None:
             seed_sample(self.seed, epoch, index)
             image = self.transforms(image)
-        return image, label
+        return image, target
 
-    def _stack(self, samples: list[tuple[torch.Tensor, int]], micro_batch: MicroBatch) -> Batch:
-        shape = samples[0][0].shape
+    def _stack(self, samples: list[tuple[torch.Tensor, int | torch.Tensor]], micro_batch: MicroBatch) -> Batch:
+        shape, dtype = samples[0][0].shape, samples[0][0].dtype
         for (image, _), index in zip(samples, micro_batch.indices, strict=True):
             if image.shape != shape:
                 raise DataError(
                     f"{self.source.describe(int(index))} is {_size(image.shape)} after its transforms, others of its "
                     f"batch are {_size(shape)}; end augment.train and augment.eval with a transform of fixed size"
                 )
-        return torch.stack([image for image, _ in samples]), torch.tensor([label for _, label in samples])
+            if image.dtype != dtype:  # torch would stack bytes of 0 to 255 with numbers of 0 to 1
+                raise DataError(
+                    f"{self.source.describe(int(index))} is of {image.dtype} after its transforms, others of its batch "
+                    f"are of {dtype}; end augment.train and augment.eval with ToDtype"
+                )
+        return torch.stack([image for image, _ in samples]), stack_targets([target for _, target in samples])
 
 
 def read_batches(
@@ -83,11 +88,11 @@ def read_batches(
         for batch in iterator:
             if isinstance(batch, DataError):
                 raise batch
-            images, labels = batch
+            images, targets = batch
             if device.type != "cpu":
                 images = images.to(device, non_blocking=True)
-                labels = labels.to(device, non_blocking=True)
-            yield images, labels
+                targets = targets.to(device, non_blocking=True)
+            yield images, targets
     finally:
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
             iterator._shutdown_workers()  # torch has no public way to do it now

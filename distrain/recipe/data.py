@@ -1,22 +1,65 @@
 """The sections of a recipe that say what the network sees: samples, and how an image becomes its input."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from distrain.recipe.section import Positive, Section
 
+Target = Literal["class", "labels", "values"]
+Split = Literal["train", "val"]
+
+
+class MoreData(Section):
+    """Another source, whose samples are added to those of `data.source`."""
+
+    source: str = Field(description="as data.source")
+    path: str | None = Field(None, description="as data.path")
+
 
 class Data(Section):
     """Which samples are trained on, and how they are read."""
 
-    source: str = Field(description="digits, cifar10, imagefolder, or package.module:name of your own dataset factory")
-    path: str | None = Field(None, description="folder of the data; --data sets it")
+    source: str = Field(
+        description="digits, cifar10, imagefolder, labelfolders (CLASS_image/), manifest (CSV, JSON), tensors (.npz, "
+        ".pt, .safetensors), torchvision.NAME of a dataset, or package.module:name of your own dataset factory"
+    )
+    path: str | None = Field(None, description="folder or file of the data; --data sets it")
+    arguments: dict[str, Any] = Field(
+        default_factory=dict, description="more arguments of a torchvision dataset or of your own dataset factory"
+    )
+    target: Target = Field(
+        "class", description="what a sample has: one class, any number of labels, or values to be predicted"
+    )
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="validate on this share of each class of the training samples, not on the source's own"
+    )
+    more: tuple[MoreData, ...] = Field((), description="sources whose samples are added, their classes by name")
     batch_size: int = Field(gt=0, description="samples in one optimizer step, over all processes")
     num_workers: int = Field(0, ge=0, description="loader processes for each training process; 0 reads in the process")
     drop_last: bool = Field(default=False, description="leave out an epoch's last, smaller batch")
     train_samples: int | None = Field(None, gt=0, description="train on so many samples, drawn by the seed; null: all")
     val_samples: int | None = Field(None, gt=0, description="evaluate so many samples, drawn by the seed; null: all")
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that are read from the sources: training samples alone where these give the validation part."""
+        return ("train", "val") if self.val_fraction is None else ("train",)
+
+    @property
+    def parts(self) -> "tuple[Data, ...]":
+        """The same for each source alone: that of `source`, then those of `more`."""
+        own = self.model_copy(update={"more": ()})
+        return own, *(own.model_copy(update={**part.model_dump(), "arguments": {}}) for part in self.more)
+
+    @model_validator(mode="after")
+    def _arguments_have_a_taker(self) -> Self:
+        if self.arguments and not (self.source.startswith("torchvision.") or ":" in self.source):
+            raise ValueError(
+                f"data.arguments go to torchvision.NAME or to package.module:name, and data.source is {self.source}; "
+                f"leave them out"
+            )
+        return self
 
 
 class Transform(Section):

@@ -18,9 +18,14 @@ def fields(section: type[Section] = Recipe, prefix: str = "") -> list[tuple[str,
             rows += fields(info.annotation, f"{prefix}{key}.")
             continue
         kind = _type_text(info.annotation)
-        default = "required" if info.is_required() else yaml.safe_dump(info.default).split("\n")[0]
-        if isinstance(info.default, tuple):
+        if info.is_required():
+            default = "required"
+        elif isinstance(info.default, tuple):
             default = "[]"
+        elif info.default_factory is dict:
+            default = "{}"
+        else:
+            default = yaml.safe_dump(info.default).split("\n")[0]
         rows.append((f"{prefix}{key}", kind, default, info.description or ""))
     return rows
 
@@ -35,7 +40,12 @@ def _type_text(annotation: Any) -> str:
     if origin is Literal:
         return ", ".join(str(choice) for choice in arguments)
     if origin is tuple:
-        return f"list of {_type_text(arguments[0])}s"
+        kind = _type_text(arguments[0])
+        return f"list of {kind}" if kind.startswith("{") else f"list of {kind}s"
+    if origin is dict:
+        return "mapping"
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return f"{{{', '.join(annotation.model_fields)}}}"
     if origin is UnionType or origin is Union:
         return " or ".join(_type_text(choice) for choice in arguments)
     names = {str: "text", int: "whole number", float: "number", bool: "true or false", NoneType: "null"}

@@ -48,6 +48,8 @@ class Recipe(Section):
         )
         for field in ("path", "num_workers"):
             del dump["data"][field]
+        for part in dump["data"]["more"]:
+            del part["path"]
         return dump
 
     def to_yaml(self) -> str:

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from distrain import engine
-from distrain.data.sources import TensorSource, open_sources
+from distrain.data.source import TensorSource
+from distrain.data.sources import open_sources
 from distrain.heart import Heart
 from distrain.launchers.profile import Profile
 from distrain.recipe import Data, load_recipe
@@ -89,7 +90,7 @@ def main() -> None:
 
     sources = open_sources(Data(source="digits", batch_size=BATCH))
     assert isinstance(sources["train"], TensorSource)
-    images, labels = sources["train"].images.float() / 255, sources["train"].labels
+    images, labels = sources["train"].images.float() / 255, sources["train"].targets
     micros: dict[str, list[float]] = {"bare": [], "bare, fused SGD": [], "distrain": []}
     for turn in range(arguments.turns + 1):
         with tempfile.TemporaryDirectory() as folder:

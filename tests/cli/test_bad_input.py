@@ -52,13 +52,26 @@ def test_bad_request_is_one_sentence(tmp_path: Path, arguments: list[str], words
 
 
 def test_folder_without_splits_or_classes_is_named(tmp_path: Path) -> None:
-    (tmp_path / "data" / "train").mkdir(parents=True)
+    (tmp_path / "data" / "val").mkdir(parents=True)
     arguments = ["fit", "imagefolder-resnet18", "--data=data"]
     assert_one_sentence(distrain(*arguments, cwd=tmp_path), "must hold train/ and val/")
-    (tmp_path / "data" / "val").mkdir()
+    (tmp_path / "data" / "train").mkdir()
     assert_one_sentence(distrain(*arguments, cwd=tmp_path), "no class folders")
     (tmp_path / "data" / "train" / "ants").mkdir()
     assert_one_sentence(distrain(*arguments, cwd=tmp_path), "no image in them")
+
+
+def test_data_without_a_validation_part_is_told_how_to_get_one(tmp_path: Path) -> None:
+    make_images(tmp_path / "data" / "train", "ants", "bees")
+    done = distrain("fit", "imagefolder-resnet18", "--data=data", cwd=tmp_path)
+    assert_one_sentence(done, "has no validation samples", "--set data.val_fraction=0.2")
+
+
+def test_bad_row_of_a_manifest_is_named_before_the_start(tmp_path: Path) -> None:
+    (tmp_path / "photos.csv").write_text("path,label\nnone.jpg,cat\n")
+    done = distrain("fit", "--set=data.source=manifest", "--data=photos.csv", cwd=tmp_path)
+    assert_one_sentence(done, "photos.csv, line 2 names image", "does not exist")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_validation_class_that_train_lacks_is_named(tmp_path: Path) -> None:

@@ -8,12 +8,14 @@ import torch
 from PIL import Image
 
 from distrain.data.folder import scan_image_folder
+from distrain.data.images import FileSource
 from distrain.data.loader import BatchReader, read_batches
 from distrain.data.order import MicroBatch
-from distrain.data.sources import FolderSource, TensorSource
+from distrain.data.source import DatasetSource, TensorSource
 from distrain.data.transforms import build_transforms
 from distrain.errors import DataError
 from distrain.recipe import Augment
+from distrain.recipe.data import Target
 
 CPU = torch.device("cpu")
 
@@ -33,7 +35,7 @@ def photographs(tmp_path: Path) -> Path:
 
 
 def test_every_kind_of_image_is_read_as_rgb(photographs: Path) -> None:
-    source = FolderSource(scan_image_folder(str(photographs))["train"])
+    source = FileSource(scan_image_folder(str(photographs))["train"])
     assert source.classes == ("ants", "bees")
     assert len(source) == 10
     for index in range(10):
@@ -42,7 +44,7 @@ def test_every_kind_of_image_is_read_as_rgb(photographs: Path) -> None:
 
 
 def test_augmentation_depends_on_seed_epoch_and_sample_alone(photographs: Path) -> None:
-    source = FolderSource(scan_image_folder(str(photographs))["train"])
+    source = FileSource(scan_image_folder(str(photographs))["train"])
     config = Augment.model_validate({"train": [{"RandomResizedCrop": {"size": 16}}, "RandomHorizontalFlip"]})
     reader = BatchReader(source, build_transforms(config.train, key="augment.train"), seed=5)
 
@@ -64,12 +66,39 @@ def test_augmentation_depends_on_seed_epoch_and_sample_alone(photographs: Path) 
 def test_unreadable_image_is_an_error_with_its_path_also_from_a_loader_process(photographs: Path) -> None:
     bad = photographs / "train" / "bees" / "a.jpg"
     bad.write_bytes(b"not a JPEG")
-    reader = BatchReader(FolderSource(scan_image_folder(str(photographs))["train"]), None, seed=0)
+    reader = BatchReader(FileSource(scan_image_folder(str(photographs))["train"]), None, seed=0)
     for workers in (0, 2):
         with pytest.raises(DataError, match=r"bees/a\.jpg cannot be read"):
             list(read_batches(reader, [MicroBatch(np.array([4, 5]))], num_workers=workers, device=CPU))
 
 
-def test_labels_outside_the_classes_are_refused() -> None:
-    with pytest.raises(DataError, match="sample 1 has label 2, outside 0 to 1"):
-        TensorSource(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 2]), ["a", "b"])
+@pytest.mark.parametrize(
+    ("target", "targets"),
+    [
+        ("class", torch.tensor([1, 0, 1])),
+        ("labels", torch.tensor([[1.0, 0], [1, 1], [0, 0]])),
+        ("values", torch.tensor([[0.5, -2], [1e3, 0], [3, 4]])),
+    ],
+)
+def test_targets_of_every_kind_are_stacked_as_they_are(target: Target, targets: torch.Tensor) -> None:
+    source = TensorSource(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), targets, ["a", "b"], target=target)
+    order = [2, 0]
+    for reader in (BatchReader(source, None, seed=0), BatchReader(source, torch.nn.Identity(), seed=0)):
+        batch = reader[MicroBatch(np.array(order))]
+        assert not isinstance(batch, DataError)
+        assert batch[1].dtype == targets.dtype
+        assert torch.equal(batch[1], targets[order])
+
+
+def test_image_of_other_numbers_than_those_of_its_batch_is_named() -> None:
+    class Mixed:
+        classes = ("a",)
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            return torch.zeros(1, 4, 4, dtype=torch.float32 if index else torch.uint8), 0
+
+    batch = BatchReader(DatasetSource(Mixed(), name="mine:mixed"), None, seed=0)[MicroBatch(np.array([0, 1]))]
+    assert "sample 1 of mine:mixed is of torch.float32" in str(batch)
