@@ -37,11 +37,18 @@ def derive_seed(seed: int, purpose: Purpose, *place: int) -> int:
 def permutation(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
     """Return the order of an epoch: position p of the epoch reads sample `permutation(...)[p]`; int64[num_samples].
 
-    Samples are sorted by a 64-bit key drawn for each of them, so the order needs no state and no data.
+    The array is kept for the next call, so nobody may write to it.
     """
-    base = np.uint64(derive_seed(seed, Purpose.ORDER, epoch))
-    keys = np.arange(1, num_samples + 1, dtype=np.uint64)
-    keys = base + keys * np.uint64(_GOLDEN)  # uint64 arithmetic wraps around, as the method asks
+    return shuffled(derive_seed(seed, Purpose.ORDER, epoch), num_samples)
+
+
+def shuffled(seed: int, count: int) -> NDArray[np.int64]:
+    """Return the numbers from 0 to `count` - 1 in an order drawn from a derived seed; int64[count].
+
+    They are sorted by a 64-bit key drawn for each of them, so the order needs no state and no data.
+    """
+    keys = np.arange(1, count + 1, dtype=np.uint64)
+    keys = np.uint64(seed) + keys * np.uint64(_GOLDEN)  # uint64 arithmetic wraps around, as the method asks
     keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(_MIX_1)
     keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(_MIX_2)
     keys = keys ^ (keys >> np.uint64(31))

@@ -33,17 +33,21 @@ class BatchReader(Dataset["Batch | DataError"]):
             indices = torch.from_numpy(micro_batch.indices)
             return self.source.images.index_select(0, indices), self.source.labels.index_select(0, indices)
         try:
-            samples = [self._read(micro_batch.epoch, int(index)) for index in micro_batch.indices]
-            return self._stack(samples, micro_batch)
+            return self._stack(self._read(micro_batch), micro_batch)
         except DataError as error:
             return error
 
-    def _read(self, epoch: int, index: int) -> tuple[torch.Tensor, int]:
-        image, label = self.source.read(index)
-        if self.transforms is not None:
-            seed_sample(self.seed, epoch, index)
-            image = self.transforms(image)
-        return image, label
+    def _read(self, micro_batch: MicroBatch) -> list[tuple[torch.Tensor, int]]:
+        indices = micro_batch.indices.tolist()
+        copies = [0] * len(indices) if micro_batch.copies is None else micro_batch.copies.tolist()
+        samples = []
+        for index, copy in zip(indices, copies, strict=True):
+            image, label = self.source.read(index)
+            if self.transforms is not None:
+                seed_sample(self.seed, micro_batch.epoch, index, copy)
+                image = self.transforms(image)
+            samples.append((image, label))
+        return samples
 
     def _stack(self, samples: list[tuple[torch.Tensor, int]], micro_batch: MicroBatch) -> Batch:
         shape = samples[0][0].shape

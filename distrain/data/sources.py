@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distrain.data.folder import FolderSplit, scan_image_folder
+from distrain.data.stream import Stream, is_stream, open_stream
 from distrain.errors import DataError, RecipeError
 from distrain.recipe import Data
 from distrain.references import is_reference, load_reference
@@ -49,6 +50,10 @@ class Source(Protocol):
         """Return a digest that changes when the samples, their order or their labels change."""
         ...
 
+    def read_labels(self) -> NDArray[np.int64]:
+        """Return all labels, int64[n]; raises `DataError` where they cannot be had without reading the samples."""
+        ...
+
 
 class TensorSource:
     """Samples held in memory: `images` uint8 [n, channels, height, width], `labels` int64 [n]."""
@@ -79,6 +84,10 @@ class TensorSource:
         digest = hashlib.sha256(self.images.numpy().tobytes())
         digest.update(self.labels.numpy().tobytes())
         return digest.hexdigest()
+
+    def read_labels(self) -> NDArray[np.int64]:
+        """Return all labels, int64[n]."""
+        return self.labels.numpy()
 
 
 class FolderSource:
@@ -115,14 +124,19 @@ class FolderSource:
             digest.update(f"{label}/{name.name}:{name.stat().st_size}\n".encode())
         return digest.hexdigest()
 
+    def read_labels(self) -> NDArray[np.int64]:
+        """Return all labels, int64[n]."""
+        return np.array(self._labels, dtype=np.int64)
+
 
 class DatasetSource:
-    """A dataset of the user's: `len()`, `dataset[i] -> (image, label)`, and `dataset.classes`."""
+    """A dataset of the user's: `len()`, `dataset[i] -> (image, label)`, and `dataset.classes`, or a stream of them."""
 
     def __init__(self, dataset: Any, *, name: str) -> None:
         if not hasattr(dataset, "classes"):
             raise DataError(f"data.source={name}: the dataset has no `classes`, the list of class names")
         self.classes: Sequence[str] = list(dataset.classes)
+        self.is_stream = isinstance(dataset, Stream)
         self._dataset = dataset
         self._name = name
 
@@ -140,11 +154,31 @@ class DatasetSource:
 
     def describe(self, index: int) -> str:
         """Return the dataset's name and the sample's number."""
+        if isinstance(self._dataset, Stream):
+            return self._dataset.describe(index)
         return f"sample {index} of {self._name}"
 
     def fingerprint(self) -> str:
         """Return a digest over the dataset's name, length and classes: its samples may be costly to read."""
         return hashlib.sha256(f"{self._name}:{len(self)}:{list(self.classes)}".encode()).hexdigest()
+
+    def read_labels(self) -> NDArray[np.int64]:
+        """Return all labels, int64[n], where the dataset has them as its `targets`, as torchvision's have."""
+        found = getattr(self._dataset, "targets", None)
+        if found is None:
+            what = (
+                "the stream does not" if self.is_stream else "the dataset has no `targets`, the list of all labels, to"
+            )
+            raise DataError(
+                f"data.source={self._name}: {what} tell the labels before the samples are read; "
+                f"do without data.sampling=balanced and loss.class_weights=balanced, which need them"
+            )
+        labels = np.asarray(found)
+        if labels.shape != (len(self),) or labels.dtype.kind not in "iu":
+            raise DataError(f"data.source={self._name}: `targets` is not a list of {len(self)} whole numbers")
+        if bad := np.flatnonzero((labels < 0) | (labels >= len(self.classes))).tolist():
+            raise DataError(_label_out_of_range(self.describe(bad[0]), int(labels[bad[0]]), len(self.classes)))
+        return labels.astype(np.int64, copy=False)
 
 
 class PartSource:
@@ -171,17 +205,37 @@ class PartSource:
         """Return a digest over the other source's own and the choice from it."""
         return hashlib.sha256(self._source.fingerprint().encode() + self._indices.tobytes()).hexdigest()
 
+    def read_labels(self) -> NDArray[np.int64]:
+        """Return the labels of the chosen samples, int64[n]."""
+        return self._source.read_labels()[self._indices]
+
 
 def open_sources(config: Data) -> dict[str, Source]:
     """Open the `train` and the `val` split of a recipe's data; raises a `UserError` where they cannot be had."""
     if is_reference(config.source):
         factory = load_reference(config.source, key="data.source")
-        return {s: DatasetSource(factory(split=s, path=config.path), name=config.source) for s in ("train", "val")}
+        return {s: _open_dataset(factory(split=s, path=config.path), config, split=s) for s in ("train", "val")}
+    if config.samples_per_epoch is not None:
+        raise RecipeError(_no_stream(config))
     if config.source not in SOURCES:
         near = difflib.get_close_matches(config.source, SOURCES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"take {', '.join(SOURCES)}, or package.module:factory"
         raise RecipeError(f"there is no data.source {config.source!r}; {hint}")
     return SOURCES[config.source](config.path)
+
+
+def _open_dataset(dataset: Any, config: Data, *, split: str) -> Source:
+    if is_stream(dataset):
+        if split == "train" and config.train_samples is not None:
+            raise RecipeError(
+                f"data.train_samples={config.train_samples} are drawn from all samples, and {config.source} is a "
+                f"stream; give data.samples_per_epoch, for its first ones"
+            )
+        wanted = config.samples_per_epoch if split == "train" else config.val_samples
+        dataset = open_stream(dataset, name=config.source, split=split, num_samples=wanted)
+    elif split == "train" and config.samples_per_epoch is not None:
+        raise RecipeError(_no_stream(config))
+    return DatasetSource(dataset, name=config.source)
 
 
 def choose_samples(sources: dict[str, Source], config: Data, *, seed: int) -> dict[str, Source]:
@@ -262,6 +316,13 @@ def _to_tensor(image: Image.Image) -> torch.Tensor:
 
     pixels: torch.Tensor = image_functional.pil_to_tensor(image)
     return pixels
+
+
+def _no_stream(config: Data) -> str:
+    return (
+        f"data.samples_per_epoch={config.samples_per_epoch} is for streams, and data.source={config.source} is none; "
+        f"data.train_samples trains on fewer samples"
+    )
 
 
 def _label_out_of_range(sample: str, label: int, num_classes: int) -> str:
