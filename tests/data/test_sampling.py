@@ -107,7 +107,7 @@ def test_copies_of_a_rare_sample_that_is_repeated_are_all_told_apart() -> None:
     assert places.copies is not None
     assert len(set(zip(places.indices.tolist(), places.copies.tolist(), strict=True))) == len(RARE)
     times = np.bincount(RARE[places.indices])
-    assert times.max() - times.min() <= 3
+    assert times.max() - times.min() <= 3 + 2  # a sample's three times more, and the last sample's cut off
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
