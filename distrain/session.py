@@ -11,8 +11,10 @@ from distrain.average import WeightAverage
 from distrain.batching import solve_batching
 from distrain.checkpoint.tensors import Tensors, average_tensors, gather_tensors
 from distrain.checkpoint.writer import Checkpointer
+from distrain.data.labels import class_counts
 from distrain.data.loader import BatchReader
 from distrain.data.order import MicroBatch, TrainOrder
+from distrain.data.sampling import build_sampler
 from distrain.data.source import Source
 from distrain.data.sources import choose_samples, open_sources
 from distrain.data.transforms import Normalize, build_transforms
@@ -20,7 +22,7 @@ from distrain.due import Due
 from distrain.errors import DataError
 from distrain.heart import Heart
 from distrain.launchers.profile import Profile
-from distrain.losses import LossFunction, build_loss
+from distrain.losses import LossFunction, build_loss, resolve_class_weights
 from distrain.models.zoo import build_model
 from distrain.optim import Factor, build_optimizer, build_schedule
 from distrain.parallel import Parallel, build_parallel
@@ -125,9 +127,9 @@ def build_session(
     )
     order = TrainOrder(
         num_samples=len(sources["train"]),
+        sampler=build_sampler(recipe.data, sources["train"], seed=seed),
         batching=batching,
         drop_last=recipe.data.drop_last,
-        seed=seed,
         rank=world.rank,
     )
     total_steps = min(recipe.train.epochs * order.steps_per_epoch, recipe.train.max_steps or 2**63)
@@ -149,7 +151,7 @@ def build_session(
         total_steps=total_steps,
         due=Due(recipe, order.steps_per_epoch, total_steps),
         parallel=parallel,
-        loss_function=build_loss(recipe.loss),
+        loss_function=_build_loss(recipe, sources["train"], world=world),
         optimizer=build_optimizer(recipe.optimizer, model),
         average=WeightAverage(model, recipe.train.ema_decay) if recipe.train.ema_decay is not None else None,
         schedule=build_schedule(recipe.schedule, steps_per_epoch=order.steps_per_epoch, total_steps=total_steps),
@@ -174,6 +176,13 @@ def _first_images(reader: BatchReader, order: TrainOrder) -> torch.Tensor:
     if isinstance(batch, DataError):
         raise batch
     return batch[0]
+
+
+def _build_loss(recipe: Recipe, source: Source, *, world: World) -> LossFunction:
+    weights = resolve_class_weights(
+        recipe.loss.class_weights, classes=source.classes, counts=lambda: class_counts(source)
+    )
+    return build_loss(recipe.loss, class_weights=None if weights is None else weights.to(world.device))
 
 
 def _build_model(recipe: Recipe, source: Source, *, in_channels: int, world: World) -> nn.Module:

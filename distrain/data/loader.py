@@ -33,17 +33,21 @@ class BatchReader(Dataset["Batch | DataError"]):
             indices = torch.from_numpy(micro_batch.indices)
             return self.source.images.index_select(0, indices), self.source.targets.index_select(0, indices)
         try:
-            samples = [self._read(micro_batch.epoch, int(index)) for index in micro_batch.indices]
-            return self._stack(samples, micro_batch)
+            return self._stack(self._read(micro_batch), micro_batch)
         except DataError as error:
             return error
 
-    def _read(self, epoch: int, index: int) -> tuple[torch.Tensor, int | torch.Tensor]:
-        image, target = self.source.read(index)
-        if self.transforms is not None:
-            seed_sample(self.seed, epoch, index)
-            image = self.transforms(image)
-        return image, target
+    def _read(self, micro_batch: MicroBatch) -> list[tuple[torch.Tensor, int | torch.Tensor]]:
+        indices = micro_batch.indices.tolist()
+        copies = [0] * len(indices) if micro_batch.copies is None else micro_batch.copies.tolist()
+        samples = []
+        for index, copy in zip(indices, copies, strict=True):
+            image, target = self.source.read(index)
+            if self.transforms is not None:
+                seed_sample(self.seed, micro_batch.epoch, index, copy)
+                image = self.transforms(image)
+            samples.append((image, target))
+        return samples
 
     def _stack(self, samples: list[tuple[torch.Tensor, int | torch.Tensor]], micro_batch: MicroBatch) -> Batch:
         shape, dtype = samples[0][0].shape, samples[0][0].dtype

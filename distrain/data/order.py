@@ -3,24 +3,43 @@
 Step k of an epoch covers the positions from k x global_batch_size on, so a resume at any step starts at once.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distrain.batching import Batching
 from distrain.errors import DataError
-from distrain.seeds import permutation
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The samples of one forward pass, by their indices int64[n]; in training, of one epoch."""
+    """The samples of one forward pass, by their indices int64[n]; in training, of one epoch.
+
+    `copies` int64[n] tells the times apart that a sample is read in an epoch; None where it is read once.
+    """
 
     indices: NDArray[np.int64]
     epoch: int = 0
+    copies: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Places:
+    """The samples of an epoch by position: `indices` int64[n], and `copies` int64[n], as a `MicroBatch` has them."""
+
+    indices: NDArray[np.int64]
+    copies: NDArray[np.int64] | None = None
+
+    def micro_batch(self, start: int, stop: int, epoch: int) -> MicroBatch:
+        """Return what stands at the positions from `start` up to, not including, `stop`."""
+        copies = None if self.copies is None else self.copies[start:stop]
+        return MicroBatch(self.indices[start:stop], epoch, copies)
+
+
+Sampler = Callable[[int], Places]  # draws the epoch of that number, always the same
 
 
 @dataclass(frozen=True)
@@ -43,19 +62,18 @@ class Window:
 
 
 class TrainOrder:
-    """The training samples of one rank, step by step: a pure function of (seed, step)."""
+    """The training samples of one rank, step by step: a pure function of the step, as `sampler` is of the epoch."""
 
-    def __init__(self, *, num_samples: int, batching: Batching, drop_last: bool, seed: int, rank: int) -> None:
+    def __init__(self, *, num_samples: int, sampler: Sampler, batching: Batching, drop_last: bool, rank: int) -> None:
         size = batching.global_batch_size
         self.steps_per_epoch = num_samples // size if drop_last else -(-num_samples // size)
         if self.steps_per_epoch == 0:
             raise DataError(
                 f"data.drop_last leaves nothing: the data has {num_samples} training samples and data.batch_size={size}"
             )
-        self.num_samples = num_samples
         self.batching = batching
-        self.seed = seed
         self.rank = rank
+        self._draw = lru_cache(maxsize=1)(sampler)  # of the epoch that is being read
         self._full = self._window(size)
         tail = num_samples - (self.steps_per_epoch - 1) * size
         self._last = self._full if tail >= size else self._window(tail)
@@ -68,12 +86,12 @@ class TrainOrder:
         """Yield this rank's micro-batches of the steps."""
         for step in steps:
             epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-            order = permutation(self.seed, epoch, self.num_samples)
+            places = self._draw(epoch)
             window = self.window(step)
             start = step_in_epoch * self.batching.global_batch_size
             for piece in window.own:
                 begin, end = window.ranges[piece]
-                yield MicroBatch(order[start + begin : start + end], epoch)
+                yield places.micro_batch(start + begin, start + end, epoch)
 
     def _window(self, num_samples: int) -> Window:
         ranges = tuple(self.batching.cut(num_samples))

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from distrain.data.images import to_tensor
+from distrain.data.stream import Stream
 from distrain.errors import DataError
 from distrain.recipe.data import Target
 
@@ -104,16 +105,26 @@ class DatasetSource:
                 f"data.source={name}: the dataset's `target` is {self.target!r}; take {', '.join(get_args(Target))}"
             )
         self.classes: Sequence[str] = list(dataset.classes)
+        self.is_stream = isinstance(dataset, Stream)
         self._dataset = dataset
         self._name = name
         self._known = targets
         self._arguments = arguments
+        if targets is not None:
+            if len(targets) != len(self):
+                raise DataError(f"data.source={name}: {len(targets)} targets stand against {len(self)} samples")
+            check_targets(targets, self.classes, self.target, describe=self.describe)
 
     @cached_property
     def targets(self) -> torch.Tensor:
         """All targets; where they are not known every sample is read for them."""
         if self._known is not None:
             return self._known
+        if self.is_stream:
+            raise DataError(
+                f"data.source={self._name} is a stream, whose targets are not known before its samples are read; do "
+                f"without data.sampling=balanced, loss.class_weights=balanced and data.val_fraction, which need them"
+            )
         return stack_targets([self._target(index, self._sample(index)[1]) for index in range(len(self))])
 
     def __len__(self) -> int:
@@ -132,7 +143,7 @@ class DatasetSource:
 
     def describe(self, index: int) -> str:
         """Return the dataset's name and the sample's number."""
-        return f"sample {index} of {self._name}"
+        return self._dataset.describe(index) if self.is_stream else f"sample {index} of {self._name}"
 
     def fingerprint(self) -> str:
         """Return a digest over the dataset's name, arguments, length, classes and, where they are known, targets.

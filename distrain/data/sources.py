@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable
 from importlib import resources
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from distrain.data.manifest import read_manifest
 from distrain.data.requirements import check_target, missing_validation
 from distrain.data.source import DatasetSource, Source, TensorSource
 from distrain.data.splits import draw, split_off
+from distrain.data.stream import is_stream, open_stream
 from distrain.data.tensors import read_tensors
 from distrain.data.union import unite
 from distrain.data.vision import PREFIX, open_cifar10, open_torchvision
@@ -28,6 +30,8 @@ def open_sources(config: Data) -> dict[str, Source]:
     `UserError` where the data cannot be had.
     """
     parts = []
+    if not any(is_reference(part.source) for part in config.parts):
+        _check_is_no_stream(config)
     for part in config.parts:
         opened = _opener(part.source)(part)
         check_target(part, gives=opened["train"].target)
@@ -67,10 +71,34 @@ def _open_own(config: Data) -> dict[str, Source]:
     for split in config.splits:
         dataset = factory(split=split, path=config.path, **config.arguments)
         if dataset is not None:
-            sources[split] = DatasetSource(dataset, name=config.source, arguments=str(config.arguments or ""))
+            sources[split] = _open_dataset(dataset, config, split=split)
     if "train" not in sources:
         raise DataError(f"data.source={config.source} gives None for split='train'; return a dataset")
     return sources
+
+
+def _open_dataset(dataset: Any, config: Data, *, split: str) -> Source:
+    if is_stream(dataset):
+        if split == "train" and config.train_samples is not None:
+            raise RecipeError(
+                f"data.train_samples={config.train_samples} are drawn from all samples, and {config.source} is a "
+                f"stream; give data.samples_per_epoch, for its first ones"
+            )
+        wanted = config.samples_per_epoch if split == "train" else config.val_samples
+        dataset = open_stream(dataset, name=config.source, split=split, num_samples=wanted)
+    elif split == "train":
+        _check_is_no_stream(config)
+    known = getattr(dataset, "targets", None)  # as torchvision's datasets have them
+    targets = None if known is None else torch.as_tensor(known)
+    return DatasetSource(dataset, name=config.source, targets=targets, arguments=str(config.arguments or ""))
+
+
+def _check_is_no_stream(config: Data) -> None:
+    if config.samples_per_epoch is not None:
+        raise RecipeError(
+            f"data.samples_per_epoch={config.samples_per_epoch} is for streams, and data.source={config.source} is "
+            f"none; data.train_samples trains on fewer samples"
+        )
 
 
 def _open_digits(config: Data) -> dict[str, Source]:

@@ -25,9 +25,10 @@ def build_transforms(transforms: TransformList, *, key: str) -> nn.Module | None
     return pipeline
 
 
-def seed_sample(seed: int, epoch: int, index: int) -> None:
-    """Seed all generators that a transform may draw from, as a function of (seed, epoch, sample) and nothing else."""
-    value = derive_seed(seed, Purpose.SAMPLE, epoch, index)
+def seed_sample(seed: int, epoch: int, index: int, copy: int = 0) -> None:
+    """Seed all generators that a transform may draw from, as a function of (seed, epoch, sample, copy) alone."""
+    place = (epoch, index, copy) if copy else (epoch, index)
+    value = derive_seed(seed, Purpose.SAMPLE, *place)
     torch.default_generator.manual_seed(value)
     np.random.seed(value & 0xFFFF_FFFF)
     random.seed(value)

@@ -40,6 +40,11 @@ class Data(Section):
     drop_last: bool = Field(default=False, description="leave out an epoch's last, smaller batch")
     train_samples: int | None = Field(None, gt=0, description="train on so many samples, drawn by the seed; null: all")
     val_samples: int | None = Field(None, gt=0, description="evaluate so many samples, drawn by the seed; null: all")
+    samples_per_epoch: int | None = Field(None, gt=0, description="of a stream: samples of an epoch; null: its len()")
+    sampling: Literal["uniform", "balanced"] = Field(
+        "uniform", description="balanced: each class equally often, those with few samples again and again"
+    )
+    repeats: int = Field(1, gt=0, description="times a sample stands in a row, augmented anew; fewer are seen an epoch")
 
     @property
     def splits(self) -> tuple[Split, ...]:

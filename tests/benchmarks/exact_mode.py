@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from torchvision.models import resnet18
 
 from distrain.batching import Batching
 from distrain.data.order import TrainOrder, Window
+from distrain.data.sampling import uniform_places
 from distrain.models.nets import DigitsCnn
 from distrain.parallel.ddp import Ddp
 from distrain.parallel.exact import Exact
@@ -77,8 +79,10 @@ def run_rank(procs: int, turns: int, out: Path) -> None:
             torch.manual_seed(0)
             model = network(case)
             batching = Batching(samples * pieces * procs, samples, pieces, procs)
+            num_samples = batching.global_batch_size
+            sampler = partial(uniform_places, num_samples=num_samples, seed=0)
             order = TrainOrder(
-                num_samples=batching.global_batch_size, batching=batching, drop_last=False, seed=0, rank=world.rank
+                num_samples=num_samples, sampler=sampler, batching=batching, drop_last=False, rank=world.rank
             )
             contenders = {
                 "ddp": Contender(Ddp(copy.deepcopy(model), world)),

@@ -57,7 +57,8 @@ def rgb_of_ycck() -> NDArray[Any]:
     y, cb, cr, k = np.moveaxis(255 - np.array(gradient().convert("CMYK")).astype(np.float64), -1, 0)
     cb, cr = cb - 128, cr - 128
     ink = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], axis=-1).clip(0, 255)
-    return (255 - ink) * k[..., None] / 255
+    rgb: NDArray[Any] = (255 - ink) * k[..., None] / 255
+    return rgb
 
 
 CASES: dict[str, tuple[Callable[[Path], object], NDArray[Any], float]] = {
@@ -137,7 +138,8 @@ UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 def test_picture_stands_upright_whatever_way_the_camera_was_held(tmp_path: Path, orientation: int, suffix: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options = {"webp": {"lossless": True}, "jpg": {"quality": 95}}.get(suffix, {})
+    kinds: dict[str, dict[str, Any]] = {"webp": {"lossless": True}, "jpg": {"quality": 95}}
+    options = kinds.get(suffix, {})
     gradient().save(tmp_path / f"a.{suffix}", exif=exif, **options)
     pixels = read_image(str(tmp_path / f"a.{suffix}")).permute(1, 2, 0).numpy()
     expected = UPRIGHT[orientation](RGB)
@@ -207,7 +209,7 @@ def test_bytes_changed_at_random_are_read_or_named_and_nothing_else(tmp_path: Pa
             content = np.frombuffer(buffer.getvalue(), dtype=np.uint8).copy()
             content[generator.integers(0, min(len(content), 300), 4)] = generator.integers(0, 256, 4)
             file = tmp_path / f"a.{suffix}"
-            file.write_bytes(content)
+            file.write_bytes(content.tobytes())
             try:
                 read_image(str(file))
             except DataError as error:

@@ -63,6 +63,24 @@ def test_augmentation_depends_on_seed_epoch_and_sample_alone(photographs: Path) 
     assert not all(torch.equal(first[i], third[i]) for i in range(10))
 
 
+def test_each_copy_of_a_sample_is_augmented_for_itself_and_the_first_as_if_alone(photographs: Path) -> None:
+    source = FileSource(scan_image_folder(str(photographs))["train"])
+    config = Augment.model_validate({"train": [{"RandomResizedCrop": {"size": 16}}]})
+    reader = BatchReader(source, build_transforms(config.train, key="augment.train"), seed=5)
+
+    def read(indices: list[int], copies: list[int] | None) -> list[torch.Tensor]:
+        numbers = None if copies is None else np.array(copies)
+        [(images, _)] = read_batches(reader, [MicroBatch(np.array(indices), 0, numbers)], num_workers=0, device=CPU)
+        return list(images)
+
+    alone = read([3, 4], None)
+    copied = read([3, 3, 3, 4, 3], [0, 1, 2, 0, 1])
+    assert torch.equal(copied[0], alone[0])
+    assert torch.equal(copied[3], alone[1])
+    assert torch.equal(copied[1], copied[4])
+    assert not any(torch.equal(copied[a], copied[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+
+
 def test_unreadable_image_is_an_error_with_its_path_also_from_a_loader_process(photographs: Path) -> None:
     bad = photographs / "train" / "bees" / "a.jpg"
     bad.write_bytes(b"not a JPEG")

@@ -1,16 +1,20 @@
 """The order of samples is a function of (seed, epoch, position), whatever the world size and wherever a run resumes."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from distrain.batching import solve_batching
 from distrain.data.order import TrainOrder, evaluation_order
+from distrain.data.sampling import uniform_places
 from distrain.errors import RecipeError
 
 
 def train_order(world_size: int, rank: int, *, drop_last: bool = False) -> TrainOrder:
     batching = solve_batching(24, 2, world_size)
-    return TrainOrder(num_samples=101, batching=batching, drop_last=drop_last, seed=3, rank=rank)
+    sampler = partial(uniform_places, num_samples=101, seed=3)
+    return TrainOrder(num_samples=101, sampler=sampler, batching=batching, drop_last=drop_last, rank=rank)
 
 
 @pytest.mark.parametrize("drop_last", [False, True])

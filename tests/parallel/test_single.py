@@ -1,11 +1,14 @@
 """One process trains through DataParallel as it does without, and keeps the network's own names."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from distrain.batching import solve_batching
 from distrain.data.order import TrainOrder
+from distrain.data.sampling import uniform_places
 from distrain.errors import RecipeError
 from distrain.parallel import build_parallel
 from distrain.parallel.single import Single
@@ -16,7 +19,8 @@ CPU = torch.device("cpu")
 
 
 def gradients(parallel: Single, images: torch.Tensor) -> list[torch.Tensor]:
-    order = TrainOrder(num_samples=8, batching=solve_batching(8, 4, 1), drop_last=False, seed=0, rank=0)
+    sampler = partial(uniform_places, num_samples=8, seed=0)
+    order = TrainOrder(num_samples=8, sampler=sampler, batching=solve_batching(8, 4, 1), drop_last=False, rank=0)
     window = order.window(0)
     replica = parallel.begin_window(window, 0)
     for piece in window.own:
