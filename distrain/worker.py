@@ -116,13 +116,13 @@ def _take_held_signals(run: RunDirectory, *, is_alone: bool) -> Iterator[None]:
 
 def _end_at_once(run: RunDirectory) -> None:
     """End this process and all below it, for a second Ctrl-C; sinks are not closed, which could take a minute."""
-    status = run.read_status()
-    status.close("failed")
-    run.write_status(status)
     if sys.stdout.isatty():
         os.write(1, b"\x1b[?25h")  # the live line has hidden the cursor
     os.write(1, f"killed; goes on with  distrain fit --run {shlex.quote(str(run.path))}\n".encode())
     kill_below(os.getpid())
+    status = run.read_status()
+    status.close("failed")
+    run.write_status(status)  # last of all: the heart beats on until then, and says something else
     os._exit(ExitCode.FAILED)
 
 

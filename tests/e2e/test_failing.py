@@ -139,7 +139,7 @@ def test_progress_renews_the_restarts(tmp_path: Path) -> None:
         "--run=run",
         "--procs=2",
         "--restarts=1",
-        "--set=checkpoint.every_steps=10",
+        "--set=checkpoint={every_steps: 10, asynchronous: false}",  # there before the death that comes soon after
         "--set=train.max_steps=41",
     ]
     done = distrain("fit", loss, *arguments, "--set=eval.every_epochs=null", *QUIET, cwd=tmp_path)
