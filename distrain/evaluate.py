@@ -96,7 +96,7 @@ def _add_over_ranks(
     """
     parts = [sums, *(counter.counts for counter in counters)]
     total = world.all_reduce(torch.cat([part.flatten().double() for part in parts])).cpu()  # synchronises the device
-    rows, *counts = total.split([part.numel() for part in parts])
+    rows, *counts = torch.split(total, [part.numel() for part in parts])
     return rows.view_as(sums).tolist(), [
         count.long().view(counter.counts.shape) for count, counter in zip(counts, counters, strict=True)
     ]

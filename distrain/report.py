@@ -72,13 +72,14 @@ def print_plan(console: Console, recipe: Recipe, plan: Plan) -> None:
 def print_summary(console: Console, run: RunDirectory, status: Status) -> None:
     """Print how a finished run did, where it is, and what to do next."""
     if status.last is not None:
-        by, best = status.best_by, ""
+        by, best, loss = status.best_by, "", ""
         if status.best is not None:
             best = f" (best {number_in_words(by, status.best)} at step {status.best['step']:.0f})"
+        if by != ALWAYS_MEASURED:
+            loss = f"validation loss {number_in_words(ALWAYS_MEASURED, status.last)}, "
         console.print(
             f"[bold green]finished[/bold green]  {METRICS[by].title} [bold]{number_in_words(by, status.last)}[/bold]"
-            f"{best}, "
-            f"validation loss {number_in_words(ALWAYS_MEASURED, status.last)}, "
+            f"{best}, {loss}"
             f"{status.step} steps in {duration(status.train_seconds)}",
             soft_wrap=True,
         )

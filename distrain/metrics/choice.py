@@ -23,7 +23,9 @@ class ChosenMetrics:
     classes: tuple[str, ...]  # of the data, by label; for labels and values one name an output
     names: tuple[str, ...]
     best: str  # the metric that says which evaluation is the best
-    shown: tuple[str, ...]  # what a line of text tells of an evaluation: the best one, and what the recipe names
+    shown: tuple[
+        str, ...
+    ]  # what a line of text tells of an evaluation besides its loss: the best one, and what is named
 
 
 def choose_metrics(config: Eval, *, target: Target, classes: Sequence[str]) -> ChosenMetrics:
@@ -37,13 +39,13 @@ def choose_metrics(config: Eval, *, target: Target, classes: Sequence[str]) -> C
     for key, names in (("metrics", named), ("best", (best,))):
         for name in names:
             _check(f"eval.{key}", name, target, len(classes))
-    shown = (best,) if config.metrics is None else (best, *config.metrics)
+    shown = (best if best != ALWAYS_MEASURED else _DEFAULTS[target][0], *(config.metrics or ()))
     return ChosenMetrics(
         target=target,
         classes=tuple(classes),
-        names=tuple(name for name in dict.fromkeys((*named, best)) if name != ALWAYS_MEASURED),
+        names=tuple(name for name in dict.fromkeys((*named, best, *shown)) if name != ALWAYS_MEASURED),
         best=best,
-        shown=tuple(name for name in dict.fromkeys(shown) if METRICS[name].is_number),
+        shown=tuple(name for name in dict.fromkeys(shown) if METRICS[name].is_number and name != ALWAYS_MEASURED),
     )
 
 

@@ -40,6 +40,6 @@ class Loss(Section):
         if not is_reference(self.name) and self.name not in known:
             near = difflib.get_close_matches(self.name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"take {', '.join(known)}, or package.module:function"
-            raise ValueError(f"there is no loss {self.name!r}; {hint}")
+            raise ValueError(f"loss.name={self.name!r} is no loss; {hint}")
         refuse_unused(self, {"name", *known.get(self.name, "").split()}, "loss")
         return self

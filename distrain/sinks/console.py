@@ -82,8 +82,7 @@ class ConsoleSink:
         if "train/loss" in self._latest:
             parts.append(f"loss {self._latest['train/loss']:.4f}")
         if "val/loss" in self._latest:
-            names = dict.fromkeys((ALWAYS_MEASURED, *self._opening.shown_metrics))
-            parts += [in_words(name, self._latest) for name in names]
+            parts += [in_words(name, self._latest) for name in (ALWAYS_MEASURED, *self._opening.shown_metrics)]
         if "train/samples_per_s" in self._latest:
             parts.append(f"{self._latest['train/samples_per_s']:,.0f} samples/s")
         return "  ".join(parts)
