@@ -11,6 +11,7 @@ from distrain.average import WeightAverage
 from distrain.batching import solve_batching
 from distrain.checkpoint.tensors import Tensors, average_tensors, gather_tensors
 from distrain.checkpoint.writer import Checkpointer
+from distrain.class_weights import resolve_class_weights
 from distrain.data.labels import class_counts
 from distrain.data.loader import BatchReader
 from distrain.data.order import MicroBatch, TrainOrder
@@ -22,7 +23,8 @@ from distrain.due import Due
 from distrain.errors import DataError
 from distrain.heart import Heart
 from distrain.launchers.profile import Profile
-from distrain.losses import LossFunction, build_loss, resolve_class_weights
+from distrain.losses import LossFunction, build_loss
+from distrain.metrics.choice import ChosenMetrics, choose_metrics
 from distrain.models.zoo import build_model
 from distrain.optim import Factor, build_optimizer, build_schedule
 from distrain.parallel import Parallel, build_parallel
@@ -53,6 +55,7 @@ class Session:
     due: Due
     parallel: Parallel
     loss_function: LossFunction
+    metrics: ChosenMetrics
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None
     schedule: Factor
@@ -122,6 +125,8 @@ def build_session(
     for split, source in sources.items():
         if len(source) == 0:
             raise DataError(f"the {split} split of the data is empty")
+    loss_function = _build_loss(recipe, sources["train"], world=world)
+    metrics = choose_metrics(recipe.eval, target=sources["train"].target, classes=sources["train"].classes)
     batching = solve_batching(
         recipe.data.batch_size, recipe.train.micro_batch_size, world.size, is_exact=recipe.train.exact
     )
@@ -151,7 +156,8 @@ def build_session(
         total_steps=total_steps,
         due=Due(recipe, order.steps_per_epoch, total_steps),
         parallel=parallel,
-        loss_function=_build_loss(recipe, sources["train"], world=world),
+        loss_function=loss_function,
+        metrics=metrics,
         optimizer=build_optimizer(recipe.optimizer, model),
         average=WeightAverage(model, recipe.train.ema_decay) if recipe.train.ema_decay is not None else None,
         schedule=build_schedule(recipe.schedule, steps_per_epoch=order.steps_per_epoch, total_steps=total_steps),
@@ -182,7 +188,13 @@ def _build_loss(recipe: Recipe, source: Source, *, world: World) -> LossFunction
     weights = resolve_class_weights(
         recipe.loss.class_weights, classes=source.classes, counts=lambda: class_counts(source)
     )
-    return build_loss(recipe.loss, class_weights=None if weights is None else weights.to(world.device))
+    return build_loss(
+        recipe.loss,
+        num_classes=len(source.classes),
+        target=source.target,
+        device=world.device,
+        class_weights=weights,
+    )
 
 
 def _build_model(recipe: Recipe, source: Source, *, in_channels: int, world: World) -> nn.Module:

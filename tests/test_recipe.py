@@ -68,7 +68,7 @@ def test_overrides_apply_in_their_order_at_any_depth() -> None:
     assert digits("train.epochs=3", "train.epochs=4").train.epochs == 4
     assert digits("name=mine", "checkpoint.every_steps=7").checkpoint.every_steps == 7
     assert digits("augment.mean=[0.5]").augment.mean == (0.5,)
-    assert digits("loss.name=mine:f=g").loss.name == "mine:f=g"
+    assert digits("loss.label_smoothing=null", "loss.name=mine:f=g").loss.name == "mine:f=g"
 
 
 def test_override_reaches_into_lists_by_index() -> None:
@@ -180,6 +180,16 @@ def test_momentum_is_refused_for_adam_until_null_unsets_it() -> None:
         (["schedule.name=multistep", "schedule.milestones_epochs=[4, 2]"], "must rise from one to the next"),
         (["optimizer.momentum=null"], "optimizer.nesterov needs optimizer.momentum above 0"),
         (["data.arguments={size: 9}"], "data.arguments go to torchvision.NAME"),
+        (
+            ["loss.name=focal"],
+            "loss.label_smoothing=0.05 is not used by focal; --set loss.label_smoothing=null unsets it",
+        ),
+        (["loss.gamma=2"], "loss.gamma=2.0 is not used by cross_entropy; --set loss.gamma=null unsets it"),
+        (["loss.name=mine:f"], "loss.label_smoothing=0.05 is not used by mine:f"),
+        (["loss.name=focals"], "loss.name='focals' is no loss; did you mean focal?"),
+        (["eval.metrics=[top1, acc]"], "eval.metrics names 'acc', which is no metric; take loss, top1"),
+        (["eval.best=top2"], "eval.best names 'top2', which is no metric; did you mean top5?"),
+        (["eval.best=confusion_matrix"], "eval.best=confusion_matrix is not one number"),
         (["augment.std=null"], "augment.mean and augment.std go together"),
         (["augment.std=[0.3, 0.3]"], "augment.mean and augment.std go together"),
     ],
@@ -188,13 +198,20 @@ def test_values_that_contradict_each_other_are_refused(overrides: list[str], wor
     assert words in sentence(*overrides)
 
 
+def test_weight_of_a_yes_is_one_number_or_one_for_each_label(tmp_path: Path) -> None:
+    overrides = ["loss.label_smoothing=null", "loss.name=bce"]
+    assert digits(*overrides, "loss.pos_weight=[1, 2.5]").loss.pos_weight == (1.0, 2.5)
+    recipe = digits(*overrides, "loss.pos_weight=3")
+    assert recipe.loss.pos_weight == (3.0,)
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    assert read_recipe(tmp_path / "recipe.yaml") == recipe
+
+
 def test_identity_ignores_logs_checkpoints_and_where_the_data_lies() -> None:
     same = ["log.every_steps=3", "log.wandb=disabled", "checkpoint.keep_last=5", "data.path=/elsewhere"]
     same += ["data.num_workers=3", "eval.batch_size=7"]
     assert digits(*same).identity == digits().identity
     assert digits(*same) != digits()
-    here, there = (f"data.more=[{{source: imagefolder, path: /{place}}}]" for place in ("here", "there"))
-    assert digits(here).identity == digits(there).identity != digits().identity
 
 
 @pytest.mark.parametrize("change", ["train.seed=1", "data.batch_size=32", "optimizer.lr=0.2", "precision=bf16"])

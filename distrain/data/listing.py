@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from distrain.recipe.data import Target
+from distrain.metrics import Target
 
 
 @dataclass(frozen=True)

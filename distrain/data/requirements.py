@@ -7,7 +7,8 @@ from distrain.data.arrays import array_file, names_in, prefixes
 from distrain.data.folder import LABEL_ENDING, scan_image_folder
 from distrain.data.manifest import read_manifest
 from distrain.errors import DataError, RecipeError
-from distrain.recipe.data import Data, Split, Target
+from distrain.metrics import Target
+from distrain.recipe.data import Data, Split
 from distrain.references import is_reference
 
 _ANY_TARGET = ("manifest", "tensors")  # the other sources of ours have classes

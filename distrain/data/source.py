@@ -14,7 +14,7 @@ from PIL import Image
 from distrain.data.images import to_tensor
 from distrain.data.stream import Stream
 from distrain.errors import DataError
-from distrain.recipe.data import Target
+from distrain.metrics import Target
 
 
 class Source(Protocol):

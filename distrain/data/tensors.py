@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from distrain.data.arrays import array_file, prefixes, unreadable
 from distrain.data.source import Source, TensorSource
 from distrain.errors import DataError
-from distrain.recipe.data import Data, Target
+from distrain.metrics import Target
+from distrain.recipe.data import Data
 
 
 def read_tensors(config: Data) -> dict[str, Source]:

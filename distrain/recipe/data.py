@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from distrain.metrics import Target
 from distrain.recipe.section import Positive, Section
 
-Target = Literal["class", "labels", "values"]
 Split = Literal["train", "val"]
 
 

@@ -1,11 +1,13 @@
 """The sections of a recipe that say what is trained, and on what objective."""
 
+import difflib
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from distrain.recipe.section import Fraction, Section
+from distrain.recipe.section import Fraction, NonNegative, Positive, Section, refuse_unused
+from distrain.references import is_reference
 
 
 class Model(Section):
@@ -13,6 +15,11 @@ class Model(Section):
 
     name: str = Field(description="digits-cnn, cifar-cnn, any torchvision classifier, or package.module:factory")
     weights: str | None = Field(None, description="imagenet (torchvision's, downloaded once), or a .pth/.safetensors")
+
+
+def _read_numbers(value: object) -> object:
+    """Take one number as a list of one."""
+    return [value] if isinstance(value, int | float) else value
 
 
 def _read_class_weights(value: object) -> object:
@@ -32,10 +39,33 @@ ClassWeights = Annotated[Literal["balanced"] | tuple[float, ...] | None, BeforeV
 
 
 class Loss(Section):
-    """What is minimised."""
+    """What is minimised; a field that the loss does not have stays null."""
 
-    name: str = Field("cross_entropy", description="cross_entropy, or package.module:function(logits, targets)")
-    label_smoothing: Fraction = Field(0.0, description="share of the target spread over all classes")
-    class_weights: ClassWeights = Field(
-        None, description="factor of a sample's loss by its class; balanced: samples / (classes * samples of the class)"
+    name: str = Field(
+        "cross_entropy", description="cross_entropy, bce, focal, l1, mse, or package.module:function(logits, targets)"
     )
+    label_smoothing: Fraction | None = Field(None, description="cross_entropy: share of the target spread over all")
+    class_weights: ClassWeights = Field(
+        None, description="cross_entropy: factor of a sample by its class; balanced: samples / (classes * the class's)"
+    )
+    pos_weight: Annotated[tuple[Positive, ...], BeforeValidator(_read_numbers)] | None = Field(
+        None, description="bce: weight of a yes over a no, one number or one for each label; 1 if null"
+    )
+    gamma: NonNegative | None = Field(None, description="focal: how little a well classified sample counts; 2 if null")
+    alpha: Fraction | None = Field(None, description="focal, labels: share of a yes, a no has the rest; null: equal")
+
+    @model_validator(mode="after")
+    def _fields_belong_to_the_loss(self) -> Self:
+        known = {
+            "cross_entropy": "label_smoothing class_weights",
+            "bce": "pos_weight",
+            "focal": "gamma alpha",
+            "l1": "",
+            "mse": "",
+        }
+        if not is_reference(self.name) and self.name not in known:
+            near = difflib.get_close_matches(self.name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"take {', '.join(known)}, or package.module:function"
+            raise ValueError(f"loss.name={self.name!r} is no loss; {hint}")
+        refuse_unused(self, {"name", *known.get(self.name, "").split()}, "loss")
+        return self

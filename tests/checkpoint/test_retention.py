@@ -4,20 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from distrain.checkpoint.inventory import Metrics, best_step, choose
+from distrain.checkpoint.inventory import best_step, choose
 from distrain.checkpoint.retention import steps_to_keep
 from distrain.errors import RunError
 from tests.checkpoint.making import make, save
 
 
-def evaluations(**accuracy: float) -> list[tuple[int, Metrics | None]]:
-    """Steps 10 to 60, some with an evaluation: s20=0.5 says that step 20 has an accuracy of 0.5."""
-    steps = range(10, 70, 10)
-    return [(step, {"val/top1": accuracy[f"s{step}"]} if f"s{step}" in accuracy else None) for step in steps]
+def scores(**given: float) -> list[tuple[int, float | None]]:
+    """Steps 10 to 60, some with an evaluation: s20=0.5 says that step 20 has a score of 0.5."""
+    return [(step, given.get(f"s{step}")) for step in range(10, 70, 10)]
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "keep_last", "keep_best", "keep_every_steps", "kept"),
+    ("given", "keep_last", "keep_best", "keep_every_steps", "kept"),
     [
         ({}, 1, True, None, {60}),
         ({}, 2, True, None, {50, 60}),
@@ -27,15 +26,16 @@ def evaluations(**accuracy: float) -> list[tuple[int, Metrics | None]]:
         ({"s20": 0.5, "s40": 0.7}, 1, True, None, {40, 60}),
         ({"s20": 0.7, "s40": 0.7, "s60": 0.6}, 2, True, None, {20, 50, 60}),
         ({"s60": 0.0}, 1, True, None, {60}),
+        ({"s20": -0.4, "s40": -0.2, "s50": -0.3}, 1, True, None, {40, 60}),
         ({}, 1, True, 20, {20, 40, 60}),
         ({"s10": 0.5}, 1, True, 30, {10, 30, 60}),
         ({}, 1, True, 7, {60}),
     ],
 )
 def test_last_k_best_and_every_nth_stay(
-    accuracy: dict[str, float], keep_last: int, keep_best: bool, keep_every_steps: int | None, kept: set[int]
+    given: dict[str, float], keep_last: int, keep_best: bool, keep_every_steps: int | None, kept: set[int]
 ) -> None:
-    found = evaluations(**accuracy)
+    found = scores(**given)
     for order in (found, found[::-1]):
         assert kept == steps_to_keep(order, keep_last=keep_last, keep_best=keep_best, keep_every_steps=keep_every_steps)
 

@@ -122,7 +122,8 @@ def test_last_best_and_every_nth_stay(tmp_path: Path) -> None:
     with checkpointer(tmp_path, keep_last=2, keep_every_steps=5) as writer:
         for step in range(1, 12):
             evaluation = {"step": step, "val/loss": 1.0, "val/top1": accuracy[step]} if step in accuracy else None
-            writer.save(step, tensors=gather_tensors(model, optimizer), state={"evaluation": evaluation})
+            state = {"evaluation": evaluation, "best_by": "top1"}
+            writer.save(step, tensors=gather_tensors(model, optimizer), state=state)
     assert [int(name[5:]) for name in names(tmp_path)] == [4, 5, 10, 11]
 
 

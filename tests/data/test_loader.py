@@ -14,8 +14,8 @@ from distrain.data.order import MicroBatch
 from distrain.data.source import DatasetSource, TensorSource
 from distrain.data.transforms import build_transforms
 from distrain.errors import DataError
+from distrain.metrics import Target
 from distrain.recipe import Augment
-from distrain.recipe.data import Target
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ import torch
 
 from distrain.data.source import DatasetSource, TensorSource, take
 from distrain.errors import DataError
-from distrain.recipe.data import Target
+from distrain.metrics import Target
 
 IMAGES = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
 

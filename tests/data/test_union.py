@@ -12,8 +12,8 @@ from distrain.data.source import Source, TensorSource
 from distrain.data.sources import choose_samples, open_sources
 from distrain.data.union import unite
 from distrain.errors import DataError, UserError
+from distrain.metrics import Target
 from distrain.recipe import Data
-from distrain.recipe.data import Target
 from tests.data.writing import write
 
 

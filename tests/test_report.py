@@ -1,0 +1,99 @@
+"""A run is told in the words of its own metric, whatever kind of target it trains on."""
+
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from distrain import report
+from distrain.rundir import RunDirectory, Status
+
+CLASSES = Status(
+    state="finished",
+    step=9,
+    total_steps=9,
+    last={"step": 9, "val/loss": 0.5, "val/top1": 0.75, "val/top5": 1.0},
+    best={"step": 6, "val/loss": 0.4, "val/top1": 0.875},
+)
+VALUES = Status(
+    state="finished",
+    step=9,
+    total_steps=9,
+    best_by="mae",
+    last={"step": 9, "val/loss": 0.25, "val/mae": 12.3456},
+    best={"step": 3, "val/loss": 0.2, "val/mae": 11.0},
+)
+ONLY_NAN = Status(state="finished", step=9, total_steps=9, last={"step": 9, "val/loss": math.nan, "val/top1": 0.1})
+BY_LOSS = VALUES.model_copy(update={"best_by": "loss"})
+
+
+def make_run(path: Path, status: Status) -> RunDirectory:
+    run = RunDirectory(path)
+    run.create()
+    run.recipe.touch()
+    run.write_status(status)
+    return run
+
+
+def told(tell: str, *arguments: object) -> list[str]:
+    """Return the lines that one of the report's functions prints."""
+    console = Console(file=io.StringIO(), width=160, highlight=False)
+    getattr(report, tell)(console, *arguments)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("status", "line"),
+    [
+        (CLASSES, "finished  top-1 75.00% (best 87.50% at step 6), validation loss 0.5000, 9 steps in 0.0 s"),
+        (VALUES, "finished  MAE 12.35 (best 11 at step 3), validation loss 0.2500, 9 steps in 0.0 s"),
+        (BY_LOSS, "finished  val loss 0.2500 (best 0.2000 at step 3), 9 steps in 0.0 s"),
+        (ONLY_NAN, "finished  top-1 10.00%, validation loss nan, 9 steps in 0.0 s"),
+    ],
+)
+def test_summary_tells_the_metric_that_the_best_is_chosen_by(tmp_path: Path, status: Status, line: str) -> None:
+    assert told("print_summary", make_run(tmp_path / "run", status), status)[0] == line
+
+
+@pytest.mark.parametrize(("classes", "shown"), [(3, 3), (21, 20)])
+def test_summary_lists_each_class_or_the_lowest_of_many(tmp_path: Path, classes: int, shown: int) -> None:
+    last = {"step": 9.0, "val/loss": 0.5, "val/top1": 0.5}
+    last |= {f"val/top1/[b]{i}": 1 - i / 100 for i in range(classes)}
+    status = CLASSES.model_copy(update={"last": last})
+    lines = told("print_summary", make_run(tmp_path / "run", status), status)
+    table = [line.split() for line in lines if line.startswith("  [b]")]
+    assert len(table) == shown
+    assert ["[b]2", "98.00%"] in table
+    assert (["[b]0", "100.00%"] in table) is (shown == classes)
+
+
+def test_runs_with_one_metric_have_it_as_their_heading_and_others_beside_each_number(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "classes", CLASSES), make_run(tmp_path / "waiting", Status(best_by="mae"))]
+    header, first, waiting = told("print_runs", runs, tmp_path)
+    assert header.split() == ["run", "state", "step", "top-1", "best", "time"]
+    assert first.split()[3:5] == ["75.00%", "87.50%"]
+    assert waiting.split()[3:5] == ["-", "-"]
+    runs.append(make_run(tmp_path / "values", VALUES))
+    header, first, _, last = told("print_runs", runs, tmp_path)
+    assert header.split() == ["run", "state", "step", "newest", "best", "time"]
+    assert first.split()[3:7] == ["top-1", "75.00%", "top-1", "87.50%"]
+    assert last.split()[3:7] == ["MAE", "12.35", "MAE", "11"]
+
+
+@pytest.mark.parametrize(
+    ("status", "values", "line"),
+    [
+        (CLASSES, [0.0, 0.5, 1.0], "top-1       ▁▅█  (0 to 100%, 3 evaluations)"),
+        (VALUES, [8.0, math.nan, 4.0], "MAE         █ ▁  (4 to 8, 3 evaluations)"),
+        (VALUES, [8.0], "MAE         ▁  (8 to 8, 1 evaluations)"),
+    ],
+)
+def test_curve_reaches_over_all_values(tmp_path: Path, status: Status, values: list[float], line: str) -> None:
+    run = make_run(tmp_path / "run", status)
+    records = [{"step": i, "val/loss": 0.0, f"val/{status.best_by}": value} for i, value in enumerate(values)]
+    run.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert line in told("print_run", run)
