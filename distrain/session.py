@@ -23,8 +23,8 @@ from distrain.losses import LossFunction, build_loss
 from distrain.models.freezing import Freezing, freeze
 from distrain.models.zoo import build_model, head_of
 from distrain.optim import Factor, build_optimizer, build_schedule
-from distrain.param_groups import plan_settings
 from distrain.parallel import Parallel, build_parallel
+from distrain.param_groups import plan_settings
 from distrain.precision import Precision
 from distrain.recipe import Recipe
 from distrain.rundir import RunDirectory

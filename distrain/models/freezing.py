@@ -1,4 +1,4 @@
-"""Owns freezing: which weights stay as they are, up to which step, and with them the statistics of their norm layers."""
+"""Owns freezing: which weights stay as they are, up to which step, and with them their norm layers' statistics."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -43,7 +43,7 @@ def freeze(config: Model, model: nn.Module, *, head: str | None, steps_per_epoch
         )
     for name, weight in model.named_parameters():
         if steps.get(name) == math.inf:
-            weight.requires_grad_(requires_grad=False)
+            weight.requires_grad = False
     return steps
 
 

@@ -7,7 +7,7 @@ from distrain.errors import ModelError
 
 def check_size(images: torch.Tensor, size: int, *, name: str) -> None:
     """Raise `ModelError` where images [n, channels, height, width] are not `size` pixels high and wide."""
-    if torch.jit.is_tracing():  # sizes are tensors there, and were looked at before
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # sizes are tensors there
         return
     height, width = images.shape[-2:]
     if (height, width) != (size, size):
