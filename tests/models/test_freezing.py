@@ -1,6 +1,7 @@
 """What is frozen stays as it is, weights and statistics, up to the step at which it thaws, whatever the strategy."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from distrain.batching import solve_batching
+from distrain.checkpoint import read
+from distrain.checkpoint.load import load_tensors
+from distrain.checkpoint.tensors import digest, gather_tensors
 from distrain.data.order import TrainOrder
 from distrain.errors import ModelError
 from distrain.models.freezing import Freezing, freeze
@@ -20,6 +24,7 @@ from distrain.parallel.single import Single
 from distrain.precision import Precision
 from distrain.recipe import Model, Optimizer
 from distrain.world import World
+from tests.checkpoint.making import save
 
 CPU = torch.device("cpu")
 ALONE = World(rank=0, size=1, local_rank=0, device=CPU)
@@ -89,6 +94,24 @@ def test_frozen_weights_and_statistics_stay_until_they_thaw(strategy: str, rule:
                 name.startswith("features.1.") and step < 2
             )
             assert torch.equal(tensor, after[name]) == is_frozen, (name, step)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_training_saved_before_the_thaw_goes_on_to_the_same_bits(tmp_path: Path, strategy: str) -> None:
+    config: dict[str, Any] = {"freeze": ("features",), "unfreeze_epochs": {"features.1": 0.5, "features.3": 0.75}}
+    whole = Training(STRATEGIES[strategy], RULES["sgd"], **config)
+    whole.step(0)
+    save(tmp_path, whole.model, whole.optimizer, 1)
+    for step in range(1, 5):
+        whole.step(step)
+    pieced = Training(STRATEGIES[strategy], RULES["sgd"], **config)
+    (found,) = [read(path) for path in tmp_path.iterdir()]
+    load_tensors(found, model=pieced.model, optimizer=pieced.optimizer, world=ALONE)
+    for step in range(1, 5):
+        pieced.step(step)
+    tensors = [gather_tensors(training.model, training.optimizer) for training in (whole, pieced)]
+    assert digest(tensors[1]) == digest(tensors[0])
+    assert "optimizer.features.3.0.weight.momentum_buffer" in tensors[0]
 
 
 def test_no_optimizer_state_is_kept_for_what_has_not_thawed() -> None:
