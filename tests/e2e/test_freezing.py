@@ -27,6 +27,7 @@ EXACT = [
 ]
 
 
+@pytest.mark.slow
 def test_run_killed_before_the_thaw_ends_in_the_bits_of_the_undisturbed_run(tmp_path: Path) -> None:
     fit(*EXACT, "--procs=1", "--run=undisturbed", cwd=tmp_path)
     process = start([*EXACT, "--procs=1", "--run=disturbed"], tmp_path)

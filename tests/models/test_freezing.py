@@ -116,7 +116,7 @@ def test_training_saved_before_the_thaw_goes_on_to_the_same_bits(tmp_path: Path,
 
 def test_no_optimizer_state_is_kept_for_what_has_not_thawed() -> None:
     training = Training(Single, RULES["sgd"], freeze=("backbone",), unfreeze_epochs={"features.1": 0.5})
-    names = {parameter: name for name, parameter in training.model.named_parameters()}
+    names: dict[torch.Tensor, str] = {weight: name for name, weight in training.model.named_parameters()}
     training.step(0)
     assert {names[parameter] for parameter in training.optimizer.state} == {"fc.weight", "fc.bias"}
     training.step(2)
