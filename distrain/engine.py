@@ -134,7 +134,7 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
     order, parallel, precision, losses = session.order, session.parallel, session.precision, session.losses
     optimizer, loss_function, normalize = session.optimizer, session.loss_function, session.normalize
     average, skipped, heart, stop = session.average, session.skipped, session.heart, session.stop
-    train, gpus = session.recipe.train, session.world.gpus
+    train, gpus, freezing = session.recipe.train, session.world.gpus, session.freezing
     base_lr, schedule = session.recipe.optimizer.lr, session.schedule
     for step in range(first_step, last_step):
         if stop.is_reached(step):
@@ -143,6 +143,7 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
             continue
         window = order.window(step)
         replica = parallel.begin_window(window, step)
+        freezing.begin_step(step)
         for piece in window.own:
             heart.phase = "data"
             images, targets = next(batches)
@@ -161,7 +162,8 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
         parallel.finish_window(window, step)
         heart.phase = "update"
         set_learning_rate(optimizer, base_lr * schedule(step))
-        precision.step(optimizer, parallel.module, clip_norm=train.clip_norm)
+        with freezing.untouched(step):
+            precision.step(optimizer, parallel.module, clip_norm=train.clip_norm)
         parallel.drop_gradients()
         if average is not None:
             average.update(step)

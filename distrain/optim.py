@@ -2,7 +2,9 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,46 +15,67 @@ from distrain.sharding import is_sharded
 Factor = Callable[[int], float]
 
 
-def build_optimizer(config: recipe.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimizer of a recipe over all trainable parameters, in torch's fused form where it has one."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    decay = config.weight_decay
+@dataclass(frozen=True)
+class Setting:
+    """How a parameter is updated; parameters with equal settings are one group of the optimizer."""
+
+    lr_factor: float = 1.0  # of the learning rate
+    has_decay: bool = True
+    thaw_step: float = 0  # torch's fused SGD wants the parameters of a group to begin in the same step
+
+
+def build_optimizer(
+    config: recipe.Optimizer, model: nn.Module, settings: Mapping[str, Setting] | None = None
+) -> torch.optim.Optimizer:
+    """Return the optimizer of a recipe over all trainable parameters, in torch's fused form where it has one.
+
+    `settings` are those of parameters by name, where they are not the default. Parameters of equal settings are a
+    group; groups, and the parameters in each, have the order in which the network has its parameters.
+    """
+    groups = _groups(config, model, settings or {})
     if config.name == "sgd":
-        in_parts = any(is_sharded(parameter) for parameter in parameters)  # torch's fused SGD does not know these
+        # torch's fused SGD does not know parameters that are in parts
+        in_parts = any(is_sharded(parameter) for group in groups for parameter in group["params"])
         return torch.optim.SGD(
-            parameters,
+            groups,
             lr=config.lr,
             momentum=config.momentum or 0.0,
             nesterov=config.nesterov or False,
-            weight_decay=decay,
             fused=not in_parts,
             foreach=in_parts,
         )
     if config.name == "rmsprop":
         return torch.optim.RMSprop(
-            parameters,
+            groups,
             lr=config.lr,
             alpha=0.99 if config.alpha is None else config.alpha,
             eps=config.eps or 1e-8,
             momentum=config.momentum or 0.0,
-            weight_decay=decay,
             foreach=True,  # torch has no fused RMSprop
         )
     rule = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return rule(
-        parameters,
-        lr=config.lr,
-        betas=config.betas or (0.9, 0.999),
-        eps=config.eps or 1e-8,
-        weight_decay=decay,
-        fused=True,
-    )
+    return rule(groups, lr=config.lr, betas=config.betas or (0.9, 0.999), eps=config.eps or 1e-8, fused=True)
+
+
+def _groups(config: recipe.Optimizer, model: nn.Module, settings: Mapping[str, Setting]) -> list[dict[str, Any]]:
+    members: dict[Setting, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            members.setdefault(settings.get(name, Setting()), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr_factor": setting.lr_factor,
+            "weight_decay": config.weight_decay if setting.has_decay else 0.0,
+        }
+        for setting, parameters in members.items()
+    ]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Give all parameter groups this learning rate for the next step."""
+    """Give each parameter group this learning rate, times the group's own factor, for the next step."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["lr_factor"]
 
 
 def build_schedule(config: recipe.Schedule, *, steps_per_epoch: int, total_steps: int) -> Factor:

@@ -25,9 +25,11 @@ from distrain.heart import Heart
 from distrain.launchers.profile import Profile
 from distrain.losses import LossFunction, build_loss
 from distrain.metrics.choice import ChosenMetrics, choose_metrics
-from distrain.models.zoo import build_model
+from distrain.models.freezing import Freezing, freeze
+from distrain.models.zoo import build_model, head_of
 from distrain.optim import Factor, build_optimizer, build_schedule
 from distrain.parallel import Parallel, build_parallel
+from distrain.param_groups import plan_settings
 from distrain.precision import Precision
 from distrain.recipe import Recipe
 from distrain.rundir import RunDirectory
@@ -54,6 +56,7 @@ class Session:
     total_steps: int
     due: Due
     parallel: Parallel
+    freezing: Freezing
     loss_function: LossFunction
     metrics: ChosenMetrics
     optimizer: torch.optim.Optimizer
@@ -143,6 +146,9 @@ def build_session(
     shown_images = normalize(shown_images.to(world.device))
     model = _build_model(recipe, sources["train"], in_channels=shown_images.shape[1], world=world)
     bare_copy = copy.deepcopy(model).cpu().eval()
+    head = head_of(recipe.model, model)
+    thaw_steps = freeze(recipe.model, model, head=head, steps_per_epoch=order.steps_per_epoch)
+    settings = plan_settings(recipe.optimizer, model, head=head, example=shown_images, thaw_steps=thaw_steps)
     parallel = build_parallel(recipe, model, world, batching=batching, example=shown_images)
     return Session(
         recipe=recipe,
@@ -156,9 +162,10 @@ def build_session(
         total_steps=total_steps,
         due=Due(recipe, order.steps_per_epoch, total_steps),
         parallel=parallel,
+        freezing=Freezing(model, thaw_steps),
         loss_function=loss_function,
         metrics=metrics,
-        optimizer=build_optimizer(recipe.optimizer, model),
+        optimizer=build_optimizer(recipe.optimizer, model, settings),
         average=WeightAverage(model, recipe.train.ema_decay) if recipe.train.ema_decay is not None else None,
         schedule=build_schedule(recipe.schedule, steps_per_epoch=order.steps_per_epoch, total_steps=total_steps),
         precision=Precision(recipe.precision, world.device),

@@ -1,4 +1,4 @@
-"""Owns the small networks that ship with distrain. Each takes images [n, channels, height, width], gives logits."""
+"""Owns the small networks of the built-in recipes. Each takes images [n, channels, height, width], gives logits."""
 
 from itertools import pairwise
 
@@ -9,7 +9,7 @@ from torch import nn
 class DigitsCnn(nn.Module):
     """Three 3x3 convolutions with BatchNorm, for images of about 8x8 pixels; 0.1 million weights."""
 
-    def __init__(self, num_classes: int, in_channels: int) -> None:
+    def __init__(self, num_classes: int, in_channels: int, *, dropout: float = 0.2) -> None:
         super().__init__()
         self.features = nn.Sequential(
             _convolution(in_channels, 32),
@@ -18,7 +18,7 @@ class DigitsCnn(nn.Module):
             _convolution(64, 128),
             nn.AdaptiveAvgPool2d(2),
         )
-        self.dropout = nn.Dropout(0.2)
+        self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(128 * 4, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -30,7 +30,7 @@ class DigitsCnn(nn.Module):
 class CifarCnn(nn.Module):
     """Six 3x3 convolutions with BatchNorm, 32-64-128 wide, for images of about 32x32 pixels; 0.3 million weights."""
 
-    def __init__(self, num_classes: int, in_channels: int) -> None:
+    def __init__(self, num_classes: int, in_channels: int, *, dropout: float = 0.2) -> None:
         super().__init__()
         widths = (in_channels, 32, 64, 128)
         blocks = [
@@ -38,7 +38,7 @@ class CifarCnn(nn.Module):
             for before, width in pairwise(widths)
         ]
         self.features = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(2))
-        self.dropout = nn.Dropout(0.2)
+        self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(128 * 4, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

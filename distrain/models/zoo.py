@@ -1,50 +1,92 @@
-"""Owns the way from a recipe's model section to a network: built-in, torchvision's by name, or the user's own."""
+"""Owns the way from a recipe's model section to a network: built-in, torchvision's, timm's, or the user's own."""
 
-import difflib
-import pickle
+import inspect
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from distrain.errors import ModelError
-from distrain.models.heads import find_head, replace_head
+from distrain.models.alexnet import AlexNet5
+from distrain.models.cifar import CifarPlain, CifarSimpleV3
+from distrain.models.heads import append_head, find_head, replace_first_layer, replace_head
+from distrain.models.lenet import LeNet
 from distrain.models.nets import CifarCnn, DigitsCnn
+from distrain.models.weights import load_weights
+from distrain.patterns import nearest
 from distrain.recipe import Model
 from distrain.references import is_reference, load_reference
 
-NETS: dict[str, Callable[[int, int], nn.Module]] = {
+NETS: dict[str, Callable[..., nn.Module]] = {
     "digits-cnn": DigitsCnn,
     "cifar-cnn": CifarCnn,
+    "lenet": LeNet,
+    "cifar-plain": CifarPlain,
+    "cifar-simple-v3": CifarSimpleV3,
+    "alexnet-5": AlexNet5,
 }
+TIMM = "timm."
 
 
 def build_model(config: Model, *, num_classes: int, in_channels: int) -> nn.Module:
     """Build the network with `num_classes` outputs on the CPU; its draws come from torch's global generator.
 
-    A reference `package.module:factory` is called as `factory(num_classes=...)`. Raises `ModelError` for a name that
-    nobody knows and for weights that do not fit.
+    A reference `package.module:factory` is called as `factory(num_classes=..., **arguments)`. Raises `ModelError` for a
+    name that nobody knows, arguments that its factory does not take, and weights that do not fit.
     """
-    pretrained = config.weights == "imagenet"
-    if is_reference(config.name):
-        model: nn.Module = load_reference(config.name, key="model.name")(num_classes=num_classes)
-    elif config.name in NETS:
-        model = NETS[config.name](num_classes, in_channels)
-    elif config.name in _classifiers():
-        model = _torchvision_model(config.name, pretrained=pretrained)
-        replace_head(model, num_classes, name=config.name)
-    else:
-        near = difflib.get_close_matches(config.name, [*NETS, *_classifiers()], n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; take {', '.join(NETS)}, or a torchvision classifier"
-        raise ModelError(f"there is no model {config.name!r}{hint}")
-    if pretrained and config.name not in _classifiers():
-        raise ModelError(f"model.weights=imagenet is for torchvision's models, and model.name is {config.name}")
-    if config.weights is not None and not pretrained:
-        _load_weights(model, config.weights)
+    model = _build(config, num_classes=num_classes, in_channels=in_channels)
+    has_own_head = is_reference(config.name) or config.name in NETS or config.name.startswith(TIMM)
+    if config.head == "append":
+        append_head(model, num_classes, name=config.name, head_name=config.head_name)
+    elif config.head_name is not None or not has_own_head:
+        replace_head(model, num_classes, name=config.name, head_name=config.head_name)
+    if config.weights is not None and config.weights != "imagenet":
+        load_weights(model, config.weights, head=head_of(config, model), is_partial=config.partial)
     return model
+
+
+def head_of(config: Model, model: nn.Module) -> str | None:
+    """Return the path of the layer of a built network that gives the logits; None where there is none that is known."""
+    own = getattr(model, "pretrained_cfg", {}).get("classifier") if config.name.startswith(TIMM) else None
+    name = own if isinstance(own, str) and config.head_name is None else config.head_name
+    try:
+        return find_head(model, name=config.name, head_name=name)[0]
+    except ModelError:
+        return None
+
+
+def _build(config: Model, *, num_classes: int, in_channels: int) -> nn.Module:
+    """Return the network without regard to its head, except that the ones of distrain, timm and the user have one."""
+    name, wants_imagenet = config.name, config.weights == "imagenet"
+    if name.startswith(TIMM):
+        return _timm_model(config, num_classes=num_classes, in_channels=in_channels)
+    if not is_reference(name) and name not in NETS:
+        if name not in (known := _classifiers()):
+            hint = nearest(name, [*NETS, *known], count=1)
+            hint = hint or f"; take {', '.join(NETS)}, a torchvision classifier, or timm.NAME"
+            raise ModelError(f"there is no model {name!r}{hint}")
+        model = _torchvision_model(config, is_pretrained=wants_imagenet)
+        if in_channels != 3:
+            replace_first_layer(model, in_channels, name=name, keep_weights=wants_imagenet)
+        return model
+    if wants_imagenet:
+        raise ModelError(f"model.weights=imagenet is for torchvision's and timm's models, and model.name is {name}")
+    if is_reference(name):
+        factory = load_reference(name, key="model.name")
+        return _call(factory, {"num_classes": num_classes, **config.arguments}, name=name)
+    arguments = {"num_classes": num_classes, "in_channels": in_channels, **config.arguments}
+    return _call(NETS[name], arguments, name=name)
+
+
+def _call(factory: Callable[..., nn.Module], arguments: dict[str, Any], *, name: str) -> nn.Module:
+    """Call a factory, after a look at whether it takes these arguments: what goes wrong inside of it is its own."""
+    try:
+        inspect.signature(factory).bind(**arguments)
+    except TypeError as error:
+        raise ModelError(f"model.name={name} with model.arguments: {error}") from None
+    except ValueError:  # a factory written in C does not tell what it takes
+        pass
+    return factory(**arguments)
 
 
 def _classifiers() -> list[str]:
@@ -53,46 +95,62 @@ def _classifiers() -> list[str]:
     return list(models.list_models(module=models))
 
 
-def _torchvision_model(name: str, *, pretrained: bool) -> nn.Module:
+def _torchvision_model(config: Model, *, is_pretrained: bool) -> nn.Module:
     from torchvision import models
 
+    name = config.name
     # GoogLeNet and Inception have extra heads and give a tuple with them: they are trained without.
     arguments: dict[str, Any] = {"aux_logits": False} if name in {"googlenet", "inception_v3"} else {}
-    if name in {"googlenet", "inception_v3"} and not pretrained:
+    if name in {"googlenet", "inception_v3"} and not is_pretrained:
         arguments["init_weights"] = True
-    if pretrained and arguments:
+    if is_pretrained and arguments:
         raise ModelError(f"model.weights=imagenet is not offered for {name}, whose weights have extra heads")
     try:
-        model: nn.Module = models.get_model(name, weights="DEFAULT" if pretrained else None, **arguments)
+        model: nn.Module = models.get_model(
+            name, weights="DEFAULT" if is_pretrained else None, **{**arguments, **config.arguments}
+        )
     except OSError as error:
-        raise ModelError(
-            f"the ImageNet weights of {name} could not be downloaded ({error}); give a file with "
-            f"--set model.weights=FILE, or start from random weights with --set model.weights=null"
-        ) from None
+        raise _no_download(name, error) from None
+    except (TypeError, ValueError) as error:
+        raise _wrong_arguments(config, error) from None
     return model
 
 
-def _load_weights(model: nn.Module, file: str) -> None:
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise ModelError(f"model.weights={file}: there is no such file")
+def _timm_model(config: Model, *, num_classes: int, in_channels: int) -> nn.Module:
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except pickle.UnpicklingError:  # torch's own words advise to switch this protection off
+        import timm  # takes seconds to import: only where it is used
+    except ModuleNotFoundError:
         raise ModelError(
-            f"model.weights={file} is refused: it is not a file of tensors, or names what could run code; "
-            f"save the model's state_dict()"
+            f"model.name={config.name} needs timm, which is not installed; pip install 'distrain[timm]'"
         ) from None
-    except Exception as error:  # noqa: BLE001 - torch, pickle, zip and safetensors each have exceptions of their own
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ModelError(f"model.weights={file} cannot be read as tensors by name: {reason}") from None
-    if not (isinstance(state, dict) and all(isinstance(tensor, torch.Tensor) for tensor in state.values())):
-        raise ModelError(f"model.weights={file} does not hold tensors by name; save the model's state_dict()")
-    expected = model.state_dict()
-    misfits = [key for key, tensor in expected.items() if key not in state or state[key].shape != tensor.shape]
-    # A head for other classes is what fine-tuning replaces: these layers keep their new weights.
-    head, _ = find_head(model, name=file)
-    heads = {key for key in misfits if key.rpartition(".")[0] == head}
-    if rest := [key for key in misfits if key not in heads]:
-        raise ModelError(f"model.weights={file} does not fit the model: {rest[0]} is missing or of another shape")
-    model.load_state_dict({**state, **{key: expected[key] for key in heads}}, strict=False)
+    name = config.name.removeprefix(TIMM)
+    if not timm.is_model(name):
+        hint = nearest(name, timm.list_models()) or "; `timm.list_models()` in Python lists them"
+        raise ModelError(f"timm has no model {name!r}{hint}")
+    arguments = {"in_chans": in_channels, **config.arguments}
+    if config.head == "replace" and config.head_name is None:
+        arguments["num_classes"] = num_classes
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=config.weights == "imagenet", **arguments)
+    except OSError as error:
+        raise _no_download(config.name, error) from None
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise _wrong_arguments(config, error) from None
+    return model
+
+
+def _no_download(name: str, error: OSError) -> ModelError:
+    return ModelError(
+        f"the ImageNet weights of {name} could not be downloaded ({_first_line(error)}); give a file with "
+        f"--set model.weights=FILE, or start from random weights with --set model.weights=null"
+    )
+
+
+def _wrong_arguments(config: Model, error: Exception) -> ModelError:
+    weights = " and model.weights=imagenet" if config.weights == "imagenet" else ""
+    given = f"model.arguments={config.arguments}{weights}"
+    return ModelError(f"model.name={config.name} with {given} cannot be made: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

@@ -39,6 +39,8 @@ def _type_text(annotation: Any) -> str:
         return _type_text(arguments[0])
     if origin is Literal:
         return ", ".join(str(choice) for choice in arguments)
+    if origin is dict:
+        return "mapping" if arguments[1] is Any else f"mapping to {_type_text(arguments[1])}s"
     if origin is tuple:
         kind = _type_text(arguments[0])
         return f"list of {kind}" if kind.startswith("{") else f"list of {kind}s"

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -11,10 +11,43 @@ from distrain.references import is_reference
 
 
 class Model(Section):
-    """The network."""
+    """The network, the weights that it begins with, and which of them stay as they are."""
 
-    name: str = Field(description="digits-cnn, cifar-cnn, any torchvision classifier, or package.module:factory")
-    weights: str | None = Field(None, description="imagenet (torchvision's, downloaded once), or a .pth/.safetensors")
+    name: str = Field(
+        description="digits-cnn, cifar-cnn, lenet, cifar-plain, cifar-simple-v3, alexnet-5, any torchvision "
+        "classifier, timm.NAME, or package.module:factory"
+    )
+    arguments: dict[str, Any] = Field({}, description="keyword arguments of its factory, {dropout: 0.1} say")
+    weights: str | None = Field(
+        None, description="imagenet (torchvision's or timm's, downloaded once), or a .pth/.pt/.safetensors file"
+    )
+    partial: bool = Field(default=False, description="take of a weights file what fits, and say what does not")
+    head: Literal["replace", "append"] = Field(
+        "replace",
+        description="replace the last linear layer by one with an output a class, or append one behind the network's "
+        "own outputs, as appended.weight and appended.bias",
+    )
+    head_name: str | None = Field(
+        None, description="the layer that is the head, classifier.6 say; null: the last linear one"
+    )
+    freeze: tuple[str, ...] = Field(
+        (),
+        description="weights that stay as they are, with their BatchNorm statistics: names of weights or layers, with "
+        "* and ?; backbone: all but the head",
+    )
+    unfreeze_epochs: dict[str, NonNegative] = Field(
+        {}, description="frozen weights, named as in freeze, and the epochs trained before they join in"
+    )
+
+    @model_validator(mode="after")
+    def _fields_go_together(self) -> Self:
+        if "num_classes" in self.arguments and self.head == "replace":
+            raise ValueError("model.arguments.num_classes is known from the data; leave it out")
+        if self.partial and self.weights in {None, "imagenet"}:
+            raise ValueError(f"model.partial is for a weights file, and model.weights is {self.weights or 'null'}")
+        if self.unfreeze_epochs and not self.freeze:
+            raise ValueError("model.unfreeze_epochs is for what model.freeze names, and that names nothing")
+        return self
 
 
 def _read_numbers(value: object) -> object:

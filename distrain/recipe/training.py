@@ -18,13 +18,25 @@ class Optimizer(Section):
     betas: tuple[Fraction, Fraction] | None = Field(None, description="adam, adamw")
     alpha: Fraction | None = Field(None, description="rmsprop: smoothing of the squared gradient")
     eps: Positive | None = Field(None, description="adam, adamw, rmsprop")
+    no_decay: tuple[str, ...] = Field(
+        (), description="weights without weight_decay: norm (of norm layers), bias, or names of weights or layers"
+    )
+    layer_decay: float | None = Field(
+        None, gt=0, le=1, description="factor of the learning rate from each block to the one before it; the head has 1"
+    )
+    lr_factors: dict[str, Positive] = Field(
+        {}, description="factors of the learning rate by names of weights or layers, or backbone; the last one counts"
+    )
 
     @model_validator(mode="after")
     def _fields_belong_to_the_rule(self) -> Self:
         known = {"sgd": "momentum nesterov", "adam": "betas eps", "adamw": "betas eps", "rmsprop": "momentum alpha eps"}
-        refuse_unused(self, {"name", "lr", "weight_decay", *known[self.name].split()}, "optimizer")
+        every = {"name", "lr", "weight_decay", "no_decay", "layer_decay", "lr_factors"}
+        refuse_unused(self, {*every, *known[self.name].split()}, "optimizer")
         if self.nesterov and not self.momentum:
             raise ValueError("optimizer.nesterov needs optimizer.momentum above 0")
+        if self.no_decay and not self.weight_decay:
+            raise ValueError("optimizer.no_decay makes exceptions to optimizer.weight_decay, which is 0")
         return self
 
 

@@ -1,150 +1,131 @@
-"""Networks come by name with a head for the data's classes, and weights files can neither run code nor misfit."""
+"""Networks come by name, with an output for each class of the data, a layer for its channels, and their arguments."""
 
-import os
-import pickle
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from distrain.errors import ModelError
-from distrain.models.heads import find_head
-from distrain.models.zoo import build_model
+from distrain.models.zoo import build_model, head_of
 from distrain.recipe import Model
 
 
-def digits_cnn(num_classes: int, weights: Path | None = None) -> nn.Module:
-    config = Model(name="digits-cnn", weights=None if weights is None else str(weights))
-    return build_model(config, num_classes=num_classes, in_channels=1)
+def build(name: str, num_classes: int = 7, in_channels: int = 3, **options: Any) -> nn.Module:
+    return build_model(Model(name=name, **options), num_classes=num_classes, in_channels=in_channels)
 
 
 @pytest.mark.parametrize(
-    ("name", "head"), [("resnet18", "fc"), ("mobilenet_v2", "classifier.1"), ("vgg11", "classifier.6")]
+    ("name", "head"),
+    [
+        ("resnet18", "fc"),
+        ("mobilenet_v2", "classifier.1"),
+        ("vgg11", "classifier.6"),
+        ("squeezenet1_1", "classifier.1"),
+    ],
 )
 def test_head_of_a_torchvision_model_gets_the_classes_of_the_data(name: str, head: str) -> None:
-    model = build_model(Model(name=name), num_classes=7, in_channels=3).eval()
-    assert find_head(model, name=name)[0] == head
+    model = build(name).eval()
+    assert head_of(Model(name=name), model) == head
     with torch.no_grad():
         assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
 
 
-@pytest.mark.parametrize(("name", "channels", "size"), [("digits-cnn", 1, 8), ("cifar-cnn", 3, 32)])
-def test_networks_that_ship_give_a_logit_for_each_class(name: str, channels: int, size: int) -> None:
-    model = build_model(Model(name=name), num_classes=5, in_channels=channels)
-    assert model(torch.zeros(2, channels, size, size)).shape == (2, 5)
+@pytest.mark.parametrize(
+    ("name", "channels", "size", "num_parameters"),
+    [
+        ("digits-cnn", 1, 8, None),
+        ("cifar-cnn", 3, 32, None),
+        ("lenet", 3, 32, 62_006),  # as the tutorial's for ten classes
+        ("cifar-plain", 3, 32, 145_578),
+        ("cifar-simple-v3", 3, 32, None),
+        ("cifar-simple-v3", 1, 32, None),
+        ("alexnet-5", 3, 224, 14_601_930),
+    ],
+)
+def test_networks_that_ship_give_a_logit_for_each_class(
+    name: str, channels: int, size: int, num_parameters: int | None
+) -> None:
+    model = build(name, num_classes=10, in_channels=channels).eval()
+    with torch.no_grad():
+        assert model(torch.zeros(2, channels, size, size)).shape == (2, 10)
+    if num_parameters is not None:
+        assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters
+
+
+def test_images_of_a_wrong_size_are_one_sentence_with_the_transform_that_mends_it() -> None:
+    with pytest.raises(ModelError, match=r"lenet takes images of 32x32 pixels, and these have 28x30; add .Resize"):
+        build("lenet")(torch.zeros(1, 3, 28, 30))
 
 
 def test_same_seed_draws_the_same_weights() -> None:
     models = []
     for _ in range(2):
         torch.manual_seed(11)
-        models.append(digits_cnn(10))
+        models.append(build("digits-cnn", 10, 1))
     pairs = zip(models[0].state_dict().values(), models[1].state_dict().values(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
-def test_unknown_model_is_told_with_the_nearest_name() -> None:
-    with pytest.raises(ModelError, match="did you mean resnet18"):
-        build_model(Model(name="resnet-18"), num_classes=2, in_channels=3)
-
-
-def test_imagenet_weights_are_refused_for_a_network_that_has_none() -> None:
-    with pytest.raises(ModelError, match=r"model\.weights=imagenet is for torchvision's models"):
-        build_model(Model(name="digits-cnn", weights="imagenet"), num_classes=2, in_channels=1)
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_weights_of_another_head_are_loaded_below_a_new_head(tmp_path: Path, suffix: str) -> None:
-    donor = digits_cnn(10)
-    file = tmp_path / f"weights{suffix}"
-    if suffix == ".pth":
-        torch.save(donor.state_dict(), file)
-    else:
-        save_file(donor.state_dict(), file)
-    same = digits_cnn(10, file).state_dict()
-    other = digits_cnn(4, file).state_dict()
-    for key, tensor in donor.state_dict().items():
-        assert torch.equal(same[key], tensor), key
-        if not key.startswith("fc."):
-            assert torch.equal(other[key], tensor), key
-    assert other["fc.weight"].shape == (4, 512)
-
-
-class Hostile:
-    """A pickle of it makes a folder when it is read."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.folder),)
-
-
-@pytest.mark.parametrize("as_zip", [True, False])
-def test_hostile_weights_are_refused_and_do_not_run(tmp_path: Path, as_zip: bool) -> None:
-    file, made = tmp_path / "weights.pth", tmp_path / "made"
-    if as_zip:
-        torch.save({"fc.weight": Hostile(made)}, file)
-    else:
-        file.write_bytes(pickle.dumps(Hostile(made), protocol=2))
-    with pytest.raises(ModelError, match="could run code") as caught:
-        digits_cnn(10, file)
-    assert "weights_only" not in str(caught.value), "torch's advice to switch the protection off"
-    assert not made.exists()
-
-
-def write_bad_weights(file: Path, fault: str) -> None:
-    if fault == "empty":
-        file.write_bytes(b"")
-    elif fault == "garbage":
-        file.write_bytes(b"these are no weights")
-    elif fault == "one tensor":
-        torch.save(torch.zeros(3), file)
-    elif fault == "list":
-        torch.save([torch.zeros(3)], file)
-    elif fault == "whole module":
-        torch.save(digits_cnn(10), file)
-    elif fault == "trainer's checkpoint":
-        torch.save({"epoch": 3, "state_dict": digits_cnn(10).state_dict()}, file)
-    elif fault == "numbers":
-        torch.save(dict.fromkeys(digits_cnn(10).state_dict(), 1), file)
-    elif fault == "other network":
-        torch.save(nn.Linear(2, 2).state_dict(), file)
+def test_arguments_come_to_the_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_nets.py").write_text(
+        "from torch import nn\ndef mlp(num_classes, *, width=8):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(12, width), nn.Linear(width, num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    model = build("own_nets:mlp", arguments={"width": 5})
+    assert [tuple(parameter.shape) for parameter in model.parameters()] == [(5, 12), (5,), (7, 5), (7,)]
+    with pytest.raises(ModelError, match=r"own_nets:mlp with .* got an unexpected keyword argument 'wide'"):
+        build("own_nets:mlp", arguments={"wide": 5})
+    sys.modules.pop("own_nets")
+    dropouts = [m.p for m in build("cifar-cnn", arguments={"dropout": 0.6}).modules() if isinstance(m, nn.Dropout)]
+    assert dropouts == [0.6]
+    depths = [
+        m.p for m in build("convnext_tiny", arguments={"stochastic_depth_prob": 0.0}).modules() if hasattr(m, "p")
+    ]
+    assert set(depths) == {0.0}
 
 
 @pytest.mark.parametrize(
-    "fault",
+    ("options", "words"),
     [
-        "missing",
-        "empty",
-        "garbage",
-        "one tensor",
-        "list",
-        "whole module",
-        "trainer's checkpoint",
-        "numbers",
-        "other network",
+        ({"name": "resnet-18"}, "there is no model 'resnet-18'; did you mean resnet18?"),
+        (
+            {"name": "digits-cnn", "weights": "imagenet"},
+            "model.weights=imagenet is for torchvision's and timm's models",
+        ),
+        ({"name": "resnet18", "arguments": {"depth": 4}}, "unexpected keyword argument 'depth'"),
+        ({"name": "vgg11", "arguments": {"dropout": 3.0}}, "dropout probability has to be between 0 and 1"),
+        ({"name": "lenet", "arguments": {"dropout": 0.1}}, "got an unexpected keyword argument 'dropout'"),
+        ({"name": "vgg11", "head_name": "classifier.7"}, "did you mean classifier.6"),
+        (
+            {"name": "resnet18", "head_name": "avgpool"},
+            "model.head_name=avgpool is not a linear or convolutional layer",
+        ),
     ],
 )
-def test_weights_that_do_not_fit_are_one_sentence_with_the_file(tmp_path: Path, fault: str) -> None:
-    file = tmp_path / "weights.pth"
-    write_bad_weights(file, fault)
+def test_what_cannot_be_built_is_one_sentence(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ModelError) as caught:
-        digits_cnn(10, file)
-    text = str(caught.value)
-    assert text.startswith(f"model.weights={file}")
-    assert "\n" not in text
-    assert "\x1b" not in text
-    assert ". " not in text, "more than one sentence"
-
-
-@pytest.mark.parametrize("content", [b"", b"these are no weights"])
-def test_bad_safetensors_are_one_sentence_with_the_file(tmp_path: Path, content: bytes) -> None:
-    file = tmp_path / "weights.safetensors"
-    file.write_bytes(content)
-    with pytest.raises(ModelError) as caught:
-        digits_cnn(10, file)
-    assert str(caught.value).startswith(f"model.weights={file}")
+        build(**options)
+    assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_timm_models_get_classes_channels_and_arguments() -> None:
+    pytest.importorskip("timm")
+    model = build("timm.resnet10t", in_channels=1, arguments={"drop_path_rate": 0.1}).eval()
+    assert head_of(Model(name="timm.resnet10t"), model) == "fc"
+    with torch.no_grad():
+        assert model(torch.zeros(2, 1, 64, 64)).shape == (2, 7)
+    with pytest.raises(ModelError, match="timm has no model 'resnet10tt'; did you mean resnet10t"):
+        build("timm.resnet10tt")
+    with pytest.raises(ModelError, match=r"cannot be made: .*unexpected keyword argument 'droput'"):
+        build("timm.resnet10t", arguments={"droput": 0.1})
+
+
+def test_missing_timm_is_one_sentence_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ModelError, match=r"needs timm, which is not installed; pip install 'distrain\[timm\]'"):
+        build("timm.resnet10t")

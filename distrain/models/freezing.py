@@ -1,0 +1,114 @@
+"""Owns freezing: which weights stay as they are, up to which step, and with them their norm layers' statistics."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from distrain.errors import ModelError
+from distrain.patterns import select
+from distrain.recipe import Model
+
+_NO_CONTEXT: AbstractContextManager[None] = nullcontext()
+
+ThawSteps = dict[
+    str, float
+]  # the step before which a frozen weight joins in, by its name; infinity where it never does
+
+
+def freeze(config: Model, model: nn.Module, *, head: str | None, steps_per_epoch: int) -> ThawSteps:
+    """Switch off the gradients of what is never trained, and return the step at which each frozen weight thaws.
+
+    What thaws keeps its gradients, so that every strategy sees the same weights from beginning to end. A norm layer
+    without weights of its own is named by its `running_mean`. Raises `ModelError` for a pattern that names nothing, and
+    where nothing is left to train.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    names += [f"{path}.running_mean" for path, norm in _norms(model) if not list(norm.parameters(recurse=False))]
+    steps: ThawSteps = {}
+    for pattern in config.freeze:
+        steps |= dict.fromkeys(select(pattern, names, head=head, key="model.freeze"), math.inf)
+    for pattern, epoch in config.unfreeze_epochs.items():
+        thawing = [name for name in select(pattern, names, head=head, key="model.unfreeze_epochs") if name in steps]
+        if not thawing:
+            raise ModelError(f"model.unfreeze_epochs: {pattern!r} names nothing that model.freeze has frozen")
+        first_step = math.ceil(round(epoch * steps_per_epoch, 6))  # 0.1 x 30 is a little more than 3
+        steps |= {name: min(steps[name], first_step) for name in thawing}
+    if steps and all(steps.get(name, 0) > 0 for name, weight in model.named_parameters() if weight.requires_grad):
+        raise ModelError(
+            f"model.freeze={list(config.freeze)} leaves no weight to train in the first step; leave something out of it"
+        )
+    for name, weight in model.named_parameters():
+        if steps.get(name) == math.inf:
+            weight.requires_grad = False
+    return steps
+
+
+class Freezing:
+    """Keeps what is frozen as it is, step by step: a function of the step alone, so that a resume goes on with it.
+
+    The network is the one that trains, after a strategy has put its own parameters into it.
+    """
+
+    def __init__(self, model: nn.Module, thaw_steps: ThawSteps) -> None:
+        self._model = model
+        self._held = [
+            (weight, thaw_steps[name])
+            for name, weight in model.named_parameters()
+            if name in thaw_steps and thaw_steps[name] != math.inf
+        ]
+        self._norms = [(norm, min(own)) for norm, own in _own_thaw_steps(model, thaw_steps) if min(own) > 0]
+        self._statistics: list[tuple[torch.Tensor, torch.Tensor, float]] | None = None
+        self._last_step = max((step for _, step in (*self._held, *self._norms)), default=0)
+
+    def begin_step(self, step: int) -> None:
+        """Put the norm layers that are frozen at `step` into evaluation mode, and the others into the network's."""
+        for norm, thaw_step in self._norms:
+            norm.training = self._model.training and step >= thaw_step
+        if self._statistics is None:
+            self._statistics = [
+                (buffer, buffer.clone(), thaw_step)
+                for norm, thaw_step in self._norms
+                if step < thaw_step
+                for buffer in norm.buffers(recurse=False)
+            ]
+
+    def untouched(self, step: int) -> AbstractContextManager[None]:
+        """Return the context of an update: what is frozen at `step` has no gradient in it.
+
+        So neither the rule, nor its momentum, nor the decay, nor the norm that is clipped knows of it.
+        """
+        return _NO_CONTEXT if step >= self._last_step else self._without_gradients(step)
+
+    @contextmanager
+    def _without_gradients(self, step: int) -> Iterator[None]:
+        held = [(weight, weight.grad) for weight, thaw_step in self._held if step < thaw_step]
+        for weight, _ in held:
+            weight.grad = None
+        # The ranks' mean of equal statistics may differ from them in the last bit, and exact mode counts every step.
+        with torch.no_grad():
+            for buffer, kept, thaw_step in self._statistics or ():
+                if step < thaw_step:
+                    buffer.copy_(kept)
+        yield
+        for weight, gradient in held:
+            weight.grad = gradient  # in exact mode a view of the buffer in which the next step's is summed
+
+
+def _own_thaw_steps(model: nn.Module, thaw_steps: ThawSteps) -> Iterator[tuple[nn.Module, Sequence[float]]]:
+    """Yield every norm layer with running statistics whose weights are all frozen, and when each of these thaws."""
+    for path, norm in _norms(model):
+        own = [f"{path}.{name}" for name, _ in norm.named_parameters(recurse=False)] or [f"{path}.running_mean"]
+        if all(name in thaw_steps for name in own):
+            yield norm, [thaw_steps[name] for name in own]
+
+
+def _norms(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, _NormBase) and module.running_mean is not None
+    ]

@@ -1,0 +1,43 @@
+"""Owns how a recipe names weights: by patterns on the names that a network gives them.
+
+A pattern is the name of a weight (`fc.bias`) or of a layer (`layer4`), which stands for all in it, with the wildcards
+of the shell (`layer[12]`, `*.bias`). `head` is the layer that gives the logits, and `backbone` all but that.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from distrain.errors import ModelError
+
+
+def select(pattern: str, names: Sequence[str], *, head: str | None, key: str) -> list[str]:
+    """Return those of `names` that a pattern names, in their order.
+
+    `head` is the name of the network's head, None where it has none that is known. Raises `ModelError`, naming the
+    recipe's key, where the pattern names nothing.
+    """
+    if pattern in {"backbone", "head"}:
+        if head is None:
+            raise ModelError(f"{key}: {pattern!r} needs to know the network's head; name it with model.head_name")
+        found = [name for name in names if (head in prefixes(name)) == (pattern == "head")]
+    else:
+        found = [name for name in names if any(fnmatchcase(prefix, pattern) for prefix in prefixes(name))]
+    if not found:
+        known = {prefix: None for name in names for prefix in prefixes(name)}
+        raise ModelError(f"{key}: {pattern!r} is the name of no weight or layer{nearest(pattern, known)}")
+    return found
+
+
+def prefixes(name: str) -> list[str]:
+    """Return the name itself and those of all layers around it: `a.b.c`, `a`, `a.b`."""
+    parts = name.split(".")
+    return [name, *(".".join(parts[:length]) for length in range(1, len(parts)))]
+
+
+def nearest(word: str, known: Iterable[str], *, count: int = 3) -> str:
+    """Return `; did you mean x, y or z?` with the known words that are most like `word`, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)
+    if not near:
+        return ""
+    return f"; did you mean {' or '.join([', '.join(near[:-1]), near[-1]] if len(near) > 1 else near)}?"

@@ -1,0 +1,160 @@
+"""What is frozen stays as it is, weights and statistics, up to the step at which it thaws, whatever the strategy."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from distrain.batching import solve_batching
+from distrain.checkpoint import read
+from distrain.checkpoint.load import load_tensors
+from distrain.checkpoint.tensors import digest, gather_tensors
+from distrain.data.order import TrainOrder
+from distrain.data.sampling import uniform_places
+from distrain.errors import ModelError
+from distrain.models.freezing import Freezing, freeze
+from distrain.models.zoo import build_model, head_of
+from distrain.optim import Setting, build_optimizer
+from distrain.parallel import Parallel
+from distrain.parallel.exact import Exact
+from distrain.parallel.single import Single
+from distrain.precision import Precision
+from distrain.recipe import Model, Optimizer
+from distrain.world import World
+from tests.checkpoint.making import save
+
+CPU = torch.device("cpu")
+ALONE = World(rank=0, size=1, local_rank=0, device=CPU)
+BATCHING = solve_batching(8, 4, 1)
+STEPS_PER_EPOCH = 4
+
+
+class Training:
+    """The loop's steps on random images, as far as freezing is concerned."""
+
+    def __init__(self, make: Callable[[nn.Module], Parallel], optimizer: dict[str, Any], **config: Any) -> None:
+        torch.manual_seed(3)
+        self.config = Model(name="digits-cnn", **config)
+        self.model = build_model(self.config, num_classes=10, in_channels=1)
+        head = head_of(self.config, self.model)
+        thaw_steps = freeze(self.config, self.model, head=head, steps_per_epoch=STEPS_PER_EPOCH)
+        self.parallel = make(self.model)
+        self.freezing = Freezing(self.model, thaw_steps)
+        settings = {name: Setting(thaw_step=step) for name, step in thaw_steps.items()}
+        self.optimizer = build_optimizer(Optimizer.model_validate({"lr": 0.1, **optimizer}), self.model, settings)
+
+    def step(self, step: int, clip_norm: float | None = None) -> dict[str, torch.Tensor]:
+        """Take a step and return copies of all weights and buffers."""
+        sampler = partial(uniform_places, num_samples=80, seed=0)
+        order = TrainOrder(num_samples=80, sampler=sampler, batching=BATCHING, drop_last=False, rank=0)
+        window = order.window(step)
+        replica = self.parallel.begin_window(window, step)
+        self.freezing.begin_step(step)
+        torch.manual_seed(step)
+        for piece in window.own:
+            with self.parallel.micro_batch(window, piece):
+                loss = F.cross_entropy(replica(torch.randn(4, 1, 8, 8)), torch.arange(4))
+                (loss / 2).backward()  # type: ignore[no-untyped-call]
+        self.parallel.finish_window(window, step)
+        with self.freezing.untouched(step):
+            Precision("fp32", CPU).step(self.optimizer, self.model, clip_norm=clip_norm)
+        self.parallel.drop_gradients()
+        self.model.eval()
+        self.model.train()  # as an evaluation leaves it
+        return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+
+STRATEGIES: dict[str, Callable[[nn.Module], Parallel]] = {
+    "single": Single,
+    "exact": lambda module: Exact(module, ALONE, BATCHING),
+}
+RULES: dict[str, dict[str, Any]] = {
+    "sgd": {"momentum": 0.9, "weight_decay": 0.1},
+    "adamw": {"name": "adamw", "weight_decay": 0.1},
+    "rmsprop": {"name": "rmsprop", "momentum": 0.9, "weight_decay": 0.1},
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("rule", RULES)
+def test_frozen_weights_and_statistics_stay_until_they_thaw(strategy: str, rule: str) -> None:
+    training = Training(
+        STRATEGIES[strategy],
+        RULES[rule],
+        freeze=("features.0", "features.1", "features.3.0"),
+        unfreeze_epochs={"features.1": 0.5},
+    )
+    states = [{name: tensor.clone() for name, tensor in training.model.state_dict().items()}]
+    states += [training.step(step) for step in range(4)]
+    for before, after, step in zip(states, states[1:], range(4), strict=False):
+        for name, tensor in before.items():
+            is_frozen = name.startswith(("features.0.", "features.3.0.")) or (
+                name.startswith("features.1.") and step < 2
+            )
+            assert torch.equal(tensor, after[name]) == is_frozen, (name, step)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_training_saved_before_the_thaw_goes_on_to_the_same_bits(tmp_path: Path, strategy: str) -> None:
+    config: dict[str, Any] = {"freeze": ("features",), "unfreeze_epochs": {"features.1": 0.5, "features.3": 0.75}}
+    whole = Training(STRATEGIES[strategy], RULES["sgd"], **config)
+    whole.step(0)
+    save(tmp_path, whole.model, whole.optimizer, 1)
+    for step in range(1, 5):
+        whole.step(step)
+    pieced = Training(STRATEGIES[strategy], RULES["sgd"], **config)
+    (found,) = [read(path) for path in tmp_path.iterdir()]
+    load_tensors(found, model=pieced.model, optimizer=pieced.optimizer, world=ALONE)
+    for step in range(1, 5):
+        pieced.step(step)
+    tensors = [gather_tensors(training.model, training.optimizer) for training in (whole, pieced)]
+    assert digest(tensors[1]) == digest(tensors[0])
+    assert "optimizer.features.3.0.weight.momentum_buffer" in tensors[0]
+
+
+def test_no_optimizer_state_is_kept_for_what_has_not_thawed() -> None:
+    training = Training(Single, RULES["sgd"], freeze=("backbone",), unfreeze_epochs={"features.1": 0.5})
+    names: dict[torch.Tensor, str] = {weight: name for name, weight in training.model.named_parameters()}
+    training.step(0)
+    assert {names[parameter] for parameter in training.optimizer.state} == {"fc.weight", "fc.bias"}
+    training.step(2)
+    assert "features.1.0.weight" in {names[parameter] for parameter in training.optimizer.state}
+    assert "features.0.0.weight" not in {names[parameter] for parameter in training.optimizer.state}
+
+
+def test_clipped_norm_is_that_of_what_is_updated() -> None:
+    config: dict[str, Any] = {"freeze": ("backbone",), "unfreeze_epochs": {"backbone": 1}}
+    training = Training(Single, {}, **config)
+    before = nn.utils.parameters_to_vector(training.model.parameters()).detach().clone()
+    training.step(0, clip_norm=0.01)
+    after = nn.utils.parameters_to_vector(training.model.parameters()).detach()
+    assert (after - before).norm() == pytest.approx(0.01 * 0.1, rel=1e-3)
+
+
+def test_norm_layer_without_weights_is_frozen_with_the_layer_around_it() -> None:
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, affine=False)), nn.Flatten(), nn.Linear(2, 2)
+    )
+    steps = freeze(Model(name="own", freeze=("0",)), model, head="2", steps_per_epoch=1)
+    freezing = Freezing(model, steps)
+    freezing.begin_step(0)
+    assert [module.training for module in model.modules() if isinstance(module, nn.BatchNorm2d)] == [False]
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"freeze": ("features.9",)}, r"model\.freeze: 'features\.9' is the name of no weight"),
+        ({"freeze": ("*",)}, "leaves no weight to train"),
+        ({"freeze": ("*",), "unfreeze_epochs": {"fc": 1}}, "leaves no weight to train in the first step"),
+        ({"freeze": ("fc",), "unfreeze_epochs": {"features": 1}}, r"model\.unfreeze_epochs: 'features' names nothing"),
+    ],
+)
+def test_what_cannot_be_frozen_is_one_sentence(config: dict[str, Any], words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        Training(Single, {}, **config)

@@ -1,0 +1,173 @@
+"""Weights files can neither run code nor misfit in silence, and a part of one is taken only where that is asked for."""
+
+import logging
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from distrain.errors import ModelError
+from distrain.models.zoo import build_model
+from distrain.recipe import Model
+
+
+def digits_cnn(num_classes: int, weights: Path | None = None, **options: Any) -> nn.Module:
+    config = Model(name="digits-cnn", weights=None if weights is None else str(weights), **options)
+    return build_model(config, num_classes=num_classes, in_channels=1)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_of_another_head_are_loaded_below_a_new_head(tmp_path: Path, suffix: str) -> None:
+    donor = digits_cnn(10)
+    file = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save(donor.state_dict(), file)
+    else:
+        save_file(donor.state_dict(), file)
+    same = digits_cnn(10, file).state_dict()
+    other = digits_cnn(4, file).state_dict()
+    for key, tensor in donor.state_dict().items():
+        assert torch.equal(same[key], tensor), key
+        if not key.startswith("fc."):
+            assert torch.equal(other[key], tensor), key
+    assert other["fc.weight"].shape == (4, 512)
+
+
+class Hostile:
+    """A pickle of it makes a folder when it is read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_hostile_weights_are_refused_and_do_not_run(tmp_path: Path, as_zip: bool) -> None:
+    file, made = tmp_path / "weights.pth", tmp_path / "made"
+    if as_zip:
+        torch.save({"fc.weight": Hostile(made)}, file)
+    else:
+        file.write_bytes(pickle.dumps(Hostile(made), protocol=2))
+    with pytest.raises(ModelError, match="could run code") as caught:
+        digits_cnn(10, file)
+    assert "weights_only" not in str(caught.value), "torch's advice to switch the protection off"
+    assert not made.exists()
+
+
+def write_bad_weights(file: Path, fault: str) -> None:
+    if fault == "empty":
+        file.write_bytes(b"")
+    elif fault == "garbage":
+        file.write_bytes(b"these are no weights")
+    elif fault == "one tensor":
+        torch.save(torch.zeros(3), file)
+    elif fault == "list":
+        torch.save([torch.zeros(3)], file)
+    elif fault == "whole module":
+        torch.save(digits_cnn(10), file)
+    elif fault == "trainer's checkpoint without weights":
+        torch.save({"epoch": 3, "state_dict": {"step": 4}}, file)
+    elif fault == "numbers":
+        torch.save(dict.fromkeys(digits_cnn(10).state_dict(), 1), file)
+    elif fault == "other network":
+        torch.save(nn.Linear(2, 2).state_dict(), file)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "missing",
+        "empty",
+        "garbage",
+        "one tensor",
+        "list",
+        "whole module",
+        "trainer's checkpoint without weights",
+        "numbers",
+        "other network",
+    ],
+)
+def test_weights_that_do_not_fit_are_one_sentence_with_the_file(tmp_path: Path, fault: str) -> None:
+    file = tmp_path / "weights.pth"
+    write_bad_weights(file, fault)
+    with pytest.raises(ModelError) as caught:
+        digits_cnn(10, file)
+    text = str(caught.value)
+    assert text.startswith(f"model.weights={file}")
+    assert "\n" not in text
+    assert "\x1b" not in text
+    assert ". " not in text, "more than one sentence"
+
+
+@pytest.mark.parametrize("content", [b"", b"these are no weights"])
+def test_bad_safetensors_are_one_sentence_with_the_file(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(ModelError) as caught:
+        digits_cnn(10, file)
+    assert str(caught.value).startswith(f"model.weights={file}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrapping", ["net", "state_dict", "model", "model_state_dict"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_weights_are_taken_out_of_what_training_scripts_wrap_them_in(
+    tmp_path: Path, wrapping: str, prefix: str
+) -> None:
+    file = tmp_path / "checkpoint.pt"
+    donor = digits_cnn(10).state_dict()
+    torch.save({"epoch": 3, "acc": 0.5, wrapping: {f"{prefix}{k}": t for k, t in donor.items()}}, file)
+    loaded = digits_cnn(10, file).state_dict()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in donor.items())
+
+
+def test_part_of_a_file_is_taken_on_request_and_every_misfit_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "distrain")
+    file = tmp_path / "weights.pth"
+    donor = digits_cnn(10).state_dict()
+    state = {key: tensor for key, tensor in donor.items() if not key.startswith("features.1.")}
+    state |= {"other.weight": torch.zeros(2), "features.0.1.bias": torch.zeros(3)}
+    torch.save(state, file)
+    with pytest.raises(ModelError, match=r"features\.1\.0\.weight is missing; model\.partial=true takes what fits"):
+        digits_cnn(10, file)
+    loaded = digits_cnn(10, file, partial=True).state_dict()
+    assert torch.equal(loaded["features.3.0.weight"], donor["features.3.0.weight"])
+    assert not torch.equal(loaded["features.1.0.weight"], donor["features.1.0.weight"])
+    lines = caplog.text
+    assert "13 of the model's 20 tensors loaded, 6 missing, 1 unexpected, 1 of another shape" in lines
+    assert "missing: features.1.1.running_var [64]" in lines
+    assert "unexpected: other.weight [2]" in lines
+    assert "of another shape: features.0.1.bias [3], wanted [32]" in lines
+
+
+def test_file_of_which_nothing_fits_is_refused_also_in_part(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    torch.save(nn.Linear(2, 2).state_dict(), file)
+    with pytest.raises(ModelError, match="no name and shape is that of one of its weights"):
+        digits_cnn(10, file, partial=True)
+
+
+def test_tensors_without_a_place_in_the_model_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "weights.pth"
+    torch.save({**digits_cnn(10).state_dict(), "aux.weight": torch.zeros(2)}, file)
+    digits_cnn(10, file)
+    assert "1 of its tensors have no place in the model: aux.weight" in caplog.text
+
+
+def test_weights_for_colour_images_are_made_to_fit_grey_ones(tmp_path: Path) -> None:
+    file = tmp_path / "resnet18.pth"
+    donor = build_model(Model(name="resnet18"), num_classes=4, in_channels=3).eval()
+    torch.save(donor.state_dict(), file)
+    grey = build_model(Model(name="resnet18", weights=str(file)), num_classes=4, in_channels=1).eval()
+    image = torch.rand(2, 1, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(grey(image), donor(image.expand(-1, 3, -1, -1)), rtol=1e-3, atol=1e-4)
