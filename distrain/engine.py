@@ -7,40 +7,29 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
 
 import torch
 
-from distrain import checkpoint
-from distrain.checkpoint.load import load_tensors
 from distrain.checkpoint.tensors import digest, weights_digest
 from distrain.data.loader import Batch, read_batches
 from distrain.data.order import evaluation_order
-from distrain.errors import RunError, TrainingError
+from distrain.early import check_target, end_at_target
 from distrain.evaluate import evaluate
 from distrain.heart import Heart
 from distrain.launchers.profile import Profile
 from distrain.optim import set_learning_rate
 from distrain.recipe import Recipe
+from distrain.resume import Start, resume, save
+from distrain.rollback import NotFiniteError, leave_out
 from distrain.rundir import Attempt, RunDirectory, Status
 from distrain.seeds import Purpose, derive_seed
 from distrain.session import Session, build_session
-from distrain.sharding import own_part
 from distrain.sinks import Sinks
 from distrain.sinks.jsonl import rewind_metrics
 from distrain.sinks.protocol import Opening, Record
 from distrain.world import World
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where an attempt begins: after `step` steps, with the best evaluation up to there."""
-
-    step: int
-    best: dict[str, float] | None = None
-    is_record_due: bool = False  # a stop broke off this step's evaluation, or one is wanted before the first step
 
 
 def train(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, heart: Heart) -> bool:
@@ -54,8 +43,8 @@ def train(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, hea
     while True:
         try:
             return _train_once(recipe, profile, run, world, heart, skipped)
-        except _NotFiniteError as error:
-            skipped = _leave_out(error.step, recipe, skipped, heart)
+        except NotFiniteError as error:
+            skipped = leave_out(error.step, recipe, skipped, heart)
 
 
 def _train_once(
@@ -169,34 +158,11 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
 
 
 def settle(session: Session, steps: range) -> None:
-    """Bring the losses of the steps to the host; raises `_NotFiniteError` for the first one that is not finite."""
+    """Bring the losses of the steps to the host; raises `NotFiniteError` for the first one that is not finite."""
     trained = [step for step in steps if step not in session.skipped]
     for step, loss in zip(trained, session.losses.settle(trained), strict=True):
         if not math.isfinite(loss):
-            raise _NotFiniteError(step)
-
-
-def end_at_target(session: Session, step: int) -> Session:
-    """Make `step` the last one, with all that is due then, where the loss that the recipe wants is reached."""
-    target = session.recipe.train.target_loss
-    if target is None or session.losses.last_epoch() >= target or step == session.total_steps:
-        return session
-    session.heart.status.total_steps = step
-    return replace(session, total_steps=step, due=replace(session.due, total_steps=step))
-
-
-def check_target(session: Session) -> None:
-    """Say that the loss that the recipe wants is reached; raises `TrainingError` where it is not."""
-    target, loss = session.recipe.train.target_loss, session.losses.last_epoch()
-    if target is None:
-        return
-    if loss >= target:
-        reached = f" (it is {loss:.3g})" if math.isfinite(loss) else ""  # not known where no step was left to take
-        raise TrainingError(
-            f"the training loss did not come below train.target_loss={target:g} in {session.total_steps} steps"
-            f"{reached}; look at the learning rate, the labels, and weights that are frozen"
-        )
-    log.info("the training loss is %.3g after %d steps, below the target of %g", loss, session.total_steps, target)
+            raise NotFiniteError(step)
 
 
 def write_records(session: Session, step: int, sinks: Sinks) -> bool:
@@ -217,95 +183,12 @@ def write_records(session: Session, step: int, sinks: Sinks) -> bool:
     return True
 
 
-def resume(session: Session) -> Start:
-    """Load the newest good checkpoint into the session, or leave it as it is at step 0."""
-    run, world = session.run, session.world
-    found: checkpoint.Checkpoint | None = None
-    if world.is_main:
-        found, complaints = checkpoint.newest_good(run.checkpoints)
-        checkpoint.remove_drafts(run.checkpoints)
-        for complaint in complaints:
-            log.warning("%s", complaint)
-        if found is not None:
-            _check_resumable(session, found)
-    step = int(world.all_reduce(torch.tensor(found.step if found else 0)))
-    if step == 0:
-        log.info("starts at step 0 of %d", session.total_steps)
-        return Start(step=0, is_record_due=session.recipe.eval.at_start)
-    if found is None:
-        found = checkpoint.read(checkpoint.final_path(run.checkpoints, step))
-    averages = session.averages
-    load_tensors(found, model=session.model, optimizer=session.optimizer, others=averages, world=world)
-    session.precision.load_state(found.state["loss_scale"])
-    session.losses.settled = found.state["losses_since_record"]
-    log.info("goes on from checkpoint %s at step %d of %d", found.path.name, step, session.total_steps)
-    return Start(step=step, best=found.state["best"], is_record_due=found.state["is_record_due"])
-
-
-def save(session: Session, step: int, *, is_record_due: bool) -> None:
-    """Begin the checkpoint of `step`: with it, a run of any process goes on as if it had never ended.
-
-    Raises `_NotFiniteError` where the weights are not finite, since such a checkpoint would be of no use.
-    """
-    session.heart.phase = "save"
-    if session.world.any_rank(not _are_weights_finite(session)):
-        raise _NotFiniteError(step - 1)
-    last = session.heart.status.last
-    session.checkpointer.save(
-        step,
-        tensors=session.tensors,
-        state={
-            "samples_seen": session.num_samples(0, step),
-            "best": session.heart.status.best,
-            "evaluation": last if last is not None and last["step"] == step else None,
-            "loss_scale": session.precision.state(),
-            "losses_since_record": session.losses.settled,
-            "is_record_due": is_record_due,
-            "data": session.fingerprint,
-            "classes": list(session.train_reader.source.classes),
-            "rounding": session.rounding(),
-        },
-    )
-
-
 def seed_model_draws(seed: int, step: int, micro_batch: int, gpus: range) -> None:
     """Seed what the network draws, dropout say, as a function of (seed, step, micro-batch) and nothing else."""
     value = derive_seed(seed, Purpose.MODEL_DRAW, step, micro_batch)
     torch.default_generator.manual_seed(value)  # a hundredth of the time of torch.manual_seed, which asks all backends
     for gpu in gpus:
         torch.cuda.default_generators[gpu].manual_seed(value + gpu - gpus[0])
-
-
-class _NotFiniteError(Exception):
-    """The loss or the update of a step is not finite, so that the weights after it are worth nothing.
-
-    All ranks raise it together.
-    """
-
-    def __init__(self, step: int) -> None:
-        super().__init__(step)
-        self.step = step
-
-
-def _leave_out(step: int, recipe: Recipe, skipped: frozenset[int], heart: Heart) -> frozenset[int]:
-    """Return the steps to leave out from now on: training goes on from the newest checkpoint without this one.
-
-    Raises `TrainingError` where that has been done too often.
-    """
-    if len(skipped) >= recipe.train.max_rollbacks:
-        raise TrainingError(
-            f"the loss of step {step} is not finite, and train.max_rollbacks={recipe.train.max_rollbacks} batches "
-            f"were left out before; lower optimizer.lr, or set train.clip_norm"
-        )
-    log.warning("the loss of step %d is not finite: goes back to the newest checkpoint and leaves its batch out", step)
-    heart.status.skipped_steps = sorted({*skipped, step})
-    heart.beat()  # a kill does not make it forgotten
-    return skipped | {step}
-
-
-def _are_weights_finite(session: Session) -> bool:
-    norms = torch._foreach_norm([own_part(parameter) for parameter in session.model.parameters()])
-    return bool(torch.stack(norms).isfinite().all())  # synchronises the device, as the save does anyway
 
 
 def _set_determinism(recipe: Recipe) -> None:
@@ -401,17 +284,3 @@ def _keep_best(status: Status, step: int, metrics: Record) -> None:
     status.last = {"step": step, **metrics}
     if status.best is None or metrics["val/top1"] > status.best["val/top1"]:
         status.best = status.last
-
-
-def _check_resumable(session: Session, found: checkpoint.Checkpoint) -> None:
-    if found.state["data"] != session.fingerprint:
-        raise RunError(
-            f"the data in {session.recipe.data.path} has changed since checkpoint {found.path.name}; "
-            f"bring the old data back, or train in a new run directory"
-        )
-    for what, now in session.rounding().items():
-        before = found.state["rounding"].get(what)
-        if before != now:
-            log.warning(
-                "%s was %s up to here and is %s now: results stay as good, their bits may differ", what, before, now
-            )
