@@ -120,10 +120,10 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
     Returns the number of steps taken since step 0: `last_step`, or less where the ranks have agreed to stop.
     """
     order, parallel, precision, losses = session.order, session.parallel, session.precision, session.losses
-    optimizer, loss_function, normalize = session.optimizer, session.loss_function, session.normalize
+    optimizer, loss_function, prepare = session.optimizer, session.loss_function, session.prepare
     average, skipped, heart, stop = session.average, session.skipped, session.heart, session.stop
     train, gpus = session.recipe.train, session.world.gpus
-    base_lr, schedule = session.recipe.optimizer.lr, session.schedule
+    base_lr, schedule = session.recipe.base_lr, session.schedule
     for step in range(first_step, last_step):
         if stop.is_reached(step):
             return step
@@ -133,12 +133,12 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
         replica = parallel.begin_window(window, step)
         for piece in window.own:
             heart.phase = "data"
-            images, targets = next(batches)
+            images, targets = prepare(*next(batches), step=step, piece=piece)
             heart.phase = "forward"
             seed_model_draws(train.seed, step, piece, gpus)
             with parallel.micro_batch(window, piece):
                 with precision.autocast():
-                    loss = loss_function(replica(normalize(images)), targets)
+                    loss = loss_function(replica(images), targets)
                 # The mean over the whole window, whatever its size, once the ranks are combined.
                 share = len(targets) * parallel.loss_scale / window.num_samples
                 heart.phase = "backward"
@@ -242,7 +242,7 @@ def _record(session: Session, step: int) -> Record:
     record: Record = {"step": step, "epoch": session.epoch(step)}
     if session.losses.settled:
         record["train/loss"] = session.losses.take_mean()
-    record["train/lr"] = session.recipe.optimizer.lr * session.schedule(step - 1)
+    record["train/lr"] = session.recipe.base_lr * session.schedule(step - 1)
     record["train/samples_per_s"] = session.stopwatch.take_rate()
     if (blocked_s := session.checkpointer.take_blocked_s()) is not None:
         record["checkpoint/blocked_s"] = blocked_s

@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     SAMPLE = 2
     MODEL_INIT = 3
     MODEL_DRAW = 4
+    MIXING = 5
 
 
 def derive_seed(seed: int, purpose: Purpose, *place: int) -> int:

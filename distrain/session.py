@@ -1,8 +1,10 @@
 """Owns what a training is made of on one rank: data, network, strategy, optimizer, meters, built from the recipe."""
 
 import copy
+import logging
 import platform
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -11,18 +13,20 @@ from distrain.average import WeightAverage
 from distrain.batching import solve_batching
 from distrain.checkpoint.tensors import Tensors, average_tensors, gather_tensors
 from distrain.checkpoint.writer import Checkpointer
-from distrain.data.loader import BatchReader
+from distrain.data.loader import Batch, BatchReader
 from distrain.data.order import MicroBatch, TrainOrder
 from distrain.data.sources import Source, choose_samples, open_sources
 from distrain.data.transforms import Normalize, build_transforms
 from distrain.due import Due
-from distrain.errors import DataError
+from distrain.errors import DataError, RecipeError
 from distrain.heart import Heart
 from distrain.launchers.profile import Profile
 from distrain.losses import LossFunction, build_loss
+from distrain.microbatch import memory_limit_bytes, settle_micro_batch_size, try_micro_batch_sizes
+from distrain.mixing import Preparation, check_mixing, check_sizes
 from distrain.models.zoo import build_model
 from distrain.optim import Factor, build_optimizer, build_schedule
-from distrain.parallel import Parallel, build_parallel
+from distrain.parallel import Parallel, build_parallel, check_sync_batchnorm
 from distrain.precision import Precision
 from distrain.recipe import Recipe
 from distrain.rundir import RunDirectory
@@ -32,6 +36,8 @@ from distrain.tracing import Tracer
 from distrain.world import StopAgreement, World
 
 NUM_SHOWN_IMAGES = 8
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Session:
     train_reader: BatchReader
     val_reader: BatchReader
     normalize: Normalize
+    prepare: Preparation
     order: TrainOrder
     total_steps: int
     due: Due
@@ -117,23 +124,26 @@ def build_session(
         for split, key, transforms in (("train", "train", recipe.augment.train), ("val", "eval", recipe.augment.eval))
     }
     _check_splits(sources)
-    batching = solve_batching(
-        recipe.data.batch_size, recipe.train.micro_batch_size, world.size, is_exact=recipe.train.exact
-    )
-    order = TrainOrder(
-        num_samples=len(sources["train"]),
-        batching=batching,
-        drop_last=recipe.data.drop_last,
-        seed=seed,
-        rank=world.rank,
-    )
+    num_samples, num_classes = len(sources["train"]), len(sources["train"].classes)
+    order = _order(recipe, recipe.train.micro_batch_size, num_samples=num_samples, world=world)
     total_steps = min(recipe.train.epochs * order.steps_per_epoch, recipe.train.max_steps or 2**63)
-    shown_images = _first_images(readers["train"], order)
-    normalize = Normalize(recipe.augment, num_channels=shown_images.shape[1], device=world.device)
-    shown_images = normalize(shown_images.to(world.device))
+    first = _first_batch(readers["train"], order)
+    normalize = Normalize(recipe.augment, num_channels=first[0].shape[1], device=world.device)
+    prepare = Preparation(recipe, normalize, steps_per_epoch=order.steps_per_epoch, num_classes=num_classes)
+    shown_images = normalize(first[0].to(world.device))
+    loss_function = build_loss(recipe.loss)
     model = _build_model(recipe, sources["train"], in_channels=shown_images.shape[1], world=world)
-    bare_copy = copy.deepcopy(model).cpu().eval()
-    parallel = build_parallel(recipe, model, world, batching=batching, example=shown_images)
+    bare_copy = copy.deepcopy(model).eval()
+    check_sizes(recipe, bare_copy, num_channels=shown_images.shape[1])
+    if recipe.train.micro_batch_size == "auto":
+        size = _find_micro_batch_size(recipe, profile, run, world, order, model, first, prepare, loss_function)
+        order = _order(recipe, size, num_samples=num_samples, world=world)
+        log.info("%s", order.batching)
+    check_mixing(
+        recipe, loss_function, first[1], num_classes=num_classes, micro_batch_size=order.batching.micro_batch_size
+    )
+    check_sync_batchnorm(recipe, world, order)
+    parallel = build_parallel(recipe, model.to(world.device), world, batching=order.batching, example=shown_images)
     return Session(
         recipe=recipe,
         profile=profile,
@@ -142,11 +152,12 @@ def build_session(
         train_reader=readers["train"],
         val_reader=readers["val"],
         normalize=normalize,
+        prepare=prepare,
         order=order,
         total_steps=total_steps,
         due=Due(recipe, order.steps_per_epoch, total_steps),
         parallel=parallel,
-        loss_function=build_loss(recipe.loss),
+        loss_function=loss_function,
         optimizer=build_optimizer(recipe.optimizer, model),
         average=WeightAverage(model, recipe.train.ema_decay) if recipe.train.ema_decay is not None else None,
         schedule=build_schedule(recipe.schedule, steps_per_epoch=order.steps_per_epoch, total_steps=total_steps),
@@ -172,17 +183,63 @@ def _check_splits(sources: dict[str, Source]) -> None:
         raise DataError("the train and val splits of the data have different classes")
 
 
-def _first_images(reader: BatchReader, order: TrainOrder) -> torch.Tensor:
-    """Return the images [n, channels, height, width] of the first few training samples, not yet normalised."""
+def _order(
+    recipe: Recipe, micro_batch_size: int | Literal["auto"] | None, *, num_samples: int, world: World
+) -> TrainOrder:
+    batching = solve_batching(recipe.data.batch_size, micro_batch_size, world.size, is_exact=recipe.train.exact)
+    return TrainOrder(
+        num_samples=num_samples,
+        batching=batching,
+        drop_last=recipe.data.drop_last,
+        seed=recipe.train.seed,
+        rank=world.rank,
+    )
+
+
+def _first_batch(reader: BatchReader, order: TrainOrder) -> Batch:
+    """Return the first few training samples, their images not yet normalised."""
     indices = next(order.micro_batches([0])).indices[:NUM_SHOWN_IMAGES]
     batch = reader[MicroBatch(indices)]
     if isinstance(batch, DataError):
         raise batch
-    return batch[0]
+    return batch
 
 
 def _build_model(recipe: Recipe, source: Source, *, in_channels: int, world: World) -> nn.Module:
     torch.default_generator.manual_seed(derive_seed(recipe.train.seed, Purpose.MODEL_INIT))
     with world.main_first():  # rank 0 downloads weights that are not there yet
-        model = build_model(recipe.model, num_classes=len(source.classes), in_channels=in_channels)
-    return model.to(world.device)
+        return build_model(recipe.model, num_classes=len(source.classes), in_channels=in_channels)
+
+
+def _find_micro_batch_size(
+    recipe: Recipe,
+    profile: Profile,
+    run: RunDirectory,
+    world: World,
+    order: TrainOrder,
+    model: nn.Module,
+    batch: Batch,
+    prepare: Preparation,
+    loss_function: LossFunction,
+) -> int:
+    if recipe.parallel.strategy == "fsdp" or world.num_devices > 1:
+        raise RecipeError(
+            "train.micro_batch_size=auto tries the whole network on one device, which parallel.strategy=fsdp and dp "
+            "do not do; give a number"
+        )
+    largest = order.batching.micro_batch_size
+
+    def find() -> int:
+        limit_bytes = memory_limit_bytes(world, processes=profile.processes)
+        return try_micro_batch_sizes(
+            recipe,
+            model,
+            batch,
+            largest=largest,
+            limit_bytes=limit_bytes,
+            prepare=prepare,
+            loss_function=loss_function,
+            world=world,
+        )
+
+    return settle_micro_batch_size(run, world, largest=largest, find=find)
