@@ -13,7 +13,7 @@ import torch
 from distrain.checkpoint.tensors import digest, weights_digest
 from distrain.data.loader import Batch, read_batches
 from distrain.data.order import evaluation_order
-from distrain.early import check_target, end_at_target
+from distrain.early import check_target, end_at, end_early, end_without_progress, last_step_in_time
 from distrain.evaluate import evaluate
 from distrain.heart import Heart
 from distrain.launchers.profile import Profile
@@ -52,6 +52,8 @@ def _train_once(
 ) -> bool:
     session = build_session(recipe, profile, run, world, heart, skipped=skipped)
     start = resume(session)
+    if start.ending is not None:
+        session = end_at(session, start.step, start.ending)
     heart.begin(_begin_attempt(session, start))
     history = rewind_metrics(run, start.step - start.is_record_due) if world.is_main else []
     with (
@@ -77,7 +79,10 @@ def run_to_end(session: Session, start: Start, sinks: Sinks) -> bool:
     """
     recipe, world, heart = session.recipe, session.world, session.heart
     step = start.step
-    if world.any_rank(heart.hear()) or (start.is_record_due and not write_records(session, step, sinks)):
+    is_recorded = not world.any_rank(heart.hear())
+    if is_recorded and start.is_record_due:
+        session, is_recorded = write_records(session, step, sinks)
+    if not is_recorded:
         log.info("stopped on request before step %d was taken", step + 1)
         return False
     wanted = (step for step in range(start.step, session.total_steps) if step not in session.skipped)
@@ -96,12 +101,13 @@ def _run_on(session: Session, batches: Iterator[Batch], step: int, sinks: Sinks)
     heart.beat("running")
     while step < session.total_steps:
         started, first_step = time.perf_counter(), step
-        step = run_steps(session, batches, step, session.tracer.advance(step, session.due.next_boundary(step)))
+        boundary = last_step_in_time(session, step, session.due.next_boundary(step))
+        step = run_steps(session, batches, step, session.tracer.advance(step, boundary))
         settle(session, range(first_step, step))
-        session = end_at_target(session, step)
+        session = end_early(session, step)
         session.stopwatch.add(time.perf_counter() - started, session.num_samples(first_step, step))
 
-        is_recorded = write_records(session, step, sinks)  # before the checkpoint: a resume does not repeat a record
+        session, is_recorded = write_records(session, step, sinks)  # before the checkpoint: no resume repeats a record
         must_stop = session.stop.is_reached(step) or not is_recorded
         if must_stop or _must_save(session, step):
             heart.beat("stopping" if must_stop else None)
@@ -165,22 +171,27 @@ def settle(session: Session, steps: range) -> None:
             raise NotFiniteError(step)
 
 
-def write_records(session: Session, step: int, sinks: Sinks) -> bool:
-    """Evaluate and record what is due at `step`; returns False, with nothing recorded, where a stop broke it off."""
+def write_records(session: Session, step: int, sinks: Sinks) -> tuple[Session, bool]:
+    """Evaluate and record what is due at `step`.
+
+    Returns the session, whose last step this is where evaluations do not get better, and whether that is done: False,
+    with nothing recorded, where a stop broke it off.
+    """
     heart = session.heart
     metrics: Record = {}
     if session.due.is_evaluation(step):
         heart.phase = "evaluate"
         found = _evaluate(session)
         if found is None:
-            return False
+            return session, False
         metrics = {"step": step, "epoch": session.epoch(step), **found}
         _keep_best(heart.status, step, found)
+        session = end_without_progress(session, step)
     heart.phase = "record"
     record = _record(session, step) if session.due.is_record(step) else {}
     if record | metrics:
         sinks.write(record | metrics)
-    return True
+    return session, True
 
 
 def seed_model_draws(seed: int, step: int, micro_batch: int, gpus: range) -> None:

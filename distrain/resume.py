@@ -9,7 +9,7 @@ from distrain import checkpoint
 from distrain.checkpoint.load import load_tensors
 from distrain.errors import RunError
 from distrain.rollback import NotFiniteError
-from distrain.session import Session
+from distrain.session import Ending, Session
 from distrain.sharding import own_part
 
 log = logging.getLogger(__name__)
@@ -21,6 +21,7 @@ class Start:
 
     step: int
     best: dict[str, float] | None = None
+    ending: Ending | None = None  # why it is the last step, though more were planned
     is_record_due: bool = False  # a stop broke off this step's evaluation, or one is wanted before the first step
 
 
@@ -46,7 +47,8 @@ def resume(session: Session) -> Start:
     session.precision.load_state(found.state["loss_scale"])
     session.losses.settled = found.state["losses_since_record"]
     log.info("goes on from checkpoint %s at step %d of %d", found.path.name, step, session.total_steps)
-    return Start(step=step, best=found.state["best"], is_record_due=found.state["is_record_due"])
+    state = found.state
+    return Start(step=step, best=state["best"], ending=state["ending"], is_record_due=state["is_record_due"])
 
 
 def save(session: Session, step: int, *, is_record_due: bool) -> None:
@@ -68,6 +70,7 @@ def save(session: Session, step: int, *, is_record_due: bool) -> None:
             "loss_scale": session.precision.state(),
             "losses_since_record": session.losses.settled,
             "is_record_due": is_record_due,
+            "ending": session.ending,
             "data": session.fingerprint,
             "classes": list(session.train_reader.source.classes),
             "rounding": session.rounding(),

@@ -37,6 +37,8 @@ from distrain.world import StopAgreement, World
 
 NUM_SHOWN_IMAGES = 8
 
+Ending = Literal["target_loss", "max_time", "patience"]  # the field of `train` that has ended a run
+
 log = logging.getLogger(__name__)
 
 
@@ -71,6 +73,7 @@ class Session:
     heart: Heart
     stop: StopAgreement
     tracer: Tracer
+    ending: Ending | None = None  # why `total_steps` are less than planned
 
     @property
     def model(self) -> nn.Module:

@@ -36,7 +36,7 @@ def build_parallel(
     if recipe.train.exact:
         return Exact(module, world, batching)
     if recipe.parallel.sync_batchnorm and world.size > 1:
-        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
     return STRATEGIES[recipe.parallel.strategy](module, world, example)
 
 
