@@ -32,7 +32,9 @@ def end_early(session: Session, step: int) -> Session:
     if train.target_loss is not None and session.losses.last_epoch() < train.target_loss:
         return end_at(session, step, "target_loss")
     if train.max_time is not None and _from_main(session, _seconds_left(session)) <= 0:
-        log.info("train.max_time=%.3g minutes are over at step %d of %d%s", train.max_time, step, planned, _rest(session))
+        log.info(
+            "train.max_time=%.3g minutes are over at step %d of %d%s", train.max_time, step, planned, _rest(session)
+        )
         return end_at(session, step, "max_time")
     return session
 

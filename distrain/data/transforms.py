@@ -76,10 +76,11 @@ def _read_argument(name: str, value: Any) -> Any:
     """Return the member of torchvision's enumerations that YAML names in a word, such as `interpolation: bilinear`."""
     from torchvision.transforms import v2
 
-    enumerations = {"interpolation": v2.InterpolationMode, "policy": v2.AutoAugmentPolicy}
+    enumerations: dict[str, list[Any]] = {"interpolation": [*v2.InterpolationMode], "policy": [*v2.AutoAugmentPolicy]}
     if name not in enumerations or not isinstance(value, str):
         return value
-    members = {member.value: member for member in enumerations[name]}
+    pil_only = {"box", "hamming", "lanczos"}  # and images are tensors here
+    members = {member.value: member for member in enumerations[name] if member.value not in pil_only}
     if value not in members:
         raise ValueError(f"there is no {name} {value!r}; take {', '.join(members)}")
     return members[value]
