@@ -1,6 +1,7 @@
 """Owns `train.micro_batch_size: auto`: the largest micro-batch that memory holds, found by trying, once for a run."""
 
 import copy
+import ctypes
 import gc
 import logging
 from collections.abc import Callable
@@ -133,6 +134,7 @@ class _Passes:
         world: World,
     ) -> None:
         self._device = world.device
+        _forget_peak(self._device)
         self._before = _now_bytes(self._device)
         self._model = copy.deepcopy(model).to(self._device).train()
         self._optimizer = build_optimizer(recipe.optimizer, self._model)
@@ -185,11 +187,14 @@ def _peak_bytes(device: torch.device) -> int:
 
 
 def _forget_peak(device: torch.device) -> None:
+    """Give back what is held and not used, so that it does not hide what a pass takes, and measure from now on."""
+    gc.collect()
     if device.type == "cuda":
-        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     else:
+        with suppress(AttributeError):  # a C library other than glibc
+            ctypes.CDLL(None).malloc_trim(0)
         with suppress(OSError):  # where that is not allowed, the peak of the whole process is an upper bound
             (_PROCESS / "clear_refs").write_text("5")  # proc_pid_clear_refs(5): resets VmHWM
 
