@@ -20,7 +20,7 @@ RECIPES = {
     "auto augment of cifar10": "[AutoAugment: {policy: cifar10, interpolation: bilinear}, CenterCrop: {size: 200}]",
     "aug mix": "[AugMix: {severity: 3, interpolation: bilinear}, CenterCrop: {size: 200}]",
     "random erasing": "[CenterCrop: {size: 200}, RandomErasing: {p: 1.0, value: [124, 116, 104]}]",
-    "resize": "[RandomRotation: {degrees: 9, interpolation: bilinear}, Resize: {size: 48, interpolation: nearest-exact}]",
+    "resize": "[RandomRotation: {degrees: 9, interpolation: bilinear}, Resize: {size: 48, interpolation: bicubic}]",
 }
 
 

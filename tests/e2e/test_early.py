@@ -12,7 +12,8 @@ STALE = [
     "digits",
     "--set=train={epochs: 50, patience: 3}",
     "--set=optimizer={lr: 1.0e-12}",
-    "--set=checkpoint.every_steps=9",
+    "--set=data={source: digits, batch_size: 64, train_samples: 256, val_samples: 64}",  # 4 steps an epoch
+    "--set=checkpoint.every_steps=3",
     "--set=checkpoint.keep_last=50",
     "--set=checkpoint.asynchronous=false",
 ]
@@ -30,7 +31,7 @@ def test_run_without_progress_ends_and_a_resume_ends_it_at_the_same_step(tmp_pat
     run = tmp_path / "run"
     ended, lines = status(run), comparable(run)
     assert ended["state"] == "finished"
-    assert ended["step"] == ended["total_steps"] == int(ended["best"]["step"]) + 3 * 23
+    assert ended["step"] == ended["total_steps"] == int(ended["best"]["step"]) + 3 * 4
     assert "train.patience=3: no evaluation since step" in done.out
     assert {"train/loss", "val/top1"} <= metrics(run)[-1].keys()
     assert checkpoint_steps(run)[-1] == ended["step"]
