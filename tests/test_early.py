@@ -25,7 +25,8 @@ STALE = [
 
 def train(path: Path, *overrides: str) -> tuple[Status, list[dict[str, Any]]]:
     run = RunDirectory(path)
-    run.create()
+    if not run.checkpoints.exists():
+        run.create()
     recipe = load_recipe("digits", overrides=[*STALE, *overrides])
     profile = Profile(launcher="inprocess", device="cpu", processes=1, threads=torch.get_num_threads())
     with Heart(run, rank=0) as heart:
