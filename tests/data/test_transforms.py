@@ -26,7 +26,8 @@ RECIPES = {
 
 @pytest.fixture(scope="module")
 def photograph(real_images: Path) -> torch.Tensor:
-    return decode_image(str(next((real_images / "hymenoptera").rglob("*.jpg"))))
+    image: torch.Tensor = decode_image(str(next((real_images / "hymenoptera").rglob("*.jpg"))))
+    return image
 
 
 @pytest.mark.parametrize("text", RECIPES.values(), ids=RECIPES)
