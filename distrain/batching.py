@@ -5,6 +5,7 @@ deal depends on the world size, and it gives every process a run of neighbours.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from distrain.errors import RecipeError
 
@@ -48,13 +49,17 @@ class Batching:
 
 
 def solve_batching(
-    global_batch_size: int, micro_batch_size: int | None, world_size: int, *, is_exact: bool = False
+    global_batch_size: int, micro_batch_size: int | Literal["auto"] | None, world_size: int, *, is_exact: bool = False
 ) -> Batching:
     """Solve for the accumulation; without a micro-batch size one micro-batch a process is taken.
+
+    So it is for auto, too: that is the largest size there could be, of which training finds the one that memory holds.
 
     Exact mode takes any number of processes up to that of the micro-batches. Raises `RecipeError` where the global
     batch does not divide, naming sizes that do.
     """
+    if micro_batch_size == "auto":
+        micro_batch_size = None
     if is_exact:
         return _solve_exact(global_batch_size, micro_batch_size, world_size)
     if micro_batch_size is None:

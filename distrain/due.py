@@ -1,5 +1,6 @@
 """Owns what is due at which step: records, evaluations and checkpoints, as functions of the step alone."""
 
+import math
 from dataclasses import dataclass
 
 from distrain.recipe import Recipe
@@ -32,6 +33,17 @@ class Due:
         if step == 0:
             return self.recipe.eval.at_start
         return self._is_due(step, self.recipe.eval.every_steps, self.recipe.eval.every_epochs)
+
+    def num_evaluations(self, first_step: int, last_step: int) -> int:
+        """Return how many evaluations are due after `first_step` and up to `last_step`, of steps before the end."""
+        config = self.recipe.eval
+
+        def until(step: int) -> int:
+            intervals = self._intervals(config.every_steps, config.every_epochs)
+            twice = step // math.lcm(*intervals) if len(intervals) == 2 else 0
+            return sum(step // interval for interval in intervals) - twice
+
+        return until(last_step) - until(first_step)
 
     def is_checkpoint(self, step: int) -> bool:
         """Whether a checkpoint is due after `step` steps, by the number of steps or epochs."""

@@ -7,41 +7,31 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
 
 import torch
 
-from distrain import checkpoint
-from distrain.checkpoint.load import load_tensors
+from distrain.build import build_session
 from distrain.checkpoint.tensors import digest, weights_digest
 from distrain.data.loader import Batch, read_batches
 from distrain.data.order import evaluation_order
-from distrain.errors import RunError, TrainingError
+from distrain.early import check_target, end_at, end_early, end_without_progress, last_step_in_time
 from distrain.evaluate import Evaluation, evaluate
 from distrain.heart import Heart
 from distrain.launchers.profile import Profile
 from distrain.metrics import is_better
 from distrain.optim import set_learning_rate
 from distrain.recipe import Recipe
+from distrain.resume import Start, resume, save
+from distrain.rollback import NotFiniteError, leave_out
 from distrain.rundir import Attempt, RunDirectory, Status
 from distrain.seeds import Purpose, derive_seed
-from distrain.session import Session, build_session
-from distrain.sharding import own_part
+from distrain.session import Session
 from distrain.sinks import Sinks
 from distrain.sinks.jsonl import rewind_metrics
 from distrain.sinks.protocol import Opening, Record
 from distrain.world import World
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where an attempt begins: after `step` steps, with the best evaluation up to there."""
-
-    step: int
-    best: dict[str, float] | None = None
-    is_record_due: bool = False  # a stop broke off this step's evaluation, or one is wanted before the first step
 
 
 def train(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, heart: Heart) -> bool:
@@ -55,8 +45,8 @@ def train(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, hea
     while True:
         try:
             return _train_once(recipe, profile, run, world, heart, skipped)
-        except _NotFiniteError as error:
-            skipped = _leave_out(error.step, recipe, skipped, heart)
+        except NotFiniteError as error:
+            skipped = leave_out(error.step, recipe, skipped, heart)
 
 
 def _train_once(
@@ -64,6 +54,8 @@ def _train_once(
 ) -> bool:
     session = build_session(recipe, profile, run, world, heart, skipped=skipped)
     start = resume(session)
+    if start.ending is not None:
+        session = end_at(session, start.step, start.ending)
     heart.begin(_begin_attempt(session, start))
     history = rewind_metrics(run, start.step - start.is_record_due) if world.is_main else []
     with (
@@ -89,7 +81,10 @@ def run_to_end(session: Session, start: Start, sinks: Sinks) -> bool:
     """
     recipe, world, heart = session.recipe, session.world, session.heart
     step = start.step
-    if world.any_rank(heart.hear()) or (start.is_record_due and not write_records(session, step, sinks)):
+    is_recorded = not world.any_rank(heart.hear())
+    if is_recorded and start.is_record_due:
+        session, is_recorded = write_records(session, step, sinks)
+    if not is_recorded:
         log.info("stopped on request before step %d was taken", step + 1)
         return False
     wanted = (step for step in range(start.step, session.total_steps) if step not in session.skipped)
@@ -108,12 +103,13 @@ def _run_on(session: Session, batches: Iterator[Batch], step: int, sinks: Sinks)
     heart.beat("running")
     while step < session.total_steps:
         started, first_step = time.perf_counter(), step
-        step = run_steps(session, batches, step, session.tracer.advance(step, session.due.next_boundary(step)))
+        boundary = last_step_in_time(session, step, session.due.next_boundary(step))
+        step = run_steps(session, batches, step, session.tracer.advance(step, boundary))
         settle(session, range(first_step, step))
-        session = end_at_target(session, step)
+        session = end_early(session, step)
         session.stopwatch.add(time.perf_counter() - started, session.num_samples(first_step, step))
 
-        is_recorded = write_records(session, step, sinks)  # before the checkpoint: a resume does not repeat a record
+        session, is_recorded = write_records(session, step, sinks)  # before the checkpoint: no resume repeats a record
         must_stop = session.stop.is_reached(step) or not is_recorded
         if must_stop or _must_save(session, step):
             heart.beat("stopping" if must_stop else None)
@@ -132,10 +128,10 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
     Returns the number of steps taken since step 0: `last_step`, or less where the ranks have agreed to stop.
     """
     order, parallel, precision, losses = session.order, session.parallel, session.precision, session.losses
-    optimizer, loss_function, normalize = session.optimizer, session.loss_function, session.normalize
+    optimizer, loss_function, prepare = session.optimizer, session.loss_function, session.prepare
     average, skipped, heart, stop = session.average, session.skipped, session.heart, session.stop
     train, gpus, freezing = session.recipe.train, session.world.gpus, session.freezing
-    base_lr, schedule = session.recipe.optimizer.lr, session.schedule
+    base_lr, schedule = session.recipe.base_lr, session.schedule
     for step in range(first_step, last_step):
         if stop.is_reached(step):
             return step
@@ -146,12 +142,12 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
         freezing.begin_step(step)
         for piece in window.own:
             heart.phase = "data"
-            images, targets = next(batches)
+            images, targets = prepare(*next(batches), step=step, piece=piece)
             heart.phase = "forward"
             seed_model_draws(train.seed, step, piece, gpus)
             with parallel.micro_batch(window, piece):
                 with precision.autocast():
-                    loss = loss_function(replica(normalize(images)), targets)
+                    loss = loss_function(replica(images), targets)
                 # The mean over the whole window, whatever its size, once the ranks are combined.
                 share = len(targets) * parallel.loss_scale / window.num_samples
                 heart.phase = "backward"
@@ -172,104 +168,34 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
 
 
 def settle(session: Session, steps: range) -> None:
-    """Bring the losses of the steps to the host; raises `_NotFiniteError` for the first one that is not finite."""
+    """Bring the losses of the steps to the host; raises `NotFiniteError` for the first one that is not finite."""
     trained = [step for step in steps if step not in session.skipped]
     for step, loss in zip(trained, session.losses.settle(trained), strict=True):
         if not math.isfinite(loss):
-            raise _NotFiniteError(step)
+            raise NotFiniteError(step)
 
 
-def end_at_target(session: Session, step: int) -> Session:
-    """Make `step` the last one, with all that is due then, where the loss that the recipe wants is reached."""
-    target = session.recipe.train.target_loss
-    if target is None or session.losses.last_epoch() >= target or step == session.total_steps:
-        return session
-    session.heart.status.total_steps = step
-    return replace(session, total_steps=step, due=replace(session.due, total_steps=step))
+def write_records(session: Session, step: int, sinks: Sinks) -> tuple[Session, bool]:
+    """Evaluate and record what is due at `step`.
 
-
-def check_target(session: Session) -> None:
-    """Say that the loss that the recipe wants is reached; raises `TrainingError` where it is not."""
-    target, loss = session.recipe.train.target_loss, session.losses.last_epoch()
-    if target is None:
-        return
-    if loss >= target:
-        reached = f" (it is {loss:.3g})" if math.isfinite(loss) else ""  # not known where no step was left to take
-        raise TrainingError(
-            f"the training loss did not come below train.target_loss={target:g} in {session.total_steps} steps"
-            f"{reached}; look at the learning rate, the labels, and weights that are frozen"
-        )
-    log.info("the training loss is %.3g after %d steps, below the target of %g", loss, session.total_steps, target)
-
-
-def write_records(session: Session, step: int, sinks: Sinks) -> bool:
-    """Evaluate and record what is due at `step`; returns False, with nothing recorded, where a stop broke it off."""
+    Returns the session, whose last step this is where evaluations do not get better, and whether that is done: False,
+    with nothing recorded, where a stop broke it off.
+    """
     heart = session.heart
     metrics: Record = {}
     if session.due.is_evaluation(step):
         heart.phase = "evaluate"
         found = _evaluate(session)
         if found is None:
-            return False
+            return session, False
         metrics = {"step": step, "epoch": session.epoch(step), **found.metrics}
         _keep_best(heart.status, step, found.metrics)
+        session = end_without_progress(session, step)
     heart.phase = "record"
     record = _record(session, step) if session.due.is_record(step) else {}
     if record | metrics:
         sinks.write(record | metrics)
-    return True
-
-
-def resume(session: Session) -> Start:
-    """Load the newest good checkpoint into the session, or leave it as it is at step 0."""
-    run, world = session.run, session.world
-    found: checkpoint.Checkpoint | None = None
-    if world.is_main:
-        found, complaints = checkpoint.newest_good(run.checkpoints)
-        checkpoint.remove_drafts(run.checkpoints)
-        for complaint in complaints:
-            log.warning("%s", complaint)
-        if found is not None:
-            _check_resumable(session, found)
-    step = int(world.all_reduce(torch.tensor(found.step if found else 0)))
-    if step == 0:
-        log.info("starts at step 0 of %d", session.total_steps)
-        return Start(step=0, is_record_due=session.recipe.eval.at_start)
-    if found is None:
-        found = checkpoint.read(checkpoint.final_path(run.checkpoints, step))
-    averages = session.averages
-    load_tensors(found, model=session.model, optimizer=session.optimizer, others=averages, world=world)
-    session.precision.load_state(found.state["loss_scale"])
-    session.losses.settled = found.state["losses_since_record"]
-    log.info("goes on from checkpoint %s at step %d of %d", found.path.name, step, session.total_steps)
-    return Start(step=step, best=found.state["best"], is_record_due=found.state["is_record_due"])
-
-
-def save(session: Session, step: int, *, is_record_due: bool) -> None:
-    """Begin the checkpoint of `step`: with it, a run of any process goes on as if it had never ended.
-
-    Raises `_NotFiniteError` where the weights are not finite, since such a checkpoint would be of no use.
-    """
-    session.heart.phase = "save"
-    if session.world.any_rank(not _are_weights_finite(session)):
-        raise _NotFiniteError(step - 1)
-    last = session.heart.status.last
-    session.checkpointer.save(
-        step,
-        tensors=session.tensors,
-        state={
-            "samples_seen": session.num_samples(0, step),
-            "best": session.heart.status.best,
-            "best_by": session.metrics.best,
-            "evaluation": last if last is not None and last["step"] == step else None,
-            "loss_scale": session.precision.state(),
-            "losses_since_record": session.losses.settled,
-            "is_record_due": is_record_due,
-            "data": session.fingerprint,
-            "classes": list(session.train_reader.source.classes),
-            "rounding": session.rounding(),
-        },
-    )
+    return session, True
 
 
 def seed_model_draws(seed: int, step: int, micro_batch: int, gpus: range) -> None:
@@ -278,38 +204,6 @@ def seed_model_draws(seed: int, step: int, micro_batch: int, gpus: range) -> Non
     torch.default_generator.manual_seed(value)  # a hundredth of the time of torch.manual_seed, which asks all backends
     for gpu in gpus:
         torch.cuda.default_generators[gpu].manual_seed(value + gpu - gpus[0])
-
-
-class _NotFiniteError(Exception):
-    """The loss or the update of a step is not finite, so that the weights after it are worth nothing.
-
-    All ranks raise it together.
-    """
-
-    def __init__(self, step: int) -> None:
-        super().__init__(step)
-        self.step = step
-
-
-def _leave_out(step: int, recipe: Recipe, skipped: frozenset[int], heart: Heart) -> frozenset[int]:
-    """Return the steps to leave out from now on: training goes on from the newest checkpoint without this one.
-
-    Raises `TrainingError` where that has been done too often.
-    """
-    if len(skipped) >= recipe.train.max_rollbacks:
-        raise TrainingError(
-            f"the loss of step {step} is not finite, and train.max_rollbacks={recipe.train.max_rollbacks} batches "
-            f"were left out before; lower optimizer.lr, or set train.clip_norm"
-        )
-    log.warning("the loss of step %d is not finite: goes back to the newest checkpoint and leaves its batch out", step)
-    heart.status.skipped_steps = sorted({*skipped, step})
-    heart.beat()  # a kill does not make it forgotten
-    return skipped | {step}
-
-
-def _are_weights_finite(session: Session) -> bool:
-    norms = torch._foreach_norm([own_part(parameter) for parameter in session.model.parameters()])
-    return bool(torch.stack(norms).isfinite().all())  # synchronises the device, as the save does anyway
 
 
 def _set_determinism(recipe: Recipe) -> None:
@@ -364,7 +258,7 @@ def _record(session: Session, step: int) -> Record:
     record: Record = {"step": step, "epoch": session.epoch(step)}
     if session.losses.settled:
         record["train/loss"] = session.losses.take_mean()
-    record["train/lr"] = session.recipe.optimizer.lr * session.schedule(step - 1)
+    record["train/lr"] = session.recipe.base_lr * session.schedule(step - 1)
     record["train/samples_per_s"] = session.stopwatch.take_rate()
     if (blocked_s := session.checkpointer.take_blocked_s()) is not None:
         record["checkpoint/blocked_s"] = blocked_s
@@ -407,17 +301,3 @@ def _keep_best(status: Status, step: int, metrics: Record) -> None:
     status.last = {"step": step, **metrics}
     if is_better(status.best_by, metrics, status.best):
         status.best = status.last
-
-
-def _check_resumable(session: Session, found: checkpoint.Checkpoint) -> None:
-    if found.state["data"] != session.fingerprint:
-        raise RunError(
-            f"the data in {session.recipe.data.path} has changed since checkpoint {found.path.name}; "
-            f"bring the old data back, or train in a new run directory"
-        )
-    for what, now in session.rounding().items():
-        before = found.state["rounding"].get(what)
-        if before != now:
-            log.warning(
-                "%s was %s up to here and is %s now: results stay as good, their bits may differ", what, before, now
-            )

@@ -66,6 +66,17 @@ class Heart:
         self._has_begun = True
         self.beat()
 
+    @property
+    def train_seconds(self) -> float:
+        """What training has taken up to now, over all attempts, start-up left out."""
+        return self._earlier_seconds + time.monotonic() - self._started
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """What a step of this attempt takes on average, with evaluations and saves; None before the first one."""
+        done = self.step - self._first_step
+        return (time.monotonic() - self._started) / done if done else None
+
     def beat(self, state: State | None = None) -> None:
         """Write where the run stands now, in a new state if one is given."""
         if not self._has_begun:
@@ -73,13 +84,12 @@ class Heart:
         with self._lock:
             status = self.status
             now = time.time()
-            elapsed_s = time.monotonic() - self._started
-            done = self.step - self._first_step
+            pace_s = self.seconds_per_step
             status.state = state or status.state
             status.step = self.step
             status.heartbeat = now
-            status.train_seconds = self._earlier_seconds + elapsed_s
-            status.eta_s = (status.total_steps - self.step) * elapsed_s / done if done else None
+            status.train_seconds = self.train_seconds
+            status.eta_s = None if pace_s is None else (status.total_steps - self.step) * pace_s
             attempt = status.attempts[-1]
             attempt.state, attempt.last_step = status.state, self.step
             if status.state in {"finished", "failed", "stopped"}:

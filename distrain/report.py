@@ -48,7 +48,13 @@ def print_header(console: Console, recipe: Recipe, profile: Profile, batching: B
         f"{recipe.train.epochs} epochs, {recipe.precision}, on {profile.world_size} {devices}{plural}",
         soft_wrap=True,
     )
-    console.print(f"{batching}")
+    if recipe.train.micro_batch_size == "auto":
+        console.print(f"global batch {batching.global_batch_size}, its micro-batch size is found when training starts")
+    else:
+        console.print(f"{batching}")
+    if recipe.optimizer.lr_per is not None:
+        sizes = f"{recipe.data.batch_size}/{recipe.optimizer.lr_per}"
+        console.print(f"learning rate {recipe.optimizer.lr:g} x {sizes} = {recipe.base_lr:g}")
     console.print(f"run directory {run.path}", soft_wrap=True, markup=False)
 
 
@@ -299,9 +305,8 @@ def _advice(run: RunDirectory, error: dict[str, Any]) -> str | None:
     if not any(sign in words for sign in _OUT_OF_MEMORY):
         return None
     recipe, profile = read_recipe(run.recipe), read_profile(run.profile)
-    batching = solve_batching(
-        recipe.data.batch_size, recipe.train.micro_batch_size, profile.world_size, is_exact=recipe.train.exact
-    )
+    wanted = run.read_micro_batch_size() or recipe.train.micro_batch_size
+    batching = solve_batching(recipe.data.batch_size, wanted, profile.world_size, is_exact=recipe.train.exact)
     precision = ", or take --set precision=bf16" if recipe.precision == "fp32" else ""
     smaller = max(1, batching.micro_batch_size // 2)
     return (

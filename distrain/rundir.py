@@ -110,6 +110,7 @@ class RunDirectory:
         self.lock = path / "lock"  # held by rank 0 while it trains
         self.launcher_lock = path / "launcher-lock"  # held by the launcher, also between two attempts
         self.reserve = path / "reserve"
+        self.micro_batch = path / "micro-batch.json"  # what train.micro_batch_size=auto has found
         self.logs = path / "logs"
         self.launcher_log = self.logs / (f"launcher-{node_rank}.log" if node_rank else "launcher.log")
         self.errors = path / "errors"
@@ -175,6 +176,18 @@ class RunDirectory:
     def write_status(self, status: Status) -> None:
         """Replace the status in one step, so that a reader never sees half of it."""
         write_atomically(self.status, status.model_dump_json(indent=1))
+
+    def read_micro_batch_size(self) -> int | None:
+        """Return the samples of a micro-batch that the run has found to fit into memory, None where it has not."""
+        try:
+            found: int = json.loads(self.micro_batch.read_text())["micro_batch_size"]
+            return found
+        except FileNotFoundError:
+            return None
+
+    def write_micro_batch_size(self, size: int) -> None:
+        """Write down what fits into memory, so that every later attempt takes the same."""
+        write_atomically(self.micro_batch, json.dumps({"micro_batch_size": size}))
 
     def read_job(self) -> Job | None:
         """Return the SLURM job of the run, None for a run that never had one."""

@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     MODEL_INIT = 3
     MODEL_DRAW = 4
     VALIDATION = 5
+    MIXING = 6
 
 
 def derive_seed(seed: int, purpose: Purpose, *place: int) -> int:

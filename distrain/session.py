@@ -1,44 +1,35 @@
-"""Owns what a training is made of on one rank: data, network, strategy, optimizer, meters, built from the recipe."""
+"""Owns what a training is made of on one rank: data, network, strategy, optimizer, meters."""
 
-import copy
 import platform
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 
 from distrain.average import WeightAverage
-from distrain.batching import solve_batching
 from distrain.checkpoint.tensors import Tensors, average_tensors, gather_tensors
 from distrain.checkpoint.writer import Checkpointer
-from distrain.class_weights import resolve_class_weights
-from distrain.data.labels import class_counts
 from distrain.data.loader import BatchReader
-from distrain.data.order import MicroBatch, TrainOrder
-from distrain.data.sampling import build_sampler
-from distrain.data.source import Source
-from distrain.data.sources import choose_samples, open_sources
-from distrain.data.transforms import Normalize, build_transforms
+from distrain.data.order import TrainOrder
+from distrain.data.transforms import Normalize
 from distrain.due import Due
-from distrain.errors import DataError
 from distrain.heart import Heart
 from distrain.launchers.profile import Profile
-from distrain.losses import LossFunction, build_loss
-from distrain.metrics.choice import ChosenMetrics, choose_metrics
-from distrain.models.freezing import Freezing, freeze
-from distrain.models.zoo import build_model, head_of
-from distrain.optim import Factor, build_optimizer, build_schedule
-from distrain.parallel import Parallel, build_parallel
-from distrain.param_groups import plan_settings
+from distrain.losses import LossFunction
+from distrain.metrics.choice import ChosenMetrics
+from distrain.mixing import Preparation
+from distrain.models.freezing import Freezing
+from distrain.optim import Factor
+from distrain.parallel import Parallel
 from distrain.precision import Precision
 from distrain.recipe import Recipe
 from distrain.rundir import RunDirectory
-from distrain.seeds import Purpose, derive_seed
 from distrain.telemetry import LossMeter, Stopwatch
 from distrain.tracing import Tracer
 from distrain.world import StopAgreement, World
 
-NUM_SHOWN_IMAGES = 8
+Ending = Literal["target_loss", "max_time", "patience"]  # the field of `train` that has ended a run
 
 
 @dataclass(frozen=True)
@@ -52,6 +43,7 @@ class Session:
     train_reader: BatchReader
     val_reader: BatchReader
     normalize: Normalize
+    prepare: Preparation
     order: TrainOrder
     total_steps: int
     due: Due
@@ -73,6 +65,7 @@ class Session:
     heart: Heart
     stop: StopAgreement
     tracer: Tracer
+    ending: Ending | None = None  # why `total_steps` are less than planned
 
     @property
     def model(self) -> nn.Module:
@@ -112,100 +105,3 @@ class Session:
             strategy = type(self.parallel).__name__.lower()
             rounding |= {"processes": self.world.size, "strategy": strategy}
         return rounding
-
-
-def build_session(
-    recipe: Recipe, profile: Profile, run: RunDirectory, world: World, heart: Heart, *, skipped: frozenset[int]
-) -> Session:
-    """Make everything that a training needs, the same on every rank; `skipped` are the steps to leave out."""
-    with world.main_first():  # rank 0 downloads what is not there yet
-        sources = choose_samples(open_sources(recipe.data), recipe.data, seed=recipe.train.seed)
-    seed = recipe.train.seed
-    readers = {
-        split: BatchReader(sources[split], build_transforms(transforms, key=f"augment.{key}"), seed=seed)
-        for split, key, transforms in (("train", "train", recipe.augment.train), ("val", "eval", recipe.augment.eval))
-    }
-    for split, source in sources.items():
-        if len(source) == 0:
-            raise DataError(f"the {split} split of the data is empty")
-    loss_function = _build_loss(recipe, sources["train"], world=world)
-    metrics = choose_metrics(recipe.eval, target=sources["train"].target, classes=sources["train"].classes)
-    batching = solve_batching(
-        recipe.data.batch_size, recipe.train.micro_batch_size, world.size, is_exact=recipe.train.exact
-    )
-    order = TrainOrder(
-        num_samples=len(sources["train"]),
-        sampler=build_sampler(recipe.data, sources["train"], seed=seed),
-        batching=batching,
-        drop_last=recipe.data.drop_last,
-        rank=world.rank,
-    )
-    total_steps = min(recipe.train.epochs * order.steps_per_epoch, recipe.train.max_steps or 2**63)
-    shown_images = _first_images(readers["train"], order)
-    normalize = Normalize(recipe.augment, num_channels=shown_images.shape[1], device=world.device)
-    shown_images = normalize(shown_images.to(world.device))
-    model = _build_model(recipe, sources["train"], in_channels=shown_images.shape[1], world=world)
-    bare_copy = copy.deepcopy(model).cpu().eval()
-    head = head_of(recipe.model, model)
-    thaw_steps = freeze(recipe.model, model, head=head, steps_per_epoch=order.steps_per_epoch)
-    settings = plan_settings(recipe.optimizer, model, head=head, example=shown_images, thaw_steps=thaw_steps)
-    parallel = build_parallel(recipe, model, world, batching=batching, example=shown_images)
-    return Session(
-        recipe=recipe,
-        profile=profile,
-        run=run,
-        world=world,
-        train_reader=readers["train"],
-        val_reader=readers["val"],
-        normalize=normalize,
-        order=order,
-        total_steps=total_steps,
-        due=Due(recipe, order.steps_per_epoch, total_steps),
-        parallel=parallel,
-        freezing=Freezing(model, thaw_steps),
-        loss_function=loss_function,
-        metrics=metrics,
-        optimizer=build_optimizer(recipe.optimizer, model, settings),
-        average=WeightAverage(model, recipe.train.ema_decay) if recipe.train.ema_decay is not None else None,
-        schedule=build_schedule(recipe.schedule, steps_per_epoch=order.steps_per_epoch, total_steps=total_steps),
-        precision=Precision(recipe.precision, world.device),
-        losses=LossMeter(order, world),
-        stopwatch=Stopwatch(),
-        checkpointer=Checkpointer(run.checkpoints, config=recipe.checkpoint, world=world),
-        shown_images=shown_images.cpu(),
-        bare_copy=bare_copy,
-        skipped=skipped,
-        fingerprint={split: source.fingerprint() for split, source in sources.items()} if world.is_main else {},
-        heart=heart,
-        stop=StopAgreement(world, lambda: heart.is_stop_requested, skipped=skipped),
-        tracer=Tracer(run, world, heart, is_wanted=profile.trace),
-    )
-
-
-def _first_images(reader: BatchReader, order: TrainOrder) -> torch.Tensor:
-    """Return the images [n, channels, height, width] of the first few training samples, not yet normalised."""
-    indices = next(order.micro_batches([0])).indices[:NUM_SHOWN_IMAGES]
-    batch = reader[MicroBatch(indices)]
-    if isinstance(batch, DataError):
-        raise batch
-    return batch[0]
-
-
-def _build_loss(recipe: Recipe, source: Source, *, world: World) -> LossFunction:
-    weights = resolve_class_weights(
-        recipe.loss.class_weights, classes=source.classes, counts=lambda: class_counts(source)
-    )
-    return build_loss(
-        recipe.loss,
-        num_classes=len(source.classes),
-        target=source.target,
-        device=world.device,
-        class_weights=weights,
-    )
-
-
-def _build_model(recipe: Recipe, source: Source, *, in_channels: int, world: World) -> nn.Module:
-    torch.default_generator.manual_seed(derive_seed(recipe.train.seed, Purpose.MODEL_INIT))
-    with world.main_first():  # rank 0 downloads weights that are not there yet
-        model = build_model(recipe.model, num_classes=len(source.classes), in_channels=in_channels)
-    return model.to(world.device)

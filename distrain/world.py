@@ -55,6 +55,14 @@ class World:
             return flag
         return bool(self.all_reduce(torch.tensor(int(flag))).item())
 
+    def smallest(self, value: int) -> int:
+        """Return on every rank the smallest of all ranks' values."""
+        if self.size == 1:
+            return value
+        found = torch.tensor(value)
+        dist.all_reduce(found, op=dist.ReduceOp.MIN)
+        return int(found)
+
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """Let rank 0 do the block before the others, for downloads and the like that are done once."""

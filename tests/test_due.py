@@ -33,6 +33,14 @@ def test_epochs_and_steps_are_both_counted() -> None:
     assert [s for s in range(1, 51) if due.is_evaluation(s)] == [23, 46, 50]
 
 
+@pytest.mark.parametrize("overrides", [[], ["eval.every_steps=10"], ["eval.every_epochs=null", "eval.every_steps=7"]])
+def test_evaluations_between_two_steps_are_those_that_are_due(overrides: list[str]) -> None:
+    due = Due(load_recipe("digits", overrides=overrides), steps_per_epoch=4, total_steps=1000)
+    for first, last in ((0, 0), (0, 8), (3, 40), (4, 41), (20, 20), (7, 140)):
+        expected = sum(due.is_evaluation(step) for step in range(first + 1, last + 1))
+        assert due.num_evaluations(first, last) == expected
+
+
 def test_before_the_first_step_only_an_evaluation_is_due_and_only_where_it_is_wanted() -> None:
     for at_start in (False, True):
         recipe = load_recipe("digits", overrides=[f"eval.at_start={str(at_start).lower()}", "eval.every_steps=5"])

@@ -146,6 +146,17 @@ def test_value_of_the_wrong_type_is_named(override: str, words: list[str]) -> No
         ("data.batch_size=0", ["data.batch_size=0", "greater than 0"]),
         ("optimizer.lr=-1", ["optimizer.lr=-1", "greater than 0"]),
         ("optimizer.lr=.nan", ["optimizer.lr=nan", "finite"]),
+        ("optimizer.lr_per=0", ["optimizer.lr_per=0", "greater than 0"]),
+        ("train.micro_batch_size=0", ["train.micro_batch_size: 0 is not", "above 0", "auto"]),
+        ("train.micro_batch_size=most", ["'most'", "auto"]),
+        ("train={epochs: 1, exact: true, micro_batch_size: auto}", ["train.exact", "give a number"]),
+        ("train.max_time=soon", ["train.max_time", "'soon' is no time", "1h30m"]),
+        ("train.max_time=0", ["train.max_time=0", "greater than 0"]),
+        ("augment.sizes=[[1, 8]]", ["augment.sizes", "from 0 on"]),
+        ("augment.sizes=[[0, 8], [2, 9], [2, 10]]", ["[0, 2, 2]", "must rise"]),
+        ("augment.mix_prob=0.5", ["augment.mix_prob=0.5", "augment.mixup"]),
+        ("augment.cutmix=0", ["augment.cutmix=0", "greater than 0"]),
+        ("parallel={strategy: fsdp, sync_batchnorm: true}", ["parallel.sync_batchnorm", "fsdp"]),
         ("optimizer.momentum=1", ["optimizer.momentum=1", "less than 1"]),
         ("train.seed=-1", ["train.seed=-1", "greater than or equal to 0"]),
         ("precision=fp8", ["precision='fp8'", "'fp32', 'bf16' or 'fp16'"]),
@@ -267,3 +278,20 @@ def test_every_key_has_a_type_and_a_meaning_and_can_be_set() -> None:
         assert meaning, key
         section, _, leaf = key.rpartition(".")
         assert leaf in (tree[section] if section else tree), key
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"), [("90", 90), ("0.5", 0.5), ("2h", 120), ("1h30m", 90), ("90s", 1.5), ("'1.5h 6m'", 96)]
+)
+def test_time_is_minutes_or_text_with_units(text: str, minutes: float) -> None:
+    assert digits(f"train.max_time={text}").train.max_time == minutes
+
+
+def test_learning_rate_follows_the_batch_where_it_is_asked_to() -> None:
+    assert digits("data.batch_size=512").base_lr == 0.1
+    assert digits("data.batch_size=512", "optimizer.lr_per=256").base_lr == pytest.approx(0.2)
+
+
+def test_statistics_over_all_gpus_decide_the_training_and_the_strategy_does_not() -> None:
+    assert digits("parallel.sync_batchnorm=true").identity != digits().identity
+    assert digits("parallel.strategy=ddp").identity == digits().identity

@@ -34,6 +34,7 @@ def test_derived_seeds_never_change_with_a_version() -> None:
         7208058654680435264,
         1085863262479677830,
         2258966835411846142,
+        4607534880468987447,
     ]
     assert derive_seed(0, Purpose.SAMPLE, 1, 2) == 5154947186040965512
     assert derive_seed(0, Purpose.SAMPLE, 2, 1) == 1712428814379386864

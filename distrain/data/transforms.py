@@ -1,6 +1,7 @@
 """Owns how a sample becomes the model's input: transforms of one image, then normalisation of a whole batch."""
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,21 @@ def _build(transform: Transform, *, key: str) -> nn.Module:
         if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
             raise RecipeError(f"{key}: torchvision.transforms.v2 has no transform {transform.name!r}")
     try:
-        built: nn.Module = factory(**transform.arguments)
+        built: nn.Module = factory(**{name: _read_argument(name, value) for name, value in transform.arguments.items()})
     except (TypeError, ValueError) as error:
         raise RecipeError(f"{key}: {transform.name} refuses {transform.arguments}: {error}") from None
     return built
+
+
+def _read_argument(name: str, value: Any) -> Any:
+    """Return the member of torchvision's enumerations that YAML names in a word, such as `interpolation: bilinear`."""
+    from torchvision.transforms import v2
+
+    enumerations: dict[str, list[Any]] = {"interpolation": [*v2.InterpolationMode], "policy": [*v2.AutoAugmentPolicy]}
+    if name not in enumerations or not isinstance(value, str):
+        return value
+    pil_only = {"box", "hamming", "lanczos"}  # and images are tensors here
+    members = {member.value: member for member in enumerations[name] if member.value not in pil_only}
+    if value not in members:
+        raise ValueError(f"there is no {name} {value!r}; take {', '.join(members)}")
+    return members[value]

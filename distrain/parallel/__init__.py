@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from distrain.batching import Batching
+from distrain.data.order import TrainOrder
 from distrain.errors import RecipeError
 from distrain.parallel.ddp import Ddp
 from distrain.parallel.exact import Exact
@@ -34,7 +35,36 @@ def build_parallel(
         )
     if recipe.train.exact:
         return Exact(module, world, batching)
+    if recipe.parallel.sync_batchnorm and world.size > 1:
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
     return STRATEGIES[recipe.parallel.strategy](module, world, example)
+
+
+def check_sync_batchnorm(recipe: Recipe, world: World, order: TrainOrder) -> None:
+    """Raise `RecipeError` where the ranks of `parallel.sync_batchnorm` could not meet in every forward pass."""
+    if not recipe.parallel.sync_batchnorm:
+        return
+    if recipe.train.exact:
+        log.info(
+            "parallel.sync_batchnorm adds nothing to train.exact: BatchNorm is the same there at every number of "
+            "processes, by micro-batches"
+        )
+        return
+    if world.device.type == "cpu":
+        raise RecipeError(
+            "parallel.sync_batchnorm: torch has it on GPUs alone; on the CPU, train.exact=true makes BatchNorm the "
+            "same at every number of processes"
+        )
+    if world.num_devices > 1:
+        raise RecipeError(
+            f"parallel.sync_batchnorm is for one process a GPU, and one has {world.num_devices}; give --gpus without "
+            f"parallel.strategy=dp"
+        )
+    if order.window(order.steps_per_epoch - 1).num_pieces % world.size:
+        raise RecipeError(
+            f"parallel.sync_batchnorm: the last batch of an epoch does not divide over {world.size} processes, which "
+            f"would wait for each other; --set data.drop_last=true"
+        )
 
 
 def _auto(module: nn.Module, world: World, example: torch.Tensor) -> Parallel:

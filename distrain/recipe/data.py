@@ -85,6 +85,9 @@ def _read_transform(value: object) -> object:
     raise ValueError("a transform is written `Name` or `Name: {argument: value}`")
 
 
+Epoch = Annotated[int, Field(ge=0)]
+Pixels = Annotated[int, Field(gt=0)]
+Sizes = tuple[tuple[Epoch, Pixels], ...]
 TransformList = tuple[Annotated[Transform, BeforeValidator(_read_transform)], ...]
 
 
@@ -95,9 +98,38 @@ class Augment(Section):
     eval: TransformList = Field((), description="transforms of a validation image; they draw nothing")
     mean: tuple[float, ...] | None = Field(None, description="a channel's mean in [0, 1], subtracted last")
     std: tuple[Positive, ...] | None = Field(None, description="a channel's standard deviation, divided by last")
+    sizes: Sizes | None = Field(
+        None, description="training images from an epoch on, as squares: [[0, 128], [10, 160]]; null: as they come"
+    )
+    mixup: Positive | None = Field(
+        None, description="alpha of MixUp; a sample's partner comes from its own micro-batch; null: not mixed"
+    )
+    cutmix: Positive | None = Field(
+        None, description="alpha of CutMix, partners as in mixup; with both, each is drawn half of the time; null: not"
+    )
+    mix_prob: float = Field(1.0, gt=0, le=1, description="share of the micro-batches that mixup and cutmix mix")
 
     @model_validator(mode="after")
     def _mean_goes_with_std(self) -> Self:
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
             raise ValueError("augment.mean and augment.std go together, one number a channel in each")
         return self
+
+    @model_validator(mode="after")
+    def _sizes_rise_from_the_first_epoch(self) -> Self:
+        if self.sizes is not None:
+            epochs = [epoch for epoch, _ in self.sizes]
+            if epochs[:1] != [0] or epochs != sorted(set(epochs)):
+                raise ValueError(f"augment.sizes is given from epochs {epochs}; they must rise, from 0 on")
+        return self
+
+    @model_validator(mode="after")
+    def _mix_prob_has_something_to_mix(self) -> Self:
+        if self.mix_prob != 1 and not self.is_mixed:
+            raise ValueError(f"augment.mix_prob={self.mix_prob:g} is for augment.mixup and augment.cutmix; set one")
+        return self
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether samples are mixed, so that their targets are shares of all classes."""
+        return self.mixup is not None or self.cutmix is not None

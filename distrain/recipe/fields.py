@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from distrain.recipe.data import TransformList
+from distrain.recipe.data import Sizes, TransformList
 from distrain.recipe.section import Section
 from distrain.recipe.whole import Recipe
 
@@ -35,6 +35,8 @@ def _type_text(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation == TransformList:
         return "list of transforms"
+    if annotation == Sizes:
+        return "list of [epoch, pixels]"
     if origin is Annotated:
         return _type_text(arguments[0])
     if origin is Literal:

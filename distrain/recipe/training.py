@@ -1,8 +1,9 @@
 """The sections of a recipe that say how the weights are changed, how long, and by how many together."""
 
-from typing import Literal, Self
+import re
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from distrain.recipe.section import Fraction, NonNegative, Positive, Section, refuse_unused
 
@@ -12,6 +13,9 @@ class Optimizer(Section):
 
     name: Literal["sgd", "adam", "adamw", "rmsprop"] = Field("sgd", description="the rule")
     lr: Positive = Field(description="base learning rate, which the schedule multiplies")
+    lr_per: int | None = Field(
+        None, gt=0, description="lr is for so many samples a step, and multiplied by data.batch_size / lr_per; null: no"
+    )
     weight_decay: NonNegative = Field(0.0, description="L2 penalty, decoupled from the gradient by adamw")
     momentum: Fraction | None = Field(None, description="sgd, rmsprop")
     nesterov: bool | None = Field(None, description="sgd")
@@ -31,7 +35,7 @@ class Optimizer(Section):
     @model_validator(mode="after")
     def _fields_belong_to_the_rule(self) -> Self:
         known = {"sgd": "momentum nesterov", "adam": "betas eps", "adamw": "betas eps", "rmsprop": "momentum alpha eps"}
-        every = {"name", "lr", "weight_decay", "no_decay", "layer_decay", "lr_factors"}
+        every = {"name", "lr", "lr_per", "weight_decay", "no_decay", "layer_decay", "lr_factors"}
         refuse_unused(self, {*every, *known[self.name].split()}, "optimizer")
         if self.nesterov and not self.momentum:
             raise ValueError("optimizer.nesterov needs optimizer.momentum above 0")
@@ -73,12 +77,40 @@ class Schedule(Section):
         return self
 
 
+def _read_micro_batch_size(value: object) -> object:
+    if value is None or value == "auto" or (type(value) is int and value > 0):
+        return value
+    raise ValueError(f"{value!r} is not a number of samples above 0; auto finds one, null takes batch / processes")
+
+
+def _read_minutes(value: object) -> object:
+    """Take a number of minutes, or hours, minutes and seconds as in `1h30m`."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", value.replace(" ", ""))
+    try:
+        if found is None or not any(found.groups()):
+            raise ValueError
+        hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    except ValueError:
+        raise ValueError(f"{value!r} is no time; give minutes, or text such as 90s, 45m, 2h or 1h30m") from None
+    return hours * 60 + minutes + seconds / 60
+
+
 class Train(Section):
     """How long and how training runs."""
 
     epochs: int = Field(gt=0, description="passes over the training samples")
     max_steps: int | None = Field(None, gt=0, description="stop after this many optimizer steps, if sooner")
-    micro_batch_size: int | None = Field(None, gt=0, description="samples of one forward pass; null: batch / processes")
+    max_time: Annotated[Positive | None, BeforeValidator(_read_minutes)] = Field(
+        None, description="minutes of training over all attempts, or text such as 2h; then the run ends; null: no limit"
+    )
+    patience: int | None = Field(
+        None, gt=0, description="end after so many evaluations without a better best one; null: train on"
+    )
+    micro_batch_size: Annotated[int | Literal["auto"] | None, BeforeValidator(_read_micro_batch_size)] = Field(
+        None, description="samples of one forward pass; null: batch / processes; auto: the most that memory holds"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="the one seed of order, augmentation, weights and dropout")
     deterministic: bool = Field(default=True, description="take deterministic kernels where torch has them")
     exact: bool = Field(default=False, description="the same bits at every number of processes")
@@ -91,6 +123,15 @@ class Train(Section):
         None, description="end where an epoch's mean training loss is below this, and fail where it never is; null: no"
     )
 
+    @model_validator(mode="after")
+    def _exact_mode_has_its_micro_batch(self) -> Self:
+        if self.exact and self.micro_batch_size == "auto":
+            raise ValueError(
+                "train.micro_batch_size=auto depends on the machine, and in train.exact the micro-batch is part of the "
+                "result; give a number"
+            )
+        return self
+
 
 class Parallel(Section):
     """How the processes share the work."""
@@ -98,3 +139,15 @@ class Parallel(Section):
     strategy: Literal["auto", "ddp", "dp", "fsdp", "none"] = Field(
         "auto", description="ddp; dp: one process for several GPUs; fsdp: weights divided; auto: ddp, else dp"
     )
+    sync_batchnorm: bool = Field(
+        default=False, description="BatchNorm over the samples of all GPUs at once; needs GPUs and ddp"
+    )
+
+    @model_validator(mode="after")
+    def _sync_batchnorm_goes_with_ddp(self) -> Self:
+        if self.sync_batchnorm and self.strategy not in {"auto", "ddp"}:
+            raise ValueError(
+                f"parallel.sync_batchnorm is for parallel.strategy=ddp, and {self.strategy} was asked for; "
+                f"choose one of the two"
+            )
+        return self

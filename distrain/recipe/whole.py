@@ -40,11 +40,21 @@ class Recipe(Section):
             )
         return self
 
+    @property
+    def base_lr(self) -> float:
+        """The learning rate that the schedule multiplies.
+
+        With `optimizer.lr_per` it follows the batch by the linear scaling rule: Goyal et al., "Accurate, large
+        minibatch SGD: training ImageNet in 1 hour", 2017.
+        """
+        per = self.optimizer.lr_per
+        return self.optimizer.lr if per is None else self.optimizer.lr * self.data.batch_size / per
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         """The fields that decide the training; a run directory goes on only with these unchanged."""
         dump = self.model_dump(
-            mode="json", exclude={"log": True, "checkpoint": True, "parallel": True, "eval": {"batch_size"}}
+            mode="json", exclude={"log": True, "checkpoint": True, "parallel": {"strategy"}, "eval": {"batch_size"}}
         )
         for field in ("path", "num_workers"):
             del dump["data"][field]

@@ -1,0 +1,200 @@
+"""Owns the making of a session from the recipe: every part of a training, the same on every rank."""
+
+import copy
+import logging
+from typing import Literal
+
+import torch
+from torch import nn
+
+from distrain.average import WeightAverage
+from distrain.batching import solve_batching
+from distrain.checkpoint.writer import Checkpointer
+from distrain.class_weights import resolve_class_weights
+from distrain.data.labels import class_counts
+from distrain.data.loader import Batch, BatchReader
+from distrain.data.order import MicroBatch, TrainOrder
+from distrain.data.sampling import build_sampler
+from distrain.data.source import Source
+from distrain.data.sources import choose_samples, open_sources
+from distrain.data.transforms import Normalize, build_transforms
+from distrain.due import Due
+from distrain.errors import DataError, RecipeError
+from distrain.heart import Heart
+from distrain.launchers.profile import Profile
+from distrain.losses import LossFunction, build_loss
+from distrain.metrics.choice import choose_metrics
+from distrain.microbatch import memory_limit_bytes, settle_micro_batch_size, try_micro_batch_sizes
+from distrain.mixing import Preparation, check_mixing, check_sizes
+from distrain.models.freezing import Freezing, freeze
+from distrain.models.zoo import build_model, head_of
+from distrain.optim import build_optimizer, build_schedule
+from distrain.parallel import build_parallel, check_sync_batchnorm
+from distrain.param_groups import plan_settings
+from distrain.precision import Precision
+from distrain.recipe import Recipe
+from distrain.rundir import RunDirectory
+from distrain.seeds import Purpose, derive_seed
+from distrain.session import Session
+from distrain.telemetry import LossMeter, Stopwatch
+from distrain.tracing import Tracer
+from distrain.world import StopAgreement, World
+
+NUM_SHOWN_IMAGES = 8
+
+log = logging.getLogger(__name__)
+
+
+def build_session(
+    recipe: Recipe, profile: Profile, run: RunDirectory, world: World, heart: Heart, *, skipped: frozenset[int]
+) -> Session:
+    """Make everything that a training needs; `skipped` are the steps to leave out.
+
+    Raises a `UserError` where recipe, data and network do not go together.
+    """
+    with world.main_first():  # rank 0 downloads what is not there yet
+        sources = choose_samples(open_sources(recipe.data), recipe.data, seed=recipe.train.seed)
+    _check_splits(sources)
+    train_source, num_classes = sources["train"], len(sources["train"].classes)
+    readers = {
+        split: BatchReader(sources[split], build_transforms(transforms, key=f"augment.{key}"), seed=recipe.train.seed)
+        for split, key, transforms in (("train", "train", recipe.augment.train), ("val", "eval", recipe.augment.eval))
+    }
+    loss_function = _build_loss(recipe, train_source, world=world)
+    metrics = choose_metrics(recipe.eval, target=train_source.target, classes=train_source.classes)
+    order = _order(recipe, recipe.train.micro_batch_size, train_source, world=world)
+    total_steps = min(recipe.train.epochs * order.steps_per_epoch, recipe.train.max_steps or 2**63)
+    first = _first_batch(readers["train"], order)
+    normalize = Normalize(recipe.augment, num_channels=first[0].shape[1], device=world.device)
+    prepare = Preparation(recipe, normalize, steps_per_epoch=order.steps_per_epoch, num_classes=num_classes)
+    shown_images = normalize(first[0].to(world.device))
+
+    model = _build_model(recipe, train_source, in_channels=shown_images.shape[1], world=world)
+    bare_copy = copy.deepcopy(model).eval()
+    check_sizes(recipe, bare_copy, num_channels=shown_images.shape[1])
+    head = head_of(recipe.model, model)
+    thaw_steps = freeze(recipe.model, model, head=head, steps_per_epoch=order.steps_per_epoch)
+    settings = plan_settings(recipe.optimizer, model, head=head, example=shown_images.cpu(), thaw_steps=thaw_steps)
+    if recipe.train.micro_batch_size == "auto":
+        size = _find_micro_batch_size(recipe, profile, run, world, order, model, first, prepare, loss_function)
+        order = _order(recipe, size, train_source, world=world)
+        log.info("%s", order.batching)
+    check_mixing(
+        recipe, loss_function, first[1], num_classes=num_classes, micro_batch_size=order.batching.micro_batch_size
+    )
+    check_sync_batchnorm(recipe, world, order)
+    parallel = build_parallel(recipe, model.to(world.device), world, batching=order.batching, example=shown_images)
+    return Session(
+        recipe=recipe,
+        profile=profile,
+        run=run,
+        world=world,
+        train_reader=readers["train"],
+        val_reader=readers["val"],
+        normalize=normalize,
+        prepare=prepare,
+        order=order,
+        total_steps=total_steps,
+        due=Due(recipe, order.steps_per_epoch, total_steps),
+        parallel=parallel,
+        freezing=Freezing(model, thaw_steps),
+        loss_function=loss_function,
+        metrics=metrics,
+        optimizer=build_optimizer(recipe.optimizer, model, settings),
+        average=WeightAverage(model, recipe.train.ema_decay) if recipe.train.ema_decay is not None else None,
+        schedule=build_schedule(recipe.schedule, steps_per_epoch=order.steps_per_epoch, total_steps=total_steps),
+        precision=Precision(recipe.precision, world.device),
+        losses=LossMeter(order, world),
+        stopwatch=Stopwatch(),
+        checkpointer=Checkpointer(run.checkpoints, config=recipe.checkpoint, world=world),
+        shown_images=shown_images.cpu(),
+        bare_copy=bare_copy,
+        skipped=skipped,
+        fingerprint={split: source.fingerprint() for split, source in sources.items()} if world.is_main else {},
+        heart=heart,
+        stop=StopAgreement(world, lambda: heart.is_stop_requested, skipped=skipped),
+        tracer=Tracer(run, world, heart, is_wanted=profile.trace),
+    )
+
+
+def _check_splits(sources: dict[str, Source]) -> None:
+    for split, source in sources.items():
+        if len(source) == 0:
+            raise DataError(f"the {split} split of the data is empty")
+    if list(sources["train"].classes) != list(sources["val"].classes):
+        raise DataError("the train and val splits of the data have different classes")
+
+
+def _order(
+    recipe: Recipe, micro_batch_size: int | Literal["auto"] | None, source: Source, *, world: World
+) -> TrainOrder:
+    batching = solve_batching(recipe.data.batch_size, micro_batch_size, world.size, is_exact=recipe.train.exact)
+    return TrainOrder(
+        num_samples=len(source),
+        sampler=build_sampler(recipe.data, source, seed=recipe.train.seed),
+        batching=batching,
+        drop_last=recipe.data.drop_last,
+        rank=world.rank,
+    )
+
+
+def _first_batch(reader: BatchReader, order: TrainOrder) -> Batch:
+    """Return the first few training samples, their images not yet normalised."""
+    indices = next(order.micro_batches([0])).indices[:NUM_SHOWN_IMAGES]
+    batch = reader[MicroBatch(indices)]
+    if isinstance(batch, DataError):
+        raise batch
+    return batch
+
+
+def _build_loss(recipe: Recipe, source: Source, *, world: World) -> LossFunction:
+    weights = resolve_class_weights(
+        recipe.loss.class_weights, classes=source.classes, counts=lambda: class_counts(source)
+    )
+    return build_loss(
+        recipe.loss,
+        num_classes=len(source.classes),
+        target=source.target,
+        device=world.device,
+        class_weights=weights,
+    )
+
+
+def _build_model(recipe: Recipe, source: Source, *, in_channels: int, world: World) -> nn.Module:
+    torch.default_generator.manual_seed(derive_seed(recipe.train.seed, Purpose.MODEL_INIT))
+    with world.main_first():  # rank 0 downloads weights that are not there yet
+        return build_model(recipe.model, num_classes=len(source.classes), in_channels=in_channels)
+
+
+def _find_micro_batch_size(
+    recipe: Recipe,
+    profile: Profile,
+    run: RunDirectory,
+    world: World,
+    order: TrainOrder,
+    model: nn.Module,
+    batch: Batch,
+    prepare: Preparation,
+    loss_function: LossFunction,
+) -> int:
+    if recipe.parallel.strategy == "fsdp" or world.num_devices > 1:
+        raise RecipeError(
+            "train.micro_batch_size=auto tries the whole network on one device, which parallel.strategy=fsdp and dp "
+            "do not do; give a number"
+        )
+    largest = order.batching.micro_batch_size
+
+    def find() -> int:
+        limit_bytes = memory_limit_bytes(world, processes=profile.processes)
+        return try_micro_batch_sizes(
+            recipe,
+            model,
+            batch,
+            largest=largest,
+            limit_bytes=limit_bytes,
+            prepare=prepare,
+            loss_function=loss_function,
+            world=world,
+        )
+
+    return settle_micro_batch_size(run, world, largest=largest, find=find)

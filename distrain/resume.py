@@ -1,0 +1,98 @@
+"""Owns where an attempt begins, and what is saved so that a later one goes on from it as if the run had never ended."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from distrain import checkpoint
+from distrain.checkpoint.load import load_tensors
+from distrain.errors import RunError
+from distrain.rollback import NotFiniteError
+from distrain.session import Ending, Session
+from distrain.sharding import own_part
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where an attempt begins: after `step` steps, with the best evaluation up to there."""
+
+    step: int
+    best: dict[str, float] | None = None
+    ending: Ending | None = None  # why it is the last step, though more were planned
+    is_record_due: bool = False  # a stop broke off this step's evaluation, or one is wanted before the first step
+
+
+def resume(session: Session) -> Start:
+    """Load the newest good checkpoint into the session, or leave it as it is at step 0."""
+    run, world = session.run, session.world
+    found: checkpoint.Checkpoint | None = None
+    if world.is_main:
+        found, complaints = checkpoint.newest_good(run.checkpoints)
+        checkpoint.remove_drafts(run.checkpoints)
+        for complaint in complaints:
+            log.warning("%s", complaint)
+        if found is not None:
+            _check_resumable(session, found)
+    step = int(world.all_reduce(torch.tensor(found.step if found else 0)))
+    if step == 0:
+        log.info("starts at step 0 of %d", session.total_steps)
+        return Start(step=0, is_record_due=session.recipe.eval.at_start)
+    if found is None:
+        found = checkpoint.read(checkpoint.final_path(run.checkpoints, step))
+    averages = session.averages
+    load_tensors(found, model=session.model, optimizer=session.optimizer, others=averages, world=world)
+    session.precision.load_state(found.state["loss_scale"])
+    session.losses.settled = found.state["losses_since_record"]
+    log.info("goes on from checkpoint %s at step %d of %d", found.path.name, step, session.total_steps)
+    state = found.state
+    return Start(step=step, best=state["best"], ending=state["ending"], is_record_due=state["is_record_due"])
+
+
+def save(session: Session, step: int, *, is_record_due: bool) -> None:
+    """Begin the checkpoint of `step`: with it, a run of any process goes on as if it had never ended.
+
+    Raises `NotFiniteError` where the weights are not finite, since such a checkpoint would be of no use.
+    """
+    session.heart.phase = "save"
+    if session.world.any_rank(not _are_weights_finite(session)):
+        raise NotFiniteError(step - 1)
+    last = session.heart.status.last
+    session.checkpointer.save(
+        step,
+        tensors=session.tensors,
+        state={
+            "samples_seen": session.num_samples(0, step),
+            "best": session.heart.status.best,
+            "best_by": session.metrics.best,
+            "evaluation": last if last is not None and last["step"] == step else None,
+            "loss_scale": session.precision.state(),
+            "losses_since_record": session.losses.settled,
+            "is_record_due": is_record_due,
+            "ending": session.ending,
+            "data": session.fingerprint,
+            "classes": list(session.train_reader.source.classes),
+            "rounding": session.rounding(),
+        },
+    )
+
+
+def _are_weights_finite(session: Session) -> bool:
+    norms = torch._foreach_norm([own_part(parameter) for parameter in session.model.parameters()])
+    return bool(torch.stack(norms).isfinite().all())  # synchronises the device, as the save does anyway
+
+
+def _check_resumable(session: Session, found: checkpoint.Checkpoint) -> None:
+    if found.state["data"] != session.fingerprint:
+        raise RunError(
+            f"the data in {session.recipe.data.path} has changed since checkpoint {found.path.name}; "
+            f"bring the old data back, or train in a new run directory"
+        )
+    for what, now in session.rounding().items():
+        before = found.state["rounding"].get(what)
+        if before != now:
+            log.warning(
+                "%s was %s up to here and is %s now: results stay as good, their bits may differ", what, before, now
+            )

@@ -1,0 +1,115 @@
+"""The largest micro-batch within the memory's limit is found, and the search leaves nothing behind."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from distrain.data.transforms import Normalize
+from distrain.errors import RecipeError
+from distrain.losses import build_loss
+from distrain.microbatch import find_micro_batch_size, settle_micro_batch_size, try_micro_batch_sizes
+from distrain.mixing import Preparation
+from distrain.models.zoo import build_model
+from distrain.recipe import load_recipe
+from distrain.rundir import RunDirectory
+from distrain.world import World
+from tests.processes import run_ranks
+
+ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+MEBIBYTE = 2**20
+
+
+@pytest.mark.parametrize(
+    ("largest", "limit", "expected"),
+    [
+        (64, 10_000, 64),
+        (64, 420, 32),
+        (64, 419, 16),  # a pass of n samples takes 100 + 10 n
+        (90, 560, 45),
+        (90, 400, 30),
+        (127, 1_000, 0),  # a prime: all or nothing
+        (127, 1_370, 127),
+        (64, 110, 0),
+        (1, 110, 1),
+    ],
+)
+@pytest.mark.parametrize("is_cautious", [True, False])
+def test_found_size_is_the_largest_divisor_within_the_limit(
+    largest: int, limit: int, expected: int, is_cautious: bool
+) -> None:
+    found = find_micro_batch_size(
+        lambda size: 100 + 10 * size, largest=largest, limit_bytes=limit, is_cautious=is_cautious
+    )
+    assert found == expected
+
+
+def test_sizes_grow_and_a_cautious_search_tries_none_beyond_the_limit() -> None:
+    for is_cautious, expected in ((True, [2, 4, 7, 8, 14, 16]), (False, [2, 4, 7, 8, 14, 16, 28])):
+        tried: list[int] = []
+
+        def trial(size: int, tried: list[int] = tried) -> int:
+            tried.append(size)
+            return 100 + 10 * size
+
+        assert find_micro_batch_size(trial, largest=56, limit_bytes=260, is_cautious=is_cautious) == 14
+        assert tried == expected
+
+
+def test_where_memory_ends_the_largest_before_it_is_taken() -> None:
+    assert find_micro_batch_size(lambda n: n if n <= 8 else None, largest=64, limit_bytes=999, is_cautious=False) == 8
+
+
+def test_real_passes_obey_the_limit_and_leave_nothing_behind() -> None:
+    recipe = load_recipe("cifar10", overrides=["optimizer={name: adamw, lr: 0.1}", "train.ema_decay=0.9"])
+    model = build_model(recipe.model, num_classes=10, in_channels=3)
+    before = copy.deepcopy(model.state_dict())
+    normalize = Normalize(recipe.augment, num_channels=3, device=ALONE.device)
+    prepare = Preparation(recipe, normalize, steps_per_epoch=10, num_classes=10)
+    batch = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8)
+    generator = torch.get_rng_state()
+
+    def search(limit_bytes: int) -> int:
+        return try_micro_batch_sizes(
+            recipe,
+            model,
+            batch,
+            largest=512,
+            limit_bytes=limit_bytes,
+            prepare=prepare,
+            loss_function=build_loss(recipe.loss, num_classes=10, target="class", device=ALONE.device),
+            world=ALONE,
+        )
+
+    some = search(100 * MEBIBYTE)  # a sample's activations are about 1.5 MiB
+    assert 2 <= some <= 128
+    assert search(1) == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def _settle(world: World, folder: str) -> None:
+    run = RunDirectory(Path(folder))
+    found = settle_micro_batch_size(run, world, largest=64, find=lambda: 32 >> world.rank)
+    assert found == 16
+    world.barrier()
+    assert settle_micro_batch_size(run, world, largest=64, find=_fail) == 16
+    assert settle_micro_batch_size(run, world, largest=40, find=lambda: 20) == 20
+
+
+def _fail() -> int:
+    raise AssertionError("it is searched again")
+
+
+def test_ranks_take_the_smallest_of_theirs_and_a_resume_takes_it_again(tmp_path: Path) -> None:
+    run_ranks(_settle, tmp_path, 2, str(tmp_path))
+    assert RunDirectory(tmp_path).read_micro_batch_size() == 20
+
+
+def test_nothing_that_fits_is_said(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="does not fit into the memory that is left"):
+        settle_micro_batch_size(RunDirectory(tmp_path), ALONE, largest=64, find=lambda: 0)
+    assert RunDirectory(tmp_path).read_micro_batch_size() is None
