@@ -1,7 +1,7 @@
 """Owns the rules of `distrain data check`: what about an image folder is an error, a warning, or worth a note."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,7 +38,25 @@ class Finding:
     kind: str
     message: str
     advice: str
-    items: tuple[Item, ...] = ()
+    items: "tuple[Item, ...] | ImageItems" = ()
+
+
+@dataclass(frozen=True)
+class ImageItems:
+    """The items of a finding on many images, made as they are asked for: they may be all of a million."""
+
+    listing: Listing
+    indices: Indices
+    words: Callable[[int], str]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[Item]:
+        """Yield an item an image."""
+        for index in self.indices.tolist():
+            yield Item((self.listing.paths[index],), self.words(index))
 
 
 def find_faults(listing: Listing, images: Ledger, others: Ledger) -> list[Finding]:
@@ -149,7 +167,9 @@ def _duplicates(listing: Listing, images: Ledger) -> Iterator[Finding]:
         yield Finding("error", "leak", message, "remove them from train/", (*leaking,))
     if repeated:
         surplus = sum(len(item.paths) - 1 for item in repeated)
-        message = f"{_number(repeated, 'picture')} more than once in a split, the same in each pixel: {surplus:,} to spare"
+        message = (
+            f"{_number(repeated, 'picture')} more than once in a split, the same in each pixel: {surplus:,} to spare"
+        )
         yield Finding("warning", "duplicate", message, "keep one of each", (*repeated,))
 
 
@@ -214,7 +234,12 @@ def _sizes(listing: Listing, images: Ledger) -> Iterator[Finding]:
     shorter, longer = sizes[known].min(axis=1), sizes[known].max(axis=1)
     tiny = min(TINY_SIDE, float(np.median(shorter)) / 2)
     kinds: list[tuple[str, Indices, str, str]] = [
-        ("tiny", known[shorter < tiny], f"less than {tiny:g} pixels high or wide", "look at them; remove what is broken"),
+        (
+            "tiny",
+            known[shorter < tiny],
+            f"less than {tiny:g} pixels high or wide",
+            "look at them; remove what is broken",
+        ),
         (
             "huge",
             known[(shorter * longer > HUGE_PIXELS) & (shorter * longer <= LARGEST_DECODED)],
@@ -237,8 +262,18 @@ def _modes(listing: Listing, images: Ledger) -> Iterator[Finding]:
     fine = "nothing; a training reads all images as RGB"
     kinds = [
         ("cmyk", Trait.CMYK, "in CMYK, the colours of print", "compare their colours with the others': data info"),
-        ("deep", Trait.DEEP, "with more than 8 bits a channel", "save them with 8 bits if they look wrong in data info"),
-        ("alpha", Trait.ALPHA, "with transparency, which a training drops", "save them on a background if that matters"),
+        (
+            "deep",
+            Trait.DEEP,
+            "with more than 8 bits a channel",
+            "save them with 8 bits if they look wrong in data info",
+        ),
+        (
+            "alpha",
+            Trait.ALPHA,
+            "with transparency, which a training drops",
+            "save them on a background if that matters",
+        ),
         ("palette", Trait.PALETTE, "with a palette", fine),
         ("rotated", Trait.ROTATED, "turned by an EXIF tag", "nothing for JPEG and PNG; other formats stay unturned"),
         ("animated", Trait.ANIMATED, "with several frames", "save the frames that matter as images of their own"),
@@ -253,8 +288,8 @@ def _modes(listing: Listing, images: Ledger) -> Iterator[Finding]:
         yield Finding("note", "grey", message, fine, _items(listing, grey))
 
 
-def _items(listing: Listing, indices: Indices, words: Callable[[int], str] = lambda _: "") -> tuple[Item, ...]:
-    return tuple(Item((listing.paths[index],), words(index)) for index in indices.tolist())
+def _items(listing: Listing, indices: Indices, words: Callable[[int], str] = lambda _: "") -> ImageItems:
+    return ImageItems(listing, indices, words)
 
 
 def _plain(paths: Iterable[str]) -> tuple[Item, ...]:
@@ -265,5 +300,5 @@ def _has_image_suffix(path: str) -> bool:
     return path.lower().endswith(tuple(IMAGE_SUFFIXES))
 
 
-def _number(things: "list[Item] | list[str] | tuple[Item, ...] | Indices", one: str, many: str = "") -> str:
+def _number(things: Sized, one: str, many: str = "") -> str:
     return f"{len(things):,} {one if len(things) == 1 else many or f'{one}s'}"

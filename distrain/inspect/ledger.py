@@ -12,7 +12,7 @@ from distrain.inspect.listing import Listing
 from distrain.inspect.reading import Readers
 
 Words = dict[int, str]
-Indices: TypeAlias = "NDArray[np.int64]"
+Indices: TypeAlias = NDArray[np.int64]
 
 
 class Ledger:

@@ -1,8 +1,9 @@
-"""Owns the list of what lies in an image folder: its images by split and class, and what is not one. It opens no file."""
+"""Owns the list of what lies in an image folder: its images by split and class, and all else. It opens no file."""
 
 import os
 from array import array
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +34,10 @@ class Paths:
         begin = self._ends[index - 1] if index else 0
         return os.fsdecode(bytes(self._text[begin : self._ends[index]]))
 
+    def __iter__(self) -> Iterator[str]:
+        """Yield the paths in order."""
+        return (self[index] for index in range(len(self)))
+
 
 @dataclass
 class Listing:
@@ -46,8 +51,8 @@ class Listing:
     classes: tuple[str, ...]  # of all splits, sorted
     folders: dict[str, tuple[str, ...]]  # split to its class folders, empty ones too
     paths: Paths = field(default_factory=Paths)
-    split_of: array[int] = field(default_factory=lambda: array("B"))
-    label_of: array[int] = field(default_factory=lambda: array("I"))
+    split_of: "array[int]" = field(default_factory=lambda: array("B"))
+    label_of: "array[int]" = field(default_factory=lambda: array("I"))
     others: Paths = field(default_factory=Paths)
     stray_files: list[str] = field(default_factory=list)  # beside class folders or beside splits
     stray_folders: list[str] = field(default_factory=list)  # beside splits
