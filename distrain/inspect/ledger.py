@@ -44,11 +44,15 @@ class Ledger:
         """Return the groups of images with the same pixels, each ascending, by their first image."""
         digests = np.frombuffer(bytes(self._digests), np.uint64).reshape(-1, 2)
         decoded = np.flatnonzero(digests.any(axis=1))
+        if not len(decoded):
+            return []
         digests = digests[decoded]
         order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: ascending indices within a group
         digests = digests[order]
-        begins = np.flatnonzero((digests[1:] != digests[:-1]).any(axis=1)) + 1
-        groups = [decoded[group] for group in np.split(order, begins) if len(group) > 1]
+        begins = np.flatnonzero(np.append(True, (digests[1:] != digests[:-1]).any(axis=1)))
+        lengths = np.diff(np.append(begins, len(order)))
+        repeated = np.flatnonzero(lengths > 1)
+        groups = [decoded[order[begins[i] : begins[i] + lengths[i]]] for i in repeated]
         return sorted(groups, key=lambda group: int(group[0]))
 
 

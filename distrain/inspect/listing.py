@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from distrain.data.folder import IMAGE_SUFFIXES, VALIDATION_NAMES
 from distrain.errors import DataError
 
@@ -75,10 +77,11 @@ class Listing:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return the number of images by split and class, for the class folders that the split has."""
-        tally = Counter(zip(self.split_of, self.label_of, strict=True))
+        places = np.array(self.split_of, np.int64) * len(self.classes) + np.array(self.label_of, np.int64)
+        tally = np.bincount(places, minlength=len(self.splits) * len(self.classes)).reshape(len(self.splits), -1)
         number = {name: label for label, name in enumerate(self.classes)}
         return {
-            split: {name: tally[position, number[name]] for name in self.folders[split]}
+            split: {name: int(tally[position, number[name]]) for name in self.folders[split]}
             for position, split in enumerate(self.splits)
         }
 

@@ -39,20 +39,21 @@ class Readers:
         Raises `DistrainError` where a process dies.
         """
         remaining = iter(paths)
-        running: deque[tuple[list[str], Future[Sequence[Facts]]]] = deque()
-        while True:
-            while len(running) < self._tasks_ahead and (task := list(itertools.islice(remaining, FILES_A_TASK))):
-                running.append((task, self._executor.submit(read, task)))
-            if not running:
-                return
-            task, future = running.popleft()
-            try:
-                yield from future.result()
-            except BrokenProcessPool:
-                raise DistrainError(
-                    f"a process that read images was killed, perhaps for want of memory, not long after {task[0]}; "
-                    f"give fewer --workers, or move the files from there on away by halves to find the one"
-                ) from None
+        running: deque[tuple[str, Future[Sequence[Facts]]]] = deque()
+        try:
+            while True:
+                while len(running) < self._tasks_ahead and (task := list(itertools.islice(remaining, FILES_A_TASK))):
+                    running.append((task[0], self._executor.submit(read, task)))
+                if not running:
+                    return
+                yield from running[0][1].result()
+                running.popleft()
+        except BrokenProcessPool:
+            where = f", at {running[0][0]} or after it" if running else ""
+            raise DistrainError(
+                f"a process that read images was killed, perhaps for want of memory{where}; give fewer --workers, "
+                f"or move the files from there on away by halves to find the one that does it"
+            ) from None
 
 
 @contextmanager
