@@ -52,7 +52,8 @@ def print_findings(console: Console, listing: Listing, findings: list[Finding], 
     for finding in findings:
         colour = COLOURS[finding.severity]
         console.print(
-            Text.assemble((f"{finding.severity:<8}", f"bold {colour}"), f" {finding.message}"), soft_wrap=True
+            Text.assemble((f"{finding.severity:<8}", f"bold {colour}"), f" {printable(finding.message)}"),
+            soft_wrap=True,
         )
         for item in islice(finding.items, ITEMS_SHOWN):
             _print_line(console, f"           {_told(item)}")

@@ -1,6 +1,7 @@
 """What is planted in a clean image folder is found, as what it is, and nothing else is."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,22 @@ def nest(folder: Path) -> None:
     save(folder, "train/ants/more/0.png", "PNG")
 
 
+def make_folders(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).mkdir()
+
+
+def empty_split(folder: Path) -> None:
+    shutil.rmtree(folder / "val")
+    (folder / "val").mkdir()
+
+
+def unbalance(folder: Path) -> None:
+    for number in range(1, 10):
+        (folder / f"train/ants/{number}.png").unlink()
+    save(folder, "train/bees/x.png", "PNG")
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], list[Found]]] = {
     "truncated": (truncate, [("error", "unreadable", [("train/ants/cut.jpg",)])]),
     "empty": (lambda f: (f / "val/bees/9.png").touch(), [("error", "unreadable", [("val/bees/9.png",)])]),
@@ -124,7 +141,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[Found]]] = {
     ),
     "no validation": (lambda f: shutil.rmtree(f / "val"), [("error", "no-validation", [])]),
     "empty split": (
-        lambda f: [shutil.rmtree(f / "val" / name) for name in ("ants", "bees")],
+        empty_split,
         [("error", "empty-split", []), ("warning", "missing-class", [("train/ants/",), ("train/bees/",)])],
     ),
     "class missing": (
@@ -136,7 +153,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[Found]]] = {
         [("error", "extra-class", [("val/wasps/",)]), ("warning", "missing-class", [("train/bees/",)])],
     ),
     "class empty": (
-        lambda f: [(f / split / "wasps").mkdir() for split in ("train", "val")],
+        lambda f: make_folders(f, "train/wasps", "val/wasps"),
         [("warning", "empty-class", [("train/wasps/",), ("val/wasps/",)])],
     ),
     "copy": (
@@ -171,7 +188,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[Found]]] = {
         [("note", "stray-file", [("train/a.txt",), ("README",), ("val/ants/b.txt",)])],
     ),
     "stray folder": (lambda f: (f / "masks").mkdir(), [("warning", "stray-folder", [("masks/",)])]),
-    "hidden folders": (lambda f: [(f / name).mkdir() for name in (".git", "train/.cache")], []),
+    "hidden folders": (lambda f: make_folders(f, ".git", "train/.cache"), []),
     "hidden image": (
         lambda f: save(f, "train/ants/.x.png", "PNG"),
         [("warning", "hidden-image", [("train/ants/.x.png",)])],
@@ -218,7 +235,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[Found]]] = {
         [("warning", "small-class", [("ants",)])],
     ),
     "imbalance": (
-        lambda f: [(f / f"train/ants/{i}.png").unlink() for i in range(1, 10)] + [save(f, "train/bees/x.png", "PNG")],
+        unbalance,
         [("warning", "small-class", [("ants",)]), ("warning", "imbalance", [("bees",), ("ants",)])],
     ),
 }
@@ -298,5 +315,7 @@ def test_command_tells_everything_as_json_and_in_its_exit_code(folder: Path, tmp
     assert "val/bees/x3.png" not in shown.out
     assert "and 2 more" in shown.out
     assert "1 error, 1 warning, 0 notes" in shown.out
+    (folder / "val/ants" / os.fsdecode(b"caf\xe9.png")).touch()  # a name that is no text
+    assert r"val/ants/caf\xe9.png: the file is empty" in distrain("data", "check", str(folder), cwd=tmp_path).out
     missing = distrain("data", "check", "nowhere", cwd=tmp_path)
     assert (missing.code, missing.err) == (2, "distrain: data folder nowhere does not exist\n")
