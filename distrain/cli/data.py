@@ -91,7 +91,7 @@ def info(
     """Show what is in an image folder: classes, sizes, mean and deviation of the channels, and pictures.
 
     The pictures of the training classes go to a PNG, which is written anew each time, and some of them to the terminal.
-    Mean and deviation come from up to 2,000 training images, in each the same weight, ready for augment.mean and
+    Mean and deviation come from up to 5,000 training images, in each the same weight, ready for augment.mean and
     augment.std of a recipe.
     """
     from rich.console import Console

@@ -15,7 +15,7 @@ from distrain.inspect.listing import Listing
 from distrain.inspect.reading import Readers
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
-MOST_SAMPLED = 2_000  # images; more change the third digit of a mean no more
+MOST_SAMPLED = 5_000  # images; the mean of a channel is then off by 0.002 or so (means of photographs differ by 0.12)
 FLOAT_LEVELS = np.arange(256) / 255
 
 Moments: TypeAlias = NDArray[np.float64]
