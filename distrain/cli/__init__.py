@@ -8,7 +8,21 @@ from typing import Annotated
 
 import typer
 
-from distrain.cli import checkpoints, doctor, fit, launch, logs, recipes, resume, runs, stacks, stop, submit, verify
+from distrain.cli import (
+    checkpoints,
+    data,
+    doctor,
+    fit,
+    launch,
+    logs,
+    recipes,
+    resume,
+    runs,
+    stacks,
+    stop,
+    submit,
+    verify,
+)
 from distrain.errors import DistrainError, ExitCode
 
 HELP = "Train image models from one recipe: the same training wherever it runs, and nothing that kills it loses work."
@@ -45,6 +59,7 @@ app.add_typer(recipes.app, name="recipes")
 app.add_typer(runs.app, name="runs")
 app.add_typer(launch.app, name="launch")
 app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(data.app, name="data")
 app.command("verify")(verify.verify)
 app.command("doctor")(doctor.doctor)
 

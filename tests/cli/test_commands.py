@@ -24,6 +24,7 @@ def test_help_answers_in_half_a_second(tmp_path: Path) -> None:
 
 def test_control_plane_imports_no_torch() -> None:
     modules = "cli, start, runs, report, environment, launchers, recipe, rundir, data.folder, seeds, batching"
+    modules += ", inspect.show, inspect.ledger"
     imports = "; ".join(f"import distrain.{name}" for name in modules.split(", "))
     check = (
         "import sys; print([name for name in ('torch', 'torchvision', 'wandb', 'accelerate') if name in sys.modules])"
@@ -32,7 +33,19 @@ def test_control_plane_imports_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("words", [["fit"], ["recipes"], ["recipes", "show"], ["runs"], ["runs", "show"], ["doctor"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["fit"],
+        ["recipes"],
+        ["recipes", "show"],
+        ["runs"],
+        ["runs", "show"],
+        ["data", "check"],
+        ["data", "info"],
+        ["doctor"],
+    ],
+)
 def test_every_command_has_help(tmp_path: Path, words: list[str]) -> None:
     done = distrain(*words, "--help", cwd=tmp_path)
     assert done.code == 0

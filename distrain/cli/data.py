@@ -1,0 +1,169 @@
+"""`distrain data`: what is in an image folder, and what is wrong with it, before a training finds out."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distrain.errors import DataError, ExitCode
+
+REDRAWN_EVERY_S = 0.1
+
+CHECK_EPILOG = """
+**Examples**
+
+`distrain data check photos` - photos holds train/ and val/, a folder a class in each
+
+`distrain data check photos --strict && distrain fit imagefolder-resnet18 --data photos` - train only on clean data
+
+`distrain data check photos --json > findings.json` - every path of every finding
+"""
+INFO_EPILOG = """
+**Examples**
+
+`distrain data info photos` - figures, and pictures in photos-contact-sheet.png here
+
+`distrain data info photos --per-class 10 --out sheet.png` - more pictures, another file
+"""
+
+app = typer.Typer(help="Check an image folder, and look at it, before a training does.", no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="train/ and val/ with a folder a class, or class folders.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Processes that read images; one a CPU if left out.")
+]
+
+
+@app.command("check", epilog=CHECK_EPILOG.replace("\n\n", "\n\n\n"))
+def check(
+    folder: Folder,
+    as_json: AsJson = False,
+    workers: Workers = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 on warnings too.")] = False,
+) -> None:
+    """Read every image in full and tell what would stop or spoil a training; exit code 1 if there is an error.
+
+    An error is what stops a training or makes its numbers wrong: files that cannot be decoded, the same picture in
+    train/ and val/ or in two classes, classes that train/ lacks. A warning is worth a look; a note is good to know.
+    Nothing is changed. Pictures are compared pixel by pixel, so one that was saved again as PNG is the same.
+    """
+    from rich.console import Console
+
+    from distrain.inspect import show
+    from distrain.inspect.findings import find_faults
+    from distrain.inspect.ledger import read_everything
+    from distrain.inspect.listing import list_folder
+    from distrain.inspect.reading import reading_processes
+
+    begin = time.monotonic()
+    listing = list_folder(folder)
+    with (
+        reading_processes(workers or len(os.sched_getaffinity(0))) as readers,
+        _progress("checking", len(listing.paths)) as advance,
+    ):
+        images, others = read_everything(readers, listing, advance=advance)
+    findings = find_faults(listing, images, others)
+    seconds = time.monotonic() - begin
+    if as_json:
+        typer.echo(json.dumps(show.findings_as_json(listing, findings, seconds=seconds), indent=1))
+    else:
+        show.print_findings(Console(highlight=False), listing, findings, seconds=seconds)
+    fatal = {"error", "warning"} if strict else {"error"}
+    raise typer.Exit(ExitCode.FAILED if any(finding.severity in fatal for finding in findings) else ExitCode.FINISHED)
+
+
+@app.command("info", epilog=INFO_EPILOG.replace("\n\n", "\n\n\n"))
+def info(
+    folder: Folder,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.png", help="The contact sheet; NAME-contact-sheet.png here.")
+    ] = None,
+    per_class: Annotated[int, typer.Option("--per-class", min=1, max=100, help="Pictures of each class.")] = 6,
+    as_json: AsJson = False,
+    workers: Workers = None,
+) -> None:
+    """Show what is in an image folder: classes, sizes, mean and deviation of the channels, and pictures.
+
+    The pictures of the training classes go to a PNG, which is written anew each time, and some of them to the terminal.
+    Mean and deviation come from up to 5,000 training images, in each the same weight, ready for augment.mean and
+    augment.std of a recipe.
+    """
+    from rich.console import Console
+
+    from distrain.inspect import pictures, show, statistics
+    from distrain.inspect.listing import list_folder
+    from distrain.inspect.reading import reading_processes
+
+    listing = list_folder(folder)
+    sheet = _sheet_path(folder, out)
+    if not listing.paths:
+        raise DataError(f"data folder {folder} holds no image in its class folders; distrain data check tells more")
+    with (
+        reading_processes(workers or len(os.sched_getaffinity(0))) as readers,
+        _progress("measuring", len(listing.paths) + len(statistics.sample_indices(listing))) as advance,
+    ):
+        figures = statistics.measure(readers, listing, advance=advance)
+        channels = statistics.measure_channels(readers, listing, advance=advance)
+        gallery = pictures.collect_pictures(readers, listing, per_class=per_class)
+    written = sheet if gallery else None
+    if written is not None:
+        try:
+            pictures.draw_sheet(gallery).save(written, "PNG")
+        except OSError as error:
+            raise DataError(f"the contact sheet {written} cannot be written ({error.strerror or error})") from None
+    if as_json:
+        typer.echo(json.dumps(show.figures_as_json(listing, figures, channels, written), indent=1))
+        return
+    console = Console(highlight=False)
+    show.print_figures(console, listing, figures, channels)
+    if written is not None:
+        show.print_preview(console, gallery)
+        console.print(f"\npictures    {written}", markup=False, soft_wrap=True)
+
+
+def _sheet_path(folder: Path, out: Path | None) -> Path:
+    """Return the file that the contact sheet goes to, never one below the data folder."""
+    path = out or Path(f"{folder.resolve().name or 'data'}-contact-sheet.png")
+    if path.suffix.lower() != ".png":
+        raise DataError(f"--out {path} does not end in .png")
+    if not path.absolute().parent.is_dir():
+        raise DataError(f"--out {path}: folder {path.absolute().parent} does not exist")
+    if path.resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"the contact sheet {path} would lie in the data folder; name a file elsewhere with --out")
+    return path
+
+
+@contextmanager
+def _progress(words: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show a bar on standard error while the block runs, if that is a terminal; yields what counts one image."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, highlight=False)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    begin = drawn = time.monotonic()
+    count = 0
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(words, total=total, rate="")
+
+        def advance() -> None:
+            nonlocal count, drawn
+            count += 1
+            now = time.monotonic()
+            if now - drawn > REDRAWN_EVERY_S:
+                drawn = now
+                progress.update(task, completed=count, rate=f"{count / (now - begin):,.0f} images/s")
+
+        yield advance

@@ -1,0 +1,1 @@
+"""Inspection of image folders before a training: what is in them, what is wrong with them, and how they look."""

@@ -1,0 +1,158 @@
+"""Owns the list of what lies in an image folder: its images by split and class, and all else. It opens no file."""
+
+import os
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from distrain.data.folder import IMAGE_SUFFIXES, VALIDATION_NAMES
+from distrain.errors import DataError
+
+WHOLE = "all"  # the one split of a folder that has class folders and no train/ or val/
+
+
+class Paths:
+    """Paths relative to the folder, in one buffer: a million of them as strings would take some 100 MB more."""
+
+    def __init__(self) -> None:
+        self._text = bytearray()
+        self._ends = array("Q")
+
+    def append(self, path: str) -> None:
+        """Add one path."""
+        self._text += os.fsencode(path)
+        self._ends.append(len(self._text))
+
+    def __len__(self) -> int:
+        """Return the number of paths."""
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        """Return the path at `index`, counted from 0."""
+        begin = self._ends[index - 1] if index else 0
+        return os.fsdecode(bytes(self._text[begin : self._ends[index]]))
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the paths in order."""
+        return (self[index] for index in range(len(self)))
+
+
+@dataclass
+class Listing:
+    """What lies in `root`: image i is `paths[i]`, of `splits[split_of[i]]` and `classes[label_of[i]]`.
+
+    `others` are the files in class folders that have no image suffix: a training passes over them.
+    """
+
+    root: Path
+    splits: tuple[str, ...]
+    classes: tuple[str, ...]  # of all splits, sorted
+    folders: dict[str, tuple[str, ...]]  # split to its class folders, empty ones too
+    paths: Paths = field(default_factory=Paths)
+    split_of: "array[int]" = field(default_factory=lambda: array("B"))
+    label_of: "array[int]" = field(default_factory=lambda: array("I"))
+    others: Paths = field(default_factory=Paths)
+    stray_files: list[str] = field(default_factory=list)  # beside class folders or beside splits
+    stray_folders: list[str] = field(default_factory=list)  # beside splits
+    nested: Counter[str] = field(default_factory=Counter)  # folders in class folders, and the images right in each
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the folder has class folders right in it, and no splits."""
+        return self.splits == (WHOLE,)
+
+    @property
+    def training(self) -> str:
+        """The split that is trained on, or would be."""
+        return "train" if "train" in self.splits else self.splits[0]
+
+    @property
+    def validation(self) -> str | None:
+        """The split that a training validates on: the first that is there of val, valid, validation and test."""
+        return next((name for name in VALIDATION_NAMES if name in self.splits), None)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Return the number of images by split and class, for the class folders that the split has."""
+        places = np.array(self.split_of, np.int64) * len(self.classes) + np.array(self.label_of, np.int64)
+        tally = np.bincount(places, minlength=len(self.splits) * len(self.classes)).reshape(len(self.splits), -1)
+        number = {name: label for label, name in enumerate(self.classes)}
+        return {
+            split: {name: int(tally[position, number[name]]) for name in self.folders[split]}
+            for position, split in enumerate(self.splits)
+        }
+
+    def absolute(self, path: str) -> str:
+        """Return the path from which a file of this folder is opened."""
+        return os.path.join(self.root, path)  # noqa: PTH118 - called once an image
+
+
+def list_folder(folder: Path) -> Listing:
+    """List an image folder: train/ and val/ with a folder a class in each, or class folders alone.
+
+    Raises `DataError` where the folder is missing, is no folder, or holds nothing like it. Images are what a training
+    takes for one, by its suffix; folders in class folders belong to the class. Hidden folders are left out where a
+    training leaves them out too: at the level of splits and of classes.
+    """
+    if not folder.is_dir():
+        raise DataError(f"data folder {folder} {'is a file' if folder.exists() else 'does not exist'}")
+    try:
+        below, files = _entries(folder)
+        splits = [name for name in ("train", *VALIDATION_NAMES) if name in below]
+        has_splits = "train" in splits or (bool(splits) and len(splits) == len(below))
+        if not below:
+            raise DataError(f"data folder {folder} holds no folder; put the images of each class into one of its own")
+        if not has_splits:
+            listing = _begin(folder, {WHOLE: folder})
+        else:
+            listing = _begin(folder, {name: folder / name for name in splits})
+            listing.stray_folders += [name for name in below if name not in splits]
+            listing.stray_files += files
+        return listing
+    except PermissionError as error:
+        raise DataError(f"{error.filename} may not be read; change its permissions") from None
+
+
+def _begin(root: Path, folders: dict[str, Path]) -> Listing:
+    found = {split: _entries(path) for split, path in folders.items()}
+    classes = tuple(sorted({name for names, _ in found.values() for name in names}))
+    listing = Listing(root, tuple(found), classes, {split: tuple(names) for split, (names, _) in found.items()})
+    number = {name: label for label, name in enumerate(classes)}
+    for position, (split, (names, files)) in enumerate(found.items()):
+        prefix = "" if split == WHOLE else f"{split}/"
+        listing.stray_files += [prefix + name for name in files]
+        for name in names:
+            _list_class(listing, prefix + name, split=position, label=number[name])
+    return listing
+
+
+def _list_class(listing: Listing, top: str, *, split: int, label: int) -> None:
+    """Add the files of one class, as deep as a training goes, links followed."""
+    start = listing.absolute(top)
+    for parent, below, names in os.walk(start, followlinks=True):
+        below.sort()
+        where = top + parent[len(start) :]
+        num_images = 0
+        for name in sorted(names):
+            path = f"{where}/{name}"
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 - as data/folder.py does
+                listing.paths.append(path)
+                listing.split_of.append(split)
+                listing.label_of.append(label)
+                num_images += 1
+            elif not name.startswith("."):
+                listing.others.append(path)
+        if where != top and (num_images or not below):
+            listing.nested[where] = num_images
+
+
+def _entries(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the names of the folders and of the other files in a folder, sorted, hidden ones left out."""
+    folders, files = list[str](), list[str]()
+    for entry in os.scandir(folder):
+        if not entry.name.startswith("."):
+            (folders if entry.is_dir() else files).append(entry.name)
+    return sorted(folders), sorted(files)

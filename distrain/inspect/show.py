@@ -1,0 +1,185 @@
+"""Owns how findings and figures are told: on a terminal, and as what --json prints."""
+
+import shlex
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from distrain.inspect.findings import SEVERITIES, Finding, Item
+from distrain.inspect.listing import WHOLE, Listing
+from distrain.inspect.pictures import Gallery, preview, printable
+from distrain.inspect.statistics import QUANTILES, ChannelStatistics, Figures
+
+MEBIBYTE = 2**20
+ITEMS_SHOWN = 3  # of a finding
+PATHS_SHOWN = 3  # of an item
+CLASSES_SHOWN = 40
+BAR = 24  # characters
+COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
+
+
+def findings_as_json(listing: Listing, findings: list[Finding], *, seconds: float) -> dict[str, Any]:
+    """Return all that `data check` found, each path in it."""
+    counts = _severities(findings)
+    return {
+        "folder": str(listing.root),
+        "images": len(listing.paths),
+        "seconds": round(seconds, 3),
+        "errors": counts["error"],
+        "warnings": counts["warning"],
+        "notes": counts["note"],
+        "splits": listing.counts(),
+        "findings": [
+            {
+                "severity": finding.severity,
+                "kind": finding.kind,
+                "message": finding.message,
+                "advice": finding.advice,
+                "items": [{"paths": item.paths, "detail": item.words} for item in finding.items],
+            }
+            for finding in findings
+        ],
+    }
+
+
+def print_findings(console: Console, listing: Listing, findings: list[Finding], *, seconds: float) -> None:
+    """Print the findings, the worst first, a summary, and what to do next."""
+    for finding in findings:
+        colour = COLOURS[finding.severity]
+        console.print(
+            Text.assemble((f"{finding.severity:<8}", f"bold {colour}"), f" {printable(finding.message)}"),
+            soft_wrap=True,
+        )
+        for item in islice(finding.items, ITEMS_SHOWN):
+            _print_line(console, f"           {_told(item)}")
+        if (rest := len(finding.items) - ITEMS_SHOWN) > 0:
+            _print_line(console, f"           and {rest:,} more; --json has them all")
+        console.print(Text.assemble(("         do: ", "dim"), finding.advice), soft_wrap=True)
+    counts = _severities(findings)
+    parts = [f"{counts[severity]} {severity}{'' if counts[severity] == 1 else 's'}" for severity in SEVERITIES]
+    worst = next((severity for severity in SEVERITIES if counts[severity]), "none")
+    console.print(
+        Text.assemble(
+            ("checked  ", f"bold {COLOURS.get(worst, 'green')}"),
+            f"{len(listing.paths):,} images of {len(listing.classes):,} classes in {seconds:.1f} s: {', '.join(parts)}",
+        ),
+        soft_wrap=True,
+    )
+    _print_line(console, f"next     {_next_step(listing, counts)}")
+
+
+def figures_as_json(
+    listing: Listing, figures: Figures, channels: ChannelStatistics | None, sheet: Path | None
+) -> dict[str, Any]:
+    """Return all that `data info` measured."""
+    quantiles = figures.quantiles().tolist() if figures.sizes else [None, None]
+    return {
+        "folder": str(listing.root),
+        "images": len(listing.paths),
+        "unreadable": figures.num_unreadable,
+        "bytes": figures.num_bytes,
+        "splits": listing.counts(),
+        "formats": dict(figures.formats.most_common()),
+        "sizes": {
+            "quantiles": list(QUANTILES),
+            "width": quantiles[0],
+            "height": quantiles[1],
+            "most_common": dict(figures.most_common(10)) if figures.sizes else {},
+        },
+        "mean": None if channels is None else [round(value, 4) for value in channels.mean],
+        "std": None if channels is None else [round(value, 4) for value in channels.std],
+        "sampled": 0 if channels is None else channels.num_images,
+        "contact_sheet": None if sheet is None else str(sheet),
+    }
+
+
+def print_figures(console: Console, listing: Listing, figures: Figures, channels: ChannelStatistics | None) -> None:
+    """Print the numbers of images by class and split, their sizes, and the channels' mean and deviation."""
+    console.print(_class_table(listing))
+    formats = ", ".join(f"{name} {count:,}" for name, count in figures.formats.most_common())
+    console.print()
+    _print_line(
+        console, f"on disk     {figures.num_bytes / MEBIBYTE:,.1f} MiB in {len(listing.paths):,} files: {formats}"
+    )
+    if figures.num_unreadable:
+        _print_line(console, f"unreadable  {figures.num_unreadable:,}; distrain data check tells which")
+    if figures.sizes:
+        console.print(_size_table(figures))
+        common = ", ".join(f"{size} ({count:,})" for size, count in figures.most_common(5))
+        _print_line(console, f"most common {common}")
+    if channels is not None:
+        _print_line(console, f"\nchannels in [0, 1], over {channels.num_images:,} training images; for a recipe:")
+        _print_line(console, f"augment:\n  mean: {_numbers(channels.mean)}\n  std: {_numbers(channels.std)}")
+
+
+def print_preview(console: Console, gallery: Gallery) -> None:
+    """Print some pictures, where the terminal has the colours for it."""
+    if console.is_terminal and not console.no_color and console.color_system in {"256", "truecolor"}:
+        console.print()
+        console.print(preview(gallery, columns=console.width))
+
+
+def _told(item: Item) -> str:
+    paths = " = ".join(printable(path) for path in item.paths[:PATHS_SHOWN])
+    more = f" and {len(item.paths) - PATHS_SHOWN:,} more" if len(item.paths) > PATHS_SHOWN else ""
+    return f"{paths}{more}{f': {printable(item.words)}' if item.words else ''}"
+
+
+def _next_step(listing: Listing, counts: Counter[str]) -> str:
+    folder = shlex.quote(printable(str(listing.root)))
+    if counts["error"]:
+        return f"mend the errors, then: distrain data check {folder}"
+    if listing.is_whole:
+        return f"have a look: distrain data info {folder}"
+    return f"distrain fit imagefolder-resnet18 --data {folder}"
+
+
+def _severities(findings: list[Finding]) -> Counter[str]:
+    return Counter(finding.severity for finding in findings)
+
+
+def _class_table(listing: Listing) -> Table:
+    """Return the classes with the number of images in each split; the middle of a long list is left out."""
+    counts = listing.counts()
+    table = Table(box=None, header_style="bold")
+    table.add_column("class", overflow="ellipsis")
+    for split in listing.splits:
+        table.add_column("images" if split == WHOLE else split, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    training = counts[listing.training]
+    ranked = sorted(listing.classes, key=lambda name: -training.get(name, 0))
+    cut = len(ranked) > CLASSES_SHOWN
+    shown = [*ranked[: CLASSES_SHOWN // 2], *ranked[-CLASSES_SHOWN // 2 :]] if cut else list(listing.classes)
+    largest = max([1, *training.values()])
+    for place, name in enumerate(shown):
+        if cut and place == CLASSES_SHOWN // 2:
+            table.add_row(f"... {len(ranked) - CLASSES_SHOWN:,} classes between", *("" for _ in counts), "")
+        bar = "█" * max(round(BAR * training.get(name, 0) / largest), bool(training.get(name)))
+        numbers = (f"{counts[split][name]:,}" if name in counts[split] else "-" for split in listing.splits)
+        table.add_row(Text(printable(name)), *numbers, Text(bar, "cyan"))
+    table.add_section()
+    totals = (f"{sum(counts[split].values()):,}" for split in listing.splits)
+    table.add_row(f"{len(listing.classes):,} classes", *totals, "", style="bold")
+    return table
+
+
+def _size_table(figures: Figures) -> Table:
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for column in ("pixels    ", *("smallest" if q == 0 else "largest" if q == 1 else f"{q:.0%}" for q in QUANTILES)):
+        table.add_column(column, justify="left" if column.startswith("pixels") else "right", no_wrap=True)
+    for name, row in zip(("width", "height"), figures.quantiles().tolist(), strict=True):
+        table.add_row(name, *(f"{value:,}" for value in row))
+    return table
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return f"[{', '.join(f'{value:.4f}' for value in values)}]"
+
+
+def _print_line(console: Console, words: str) -> None:
+    console.print(words, markup=False, highlight=False, soft_wrap=True)
