@@ -23,7 +23,7 @@ NUM_COMPARED = sum(BATCH_SIZES)
 def export_graph(
     bundle: Bundle, file: Path, *, form: str, pictures: Sequence[Picture], with_normalize: bool
 ) -> Comparison:
-    """Write the network of a bundle as a graph to `file`, and beside it, as `file`.json, how a picture becomes its input.
+    """Write the network of a bundle as a graph to `file`, and in `file`.json how a picture becomes its input.
 
     The graph is read back and compared with the network on `pictures`, which go through the real preprocessing. Raises
     `ExportError`, and leaves neither file, where the outputs differ by more than the tolerance.
@@ -34,7 +34,7 @@ def export_graph(
     model = NormalizedModel(bundle).eval() if with_normalize else bundle.model
     batches = _cut(prepared)
     with whole_file(file) as draft:
-        write(model, torch.stack((prepared * 2)[: max(2, BATCH_SIZES[0])]), draft)  # a batch of one would be frozen
+        write(model, torch.stack((prepared * 2)[:2]), draft)  # a batch of one would be frozen
         comparison = compare(model, read(draft), batches)
         if not comparison.is_good:
             raise ExportError(
