@@ -12,9 +12,12 @@ from distrain.cli import (
     checkpoints,
     data,
     doctor,
+    export,
     fit,
+    importing,
     launch,
     logs,
+    predict,
     recipes,
     resume,
     runs,
@@ -39,6 +42,10 @@ EPILOG = """
 
 `distrain submit cifar10 --nodes 2 --gpus 4 --time 4:00:00` - a recipe on a SLURM cluster
 
+`distrain predict last photos` - what the newest run sees in your pictures
+
+`distrain export last --format onnx` - its network for other programs
+
 `distrain stop last --wait` - have the newest run save and end
 """
 
@@ -60,6 +67,9 @@ app.add_typer(runs.app, name="runs")
 app.add_typer(launch.app, name="launch")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(data.app, name="data")
+app.command("predict")(predict.predict)
+app.command("export")(export.export)
+app.command("import")(importing.import_)
 app.command("verify")(verify.verify)
 app.command("doctor")(doctor.doctor)
 

@@ -75,7 +75,9 @@ class Transform(Section):
 
 
 def _read_transform(value: object) -> object:
-    """Take `Name`, or `Name: {argument: value}`, the two ways in which YAML writes a transform."""
+    """Take `Name`, or `Name: {argument: value}`, as YAML writes a transform, and one that was read before."""
+    if isinstance(value, Transform):
+        return value
     if isinstance(value, str):
         return {"name": value}
     if isinstance(value, dict) and len(value) == 1:
