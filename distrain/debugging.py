@@ -76,7 +76,7 @@ def _overfit_overrides(recipe: Recipe, num_batches: int) -> list[str]:
         f"data.train_samples={num_batches * recipe.data.batch_size}",
         f"data.val_samples={recipe.eval.batch_size}",
         f"augment.train={json.dumps(transforms)}",
-        "loss.label_smoothing=0",  # with it no loss comes near 0
+        "loss.label_smoothing=null",  # with it no loss comes near 0
         "optimizer.weight_decay=0",
         "schedule={name: constant, warmup_epochs: %g}" % (_WARMUP_SHARE * max_steps / num_batches),
         f"train.epochs={max_steps}",

@@ -17,9 +17,10 @@ from distrain.checkpoint.tensors import digest, weights_digest
 from distrain.data.loader import Batch, read_batches
 from distrain.data.order import evaluation_order
 from distrain.errors import RunError, TrainingError
-from distrain.evaluate import evaluate
+from distrain.evaluate import Evaluation, evaluate
 from distrain.heart import Heart
 from distrain.launchers.profile import Profile
+from distrain.metrics import is_better
 from distrain.optim import set_learning_rate
 from distrain.recipe import Recipe
 from distrain.rundir import Attempt, RunDirectory, Status
@@ -208,8 +209,8 @@ def write_records(session: Session, step: int, sinks: Sinks) -> bool:
         found = _evaluate(session)
         if found is None:
             return False
-        metrics = {"step": step, "epoch": session.epoch(step), **found}
-        _keep_best(heart.status, step, found)
+        metrics = {"step": step, "epoch": session.epoch(step), **found.metrics}
+        _keep_best(heart.status, step, found.metrics)
     heart.phase = "record"
     record = _record(session, step) if session.due.is_record(step) else {}
     if record | metrics:
@@ -257,6 +258,7 @@ def save(session: Session, step: int, *, is_record_due: bool) -> None:
         state={
             "samples_seen": session.num_samples(0, step),
             "best": session.heart.status.best,
+            "best_by": session.metrics.best,
             "evaluation": last if last is not None and last["step"] == step else None,
             "loss_scale": session.precision.state(),
             "losses_since_record": session.losses.settled,
@@ -321,7 +323,7 @@ def _begin_attempt(session: Session, start: Start) -> Status:
     status = session.run.read_status()
     status.close_attempt("failed")  # one whose rank 0 was killed could not say so
     status.state, status.step, status.total_steps = "starting", start.step, session.total_steps
-    status.best, status.skipped_steps = start.best, sorted(session.skipped)
+    status.best, status.best_by, status.skipped_steps = start.best, session.metrics.best, sorted(session.skipped)
     status.attempts.append(
         Attempt(
             started=time.time(),
@@ -346,6 +348,7 @@ def _opening(session: Session, history: list[Record]) -> Opening:
         images=session.shown_images,
         model=session.bare_copy,
         history=history,
+        shown_metrics=session.metrics.shown,
     )
 
 
@@ -368,7 +371,7 @@ def _record(session: Session, step: int) -> Record:
     return record
 
 
-def _evaluate(session: Session) -> Record | None:
+def _evaluate(session: Session) -> Evaluation | None:
     world, recipe, heart = session.world, session.recipe, session.heart
     own = evaluation_order(
         num_samples=len(session.val_reader.source),
@@ -391,6 +394,7 @@ def _evaluate(session: Session) -> Record | None:
             num_batches=-(-len(session.val_reader.source) // recipe.eval.batch_size),
             idle_batch=session.shown_images.to(world.device) if is_collective else None,
             loss_function=session.loss_function,
+            chosen=session.metrics,
             precision=session.precision,
             world=world,
             must_break_off=lambda: heart.is_stop_requested and not is_collective,
@@ -399,7 +403,7 @@ def _evaluate(session: Session) -> Record | None:
 
 def _keep_best(status: Status, step: int, metrics: Record) -> None:
     status.last = {"step": step, **metrics}
-    if status.best is None or metrics["val/top1"] > status.best["val/top1"]:
+    if is_better(status.best_by, metrics, status.best):
         status.best = status.last
 
 

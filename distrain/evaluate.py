@@ -2,14 +2,38 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from distrain.data.loader import Batch
 from distrain.losses import LossFunction
+from distrain.metrics.choice import ChosenMetrics
+from distrain.metrics.counters import Confusion, Counter, LabelConfusion, build_counters
 from distrain.precision import Precision
 from distrain.world import World
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found, the same on every rank.
+
+    `metrics` holds `val/loss` and `val/NAME` for each chosen metric, fractions, not percent, and `val/top1/CLASS` for
+    `accuracy_per_class`. `confusion` is int64 on the CPU where a chosen metric needs it, else None: for classes
+    [classes, classes], a row for a true class, a column for a predicted one; for labels [labels, truth, prediction].
+    """
+
+    metrics: dict[str, float]
+    num_samples: int
+    confusion: torch.Tensor | None
+
+    @property
+    def class_counts(self) -> torch.Tensor | None:
+        """How many samples of each class are right, and how many there are: int64 [classes, 2]."""
+        if self.confusion is None or self.confusion.dim() != 2:
+            return None
+        return torch.stack([self.confusion.diag(), self.confusion.sum(dim=1)], dim=1)
 
 
 @torch.no_grad()
@@ -20,20 +44,25 @@ def evaluate(
     num_batches: int,
     idle_batch: torch.Tensor | None,
     loss_function: LossFunction,
+    chosen: ChosenMetrics,
     precision: Precision,
     world: World,
     must_break_off: Callable[[], bool],
-) -> dict[str, float] | None:
-    """Return the mean loss and the top-1 accuracy, a fraction, over all samples of all ranks' `batches`.
+) -> Evaluation | None:
+    """Return the mean loss and the chosen metrics over all samples of all ranks' `batches`.
 
     None, on every rank, where any of them broke off, which a rank does before the batch at which it finds that it must.
-    Batch i of the `num_batches` of all ranks comes to rank i % world size. The batches' sums are added exactly, so the
-    result does not depend on the number of ranks. `idle_batch` is what a rank without a batch calls the model with,
-    where every call is a collective one; None where the model is the rank's own.
+    Batch i of the `num_batches` of all ranks comes to rank i % world size. What is counted is whole numbers, and the
+    batches' sums of floats are added exactly, so the result does not depend on the number of ranks. `idle_batch` is
+    what a rank without a batch calls the model with, where every call is a collective one; None where the model is the
+    rank's own.
     """
     was_training = model.training
     model.eval()
-    sums = torch.zeros(num_batches, 3, dtype=torch.float64, device=world.device)  # loss, correct, samples
+    counters = build_counters(chosen, world.device)
+    has_errors = chosen.target == "values"
+    # Of each batch: samples, loss and, of values, absolute and squared errors, all summed over the samples.
+    sums = torch.zeros(num_batches, 4 if has_errors else 2, dtype=torch.float64, device=world.device)
     own = range(world.rank, num_batches, world.size)
     for number, (images, targets) in zip(own, batches, strict=True):
         if must_break_off():
@@ -41,13 +70,49 @@ def evaluate(
         with precision.autocast():
             logits = model(images)
             loss = loss_function(logits, targets)
-        correct = (logits.argmax(dim=1) == targets).sum()
-        sums[number] = torch.stack([loss.double() * len(targets), correct.double(), sums.new_tensor(len(targets))])
+        row = [sums.new_full((), len(targets)), loss.double() * len(targets)]
+        sums[number] = torch.stack(row + _errors(logits, targets) if has_errors else row)
+        for counter in counters:
+            counter.update(logits.float(), targets)
     if idle_batch is not None and len(own) < -(-num_batches // world.size):
         model(idle_batch)
     model.train(was_training)
-    rows = world.all_reduce(sums).tolist()  # synchronises the device; x + 0 is exact
-    if any(count == 0 for _, _, count in rows):
-        return None
-    loss_sum, correct_sum, count = (math.fsum(column) for column in zip(*rows, strict=True))
-    return {"val/loss": loss_sum / count, "val/top1": correct_sum / count}
+    rows, counts = _add_over_ranks(sums, counters, world)
+    return None if any(row[0] == 0 for row in rows) else _conclude(rows, counters, counts, chosen)
+
+
+def _errors(outputs: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
+    """Return the absolute and the squared errors of [n, outputs], their means over the outputs, summed over samples."""
+    errors = outputs.double() - targets.double()
+    return [errors.abs().mean(dim=1).sum(), errors.square().mean(dim=1).sum()]
+
+
+def _add_over_ranks(
+    sums: torch.Tensor, counters: list[Counter], world: World
+) -> tuple[list[list[float]], list[torch.Tensor]]:
+    """Return the rows of all batches and the counts of all ranks, on the host, by one collective call.
+
+    It adds float64, exactly: each row is one rank's, and x + 0 is exact; so are counts below 2^53.
+    """
+    parts = [sums, *(counter.counts for counter in counters)]
+    total = world.all_reduce(torch.cat([part.flatten().double() for part in parts])).cpu()  # synchronises the device
+    rows, *counts = total.split([part.numel() for part in parts])
+    return rows.view_as(sums).tolist(), [
+        count.long().view(counter.counts.shape) for count, counter in zip(counts, counters, strict=True)
+    ]
+
+
+def _conclude(
+    rows: list[list[float]], counters: list[Counter], counts: list[torch.Tensor], chosen: ChosenMetrics
+) -> Evaluation:
+    samples, loss, *errors = (math.fsum(column) for column in zip(*rows, strict=True))
+    found = {"loss": loss / samples}
+    if errors:
+        means = {"mae": errors[0] / samples, "rmse": math.sqrt(errors[1] / samples)}
+        found |= {name: means[name] for name in chosen.names}
+    confusion = None
+    for counter, total in zip(counters, counts, strict=True):
+        found |= counter.results(total, int(samples))
+        if isinstance(counter, Confusion | LabelConfusion):
+            confusion = total
+    return Evaluation({f"val/{name}": value for name, value in found.items()}, int(samples), confusion)

@@ -1,5 +1,6 @@
 """Owns the words in which a run is told to a person: its header, its summary, and its first failure."""
 
+import math
 import shlex
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from distrain.batching import Batching, solve_batching
 from distrain.checkpoint import committed, final_path, newest_step
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile, read_profile
+from distrain.metrics import ALWAYS_MEASURED, METRICS, in_words, number_in_words
 from distrain.process import IN_WORDS
 from distrain.recipe import Recipe, read_recipe
 from distrain.rundir import RunDirectory, Status
@@ -21,6 +23,8 @@ from distrain.stacks import RankStack
 from distrain.verify import Finding
 
 _BARS = "▁▂▃▄▅▆▇█"
+_OF_CLASS = "val/top1/"
+_MOST_CLASSES = 20  # in a summary
 _OUT_OF_MEMORY = ("outofmemoryerror", "memoryerror", "can't allocate memory", "cannot allocate memory")
 
 
@@ -67,14 +71,18 @@ def print_plan(console: Console, recipe: Recipe, plan: Plan) -> None:
 
 def print_summary(console: Console, run: RunDirectory, status: Status) -> None:
     """Print how a finished run did, where it is, and what to do next."""
-    if status.last is not None and status.best is not None:
-        best = f" (best {status.best['val/top1']:.2%} at step {status.best['step']:.0f})"
+    if status.last is not None:
+        by, best = status.best_by, ""
+        if status.best is not None:
+            best = f" (best {number_in_words(by, status.best)} at step {status.best['step']:.0f})"
         console.print(
-            f"[bold green]finished[/bold green]  top-1 [bold]{status.last['val/top1']:.2%}[/bold]{best}, "
-            f"validation loss {status.last['val/loss']:.4f}, "
+            f"[bold green]finished[/bold green]  {METRICS[by].title} [bold]{number_in_words(by, status.last)}[/bold]"
+            f"{best}, "
+            f"validation loss {number_in_words(ALWAYS_MEASURED, status.last)}, "
             f"{status.step} steps in {duration(status.train_seconds)}",
             soft_wrap=True,
         )
+        _print_classes(console, status.last)
     console.print(f"run       {run.path}", markup=False, soft_wrap=True)
     console.print(f"weights   {status.weights_digest} (digest)", markup=False)
     console.print("next      " + f"distrain runs show {_quote(run)}", markup=False, soft_wrap=True)
@@ -198,16 +206,21 @@ def print_runs(console: Console, found: list[RunDirectory], root: Path) -> None:
         console.print(f"no runs in {root.absolute()}; `distrain fit` makes one", markup=False, soft_wrap=True)
         return
     table = Table(box=None, header_style="bold")
-    for column in ("run", "state", "step", "top-1", "best", "time"):
+    statuses = {run.path: run.read_status() for run in found}
+    measures = {status.best_by for status in statuses.values() if status.last is not None} or {"top1"}
+    is_mixed = len(measures) > 1  # then each number has its metric beside it
+    newest = "newest" if is_mixed else METRICS[next(iter(measures))].title
+    for column in ("run", "state", "step", newest, "best", "time"):
         table.add_column(column, no_wrap=True, justify="left" if column in {"run", "state"} else "right")
     states = read_states(found)
+    words = in_words if is_mixed else number_in_words
     for run in found:
-        status = run.read_status()
+        status = statuses[run.path]
         table.add_row(
             run.path.name,
             states[run.path],
             f"{status.step}/{status.total_steps}",
-            *("-" if metrics is None else f"{metrics['val/top1']:.2%}" for metrics in (status.last, status.best)),
+            *("-" if metrics is None else words(status.best_by, metrics) for metrics in (status.last, status.best)),
             duration(status.train_seconds),
         )
     console.print(table)
@@ -223,7 +236,7 @@ def print_run(console: Console, run: RunDirectory) -> None:
     console.print(f"step        {status.step}/{status.total_steps}, {duration(status.train_seconds)} of training")
     for title, metrics in (("newest", status.last), ("best", status.best)):
         if metrics is not None:
-            console.print(f"{title:<11} top-1 {metrics['val/top1']:.2%} at step {metrics['step']:.0f}")
+            console.print(f"{title:<11} {in_words(status.best_by, metrics)} at step {metrics['step']:.0f}")
     for number, attempt in enumerate(status.attempts, start=1):
         plural = "" if attempt.world_size == 1 else "es"
         began = time.strftime("%F %T", time.localtime(attempt.started))
@@ -231,13 +244,43 @@ def print_run(console: Console, run: RunDirectory) -> None:
             f"attempt {number:<3} {attempt.state}, steps {attempt.first_step} to {attempt.last_step}, "
             f"{attempt.world_size} process{plural} on {attempt.host}, {began}"
         )
-    records = [record for record in run.read_metrics() if "val/top1" in record]
-    if records:
-        curve = "".join(_BARS[round(record["val/top1"] * (len(_BARS) - 1))] for record in records[-60:])
-        console.print(f"top-1       {curve}  (0 to 100%, {len(records)} evaluations)")
+    key = f"val/{status.best_by}"
+    values = [record[key] for record in run.read_metrics() if key in record]
+    if values:
+        curve = _curve(status.best_by, values[-60:])
+        console.print(f"{METRICS[status.best_by].title:<11} {curve}, {len(values)} evaluations)")
     names = ", ".join(path.name for path in committed(run.checkpoints)) or "none yet"
     console.print(f"checkpoints {names}", soft_wrap=True)
     console.print(f"directory   {run.path}", markup=False, soft_wrap=True)
+
+
+def _print_classes(console: Console, evaluation: dict[str, float]) -> None:
+    """Print the accuracy of each class where it was measured, of many classes the lowest ones."""
+    found = {name.removeprefix(_OF_CLASS): value for name, value in evaluation.items() if name.startswith(_OF_CLASS)}
+    if not found:
+        return
+    shown = found
+    if len(found) > _MOST_CLASSES:
+        lowest = sorted(found, key=lambda name: found[name])[:_MOST_CLASSES]
+        shown = {name: found[name] for name in lowest}
+    lowest_of = "" if len(shown) == len(found) else f", the {len(shown)} lowest of {len(found)}"
+    console.print(f"top-1 of each class{lowest_of}", markup=False)
+    width = max(len(name) for name in shown)
+    for name, value in shown.items():
+        console.print(f"  {name:<{width}}  {value:>7.2%}", markup=False, soft_wrap=True)
+
+
+def _curve(by: str, values: list[float]) -> str:
+    """Return a bar for each value, and from where to where the bars reach; a value that is NaN is left blank."""
+    finite = [value for value in values if math.isfinite(value)]
+    is_share = METRICS[by].is_higher_better
+    low, high = (0.0, 1.0) if is_share else (min(finite, default=0.0), max(finite, default=0.0))
+    top = len(_BARS) - 1
+    bars = "".join(
+        _BARS[round((value - low) / (high - low or 1) * top)] if math.isfinite(value) else " " for value in values
+    )
+    span = "0 to 100%" if METRICS[by].is_percent else f"{low:.4g} to {high:.4g}"
+    return f"{bars}  ({span}"
 
 
 def _print_resume(console: Console, run: RunDirectory) -> None:

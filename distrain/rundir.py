@@ -50,6 +50,7 @@ class Status(BaseModel):
     eta_s: float | None = None
     heartbeat: float = 0.0
     best: dict[str, float] | None = None  # step and metrics of the best evaluation
+    best_by: str = "top1"  # the metric that says which is the best
     last: dict[str, float] | None = None  # step and metrics of the newest evaluation
     train_seconds: float = 0.0  # spent in this run over all attempts, start-up left out
     weights_digest: str | None = None  # of the weights and buffers at the end

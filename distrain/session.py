@@ -20,6 +20,8 @@ from distrain.errors import DataError
 from distrain.heart import Heart
 from distrain.launchers.profile import Profile
 from distrain.losses import LossFunction, build_loss
+from distrain.metrics import Target
+from distrain.metrics.choice import ChosenMetrics, choose_metrics
 from distrain.models.zoo import build_model
 from distrain.optim import Factor, build_optimizer, build_schedule
 from distrain.parallel import Parallel, build_parallel
@@ -50,6 +52,7 @@ class Session:
     due: Due
     parallel: Parallel
     loss_function: LossFunction
+    metrics: ChosenMetrics
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None
     schedule: Factor
@@ -117,6 +120,10 @@ def build_session(
         for split, key, transforms in (("train", "train", recipe.augment.train), ("val", "eval", recipe.augment.eval))
     }
     _check_splits(sources)
+    classes = sources["train"].classes
+    target: Target = getattr(sources["train"], "target", "class")
+    loss_function = build_loss(recipe.loss, num_classes=len(classes), target=target, device=world.device)
+    metrics = choose_metrics(recipe.eval, target=target, classes=classes)
     batching = solve_batching(
         recipe.data.batch_size, recipe.train.micro_batch_size, world.size, is_exact=recipe.train.exact
     )
@@ -146,7 +153,8 @@ def build_session(
         total_steps=total_steps,
         due=Due(recipe, order.steps_per_epoch, total_steps),
         parallel=parallel,
-        loss_function=build_loss(recipe.loss),
+        loss_function=loss_function,
+        metrics=metrics,
         optimizer=build_optimizer(recipe.optimizer, model),
         average=WeightAverage(model, recipe.train.ema_decay) if recipe.train.ema_decay is not None else None,
         schedule=build_schedule(recipe.schedule, steps_per_epoch=order.steps_per_epoch, total_steps=total_steps),

@@ -127,9 +127,10 @@ def _loss_differences(run: RunDirectory, first: RunDirectory) -> Iterator[tuple[
             yield int(ours["step"]), abs(now - before) / max(abs(before), 1e-30)
 
 
-def _evaluations(run: RunDirectory) -> list[dict[str, Any]]:
-    wanted = {"step", "val/loss", "val/top1"}
-    return [{k: v for k, v in record.items() if k in wanted} for record in run.read_metrics() if "val/top1" in record]
+def _evaluations(run: RunDirectory) -> list[str]:
+    """Return what each evaluation found, as text: a metric that is NaN is equal to itself."""
+    found = [record for record in run.read_metrics() if "val/loss" in record]
+    return [repr({k: v for k, v in record.items() if k == "step" or k.startswith("val/")}) for record in found]
 
 
 def _count(processes: int) -> str:

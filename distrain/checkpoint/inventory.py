@@ -7,19 +7,24 @@ from pathlib import Path
 
 from distrain.checkpoint.folder import STATE, committed, step_of
 from distrain.errors import RunError
+from distrain.metrics import score
 
 Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One committed checkpoint; `evaluation` holds the metrics of the evaluation at its step, if there was one."""
+    """One committed checkpoint; `evaluation` holds the metrics of the evaluation at its step, if there was one.
+
+    `score` says by how much that is good, higher is better, as the run judges its evaluations.
+    """
 
     path: Path
     step: int
     num_bytes: int
     written: float  # seconds since the epoch
     evaluation: Metrics | None
+    score: float | None
 
 
 def take_inventory(folder: Path) -> list[Entry]:
@@ -27,21 +32,23 @@ def take_inventory(folder: Path) -> list[Entry]:
     entries: list[Entry] = []
     for path in committed(folder):
         with suppress(FileNotFoundError):  # a training has deleted it just now
+            evaluation, score = _read_evaluation(path)
             entries.append(
                 Entry(
                     path=path,
                     step=step_of(path),
                     num_bytes=sum(file.stat().st_size for file in path.iterdir()),
                     written=path.stat().st_mtime,
-                    evaluation=_read_evaluation(path),
+                    evaluation=evaluation,
+                    score=score,
                 )
             )
     return entries
 
 
-def best_step(evaluations: list[tuple[int, Metrics | None]]) -> int | None:
-    """Return the step with the highest `val/top1`, the first of equals; None where no step was evaluated."""
-    ranked = [(-metrics["val/top1"], step) for step, metrics in evaluations if metrics is not None]
+def best_step(scores: list[tuple[int, float | None]]) -> int | None:
+    """Return the step with the highest score, the first of equals; None where no step has one."""
+    ranked = [(-score, step) for step, score in scores if score is not None]
     return min(ranked)[1] if ranked else None
 
 
@@ -50,7 +57,7 @@ def choose(folder: Path, which: str) -> Path:
     entries = take_inventory(folder)
     if not entries:
         raise RunError(f"there is no checkpoint in {folder}")
-    best = best_step([(entry.step, entry.evaluation) for entry in entries])
+    best = best_step([(entry.step, entry.score) for entry in entries])
     if which == "best" and best is None:
         raise RunError(f"no checkpoint in {folder} was evaluated, so none is the best; take `last` or a step")
     wanted = {"best": str(best), "last": str(entries[-1].step)}.get(which, which)
@@ -61,13 +68,11 @@ def choose(folder: Path, which: str) -> Path:
     raise RunError(f"there is no checkpoint {which!r} in {folder}; take best, last, or one of {steps}")
 
 
-def _read_evaluation(path: Path) -> Metrics | None:
+def _read_evaluation(path: Path) -> tuple[Metrics | None, float | None]:
+    """Return the metrics of the evaluation at a checkpoint's step, and its score."""
     try:
-        evaluation = json.loads((path / STATE).read_text())["evaluation"]
-        return (
-            {str(name): float(value) for name, value in evaluation.items() if name != "step"}
-            if evaluation["val/top1"] >= 0
-            else None
-        )
+        state = json.loads((path / STATE).read_text())
+        evaluation = {str(name): float(value) for name, value in state["evaluation"].items() if name != "step"}
+        return evaluation, score(state["best_by"], evaluation)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged, or not evaluated at this step
-        return None
+        return None, None

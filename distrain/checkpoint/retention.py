@@ -1,12 +1,12 @@
 """Owns which checkpoints stay: the last k, the best one, and every n-th."""
 
-from distrain.checkpoint.inventory import Entry, Metrics, best_step
+from distrain.checkpoint.inventory import Entry, best_step
 
 
 def superfluous(entries: list[Entry], *, keep_last: int, keep_best: bool, keep_every_steps: int | None) -> list[Entry]:
     """Return the checkpoints that need not stay, the oldest first."""
     kept = steps_to_keep(
-        [(entry.step, entry.evaluation) for entry in entries],
+        [(entry.step, entry.score) for entry in entries],
         keep_last=keep_last,
         keep_best=keep_best,
         keep_every_steps=keep_every_steps,
@@ -15,12 +15,12 @@ def superfluous(entries: list[Entry], *, keep_last: int, keep_best: bool, keep_e
 
 
 def steps_to_keep(
-    evaluations: list[tuple[int, Metrics | None]], *, keep_last: int, keep_best: bool, keep_every_steps: int | None
+    scores: list[tuple[int, float | None]], *, keep_last: int, keep_best: bool, keep_every_steps: int | None
 ) -> set[int]:
-    """Return the steps whose checkpoints stay, of (step, metrics of the evaluation at that step) in any order."""
-    steps = sorted(step for step, _ in evaluations)
+    """Return the steps whose checkpoints stay, of (step, score of the evaluation at that step) in any order."""
+    steps = sorted(step for step, _ in scores)
     kept = set(steps[-keep_last:])
-    best = best_step(evaluations)
+    best = best_step(scores)
     if keep_best and best is not None:
         kept.add(best)
     if keep_every_steps is not None:

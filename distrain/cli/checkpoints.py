@@ -31,6 +31,7 @@ def list_checkpoints(reference: Reference, root: Root = Path("runs"), as_json: A
     from rich.table import Table
 
     from distrain import checkpoint
+    from distrain.metrics import ALWAYS_MEASURED, METRICS, number_in_words
     from distrain.report import duration
 
     run = _find(reference, root)
@@ -39,15 +40,15 @@ def list_checkpoints(reference: Reference, root: Root = Path("runs"), as_json: A
         typer.echo(json.dumps(rows, indent=1))
         return
     table = Table(box=None, header_style="bold")
-    for column in ("step", "size", "age", "val loss", "top-1", ""):
+    shown = list(dict.fromkeys((ALWAYS_MEASURED, run.read_status().best_by)))
+    for column in ("step", "size", "age", *(METRICS[name].title for name in shown), ""):
         table.add_column(column, no_wrap=True, justify="right")
     for row in rows:
-        evaluation = row["evaluation"]
         table.add_row(
             str(row["step"]),
             f"{row['bytes'] / MEBIBYTE:.1f} MiB",
             duration(max(0.0, time.time() - row["written"])),
-            *(("-", "-") if evaluation is None else (f"{evaluation['val/loss']:.4f}", f"{evaluation['val/top1']:.2%}")),
+            *(number_in_words(name, row["evaluation"] or {}) for name in shown),
             "best" if row["best"] else "",
         )
     console = Console(highlight=False)
@@ -189,7 +190,7 @@ def _check(path: Path) -> None:
 def _facts(entries: list["Entry"]) -> list[dict[str, Any]]:
     from distrain.checkpoint.inventory import best_step
 
-    best = best_step([(entry.step, entry.evaluation) for entry in entries])
+    best = best_step([(entry.step, entry.score) for entry in entries])
     return [
         {
             "step": entry.step,

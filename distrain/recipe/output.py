@@ -1,9 +1,11 @@
 """The sections of a recipe that say what a run leaves behind: checkpoints, metrics, evaluations."""
 
-from typing import Literal
+import difflib
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from distrain.metrics import ALWAYS_MEASURED, METRICS
 from distrain.recipe.section import Positive, Section
 
 
@@ -15,7 +17,7 @@ class Checkpoint(Section):
     every_minutes: Positive | None = Field(None, description="minutes between two checkpoints; null: not by the clock")
     asynchronous: bool = Field(default=True, description="write in the background; false holds up the training")
     keep_last: int = Field(2, gt=0, description="how many of the newest checkpoints stay")
-    keep_best: bool = Field(default=True, description="write and keep one at the evaluation with the best val/top1")
+    keep_best: bool = Field(default=True, description="write and keep one at the evaluation that is the best so far")
     keep_every_steps: int | None = Field(None, gt=0, description="checkpoints of multiples of this stay for ever")
 
 
@@ -36,3 +38,23 @@ class Eval(Section):
     every_steps: int | None = Field(None, gt=0, description="steps between two evaluations; null: not by steps")
     at_start: bool = Field(default=False, description="also before the first step: a fault in it shows at once")
     batch_size: int = Field(256, gt=0, description="samples of one forward pass")
+    metrics: tuple[str, ...] | None = Field(
+        None,
+        description=f"of {', '.join(name for name in METRICS if name != ALWAYS_MEASURED)}; null: top1, from 6 classes "
+        "on top5; for labels f1, auroc, exact_match; for values mae, rmse",
+    )
+    best: str | None = Field(
+        None, description="the metric whose best evaluation is kept, also loss; null: top1, for labels f1, values mae"
+    )
+
+    @model_validator(mode="after")
+    def _metrics_are_known(self) -> Self:
+        for key, names in (("metrics", self.metrics or ()), ("best", () if self.best is None else (self.best,))):
+            for name in names:
+                if name not in METRICS:
+                    near = difflib.get_close_matches(name, METRICS, n=1)
+                    hint = f"did you mean {near[0]}?" if near else f"take {', '.join(METRICS)}"
+                    raise ValueError(f"eval.{key} names {name!r}, which is no metric; {hint}")
+        if self.best is not None and not METRICS[self.best].is_number:
+            raise ValueError(f"eval.best={self.best} is not one number, so none is the best; take top1, say")
+        return self

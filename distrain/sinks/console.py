@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from distrain.metrics import ALWAYS_MEASURED, in_words
 from distrain.report import duration
 from distrain.sinks.protocol import Opening, Record
 
@@ -19,7 +20,7 @@ PLAIN_LINE_EVERY_S = 10.0
 
 
 class ConsoleSink:
-    """Shows epoch, step, loss, accuracy, samples/s and the time left, and prints a line for every evaluation."""
+    """Shows epoch, step, losses, metrics, samples/s and the time left, and prints a line for every evaluation."""
 
     def __init__(self, opening: Opening) -> None:
         self._opening = opening
@@ -51,7 +52,7 @@ class ConsoleSink:
         self._show()
         is_late = not self._console.is_terminal and time.monotonic() - self._last_line > PLAIN_LINE_EVERY_S
         is_due = is_late or self._opening.recipe.log.verbose
-        if "val/top1" in record or is_due:
+        if "val/loss" in record or is_due:
             self._last_line = time.monotonic()
             self._progress.console.print(
                 f"epoch {self._epoch()}  step {int(record['step'])}/{self._opening.total_steps}  {self._metrics()}",
@@ -80,8 +81,9 @@ class ConsoleSink:
         parts = []
         if "train/loss" in self._latest:
             parts.append(f"loss {self._latest['train/loss']:.4f}")
-        if "val/top1" in self._latest:
-            parts.append(f"val loss {self._latest['val/loss']:.4f}  top-1 {self._latest['val/top1']:.2%}")
+        if "val/loss" in self._latest:
+            names = dict.fromkeys((ALWAYS_MEASURED, *self._opening.shown_metrics))
+            parts += [in_words(name, self._latest) for name in names]
         if "train/samples_per_s" in self._latest:
             parts.append(f"{self._latest['train/samples_per_s']:,.0f} samples/s")
         return "  ".join(parts)
