@@ -5,10 +5,12 @@ DistrainError             exit 1
 │   ├── RecipeError       the recipe or a --set
 │   ├── DataError         a folder, an image, a label
 │   ├── ModelError        a model name, its weights, its head
+│   ├── BundleError       a bundle, an export or a file of weights that cannot be read or made as asked
 │   ├── RunError          a run directory that is missing, in use, or holds another recipe
 │   ├── LaunchError       processes and devices that this machine does not have
 │   └── PreflightError    all that is known to be wrong before anything is started, a sentence each
 ├── CheckpointError       exit 1: a checkpoint that cannot be written or read
+├── ExportError           exit 1: an export that does not compute what the model computes
 └── TrainingError         exit 1: a training that does not get on, whatever is tried
 """
 
@@ -48,6 +50,10 @@ class ModelError(UserError):
     """The model cannot be built as the recipe asks."""
 
 
+class BundleError(UserError):
+    """A bundle, an export or a file of weights cannot be read, or not be made as asked."""
+
+
 class RunError(UserError):
     """The run directory cannot be used for what was asked."""
 
@@ -65,6 +71,10 @@ class PreflightError(UserError):
 
 class CheckpointError(DistrainError):
     """A checkpoint could not be written or read."""
+
+
+class ExportError(DistrainError):
+    """A network cannot be written as a graph, or the graph does not compute what the network computes."""
 
 
 class TrainingError(DistrainError):

@@ -1,6 +1,8 @@
 """Owns the way to the user's own code: `package.module:name` in a recipe names an object in it."""
 
 import importlib
+import sys
+from pathlib import Path
 from typing import Any
 
 from distrain.errors import RecipeError
@@ -25,3 +27,9 @@ def load_reference(text: str, *, key: str) -> Any:
     if not hasattr(module, attribute):
         raise RecipeError(f"{key}={text}: module {module_name} has no {attribute!r}")
     return getattr(module, attribute)
+
+
+def look_in(folder: Path) -> None:
+    """Find the user's modules in `folder` first, as `python -m` does in the working directory."""
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))

@@ -117,6 +117,7 @@ class RunDirectory:
         self.stacks_request = path / "stacks-request"  # while it exists, heartbeats hold the stacks of all threads
         self.traces = path / "profile"
         self.checkpoints = path / "checkpoints"
+        self.export = path / "export"  # bundles and graphs for other programs
         self.tensorboard = path / "tensorboard"
         self.wandb = path / "wandb"
         self.wandb_id = self.wandb / "run-id"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distrain import cluster
+from distrain import checkpoint, cluster
 from distrain.cluster import JobFacts
 from distrain.errors import RunError
 from distrain.rundir import RunDirectory, State, Status
@@ -49,6 +49,28 @@ def find_run(reference: str, root: Path) -> RunDirectory:
     if matches:
         raise RunError(f"{len(matches)} runs begin with {reference!r}: {', '.join(run.path.name for run in matches)}")
     raise RunError(f"there is no run {reference!r} here or in {root}; `distrain runs` lists them")
+
+
+def find_checkpoint(reference: str, root: Path, *, must_be_best: bool) -> tuple[RunDirectory, Path, str]:
+    """Find a checkpoint to use by its own path, or by its run as `find_run` does; nothing in it is verified.
+
+    Of a run it is the best by evaluation, or the newest where none that is kept was evaluated, unless `must_be_best`.
+    Returns the run, the checkpoint's folder, and in a few words why it is this one. Raises `RunError` where there is
+    none.
+    """
+    path = Path(reference).expanduser().absolute()
+    run = RunDirectory(path.parents[1]) if len(path.parts) > 2 else RunDirectory(path)
+    if run.exists and path.parent == run.checkpoints:
+        if path not in checkpoint.committed(run.checkpoints):
+            raise RunError(f"there is no checkpoint {reference}; `distrain checkpoints list {run.path}` lists them")
+        if must_be_best:
+            raise RunError(f"{reference} is one checkpoint, and --best chooses among those of a run; leave one out")
+        return run, path, "as named"
+    run = find_run(reference, root)
+    is_evaluated = any(entry.evaluation for entry in checkpoint.take_inventory(run.checkpoints))
+    if must_be_best or is_evaluated:
+        return run, checkpoint.choose(run.checkpoints, "best"), "the best by evaluation"
+    return run, checkpoint.choose(run.checkpoints, "last"), "the newest; none was evaluated"
 
 
 def state_in_words(status: Status, *, now: float | None = None) -> str:

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from distrain.checkpoint.folder import STATE, step_of
 from distrain.checkpoint.load import read_model
@@ -24,7 +24,7 @@ def consolidate(path: Path, file: Path, *, recipe_name: str) -> int:
         metadata["classes"] = json.dumps(classes)
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        save_file(read_model(path), draft, metadata=metadata)
+        draft.write_bytes(save(read_model(path), metadata))  # save_file would leave it to its owner alone
         with draft.open("rb") as written:
             os.fsync(written.fileno())
         draft.replace(file)

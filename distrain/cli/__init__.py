@@ -8,7 +8,23 @@ from typing import Annotated
 
 import typer
 
-from distrain.cli import checkpoints, doctor, fit, launch, logs, recipes, resume, runs, stacks, stop, submit, verify
+from distrain.cli import (
+    checkpoints,
+    doctor,
+    export,
+    fit,
+    importing,
+    launch,
+    logs,
+    predict,
+    recipes,
+    resume,
+    runs,
+    stacks,
+    stop,
+    submit,
+    verify,
+)
 from distrain.errors import DistrainError, ExitCode
 
 HELP = "Train image models from one recipe: the same training wherever it runs, and nothing that kills it loses work."
@@ -24,6 +40,10 @@ EPILOG = """
 `distrain fit --run runs/digits-20260101-120000-1a2b` - go on with a run that was stopped or killed
 
 `distrain submit cifar10 --nodes 2 --gpus 4 --time 4:00:00` - a recipe on a SLURM cluster
+
+`distrain predict last photos` - what the newest run sees in your pictures
+
+`distrain export last --format onnx` - its network for other programs
 
 `distrain stop last --wait` - have the newest run save and end
 """
@@ -45,6 +65,9 @@ app.add_typer(recipes.app, name="recipes")
 app.add_typer(runs.app, name="runs")
 app.add_typer(launch.app, name="launch")
 app.add_typer(checkpoints.app, name="checkpoints")
+app.command("predict")(predict.predict)
+app.command("export")(export.export)
+app.command("import")(importing.import_)
 app.command("verify")(verify.verify)
 app.command("doctor")(doctor.doctor)
 

@@ -50,7 +50,7 @@ def _scan_split(folder: Path, classes: tuple[str, ...] | None) -> FolderSplit:
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        images = _images_below(folder / name) if name in found else []
+        images = images_below(folder / name) if name in found else []
         paths += images
         labels += [label] * len(images)
     if not paths:
@@ -59,7 +59,8 @@ def _scan_split(folder: Path, classes: tuple[str, ...] | None) -> FolderSplit:
     return FolderSplit(classes, tuple(paths), tuple(labels))
 
 
-def _images_below(folder: Path) -> list[str]:
+def images_below(folder: Path) -> list[str]:
+    """Return the paths of all images below `folder`, at any depth, sorted."""
     return sorted(
         os.path.join(parent, name)  # noqa: PTH118 - Path objects for a million files take seconds
         for parent, _, names in os.walk(folder, followlinks=True)

@@ -95,13 +95,7 @@ class FolderSource:
 
     def read(self, index: int) -> tuple[torch.Tensor, int]:
         """Decode one image to uint8 [3, height, width]; raises `DataError` with its path where that fails."""
-        path = self._paths[index]
-        try:
-            return _decode(path), self._labels[index]
-        except (OSError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            reason = re.sub(r"^decode_\w+, \S+, ", "", reason)  # torchvision's own name and line
-            raise DataError(f"image {path} cannot be read ({reason}); mend or remove it") from None
+        return decode(self._paths[index]), self._labels[index]
 
     def describe(self, index: int) -> str:
         """Return the image's path."""
@@ -246,15 +240,29 @@ def _open_image_folder(path: str | None) -> dict[str, Source]:
     return {split: FolderSource(found) for split, found in scan_image_folder(path).items()}
 
 
-def _decode(path: str) -> torch.Tensor:
+def decode(path: str, *, num_channels: int = 3) -> torch.Tensor:
+    """Decode an image file to uint8 [num_channels, height, width]: 3 is RGB, 1 is grey.
+
+    Raises `DataError` with its path where that fails.
+    """
+    try:
+        return _decode(path, num_channels)
+    except (OSError, RuntimeError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = re.sub(r"^decode_\w+, \S+, ", "", reason)  # torchvision's own name and line
+        raise DataError(f"image {path} cannot be read ({reason}); mend or remove it") from None
+
+
+def _decode(path: str, num_channels: int) -> torch.Tensor:
     if Path(path).suffix.lower() in {".jpg", ".jpeg", ".png"}:
         # Takes a second to import, in the training process, which reads some images before loader processes start.
         from torchvision.io import ImageReadMode, decode_image
 
-        pixels: torch.Tensor = decode_image(path, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+        mode = ImageReadMode.RGB if num_channels == 3 else ImageReadMode.GRAY
+        pixels: torch.Tensor = decode_image(path, mode=mode, apply_exif_orientation=True)
         return pixels
     with Image.open(path) as image:  # the formats that torchvision does not decode
-        return _to_tensor(image.convert("RGB"))
+        return _to_tensor(image.convert("RGB" if num_channels == 3 else "L"))
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:

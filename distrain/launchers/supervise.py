@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile
 from distrain.launchers.stall import StallWatch
 from distrain.process import die_with_parent, hold_signals, kill_below, stop_on_signal
+from distrain.references import look_in
 from distrain.rundir import RunDirectory, write_atomically
 
 POLL_S = 0.1
@@ -53,8 +53,7 @@ def execute(
     if plan.in_process:
         from distrain.worker import run_worker  # the training plane: imported only where it runs
 
-        if str(plan.cwd) not in sys.path:
-            sys.path.insert(0, str(plan.cwd))  # as `python -m` does, for the user's own modules
+        look_in(plan.cwd)
         started = time.time()
         _forget_heartbeats(run)
         return Ending(run_worker(run, on_error=on_error), started)

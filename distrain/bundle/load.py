@@ -1,0 +1,141 @@
+"""Owns using a bundle: one function reads the folder, and what it gives takes pictures and gives probabilities."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from distrain.bundle.description import FORMAT_VERSION, Description
+from distrain.bundle.images import Picture, read_picture
+from distrain.checkpoint.tensors import Tensors, digest
+from distrain.data.transforms import Normalize, build_transforms
+from distrain.errors import BundleError
+from distrain.models.zoo import build_model
+
+DESCRIPTION = "bundle.json"
+WEIGHTS = "model.safetensors"
+CLASS_INDICES = "class_indices.json"
+
+
+def load(path: str | Path, *, device: str | torch.device = "cpu") -> "Bundle":
+    """Read a bundle that `distrain export` wrote, and put its network on `device`, ready to predict.
+
+    Raises `BundleError` where the folder is no bundle, is damaged, or was written in another format; and
+    `RecipeError` where the network or a transform is the user's own code and its module is not found.
+    """
+    folder = Path(path).expanduser()
+    if not (folder / DESCRIPTION).is_file():
+        raise BundleError(f"{folder} is no bundle: it has no {DESCRIPTION}; `distrain export RUN` writes one")
+    description = _read_description(folder / DESCRIPTION)
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"bundle {folder}: {WEIGHTS} cannot be read ({error}); export it again") from None
+    if digest(tensors) != description.weights_digest:
+        raise BundleError(f"bundle {folder}: {WEIGHTS} holds other bits than {DESCRIPTION} says; export it again")
+    return Bundle(description, tensors, device=torch.device(device))
+
+
+class Bundle:
+    """A trained network, with how a picture becomes its input and what its outputs mean.
+
+    `model` takes normalised images float32 [n, channels, height, width] on `device` and gives float32 [n, outputs];
+    `classes` are the names of the outputs; `description` is all that bundle.json says. A picture is a path, a PIL
+    image, or a tensor uint8 [channels, height, width].
+    """
+
+    def __init__(self, description: Description, tensors: Tensors, *, device: torch.device) -> None:
+        self.description = description
+        self.classes = description.classes
+        self.device = _checked(device)
+        self.model = _build(description, tensors).to(device)
+        preprocessing = description.preprocessing
+        self._transforms = build_transforms(preprocessing.transforms, key="transforms")
+        num_channels = preprocessing.input_shape[0]
+        self._normalize = Normalize(preprocessing.augment, num_channels=num_channels, device=self.device)
+        self._normalize_here = Normalize(preprocessing.augment, num_channels=num_channels, device=torch.device("cpu"))
+
+    def preprocess(self, picture: Picture) -> torch.Tensor:
+        """Return the network's input for one picture: float32 [channels, height, width], on the CPU.
+
+        Raises `DataError` for a picture that cannot be read.
+        """
+        return self._normalize_here(self.prepare(picture).unsqueeze(0))[0]
+
+    @torch.no_grad()
+    def predict(self, pictures: Sequence[Picture]) -> torch.Tensor:
+        """Return float32 [n, outputs] on the CPU, in one forward pass: probabilities, or the values of a regression.
+
+        The probabilities of classes add up to one; those of labels are each one's own. Raises `DataError` for a
+        picture that cannot be read.
+        """
+        if not pictures:
+            return torch.empty(0, len(self.classes))
+        return self.predict_prepared(torch.stack([self.prepare(picture) for picture in pictures]))
+
+    def prepare(self, picture: Picture) -> torch.Tensor:
+        """Return a picture decoded, transformed and in the network's size, uint8 or float, not yet normalised."""
+        from torchvision.transforms.v2 import functional as image_functional
+
+        preprocessing = self.description.preprocessing
+        image = read_picture(picture, num_channels=preprocessing.image_channels)
+        if self._transforms is not None:
+            image = self._transforms(image)
+        if image.shape[1:] != preprocessing.input_shape[1:]:
+            image = image_functional.resize(image, list(preprocessing.input_shape[1:]), antialias=True)
+        if image.dtype == torch.uint8 and preprocessing.input_dtype == "float32":
+            image = image_functional.to_dtype(image, torch.float32, scale=True)
+        return image
+
+    @torch.no_grad()
+    def predict_prepared(self, images: torch.Tensor) -> torch.Tensor:
+        """Return what `predict` returns, for a batch [n, channels, height, width] of what `prepare` gave."""
+        outputs = self.model(self._normalize(images.to(self.device))).float()
+        if self.description.target == "class":
+            outputs = outputs.softmax(dim=1)
+        elif self.description.target == "labels":
+            outputs = outputs.sigmoid()
+        return torch.as_tensor(outputs.cpu())  # synchronises the device
+
+
+def _read_description(file: Path) -> Description:
+    try:
+        tree = json.loads(file.read_text())
+        version = tree.get("format_version")
+    except (OSError, ValueError, AttributeError) as error:
+        raise BundleError(f"{file} cannot be read as a bundle's description: {error}") from None
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"{file} has format_version {version!r}, and this distrain reads {FORMAT_VERSION}; export the run again"
+        )
+    try:
+        return Description.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{file} is not valid: {key}: {first['msg']}") from None
+
+
+def _build(description: Description, tensors: Tensors) -> nn.Module:
+    config = description.model.model_copy(update={"weights": None})  # the trained ones are here
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers are left as they are
+        model = build_model(
+            config, num_classes=len(description.classes), in_channels=description.preprocessing.input_shape[0]
+        )
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise BundleError(f"the weights do not fit {config.name} as it is built here: {reason}") from None
+    return model.eval()
+
+
+def _checked(device: torch.device) -> torch.device:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BundleError(f"device {device} was asked for, and torch finds no GPU here; take cpu")
+    return device

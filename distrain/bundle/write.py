@@ -1,0 +1,75 @@
+"""Owns writing what a run gave for others to use: bundles and single files, each whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save
+
+from distrain.bundle.load import CLASS_INDICES, DESCRIPTION, WEIGHTS, Bundle, load
+from distrain.checkpoint.tensors import Tensors
+from distrain.errors import ExportError
+
+
+def write_bundle(bundle: Bundle, folder: Path) -> None:
+    """Write a bundle, and read it back before it gets its name; a bundle that stands there is replaced.
+
+    Raises `ExportError` where it cannot be written.
+    """
+    draft, old = _draft_of(folder), folder.with_name(f".{os.getpid()}.old.{folder.name}")
+    try:
+        draft.mkdir()
+        save_tensors({n: t.cpu() for n, t in bundle.model.state_dict().items()}, draft / WEIGHTS, {"format": "pt"})
+        (draft / DESCRIPTION).write_text(bundle.description.model_dump_json(indent=1))
+        indices = {str(index): name for index, name in enumerate(bundle.classes)}
+        (draft / CLASS_INDICES).write_text(json.dumps(indices, indent=4, ensure_ascii=False))
+        load(draft)  # verifies the digest of what was written
+        for file in draft.iterdir():
+            _sync(file)
+        if folder.exists():
+            folder.replace(old)
+        draft.replace(folder)
+    except OSError as error:
+        raise ExportError(f"{folder} could not be written: {error}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def save_tensors(tensors: Tensors, file: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file; tensors that share memory are written one by one. Raises `ExportError`."""
+    try:
+        # save_file would give a file that only its owner can read, whatever the umask
+        file.write_bytes(save({name: t.detach().clone().contiguous() for name, t in tensors.items()}, metadata))
+    except (OSError, SafetensorError) as error:
+        raise ExportError(f"{file} could not be written: {error}") from error
+
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[Path]:
+    """Give the path to write `file` under, in its folder; where all goes well, it gets its name at the end."""
+    draft = _draft_of(file)
+    try:
+        yield draft
+        _sync(draft)
+        draft.replace(file)
+    except OSError as error:
+        raise ExportError(f"{file} could not be written: {error}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _draft_of(path: Path) -> Path:
+    return path.with_name(f".{os.getpid()}.{path.name}")  # it keeps its suffix, which torch.export looks at
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,159 @@
+"""`distrain export`: a trained network for other programs, compared with the original before it is handed out."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from distrain.cli.place import check_file, check_folder
+from distrain.errors import BundleError
+
+if TYPE_CHECKING:
+    from distrain.bundle import Bundle
+    from distrain.bundle.graph import Comparison
+    from distrain.rundir import RunDirectory
+
+FILES = {"bundle": "bundle", "safetensors": "model.safetensors", "torch": "model.pt2", "onnx": "model.onnx"}
+MEBIBYTE = 2**20
+
+
+def export(
+    reference: Annotated[
+        str,
+        typer.Argument(metavar="RUN|CHECKPOINT|last", help="A run, as for `distrain checkpoints`, or a step-N folder."),
+    ],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="bundle: a folder with all that prediction needs; safetensors: the weights alone; torch: a "
+            "torch.export program; onnx: an ONNX file.",
+        ),
+    ] = "bundle",
+    out: Annotated[Path | None, typer.Option("--out", metavar="PATH", help="RUN/export/... if left out.")] = None,
+    best: Annotated[bool, typer.Option("--best", help="The best checkpoint by evaluation, and no other.")] = False,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--images",
+            metavar="FILE|DIR",
+            help="torch, onnx: pictures to compare on; the run's validation images if left out. Repeatable.",
+        ),
+    ] = None,
+    with_normalize: Annotated[
+        bool, typer.Option("--with-normalize", help="torch, onnx: the graph takes images that are not normalised.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what stands at PATH.")] = False,
+    root: Annotated[Path, typer.Option("--root", help="The folder that holds the runs.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write the network of a checkpoint for other programs: the best by evaluation, or the newest if none was.
+
+    A graph (torch, onnx) takes batches of any size. It is compared with the network on real images before it gets its
+    name; exit code 1, and no file, where they differ. How a picture becomes its input is written beside it as JSON.
+
+    Example: `distrain export last --format onnx --out ants.onnx`
+    """
+    from distrain import runs
+
+    if form not in FILES:
+        raise BundleError(f"there is no format {form!r}; take {', '.join(FILES)}")
+    if (with_normalize or images) and form not in {"torch", "onnx"}:
+        raise BundleError(f"--with-normalize and --images are for the formats torch and onnx, not for {form}")
+    run, path, why = runs.find_checkpoint(reference, root, must_be_best=best)
+    place = run.export / FILES[form] if out is None else out.expanduser()
+    if out is not None and (suffix := Path(FILES[form]).suffix) and place.suffix != suffix:
+        raise BundleError(f"--out {out} does not end in {suffix}, as the format {form} does")
+    if out is None:
+        run.export.mkdir(exist_ok=True)
+    if form == "bundle":
+        check_folder(place, may_replace=force, mark="bundle.json")
+    else:
+        check_file(place, may_replace=force)
+    facts = {"format": form, "path": str(place), "checkpoint": str(path), "chosen": why}
+    facts |= _write(form, run, path, place, images=images or [], with_normalize=with_normalize)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+    else:
+        _print(facts)
+
+
+def _write(
+    form: str, run: "RunDirectory", path: Path, place: Path, *, images: list[Path], with_normalize: bool
+) -> dict[str, Any]:
+    from distrain.references import look_in
+
+    look_in(Path.cwd())
+    from distrain.bundle.trained import open_checkpoint
+
+    if form == "onnx":
+        from distrain.bundle.graph import check_onnx
+
+        check_onnx()
+    pictures = _find_pictures(images)
+    bundle = open_checkpoint(run, path, examples=pictures)
+    comparison = None
+    if form == "bundle":
+        from distrain.bundle.write import write_bundle
+
+        write_bundle(bundle, place)
+    elif form == "safetensors":
+        from distrain.checkpoint.consolidate import consolidate
+
+        consolidate(path, place, recipe_name=bundle.description.recipe)
+    else:
+        comparison = _write_graph(form, bundle, run, place, pictures=pictures, with_normalize=with_normalize)
+    written = [place] if place.is_file() else sorted(place.iterdir())
+    return {
+        "bytes": sum(file.stat().st_size for file in written),
+        "step": bundle.description.step,
+        "weights": bundle.description.weights,
+        "metrics": bundle.description.metrics,
+        "comparison": None if comparison is None else dataclasses.asdict(comparison),
+    }
+
+
+def _write_graph(
+    form: str, bundle: "Bundle", run: "RunDirectory", place: Path, *, pictures: list[Path], with_normalize: bool
+) -> "Comparison":
+    from distrain.bundle.export import NUM_COMPARED, export_graph
+    from distrain.bundle.trained import validation_pictures
+
+    return export_graph(
+        bundle,
+        place,
+        form=form,
+        pictures=pictures[:NUM_COMPARED] or validation_pictures(run, NUM_COMPARED),
+        with_normalize=with_normalize,
+    )
+
+
+def _find_pictures(named: list[Path]) -> list[Path]:
+    from distrain.data.folder import images_below
+
+    found: list[Path] = []
+    for path in named:
+        below = [Path(name) for name in images_below(path)] if path.is_dir() else [path] if path.is_file() else []
+        if not below:
+            raise BundleError(f"--images {path}: there is no such image, nor a folder with images")
+        found += below
+    return found
+
+
+def _print(facts: dict[str, Any]) -> None:
+    metrics = facts["metrics"]
+    evaluated = "" if metrics is None else f", {', '.join(f'{name} {value:.4f}' for name, value in metrics.items())}"
+    typer.echo(f"checkpoint  {facts['checkpoint']} ({facts['chosen']}{evaluated})")
+    average = "the moving average, which was evaluated" if facts["weights"] == "moving average" else "as trained"
+    typer.echo(f"weights     {average}")
+    if (comparison := facts["comparison"]) is not None:
+        typer.echo(
+            f"compared    on {comparison['num_images']} real images: largest difference "
+            f"{comparison['largest_difference']:.2e} ({comparison['tolerance']:.1e} is tolerated), "
+            f"top-1 agrees on {comparison['top1_agreement']:.2%}"
+        )
+        typer.echo(f"input       see {facts['path']}.json")
+    typer.echo(f"wrote       {facts['path']}, {facts['bytes'] / MEBIBYTE:.1f} MiB")

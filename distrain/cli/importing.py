@@ -1,0 +1,114 @@
+"""`distrain import`: weights that another program saved, as a file that a recipe's model.weights takes."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from distrain.cli.place import check_file
+from distrain.errors import BundleError, ExitCode
+
+if TYPE_CHECKING:
+    from distrain.bundle.foreign import Fit, Foreign
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .pth, .pt, .bin or .safetensors file of weights.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.safetensors", help="Beside FILE if left out.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Say whether the weights fit this model, as model.name has it.")
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Outputs of the model; as many as FILE has if left out.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what stands at --out.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Take the weights out of a file that another program saved, for `--set model.weights=FILE.safetensors`.
+
+    No code in FILE is run: a pickle of a whole model is refused. The weights may stand under a key such as "net" or
+    "state_dict", and their names may begin with "module.". With --model, nothing is written and the exit code is 1
+    where they do not fit it.
+
+    Example: `distrain import ckpt.pth --model resnet18 --num-classes 10`
+    """
+    target = file.with_suffix(".safetensors") if out is None else out.expanduser()
+    if num_classes is not None and model is None:
+        raise BundleError("--num-classes says how many outputs the --model has; name one")
+    if target.suffix != ".safetensors":
+        raise BundleError(f"--out {target} does not end in .safetensors")
+    if not file.is_file():
+        raise BundleError(f"there is no file {file}")
+    check_file(target, may_replace=force)
+    from distrain.bundle.foreign import fit, read_foreign
+    from distrain.bundle.write import save_tensors, whole_file
+    from distrain.references import look_in
+
+    foreign = read_foreign(file)
+    look_in(Path.cwd())
+    found = None if model is None else fit(foreign, model, num_classes=num_classes)
+    is_written = found is None or found.is_good
+    if is_written:
+        metadata = {"format": "pt", "source": file.name, **{name: str(value) for name, value in foreign.facts.items()}}
+        with whole_file(target) as draft:
+            save_tensors(foreign.tensors, draft, metadata)
+    if as_json:
+        typer.echo(json.dumps(_facts(foreign, found, target if is_written else None), indent=1))
+    else:
+        _print(foreign)
+        if found is not None:
+            _print_fit(str(model), found)
+        next_step = f"; use it with --set model.weights={target}" if is_written else ""
+        typer.echo(f"{'wrote   ' if is_written else 'nothing was written to'} {target}{next_step}")
+    raise typer.Exit(ExitCode.FINISHED if is_written else ExitCode.FAILED)
+
+
+def _facts(foreign: "Foreign", fit: "Fit | None", written: Path | None) -> dict[str, Any]:
+    return {
+        "written": None if written is None else str(written),
+        "tensors": len(foreign.tensors),
+        "parameters": foreign.num_parameters,
+        "entry": foreign.entry,
+        "prefixes": list(foreign.prefixes),
+        "facts": foreign.facts,
+        "left": foreign.left,
+        "fit": None
+        if fit is None
+        else {
+            "is_good": fit.is_good,
+            "num_classes": fit.num_classes,
+            "missing": fit.missing,
+            "unexpected": fit.unexpected,
+            "misshaped": [{"name": n, "in_file": has, "in_model": needs} for n, has, needs in fit.misshaped],
+        },
+    }
+
+
+def _print(foreign: "Foreign") -> None:
+    place = "" if foreign.entry is None else f" from {foreign.entry!r}"
+    stripped = f", without the prefix {''.join(foreign.prefixes)}" if foreign.prefixes else ""
+    typer.echo(f"took     {len(foreign.tensors)} tensors{place}, {foreign.num_parameters:,} parameters{stripped}")
+    for name, value in foreign.facts.items():
+        typer.echo(f"found    {name}: {value}")
+    for name, kind in foreign.left.items():
+        typer.echo(f"left     {name}: {kind}")
+
+
+def _print_fit(model: str, fit: "Fit") -> None:
+    for name in fit.missing:
+        typer.echo(f"missing  {name}")
+    for name in fit.unexpected:
+        typer.echo(f"unread   {name}: {model} has no such tensor")
+    for name, has, needs in fit.misshaped:
+        shapes = " and is ".join("x".join(map(str, shape)) or "scalar" for shape in (needs, has))
+        typer.echo(f"shape    {name} should be {shapes}")
+    title = f"{model} with {fit.num_classes} classes"
+    if not fit.is_good:
+        typer.echo(f"does not fit {title}")
+    elif fit.missing or fit.misshaped:
+        typer.echo(f"fits     {title} but for its head {fit.head}, which training draws anew")
+    else:
+        typer.echo(f"fits     {title}")

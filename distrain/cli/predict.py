@@ -1,0 +1,235 @@
+"""`distrain predict`: what a trained network sees in pictures, told as they are done."""
+
+import csv
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from distrain.errors import DataError, ExitCode
+
+if TYPE_CHECKING:
+    from distrain.bundle import Bundle
+    from distrain.bundle.predict import Prediction
+
+TOP_K = 5
+ALL_CLASSES = 20  # for one picture each class is told, unless there are more
+BAR = 32  # characters
+MOST_WORKERS = 8  # more threads hardly decode more
+
+
+def predict(
+    reference: Annotated[str, typer.Argument(metavar="RUN|BUNDLE", help="A run, a step-N folder, or a bundle.")],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE|DIR|-...", help="- reads paths from standard input, a line each.")
+    ],
+    top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Classes of a picture; 5 if left out.")] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, a line a picture.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON Lines, an object a picture.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures of one forward pass.")] = 32,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU, if there is one, if left out.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads that decode; one a processor, up to 8, if left out.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="One picture: write it annotated, and show it here.")] = False,
+    root: Annotated[Path, typer.Option("--root", help="The folder that holds the runs.")] = Path("runs"),
+) -> None:
+    """Predict pictures with a run's best checkpoint, or with a bundle; the order is that in which they are named.
+
+    A folder is read at any depth, sorted. A picture that cannot be read is told in its place, with an `error` in CSV
+    and JSON and on standard error else, and the others go on; the exit code is then 1.
+
+    Example: `distrain predict last photos --csv > photos.csv`
+    """
+    if as_csv and as_json:
+        raise DataError("--csv and --json exclude each other; choose one")
+    paths, count = _find_paths(images)
+    if show and (count != 1 or as_csv or as_json):
+        raise DataError("--show is for one picture, without --csv or --json")
+    bundle = _open(reference, root, device=device)
+    kind = "csv" if as_csv else "json" if as_json else "one" if count == 1 else "lines"
+    if top_k is None:
+        top_k = ALL_CLASSES if count == 1 and len(bundle.classes) <= ALL_CLASSES else TOP_K
+    from distrain.bundle.predict import predict_files
+
+    num_workers = workers or min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+    has_failed = False
+    with closing(predict_files(bundle, paths, batch_size=batch_size, num_workers=num_workers)) as batches:
+        try:
+            if kind == "csv":
+                _print_csv([_csv_header(bundle, top_k)])
+            for batch in _with_progress(batches, count):
+                _print(kind, batch, bundle, top_k)
+                has_failed = has_failed or any(prediction.error for prediction in batch)
+                if show and not has_failed:
+                    _show(batch[0], bundle, top_k)
+        except BrokenPipeError:  # `| head` has seen enough; what is still in the buffer goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise typer.Exit(ExitCode.FAILED if has_failed else ExitCode.FINISHED)
+
+
+def _find_paths(named: list[str]) -> tuple[Iterable[str], int | None]:
+    """Return the paths of all pictures and how many they are, None where they come from standard input.
+
+    Raises `DataError` where there is nothing to begin with.
+    """
+    if "-" in named:
+        lines = _stdin_lines()
+        first = next(lines, None)
+        if first is None and named == ["-"]:
+            raise DataError("standard input names no picture; `-` reads paths from it, a line each")
+        piped = lines if first is None else chain([first], lines)
+        return chain.from_iterable(piped if name == "-" else _below(name) for name in named), None
+    paths = [path for name in named for path in _below(name)]
+    if not any(Path(path).is_file() for path in paths):
+        raise DataError(f"there is no image {paths[0]}; name pictures, folders, or `-` for standard input")
+    return paths, len(paths)
+
+
+def _below(name: str) -> list[str]:
+    from distrain.data.folder import images_below
+
+    if not Path(name).is_dir():
+        return [name]
+    found = images_below(Path(name))
+    if not found:
+        raise DataError(f"folder {name} has no image in it, at any depth")
+    return found
+
+
+def _stdin_lines() -> Iterator[str]:
+    return (line.rstrip("\r\n") for line in sys.stdin if line.strip())
+
+
+def _open(reference: str, root: Path, *, device: str | None) -> "Bundle":
+    from distrain import runs
+    from distrain.references import look_in
+
+    folder = Path(reference).expanduser()
+    is_bundle = (folder / "bundle.json").is_file()
+    checkpoint = None if is_bundle else runs.find_checkpoint(reference, root, must_be_best=False)
+    look_in(Path.cwd())
+    import torch
+
+    from distrain import bundle
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if checkpoint is None:
+        return bundle.load(folder, device=device)
+    from distrain.bundle.trained import open_checkpoint
+
+    run, path, why = checkpoint
+    typer.echo(f"{path.name} of {run.path} ({why})", err=True)
+    return open_checkpoint(run, path, device=device)
+
+
+def _with_progress(batches: Iterable[list["Prediction"]], count: int | None) -> Iterator[list["Prediction"]]:
+    """Pass the batches on, with a bar on standard error where that is a terminal and there is more than one picture."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=count == 1 or not console.is_terminal,
+        redirect_stdout=sys.stdout.isatty(),  # rows to a terminal scroll above the bar, to a file they stay bare
+    ) as progress:
+        task = progress.add_task("", total=count, rate="")
+        begun = time.monotonic()
+        done = 0
+        for batch in batches:
+            yield batch
+            done += len(batch)
+            progress.update(task, completed=done, rate=f"{done / (time.monotonic() - begun):.0f} images/s")
+
+
+def _print(kind: str, batch: list["Prediction"], bundle: "Bundle", top_k: int) -> None:
+    if kind == "csv":
+        _print_csv([_csv_row(prediction, bundle, top_k) for prediction in batch])
+    else:
+        for prediction in batch:
+            if kind == "json":
+                print(json.dumps(_json_row(prediction, bundle, top_k), ensure_ascii=False))
+            elif prediction.error is not None:
+                typer.echo(f"distrain: {prediction.error}", err=True)
+            else:
+                print(_line(prediction, bundle, top_k) if kind == "lines" else _bars(prediction, bundle, top_k))
+    sys.stdout.flush()  # a reader of a pipe has each batch when it is done
+
+
+def _print_csv(rows: list[list[str]]) -> None:
+    csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+
+
+def _csv_header(bundle: "Bundle", top_k: int) -> list[str]:
+    if bundle.description.target == "value":
+        return ["image", "error", *bundle.classes]
+    places = range(1, min(top_k, len(bundle.classes)) + 1)
+    return ["image", "error", *(f"{name}_{place}" for place in places for name in ("class", "probability"))]
+
+
+def _csv_row(prediction: "Prediction", bundle: "Bundle", top_k: int) -> list[str]:
+    if prediction.error is not None:
+        return [prediction.image, prediction.error, *[""] * (len(_csv_header(bundle, top_k)) - 2)]
+    named = _named(prediction, bundle, top_k)
+    if bundle.description.target == "value":
+        return [prediction.image, "", *(f"{value:.6g}" for _, value in named)]
+    return [prediction.image, "", *(text for name, value in named for text in (name, f"{value:.6f}"))]
+
+
+def _json_row(prediction: "Prediction", bundle: "Bundle", top_k: int) -> dict[str, Any]:
+    if prediction.error is not None:
+        return {"image": prediction.image, "error": prediction.error}
+    named = _named(prediction, bundle, top_k)
+    if bundle.description.target == "value":
+        return {"image": prediction.image, "values": dict(named)}
+    rows = [{"class": name, "probability": round(value, 6)} for name, value in named]
+    return {"image": prediction.image, "predictions": rows}
+
+
+def _line(prediction: "Prediction", bundle: "Bundle", top_k: int) -> str:
+    is_value = bundle.description.target == "value"
+    named = _named(prediction, bundle, top_k)
+    return "  ".join([prediction.image, *(f"{n} {v:.4g}" if is_value else f"{n} {v:.1%}" for n, v in named)])
+
+
+def _bars(prediction: "Prediction", bundle: "Bundle", top_k: int) -> str:
+    named = _named(prediction, bundle, top_k)
+    width = max(len(name) for name, _ in named)
+    if bundle.description.target == "value":
+        return "\n".join(f"{name:<{width}}  {value:.4g}" for name, value in named)
+    return "\n".join(f"class: {n:<{width}}  prob: {v:.3f}  {'█' * round(v * BAR)}".rstrip() for n, v in named)
+
+
+def _named(prediction: "Prediction", bundle: "Bundle", top_k: int) -> list[tuple[str, float]]:
+    """Return (name, number) of the outputs to tell: the values in their order, or the likeliest classes first."""
+    from distrain.bundle.predict import best_outputs
+
+    is_value = bundle.description.target == "value"
+    outputs = range(len(prediction.values)) if is_value else best_outputs(prediction.values, top_k)
+    return [(bundle.classes[output], prediction.values[output]) for output in outputs]
+
+
+def _show(prediction: "Prediction", bundle: "Bundle", top_k: int) -> None:
+    from rich.console import Console
+
+    from distrain.bundle.picture import annotate, preview
+
+    picture = Path(prediction.image)
+    file = Path(f"{picture.stem}-predicted.png")
+    annotate(picture, _named(prediction, bundle, top_k), file)
+    console = Console()
+    if console.is_terminal and console.color_system in {"256", "truecolor"}:
+        console.print(preview(picture))
+    typer.echo(f"wrote {file}", err=True)
