@@ -11,6 +11,7 @@ import typer
 from distrain.cli import (
     checkpoints,
     doctor,
+    evaluate,
     export,
     fit,
     importing,
@@ -41,6 +42,8 @@ EPILOG = """
 
 `distrain submit cifar10 --nodes 2 --gpus 4 --time 4:00:00` - a recipe on a SLURM cluster
 
+`distrain eval last` - its accuracy class by class, and its worst mistakes
+
 `distrain predict last photos` - what the newest run sees in your pictures
 
 `distrain export last --format onnx` - its network for other programs
@@ -65,6 +68,7 @@ app.add_typer(recipes.app, name="recipes")
 app.add_typer(runs.app, name="runs")
 app.add_typer(launch.app, name="launch")
 app.add_typer(checkpoints.app, name="checkpoints")
+app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("import")(importing.import_)
