@@ -48,6 +48,7 @@ def evaluate(
     precision: Precision,
     world: World,
     must_break_off: Callable[[], bool],
+    witness: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> Evaluation | None:
     """Return the mean loss and the chosen metrics over all samples of all ranks' `batches`.
 
@@ -55,7 +56,7 @@ def evaluate(
     Batch i of the `num_batches` of all ranks comes to rank i % world size. What is counted is whole numbers, and the
     batches' sums of floats are added exactly, so the result does not depend on the number of ranks. `idle_batch` is
     what a rank without a batch calls the model with, where every call is a collective one; None where the model is the
-    rank's own.
+    rank's own. `witness` is shown each batch of this rank: its number, logits [n, outputs] and targets.
     """
     was_training = model.training
     model.eval()
@@ -74,6 +75,8 @@ def evaluate(
         sums[number] = torch.stack(row + _errors(logits, targets) if has_errors else row)
         for counter in counters:
             counter.update(logits.float(), targets)
+        if witness is not None:
+            witness(number, logits, targets)
     if idle_batch is not None and len(own) < -(-num_batches // world.size):
         model(idle_batch)
     model.train(was_training)

@@ -118,6 +118,10 @@ class RunDirectory:
         self.stacks_request = path / "stacks-request"  # while it exists, heartbeats hold the stacks of all threads
         self.traces = path / "profile"
         self.checkpoints = path / "checkpoints"
+        self.evaluations = path / "evaluations"  # run directories of their own, one for each question to a checkpoint
+        self.examination = path / "examination.json"  # asks the worker to examine a checkpoint, not to train
+        self.findings = path / "findings.json"
+        self.answers = path / "answers.npz"
         self.export = path / "export"  # bundles and graphs for other programs
         self.tensorboard = path / "tensorboard"
         self.wandb = path / "wandb"

@@ -52,10 +52,10 @@ def main() -> None:
 def run_worker(
     run: RunDirectory, *, owns_process: bool = False, on_error: Callable[[Exception], None] | None = None
 ) -> ExitCode:
-    """Train as the run directory says, and leave in it what happened; returns the code that the process ends with.
+    """Train, or examine a checkpoint, as the run directory says, and leave in it what happened.
 
-    A process of its own gives what it prints on ranks other than 0 to the rank's log. `on_error` is called with what
-    ended the training, once everything is wound up.
+    Returns the code that the process ends with. A process of its own gives what it prints on ranks other than 0 to the
+    rank's log. `on_error` is called with what ended the training, once everything is wound up.
     """
     if owns_process:
         return _run_rank(run, owns_process=True, on_error=on_error)
@@ -86,7 +86,12 @@ def _run_rank(run: RunDirectory, *, owns_process: bool, on_error: Callable[[Exce
             ) as world,
             run.locked() if world.is_main else nullcontext(),
         ):
-            is_complete = engine.train(recipe, profile, run, world, heart)
+            if run.examination.exists():
+                from distrain.examine.work import examine
+
+                is_complete = examine(recipe, run, world, heart)
+            else:
+                is_complete = engine.train(recipe, profile, run, world, heart)
         return ExitCode.FINISHED if is_complete else ExitCode.STOPPED
     except Exception as error:  # noqa: BLE001 - it is reported whole, and the exit code says that the run failed
         code = error.exit_code if isinstance(error, DistrainError) else ExitCode.FAILED

@@ -12,6 +12,7 @@ from distrain.cli import (
     checkpoints,
     data,
     doctor,
+    evaluate,
     export,
     fit,
     importing,
@@ -42,6 +43,8 @@ EPILOG = """
 
 `distrain submit cifar10 --nodes 2 --gpus 4 --time 4:00:00` - a recipe on a SLURM cluster
 
+`distrain eval last` - its accuracy class by class, and its worst mistakes
+
 `distrain predict last photos` - what the newest run sees in your pictures
 
 `distrain export last --format onnx` - its network for other programs
@@ -67,6 +70,7 @@ app.add_typer(runs.app, name="runs")
 app.add_typer(launch.app, name="launch")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(data.app, name="data")
+app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("import")(importing.import_)

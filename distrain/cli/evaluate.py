@@ -1,0 +1,126 @@
+"""`distrain eval`: what a trained network is worth, class by class, and where it is most wrong."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from distrain.errors import ExitCode
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from distrain.examine.findings import Answers, Findings
+
+MOST_CLASSES = 50  # rows of the table; of more classes the least accurate are shown
+MOST_LINES = 5  # pairs and mistakes told in the terminal
+
+
+def evaluate(
+    reference: Annotated[
+        str,
+        typer.Argument(metavar="RUN|CHECKPOINT|last", help="A run, as for `distrain checkpoints`, or a step-N folder."),
+    ],
+    data: Annotated[str | None, typer.Option(metavar="DIR", help="Other data with the same classes.")] = None,
+    split: Annotated[Literal["train", "val"], typer.Option(help="Which samples.")] = "val",
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...", help="What to measure, such as top1,f1,auroc; the run's if left out."),
+    ] = None,
+    best: Annotated[bool, typer.Option("--best", help="The best checkpoint by evaluation, and no other.")] = False,
+    gpus: Annotated[int | None, typer.Option(help="Evaluate on this many GPUs, one process each.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; the first GPU, if there is one, if left out.")
+    ] = None,
+    procs: Annotated[int | None, typer.Option(help="Evaluate on this many CPU processes.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe; repeatable.")
+    ] = None,
+    pictures: Annotated[bool, typer.Option(help="Draw the confusion matrix and the worst mistakes.")] = True,
+    root: Annotated[Path, typer.Option("--root", help="The folder that holds the runs.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Evaluate a checkpoint: the run's best, or the newest if none was evaluated; the same on any number of processes.
+
+    Prints the metrics, a table of the classes, what is confused with what, and the worst mistakes. All of it, with the
+    answer for every sample and the pictures, stands in a folder below RUN/evaluations.
+
+    Example: `distrain eval last --metrics top1,f1,auroc --procs 2`
+    """
+    from rich.console import Console
+
+    from distrain import runs
+    from distrain.examine import findings as found
+    from distrain.examine.order import resolve
+    from distrain.examine.start import examine
+    from distrain.launchers.profile import read_options
+
+    run, path, why = runs.find_checkpoint(reference, root, must_be_best=best)
+    changes = [*(overrides or []), *([f"eval.metrics=[{metrics}]"] if metrics is not None else [])]
+    folder, recipe, order = resolve(run, path, split=split, overrides=changes, data=data)
+    options = read_options(gpus=gpus, device=device, processes=procs)
+    errors = Console(stderr=True, highlight=False)
+    result = examine(folder, recipe, order, options, tell=lambda words: errors.print(words, markup=False))
+    if result is None:
+        errors.print("stopped on request; nothing was kept")
+        raise typer.Exit(ExitCode.STOPPED)
+    answers = found.read_answers(folder)
+    drawn = _draw(folder.path, result, answers, recipe_source=folder.recipe) if pictures else []
+    if as_json:
+        typer.echo(result.model_dump_json(indent=1))
+        return
+    console = Console(highlight=False)
+    console.print(f"checkpoint  {path} ({why})", soft_wrap=True, markup=False)
+    _print(console, result, answers)
+    console.print(f"folder      {folder.path}", soft_wrap=True, markup=False)
+    for file in drawn:
+        console.print(f"picture     {file}", soft_wrap=True, markup=False)
+
+
+def _print(console: "Console", result: "Findings", answers: "Answers") -> None:
+    from rich.table import Table
+
+    from distrain.examine.findings import confused_pairs
+    from distrain.metrics import METRICS, in_words
+
+    names = [name.removeprefix("val/") for name in result.metrics]
+    words = ", ".join(in_words(name, result.metrics) for name in names if name in METRICS)
+    weights = ", weights: the moving average" if result.weights == "moving average" else ""
+    console.print(f"{result.split:<11} {result.num_samples:,} samples: {words}{weights}", soft_wrap=True, markup=False)
+    if result.classes:
+        shown = result.classes
+        if len(shown) > MOST_CLASSES:
+            shown = sorted(shown, key=lambda row: (row.accuracy is None, row.accuracy))[:MOST_CLASSES]
+            console.print(f"the {MOST_CLASSES} least accurate of {len(result.classes)} classes")
+        table = Table(box=None, header_style="bold")
+        for column in ("class", "samples", "accuracy", "precision", "F1"):
+            table.add_column(column, justify="left" if column == "class" else "right", no_wrap=True)
+        for row in shown:
+            shares = (row.accuracy, row.precision, row.f1)
+            table.add_row(row.name, f"{row.samples:,}", *("-" if s is None else f"{s:.2%}" for s in shares))
+        console.print(table)
+        every = [row.name for row in result.classes]
+        for true, taken, count in confused_pairs(every, answers.confusion, MOST_LINES):
+            console.print(f"confused    {true} taken for {taken}: {count}", markup=False)
+    for mistake in result.mistakes[:MOST_LINES]:
+        number = f"{mistake.badness:.1%}" if result.target == "class" else f"{mistake.badness:.4g}"
+        console.print(
+            f"mistake     {mistake.sample}: is {mistake.target}, said {mistake.prediction} ({number})",
+            soft_wrap=True,
+            markup=False,
+        )
+
+
+def _draw(folder: Path, result: "Findings", answers: "Answers", *, recipe_source: Path) -> list[Path]:
+    from distrain.examine.pictures import draw_confusion, draw_mistakes
+    from distrain.examine.samples import read_images
+
+    drawn = []
+    if result.classes:
+        draw_confusion(result, answers, folder / "confusion.png")
+        drawn.append(folder / "confusion.png")
+    if result.mistakes:
+        images = read_images(recipe_source, result.split, [mistake.index for mistake in result.mistakes])
+        draw_mistakes(result, images, folder / "mistakes.png")
+        drawn.append(folder / "mistakes.png")
+    return drawn

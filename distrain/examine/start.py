@@ -1,0 +1,47 @@
+"""Owns the start of an examination in the control plane: checked, written down, launched, and read back."""
+
+from collections.abc import Callable
+
+from distrain.errors import ExitCode, RunError
+from distrain.examine.findings import Findings, read_findings
+from distrain.examine.order import Order, write_order
+from distrain.launchers import LAUNCHERS
+from distrain.launchers.profile import Wanted, resolve_profile
+from distrain.launchers.supervise import execute
+from distrain.recipe import Recipe
+from distrain.request import check_data, write_request
+from distrain.rundir import RunDirectory
+
+
+def examine(
+    folder: RunDirectory, recipe: Recipe, order: Order, wanted: Wanted, *, tell: Callable[[str], None]
+) -> Findings | None:
+    """Have the order done on as many processes as wanted and return what was found; None where a stop broke it off.
+
+    Raises a `UserError` for what is wrong with the question, and `RunError` with the first failure of a process.
+    """
+    profile = resolve_profile(wanted, threads=recipe.train.threads, in_one_process=False, recipe=recipe.name)
+    if profile.nodes > 1:
+        raise RunError("an examination runs on one machine; leave --nodes out")
+    check_data(recipe)
+    folder.create()
+    with folder.launching():
+        plan = LAUNCHERS[profile.launcher](profile, folder.path)
+        write_order(folder, order)
+        write_request(folder, recipe, profile, plan)
+        ending = execute(plan, folder, profile, tell=tell)
+    if ending.code == ExitCode.STOPPED:
+        return None
+    errors = folder.read_errors(ending.since)
+    if ending.code != ExitCode.FINISHED or not folder.findings.exists():
+        first = errors[0] if errors else {"message": "the processes left no error", "rank": 0, "exit_code": 1}
+        raise _as_raised(first, folder)
+    return read_findings(folder)
+
+
+def _as_raised(error: dict[str, object], folder: RunDirectory) -> RunError:
+    if error["exit_code"] == ExitCode.BAD_INPUT:
+        return RunError(str(error["message"]))
+    failure = RunError(f"rank {error['rank']} failed: {error['message']} (log {folder.log(int(str(error['rank'])))})")
+    failure.exit_code = ExitCode.FAILED
+    return failure

@@ -1,0 +1,246 @@
+"""Owns the examination of a checkpoint on one rank: the evaluation of training, with an eye on every sample."""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
+
+from distrain import checkpoint
+from distrain.checkpoint.load import describe_tensors, read_model
+from distrain.checkpoint.tensors import AVERAGE
+from distrain.data.loader import Batch, BatchReader, read_batches
+from distrain.data.order import evaluation_order
+from distrain.data.source import Source
+from distrain.data.sources import choose_samples, open_sources
+from distrain.data.transforms import Normalize, build_transforms
+from distrain.errors import CheckpointError, DataError
+from distrain.evaluate import Evaluation, evaluate
+from distrain.examine.findings import (
+    NUM_MISTAKES,
+    Answers,
+    Findings,
+    Mistake,
+    results_of_classes,
+    write_findings,
+)
+from distrain.examine.order import Order, read_order
+from distrain.heart import Heart
+from distrain.losses import build_loss
+from distrain.metrics import Target
+from distrain.metrics.choice import ChosenMetrics, choose_metrics
+from distrain.models.zoo import build_model
+from distrain.precision import Precision
+from distrain.recipe import Recipe
+from distrain.rundir import Attempt, RunDirectory
+from distrain.world import World
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is examined: the source of the samples, the network with its weights, and what came with these."""
+
+    source: Source
+    reader: BatchReader
+    model: torch.nn.Module
+    normalize: Normalize
+    chosen: ChosenMetrics
+    weights: str
+
+
+class _Witness:
+    """Keeps what the network says of every sample of this rank's batches, by the sample's place in the split.
+
+    One row a sample, float64 on the device: how wrong, then the targets, then the predictions.
+    """
+
+    def __init__(self, num_samples: int, target: Target, num_outputs: int, batch_size: int, world: World) -> None:
+        self._width = 1 if target == "class" else num_outputs
+        self._target = target
+        self._batch_size = batch_size
+        self._table = torch.zeros(num_samples, 1 + 2 * self._width, dtype=torch.float64, device=world.device)
+
+    def __call__(self, number: int, logits: torch.Tensor, targets: torch.Tensor) -> None:
+        """Take the batch `number` of all ranks': logits [n, outputs], targets as the loader gives them."""
+        start = number * self._batch_size
+        rows = self._table[start : start + len(targets)]
+        outputs = logits.double()
+        if self._target == "class":
+            scores, predictions = outputs.softmax(dim=1).max(dim=1)
+            rows[:] = torch.stack([scores, targets.double(), predictions.double()], dim=1)
+            return
+        predictions = (outputs > 0).double() if self._target == "labels" else outputs
+        errors = (predictions - targets.double()).abs()
+        scores = errors.sum(dim=1) if self._target == "labels" else errors.mean(dim=1)
+        rows[:] = torch.cat([scores[:, None], targets.double(), predictions], dim=1)
+
+    def answers(self, world: World, confusion: torch.Tensor | None) -> Answers:
+        """Return the answers of all ranks; each row is one rank's, and x + 0 is exact."""
+        table = world.all_reduce(self._table).cpu().numpy()
+        targets, predictions = table[:, 1 : 1 + self._width], table[:, 1 + self._width :]
+        if self._target == "class":
+            targets, predictions = targets[:, 0].astype(np.int64), predictions[:, 0].astype(np.int64)
+        counts = torch.zeros(0, 0, dtype=torch.int64) if confusion is None or confusion.dim() != 2 else confusion
+        return Answers(targets, predictions, table[:, 0], counts.numpy())
+
+
+def examine(recipe: Recipe, folder: RunDirectory, world: World, heart: Heart) -> bool:
+    """Evaluate the checkpoint that the folder's order names; returns False where a stop broke it off.
+
+    Raises a `UserError` where checkpoint and data do not go together, and `CheckpointError` for a damaged checkpoint.
+    """
+    order = read_order(folder)
+    subject = _prepare(recipe, order, world)
+    batch_size, num_samples = recipe.eval.batch_size, len(subject.source)
+    num_batches = -(-num_samples // batch_size)
+    own = evaluation_order(num_samples=num_samples, batch_size=batch_size, rank=world.rank, world_size=world.size)
+    _begin(folder, heart, world, len(own))
+    witness = _Witness(num_samples, subject.chosen.target, len(subject.chosen.classes), batch_size, world)
+    reading = read_batches(subject.reader, own, num_workers=recipe.data.num_workers, device=world.device)
+    with closing(reading) as batches, _progress(world) as progress:
+        task = progress.add_task("examine", total=len(own))
+
+        def normalized(read: Iterator[Batch]) -> Iterator[Batch]:
+            for images, targets in read:
+                heart.progress += 1
+                heart.step += 1
+                progress.update(task, completed=heart.step)
+                yield subject.normalize(images), targets
+
+        evaluation = evaluate(
+            subject.model,
+            normalized(batches),
+            num_batches=num_batches,
+            idle_batch=None,
+            loss_function=build_loss(
+                recipe.loss, num_classes=len(subject.chosen.classes), target=subject.chosen.target, device=world.device
+            ),
+            chosen=subject.chosen,
+            precision=Precision(recipe.precision, world.device),
+            world=world,
+            must_break_off=lambda: heart.is_stop_requested,
+            witness=witness,
+        )
+    if evaluation is not None:
+        answers = witness.answers(world, evaluation.confusion)
+        if world.is_main:
+            write_findings(folder, _conclude(order, recipe, subject, evaluation, answers), answers)
+    heart.beat("finished" if evaluation is not None else "stopped")
+    return evaluation is not None
+
+
+def _prepare(recipe: Recipe, order: Order, world: World) -> _Subject:
+    path = Path(order.checkpoint)
+    fault = checkpoint.find_fault(path) if world.is_main else None
+    if world.any_rank(fault is not None):
+        raise CheckpointError(f"checkpoint {path} is not used: {fault or 'rank 0 has found it damaged'}")
+    state = checkpoint.read(path).state
+    with world.main_first():
+        source = choose_samples(open_sources(recipe.data), recipe.data, seed=recipe.train.seed)[order.split]
+    if len(source) == 0:
+        raise DataError(f"the {order.split} split of the data is empty")
+    if list(source.classes) != state["classes"]:
+        raise DataError(
+            f"the data has other classes than the run was trained on: {', '.join(source.classes)[:200]}, not "
+            f"{', '.join(state['classes'])[:200]}; name the data that has them with --data"
+        )
+    reader = BatchReader(source, build_transforms(recipe.augment.eval, key="augment.eval"), seed=recipe.train.seed)
+    target = source.target
+    first = reader[evaluation_order(num_samples=1, batch_size=1, rank=0, world_size=1)[0]]
+    if isinstance(first, DataError):
+        raise first
+    in_channels = first[0].shape[1]
+    bare = recipe.model.model_copy(update={"weights": None})  # those of the checkpoint take their place
+    model = build_model(bare, num_classes=len(source.classes), in_channels=in_channels)
+    model.load_state_dict(read_model(path))
+    names = {"class": ("confusion_matrix",), "labels": (), "values": ()}[target]
+    metrics = choose_metrics(recipe.eval, target=target, classes=source.classes)
+    wanted = recipe.eval.model_copy(update={"metrics": (*metrics.names, *names), "best": metrics.best})
+    is_averaged = any(name.startswith(AVERAGE) for name in describe_tensors(path))
+    return _Subject(
+        source=source,
+        reader=reader,
+        model=model.to(world.device),
+        normalize=Normalize(recipe.augment, num_channels=in_channels, device=world.device),
+        chosen=choose_metrics(wanted, target=target, classes=source.classes),
+        weights="moving average" if is_averaged else "trained",
+    )
+
+
+def _begin(folder: RunDirectory, heart: Heart, world: World, num_batches: int) -> None:
+    """Say that it begins; steps are batches of this rank."""
+    status = folder.read_status()
+    status.close_attempt("failed")
+    status.state, status.step, status.total_steps = "starting", 0, num_batches
+    status.attempts.append(
+        Attempt(
+            started=time.time(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            world_size=world.size,
+            first_step=0,
+            last_step=0,
+            state="starting",
+        )
+    )
+    heart.begin(status)
+    heart.phase = "evaluate"
+    heart.beat("running")
+
+
+def _progress(world: World) -> Progress:
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    return Progress(*columns, console=console, transient=True, disable=not (world.is_main and console.is_terminal))
+
+
+def _conclude(order: Order, recipe: Recipe, subject: _Subject, evaluation: Evaluation, answers: Answers) -> Findings:
+    classes = [str(name) for name in subject.source.classes]
+    return Findings(
+        run=order.run,
+        checkpoint=order.checkpoint,
+        step=checkpoint.read(Path(order.checkpoint)).step,
+        weights=subject.weights,
+        split=order.split,
+        data=recipe.data.path,
+        target=subject.chosen.target,
+        num_samples=evaluation.num_samples,
+        metrics=evaluation.metrics,
+        classes=results_of_classes(classes, answers.confusion) if answers.confusion.size else [],
+        mistakes=_worst_mistakes(subject, answers, classes),
+    )
+
+
+def _worst_mistakes(subject: _Subject, answers: Answers, classes: list[str]) -> list[Mistake]:
+    if subject.chosen.target == "class":
+        badness = np.where(answers.targets != answers.predictions, answers.scores, 0.0)
+    else:
+        badness = answers.scores
+    order = np.argsort(-badness, kind="stable")[:NUM_MISTAKES]
+    return [
+        Mistake(
+            sample=subject.source.describe(int(i)),
+            index=int(i),
+            target=_in_words(answers.targets[i], subject.chosen.target, classes),
+            prediction=_in_words(answers.predictions[i], subject.chosen.target, classes),
+            badness=float(badness[i]),
+        )
+        for i in order
+        if badness[i] > 0
+    ]
+
+
+def _in_words(value: np.generic | np.ndarray, target: Target, classes: list[str]) -> str:
+    if target == "class":
+        return classes[int(value)]
+    numbers = np.atleast_1d(value)
+    if target == "labels":
+        return ", ".join(name for name, is_there in zip(classes, numbers, strict=True) if is_there) or "none"
+    return ", ".join(f"{name} {number:.4g}" for name, number in zip(classes, numbers, strict=True))

@@ -1,0 +1,67 @@
+"""`distrain eval` on a real run: the numbers of training's own evaluation, whatever the number of processes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distrain.examine.findings import read_answers
+from distrain.rundir import RunDirectory
+from tests.command import Done, distrain, fit, status
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("examined")
+    fit("--set=train.epochs=2", "--set=train.ema_decay=0.9", "--run=run", cwd=folder)
+    return folder / "run"
+
+
+def examine(run: Path, *arguments: str) -> Done:
+    done = distrain("eval", str(run), *arguments, cwd=run.parent)
+    assert done.code == 0, done.err
+    return done
+
+
+def test_any_number_of_processes_finds_what_training_found(run: Path) -> None:
+    found = [json.loads(examine(run, "--json", "--no-pictures", *more).out) for more in ([], ["--procs=3"])]
+    assert found[0] == found[1]
+    last = status(run)["best"]
+    assert {name: last[name] for name in found[0]["metrics"]} == found[0]["metrics"]
+    assert found[0]["weights"] == "moving average"
+
+
+def test_every_sample_has_its_answer_and_the_worst_are_shown(run: Path) -> None:
+    out = examine(run, "--metrics=top1,f1", "--set=eval.batch_size=50").out
+    folder = next(Path(line.split()[1]) for line in out.splitlines() if line.startswith("folder"))
+    answers = read_answers(RunDirectory(folder))
+    wrong = answers.targets != answers.predictions
+    assert answers.confusion.sum() == len(wrong) == 359
+    assert answers.confusion.trace() == (~wrong).sum()
+    mistakes = json.loads((folder / "findings.json").read_text())["mistakes"]
+    worst = np.argmax(np.where(wrong, answers.scores, 0))
+    assert mistakes[0]["index"] == worst
+    assert mistakes[0]["prediction"] == str(answers.predictions[worst])
+    assert "F1" in out
+    assert f"mistake     sample {worst}: is {answers.targets[worst]}, said {answers.predictions[worst]}" in out
+    for name in ("confusion.png", "mistakes.png"):
+        with Image.open(folder / name) as picture:
+            assert min(picture.size) > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "there is no run 'nowhere'"),
+        (["run", "--metrics=mae"], "eval.metrics names mae, which is not for data whose target is class"),
+        (["run", "--data=nowhere"], "nowhere does not exist"),
+        (["run", "--gpus=9"], "9 were asked for"),
+    ],
+)
+def test_bad_question_is_one_sentence(run: Path, arguments: list[str], words: str) -> None:
+    done = distrain("eval", *arguments, cwd=run.parent)
+    assert done.code == 2
+    assert words in done.err
+    assert len(done.err.splitlines()) == 1
