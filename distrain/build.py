@@ -19,7 +19,7 @@ from distrain.data.source import Source
 from distrain.data.sources import choose_samples, open_sources
 from distrain.data.transforms import Normalize, build_transforms
 from distrain.due import Due
-from distrain.errors import DataError, RecipeError
+from distrain.errors import DataError, RecipeError, WeightsUnreachableError
 from distrain.heart import Heart
 from distrain.launchers.profile import Profile
 from distrain.losses import LossFunction, build_loss
@@ -32,7 +32,7 @@ from distrain.optim import build_optimizer, build_schedule
 from distrain.parallel import build_parallel, check_sync_batchnorm
 from distrain.param_groups import plan_settings
 from distrain.precision import Precision
-from distrain.recipe import Recipe
+from distrain.recipe import Model, Recipe
 from distrain.rundir import RunDirectory
 from distrain.seeds import Purpose, derive_seed
 from distrain.session import Session
@@ -41,6 +41,7 @@ from distrain.tracing import Tracer
 from distrain.world import StopAgreement, World
 
 NUM_SHOWN_IMAGES = 8
+IF_REACHABLE = "imagenet-if-reachable"
 
 log = logging.getLogger(__name__)
 
@@ -159,9 +160,27 @@ def _build_loss(recipe: Recipe, source: Source, *, world: World) -> LossFunction
 
 
 def _build_model(recipe: Recipe, source: Source, *, in_channels: int, world: World) -> nn.Module:
+    wants = recipe.model.weights
+    config = recipe.model.model_copy(update={"weights": "imagenet" if wants == IF_REACHABLE else wants})
+    complaint = None
+    try:
+        model = _draw_model(recipe, config, source, in_channels=in_channels, world=world)
+    except WeightsUnreachableError as error:
+        if wants != IF_REACHABLE:
+            raise
+        complaint = str(error).partition(";")[0]
+    if wants != IF_REACHABLE or not world.any_rank(complaint is not None):
+        return model
+    log.warning("%s: the network starts from random weights", complaint or "another rank could not have the weights")
+    return _draw_model(
+        recipe, config.model_copy(update={"weights": None}), source, in_channels=in_channels, world=world
+    )
+
+
+def _draw_model(recipe: Recipe, config: Model, source: Source, *, in_channels: int, world: World) -> nn.Module:
     torch.default_generator.manual_seed(derive_seed(recipe.train.seed, Purpose.MODEL_INIT))
     with world.main_first():  # rank 0 downloads weights that are not there yet
-        return build_model(recipe.model, num_classes=len(source.classes), in_channels=in_channels)
+        return build_model(config, num_classes=len(source.classes), in_channels=in_channels)
 
 
 def _find_micro_batch_size(

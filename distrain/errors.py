@@ -5,6 +5,7 @@ DistrainError             exit 1
 │   ├── RecipeError       the recipe or a --set
 │   ├── DataError         a folder, an image, a label
 │   ├── ModelError        a model name, its weights, its head
+│   │   └── WeightsUnreachableError
 │   ├── BundleError       a bundle, an export or a file of weights that cannot be read or made as asked
 │   ├── RunError          a run directory that is missing, in use, or holds another recipe
 │   ├── LaunchError       processes and devices that this machine does not have
@@ -48,6 +49,10 @@ class DataError(UserError):
 
 class ModelError(UserError):
     """The model cannot be built as the recipe asks."""
+
+
+class WeightsUnreachableError(ModelError):
+    """Pretrained weights could not be downloaded."""
 
 
 class BundleError(UserError):

@@ -68,9 +68,11 @@ class World:
         """Let rank 0 do the block before the others, for downloads and the like that are done once."""
         if not self.is_main:
             self.barrier()
-        yield
-        if self.is_main:
-            self.barrier()
+        try:
+            yield
+        finally:  # where rank 0 fails, the others go on, and find out for themselves
+            if self.is_main:
+                self.barrier()
 
 
 class StopAgreement:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from distrain.errors import ModelError
+from distrain.errors import ModelError, WeightsUnreachableError
 from distrain.models.alexnet import AlexNet5
 from distrain.models.cifar import CifarPlain, CifarSimpleV3
 from distrain.models.heads import append_head, find_head, replace_first_layer, replace_head
@@ -139,8 +139,8 @@ def _timm_model(config: Model, *, num_classes: int, in_channels: int) -> nn.Modu
     return model
 
 
-def _no_download(name: str, error: OSError) -> ModelError:
-    return ModelError(
+def _no_download(name: str, error: OSError) -> WeightsUnreachableError:
+    return WeightsUnreachableError(
         f"the ImageNet weights of {name} could not be downloaded ({_first_line(error)}); give a file with "
         f"--set model.weights=FILE, or start from random weights with --set model.weights=null"
     )

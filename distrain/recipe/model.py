@@ -19,7 +19,9 @@ class Model(Section):
     )
     arguments: dict[str, Any] = Field({}, description="keyword arguments of its factory, {dropout: 0.1} say")
     weights: str | None = Field(
-        None, description="imagenet (torchvision's or timm's, downloaded once), or a .pth/.pt/.safetensors file"
+        None,
+        description="imagenet (torchvision's or timm's, downloaded once), imagenet-if-reachable (random ones where there "
+        "is no network), or a .pth/.pt/.safetensors file",
     )
     partial: bool = Field(default=False, description="take of a weights file what fits, and say what does not")
     head: Literal["replace", "append"] = Field(
@@ -43,7 +45,7 @@ class Model(Section):
     def _fields_go_together(self) -> Self:
         if "num_classes" in self.arguments and self.head == "replace":
             raise ValueError("model.arguments.num_classes is known from the data; leave it out")
-        if self.partial and self.weights in {None, "imagenet"}:
+        if self.partial and self.weights in {None, "imagenet", "imagenet-if-reachable"}:
             raise ValueError(f"model.partial is for a weights file, and model.weights is {self.weights or 'null'}")
         if self.unfreeze_epochs and not self.freeze:
             raise ValueError("model.unfreeze_epochs is for what model.freeze names, and that names nothing")
