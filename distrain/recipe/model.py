@@ -20,8 +20,8 @@ class Model(Section):
     arguments: dict[str, Any] = Field({}, description="keyword arguments of its factory, {dropout: 0.1} say")
     weights: str | None = Field(
         None,
-        description="imagenet (torchvision's or timm's, downloaded once), imagenet-if-reachable (random ones where there "
-        "is no network), or a .pth/.pt/.safetensors file",
+        description="imagenet (torchvision's or timm's, downloaded once), imagenet-if-reachable (without a network it "
+        "starts from random ones), or a .pth/.pt/.safetensors file",
     )
     partial: bool = Field(default=False, description="take of a weights file what fits, and say what does not")
     head: Literal["replace", "append"] = Field(
