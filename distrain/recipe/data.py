@@ -39,7 +39,9 @@ class Data(Section):
     num_workers: int = Field(0, ge=0, description="loader processes for each training process; 0 reads in the process")
     drop_last: bool = Field(default=False, description="leave out an epoch's last, smaller batch")
     train_samples: int | None = Field(None, gt=0, description="train on so many samples, drawn by the seed; null: all")
-    val_samples: int | None = Field(None, gt=0, description="evaluate so many samples, drawn by the seed; null: all")
+    val_samples: int | None = Field(
+        None, gt=0, description="evaluate so many samples, drawn by the seed, or a stream's first; null: all"
+    )
     samples_per_epoch: int | None = Field(None, gt=0, description="of a stream: samples of an epoch; null: its len()")
     sampling: Literal["uniform", "balanced"] = Field(
         "uniform", description="balanced: each class equally often, those with few samples again and again"
