@@ -18,16 +18,10 @@ def test_digits_reaches_98_percent(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_cifar10_trains_on_real_images(tmp_path: Path, real_images: Path, processes: int) -> None:
-    data = tmp_path / "cifar10"
-    (data / "test").mkdir(parents=True)
-    (data / "train").symlink_to(real_images / "cifar10" / "train")
-    for folder in (real_images / "cifar10" / "test").iterdir():  # every tenth image: reading all takes minutes
-        (data / "test" / folder.name).mkdir()
-        for image in sorted(folder.iterdir())[::10]:
-            (data / "test" / folder.name / image.name).symlink_to(image)
     fit(
         "cifar10",
-        f"--data={data}",
+        f"--data={real_images / 'cifar10'}",
+        "--set=data.val_samples=1000",
         f"--procs={processes}",
         "--set=train.max_steps=30",
         "--set=log.every_steps=10",
@@ -40,6 +34,37 @@ def test_cifar10_trains_on_real_images(tmp_path: Path, real_images: Path, proces
     assert [record["step"] for record in records] == [10, 20, 30]
     assert losses[-1] < losses[0]
     assert 0.10 < records[-1]["val/top1"] < 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "images", "more"),
+    [
+        ("ants-bees-resnet18", "hymenoptera", ["model.freeze=[backbone]"]),
+        ("cifar10-lenet", "cifar10", []),
+        pytest.param("cifar10-plain", "cifar10", [], marks=pytest.mark.slow),
+        pytest.param("cifar10-simple-v3", "cifar10", [], marks=pytest.mark.slow),
+        pytest.param("cifar10-vgg16", "cifar10", ["data.batch_size=8"], marks=pytest.mark.slow),
+        pytest.param(
+            "cifar10-vgg16",
+            "cifar10",
+            ["data.batch_size=8", "model.head=replace", "model.head_name=classifier.6"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("flowers-alexnet", "hymenoptera", [], marks=pytest.mark.slow),
+        pytest.param("mobilenet-v2", "hymenoptera", ["data.batch_size=8"], marks=pytest.mark.slow),
+        pytest.param("se-resnet50", "hymenoptera", ["data.batch_size=8", "model.weights=null"], marks=pytest.mark.slow),
+        pytest.param("imagenet-resnet50", "hymenoptera", ["data.batch_size=8"], marks=pytest.mark.slow),
+    ],
+)
+def test_lesson_trains_on_real_images(
+    tmp_path: Path, real_images: Path, recipe: str, images: str, more: list[str]
+) -> None:
+    few = ["train.max_steps=3", "log.every_steps=1", "data.num_workers=1", "data.val_samples=40", *more]
+    fit(recipe, f"--data={real_images / images}", *(f"--set={change}" for change in few), "--run=run", cwd=tmp_path)
+    records = metrics(tmp_path / "run")
+    assert [record["step"] for record in records] == [1, 2, 3]
+    assert all(0 < record["train/loss"] < 20 for record in records)
+    assert 0 <= records[-1]["val/top1"] <= 1
 
 
 @pytest.mark.parametrize("processes", [1, 2])
