@@ -169,6 +169,7 @@ def test_all_faults_are_told_at_once_and_nothing_is_started(tmp_path: Path) -> N
         assert not list(disk.iterdir())
 
 
+@pytest.mark.slow
 def test_no_preflight_skips_what_is_an_estimate(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", mebibytes=20) as disk:
         run = disk / "run"

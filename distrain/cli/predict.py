@@ -162,7 +162,7 @@ def _print(kind: str, batch: list["Prediction"], bundle: "Bundle", top_k: int) -
             if kind == "json":
                 print(json.dumps(_json_row(prediction, bundle, top_k), ensure_ascii=False))
             elif prediction.error is not None:
-                typer.echo(f"distrain: {prediction.error}", err=True)
+                print(f"distrain: {prediction.error}", file=sys.stderr)  # not typer.echo: it would write into the bar
             else:
                 print(_line(prediction, bundle, top_k) if kind == "lines" else _bars(prediction, bundle, top_k))
     sys.stdout.flush()  # a reader of a pipe has each batch when it is done

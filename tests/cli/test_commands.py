@@ -44,6 +44,10 @@ def test_control_plane_imports_no_torch() -> None:
         ["data", "check"],
         ["data", "info"],
         ["doctor"],
+        ["export"],
+        ["predict"],
+        ["import"],
+        ["eval"],
     ],
 )
 def test_every_command_has_help(tmp_path: Path, words: list[str]) -> None:

@@ -170,6 +170,7 @@ def test_overfit_that_cannot_says_so_and_what_to_look_at(faults: Path) -> None:
     assert "did not come below" in again.out
 
 
+@pytest.mark.slow
 def test_profile_writes_a_trace_of_each_rank_and_changes_no_bit(tmp_path: Path) -> None:
     arguments = ["--procs=2", "--set=train.max_steps=12", "--set=train.micro_batch_size=16"]
     done = fit(*arguments, "--profile", "--run=traced", cwd=tmp_path)

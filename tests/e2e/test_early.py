@@ -22,6 +22,7 @@ def test_run_whose_time_is_up_evaluates_saves_and_finishes(tmp_path: Path) -> No
     assert "schedule.name=onecycle was made for all of these" in done.out
 
 
+@pytest.mark.slow
 def test_micro_batch_is_found_once_and_the_global_batch_stays(tmp_path: Path) -> None:
     arguments = ["digits", "--set=train={epochs: 1, max_steps: 4, micro_batch_size: auto}", "--run=run"]
     done = fit(*arguments, "--procs=2", cwd=tmp_path)

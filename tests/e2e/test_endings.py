@@ -90,7 +90,7 @@ def test_breakpoint_stops_in_the_users_own_code(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("precision", [pytest.param("bf16", marks=pytest.mark.slow), "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_mixed_precision_trains_and_resumes_to_the_bit(tmp_path: Path, precision: str) -> None:
     arguments = [f"--set=precision={precision}", "--set=train.epochs=1", "--set=train.clip_norm=1.0"]
     fit(*arguments, "--run=whole", cwd=tmp_path)

@@ -66,6 +66,7 @@ def test_run_killed_and_resumed_on_other_numbers_of_processes_gives_the_bits_of_
     assert facts(tmp_path / "run") == alone
 
 
+@pytest.mark.slow
 def test_mixed_and_resized_batches_are_the_same_at_any_number_of_processes(tmp_path: Path) -> None:
     changes = ["--set=augment={mixup: 0.2, cutmix: 1.0, mix_prob: 0.8, sizes: [[0, 6], [1, 10]]}"]
     fit(*RECIPE, *changes, "--run=alone", cwd=tmp_path)

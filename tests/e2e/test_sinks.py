@@ -71,7 +71,7 @@ def test_all_sinks_of_a_resumed_run_hold_the_same_metrics(tmp_path: Path) -> Non
 
     scalars = EventAccumulator(str(run / "tensorboard"))
     scalars.Reload()
-    names = {"train/loss", "train/lr", "val/loss", "val/top1", "train/samples_per_s"}
+    names = {"train/loss", "train/lr", "val/loss", "val/top1", "val/top5", "train/samples_per_s"}
     assert set(scalars.Tags()["scalars"]) - TIMES == names - TIMES
     for name in names:
         expected = [(record["step"], record[name]) for record in again if name in record]
