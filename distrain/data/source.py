@@ -157,6 +157,10 @@ class DatasetSource:
     def _sample(self, index: int) -> Any:
         try:
             return self._dataset[index]
+        except ModuleNotFoundError as error:  # some of torchvision's datasets import a package where they need it
+            raise DataError(
+                f"{self.describe(index)} is read with the package {error.name}; install it: pip install {error.name}"
+            ) from error
         except OSError as error:
             raise DataError(f"{self.describe(index)} cannot be read ({error}); mend its file") from error
 

@@ -90,7 +90,9 @@ def test_breakpoint_stops_in_the_users_own_code(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "precision", [pytest.param(precision, marks=pytest.mark.slow) for precision in ("bf16", "fp16")]
+)
 def test_mixed_precision_trains_and_resumes_to_the_bit(tmp_path: Path, precision: str) -> None:
     arguments = [f"--set=precision={precision}", "--set=train.epochs=1", "--set=train.clip_norm=1.0"]
     fit(*arguments, "--run=whole", cwd=tmp_path)

@@ -75,6 +75,7 @@ def test_accelerates_multi_cpu_file_starts_all_its_processes(tmp_path: Path, tor
     assert status(tmp_path / "run")["weights_digest"] == status(torchrun)["weights_digest"]
 
 
+@pytest.mark.slow
 def test_rank_that_dies_under_accelerate_is_replaced_and_the_run_can_be_stopped(launch: Launch, tmp_path: Path) -> None:
     process = launch(
         *ENDLESS, "--set=checkpoint.every_steps=20", "--launch=accelerate-cpu-2", "--run=run", cwd=tmp_path
