@@ -101,12 +101,16 @@ def teach(name: str, data: str, epochs: int) -> float:
     return correct / len(test)
 
 
-def time_lesson(name: str, data: str, epochs: int) -> tuple[float, float]:
-    """Return accuracy and seconds of the lesson's loop, in a process of its own."""
+def time_lesson(name: str, data: str, epochs: int, threads: int) -> tuple[float, float]:
+    """Return accuracy and seconds of the lesson's loop in a process of its own; 0 threads leave torch's number."""
     command = [sys.executable, "-m", "tests.benchmarks.lessons", "--data", data, "--teach", name]
     started = time.perf_counter()
     done = subprocess.run(
-        [*command, "--epochs", str(epochs)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
+        [*command, "--epochs", str(epochs), "--threads", str(threads)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=True,
     )
     return float(done.stdout), time.perf_counter() - started
 
@@ -129,18 +133,24 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="CIFAR-10 as image folders")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--turns", type=int, default=3, help="turns of each way")
+    parser.add_argument("--threads", type=int, default=0, help="threads of the plain loop; 0 leaves torch's default")
     parser.add_argument("--lessons", nargs="+", choices=LESSONS, default=list(LESSONS))
     parser.add_argument("--json", action="store_true", help="print JSON alone")
     parser.add_argument("--teach", choices=LESSONS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.teach is not None:
+        if arguments.threads > 0:
+            torch.set_num_threads(arguments.threads)
         print(teach(arguments.teach, arguments.data, arguments.epochs))
         return
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    machine = f"{platform.machine()}, {torch.get_num_threads()} cores"
     results = {}
     for name in arguments.lessons:
         turns = [
-            (time_lesson(name, arguments.data, arguments.epochs), time_distrain(name, arguments.data, arguments.epochs))
+            (
+                time_lesson(name, arguments.data, arguments.epochs, arguments.threads),
+                time_distrain(name, arguments.data, arguments.epochs),
+            )
             for _ in range(arguments.turns)
         ]
         theirs, ours = zip(*turns, strict=True)
@@ -152,9 +162,21 @@ def main() -> None:
             "ratio": round(statistics.median(mine[1] / other[1] for other, mine in turns), 3),
         }
     if arguments.json:
-        print(json.dumps({"torch": torch.__version__, "machine": machine, "epochs": arguments.epochs, **results}))
+        print(
+            json.dumps(
+                {
+                    "torch": torch.__version__,
+                    "machine": machine,
+                    "epochs": arguments.epochs,
+                    "threads": arguments.threads,
+                    **results,
+                }
+            )
+        )
         return
+    threads = arguments.threads or "torch's own number of"
     print(f"torch {torch.__version__} on {machine}, {arguments.epochs} epochs, {arguments.turns} turns of each")
+    print(f"the plain loop on {threads} threads")
     for name, found in results.items():
         print(f"{name:<15} lesson   {found['seconds_lesson']:7.1f} s, accuracy {found['accuracy_lesson']}")
         print(f"{'':<15} distrain {found['seconds_distrain']:7.1f} s, accuracy {found['accuracy_distrain']}")
