@@ -47,10 +47,18 @@ log = logging.getLogger(__name__)
 
 
 def build_session(
-    recipe: Recipe, profile: Profile, run: RunDirectory, world: World, heart: Heart, *, skipped: frozenset[int]
+    recipe: Recipe,
+    profile: Profile,
+    run: RunDirectory,
+    world: World,
+    heart: Heart,
+    *,
+    skipped: frozenset[int],
+    has_checkpoint: bool,
 ) -> Session:
     """Make everything that a training needs; `skipped` are the steps to leave out.
 
+    The weights that a recipe starts from are not asked for where a checkpoint takes their place.
     Raises a `UserError` where recipe, data and network do not go together.
     """
     with world.main_first():  # rank 0 downloads what is not there yet
@@ -70,7 +78,8 @@ def build_session(
     prepare = Preparation(recipe, normalize, steps_per_epoch=order.steps_per_epoch, num_classes=num_classes)
     shown_images = normalize(first[0].to(world.device))
 
-    model = _build_model(recipe, train_source, in_channels=shown_images.shape[1], world=world)
+    wants = None if has_checkpoint else recipe.model.weights
+    model = _build_model(recipe, wants, train_source, in_channels=shown_images.shape[1], world=world)
     bare_copy = copy.deepcopy(model).eval()
     check_sizes(recipe, bare_copy, num_channels=shown_images.shape[1])
     head = head_of(recipe.model, model)
@@ -159,8 +168,7 @@ def _build_loss(recipe: Recipe, source: Source, *, world: World) -> LossFunction
     )
 
 
-def _build_model(recipe: Recipe, source: Source, *, in_channels: int, world: World) -> nn.Module:
-    wants = recipe.model.weights
+def _build_model(recipe: Recipe, wants: str | None, source: Source, *, in_channels: int, world: World) -> nn.Module:
     config = recipe.model.model_copy(update={"weights": "imagenet" if wants == IF_REACHABLE else wants})
     complaint = None
     try:

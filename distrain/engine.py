@@ -21,7 +21,7 @@ from distrain.launchers.profile import Profile
 from distrain.metrics import is_better
 from distrain.optim import set_learning_rate
 from distrain.recipe import Recipe
-from distrain.resume import Start, resume, save
+from distrain.resume import Start, find_checkpoint, resume, save
 from distrain.rollback import NotFiniteError, leave_out
 from distrain.rundir import Attempt, RunDirectory, Status
 from distrain.seeds import Purpose, derive_seed
@@ -52,8 +52,9 @@ def train(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, hea
 def _train_once(
     recipe: Recipe, profile: Profile, run: RunDirectory, world: World, heart: Heart, skipped: frozenset[int]
 ) -> bool:
-    session = build_session(recipe, profile, run, world, heart, skipped=skipped)
-    start = resume(session)
+    found = find_checkpoint(run, world)
+    session = build_session(recipe, profile, run, world, heart, skipped=skipped, has_checkpoint=found is not None)
+    start = resume(session, found)
     if start.ending is not None:
         session = end_at(session, start.step, start.ending)
     heart.begin(_begin_attempt(session, start))

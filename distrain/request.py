@@ -37,9 +37,9 @@ def resolve_run(
     return existing, recipe, changes
 
 
-def check_data(recipe: Recipe) -> None:
+def check_data(recipe: Recipe, *, needs_validation: bool = True) -> None:
     """Find what is missing or wrong in the data before any process is started; only names and tables are read."""
-    check_requirements(recipe.data)
+    check_requirements(recipe.data, needs_validation=needs_validation)
 
 
 def write_request(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Plan) -> None:

@@ -9,8 +9,10 @@ from distrain import checkpoint
 from distrain.checkpoint.load import load_tensors
 from distrain.errors import RunError
 from distrain.rollback import NotFiniteError
+from distrain.rundir import RunDirectory
 from distrain.session import Ending, Session
 from distrain.sharding import own_part
+from distrain.world import World
 
 log = logging.getLogger(__name__)
 
@@ -25,30 +27,35 @@ class Start:
     is_record_due: bool = False  # a stop broke off this step's evaluation, or one is wanted before the first step
 
 
-def resume(session: Session) -> Start:
-    """Load the newest good checkpoint into the session, or leave it as it is at step 0."""
-    run, world = session.run, session.world
+def find_checkpoint(run: RunDirectory, world: World) -> checkpoint.Checkpoint | None:
+    """Return the newest good checkpoint, the same on every rank, or None where a run begins."""
     found: checkpoint.Checkpoint | None = None
     if world.is_main:
         found, complaints = checkpoint.newest_good(run.checkpoints)
         checkpoint.remove_drafts(run.checkpoints)
         for complaint in complaints:
             log.warning("%s", complaint)
-        if found is not None:
-            _check_resumable(session, found)
     step = int(world.all_reduce(torch.tensor(found.step if found else 0)))
-    if step == 0:
+    if step > 0 and found is None:
+        found = checkpoint.read(checkpoint.final_path(run.checkpoints, step))
+    return found
+
+
+def resume(session: Session, found: checkpoint.Checkpoint | None) -> Start:
+    """Load a checkpoint into the session, or leave it as it is at step 0."""
+    world = session.world
+    if found is None:
         log.info("starts at step 0 of %d", session.total_steps)
         return Start(step=0, is_record_due=session.recipe.eval.at_start)
-    if found is None:
-        found = checkpoint.read(checkpoint.final_path(run.checkpoints, step))
+    if world.is_main:
+        _check_resumable(session, found)
     averages = session.averages
     load_tensors(found, model=session.model, optimizer=session.optimizer, others=averages, world=world)
     session.precision.load_state(found.state["loss_scale"])
     session.losses.settled = found.state["losses_since_record"]
-    log.info("goes on from checkpoint %s at step %d of %d", found.path.name, step, session.total_steps)
+    log.info("goes on from checkpoint %s at step %d of %d", found.path.name, found.step, session.total_steps)
     state = found.state
-    return Start(step=step, best=state["best"], ending=state["ending"], is_record_due=state["is_record_due"])
+    return Start(step=found.step, best=state["best"], ending=state["ending"], is_record_due=state["is_record_due"])
 
 
 def save(session: Session, step: int, *, is_record_due: bool) -> None:

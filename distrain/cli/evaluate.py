@@ -22,7 +22,10 @@ def evaluate(
         typer.Argument(metavar="RUN|CHECKPOINT|last", help="A run, as for `distrain checkpoints`, or a step-N folder."),
     ],
     data: Annotated[str | None, typer.Option(metavar="DIR", help="Other data with the same classes.")] = None,
-    split: Annotated[Literal["train", "val"], typer.Option(help="Which samples.")] = "val",
+    split: Annotated[
+        Literal["train", "val"] | None,
+        typer.Option(help="Which samples; val if left out, or all of --data that has no splits."),
+    ] = None,
     metrics: Annotated[
         str | None,
         typer.Option(metavar="NAME,...", help="What to measure, such as top1,f1,auroc; the run's if left out."),

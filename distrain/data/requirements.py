@@ -14,7 +14,7 @@ from distrain.references import is_reference
 _ANY_TARGET = ("manifest", "tensors")  # the other sources of ours have classes
 
 
-def check_requirements(config: Data) -> None:
+def check_requirements(config: Data, *, needs_validation: bool = True) -> None:
     """Raise a `UserError` for data that is not there or not of the form that its source has."""
     splits: list[Collection[Split]] = []
     for part in config.parts:
@@ -22,7 +22,7 @@ def check_requirements(config: Data) -> None:
         if part.path is not None and not Path(part.path).exists():
             raise DataError(f"data {'folder ' if not Path(part.path).suffix else ''}{part.path} does not exist")
         splits.append(_CHECKS[part.source](part) if part.source in _CHECKS else ("train", "val"))
-    if config.val_fraction is None and not any("val" in found for found in splits):
+    if needs_validation and config.val_fraction is None and not any("val" in found for found in splits):
         raise missing_validation(config)
 
 

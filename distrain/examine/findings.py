@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from distrain.examine.order import Samples
 from distrain.metrics import Target
 from distrain.rundir import RunDirectory, write_atomically
 
@@ -41,7 +42,7 @@ class Findings(BaseModel):
     checkpoint: str
     step: int
     weights: str  # trained, or moving average
-    split: str
+    split: Samples
     data: str | None
     target: Target
     num_samples: int

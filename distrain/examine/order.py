@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from distrain.recipe import Recipe, load_recipe
+from distrain.recipe import Recipe, load_recipe, read_recipe
 from distrain.rundir import RunDirectory, write_atomically
 
-Split = Literal["train", "val"]
+Samples = Literal["train", "val", "given", "all"]  # given: val, or all where the data has no splits
 
 
 class Order(BaseModel):
@@ -17,21 +17,30 @@ class Order(BaseModel):
 
     run: str
     checkpoint: str
-    split: Split
+    split: Samples
 
 
 def resolve(
-    run: RunDirectory, checkpoint: Path, *, split: Split, overrides: list[str], data: str | None
+    run: RunDirectory,
+    checkpoint: Path,
+    *,
+    split: Literal["train", "val"] | None,
+    overrides: list[str],
+    data: str | None,
 ) -> tuple[RunDirectory, Recipe, Order]:
     """Return the folder of an examination, its recipe and the order; nothing is made.
 
-    The same question has the same folder. Raises `RecipeError` for what the recipe refuses.
+    The same question has the same folder. Other data than the run's own is not split by `data.val_fraction`. Raises
+    `RecipeError` for what the recipe refuses.
     """
-    recipe = load_recipe(str(run.recipe), overrides=overrides, data=data)
-    order = Order(run=str(run.path.absolute()), checkpoint=str(checkpoint.absolute()), split=split)
+    is_other = data is not None and Path(data).resolve() != Path(read_recipe(run.recipe).data.path or "").resolve()
+    whole = ["data.val_fraction=null"] if is_other else []
+    recipe = load_recipe(str(run.recipe), overrides=[*whole, *overrides], data=data)
+    wanted: Samples = split or ("given" if is_other and recipe.data.val_fraction is None else "val")
+    order = Order(run=str(run.path.absolute()), checkpoint=str(checkpoint.absolute()), split=wanted)
     question = f"{recipe.data.model_dump_json()}{recipe.augment.model_dump_json()}{recipe.eval.model_dump_json()}"
     mark = hashlib.sha256(question.encode()).hexdigest()[:6]
-    return RunDirectory(run.evaluations.absolute() / f"{checkpoint.name}-{split}-{mark}"), recipe, order
+    return RunDirectory(run.evaluations.absolute() / f"{checkpoint.name}-{wanted}-{mark}"), recipe, order
 
 
 def write_order(folder: RunDirectory, order: Order) -> None:

@@ -7,15 +7,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from distrain.data.source import Source
 from distrain.data.sources import choose_samples, open_sources
 from distrain.errors import DataError
-from distrain.recipe import read_recipe
+from distrain.examine.order import Samples
+from distrain.recipe import Recipe, read_recipe
 
 
-def read_images(recipe: Path, split: str, indices: list[int]) -> list[NDArray[Any] | None]:
-    """Return samples of a recipe's split as uint8 [height, width, 3]; None for one that cannot be read."""
-    config = read_recipe(recipe)
-    source = choose_samples(open_sources(config.data), config.data, seed=config.train.seed)[split]
+def open_samples(recipe: Recipe, samples: Samples) -> tuple[Source, Samples]:
+    """Return the samples that are examined, and which they are; `given` are validation samples, or all there are."""
+    sources = open_sources(recipe.data)
+    has_splits = "val" in sources or recipe.data.val_fraction is not None
+    if samples != "val" and not has_splits:
+        return sources["train"], "all"
+    if samples == "given":
+        samples = "val"
+    return choose_samples(sources, recipe.data, seed=recipe.train.seed)[samples], samples
+
+
+def read_images(recipe: Path, samples: Samples, indices: list[int]) -> list[NDArray[Any] | None]:
+    """Return samples of a recipe's data as uint8 [height, width, 3]; None for one that cannot be read."""
+    source, _ = open_samples(read_recipe(recipe), samples)
     images: list[NDArray[Any] | None] = []
     for index in indices:
         try:

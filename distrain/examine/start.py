@@ -23,7 +23,7 @@ def examine(
     profile = resolve_profile(wanted, threads=recipe.train.threads, in_one_process=False, recipe=recipe.name)
     if profile.nodes > 1:
         raise RunError("an examination runs on one machine; leave --nodes out")
-    check_data(recipe)
+    check_data(recipe, needs_validation=order.split == "val")
     folder.create()
     with folder.launching():
         plan = LAUNCHERS[profile.launcher](profile, folder.path)

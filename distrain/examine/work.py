@@ -19,7 +19,6 @@ from distrain.checkpoint.tensors import AVERAGE
 from distrain.data.loader import Batch, BatchReader, read_batches
 from distrain.data.order import evaluation_order
 from distrain.data.source import Source
-from distrain.data.sources import choose_samples, open_sources
 from distrain.data.transforms import Normalize, build_transforms
 from distrain.errors import CheckpointError, DataError
 from distrain.evaluate import Evaluation, evaluate
@@ -31,7 +30,8 @@ from distrain.examine.findings import (
     results_of_classes,
     write_findings,
 )
-from distrain.examine.order import Order, read_order
+from distrain.examine.order import Order, Samples, read_order
+from distrain.examine.samples import open_samples
 from distrain.heart import Heart
 from distrain.losses import build_loss
 from distrain.metrics import Target
@@ -48,6 +48,7 @@ class _Subject:
     """What is examined: the source of the samples, the network with its weights, and what came with these."""
 
     source: Source
+    samples: Samples
     reader: BatchReader
     model: torch.nn.Module
     normalize: Normalize
@@ -143,9 +144,9 @@ def _prepare(recipe: Recipe, order: Order, world: World) -> _Subject:
         raise CheckpointError(f"checkpoint {path} is not used: {fault or 'rank 0 has found it damaged'}")
     state = checkpoint.read(path).state
     with world.main_first():
-        source = choose_samples(open_sources(recipe.data), recipe.data, seed=recipe.train.seed)[order.split]
+        source, samples = open_samples(recipe, order.split)
     if len(source) == 0:
-        raise DataError(f"the {order.split} split of the data is empty")
+        raise DataError(f"the {samples} split of the data is empty")
     if list(source.classes) != state["classes"]:
         raise DataError(
             f"the data has other classes than the run was trained on: {', '.join(source.classes)[:200]}, not "
@@ -166,6 +167,7 @@ def _prepare(recipe: Recipe, order: Order, world: World) -> _Subject:
     is_averaged = any(name.startswith(AVERAGE) for name in describe_tensors(path))
     return _Subject(
         source=source,
+        samples=samples,
         reader=reader,
         model=model.to(world.device),
         normalize=Normalize(recipe.augment, num_channels=in_channels, device=world.device),
@@ -208,7 +210,7 @@ def _conclude(order: Order, recipe: Recipe, subject: _Subject, evaluation: Evalu
         checkpoint=order.checkpoint,
         step=checkpoint.read(Path(order.checkpoint)).step,
         weights=subject.weights,
-        split=order.split,
+        split=subject.samples,
         data=recipe.data.path,
         target=subject.chosen.target,
         num_samples=evaluation.num_samples,

@@ -65,3 +65,25 @@ def test_bad_question_is_one_sentence(run: Path, arguments: list[str], words: st
     assert done.code == 2
     assert words in done.err
     assert len(done.err.splitlines()) == 1
+
+
+def photographs(folder: Path, numbers: range) -> None:
+    for name, value in (("dark", 40), ("light", 200)):
+        (folder / name).mkdir(parents=True)
+        for number in numbers:
+            pixels = np.random.default_rng(number).integers(value - 30, value + 30, (32, 32, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+
+
+def test_all_of_other_data_without_splits_is_examined(tmp_path: Path) -> None:
+    photographs(tmp_path / "photos", range(8))
+    photographs(tmp_path / "others", range(100, 103))
+    changes = ["data.val_fraction=0.25", "data.num_workers=0", "model.name=lenet", "train.max_steps=2"]
+    fixed = ["augment={mean: null, std: null}", "train.threads=1"]
+    settings = [f"--set={change}" for change in changes + fixed]
+    fit("imagefolder-resnet18", "--data=photos", "--run=run", *settings, cwd=tmp_path)
+    counts = {}
+    for more in ([], ["--data=photos"], ["--data=others"], ["--data=others", "--split=train"]):
+        found = json.loads(examine(tmp_path / "run", "--json", "--no-pictures", *more).out)
+        counts[tuple(more)] = (found["split"], found["num_samples"])
+    assert list(counts.values()) == [("val", 4), ("val", 4), ("all", 6), ("all", 6)]
