@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import QUIET, command, comparable, fit, metrics, status
+from tests.command import QUIET, command, comparable, distrain, fit, metrics, status
 
 # BatchNorm and dropout in the model, augmentation drawn a sample, accumulation, a smaller last window (1,438 = 14 x 96
 # + 94), a checkpoint in the middle of epochs and of log windows.
@@ -102,3 +102,16 @@ def test_loader_workers_do_not_change_the_training(tmp_path: Path) -> None:
     fit(*RECIPE, "--run=none", cwd=tmp_path)
     fit(*RECIPE, "--run=three", "--set=data.num_workers=3", cwd=tmp_path)
     assert status(tmp_path / "none")["weights_digest"] == status(tmp_path / "three")["weights_digest"]
+
+
+def test_weights_to_start_from_are_not_wanted_again(tmp_path: Path) -> None:
+    fit("digits", "--run=first", "--set=train.max_steps=4", cwd=tmp_path)
+    exported = distrain("export", "first", "--format=safetensors", "--out=start.safetensors", cwd=tmp_path)
+    assert exported.code == 0, exported.err
+    process = start([*RECIPE, "--run=run", "--set=model.weights=start.safetensors"], tmp_path)
+    kill_after_checkpoint(process, tmp_path / "run", step=14, delay_s=0)
+    (tmp_path / "start.safetensors").unlink()
+    fit("--run=run", cwd=tmp_path)
+    attempts = status(tmp_path / "run")["attempts"]
+    assert attempts[-1]["first_step"] >= 14
+    assert attempts[-1]["last_step"] == TOTAL_STEPS
