@@ -61,9 +61,12 @@ def reading_processes(count: int) -> Iterator[Readers]:
     """Start `count` processes that read; they end with the block, at once if it ends with an error or Ctrl-C."""
     before = multiprocessing.active_children()
     executor = ProcessPoolExecutor(count, initializer=_begin)
+    # Python drops what is raised in its hooks around a fork, and Ctrl-C there would be lost: it waits until after them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     executor.submit(int)  # starts all of them, before a progress bar has started a thread
     started = [process for process in multiprocessing.active_children() if process not in before]
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         yield Readers(executor, count)
     except BaseException:
         _end(started)

@@ -55,7 +55,6 @@ def test_sheet_that_cannot_be_written_is_refused(folder: Path, tmp_path: Path, o
     assert done.err.count("\n") == 1
 
 
-@pytest.mark.slow
 def test_interrupt_ends_it_quietly_and_leaves_no_process(tmp_path: Path) -> None:
     (tmp_path / "photos/train/cats").mkdir(parents=True)
     first = tmp_path / "photos/train/cats/0.png"
