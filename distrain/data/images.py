@@ -25,6 +25,8 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 class FileSource:
     """Images read from the files of a listing, as RGB."""
 
+    is_thread_safe = True
+
     def __init__(self, listing: Listing) -> None:
         self.classes = listing.classes
         self.target = listing.target

@@ -12,7 +12,7 @@ from distrain.data.images import FileSource
 from distrain.data.loader import BatchReader, read_batches
 from distrain.data.order import MicroBatch
 from distrain.data.source import DatasetSource, TensorSource
-from distrain.data.transforms import build_transforms
+from distrain.data.transforms import Transforms, build_transforms
 from distrain.errors import DataError
 from distrain.metrics import Target
 from distrain.recipe import Augment
@@ -101,7 +101,10 @@ def test_unreadable_image_is_an_error_with_its_path_also_from_a_loader_process(p
 def test_targets_of_every_kind_are_stacked_as_they_are(target: Target, targets: torch.Tensor) -> None:
     source = TensorSource(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), targets, ["a", "b"], target=target)
     order = [2, 0]
-    for reader in (BatchReader(source, None, seed=0), BatchReader(source, torch.nn.Identity(), seed=0)):
+    for reader in (
+        BatchReader(source, None, seed=0),
+        BatchReader(source, Transforms(rest=(torch.nn.Identity(),)), seed=0),
+    ):
         batch = reader[MicroBatch(np.array(order))]
         assert not isinstance(batch, DataError)
         assert batch[1].dtype == targets.dtype
