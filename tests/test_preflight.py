@@ -80,10 +80,12 @@ def test_loader_processes_want_shared_memory_for_their_batches(tmp_path: Path) -
     with small_disk(tmp_path / "shm", mebibytes=40) as shm:
 
         def shortage(*overrides: str, processes: int = 2) -> str | None:
-            wanted = recipe("data.batch_size=64", *overrides, reference=PHOTOS)
+            wanted = recipe("data.batch_size=64", "data.loader=processes", *overrides, reference=PHOTOS)
             return find_shared_memory_shortage(wanted, batching, processes=processes, folder=shm)
 
         assert shortage("data.num_workers=0") is None
+        assert shortage("data.num_workers=1", "data.loader=auto") is None  # the recipe's crops and flips need none
+        assert shortage("data.num_workers=1", "data.loader=auto", "augment.train=[TrivialAugmentWide]") is not None
         said = shortage("data.num_workers=1")  # 3 batches of 32 + 32 images of 224 x 224 x 3 bytes
         assert said is not None
         assert "40.0 MiB free, and 2 loader processes want 27.6 MiB each" in said

@@ -17,7 +17,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from distrain.data.held import HeldSource
 from distrain.data.order import MicroBatch
-from distrain.data.source import Source, TensorSource, stack_targets
+from distrain.data.source import Source, TensorSource, room_for, stack_targets
 from distrain.data.threads import ReadSample, Sample, read_in_threads
 from distrain.data.transforms import Transforms
 from distrain.errors import DataError, RecipeError
@@ -116,7 +116,10 @@ class BatchReader(Dataset["Batch | DataError"]):
                     f"{self.source.describe(int(index))} is of {image.dtype} after its transforms, others of its batch "
                     f"are of {dtype}; end augment.train and augment.eval with ToDtype"
                 )
-        return torch.stack([image for image, _ in samples]), stack_targets([target for _, target in samples])
+        images = room_for(samples[0][0], len(samples))
+        for position, (image, _) in enumerate(samples):
+            images[position] = image
+        return images, stack_targets([target for _, target in samples])
 
 
 def read_batches(

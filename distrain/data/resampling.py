@@ -43,9 +43,10 @@ class RandomResizedCrop:
     def apply(self, image: torch.Tensor, numbers: Numbers) -> torch.Tensor:
         """Return the crop in the size asked for."""
         top, left, height, width = self.box(image.shape[-2], image.shape[-1], numbers)
-        return resize(
-            image[..., top : top + height, left : left + width], self._size, self._interpolation, self._antialias
-        )
+        cut = image[:, top : top + height, left : left + width]
+        if image.stride(0) == 1:  # channels last, as decoders give them, and bytes are resized fastest so
+            cut = cut.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+        return resize(cut, self._size, self._interpolation, self._antialias)
 
     def box(self, height: int, width: int, numbers: Numbers) -> tuple[int, int, int, int]:
         """Return top, left, height and width of the crop of an image: the first attempt that lies within it."""

@@ -12,6 +12,7 @@ from queue import SimpleQueue
 import torch
 
 from distrain.data.order import MicroBatch
+from distrain.data.source import room_for
 
 LEAST_BATCHES_AHEAD = 2
 SAMPLES_AHEAD = 4  # of each thread, where batches are so small that two of them are fewer
@@ -101,17 +102,8 @@ class BatchInMaking:
     def _room_for(self, image: torch.Tensor) -> torch.Tensor:
         with self._lock:
             if self._images is None:
-                self._images = _empty_like(image, len(self), pin_memory=self._pin_memory)
+                self._images = room_for(image, len(self), pin_memory=self._pin_memory)
             return self._images
-
-
-def _empty_like(image: torch.Tensor, count: int, *, pin_memory: bool) -> torch.Tensor:
-    """Return room for images [count, channels, height, width], in memory as `image` is: no pixel changes its place."""
-    channels, height, width = image.shape
-    if image.stride(0) == 1 and channels > 1:  # channels last, as decoders give them
-        room = torch.empty(count, height, width, channels, dtype=image.dtype, pin_memory=pin_memory)
-        return room.permute(0, 3, 1, 2)
-    return torch.empty(count, channels, height, width, dtype=image.dtype, pin_memory=pin_memory)
 
 
 def _start(
