@@ -48,8 +48,8 @@ class Data(Section):
     )
     hold: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="decode the images once and hold them in memory, in each training process, or on its GPU if a fifth "
-        "of what is free holds them; auto: where all are of one size, 1 GiB at most a split, and read more than once",
+        description="decode the images once and hold them in memory, in each training process, or on its GPU if a "
+        "fifth of what is free holds them; auto: where all have one size, 1 GiB at most a split, read more than once",
     )
     drop_last: bool = Field(default=False, description="leave out an epoch's last, smaller batch")
     train_samples: int | None = Field(None, gt=0, description="train on so many samples, drawn by the seed; null: all")
