@@ -57,9 +57,19 @@ def pictures(count: int) -> torch.Tensor:
     return torch.randint(1, 256, (count, 3, 12, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("listed", LISTS.values(), ids=LISTS)
-def test_batch_has_the_bits_of_its_images_alone(listed: list[Any], device: str) -> None:
+def test_batch_has_the_bits_of_its_images_alone(listed: list[Any]) -> None:
+    check_batch(listed, "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("listed", LISTS.values(), ids=LISTS)
+def test_batch_on_a_gpu_has_the_bits_of_its_images_alone(listed: list[Any]) -> None:
+    check_batch(listed, "cuda")
+
+
+def check_batch(listed: list[Any], device: str) -> None:
     transforms = build_transforms(Augment.model_validate({"train": listed}).train, key="augment.train")
     assert transforms is not None
     assert transforms.is_batched
