@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from distrain.average import WeightAverage
 from distrain.batching import solve_batching
 from distrain.checkpoint.writer import Checkpointer
 from distrain.class_weights import resolve_class_weights
+from distrain.data.held import hold
 from distrain.data.labels import class_counts
 from distrain.data.loader import Batch, BatchReader
 from distrain.data.order import MicroBatch, TrainOrder
@@ -65,14 +67,11 @@ def build_session(
         sources = choose_samples(open_sources(recipe.data), recipe.data, seed=recipe.train.seed)
     _check_not_empty(sources)
     train_source, num_classes = sources["train"], len(sources["train"].classes)
-    readers = {
-        split: BatchReader(sources[split], build_transforms(transforms, key=f"augment.{key}"), seed=recipe.train.seed)
-        for split, key, transforms in (("train", "train", recipe.augment.train), ("val", "eval", recipe.augment.eval))
-    }
     loss_function = _build_loss(recipe, train_source, world=world)
     metrics = choose_metrics(recipe.eval, target=train_source.target, classes=train_source.classes)
     order = _order(recipe, recipe.train.micro_batch_size, train_source, world=world)
     total_steps = min(recipe.train.epochs * order.steps_per_epoch, recipe.train.max_steps or 2**63)
+    readers = _build_readers(recipe, profile, sources, world=world, epochs=total_steps / order.steps_per_epoch)
     first = _first_batch(readers["train"], order)
     normalize = Normalize(recipe.augment, num_channels=first[0].shape[1], device=world.device)
     prepare = Preparation(recipe, normalize, steps_per_epoch=order.steps_per_epoch, num_classes=num_classes)
@@ -144,6 +143,19 @@ def _order(
         drop_last=recipe.data.drop_last,
         rank=world.rank,
     )
+
+
+def _build_readers(
+    recipe: Recipe, profile: Profile, sources: dict[str, Source], *, world: World, epochs: float
+) -> dict[str, BatchReader]:
+    num_threads = max(1, len(os.sched_getaffinity(0)) // profile.processes)
+    readers = {}
+    for split, key, listed in (("train", "train", recipe.augment.train), ("val", "eval", recipe.augment.eval)):
+        transforms = build_transforms(listed, key=f"augment.{key}")
+        source = hold(sources[split], recipe.data.hold, name=split, epochs=epochs, num_threads=num_threads)
+        device = None if recipe.data.hold == "never" else world.device
+        readers[split] = BatchReader(source, transforms, seed=recipe.train.seed, device=device)
+    return readers
 
 
 def _first_batch(reader: BatchReader, order: TrainOrder) -> Batch:

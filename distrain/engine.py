@@ -94,6 +94,7 @@ def run_to_end(session: Session, start: Start, sinks: Sinks) -> bool:
         session.order.micro_batches(wanted),
         num_workers=recipe.data.num_workers,
         device=world.device,
+        loader=recipe.data.loader,
     )
     with closing(reading) as batches:
         return _run_on(session, batches, step, sinks)
@@ -276,7 +277,13 @@ def _evaluate(session: Session) -> Evaluation | None:
         rank=world.rank,
         world_size=world.size,
     )
-    reading = read_batches(session.val_reader, own, num_workers=recipe.data.num_workers, device=world.device)
+    reading = read_batches(
+        session.val_reader,
+        own,
+        num_workers=recipe.data.num_workers,
+        device=world.device,
+        loader=recipe.data.loader,
+    )
 
     def normalized(batches: Iterator[Batch]) -> Iterator[Batch]:
         for images, targets in batches:

@@ -24,6 +24,10 @@ LEAST_WORKER_BYTES = 8 * MEBIBYTE  # of shared memory for a loader process, wher
 BATCHES_IN_FLIGHT = 3  # of a loader process: two are fetched ahead, one is being made
 SHARED_MEMORY = Path("/dev/shm")
 _CONNECT_TIMEOUT_S = 5.0
+_IN_THREADS = frozenset(  # transforms with draws of their own, which need no loader processes
+    {"RandomCrop", "RandomResizedCrop", "RandomHorizontalFlip", "RandomVerticalFlip"}
+    | {"AlternatingFlip", "Cutout", "Resize", "CenterCrop"}
+)
 _CROPS = frozenset({"RandomResizedCrop", "RandomCrop", "CenterCrop"})  # transforms whose result has a fixed size
 
 
@@ -88,7 +92,7 @@ def find_shared_memory_shortage(
 ) -> str | None:
     """Compare the free shared memory with the batches that loader processes hold in it."""
     workers = recipe.data.num_workers * processes
-    if workers == 0 or not folder.is_dir():
+    if workers == 0 or not folder.is_dir() or _reads_in_threads(recipe):
         return None
     train_bytes = 0 if batching is None else _image_bytes(recipe.augment.train) * batching.micro_batch_size
     eval_bytes = _image_bytes(recipe.augment.eval) * recipe.eval.batch_size
@@ -173,6 +177,17 @@ def _left_in_groups(root: Path, path: str, limit: str, usage: str) -> Iterator[i
             yield int((folder / limit).read_text()) - int((folder / usage).read_text()) + cached
         if folder == root:
             return
+
+
+def _reads_in_threads(recipe: Recipe) -> bool:
+    """Whether the loader is threads, as far as names tell; they share memory without asking for any."""
+    if recipe.data.loader != "auto":
+        return recipe.data.loader == "threads"
+    is_decoding = all(
+        ":" not in part.source and not part.source.startswith("torchvision.") for part in recipe.data.parts
+    )
+    names = {transform.name for transform in (*recipe.augment.train, *recipe.augment.eval)}
+    return is_decoding and names <= _IN_THREADS
 
 
 def _image_bytes(transforms: TransformList) -> int:

@@ -25,6 +25,8 @@ class Purpose(IntEnum):
     MODEL_DRAW = 4
     VALIDATION = 5
     MIXING = 6
+    AUGMENT = 7
+    ALTERNATION = 8
 
 
 def derive_seed(seed: int, purpose: Purpose, *place: int) -> int:
@@ -33,6 +35,23 @@ def derive_seed(seed: int, purpose: Purpose, *place: int) -> int:
     for coordinate in place:
         state = _mix(state ^ coordinate)
     return state >> 1  # generators take a signed 64-bit integer
+
+
+def derive_keys(seed: int, purpose: Purpose, *place: "int | NDArray[np.int64]") -> NDArray[np.uint64]:
+    """Return 64-bit keys for many places at once, uint64[n]: `key >> 1` is what `derive_seed` gives for each place.
+
+    A coordinate is one number for all, or int64[n]; all arrays are of one length, and one of them is needed.
+    """
+    state: NDArray[np.uint64] = np.array([_stream(seed, purpose)], dtype=np.uint64)
+    for coordinate in place:
+        state = _mix_all(state ^ np.atleast_1d(np.asarray(coordinate, dtype=np.int64)).astype(np.uint64))
+    return state
+
+
+def uniform(keys: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
+    """Return `count` numbers for each of the keys uint64[n], uniform in [0, 1): float64[n, count], of 53 bits each."""
+    mixed = _mix_all(keys[:, None] ^ np.arange(count, dtype=np.uint64))
+    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 @lru_cache(maxsize=2)
@@ -59,10 +78,7 @@ def shuffled(seed: int, count: int) -> NDArray[np.int64]:
 
 def _keys(seed: int, count: int) -> NDArray[np.uint64]:
     keys = np.arange(1, count + 1, dtype=np.uint64)
-    keys = np.uint64(seed) + keys * np.uint64(_GOLDEN)  # uint64 arithmetic wraps around, as the method asks
-    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(_MIX_1)
-    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(_MIX_2)
-    return keys ^ (keys >> np.uint64(31))
+    return _finalize(np.uint64(seed) + keys * np.uint64(_GOLDEN))  # uint64 arithmetic wraps around, as the method asks
 
 
 @lru_cache(maxsize=64)
@@ -75,3 +91,13 @@ def _mix(value: int) -> int:
     value = ((value ^ (value >> 30)) * _MIX_1) & _MASK
     value = ((value ^ (value >> 27)) * _MIX_2) & _MASK
     return value ^ (value >> 31)
+
+
+def _mix_all(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    return _finalize(values + np.uint64(_GOLDEN))
+
+
+def _finalize(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(_MIX_1)
+    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(_MIX_2)
+    return keys ^ (keys >> np.uint64(31))

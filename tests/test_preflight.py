@@ -80,10 +80,12 @@ def test_loader_processes_want_shared_memory_for_their_batches(tmp_path: Path) -
     with small_disk(tmp_path / "shm", mebibytes=40) as shm:
 
         def shortage(*overrides: str, processes: int = 2) -> str | None:
-            wanted = recipe("data.batch_size=64", *overrides, reference=PHOTOS)
+            wanted = recipe("data.batch_size=64", "data.loader=processes", *overrides, reference=PHOTOS)
             return find_shared_memory_shortage(wanted, batching, processes=processes, folder=shm)
 
         assert shortage("data.num_workers=0") is None
+        assert shortage("data.num_workers=1", "data.loader=auto") is None  # the recipe's crops and flips need none
+        assert shortage("data.num_workers=3", "data.loader=auto", "augment.train=[TrivialAugmentWide]") is not None
         said = shortage("data.num_workers=1")  # 3 batches of 32 + 32 images of 224 x 224 x 3 bytes
         assert said is not None
         assert "40.0 MiB free, and 2 loader processes want 27.6 MiB each" in said
@@ -130,7 +132,7 @@ def test_memory_of_a_container_or_a_job_counts(tmp_path: Path, version: int) -> 
 
 
 def test_all_shortages_are_found_at_once(tmp_path: Path) -> None:
-    wanted = recipe("data.num_workers=2", reference=PHOTOS)
+    wanted = recipe("data.num_workers=2", "data.loader=processes", reference=PHOTOS)
     system = machine(tmp_path / "machine", available_mebibytes=100)
     with small_disk(tmp_path / "small", mebibytes=2) as small:
         found = find_shortages(
@@ -188,7 +190,8 @@ def test_no_preflight_skips_what_is_an_estimate(tmp_path: Path) -> None:
 def test_full_shared_memory_is_told_instead_of_a_bus_error(tmp_path: Path) -> None:
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("needs a mount namespace of its own")
-    arguments = command("fit", "digits", "--set=data.num_workers=2", "--procs=2", *QUIET)
+    jitter = "--set=augment.train=[ColorJitter]"  # is drawn from a process's generator, so it takes loader processes
+    arguments = command("fit", "digits", "--set=data.num_workers=2", jitter, "--procs=2", *QUIET)
     done = subprocess.run(
         [
             "unshare",

@@ -1,55 +1,109 @@
-"""Owns the way of samples into batches on the device, in this process or in loader processes, in the order given."""
+"""Owns the way of samples into batches on the device: whole, here, in threads or in processes, in the order given.
 
+The ways differ in speed alone. `choose_loader` says which is taken.
+"""
+
+import logging
 import multiprocessing
 import signal
-from collections.abc import Generator, Iterable, Iterator
-from typing import cast
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from functools import partial
+from typing import Literal, cast
 
 import torch
-from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from distrain.data.held import HeldSource
 from distrain.data.order import MicroBatch
-from distrain.data.source import Source, TensorSource, stack_targets
-from distrain.data.transforms import seed_sample
-from distrain.errors import DataError
+from distrain.data.source import Source, TensorSource, room_for, stack_targets
+from distrain.data.threads import ReadSample, Sample, read_in_threads
+from distrain.data.transforms import Transforms
+from distrain.errors import DataError, RecipeError
 from distrain.process import STOP_SIGNALS, die_with_parent, release_signals
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # images [n, channels, height, width], targets of a `Source`
+Loader = Literal["auto", "threads", "processes"]
+
+GPU_SHARE = 0.2  # of its free memory, at most, for the images of a split
+
+log = logging.getLogger(__name__)
 
 
 class BatchReader(Dataset["Batch | DataError"]):
-    """Reads one micro-batch: what loader processes run, and what runs here where there are none."""
+    """Reads one micro-batch: what loader processes run, and what runs here where there are none.
 
-    def __init__(self, source: Source, transforms: nn.Module | None, *, seed: int) -> None:
+    The same micro-batch gives the same bits by every way of reading. Images that are held in memory and transformed in
+    whole batches are so on `device`, if `GPU_SHARE` of its free memory holds them; other batches lie on the CPU.
+    """
+
+    def __init__(
+        self, source: Source, transforms: Transforms | None, *, seed: int, device: torch.device | None = None
+    ) -> None:
         self.source = source
         self.transforms = transforms
         self.seed = seed
+        self._held: Batch | None = None
+        if isinstance(source, TensorSource | HeldSource) and (transforms is None or transforms.is_batched):
+            self._held = _put(source.images, source.targets, device or torch.device("cpu"))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the samples of a batch are gathered and transformed all at once."""
+        return self._held is not None
+
+    @property
+    def is_thread_safe(self) -> bool:
+        """Whether several threads may read at once."""
+        return self.source.is_thread_safe and (self.transforms is None or self.transforms.is_thread_safe)
 
     def __getitem__(self, micro_batch: MicroBatch) -> "Batch | DataError":
         """Return the batch; a `DataError` is returned, not raised, so that it crosses processes as it is."""
-        if isinstance(self.source, TensorSource) and self.transforms is None:
-            indices = torch.from_numpy(micro_batch.indices)
-            return self.source.images.index_select(0, indices), self.source.targets.index_select(0, indices)
         try:
-            return self._stack(self._read(micro_batch), micro_batch)
+            if self._held is not None:
+                return self._gather(*self._held, micro_batch)
+            read = self.begin(micro_batch)
+            return self._stack([read(position) for position in range(len(micro_batch.indices))], micro_batch)
         except DataError as error:
             return error
 
-    def _read(self, micro_batch: MicroBatch) -> list[tuple[torch.Tensor, int | torch.Tensor]]:
-        indices = micro_batch.indices.tolist()
-        copies = [0] * len(indices) if micro_batch.copies is None else micro_batch.copies.tolist()
-        samples = []
-        for index, copy in zip(indices, copies, strict=True):
-            image, target = self.source.read(index)
-            if self.transforms is not None:
-                seed_sample(self.seed, micro_batch.epoch, index, copy)
-                image = self.transforms(image)
-            samples.append((image, target))
-        return samples
+    def begin(self, micro_batch: MicroBatch) -> ReadSample:
+        """Draw for a micro-batch, and return what reads its samples by their positions in it.
 
-    def _stack(self, samples: list[tuple[torch.Tensor, int | torch.Tensor]], micro_batch: MicroBatch) -> Batch:
+        That gives an image, transformed, and its target; it raises `DataError`.
+        """
+        indices = micro_batch.indices.tolist()
+        drawn = None if self.transforms is None else self.transforms.draw(micro_batch, seed=self.seed)
+
+        def read(position: int) -> Sample:
+            image, target = self.source.read(indices[position])
+            if drawn is not None:
+                try:
+                    image = drawn.apply_leading(image, position)
+                except ValueError as error:
+                    raise self._refused(indices[position], error) from None
+                image = drawn.apply_seeded_rest(image, position)
+            return image, target
+
+        return read
+
+    def _gather(self, images: torch.Tensor, targets: torch.Tensor, micro_batch: MicroBatch) -> Batch:
+        indices = torch.from_numpy(micro_batch.indices).to(images.device)
+        chosen = images.index_select(0, indices)
+        if self.transforms is not None:
+            try:
+                chosen = self.transforms.draw(micro_batch, seed=self.seed).apply_to_batch(chosen)
+            except ValueError as error:
+                raise self._refused(int(micro_batch.indices[0]), error) from None
+        return chosen, targets.index_select(0, indices)
+
+    def _refused(self, index: int, error: ValueError) -> DataError:
+        return DataError(
+            f"{self.source.describe(index)} cannot be transformed ({error}); change augment.train or .eval"
+        )
+
+    def _stack(self, samples: list[Sample], micro_batch: MicroBatch) -> Batch:
         shape, dtype = samples[0][0].shape, samples[0][0].dtype
         for (image, _), index in zip(samples, micro_batch.indices, strict=True):
             if image.shape != shape:
@@ -62,44 +116,133 @@ class BatchReader(Dataset["Batch | DataError"]):
                     f"{self.source.describe(int(index))} is of {image.dtype} after its transforms, others of its batch "
                     f"are of {dtype}; end augment.train and augment.eval with ToDtype"
                 )
-        return torch.stack([image for image, _ in samples]), stack_targets([target for _, target in samples])
+        images = room_for(samples[0][0], len(samples))
+        for position, (image, _) in enumerate(samples):
+            images[position] = image
+        return images, stack_targets([target for _, target in samples])
 
 
 def read_batches(
-    reader: BatchReader, micro_batches: Iterable[MicroBatch], *, num_workers: int, device: torch.device
+    reader: BatchReader,
+    micro_batches: Iterable[MicroBatch],
+    *,
+    num_workers: int,
+    device: torch.device,
+    loader: Loader = "auto",
 ) -> Generator[Batch, None, None]:
     """Yield the batches of `micro_batches` in their order, on `device`; raises `DataError` for one that is bad.
 
-    Close it when no more are wanted: that ends the loader processes. Left to the garbage collector, it may be another
-    thread that ends them, at any time, and waits for them with whatever it holds.
+    Close it when no more are wanted: that ends the loader's threads or processes. Left to the garbage collector, it may
+    be another thread that ends them, at any time, and waits for them with whatever it holds. Raises `RecipeError` at
+    the first batch where threads are asked for and cannot read.
     """
-    batches: Iterable[Batch | DataError]
-    if num_workers == 0:
+    way = choose_loader(reader, loader, num_workers=num_workers)
+    if way == "none":
         batches = map(reader.__getitem__, micro_batches)
-    else:
-        batches = DataLoader(
-            reader,
-            sampler=cast("Iterable[int]", micro_batches),  # an index is a micro-batch: nothing is collated
-            batch_size=None,
-            num_workers=num_workers,
-            worker_init_fn=_live_for_parent,
-            pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # its base seed would else be drawn from the global generator
-            multiprocessing_context="fork",
+        yield from map(partial(_move, device=device), map(_checked, batches))
+        return
+    read = _read_in_threads if way == "threads" else _read_in_processes
+    with closing(read(reader, micro_batches, num_workers=num_workers, pin_memory=device.type == "cuda")) as ahead:
+        yield from map(_checked, ahead) if device.type == "cpu" else _copy_ahead(ahead, device)
+
+
+def choose_loader(reader: BatchReader, loader: Loader, *, num_workers: int) -> Literal["none", "threads", "processes"]:
+    """Return what reads ahead: by `data.loader`, or none where batches are read whole, or no workers are wanted.
+
+    Raises `RecipeError` where threads are asked for and source or transforms are not fit for them.
+    """
+    if loader == "threads" and not reader.is_thread_safe:
+        raise RecipeError(
+            "data.loader=threads: the source, or one of the transforms, is not fit for several threads at once; they "
+            "read files of images and tensors, and run RandomCrop, RandomResizedCrop, RandomHorizontalFlip, "
+            "RandomVerticalFlip, AlternatingFlip, Cutout, Resize and CenterCrop; --set data.loader=processes"
         )
-    iterator: Iterator[Batch | DataError] = iter(batches)
+    if num_workers == 0 or reader.is_whole:
+        return "none"
+    if loader == "auto":
+        return "threads" if reader.is_thread_safe else "processes"
+    return loader
+
+
+def _read_in_threads(
+    reader: BatchReader, micro_batches: Iterable[MicroBatch], *, num_workers: int, pin_memory: bool
+) -> Generator["Batch | DataError", None, None]:
+    read = read_in_threads(reader.begin, micro_batches, num_threads=num_workers, pin_memory=pin_memory)
+    with closing(read) as gathered:
+        for micro_batch, found in gathered:
+            if found is None:
+                yield reader[micro_batch]  # once more, in the order of the samples, for the error of the first
+                continue
+            images, targets = found
+            stacked = stack_targets(targets)
+            yield images, stacked.pin_memory() if pin_memory else stacked
+
+
+def _read_in_processes(
+    reader: BatchReader, micro_batches: Iterable[MicroBatch], *, num_workers: int, pin_memory: bool
+) -> Generator["Batch | DataError", None, None]:
+    batches: Iterable[Batch | DataError] = DataLoader(
+        reader,
+        sampler=cast("Iterable[int]", micro_batches),  # an index is a micro-batch: nothing is collated
+        batch_size=None,
+        num_workers=num_workers,
+        worker_init_fn=_live_for_parent,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # its base seed would else be drawn from the global generator
+        multiprocessing_context="fork",
+    )
+    iterator = iter(batches)
     try:
-        for batch in iterator:
-            if isinstance(batch, DataError):
-                raise batch
-            images, targets = batch
-            if device.type != "cpu":
-                images = images.to(device, non_blocking=True)
-                targets = targets.to(device, non_blocking=True)
-            yield images, targets
+        yield from iterator
     finally:
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
             iterator._shutdown_workers()  # torch has no public way to do it now
+
+
+def _copy_ahead(batches: Iterable["Batch | DataError"], device: torch.device) -> Generator[Batch, None, None]:
+    """Yield batches on a GPU, each copied from pinned memory while the step of the one before it computes.
+
+    A stream of its own copies; the stream that computes waits for it on the device, and the host for neither.
+    """
+    copying = torch.cuda.Stream(device)
+    coming: tuple[Batch | DataError, torch.cuda.Event] | None = None
+    for batch in batches:
+        with torch.cuda.stream(copying):
+            copy = batch if isinstance(batch, DataError) else _move(batch, device=device)
+            has_come = copying.record_event()
+        if coming is not None:
+            yield _take(*coming, device)
+        coming = copy, has_come
+    if coming is not None:
+        yield _take(*coming, device)
+
+
+def _take(batch: "Batch | DataError", has_come: torch.cuda.Event, device: torch.device) -> Batch:
+    images, targets = _checked(batch)
+    computing = torch.cuda.current_stream(device)
+    computing.wait_event(has_come)
+    for tensor in (images, targets):
+        tensor.record_stream(computing)  # its memory is not given to another copy before the step is through with it
+    return images, targets
+
+
+def _checked(batch: "Batch | DataError") -> Batch:
+    if isinstance(batch, DataError):
+        raise batch
+    return batch
+
+
+def _move(batch: Batch, *, device: torch.device) -> Batch:
+    images, targets = batch
+    return images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+
+
+def _put(images: torch.Tensor, targets: torch.Tensor, device: torch.device) -> Batch:
+    """Return held images and targets on the device, where `GPU_SHARE` of its free memory holds them."""
+    if device.type != "cuda" or images.nbytes > GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return images, targets
+    log.info("%d images are held on the GPU: %.1f MiB", len(images), images.nbytes / 2**20)
+    return images.to(device), targets.to(device)
 
 
 def _live_for_parent(_: int) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from distrain.data.labels import class_counts, read_labels
 from distrain.data.order import Places, Sampler
-from distrain.data.source import DatasetSource, Source
+from distrain.data.source import Source, is_read_in_order
 from distrain.errors import DataError
 from distrain.recipe import Data
 from distrain.seeds import Purpose, derive_seed, permutation, shuffled
@@ -22,7 +22,7 @@ _CLASS_POSITIONS, _SAMPLES_OF_CLASS, _LARGER_CLASSES = 1, 2, 3
 def build_sampler(config: Data, source: Source, *, seed: int) -> Sampler:
     """Return what draws an epoch of the training samples; raises `DataError` where they cannot be drawn as asked."""
     num_samples = len(source)
-    if isinstance(source, DatasetSource) and source.is_stream:
+    if is_read_in_order(source):
         _check_stream_is_read_as_it_comes(config)
         return partial(stream_places, num_samples=num_samples)
     num_drawn = -(-num_samples // config.repeats)

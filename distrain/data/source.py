@@ -35,6 +35,14 @@ class Source(Protocol):
         """All targets, read without the images where that can be: int64 [n], or float32 [n, outputs]."""
         ...
 
+    @property
+    def is_thread_safe(self) -> bool:
+        """Whether several threads of a process may call `read` at once, and it costs no more than decoding an image.
+
+        Such a source is read by loader threads, and held in memory where it is small, unless the recipe says otherwise.
+        """
+        ...
+
     def __len__(self) -> int:
         """Return the number of samples."""
         ...
@@ -60,6 +68,8 @@ class TensorSource:
 
     Raises `DataError` for a target that is not of its kind.
     """
+
+    is_thread_safe = True
 
     def __init__(
         self, images: torch.Tensor, targets: torch.Tensor, classes: Sequence[str], *, target: Target = "class"
@@ -93,8 +103,10 @@ class DatasetSource:
     """A dataset of others: `len()`, `dataset[i] -> (image, target)`, `dataset.classes` and, if need be, `.target`.
 
     `targets` are those of all samples where they are known without reading these; `name` names it in messages, and
-    with `arguments` in its fingerprint.
+    with `arguments` in its fingerprint. What a dataset does in `dataset[i]` is not known, so one thread reads it.
     """
+
+    is_thread_safe = False
 
     def __init__(self, dataset: Any, *, name: str, targets: torch.Tensor | None = None, arguments: str = "") -> None:
         if not hasattr(dataset, "classes"):
@@ -183,6 +195,7 @@ class PartSource:
     def __init__(self, source: Source, indices: torch.Tensor) -> None:
         self.classes = source.classes
         self.target = source.target
+        self.is_thread_safe = source.is_thread_safe
         self._source = source
         self._indices = indices
 
@@ -215,9 +228,26 @@ def take(source: Source, indices: torch.Tensor) -> Source:
     return PartSource(source, indices)
 
 
+def is_read_in_order(source: Source) -> bool:
+    """Whether a source is a stream, whose samples are read one after the other."""
+    return isinstance(source, DatasetSource) and source.is_stream
+
+
 def target_at(targets: torch.Tensor, index: int) -> int | torch.Tensor:
     """Return one target of many, as `Source.read` gives it."""
     return int(targets[index]) if targets.ndim == 1 else targets[index]
+
+
+def room_for(image: torch.Tensor, count: int, *, pin_memory: bool = False) -> torch.Tensor:
+    """Return empty images [count, channels, height, width], in memory in the order of `image`, so none is rearranged.
+
+    A batch of decoded images has its channels last; `Normalize` sees to it that the network's input has not.
+    """
+    if image.ndim == 3 and image.stride(0) == 1 and len(image) > 1:
+        channels, height, width = image.shape
+        room = torch.empty(count, height, width, channels, dtype=image.dtype, pin_memory=pin_memory)
+        return room.permute(0, 3, 1, 2)
+    return torch.empty((count, *image.shape), dtype=image.dtype, pin_memory=pin_memory)
 
 
 def stack_targets(targets: Sequence[int | torch.Tensor]) -> torch.Tensor:

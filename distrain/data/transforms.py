@@ -1,29 +1,121 @@
-"""Owns how a sample becomes the model's input: transforms of one image, then normalisation of a whole batch."""
+"""Owns how a sample becomes the model's input: transforms of one image, then normalisation of a whole batch.
 
+A list of transforms is compiled. Those with draws of their own (`distrain.data.geometry`, `distrain.data.resampling`)
+stand first, as many as there are in a row; they run in threads, and some of them on whole batches. From the first
+other one on, the rest are torchvision's or the user's: they run image by image, with the generators of the process
+seeded for each sample, so in one thread of a process. An image is the same whichever way it is read.
+"""
+
+import itertools
 import random
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from distrain.data.order import MicroBatch
 from distrain.errors import RecipeError
 from distrain.recipe import Augment, Transform, TransformList
 from distrain.references import is_reference, load_reference
 from distrain.seeds import Purpose, derive_seed
 
+if TYPE_CHECKING:
+    from distrain.data.geometry import Drawn, Numbers  # takes a second to import: torchvision
 
-def build_transforms(transforms: TransformList, *, key: str) -> nn.Module | None:
-    """Build the transforms of a split, or None for an empty list, which lets images be gathered in whole batches.
+Other = Callable[[Any], Any]  # a transform of torchvision's or the user's
+
+
+class Transforms:
+    """The transforms of a split, compiled: `leading` ones with draws of their own, then `rest`.
+
+    `is_thread_safe`: several threads may apply them at once. `is_batched`: they can be applied to whole batches.
+    """
+
+    def __init__(
+        self, leading: "Sequence[Drawn]" = (), rest: "Sequence[Drawn | Other]" = (), *, is_batched: bool = False
+    ) -> None:
+        self.leading = tuple(leading)
+        self.rest = tuple(rest)
+        self.is_thread_safe = not self.rest
+        self.is_batched = is_batched
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """Return an image by itself transformed, as sample 0 of epoch 0 with seed 0 where its transforms draw.
+
+        torchvision's own and the user's draw from the generators as they stand.
+        """
+        drawn = self.draw(MicroBatch(np.zeros(1, dtype=np.int64)), seed=0)
+        return drawn.apply_rest(drawn.apply_leading(image, 0), 0)
+
+    def draw(self, micro_batch: MicroBatch, *, seed: int) -> "DrawnTransforms":
+        """Return the transforms with all that the samples of a micro-batch draw for themselves."""
+        return DrawnTransforms(self, micro_batch, seed=seed)
+
+
+class DrawnTransforms:
+    """Transforms with what the samples of one micro-batch have drawn; an image is named by its position there."""
+
+    def __init__(self, transforms: Transforms, micro_batch: MicroBatch, *, seed: int) -> None:
+        from distrain.data.resampling import Own
+
+        self._transforms = transforms
+        self._micro_batch = micro_batch
+        self._seed = seed
+        self._numbers: list[Numbers | None] = [
+            step.draw(micro_batch, seed=seed, place=place) if isinstance(step, Own) else None
+            for place, step in enumerate((*transforms.leading, *transforms.rest))
+        ]
+
+    def apply_leading(self, image: torch.Tensor, position: int) -> torch.Tensor:
+        """Return an image after the leading transforms; threads may call it at once."""
+        for step, numbers in zip(self._transforms.leading, self._numbers, strict=False):
+            image = step.apply(image, _row(numbers, position))
+        return image
+
+    def apply_seeded_rest(self, image: torch.Tensor, position: int) -> torch.Tensor:
+        """Return an image after the other transforms, which draw from generators that are seeded for its sample."""
+        if not self._transforms.rest:
+            return image
+        batch = self._micro_batch
+        copy = 0 if batch.copies is None else int(batch.copies[position])
+        seed_sample(self._seed, batch.epoch, int(batch.indices[position]), copy)
+        return self.apply_rest(image, position)
+
+    def apply_rest(self, image: torch.Tensor, position: int) -> torch.Tensor:
+        """Return an image after the other transforms, which draw from the generators as they stand."""
+        from distrain.data.resampling import Own
+
+        for step, numbers in zip(self._transforms.rest, self._numbers[len(self._transforms.leading) :], strict=True):
+            image = step.apply(image, _row(numbers, position)) if isinstance(step, Own) else step(image)
+        return image
+
+    def apply_to_batch(self, images: torch.Tensor) -> torch.Tensor:
+        """Return images [n, channels, height, width] transformed, where the transforms are `is_batched`."""
+        from distrain.data.geometry import Batched
+
+        for step, numbers in zip(self._transforms.leading, self._numbers, strict=True):
+            assert isinstance(step, Batched)
+            assert numbers is not None
+            images = step.apply_to_batch(images, numbers)
+        return images
+
+
+def build_transforms(transforms: TransformList, *, key: str) -> Transforms | None:
+    """Compile the transforms of a split; None for an empty list.
 
     Raises `RecipeError` for a name that torchvision.transforms.v2 does not have and for arguments that it refuses.
     """
     if not transforms:
         return None
-    from torchvision.transforms import v2  # takes a second to import: only where it is used
+    from distrain.data.geometry import Batched
+    from distrain.data.resampling import Own
 
-    pipeline: nn.Module = v2.Compose([_build(transform, key=key) for transform in transforms])
-    return pipeline
+    steps = [_build(transform, key=key) for transform in transforms]
+    leading = list(itertools.takewhile(lambda step: isinstance(step, Own), steps))
+    is_batched = all(isinstance(step, Batched) for step in steps)
+    return Transforms(leading, steps[len(leading) :], is_batched=is_batched)
 
 
 def seed_sample(seed: int, epoch: int, index: int, copy: int = 0) -> None:
@@ -51,26 +143,36 @@ class Normalize:
         self._std_of_bytes = self._std * 255
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalise images uint8 or float [n, channels, height, width] to float32 of the same shape."""
+        """Normalise images uint8 or float [n, channels, height, width] to float32 of the same shape.
+
+        The result is contiguous whatever the images are, which loaders give in the memory format that is at hand.
+        """
         if images.dtype == torch.uint8:
-            return images.float().sub_(self._mean_of_bytes).div_(self._std_of_bytes)
-        return images.float().sub(self._mean).div_(self._std)
+            floats = images.to(torch.float32, memory_format=torch.contiguous_format)
+            return floats.sub_(self._mean_of_bytes).div_(self._std_of_bytes)
+        return images.to(torch.float32, memory_format=torch.contiguous_format).sub(self._mean).div_(self._std)
 
 
-def _build(transform: Transform, *, key: str) -> nn.Module:
+def _build(transform: Transform, *, key: str) -> "Drawn | Other":
     from torchvision.transforms import v2
 
-    if is_reference(transform.name):
+    from distrain.data import geometry, resampling
+
+    is_own = is_reference(transform.name)
+    factory: Any = geometry.ADDED.get(transform.name)
+    if is_own:
         factory = load_reference(transform.name, key=key)
-    else:
+    elif factory is None:
         factory = getattr(v2, transform.name, None)
         if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
             raise RecipeError(f"{key}: torchvision.transforms.v2 has no transform {transform.name!r}")
     try:
-        built: nn.Module = factory(**{name: _read_argument(name, value) for name, value in transform.arguments.items()})
+        built: Any = factory(**{name: _read_argument(name, value) for name, value in transform.arguments.items()})
     except (TypeError, ValueError) as error:
         raise RecipeError(f"{key}: {transform.name} refuses {transform.arguments}: {error}") from None
-    return built
+    drawn = None if is_own else geometry.from_torchvision(built) or resampling.from_torchvision(built)
+    step: Drawn | Other = drawn or built
+    return step
 
 
 def _read_argument(name: str, value: Any) -> Any:
@@ -85,3 +187,9 @@ def _read_argument(name: str, value: Any) -> Any:
     if value not in members:
         raise ValueError(f"there is no {name} {value!r}; take {', '.join(members)}")
     return members[value]
+
+
+def _row(numbers: "Numbers | None", position: int) -> "Numbers":
+    assert numbers is not None
+    row: Numbers = numbers[position]
+    return row

@@ -104,7 +104,13 @@ def examine(recipe: Recipe, folder: RunDirectory, world: World, heart: Heart) ->
     own = evaluation_order(num_samples=num_samples, batch_size=batch_size, rank=world.rank, world_size=world.size)
     _begin(folder, heart, world, len(own))
     witness = _Witness(num_samples, subject.chosen.target, len(subject.chosen.classes), batch_size, world)
-    reading = read_batches(subject.reader, own, num_workers=recipe.data.num_workers, device=world.device)
+    reading = read_batches(
+        subject.reader,
+        own,
+        num_workers=recipe.data.num_workers,
+        device=world.device,
+        loader=recipe.data.loader,
+    )
     with closing(reading) as batches, _progress(world) as progress:
         task = progress.add_task("examine", total=len(own))
 

@@ -36,7 +36,21 @@ class Data(Section):
     )
     more: tuple[MoreData, ...] = Field((), description="sources whose samples are added, their classes by name")
     batch_size: int = Field(gt=0, description="samples in one optimizer step, over all processes")
-    num_workers: int = Field(0, ge=0, description="loader processes for each training process; 0 reads in the process")
+    num_workers: int = Field(
+        0,
+        ge=0,
+        description="loader threads or processes (data.loader) for each training process; 0 reads in the process",
+    )
+    loader: Literal["auto", "threads", "processes"] = Field(
+        "auto",
+        description="what num_workers are; auto: threads where reading is decoding and all transforms can run in them, "
+        "else processes; images that are held and augmented in whole batches need neither",
+    )
+    hold: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="decode the images once and hold them in memory, in each training process, or on its GPU if a "
+        "fifth of what is free holds them; auto: where all have one size, 1 GiB at most a split, read more than once",
+    )
     drop_last: bool = Field(default=False, description="leave out an epoch's last, smaller batch")
     train_samples: int | None = Field(None, gt=0, description="train on so many samples, drawn by the seed; null: all")
     val_samples: int | None = Field(

@@ -56,7 +56,7 @@ class Recipe(Section):
         dump = self.model_dump(
             mode="json", exclude={"log": True, "checkpoint": True, "parallel": {"strategy"}, "eval": {"batch_size"}}
         )
-        for field in ("path", "num_workers"):
+        for field in ("path", "num_workers", "loader", "hold"):
             del dump["data"][field]
         for part in dump["data"]["more"]:
             del part["path"]

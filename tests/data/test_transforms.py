@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torchvision.io import decode_image
 
-from distrain.data.transforms import build_transforms, seed_sample
+from distrain.data.order import MicroBatch
+from distrain.data.transforms import Normalize, build_transforms
 from distrain.errors import RecipeError
-from distrain.recipe import load_recipe
+from distrain.preflight import _IN_THREADS
+from distrain.recipe import Augment, load_recipe
 
 RECIPES = {
     "imagenet reference": """[
@@ -39,8 +42,8 @@ def test_ingredients_of_known_recipes_give_the_same_image_for_the_same_sample(
     for sample in (0, 1, 2, 3, 0, 1, 2, 3):
         pipeline = build_transforms(augment.train, key="augment.train")
         assert pipeline is not None
-        seed_sample(7, 0, sample)
-        results.append(pipeline(photograph))
+        drawn = pipeline.draw(MicroBatch(np.array([sample])), seed=7)
+        results.append(drawn.apply_seeded_rest(drawn.apply_leading(photograph, 0), 0))
     assert {result.shape for result in results} == {results[0].shape}
     assert all(result.dtype == torch.uint8 for result in results)
     assert all(torch.equal(first, again) for first, again in zip(results[:4], results[4:], strict=True))
@@ -61,3 +64,46 @@ def test_word_that_torchvision_does_not_have_is_said_with_those_that_it_has(text
     augment = load_recipe("cifar10", overrides=[f"augment.train=[{text}]"]).augment
     with pytest.raises(RecipeError, match=sentence):
         build_transforms(augment.train, key="augment.train")
+
+
+@pytest.mark.parametrize(
+    ("text", "num_leading", "num_rest", "is_batched"),
+    [
+        ("[RandomCrop: {size: 8, padding: 1}, RandomHorizontalFlip, Cutout: {size: 2}]", 3, 0, True),
+        ("[RandomResizedCrop: {size: 8}, AlternatingFlip]", 2, 0, False),
+        ("[Resize: {size: 9}, CenterCrop: {size: 8}]", 2, 0, False),
+        ("[RandomHorizontalFlip, ColorJitter, RandomCrop: {size: 8}, Cutout: {size: 2}]", 1, 3, False),
+        ("[RandomCrop: {size: 8, padding: 1, padding_mode: symmetric}, RandomHorizontalFlip]", 0, 2, False),
+        ("[RandomCrop: {size: 8, pad_if_needed: true}]", 0, 1, False),
+    ],
+)
+def test_transforms_with_draws_of_their_own_lead_and_the_rest_is_left_to_one_thread(
+    text: str, num_leading: int, num_rest: int, is_batched: bool
+) -> None:
+    pipeline = build_transforms(load_recipe("cifar10", overrides=[f"augment.train={text}"]).augment.train, key="train")
+    assert pipeline is not None
+    assert (len(pipeline.leading), len(pipeline.rest)) == (num_leading, num_rest)
+    assert pipeline.is_thread_safe == (num_rest == 0)
+    assert pipeline.is_batched == is_batched
+    image = torch.randint(0, 256, (3, 12, 12), dtype=torch.uint8)
+    assert pipeline(image).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("name", sorted(_IN_THREADS))
+def test_look_ahead_knows_what_runs_in_threads(name: str) -> None:
+    arguments = {} if "Flip" in name else {"size": 4}
+    listed = Augment.model_validate({"train": [{name: arguments}]}).train
+    pipeline = build_transforms(listed, key="augment.train")
+    assert pipeline is not None
+    assert pipeline.is_thread_safe
+
+
+def test_normalised_images_are_contiguous_however_a_loader_has_laid_them() -> None:
+    normalize = Normalize(
+        Augment(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)), num_channels=3, device=torch.device("cpu")
+    )
+    for dtype in (torch.uint8, torch.float32):
+        images = torch.arange(96).reshape(2, 3, 4, 4).to(dtype)
+        laid = images.to(memory_format=torch.channels_last)
+        assert normalize(laid).is_contiguous()
+        assert torch.equal(normalize(laid), normalize(images))

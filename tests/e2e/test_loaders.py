@@ -1,0 +1,58 @@
+"""A training ends in the same bits whichever way its images are read."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.command import fit, status
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 4)):
+        for name in ("ants", "bees"):
+            folder = tmp_path / "photographs" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 255, (40 + number, 50, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.jpg")
+    return tmp_path / "photographs"
+
+
+@pytest.mark.slow
+def test_training_ends_in_the_same_bits_with_threads_processes_and_neither(tmp_path: Path, photographs: Path) -> None:
+    arguments = [
+        "cifar10",
+        f"--data={photographs}",
+        "--set=data.source=imagefolder",
+        "--set=data.batch_size=6",
+        "--set=train.micro_batch_size=3",
+        "--set=train.max_steps=10",
+        "--set=augment.train=[RandomResizedCrop: {size: 32}, RandomHorizontalFlip, Cutout: {size: 8}]",
+        "--set=augment.eval=[Resize: {size: 36}, CenterCrop: {size: 32}]",
+    ]
+    ways = {
+        "here": ["--set=data.num_workers=0"],
+        "threads": ["--set=data.loader=threads"],
+        "processes": ["--set=data.loader=processes"],
+    }
+    digests = set()
+    for name, way in ways.items():
+        fit(*arguments, *way, f"--run={name}", cwd=tmp_path)
+        digests.add(status(tmp_path / name)["state_digest"])
+    assert len(digests) == 1
+
+
+@pytest.mark.slow
+def test_training_ends_in_the_same_bits_with_held_images_and_with_files(tmp_path: Path, photographs: Path) -> None:
+    for number, path in enumerate(sorted(photographs.rglob("*.jpg"))):
+        Image.new("RGB", (32, 32), (number, 0, 255 - number)).save(path)
+    arguments = ["cifar10", f"--data={photographs}", "--set=data.batch_size=8", "--set=train.epochs=3"]
+    (photographs / "val").rename(photographs / "test")
+    done = fit(*arguments, "--run=held", cwd=tmp_path)
+    assert "24 images of train are held in memory" in done.out + done.err
+    fit(*arguments, "--set=data.hold=never", "--run=files", cwd=tmp_path)
+    assert status(tmp_path / "held")["state_digest"] == status(tmp_path / "files")["state_digest"]
