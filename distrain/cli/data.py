@@ -1,18 +1,16 @@
-"""`distrain data`: what is in an image folder, and what is wrong with it, before a training finds out."""
+"""`distrain data`: what is in data, and what is wrong with it, before a training finds out."""
 
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from distrain.cli.pack import PACK_EPILOG, pack
+from distrain.cli.progress import progress
 from distrain.errors import DataError, ExitCode
-
-REDRAWN_EVERY_S = 0.1
 
 CHECK_EPILOG = """
 **Examples**
@@ -31,7 +29,8 @@ INFO_EPILOG = """
 `distrain data info photos --per-class 10 --out sheet.png` - more pictures, another file
 """
 
-app = typer.Typer(help="Check an image folder, and look at it, before a training does.", no_args_is_help=True)
+app = typer.Typer(help="Check images, look at them, and pack them, before a training does.", no_args_is_help=True)
+app.command("pack", epilog=PACK_EPILOG.replace("\n\n", "\n\n\n"))(pack)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="train/ and val/ with a folder a class, or class folders.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -65,7 +64,7 @@ def check(
     listing = list_folder(folder)
     with (
         reading_processes(workers or len(os.sched_getaffinity(0))) as readers,
-        _progress("checking", len(listing.paths)) as advance,
+        progress("checking", len(listing.paths)) as advance,
     ):
         images, others = read_everything(readers, listing, advance=advance)
     findings = find_faults(listing, images, others)
@@ -106,7 +105,7 @@ def info(
         raise DataError(f"data folder {folder} holds no image in its class folders; distrain data check tells more")
     with (
         reading_processes(workers or len(os.sched_getaffinity(0))) as readers,
-        _progress("measuring", len(listing.paths) + len(statistics.sample_indices(listing))) as advance,
+        progress("measuring", len(listing.paths) + len(statistics.sample_indices(listing))) as advance,
     ):
         figures = statistics.measure(readers, listing, advance=advance)
         channels = statistics.measure_channels(readers, listing, advance=advance)
@@ -137,33 +136,3 @@ def _sheet_path(folder: Path, out: Path | None) -> Path:
     if path.resolve().is_relative_to(folder.resolve()):
         raise DataError(f"the contact sheet {path} would lie in the data folder; name a file elsewhere with --out")
     return path
-
-
-@contextmanager
-def _progress(words: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a bar on standard error while the block runs, if that is a terminal; yields what counts one image."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True, highlight=False)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    begin = drawn = time.monotonic()
-    count = 0
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(words, total=total, rate="")
-
-        def advance() -> None:
-            nonlocal count, drawn
-            count += 1
-            now = time.monotonic()
-            if now - drawn > REDRAWN_EVERY_S:
-                drawn = now
-                progress.update(task, completed=count, rate=f"{count / (now - begin):,.0f} images/s")
-
-        yield advance
