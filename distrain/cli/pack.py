@@ -25,7 +25,7 @@ PACK_EPILOG = """
 
 `distrain data pack photos --size 256` - photos.packed, with JPEGs whose shorter side has at most 256 pixels
 
-`distrain data pack photos --format pixels --size 256 --square` - pixels of one size: three times as large, never decoded
+`distrain data pack photos --format pixels --size 256 --square` - pixels, all of one size: large, and never decoded
 
 `distrain data pack table.csv fruit --source manifest --target labels` - a manifest, packed into the folder fruit
 

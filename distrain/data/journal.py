@@ -7,7 +7,6 @@ tells is on the disk before the line is; what no line tells is written again.
 
 import errno
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -218,7 +217,7 @@ class Draft:
     def add(self, stored: Stored, *, source_bytes: int) -> None:
         """Write the next image."""
         write_all(self._descriptor, stored.content.data)
-        self._digest.update(stored.content)
+        self._digest.update(stored.content.data)
         channels, height, width = stored.shape
         length = len(stored.content)
         row = (self.offset + self.bytes, length, source_bytes, self.number, height, width, channels)

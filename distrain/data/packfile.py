@@ -42,7 +42,6 @@ from distrain.metrics import Target
 from distrain.recipe.data import Split
 
 HEADER = "pack.json"
-VERSION = 1
 SMALL = 64 * 64  # pixels
 INDEX = np.dtype(
     [
@@ -122,7 +121,7 @@ class Form(_Part):
 class Pack(_Part):
     """What pack.json says."""
 
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     form: Form
     source: str  # as data.source
     path: str | None  # of the source
@@ -188,9 +187,9 @@ def read_pack(folder: str | Path) -> Pack:
 def _read_header(folder: Path) -> Pack:
     try:
         content = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-        if content["version"] != VERSION:
+        if content["version"] != 1:
             raise DataError(
-                f"packed dataset {folder} is of version {content['version']!s:.20} and this distrain reads {VERSION}; "
+                f"packed dataset {folder} is of version {content['version']!s:.20} and this distrain reads version 1; "
                 f"pack it again"
             )
         digest = content.pop("digest")
@@ -276,7 +275,7 @@ class PackedImages:
     def _array(self, array: Array) -> NDArray[Any]:
         file, expected = self.folder / array_name(self._split, array), self.part.arrays[array]
         content = map_file(file)
-        if xxhash.xxh3_128(content).hexdigest() != expected.digest:
+        if xxhash.xxh3_128(content.data).hexdigest() != expected.digest:
             raise damaged(self.folder, f"{file.name} is not what it was written as")
         stream = io.BytesIO(content[:4096].tobytes())  # the header of a .npy, which is far shorter
         np.lib.format.read_magic(stream)

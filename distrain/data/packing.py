@@ -62,7 +62,9 @@ MEBIBYTE = 2**20
 class Progress(Protocol):
     """Shows how far something is, in `total` units; what it gives is told of every unit that is done."""
 
-    def __call__(self, words: str, total: int, *, unit: str) -> AbstractContextManager[Callable[[], None]]: ...
+    def __call__(self, words: str, total: int, *, unit: str) -> AbstractContextManager[Callable[[], None]]:
+        """Show it while the context lasts."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,8 @@ class Origin:
         """Return a digest over the names, sizes and targets of samples; over the whole source where it has no files."""
         digest = xxhash.xxh3_128(b"" if self.has_files else self.fingerprint.encode())
         digest.update(_as_bytes(self.names[first:last]))
-        digest.update(np.ascontiguousarray(self.sizes[first:last]))
-        digest.update(np.ascontiguousarray(self._targets[first:last]))
+        digest.update(self.sizes[first:last].tobytes())
+        digest.update(self._targets[first:last].tobytes())
         return digest.hexdigest()
 
     def store(self, index: int, form: Form) -> Stored:
