@@ -121,8 +121,7 @@ def pack(
 
 def verify_pack(folder: Path, pack: "Pack") -> list[str]:
     """Compare all of a pack with its digests behind a bar; returns a sentence for each shard that is damaged."""
-    from distrain.data.packfile import PackedImages, verify_shards
-    from distrain.data.packing import in_mebibytes
+    from distrain.data.packfile import MEBIBYTE, PackedImages, in_mebibytes, verify_shards
 
     num_bytes = sum(part.bytes for part in pack.splits.values())
     for split in pack.splits:

@@ -43,6 +43,7 @@ from distrain.recipe.data import Split
 
 HEADER = "pack.json"
 SMALL = 64 * 64  # pixels
+MEBIBYTE = 2**20
 INDEX = np.dtype(
     [
         ("offset", "<u8"),  # in the file of its shard, in bytes
@@ -326,3 +327,17 @@ def _pieces(path: Path, offset: int, length: int) -> Iterator[bytes]:
         while length > 0 and (piece := file.read(min(length, _PIECE))):
             length -= len(piece)
             yield piece
+
+
+def in_mebibytes(advance: Callable[[], None]) -> Callable[[int], None]:
+    """Return what calls `advance` for every MiB of the bytes that it is told of."""
+    pending = 0
+
+    def count(num_bytes: int) -> None:
+        nonlocal pending
+        pending += num_bytes
+        while pending >= MEBIBYTE:
+            pending -= MEBIBYTE
+            advance()
+
+    return count

@@ -33,6 +33,7 @@ from distrain.data.journal import (
 from distrain.data.packfile import (
     HEADER,
     INDEX,
+    MEBIBYTE,
     Array,
     ArrayFile,
     Form,
@@ -43,6 +44,7 @@ from distrain.data.packfile import (
     Skipped,
     array_name,
     header_text,
+    in_mebibytes,
     is_packed,
     read_pack,
 )
@@ -56,7 +58,6 @@ SHARD_BYTES = 2**30
 MOST_SHARDS = 256  # of a split, about: a process that reads it holds a file open for each
 NUM_SAMPLED = 48  # images that are stored for an estimate of the whole
 TASKS_AHEAD = 4  # images for each thread
-MEBIBYTE = 2**20
 
 
 class Progress(Protocol):
@@ -197,8 +198,8 @@ def _check_complete(out: Path, config: Data, form: Form, origins: dict[Split, Or
     changes = [f"{key} is {stands[key]} in it and {asked[key]} was asked" for key in asked if asked[key] != stands[key]]
     if set(origins) != set(pack.splits):
         changes.append(f"it has {', '.join(pack.splits)} and the source {', '.join(origins)}")
-    for split in origins.keys() & pack.splits.keys():
-        changes += _changes(out, pack, split, origins[split])
+    for split, origin in origins.items():
+        changes += _changes(out, pack, split, origin) if split in pack.splits else []
     if list(pack.classes) != list(origins["train"].source.classes):
         changes.append("the classes have other names")
     if changes:
@@ -252,26 +253,12 @@ def _keep(journal: Journal, origins: dict[Split, Origin], *, skips: bool, progre
     return sum(record.count for records in kept.values() for record in records)
 
 
-def in_mebibytes(advance: Callable[[], None]) -> Callable[[int], None]:
-    """Return what calls `advance` for every MiB of the bytes that it is told of."""
-    pending = 0
-
-    def count(num_bytes: int) -> None:
-        nonlocal pending
-        pending += num_bytes
-        while pending >= MEBIBYTE:
-            pending -= MEBIBYTE
-            advance()
-
-    return count
-
-
 def _check_space(journal: Journal, out: Path, estimate: int) -> None:
     there = sum(path.stat().st_size for path in journal.data.iterdir())
     needed, free = estimate - there, shutil.disk_usage(journal.folder).free
     if needed > free:
         raise DataError(
-            f"the pack needs about {needed / MEBIBYTE:,.0f} MiB more, and the disk of {out} has {free / MEBIBYTE:,.0f} "
+            f"the pack needs about {needed / MEBIBYTE:,.1f} MiB more, and the disk of {out} has {free / MEBIBYTE:,.1f} "
             f"MiB left; free some room, or make images smaller with --size"
         )
 
