@@ -1,18 +1,16 @@
-"""`distrain data`: what is in an image folder, and what is wrong with it, before a training finds out."""
+"""`distrain data`: what is in data, and what is wrong with it, before a training finds out."""
 
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from distrain.cli.pack import PACK_EPILOG, pack, verify_pack
+from distrain.cli.progress import progress
 from distrain.errors import DataError, ExitCode
-
-REDRAWN_EVERY_S = 0.1
 
 CHECK_EPILOG = """
 **Examples**
@@ -20,6 +18,8 @@ CHECK_EPILOG = """
 `distrain data check photos` - photos holds train/ and val/, a folder a class in each
 
 `distrain data check photos --strict && distrain fit imagefolder-resnet18 --data photos` - train only on clean data
+
+`distrain data check photos.packed` - a packed dataset, its digests too
 
 `distrain data check photos --json > findings.json` - every path of every finding
 """
@@ -31,9 +31,13 @@ INFO_EPILOG = """
 `distrain data info photos --per-class 10 --out sheet.png` - more pictures, another file
 """
 
-app = typer.Typer(help="Check an image folder, and look at it, before a training does.", no_args_is_help=True)
+app = typer.Typer(help="Check images, look at them, and pack them, before a training does.", no_args_is_help=True)
+app.command("pack", epilog=PACK_EPILOG.replace("\n\n", "\n\n\n"))(pack)
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="train/ and val/ with a folder a class, or class folders.")]
+Folder = Annotated[
+    Path,
+    typer.Argument(metavar="DIR", help="train/ and val/ with a folder a class, or class folders, or a packed dataset."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Processes that read images; one a CPU if left out.")
@@ -51,24 +55,27 @@ def check(
 
     An error is what stops a training or makes its numbers wrong: files that cannot be decoded, the same picture in
     train/ and val/ or in two classes, classes that train/ lacks. A warning is worth a look; a note is good to know.
-    Nothing is changed. Pictures are compared pixel by pixel, so one that was saved again as PNG is the same.
+    Nothing is changed. Pictures are compared pixel by pixel, so one that was saved again as PNG is the same. Of a
+    packed dataset every byte is first compared with its digest, and damaged shards are named.
     """
     from rich.console import Console
 
+    from distrain.data.packfile import is_packed, read_pack
     from distrain.inspect import show
-    from distrain.inspect.findings import find_faults
+    from distrain.inspect.findings import find_damages, find_faults
     from distrain.inspect.ledger import read_everything
-    from distrain.inspect.listing import list_folder
+    from distrain.inspect.listing import list_data
     from distrain.inspect.reading import reading_processes
 
     begin = time.monotonic()
-    listing = list_folder(folder)
+    damages = verify_pack(folder, read_pack(folder)) if is_packed(folder) else []
+    listing = list_data(folder)
     with (
         reading_processes(workers or len(os.sched_getaffinity(0))) as readers,
-        _progress("checking", len(listing.paths)) as advance,
+        progress("checking", len(listing.paths)) as advance,
     ):
         images, others = read_everything(readers, listing, advance=advance)
-    findings = find_faults(listing, images, others)
+    findings = find_damages(damages) + find_faults(listing, images, others)
     seconds = time.monotonic() - begin
     if as_json:
         typer.echo(json.dumps(show.findings_as_json(listing, findings, seconds=seconds), indent=1))
@@ -88,7 +95,7 @@ def info(
     as_json: AsJson = False,
     workers: Workers = None,
 ) -> None:
-    """Show what is in an image folder: classes, sizes, mean and deviation of the channels, and pictures.
+    """Show what is in an image folder or a packed dataset: classes, sizes, channels, and pictures.
 
     The pictures of the training classes go to a PNG, which is written anew each time, and some of them to the terminal.
     Mean and deviation come from up to 5,000 training images, in each the same weight, ready for augment.mean and
@@ -97,16 +104,16 @@ def info(
     from rich.console import Console
 
     from distrain.inspect import pictures, show, statistics
-    from distrain.inspect.listing import list_folder
+    from distrain.inspect.listing import list_data
     from distrain.inspect.reading import reading_processes
 
-    listing = list_folder(folder)
+    listing = list_data(folder)
     sheet = _sheet_path(folder, out)
     if not listing.paths:
         raise DataError(f"data folder {folder} holds no image in its class folders; distrain data check tells more")
     with (
         reading_processes(workers or len(os.sched_getaffinity(0))) as readers,
-        _progress("measuring", len(listing.paths) + len(statistics.sample_indices(listing))) as advance,
+        progress("measuring", len(listing.paths) + len(statistics.sample_indices(listing))) as advance,
     ):
         figures = statistics.measure(readers, listing, advance=advance)
         channels = statistics.measure_channels(readers, listing, advance=advance)
@@ -137,33 +144,3 @@ def _sheet_path(folder: Path, out: Path | None) -> Path:
     if path.resolve().is_relative_to(folder.resolve()):
         raise DataError(f"the contact sheet {path} would lie in the data folder; name a file elsewhere with --out")
     return path
-
-
-@contextmanager
-def _progress(words: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a bar on standard error while the block runs, if that is a terminal; yields what counts one image."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True, highlight=False)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    begin = drawn = time.monotonic()
-    count = 0
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(words, total=total, rate="")
-
-        def advance() -> None:
-            nonlocal count, drawn
-            count += 1
-            now = time.monotonic()
-            if now - drawn > REDRAWN_EVERY_S:
-                drawn = now
-                progress.update(task, completed=count, rate=f"{count / (now - begin):,.0f} images/s")
-
-        yield advance

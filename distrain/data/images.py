@@ -19,7 +19,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from distrain.data.listing import Listing
 from distrain.errors import DataError
 
-_FAULTS = (OSError, RuntimeError, ValueError, SyntaxError, EOFError, LookupError, TypeError, struct.error)
+FAULTS = (  # what decoders raise of a broken file
+    *(OSError, RuntimeError, ValueError, SyntaxError, EOFError, LookupError, TypeError, struct.error),
+    Image.DecompressionBombError,
+)
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -63,14 +66,17 @@ def read_image(path: str) -> torch.Tensor:
     """Return the image in a file as RGB, uint8 [3, height, width]; raises `DataError` with its path."""
     try:
         return decode(_read_file(path))
-    except UnidentifiedImageError:
+    except FAULTS as error:
+        raise unreadable(path, error) from None
+
+
+def unreadable(name: str, error: Exception, *, advice: str = "mend or remove it") -> DataError:
+    """Return the error of an image that could not be decoded."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    reason = re.sub(r"^decode_\w+, \S+, ", "", reason)  # torchvision's own name and line
+    if isinstance(error, UnidentifiedImageError):
         reason = "it is no image of a known format"
-    except Image.DecompressionBombError as error:
-        reason = str(error)
-    except _FAULTS as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        reason = re.sub(r"^decode_\w+, \S+, ", "", reason)  # torchvision's own name and line
-    raise DataError(f"image {path} cannot be read ({reason}); mend or remove it")
+    return DataError(f"image {name} cannot be read ({reason}); {advice}")
 
 
 def decode(content: NDArray[np.uint8]) -> torch.Tensor:

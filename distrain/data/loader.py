@@ -9,13 +9,13 @@ import signal
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from functools import partial
-from typing import Literal, cast
+from typing import Literal, TypeGuard, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from distrain.data.held import HeldSource
+from distrain.data.held import MOST_HELD_BYTES, HeldSource
 from distrain.data.order import MicroBatch
 from distrain.data.source import Source, TensorSource, room_for, stack_targets
 from distrain.data.threads import ReadSample, Sample, read_in_threads
@@ -45,7 +45,7 @@ class BatchReader(Dataset["Batch | DataError"]):
         self.transforms = transforms
         self.seed = seed
         self._held: Batch | None = None
-        if isinstance(source, TensorSource | HeldSource) and (transforms is None or transforms.is_batched):
+        if _is_in_memory(source) and (transforms is None or transforms.is_batched):
             self._held = _put(source.images, source.targets, device or torch.device("cpu"))
 
     @property
@@ -235,6 +235,13 @@ def _checked(batch: "Batch | DataError") -> Batch:
 def _move(batch: Batch, *, device: torch.device) -> Batch:
     images, targets = batch
     return images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+
+
+def _is_in_memory(source: Source) -> TypeGuard[TensorSource | HeldSource]:
+    """Whether all images are at hand; those of a large file come from its disk, and are better read ahead."""
+    if isinstance(source, TensorSource):
+        return not source.is_mapped or source.images.nbytes <= MOST_HELD_BYTES
+    return isinstance(source, HeldSource)
 
 
 def _put(images: torch.Tensor, targets: torch.Tensor, device: torch.device) -> Batch:

@@ -66,18 +66,30 @@ class Source(Protocol):
 class TensorSource:
     """Samples held in memory: `images` uint8 [n, channels, height, width], `targets` int64 [n] or float32 [n, outputs].
 
-    Raises `DataError` for a target that is not of its kind.
+    `fingerprint` and `describe` are given where they are known better than from the pixels; `is_mapped` tells that the
+    images lie in a file, which may be larger than the memory. Raises `DataError` for a target that is not of its kind.
     """
 
     is_thread_safe = True
 
     def __init__(
-        self, images: torch.Tensor, targets: torch.Tensor, classes: Sequence[str], *, target: Target = "class"
+        self,
+        images: torch.Tensor,
+        targets: torch.Tensor,
+        classes: Sequence[str],
+        *,
+        target: Target = "class",
+        fingerprint: str | None = None,
+        describe: Callable[[int], str] | None = None,
+        is_mapped: bool = False,
     ) -> None:
         self.images = images
         self.targets = targets
         self.classes = classes
         self.target: Target = target
+        self.is_mapped = is_mapped
+        self._fingerprint = fingerprint
+        self._describe = describe
         check_targets(targets, classes, target, describe=self.describe)
 
     def __len__(self) -> int:
@@ -89,11 +101,13 @@ class TensorSource:
         return self.images[index], target_at(self.targets, index)
 
     def describe(self, index: int) -> str:
-        """Return the sample's number."""
-        return f"sample {index}"
+        """Return the sample's name, or its number."""
+        return f"sample {index}" if self._describe is None else self._describe(index)
 
     def fingerprint(self) -> str:
-        """Return a digest over all pixels and targets."""
+        """Return the digest that was given, or one over all pixels and targets."""
+        if self._fingerprint is not None:
+            return self._fingerprint
         digest = hashlib.sha256(self.images.numpy().tobytes())
         digest.update(self.targets.numpy().tobytes())
         return digest.hexdigest()
@@ -223,7 +237,7 @@ class PartSource:
 
 def take(source: Source, indices: torch.Tensor) -> Source:
     """Return the samples of a source that `indices` int64 [n] name, in that order."""
-    if isinstance(source, TensorSource):
+    if isinstance(source, TensorSource) and not source.is_mapped:
         return TensorSource(source.images[indices], source.targets[indices], source.classes, target=source.target)
     return PartSource(source, indices)
 

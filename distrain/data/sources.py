@@ -11,7 +11,9 @@ import torch
 from distrain.data.folder import LABEL_ENDING, scan_image_folder
 from distrain.data.images import FileSource
 from distrain.data.manifest import read_manifest
-from distrain.data.requirements import check_target, missing_validation
+from distrain.data.packed import open_packed
+from distrain.data.packfile import is_packed
+from distrain.data.requirements import check_target, may_be_packed, missing_validation
 from distrain.data.source import DatasetSource, Source, TensorSource
 from distrain.data.splits import draw, split_off
 from distrain.data.stream import is_stream, open_stream
@@ -33,7 +35,9 @@ def open_sources(config: Data) -> dict[str, Source]:
     if not any(is_reference(part.source) for part in config.parts):
         _check_is_no_stream(config)
     for part in config.parts:
-        opened = _opener(part.source)(part)
+        opened = (
+            open_packed(part) if may_be_packed(part.source) and is_packed(part.path) else _opener(part.source)(part)
+        )
         check_target(part, gives=opened["train"].target)
         parts.append(opened)
     return unite(parts)
@@ -142,5 +146,6 @@ SOURCES: dict[str, Opener] = {
     "imagefolder": _open_image_folder,
     "labelfolders": _open_label_folders,
     "manifest": _open_manifest,
+    "packed": open_packed,
     "tensors": read_tensors,
 }

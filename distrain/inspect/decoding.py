@@ -9,6 +9,8 @@ from typing import NamedTuple
 import xxhash
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from distrain.inspect.opening import open_picture, suffix_of
+
 NO_DIGEST = bytes(16)
 LARGEST_DECODED = 500_000_000  # pixels; one picture more would take several GB in each process
 _FORMATS = {  # what each suffix promises; MPO is how cameras write a JPEG with a second picture behind it
@@ -71,7 +73,7 @@ class ImageFacts(NamedTuple):
 
 
 def examine_images(paths: Sequence[str]) -> list[ImageFacts]:
-    """Decode each file in full."""
+    """Decode each picture in full, by its address."""
     return [examine_image(path) for path in paths]
 
 
@@ -90,13 +92,13 @@ def find_images(paths: Sequence[str]) -> list[ImageFacts]:
 def examine_image(path: str) -> ImageFacts:
     """Decode one file in full and say what it is; nothing is raised, whatever it holds."""
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 - called once an image
+        with open_picture(path) as file:
             head = file.read(64)
             if not head:
                 return _broken(Trait.UNREADABLE, "the file is empty")
             file.seek(0)
             with Image.open(file) as image:
-                return _examine(image, os.path.splitext(path)[1].lower())  # noqa: PTH122
+                return _examine(image, suffix_of(path))
     except UnidentifiedImageError:
         kind = next((words for start, words in _OTHER_FILES if head.lstrip().startswith(start)), "of no known format")
         return _broken(Trait.NOT_AN_IMAGE, kind)
@@ -127,7 +129,7 @@ def _traits(image: Image.Image, suffix: str) -> Trait:
     form, mode = str(image.format), image.mode
     traits = Trait(0)
     is_animated = form in {"GIF", "WEBP"} and getattr(image, "n_frames", 1) > 1
-    if form not in _FORMATS[suffix]:
+    if suffix and form not in _FORMATS[suffix]:
         is_lost = suffix in _BY_TORCHVISION and (form not in _OF_TORCHVISION or is_animated)
         traits |= Trait.UNTRAINABLE if is_lost or form not in _DECODED else Trait.MISNAMED
     found = {

@@ -74,6 +74,15 @@ def find_faults(listing: Listing, images: Ledger, others: Ledger) -> list[Findin
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
+def find_damages(damages: list[str]) -> list[Finding]:
+    """Return the finding on a packed dataset whose shards are damaged, as `damages` tell; none where there is none."""
+    if not damages:
+        return []
+    message = f"{_number(damages, 'damaged shard')}: what a training reads from them is not what was packed"
+    advice = "copy the pack again from where it is whole, or distrain data pack ... --force"
+    return [Finding("error", "damaged-shard", message, advice, tuple(Item((words,)) for words in damages))]
+
+
 def _splits(listing: Listing) -> Iterator[Finding]:
     if listing.is_whole:
         yield Finding(

@@ -62,7 +62,7 @@ def read_everything(readers: Readers, listing: Listing, *, advance: Callable[[],
     `advance` is called after each image.
     """
     images, others = Ledger(), Ledger()
-    for facts in readers.read(examine_images, (listing.absolute(path) for path in listing.paths)):
+    for facts in readers.read(examine_images, map(listing.address, range(len(listing.paths)))):
         images.append(facts)
         advance()
     for facts in readers.read(find_images, (listing.absolute(path) for path in listing.others)):

@@ -1,4 +1,4 @@
-"""Owns the list of what lies in an image folder: its images by split and class, and all else. It opens no file."""
+"""Owns the list of what lies in an image folder or a pack: its images by split and class, and all else."""
 
 import os
 from array import array
@@ -6,11 +6,15 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from distrain.data.folder import IMAGE_SUFFIXES, VALIDATION_NAMES
+from distrain.data.packfile import PackedImages, is_packed, read_pack
 from distrain.errors import DataError
+from distrain.inspect.opening import packed_address
+from distrain.recipe.data import Split
 
 WHOLE = "all"  # the one split of a folder that has class folders and no train/ or val/
 
@@ -58,6 +62,7 @@ class Listing:
     others: Paths = field(default_factory=Paths)
     stray_files: list[str] = field(default_factory=list)  # beside class folders or beside splits
     stray_folders: list[str] = field(default_factory=list)  # beside splits
+    packed: dict[Split, int] = field(default_factory=dict)  # of a packed dataset: the first image of each split
     nested: Counter[str] = field(default_factory=Counter)  # folders in class folders, and the images right in each
 
     @property
@@ -85,9 +90,21 @@ class Listing:
             for position, split in enumerate(self.splits)
         }
 
+    def address(self, index: int) -> str:
+        """Return what opens image `index`, by `open_picture`."""
+        if not self.packed:
+            return self.absolute(self.paths[index])
+        split = cast("Split", self.splits[self.split_of[index]])
+        return packed_address(self.root, split, index - self.packed[split])
+
     def absolute(self, path: str) -> str:
         """Return the path from which a file of this folder is opened."""
         return os.path.join(self.root, path)  # noqa: PTH118 - called once an image
+
+
+def list_data(folder: Path) -> Listing:
+    """List an image folder, or a packed dataset; raises `DataError` where it is neither."""
+    return _list_pack(folder) if is_packed(folder) else list_folder(folder)
 
 
 def list_folder(folder: Path) -> Listing:
@@ -114,6 +131,25 @@ def list_folder(folder: Path) -> Listing:
         return listing
     except PermissionError as error:
         raise DataError(f"{error.filename} may not be read; change its permissions") from None
+
+
+def _list_pack(folder: Path) -> Listing:
+    """List a packed dataset; samples with labels or values count as one class."""
+    pack = read_pack(folder)
+    classes = pack.classes if pack.target == "class" else (f"with {pack.target}",)
+    splits = tuple(pack.splits)
+    listing = Listing(folder, splits, classes, dict.fromkeys(splits, classes))
+    for position, split in enumerate(splits):
+        images = PackedImages(folder, pack, split)
+        listing.packed[split] = len(listing.paths)
+        labels = images.targets() if pack.target == "class" else np.zeros(len(images), np.int64)
+        for name in images.names():
+            listing.paths.append(name)
+        listing.split_of.extend([position] * len(images))
+        listing.label_of.extend(labels.tolist())
+        if position:
+            listing.folders[split] = tuple(classes[label] for label in np.unique(labels).tolist())
+    return listing
 
 
 def _begin(root: Path, folders: dict[str, Path]) -> Listing:

@@ -40,7 +40,7 @@ def collect_pictures(readers: Readers, listing: Listing, *, per_class: int) -> G
             by_class[listing.classes[label]].append(index)
     chosen = {name: _spread(indices, per_class) for name, indices in by_class.items() if indices}
     side = cell_side(len(chosen))
-    paths = [listing.absolute(listing.paths[index]) for indices in chosen.values() for index in indices]
+    paths = [listing.address(index) for indices in chosen.values() for index in indices]
     found = readers.read(partial(shrink_images, side=side), paths)
     return {name: [_as_image(next(found), side) for _ in indices] for name, indices in chosen.items()}
 

@@ -102,9 +102,10 @@ def print_figures(console: Console, listing: Listing, figures: Figures, channels
     """Print the numbers of images by class and split, their sizes, and the channels' mean and deviation."""
     console.print(_class_table(listing))
     formats = ", ".join(f"{name} {count:,}" for name, count in figures.formats.most_common())
+    things = "packed images" if listing.packed else "files"
     console.print()
     _print_line(
-        console, f"on disk     {figures.num_bytes / MEBIBYTE:,.1f} MiB in {len(listing.paths):,} files: {formats}"
+        console, f"on disk     {figures.num_bytes / MEBIBYTE:,.1f} MiB in {len(listing.paths):,} {things}: {formats}"
     )
     if figures.num_unreadable:
         _print_line(console, f"unreadable  {figures.num_unreadable:,}; distrain data check tells which")

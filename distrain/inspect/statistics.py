@@ -4,7 +4,6 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from distrain.inspect.listing import Listing
+from distrain.inspect.opening import is_packed_address, num_bytes, open_picture
 from distrain.inspect.reading import Readers
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
@@ -63,7 +63,7 @@ class ChannelStatistics:
 def measure(readers: Readers, listing: Listing, *, advance: Callable[[], None]) -> Figures:
     """Read the header of every image; `advance` is called after each."""
     figures = Figures()
-    for found in readers.read(measure_images, (listing.absolute(path) for path in listing.paths)):
+    for found in readers.read(measure_images, map(listing.address, range(len(listing.paths)))):
         figures.num_bytes += found.num_bytes
         if found.width:
             figures.sizes.extend((found.width, found.height))
@@ -81,7 +81,7 @@ def measure_channels(readers: Readers, listing: Listing, *, advance: Callable[[]
     """
     chosen = sample_indices(listing)
     moments = []
-    for found in readers.read(channel_moments, (listing.absolute(listing.paths[i]) for i in chosen)):
+    for found in readers.read(channel_moments, map(listing.address, chosen)):
         if found is not None:
             moments.append(found)
         advance()
@@ -124,7 +124,7 @@ def open_as_rgb(path: str, *, near: int | None = None) -> Image.Image | None:
     With `near` it may come smaller, its sides at least that many pixels: a JPEG decodes the quicker.
     """
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as file, Image.open(file) as image:
             if near is not None:
                 image.draft("RGB", (near, near))
             if image.mode.startswith("I;16"):
@@ -136,11 +136,12 @@ def open_as_rgb(path: str, *, near: int | None = None) -> Image.Image | None:
 
 def _measure_image(path: str) -> Measures:
     try:
-        num_bytes = Path(path).stat().st_size
+        length = num_bytes(path)
     except OSError:
         return Measures(0, 0, "", 0)
     try:
-        with Image.open(path) as image:
-            return Measures(image.width, image.height, str(image.format), num_bytes)
+        with open_picture(path) as file, Image.open(file) as image:
+            is_bare = is_packed_address(path) and image.format == "PPM"
+            return Measures(image.width, image.height, "pixels" if is_bare else str(image.format), length)
     except Exception:  # noqa: BLE001 - as above
-        return Measures(0, 0, "", num_bytes)
+        return Measures(0, 0, "", length)

@@ -22,7 +22,8 @@ class Data(Section):
 
     source: str = Field(
         description="digits, cifar10, imagefolder, labelfolders (CLASS_image/), manifest (CSV, JSON), tensors (.npz, "
-        ".pt, .safetensors), torchvision.NAME of a dataset, or package.module:name of your own dataset factory"
+        ".pt, .safetensors), packed (by `distrain data pack`; the other sources of files read one too), "
+        "torchvision.NAME of a dataset, or package.module:name of your own dataset factory"
     )
     path: str | None = Field(None, description="folder or file of the data; --data sets it")
     arguments: dict[str, Any] = Field(

@@ -1,0 +1,208 @@
+"""`distrain data pack`: many small image files become a few large ones, which a training maps into memory."""
+
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from distrain.cli.progress import progress
+from distrain.errors import DataError, ExitCode
+
+if TYPE_CHECKING:
+    from distrain.data.packfile import Pack
+    from distrain.data.packing import Outcome
+
+MEBIBYTE = 2**20
+SKIPPED_SHOWN = 3
+FILE_SOURCES = {"imagefolder", "labelfolders", "manifest"}
+RECIPES = {"imagefolder": "imagefolder-resnet18", "labelfolders": "imagefolder-resnet18", "cifar10": "cifar10"}
+
+PACK_EPILOG = """
+**Examples**
+
+`distrain data pack photos --size 256` - photos.packed, with JPEGs whose shorter side has at most 256 pixels
+
+`distrain data pack photos --format pixels --size 256 --square` - pixels, all of one size: large, and never decoded
+
+`distrain data pack table.csv fruit --source manifest --target labels` - a manifest, packed into the folder fruit
+
+`distrain fit imagefolder-resnet18 --data photos.packed` - the recipe that trains from photos trains from the pack
+"""
+
+
+def pack(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The data, as --data of a training names it.")],
+    out: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="The folder to write; DIR.packed.")] = None,
+    source: Annotated[
+        str, typer.Option("--source", help="What DIR is, as data.source: imagefolder, manifest, torchvision.NAME, ...")
+    ] = "imagefolder",
+    target: Annotated[
+        str, typer.Option("--target", help="What a sample has, as data.target: class, labels or values.")
+    ] = "class",
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="jpeg|pixels",
+            help="jpeg: small on disk, decoded in training. pixels: uint8 RGB, large, and nothing to decode. "
+            "If left out, jpeg for images in files and pixels for others.",
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option("--size", min=1, help="Pixels that the shorter side is made at most, as Resize with antialias."),
+    ] = None,
+    square: Annotated[
+        bool,
+        typer.Option("--square", help="Make all images --size x --size: the shorter side resized, the middle cut."),
+    ] = False,
+    quality: Annotated[
+        int,
+        typer.Option(
+            "--quality",
+            min=1,
+            max=100,
+            help="Of JPEGs that are encoded anew, as Pillow takes it: 75 shows its blocks, above 95 gains only bytes.",
+        ),
+    ] = 90,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Threads that decode; one a CPU if left out.")
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded, and list them.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Begin anew; a finished pack stays until the new one is whole.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read the finished pack again, and compare every byte with its digest.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write a packed dataset, from which a training opens no file for an image.
+
+    Many small files are slow to open, most of all on a network disk. A pack holds their images in files of about 1 GiB
+    that are mapped into memory, and trains by the same recipes: `--data DIR.packed` in place of `--data DIR`. With
+    --format jpeg a JPEG that needs no change is copied byte by byte; what is larger than --size, turned by its EXIF
+    orientation or no JPEG is encoded anew. Without --size, copied JPEGs and all of --format pixels give the very same
+    training as the folder, to the bit.
+
+    Killed or stopped, the same command goes on where it was, and the result is the same to the byte. An image that
+    cannot be read ends it with exit code 2, and it goes on once that is mended or --skip-bad is given. On a finished
+    pack it only tells whether DIR has changed since.
+    """
+    from distrain.data import packing
+    from distrain.data.packfile import read_pack
+
+    place = folder.expanduser().absolute()
+    where = out.expanduser() if out is not None else place.with_name(f"{place.name}.packed")
+    order = {"format": form or ("jpeg" if source in FILE_SOURCES else "pixels"), "size": size, "square": square}
+    outcome = packing.pack_dataset(
+        _data(source, place, target),
+        where.absolute(),
+        _form({**order, "quality": quality}),
+        jobs=jobs or len(os.sched_getaffinity(0)),
+        skips=skip_bad,
+        anew=force,
+        progress=progress,
+    )
+    damages = verify_pack(where, read_pack(where)) if verify else None
+    if as_json:
+        typer.echo(json.dumps(_as_json(outcome, source, damages), indent=1))
+    else:
+        _print(outcome, source, is_verified=verify)
+        for words in damages or ():
+            typer.echo(f"damaged  {words}")
+    raise typer.Exit(ExitCode.FAILED if damages else ExitCode.FINISHED)
+
+
+def verify_pack(folder: Path, pack: "Pack") -> list[str]:
+    """Compare all of a pack with its digests behind a bar; returns a sentence for each shard that is damaged."""
+    from distrain.data.packfile import MEBIBYTE, PackedImages, in_mebibytes, verify_shards
+
+    num_bytes = sum(part.bytes for part in pack.splits.values())
+    for split in pack.splits:
+        PackedImages(folder, pack, split)  # raises for a damaged array
+    with progress("verifying", num_bytes // MEBIBYTE, unit="MiB") as advance:
+        damages = verify_shards(folder, pack, advance=in_mebibytes(advance))
+    return [f"{d.file}, bytes {d.offset:,} to {d.offset + d.bytes:,}: {d.reason}" for d in damages]
+
+
+def _data(source: str, place: Path, target: str) -> Any:
+    from pydantic import ValidationError
+
+    from distrain.recipe import Data
+
+    try:
+        return Data.model_validate({"source": source, "path": str(place), "target": target, "batch_size": 1})
+    except ValidationError:
+        raise DataError(f"--target {target} is not known; take class, labels or values") from None
+
+
+def _form(order: dict[str, Any]) -> Any:
+    from pydantic import ValidationError
+
+    from distrain.data.packfile import Form
+
+    if order["square"] and order["size"] is None:
+        raise DataError("--square makes all images of one size, and none is given; add --size PIXELS")
+    try:
+        return Form.model_validate(order)
+    except ValidationError:
+        raise DataError(f"--format {order['format']} is not known; take jpeg or pixels") from None
+
+
+def _as_json(outcome: "Outcome", source: str, damages: list[str] | None) -> dict[str, Any]:
+    splits = outcome.pack.splits
+    return {
+        "folder": str(outcome.folder),
+        "was_complete": outcome.was_complete,
+        **outcome.pack.form.model_dump(),
+        "classes": len(outcome.pack.classes),
+        "images": {split: part.images for split, part in splits.items()},
+        "packed_now": outcome.num_packed,
+        "seconds": round(outcome.seconds, 3),
+        "source_bytes": sum(part.source_bytes for part in splits.values()),
+        "bytes": sum(part.bytes for part in splits.values()),
+        "changed": sum(part.num_changed for part in splits.values()),
+        "skipped": [skipped.model_dump() for part in splits.values() for skipped in part.skipped],
+        "fingerprint": {split: part.fingerprint for split, part in splits.items()},
+        "damaged": damages,
+        "command": _command(outcome, source),
+    }
+
+
+def _print(outcome: "Outcome", source: str, *, is_verified: bool) -> None:
+    splits = outcome.pack.splits
+    images = sum(part.images for part in splits.values())
+    changed = sum(part.num_changed for part in splits.values())
+    before, after = (sum(getattr(part, key) for part in splits.values()) for key in ("source_bytes", "bytes"))
+    counts = " and ".join(f"{part.images:,} {split}" for split, part in splits.items())
+    rate = outcome.num_packed / max(outcome.seconds, 1e-9)
+    how = "complete already, and the data has not changed since"
+    if not outcome.was_complete:
+        how = f"{outcome.num_packed:,} images in {outcome.seconds:.1f} s, {rate:,.0f} images/s"
+    lines = [
+        f"packed   {outcome.folder}: {how}",
+        f"images   {counts}, of {len(outcome.pack.classes):,} classes; {images - changed:,} as they were, "
+        f"{changed:,} made smaller or encoded anew",
+        f"bytes    {f'{before / MEBIBYTE:,.1f} MiB before, ' if before else ''}{after / MEBIBYTE:,.1f} MiB packed",
+    ]
+    skipped = [skipped for part in splits.values() for skipped in part.skipped]
+    lines += [f"skipped  {one.reason.partition(';')[0]}" for one in skipped[:SKIPPED_SHOWN]]
+    if len(skipped) > SKIPPED_SHOWN:
+        lines.append(f"         and {len(skipped) - SKIPPED_SHOWN:,} more; pack.json lists them")
+    if is_verified:
+        lines.append("verified every byte of it was read again")
+    for line in [*lines, f"next     {_command(outcome, source)}"]:
+        typer.echo(line.encode(errors="backslashreplace").decode())
+
+
+def _command(outcome: "Outcome", source: str) -> str:
+    """Return the command that trains from the pack."""
+    target = "" if outcome.pack.target == "class" else f" --set data.target={outcome.pack.target}"
+    data = shlex.quote(min(str(outcome.folder), os.path.relpath(outcome.folder), key=len))
+    return f"distrain fit {RECIPES.get(source, 'RECIPE --set data.source=packed')} --data {data}{target}"

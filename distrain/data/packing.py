@@ -1,0 +1,410 @@
+"""Owns the making of a packed dataset from any source: in the order of the source, decoded by threads, resumable."""
+
+import io
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Protocol
+
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+
+from distrain.data.images import FileSource
+from distrain.data.journal import (
+    Bad,
+    Begun,
+    Draft,
+    Journal,
+    Record,
+    is_full,
+    open_journal,
+    sync_folder,
+    write_synced,
+)
+from distrain.data.packfile import (
+    HEADER,
+    INDEX,
+    MEBIBYTE,
+    Array,
+    ArrayFile,
+    Form,
+    Pack,
+    PackedImages,
+    PackedSplit,
+    Shard,
+    Skipped,
+    array_name,
+    header_text,
+    in_mebibytes,
+    is_packed,
+    read_pack,
+)
+from distrain.data.recode import BrokenImageError, Stored, store_file, store_image
+from distrain.data.source import DatasetSource, Source, TensorSource
+from distrain.data.sources import open_sources
+from distrain.errors import DataError
+from distrain.recipe.data import Data, Split
+
+SHARD_BYTES = 2**30
+MOST_SHARDS = 256  # of a split, about: a process that reads it holds a file open for each
+NUM_SAMPLED = 48  # images that are stored for an estimate of the whole
+TASKS_AHEAD = 4  # images for each thread
+
+
+class Progress(Protocol):
+    """Shows how far something is, in `total` units; what it gives is told of every unit that is done."""
+
+    def __call__(self, words: str, total: int, *, unit: str) -> AbstractContextManager[Callable[[], None]]:
+        """Show it while the context lasts."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A pack that is whole: `num_packed` images were stored now, the others of it by earlier runs, in `seconds`."""
+
+    folder: Path
+    pack: Pack
+    num_packed: int
+    seconds: float
+    was_complete: bool = False
+
+
+@dataclass
+class Origin:
+    """The samples of one split of a source: what each is called, the size of its file, and what is known of all."""
+
+    source: Source
+    names: list[str]
+    sizes: NDArray[np.int64]  # bytes; 0 where a sample has no file of its own
+    fingerprint: str
+    _targets: NDArray[np.generic] = field(init=False)
+    _lock: Lock = field(default_factory=Lock)
+
+    def __post_init__(self) -> None:
+        self._targets = self.source.targets.numpy()
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.source)
+
+    @property
+    def has_files(self) -> bool:
+        """Whether each sample is a file."""
+        return isinstance(self.source, FileSource)
+
+    def mark(self, first: int, last: int) -> str:
+        """Return a digest over the names, sizes and targets of samples; over the whole source where it has no files."""
+        digest = xxhash.xxh3_128(b"" if self.has_files else self.fingerprint.encode())
+        digest.update(_as_bytes(self.names[first:last]))
+        digest.update(self.sizes[first:last].tobytes())
+        digest.update(self._targets[first:last].tobytes())
+        return digest.hexdigest()
+
+    def store(self, index: int, form: Form) -> Stored:
+        """Return what a sample becomes; called from several threads."""
+        if self.has_files:
+            return store_file(self.source.describe(index), form, expected_bytes=int(self.sizes[index]))
+        if isinstance(self.source, TensorSource):
+            return store_image(self.source.images[index], form, name=self.names[index])
+        with self._lock:  # others' datasets may not bear threads
+            image, _ = self.source.read(index)
+        return store_image(image, form, name=self.names[index])
+
+
+def pack_dataset(
+    config: Data, out: Path, form: Form, *, jobs: int, skips: bool, anew: bool, progress: Progress
+) -> Outcome:
+    """Write the splits of a source to the folder `out`, or go on with that; `skips` leaves broken images out.
+
+    `anew` begins again where it was begun or is finished. Raises `DataError` for an image that cannot be read, a disk
+    that is or would be full, a finished pack that is not of this source as it is now, and a place that is taken.
+    """
+    begin = time.monotonic()
+    draft = out.with_name(f"{out.name}.tmp")
+    _check_place(out, config)
+    try:
+        origins: dict[Split, Origin] = {
+            split: _describe_origin(opened[split], config)
+            for opened in [open_sources(config)]
+            for split in ("train", "val")
+            if split in opened
+        }
+        if is_packed(out) and not anew and not (draft / "pack").exists():
+            if (draft / "journal.jsonl").exists():
+                shutil.rmtree(draft)  # the pack was whole, and the process killed before this was gone
+            return Outcome(out, _check_complete(out, config, form, origins), 0, 0.0, was_complete=True)
+        estimates = {split: _estimate(origin, form) for split, origin in origins.items()}
+        begun = Begun(
+            form=form,
+            shard_bytes=max(SHARD_BYTES, max(estimates.values()) // MOST_SHARDS),
+            source=config.source,
+            path=config.path,
+        )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with open_journal(draft, begun, anew=anew) as journal:
+            num_kept = _keep(journal, origins, skips=skips, progress=progress)
+            _check_space(journal, out, sum(estimates.values()))
+            total = sum(len(origin) for origin in origins.values())
+            with progress("packing", total - num_kept, unit="images") as advance:
+                for split, origin in origins.items():
+                    _pack_split(journal, split, origin, jobs=jobs, skips=skips, advance=advance)
+            pack = _finish(journal, origins, config)
+            _put_in_place(journal, out)
+    except OSError as error:
+        if is_full(error):
+            raise DataError(
+                f"the disk of {out} is full; free some room and run the same command again, which goes on where it was"
+            ) from None
+        raise DataError(f"{out} cannot be written ({error.strerror or error}: {error.filename or draft})") from None
+    return Outcome(out, pack, total - num_kept, time.monotonic() - begin)
+
+
+def _check_place(out: Path, config: Data) -> None:
+    if is_packed(config.path):
+        raise DataError(f"{config.path} is packed already; pack the data that it was made of")
+    if config.path is not None and out.resolve().is_relative_to(Path(config.path).resolve()):
+        raise DataError(f"the pack {out} would lie in the data {config.path}; name another folder")
+    if out.exists() and not is_packed(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise DataError(f"{out} is there and no packed dataset; name another folder, or move it away")
+
+
+def _describe_origin(source: Source, config: Data) -> Origin:
+    if isinstance(source, DatasetSource) and source.is_stream:
+        raise DataError(f"data.source={config.source} is a stream, without an end; only what has one can be packed")
+    words = [source.describe(index) for index in range(len(source))]
+    if not isinstance(source, FileSource):
+        return Origin(source, words, np.zeros(len(source), np.int64), source.fingerprint())
+    fingerprint = source.fingerprint()  # raises for a file that is not there
+    sizes = np.fromiter((os.stat(path).st_size for path in words), np.int64, len(words))  # noqa: PTH116 - a million
+    base = Path(config.path or ".")
+    prefix = f"{base if base.is_dir() else base.parent}{os.sep}"
+    return Origin(source, [path.removeprefix(prefix) for path in words], sizes, fingerprint)
+
+
+def _check_complete(out: Path, config: Data, form: Form, origins: dict[Split, Origin]) -> Pack:
+    """Return what a finished pack is; raises `DataError` where packing again would give another one."""
+    pack = read_pack(out)
+    asked, stands = form.model_dump(), pack.form.model_dump()
+    changes = [f"{key} is {stands[key]} in it and {asked[key]} was asked" for key in asked if asked[key] != stands[key]]
+    if set(origins) != set(pack.splits):
+        changes.append(f"it has {', '.join(pack.splits)} and the source {', '.join(origins)}")
+    for split, origin in origins.items():
+        changes += _changes(out, pack, split, origin) if split in pack.splits else []
+    if list(pack.classes) != list(origins["train"].source.classes):
+        changes.append("the classes have other names")
+    if changes:
+        raise DataError(
+            f"{out} is complete, but not what {config.path or config.source} gives now: {'; '.join(changes)}; --force "
+            f"packs it anew"
+        )
+    return pack
+
+
+def _changes(out: Path, pack: Pack, split: Split, origin: Origin) -> Iterator[str]:
+    part = pack.splits[split]
+    if part.source_fingerprint == origin.fingerprint:
+        return
+    images = PackedImages(out, pack, split)
+    then = dict(zip(images.names(), images.index["source_bytes"].tolist(), strict=True))
+    then |= {skipped.name: skipped.source_bytes for skipped in part.skipped}
+    now = dict(zip(origin.names, origin.sizes.tolist(), strict=True))
+    counts = {
+        "added": len(now.keys() - then.keys()),
+        "removed": len(then.keys() - now.keys()),
+        "of another size": sum(now[name] != then[name] for name in now.keys() & then.keys()),
+    }
+    words = [f"{count:,} {what}" for what, count in counts.items() if count]
+    yield f"{split} has {', '.join(words) or 'other targets, another order or other pixels'}"
+
+
+def _estimate(origin: Origin, form: Form) -> int:
+    """Return about how many bytes a split will take, from some of its images."""
+    if len(origin) == 0:
+        return 0
+    chosen = np.unique(np.linspace(0, len(origin) - 1, NUM_SAMPLED).round().astype(int)).tolist()
+    before = after = count = 0
+    for index in chosen:
+        with suppress(DataError):  # told when its turn comes
+            after += len(origin.store(index, form).content)
+            before += int(origin.sizes[index])
+            count += 1
+    if form.format == "jpeg" and before:
+        return int(after / before * origin.sizes.sum())
+    return after * len(origin) // max(count, 1)
+
+
+def _keep(journal: Journal, origins: dict[Split, Origin], *, skips: bool, progress: Progress) -> int:
+    """Find out what of an unfinished pack still holds, forget the rest, and return the number of its samples."""
+    total = sum(record.bytes for split in origins for record in journal.of_split(split))
+    with progress("verifying", total // MEBIBYTE, unit="MiB") as advance:
+        count = in_mebibytes(advance)
+        kept = {s: list(journal.check(s, origin, skips=skips, advance=count)) for s, origin in origins.items()}
+    journal.keep(kept)
+    return sum(record.count for records in kept.values() for record in records)
+
+
+def _check_space(journal: Journal, out: Path, estimate: int) -> None:
+    there = sum(path.stat().st_size for path in journal.data.iterdir())
+    needed, free = estimate - there, shutil.disk_usage(journal.folder).free
+    if needed > free:
+        raise DataError(
+            f"the pack needs about {needed / MEBIBYTE:,.1f} MiB more, and the disk of {out} has {free / MEBIBYTE:,.1f} "
+            f"MiB left; free some room, or make images smaller with --size"
+        )
+
+
+def _pack_split(
+    journal: Journal, split: Split, origin: Origin, *, jobs: int, skips: bool, advance: Callable[[], None]
+) -> None:
+    form, records = journal.begun.form, journal.of_split(split)
+    is_one_file = form.format == "pixels"
+    first = sum(record.count for record in records)
+    if first == len(origin) and all(record.is_closed for record in records):
+        return
+
+    def begin(number: int, offset: int, first: int) -> Draft:
+        file = f"{split}-{0 if is_one_file else number:05d}.bin"
+        return Draft(journal, origin, split=split, number=number, file=file, offset=offset, first=first)
+
+    if records and not records[-1].is_closed:
+        *_, last = records
+        draft = begin(last.number, last.offset, last.first)
+    else:
+        draft = begin(len(records), sum(record.bytes for record in records) if is_one_file else 0, first)
+    stored_images = _store_in_order(origin, form, range(first, len(origin)), jobs=jobs)
+    try:
+        for index, stored in stored_images:
+            if isinstance(stored, BrokenImageError):
+                if not skips:
+                    raise DataError(f"{stored}, then run the same command again, which goes on; or add --skip-bad")
+                draft.skip(Bad(index=index, reason=str(stored)))
+            else:
+                if draft.bytes and draft.bytes + len(stored.content) > journal.begun.shard_bytes:
+                    draft = _begin_next(draft, begin, index, is_one_file=is_one_file)
+                draft.add(stored, source_bytes=int(origin.sizes[index]))
+            advance()
+        draft.save(is_closed=True)
+    except BaseException:
+        with suppress(OSError):  # a full disk, perhaps: then what was saved before holds
+            draft.save()
+        raise
+    finally:
+        stored_images.close()
+        draft.close()
+
+
+def _begin_next(draft: Draft, begin: Callable[[int, int, int], Draft], index: int, *, is_one_file: bool) -> Draft:
+    draft.save(is_closed=True)
+    following = begin(draft.number + 1, draft.offset + draft.bytes if is_one_file else 0, index)
+    draft.close()
+    return following
+
+
+def _store_in_order(
+    origin: Origin, form: Form, indices: range, *, jobs: int
+) -> Generator[tuple[int, Stored | BrokenImageError], None, None]:
+    """Yield what each sample becomes, in order, made by `jobs` threads a few samples ahead.
+
+    Threads and not processes: decoders, resizing and the encoder let other threads run, and pixels need no copying.
+    """
+    executor = ThreadPoolExecutor(jobs, "distrain-pack", initializer=torch.set_num_threads, initargs=(1,))
+    running: deque[tuple[int, Future[Stored]]] = deque()
+    remaining = iter(indices)
+    try:
+        while True:
+            while len(running) < jobs * TASKS_AHEAD and (index := next(remaining, None)) is not None:
+                running.append((index, executor.submit(origin.store, index, form)))
+            if not running:
+                return
+            index, future = running.popleft()
+            try:
+                yield index, future.result()
+            except BrokenImageError as error:
+                yield index, error
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _finish(journal: Journal, origins: dict[Split, Origin], config: Data) -> Pack:
+    """Write the arrays and pack.json of what is all on the disk."""
+    first = origins["train"].source
+    pack = Pack(
+        form=journal.begun.form,
+        source=config.source,
+        path=config.path,
+        target=first.target,
+        classes=tuple(first.classes),
+        splits={split: _finish_split(journal, split, origin) for split, origin in origins.items()},
+    )
+    write_synced(journal.data / HEADER, header_text(pack).encode())
+    return pack
+
+
+def _finish_split(journal: Journal, split: Split, origin: Origin) -> PackedSplit:
+    records = journal.of_split(split)
+    skipped = [bad for record in records for bad in record.skipped]
+    kept = np.ones(len(origin), bool)
+    kept[[bad.index for bad in skipped]] = False
+    index = np.frombuffer(b"".join(journal.rows(record) for record in records), INDEX)
+    shapes = np.unique(index[["channels", "height", "width"]])
+    names = [name for name, is_kept in zip(origin.names, kept.tolist(), strict=True) if is_kept]
+    arrays: dict[Array, NDArray[np.generic]] = {
+        "index": index,
+        "targets": origin.source.targets.numpy()[kept],
+        "names": np.frombuffer(_as_bytes(names), np.uint8),
+    }
+    files = {array: _write_array(journal.data / array_name(split, array), value) for array, value in arrays.items()}
+    num_changed = sum(record.num_changed for record in records)
+    digests = [record.digest for record in records] + [file.digest for file in files.values()]
+    is_exact = not num_changed and not skipped
+    return PackedSplit(
+        images=len(index),
+        shape=tuple(map(int, shapes[0])) if len(shapes) == 1 else None,
+        source_bytes=int(origin.sizes.sum()),
+        num_changed=num_changed,
+        skipped=tuple(_skipped(bad, origin) for bad in skipped),
+        shards=tuple(_shard(record) for record in records),
+        arrays=files,
+        source_fingerprint=origin.fingerprint,
+        fingerprint=origin.fingerprint if is_exact else xxhash.xxh3_128(" ".join(digests).encode()).hexdigest(),
+    )
+
+
+def _shard(record: Record) -> Shard:
+    return Shard(file=record.file, offset=record.offset, bytes=record.bytes, images=record.images, digest=record.digest)
+
+
+def _skipped(bad: Bad, origin: Origin) -> Skipped:
+    return Skipped(name=origin.names[bad.index], source_bytes=int(origin.sizes[bad.index]), reason=bad.reason)
+
+
+def _write_array(path: Path, array: NDArray[np.generic]) -> ArrayFile:
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, array, version=(1, 0), allow_pickle=False)
+    content = stream.getvalue()
+    write_synced(path, content)
+    return ArrayFile(bytes=len(content), digest=xxhash.xxh3_128(content).hexdigest())
+
+
+def _put_in_place(journal: Journal, out: Path) -> None:
+    """Rename the pack to its place; one that stands there is put aside first, and deleted after."""
+    if out.exists():
+        shutil.rmtree(journal.folder / "old", ignore_errors=True)
+        out.replace(journal.folder / "old")
+    journal.data.replace(out)
+    sync_folder(out.parent)
+    shutil.rmtree(journal.folder)
+
+
+def _as_bytes(names: list[str]) -> bytes:
+    return b"".join(os.fsencode(name) + b"\0" for name in names)
