@@ -58,8 +58,9 @@ def evaluate(
     None, on every rank, where any of them broke off, which a rank does before the batch at which it finds that it must.
     Batch i of the `num_batches` of all ranks comes to rank i % world size. What is counted is whole numbers, and the
     batches' sums of floats are added exactly, so the result does not depend on the number of ranks. `views` says over
-    which views of an image the outputs are averaged. `idle_batch` is what a rank without a batch calls the model with, where every call is a collective one; None where the model is the
-    rank's own. `witness` is shown each batch of this rank: its number, logits [n, outputs] and targets.
+    which views of an image the outputs are averaged. `idle_batch` is what a rank without a batch calls the model with,
+    where every call is a collective one; None where the model is the rank's own. `witness` is shown each batch of this
+    rank: its number, logits [n, outputs] and targets.
     """
     was_training = model.training
     model.eval()

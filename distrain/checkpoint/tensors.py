@@ -1,7 +1,7 @@
 """Owns which tensors are the training, and their names.
 
-`model.<name>`, `optimizer.<parameter's name>.<key>`, and `average.<name>` and `slow.<name>` where the recipe keeps moving
-averages and slow weights.
+`model.<name>`, `optimizer.<parameter's name>.<key>`, and where the recipe keeps moving averages and slow weights
+`average.<name>` and `slow.<name>`.
 """
 
 import torch

@@ -54,7 +54,7 @@ class CifarFast(nn.Module):
 
 
 class Group(nn.Module):
-    """Two 3x3 convolutions, each with BatchNorm and GELU, the first one with max-pooling; both begin as the identity."""
+    """Two 3x3 convolutions, begun as the identity, each with BatchNorm and GELU; the first one with max-pooling."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -75,7 +75,9 @@ def whitening_directions(images: torch.Tensor, size: int) -> torch.Tensor:
     convolution they give outputs that are uncorrelated and, but for `LEAST_VARIANCE`, of variance 1.
     """
     channels = images.shape[1]
-    patches = images.unfold(2, size, 1).unfold(3, size, 1).permute(0, 2, 3, 1, 4, 5)  # [n, rows, columns, c, size, size]
+    patches = (
+        images.unfold(2, size, 1).unfold(3, size, 1).permute(0, 2, 3, 1, 4, 5)
+    )  # [n, rows, columns, c, size, size]
     flat = patches.reshape(-1, channels * size**2).double()
     variances, components = torch.linalg.eigh(flat.T @ flat / len(flat))  # the images are centred
     signs = components.gather(0, components.abs().argmax(dim=0, keepdim=True)).sign()  # eigh leaves the sign open

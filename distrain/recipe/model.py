@@ -14,8 +14,8 @@ class Model(Section):
     """The network, the weights that it begins with, and which of them stay as they are."""
 
     name: str = Field(
-        description="digits-cnn, cifar-cnn, cifar-fast, lenet, cifar-plain, cifar-simple-v3, alexnet-5, any torchvision "
-        "classifier, timm.NAME, or package.module:factory"
+        description="digits-cnn, cifar-cnn, cifar-fast, lenet, cifar-plain, cifar-simple-v3, alexnet-5, any "
+        "torchvision classifier, timm.NAME, or package.module:factory"
     )
     arguments: dict[str, Any] = Field({}, description="keyword arguments of its factory, {dropout: 0.1} say")
     weights: str | None = Field(

@@ -32,7 +32,8 @@ class Optimizer(Section):
         {}, description="factors of the learning rate by names of weights or layers, or backbone; the last one counts"
     )
     even_decay: bool = Field(
-        default=False, description="divide a weight's weight_decay by its own factor of the learning rate: all decay alike"
+        default=False,
+        description="divide a weight's weight_decay by its own factor of the learning rate: all decay alike",
     )
 
     @model_validator(mode="after")
@@ -44,7 +45,7 @@ class Optimizer(Section):
             raise ValueError("optimizer.nesterov needs optimizer.momentum above 0")
         if self.even_decay and not (self.weight_decay and (self.lr_factors or self.layer_decay)):
             raise ValueError(
-                "optimizer.even_decay needs a weight_decay, and lr_factors or layer_decay that it makes up for; leave it out"
+                "optimizer.even_decay needs a weight_decay, and lr_factors or layer_decay to make up for; leave it out"
             )
         if self.no_decay and not self.weight_decay:
             raise ValueError("optimizer.no_decay makes exceptions to optimizer.weight_decay, which is 0")
@@ -54,7 +55,9 @@ class Optimizer(Section):
 class Schedule(Section):
     """The learning rate as a pure function of the step; a field that the schedule does not have stays null."""
 
-    name: Literal["constant", "step", "multistep", "cosine", "onecycle", "triangle"] = Field("constant", description="the curve")
+    name: Literal["constant", "step", "multistep", "cosine", "onecycle", "triangle"] = Field(
+        "constant", description="the curve"
+    )
     warmup_epochs: NonNegative = Field(0.0, description="linear rise from near 0; not for onecycle and triangle")
     step_epochs: Positive | None = Field(None, description="step: epochs between two drops")
     milestones_epochs: tuple[Positive, ...] | None = Field(None, description="multistep: the epochs of the drops")
@@ -114,7 +117,9 @@ class Lookahead(Section):
     """Slow weights behind the network's own, which are set back to them every few steps."""
 
     every_steps: int = Field(5, gt=0, description="steps from one meeting of the two to the next")
-    decay: Fraction = Field(0.5, description="share of the slow weights that stays at a meeting, at the end of training")
+    decay: Fraction = Field(
+        0.5, description="share of the slow weights that stays at a meeting, at the end of training"
+    )
     power: NonNegative = Field(
         0.0, description="that share grows with this power of the share of the steps taken; 0: it is always the same"
     )
