@@ -10,8 +10,8 @@ import xxhash
 from tests.command import comparable, distrain, fit, status
 from tests.e2e.test_resume import kill_after_checkpoint, start
 
-# BatchNorm, dropout, augmentation, clipping, a moving average, slow weights, weights that freeze, accumulation, and a smaller last window of five
-# micro-batches (1,438 = 14 x 96 + 94 samples), in six micro-batches a step.
+# BatchNorm, dropout, augmentation, clipping, a moving average, slow weights, freezing, accumulation, and a smaller last
+# window of five micro-batches (1,438 = 14 x 96 + 94 samples), in six micro-batches a step.
 RECIPE = [
     "digits",
     "--set=train={epochs: 2, exact: true, micro_batch_size: 16, clip_norm: 0.5, ema_decay: 0.9, lookahead: {power: 1}}",
