@@ -39,7 +39,7 @@ class Compilation:
         self._clock = _Clock()
         for part in parts:
             self._dispatch(part, mode)
-        self._watch(network, micro_batch_size)
+        self._watch(network, micro_batch_size, has_graphs=mode is not None)
 
     def tell(self) -> None:
         """Say how long torch has compiled since this was last called, if it has."""
@@ -56,13 +56,13 @@ class Compilation:
 
         part.forward = forward  # type: ignore[method-assign]  # hooks, of FSDP say, stay outside of what is compiled
 
-    def _watch(self, network: nn.Module, micro_batch_size: int) -> None:
+    def _watch(self, network: nn.Module, micro_batch_size: int, *, has_graphs: bool) -> None:
         """Decide at each pass of the network whether its parts run compiled."""
         inner = network.forward
 
         def forward(images: torch.Tensor) -> Any:
             self._is_on = network.training and len(images) == micro_batch_size
-            if self._is_on:
+            if self._is_on and has_graphs:
                 torch.compiler.cudagraph_mark_step_begin()  # nothing is wanted any more of what the last pass gave
             return inner(images)
 

@@ -18,6 +18,11 @@ ALONE = World(rank=0, size=1, local_rank=0, device=CPU)
 SIZE = 4
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+
+
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -47,10 +52,7 @@ def test_blocks_are_the_outermost_modules_that_repeat(name: str, blocks: list[st
 
 
 @pytest.mark.parametrize("mode", ["regional", pytest.param("whole", marks=pytest.mark.slow)])
-def test_compiled_network_trains_as_before_under_the_same_names(
-    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+def test_compiled_network_trains_as_before_under_the_same_names(mode: str, tmp_path: Path) -> None:
     eager, net = network(), network()
     keys = list(net.state_dict())
     compiled(mode, net)
