@@ -54,7 +54,7 @@ class Compilation:
         def forward(*args: Any, **kwargs: Any) -> Any:  # a block's arguments are its network's own affair
             return compiled(*args, **kwargs) if self._is_on else eager(*args, **kwargs)
 
-        part.forward = forward  # type: ignore[method-assign]  # hooks, of FSDP say, stay outside of what is compiled
+        part.forward = forward  # hooks, of FSDP say, stay outside of what is compiled
 
     def _watch(self, network: nn.Module, micro_batch_size: int, *, has_graphs: bool) -> None:
         """Decide at each pass of the network whether its parts run compiled."""
@@ -63,10 +63,11 @@ class Compilation:
         def forward(images: torch.Tensor) -> Any:
             self._is_on = network.training and len(images) == micro_batch_size
             if self._is_on and has_graphs:
-                torch.compiler.cudagraph_mark_step_begin()  # nothing is wanted any more of what the last pass gave
+                # Nothing is wanted any more of what the last pass gave.
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             return inner(images)
 
-        network.forward = forward  # type: ignore[method-assign]
+        network.forward = forward
 
 
 def compile_network(

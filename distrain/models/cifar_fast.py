@@ -82,7 +82,8 @@ def whitening_directions(images: torch.Tensor, size: int) -> torch.Tensor:
     variances, components = torch.linalg.eigh(flat.T @ flat / len(flat))  # the images are centred
     signs = components.gather(0, components.abs().argmax(dim=0, keepdim=True)).sign()  # eigh leaves the sign open
     scaled = components * signs / (variances.clamp_min(0) + LEAST_VARIANCE).sqrt()
-    return scaled.T.flip(0).reshape(-1, channels, size, size).float()
+    directions: torch.Tensor = scaled.T.flip(0).reshape(-1, channels, size, size).float()
+    return directions
 
 
 def _convolution(in_channels: int, out_channels: int) -> nn.Conv2d:

@@ -115,9 +115,9 @@ class Cifar:
         padded = F.pad(images, [2] * 4, mode="reflect")
         shifts = torch.randint(5, (2, count), device=device)
         rows, columns = (torch.arange(32, device=device) + shift[:, None] for shift in shifts)  # [n, 32]
-        for chosen in torch.randperm(count, device=device).split(batch_size):
-            if len(chosen) < batch_size:
-                return
+        order = torch.randperm(count, device=device)
+        for start in range(0, count - batch_size + 1, batch_size):
+            chosen = order[start : start + batch_size]
             cut = padded[chosen[:, None, None], :, rows[chosen][:, :, None], columns[chosen][:, None, :]]
             cut = cut.permute(0, 3, 1, 2)  # channels last in memory
             is_flipped = (chosen + epoch) % 2 == 1
@@ -177,10 +177,12 @@ def accuracy(net: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> flo
     """Return the share that is right of images, with six views of each."""
 
     def look(view: torch.Tensor) -> torch.Tensor:
-        return net(view).float() + net(view.flip(-1)).float()
+        outputs: torch.Tensor = net(view).float() + net(view.flip(-1)).float()
+        return outputs
 
     hits = 0
-    for batch, truth in zip(images.split(2000), targets.split(2000), strict=True):
+    for start in range(0, len(targets), 2000):
+        batch, truth = images[start : start + 2000], targets[start : start + 2000]
         padded = F.pad(batch, [1] * 4, mode="reflect")
         with torch.autocast(batch.device.type, torch.bfloat16):
             logits = 2 * look(batch) + look(padded[:, :, :32, :32]) + look(padded[:, :, 2:, 2:])
@@ -247,7 +249,7 @@ def bare_step(sizes: Sizes, device: torch.device, *, compile_mode: str) -> Calla
 
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
-    net = resnet50(num_classes=sizes.classes).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    net = resnet50(num_classes=sizes.classes).to(device, memory_format=torch.channels_last).train()
     run = torch.compile(net) if compile_mode != "none" else net
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=2e-5, fused=True)
     images = torch.randint(256, (sizes.batch, 3, sizes.pixels, sizes.pixels), dtype=torch.uint8, device=device)
