@@ -1,4 +1,4 @@
-"""Owns the exponential moving average of the weights, which is evaluated in their place."""
+"""Owns weights that follow the network's own: a moving average, evaluated in their place, and slow ones that lead."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from distrain.recipe import Lookahead
 from distrain.sharding import own_part
 
 
@@ -18,9 +19,9 @@ class WeightAverage:
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        self.tensors = {n: t.detach().clone() for n, t in module.state_dict().items() if t.is_floating_point()}
+        live = _floating_point(module)
+        self.tensors = {name: tensor.clone() for name, tensor in live.items()}
         self._decay = decay
-        live = {n: t for n, t in module.state_dict().items() if n in self.tensors}
         self._averages = [own_part(tensor) for tensor in self.tensors.values()]
         self._live = [own_part(tensor) for tensor in live.values()]
 
@@ -41,3 +42,35 @@ class WeightAverage:
         finally:
             with torch.no_grad():
                 torch._foreach_copy_(self._live, own)
+
+
+class SlowWeights:
+    """The slow weights, and buffers, of Lookahead, by their names: every few steps they move towards the network's own.
+
+    Zhang et al., "Lookahead Optimizer: k steps forward, 1 step back", 2019, https://arxiv.org/abs/1907.08610, around
+    any rule. At such a meeting the network is set back to them, and so it is at the end of the training.
+    """
+
+    def __init__(self, module: nn.Module, config: Lookahead, *, total_steps: int) -> None:
+        live = _floating_point(module)
+        self.tensors = {name: tensor.clone() for name, tensor in live.items()}
+        self._config = config
+        self._total_steps = total_steps
+        self._slow = [own_part(tensor) for tensor in self.tensors.values()]
+        self._live = [own_part(tensor) for tensor in live.values()]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Let the two meet after step `step`, counted from 0, where that is due."""
+        taken = step + 1
+        if taken % self._config.every_steps == 0:
+            decay = self._config.decay * (taken / self._total_steps) ** self._config.power
+            torch._foreach_lerp_(self._slow, self._live, 1 - decay)
+        elif taken != self._total_steps:
+            return
+        torch._foreach_copy_(self._live, self._slow)
+
+
+def _floating_point(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the weights and buffers of a network that are not whole numbers; they share its memory."""
+    return {name: tensor.detach() for name, tensor in module.state_dict().items() if tensor.is_floating_point()}

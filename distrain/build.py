@@ -5,13 +5,15 @@ import logging
 import os
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import nn
 
-from distrain.average import WeightAverage
+from distrain.average import SlowWeights, WeightAverage
 from distrain.batching import solve_batching
 from distrain.checkpoint.writer import Checkpointer
 from distrain.class_weights import resolve_class_weights
+from distrain.compiling import compile_network
 from distrain.data.held import hold
 from distrain.data.labels import class_counts
 from distrain.data.loader import Batch, BatchReader
@@ -28,12 +30,13 @@ from distrain.losses import LossFunction, build_loss
 from distrain.metrics.choice import choose_metrics
 from distrain.microbatch import memory_limit_bytes, settle_micro_batch_size, try_micro_batch_sizes
 from distrain.mixing import Preparation, check_mixing, check_sizes
-from distrain.models.freezing import Freezing, freeze
+from distrain.models.freezing import Freezing, end_steps, freeze
+from distrain.models.initial import NUM_IMAGES, initialize
 from distrain.models.zoo import build_model, head_of
 from distrain.optim import build_optimizer, build_schedule
 from distrain.parallel import build_parallel, check_sync_batchnorm
 from distrain.param_groups import plan_settings
-from distrain.precision import Precision
+from distrain.precision import MEMORY_FORMATS, Precision, place, set_tf32
 from distrain.recipe import Model, Recipe
 from distrain.rundir import RunDirectory
 from distrain.seeds import Purpose, derive_seed
@@ -73,16 +76,24 @@ def build_session(
     total_steps = min(recipe.train.epochs * order.steps_per_epoch, recipe.train.max_steps or 2**63)
     readers = _build_readers(recipe, profile, sources, world=world, epochs=total_steps / order.steps_per_epoch)
     first = _first_batch(readers["train"], order)
-    normalize = Normalize(recipe.augment, num_channels=first[0].shape[1], device=world.device)
+    normalize = Normalize(
+        recipe.augment,
+        num_channels=first[0].shape[1],
+        device=world.device,
+        memory_format=MEMORY_FORMATS[recipe.compute.memory_format],
+    )
     prepare = Preparation(recipe, normalize, steps_per_epoch=order.steps_per_epoch, num_classes=num_classes)
     shown_images = normalize(first[0].to(world.device))
 
     wants = None if has_checkpoint else recipe.model.weights
     model = _build_model(recipe, wants, train_source, in_channels=shown_images.shape[1], world=world)
+    if wants is None and not has_checkpoint:
+        initialize(model, lambda: _first_images(recipe, train_source))
     bare_copy = copy.deepcopy(model).eval()
     check_sizes(recipe, bare_copy, num_channels=shown_images.shape[1])
     head = head_of(recipe.model, model)
     thaw_steps = freeze(recipe.model, model, head=head, steps_per_epoch=order.steps_per_epoch)
+    ends = end_steps(recipe.model, model, head=head, steps_per_epoch=order.steps_per_epoch)
     settings = plan_settings(recipe.optimizer, model, head=head, example=shown_images.cpu(), thaw_steps=thaw_steps)
     if recipe.train.micro_batch_size == "auto":
         size = _find_micro_batch_size(recipe, profile, run, world, order, model, first, prepare, loss_function)
@@ -92,7 +103,18 @@ def build_session(
         recipe, loss_function, first[1], num_classes=num_classes, micro_batch_size=order.batching.micro_batch_size
     )
     check_sync_batchnorm(recipe, world, order)
-    parallel = build_parallel(recipe, model.to(world.device), world, batching=order.batching, example=shown_images)
+    lookahead = recipe.train.lookahead
+    set_tf32(recipe, world.device)
+    model = place(model, recipe, world.device)
+    compilation = compile_network(
+        recipe,
+        model,
+        world,
+        micro_batch_size=order.batching.micro_batch_size,
+        num_pieces=len(order.window(0).own),
+        processes=profile.processes,
+    )
+    parallel = build_parallel(recipe, model, world, batching=order.batching, example=shown_images)
     return Session(
         recipe=recipe,
         profile=profile,
@@ -105,11 +127,13 @@ def build_session(
         order=order,
         total_steps=total_steps,
         due=Due(recipe, order.steps_per_epoch, total_steps),
+        compilation=compilation,
         parallel=parallel,
-        freezing=Freezing(model, thaw_steps),
+        freezing=Freezing(model, thaw_steps, ends),
         loss_function=loss_function,
         metrics=metrics,
         optimizer=build_optimizer(recipe.optimizer, model, settings),
+        slow=None if lookahead is None else SlowWeights(model, lookahead, total_steps=total_steps),
         average=WeightAverage(model, recipe.train.ema_decay) if recipe.train.ema_decay is not None else None,
         schedule=build_schedule(recipe.schedule, steps_per_epoch=order.steps_per_epoch, total_steps=total_steps),
         precision=Precision(recipe.precision, world.device),
@@ -165,6 +189,15 @@ def _first_batch(reader: BatchReader, order: TrainOrder) -> Batch:
     if isinstance(batch, DataError):
         raise batch
     return batch
+
+
+def _first_images(recipe: Recipe, source: Source) -> torch.Tensor:
+    """Return the first training samples' images as the network gets them in evaluation, on the CPU."""
+    reader = BatchReader(source, build_transforms(recipe.augment.eval, key="augment.eval"), seed=recipe.train.seed)
+    batch = reader[MicroBatch(np.arange(min(NUM_IMAGES, len(source)), dtype=np.int64))]
+    if isinstance(batch, DataError):
+        raise batch
+    return Normalize(recipe.augment, num_channels=batch[0].shape[1], device=torch.device("cpu"))(batch[0])
 
 
 def _build_loss(recipe: Recipe, source: Source, *, world: World) -> LossFunction:

@@ -108,6 +108,8 @@ def _run_on(session: Session, batches: Iterator[Batch], step: int, sinks: Sinks)
         boundary = last_step_in_time(session, step, session.due.next_boundary(step))
         step = run_steps(session, batches, step, session.tracer.advance(step, boundary))
         settle(session, range(first_step, step))
+        if session.compilation is not None:
+            session.compilation.tell()
         session = end_early(session, step)
         session.stopwatch.add(time.perf_counter() - started, session.num_samples(first_step, step))
 
@@ -132,6 +134,7 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
     order, parallel, precision, losses = session.order, session.parallel, session.precision, session.losses
     optimizer, loss_function, prepare = session.optimizer, session.loss_function, session.prepare
     average, skipped, heart, stop = session.average, session.skipped, session.heart, session.stop
+    slow = session.slow
     train, gpus, freezing = session.recipe.train, session.world.gpus, session.freezing
     base_lr, schedule = session.recipe.base_lr, session.schedule
     for step in range(first_step, last_step):
@@ -163,6 +166,8 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
         with freezing.untouched(step):
             precision.step(optimizer, parallel.module, clip_norm=train.clip_norm)
         parallel.drop_gradients()
+        if slow is not None:
+            slow.update(step)
         if average is not None:
             average.update(step)
         heart.step = step + 1
@@ -300,6 +305,7 @@ def _evaluate(session: Session) -> Evaluation | None:
             loss_function=session.loss_function,
             chosen=session.metrics,
             precision=session.precision,
+            views=recipe.eval,
             world=world,
             must_break_off=lambda: heart.is_stop_requested and not is_collective,
         )

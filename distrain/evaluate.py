@@ -12,6 +12,8 @@ from distrain.losses import LossFunction
 from distrain.metrics.choice import ChosenMetrics
 from distrain.metrics.counters import Confusion, Counter, LabelConfusion, build_counters
 from distrain.precision import Precision
+from distrain.recipe import Eval
+from distrain.views import predict_views
 from distrain.world import World
 
 
@@ -46,6 +48,7 @@ def evaluate(
     loss_function: LossFunction,
     chosen: ChosenMetrics,
     precision: Precision,
+    views: Eval,
     world: World,
     must_break_off: Callable[[], bool],
     witness: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
@@ -54,9 +57,10 @@ def evaluate(
 
     None, on every rank, where any of them broke off, which a rank does before the batch at which it finds that it must.
     Batch i of the `num_batches` of all ranks comes to rank i % world size. What is counted is whole numbers, and the
-    batches' sums of floats are added exactly, so the result does not depend on the number of ranks. `idle_batch` is
-    what a rank without a batch calls the model with, where every call is a collective one; None where the model is the
-    rank's own. `witness` is shown each batch of this rank: its number, logits [n, outputs] and targets.
+    batches' sums of floats are added exactly, so the result does not depend on the number of ranks. `views` says over
+    which views of an image the outputs are averaged. `idle_batch` is what a rank without a batch calls the model with,
+    where every call is a collective one; None where the model is the rank's own. `witness` is shown each batch of this
+    rank: its number, logits [n, outputs] and targets.
     """
     was_training = model.training
     model.eval()
@@ -69,7 +73,7 @@ def evaluate(
         if must_break_off():
             break
         with precision.autocast():
-            logits = model(images)
+            logits = predict_views(model, images, views)
             loss = loss_function(logits, targets)
         row = [sums.new_full((), len(targets)), loss.double() * len(targets)]
         sums[number] = torch.stack(row + _errors(logits, targets) if has_errors else row)
@@ -78,7 +82,7 @@ def evaluate(
         if witness is not None:
             witness(number, logits, targets)
     if idle_batch is not None and len(own) < -(-num_batches // world.size):
-        model(idle_batch)
+        predict_views(model, idle_batch, views)
     model.train(was_training)
     rows, counts = _add_over_ranks(sums, counters, world)
     return None if any(row[0] == 0 for row in rows) else _conclude(rows, counters, counts, chosen)

@@ -17,7 +17,7 @@ from distrain.errors import LaunchError, RecipeError
 from distrain.losses import LossFunction
 from distrain.mixing import Preparation
 from distrain.optim import build_optimizer
-from distrain.precision import Precision
+from distrain.precision import Precision, place, set_tf32
 from distrain.preflight import MEBIBYTE, available_memory_bytes
 from distrain.recipe import Recipe
 from distrain.rundir import RunDirectory
@@ -136,7 +136,8 @@ class _Passes:
         self._device = world.device
         _forget_peak(self._device)
         self._before = _now_bytes(self._device)
-        self._model = copy.deepcopy(model).to(self._device).train()
+        set_tf32(recipe, self._device)
+        self._model = place(copy.deepcopy(model), recipe, self._device).train()
         self._optimizer = build_optimizer(recipe.optimizer, self._model)
         self._average = None if recipe.train.ema_decay is None else WeightAverage(self._model, recipe.train.ema_decay)
         self._precision = Precision(recipe.precision, self._device)

@@ -20,13 +20,18 @@ class Preparation:
         self._sizes = [(epoch * steps_per_epoch, pixels) for epoch, pixels in recipe.augment.sizes or ()]
         mixing = Mixing(recipe.augment, num_classes=num_classes, seed=recipe.train.seed)
         self._mixing = mixing if recipe.augment.is_mixed else None
+        self._is_channels_last = recipe.compute.memory_format == "channels_last"
 
     def __call__(self, images: torch.Tensor, targets: torch.Tensor, *, step: int, piece: int) -> Batch:
         """Return images float32 [n, channels, height, width], and targets: as they are, or float32 [n, classes]."""
         images = self._normalize(images)
         if self._sizes:
             images = resize(images, self.pixels(step))
-        return (images, targets) if self._mixing is None else self._mixing(images, targets, step=step, piece=piece)
+        if self._mixing is not None:
+            images, targets = self._mixing(images, targets, step=step, piece=piece)
+        if self._is_channels_last:  # as they mostly are by now; what was mixed may have lost it
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images, targets
 
     def pixels(self, step: int) -> int:
         """Return the side of the images at a step, counted from 0, where the recipe gives sizes."""

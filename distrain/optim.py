@@ -66,10 +66,17 @@ def _groups(config: recipe.Optimizer, model: nn.Module, settings: Mapping[str, S
         {
             "params": parameters,
             "lr_factor": setting.lr_factor,
-            "weight_decay": config.weight_decay if setting.has_decay else 0.0,
+            "weight_decay": _weight_decay(config, setting),
         }
         for setting, parameters in members.items()
     ]
+
+
+def _weight_decay(config: recipe.Optimizer, setting: Setting) -> float:
+    """Return the penalty of a group; a step takes off this times the group's learning rate."""
+    if not setting.has_decay:
+        return 0.0
+    return config.weight_decay / setting.lr_factor if config.even_decay else config.weight_decay
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
@@ -102,6 +109,14 @@ def _factor(config: recipe.Schedule, *, steps_per_epoch: int, warmup_steps: int,
     if config.name == "cosine":
         # Loshchilov and Hutter, "SGDR", 2017, without restarts, over the steps that follow the warm-up.
         return lambda step: _cosine(step - warmup_steps, total_steps - warmup_steps, 1.0, config.final_factor or 0.0)
+    if config.name == "triangle":
+        top = int((0.3 if config.pct_start is None else config.pct_start) * total_steps)
+        ends = config.first_factor or 0.0, config.final_factor or 0.0
+        return lambda step: (
+            ends[0] + (1 - ends[0]) * step / top
+            if step < top
+            else ends[1] + (1 - ends[1]) * (total_steps - step) / (total_steps - top)
+        )
     # Smith and Topin, "Super-Convergence", 2018, in torch's two-phase form with cosine annealing.
     peak = (0.3 if config.pct_start is None else config.pct_start) * total_steps - 1
     first = 1 / (config.div_factor or 25.0)

@@ -1,4 +1,4 @@
-"""Owns mixed precision: autocast, and the loss scaling that float16 gradients need."""
+"""Owns numbers on a device: their precision, the loss scaling that float16 gradients need, their order in memory."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -6,7 +6,32 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from distrain.recipe import Recipe
+
 _NO_CONTEXT: AbstractContextManager[Any] = nullcontext()
+
+
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def set_tf32(recipe: Recipe, device: torch.device) -> None:
+    """Let a GPU round the inputs of float32 convolutions and matrix products to TF32, or not, as the recipe says.
+
+    https://docs.pytorch.org/docs/stable/notes/cuda.html#tensorfloat-32-tf32-on-ampere-and-later-devices
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = recipe.has_tf32
+        torch.backends.cudnn.allow_tf32 = recipe.has_tf32
+
+
+def place(network: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:
+    """Return a network on its device, its weights in the recipe's memory format.
+
+    FSDP wants contiguous weights: with it, images alone bring the format in.
+    """
+    if recipe.compute.memory_format == "contiguous" or recipe.parallel.strategy == "fsdp":
+        return network.to(device)
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
 
 class Precision:

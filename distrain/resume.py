@@ -49,8 +49,8 @@ def resume(session: Session, found: checkpoint.Checkpoint | None) -> Start:
         return Start(step=0, is_record_due=session.recipe.eval.at_start)
     if world.is_main:
         _check_resumable(session, found)
-    averages = session.averages
-    load_tensors(found, model=session.model, optimizer=session.optimizer, others=averages, world=world)
+    followers = session.followers
+    load_tensors(found, model=session.model, optimizer=session.optimizer, others=followers, world=world)
     session.precision.load_state(found.state["loss_scale"])
     session.losses.settled = found.state["losses_since_record"]
     log.info("goes on from checkpoint %s at step %d of %d", found.path.name, found.step, session.total_steps)

@@ -7,9 +7,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from distrain.average import WeightAverage
-from distrain.checkpoint.tensors import Tensors, average_tensors, gather_tensors
+from distrain.average import SlowWeights, WeightAverage
+from distrain.checkpoint.tensors import Tensors, average_tensors, gather_tensors, slow_tensors
 from distrain.checkpoint.writer import Checkpointer
+from distrain.compiling import Compilation
 from distrain.data.loader import BatchReader
 from distrain.data.order import TrainOrder
 from distrain.data.transforms import Normalize
@@ -47,11 +48,13 @@ class Session:
     order: TrainOrder
     total_steps: int
     due: Due
+    compilation: Compilation | None
     parallel: Parallel
     freezing: Freezing
     loss_function: LossFunction
     metrics: ChosenMetrics
     optimizer: torch.optim.Optimizer
+    slow: SlowWeights | None
     average: WeightAverage | None
     schedule: Factor
     precision: Precision
@@ -73,14 +76,15 @@ class Session:
         return self.parallel.module
 
     @property
-    def averages(self) -> Tensors:
-        """The moving averages of the weights by their names in a checkpoint; none where the recipe keeps none."""
-        return {} if self.average is None else average_tensors(self.average.tensors)
+    def followers(self) -> Tensors:
+        """The moving averages and the slow weights, where the recipe keeps them, by their names in a checkpoint."""
+        averages = {} if self.average is None else average_tensors(self.average.tensors)
+        return averages | ({} if self.slow is None else slow_tensors(self.slow.tensors))
 
     @property
     def tensors(self) -> Tensors:
         """All tensors of the training by their names in a checkpoint; they share their memory with it."""
-        return {**gather_tensors(self.model, self.optimizer), **self.averages}
+        return {**gather_tensors(self.model, self.optimizer), **self.followers}
 
     def epoch(self, step: int) -> float:
         """Return how many epochs `step` steps are."""
@@ -100,7 +104,11 @@ class Session:
             "threads": self.profile.threads,
             "device": torch.cuda.get_device_name() if is_cuda else processor,
             "torch": torch.__version__,
+            "compute.memory_format": self.recipe.compute.memory_format,
+            "compute.compile": self.recipe.compute.compile,
         }
+        if is_cuda:
+            rounding["compute.tf32"] = str(self.recipe.has_tf32).lower()
         if not self.recipe.train.exact:
             strategy = type(self.parallel).__name__.lower()
             rounding |= {"processes": self.world.size, "strategy": strategy}

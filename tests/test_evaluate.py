@@ -49,6 +49,7 @@ def measure(
         loss_function=build_loss(Loss(name=LOSSES[target]), num_classes=OUTPUTS, target=target, device=world.device),
         chosen=choose_metrics(Eval(metrics=tuple(names)), target=target, classes=classes),
         precision=Precision("fp32", world.device),
+        views=Eval(),
         world=world,
         must_break_off=lambda: world.rank == break_off_on,
     )

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from distrain.optim import build_optimizer, build_schedule, set_learning_rate
+from distrain.optim import Setting, build_optimizer, build_schedule, set_learning_rate
 from distrain.recipe import Optimizer, Schedule
 
 STEPS_PER_EPOCH = 7
@@ -52,6 +53,27 @@ def test_warm_up_rises_in_a_line_to_the_base_and_cosine_falls_to_its_end() -> No
     fall = [factor(step) for step in range(14, TOTAL)]
     assert fall == sorted(fall, reverse=True)
     assert factor(TOTAL) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("ends", [(0.2, 0.07), (0.0, 0.0)])
+def test_triangle_rises_in_a_line_and_falls_in_a_line(ends: tuple[float, float]) -> None:
+    config = Schedule(name="triangle", first_factor=ends[0], pct_start=0.23, final_factor=ends[1])
+    factor = build_schedule(config, steps_per_epoch=STEPS_PER_EPOCH, total_steps=TOTAL)
+    line = np.interp(np.arange(TOTAL), [0, int(0.23 * TOTAL), TOTAL], [ends[0], 1.0, ends[1]])
+    assert [factor(step) for step in range(TOTAL)] == pytest.approx(line.tolist())
+
+
+def test_even_decay_takes_as_much_off_every_weight_whatever_its_learning_rate() -> None:
+    net = torch.nn.Linear(2, 2)
+    config = Optimizer(lr=0.5, weight_decay=0.01, lr_factors={"bias": 64}, even_decay=True)
+    optimizer = build_optimizer(config, net, {"bias": Setting(lr_factor=64)})
+    set_learning_rate(optimizer, 0.5)
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for parameter, old in zip(net.parameters(), before, strict=True):
+        torch.testing.assert_close(parameter.detach(), old * (1 - 0.5 * 0.01))
 
 
 @pytest.mark.parametrize(

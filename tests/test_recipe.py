@@ -150,6 +150,15 @@ def test_value_of_the_wrong_type_is_named(override: str, words: list[str]) -> No
         ("train.micro_batch_size=0", ["train.micro_batch_size: 0 is not", "above 0", "auto"]),
         ("train.micro_batch_size=most", ["'most'", "auto"]),
         ("train={epochs: 1, exact: true, micro_batch_size: auto}", ["train.exact", "give a number"]),
+        (
+            "train={epochs: 1, exact: true}|compute.compile=whole",
+            ["train.exact", "compute.compile=whole", "choose one"],
+        ),
+        ("train={epochs: 1, exact: true}|compute.tf32=true", ["train.exact", "compute.tf32", "choose one"]),
+        ("compute={compile: regional, cuda_graphs: true}", ["compute.cuda_graphs", "compute.compile is regional"]),
+        ("schedule={name: triangle, warmup_epochs: 1}", ["schedule.warmup_epochs", "triangle"]),
+        ("optimizer.even_decay=true", ["optimizer.even_decay", "lr_factors"]),
+        ("train.lookahead={decay: 1}", ["train.lookahead.decay=1", "less than 1"]),
         ("train.max_time=soon", ["train.max_time", "'soon' is no time", "1h30m"]),
         ("train.max_time=0", ["train.max_time=0", "greater than 0"]),
         ("augment.sizes=[[1, 8]]", ["augment.sizes", "from 0 on"]),
@@ -164,7 +173,7 @@ def test_value_of_the_wrong_type_is_named(override: str, words: list[str]) -> No
     ],
 )
 def test_value_out_of_range_is_named(override: str, words: list[str]) -> None:
-    text = sentence(override)
+    text = sentence(*override.split("|"))
     assert all(word in text for word in words), text
 
 
@@ -221,8 +230,23 @@ def test_weight_of_a_yes_is_one_number_or_one_for_each_label(tmp_path: Path) -> 
 def test_identity_ignores_logs_checkpoints_and_where_the_data_lies() -> None:
     same = ["log.every_steps=3", "log.wandb=disabled", "checkpoint.keep_last=5", "data.path=/elsewhere"]
     same += ["data.num_workers=3", "data.loader=threads", "data.hold=never", "eval.batch_size=7"]
+    same += ["compute={memory_format: channels_last, compile: whole}"]
     assert digits(*same).identity == digits().identity
     assert digits(*same) != digits()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], False),
+        (["train.deterministic=false"], True),
+        (["train.deterministic=false", "train.exact=true"], False),
+        (["compute.tf32=true"], True),
+        (["train.deterministic=false", "compute.tf32=false"], False),
+    ],
+)
+def test_gpus_round_to_tf32_where_nothing_speaks_against_it(overrides: list[str], expected: bool) -> None:
+    assert digits(*overrides).has_tf32 == expected
 
 
 @pytest.mark.parametrize("change", ["train.seed=1", "data.batch_size=32", "optimizer.lr=0.2", "precision=bf16"])

@@ -1,6 +1,7 @@
 """Owns which tensors are the training, and their names.
 
-`model.<name>`, `optimizer.<parameter's name>.<key>`, and `average.<name>` where the recipe keeps moving averages.
+`model.<name>`, `optimizer.<parameter's name>.<key>`, and where the recipe keeps moving averages and slow weights
+`average.<name>` and `slow.<name>`.
 """
 
 import torch
@@ -13,6 +14,7 @@ Tensors = dict[str, torch.Tensor]
 
 MODEL = "model."
 AVERAGE = "average."
+SLOW = "slow."
 
 
 def gather_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
@@ -38,6 +40,11 @@ def optimizer_prefix(parameter_name: str) -> str:
 def average_tensors(averages: Tensors) -> Tensors:
     """Return the moving averages by the names that they have in a checkpoint."""
     return {f"{AVERAGE}{name}": tensor for name, tensor in averages.items()}
+
+
+def slow_tensors(slow: Tensors) -> Tensors:
+    """Return the slow weights by the names that they have in a checkpoint."""
+    return {f"{SLOW}{name}": tensor for name, tensor in slow.items()}
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -128,9 +128,19 @@ def seed_sample(seed: int, epoch: int, index: int, copy: int = 0) -> None:
 
 
 class Normalize:
-    """Turns a batch into the model's input: float32, scaled to [0, 1] from uint8, then (x - mean) / std a channel."""
+    """Turns a batch into the model's input: float32, scaled to [0, 1] from uint8, then (x - mean) / std a channel.
 
-    def __init__(self, augment: Augment, *, num_channels: int, device: torch.device) -> None:
+    `memory_format` is that of the input, whatever the images have, which loaders give as it is at hand.
+    """
+
+    def __init__(
+        self,
+        augment: Augment,
+        *,
+        num_channels: int,
+        device: torch.device,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
         if augment.mean is not None and len(augment.mean) != num_channels:
             raise RecipeError(
                 f"augment.mean has {len(augment.mean)} numbers and the images have {num_channels} channels"
@@ -141,16 +151,14 @@ class Normalize:
         self._std = std.view(1, -1, 1, 1)
         self._mean_of_bytes = self._mean * 255
         self._std_of_bytes = self._std * 255
+        self._memory_format = memory_format
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalise images uint8 or float [n, channels, height, width] to float32 of the same shape.
-
-        The result is contiguous whatever the images are, which loaders give in the memory format that is at hand.
-        """
+        """Normalise images uint8 or float [n, channels, height, width] to float32 of the same shape."""
         if images.dtype == torch.uint8:
-            floats = images.to(torch.float32, memory_format=torch.contiguous_format)
-            return floats.sub_(self._mean_of_bytes).div_(self._std_of_bytes)
-        return images.to(torch.float32, memory_format=torch.contiguous_format).sub(self._mean).div_(self._std)
+            images = images.to(torch.float32, memory_format=self._memory_format)
+            return images.sub_(self._mean_of_bytes).div_(self._std_of_bytes)
+        return images.to(torch.float32, memory_format=self._memory_format).sub(self._mean).div_(self._std)
 
 
 def _build(transform: Transform, *, key: str) -> "Drawn | Other":

@@ -37,7 +37,7 @@ from distrain.losses import build_loss
 from distrain.metrics import Target
 from distrain.metrics.choice import ChosenMetrics, choose_metrics
 from distrain.models.zoo import build_model
-from distrain.precision import Precision
+from distrain.precision import MEMORY_FORMATS, Precision, place, set_tf32
 from distrain.recipe import Recipe
 from distrain.rundir import Attempt, RunDirectory
 from distrain.world import World
@@ -131,6 +131,7 @@ def examine(recipe: Recipe, folder: RunDirectory, world: World, heart: Heart) ->
             ),
             chosen=subject.chosen,
             precision=Precision(recipe.precision, world.device),
+            views=recipe.eval,
             world=world,
             must_break_off=lambda: heart.is_stop_requested,
             witness=witness,
@@ -144,6 +145,7 @@ def examine(recipe: Recipe, folder: RunDirectory, world: World, heart: Heart) ->
 
 
 def _prepare(recipe: Recipe, order: Order, world: World) -> _Subject:
+    set_tf32(recipe, world.device)
     path = Path(order.checkpoint)
     fault = checkpoint.find_fault(path) if world.is_main else None
     if world.any_rank(fault is not None):
@@ -175,8 +177,13 @@ def _prepare(recipe: Recipe, order: Order, world: World) -> _Subject:
         source=source,
         samples=samples,
         reader=reader,
-        model=model.to(world.device),
-        normalize=Normalize(recipe.augment, num_channels=in_channels, device=world.device),
+        model=place(model, recipe, world.device),
+        normalize=Normalize(
+            recipe.augment,
+            num_channels=in_channels,
+            device=world.device,
+            memory_format=MEMORY_FORMATS[recipe.compute.memory_format],
+        ),
         chosen=choose_metrics(wanted, target=target, classes=source.classes),
         weights="moving average" if is_averaged else "trained",
     )

@@ -1,7 +1,7 @@
-"""Owns freezing: which weights stay as they are, up to which step, and with them their norm layers' statistics."""
+"""Owns freezing: which weights stay as they are, up to which step or from which on, and norm layers' statistics."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -35,8 +35,7 @@ def freeze(config: Model, model: nn.Module, *, head: str | None, steps_per_epoch
         thawing = [name for name in select(pattern, names, head=head, key="model.unfreeze_epochs") if name in steps]
         if not thawing:
             raise ModelError(f"model.unfreeze_epochs: {pattern!r} names nothing that model.freeze has frozen")
-        first_step = math.ceil(round(epoch * steps_per_epoch, 6))  # 0.1 x 30 is a little more than 3
-        steps |= {name: min(steps[name], first_step) for name in thawing}
+        steps |= {name: min(steps[name], _first_step(epoch, steps_per_epoch)) for name in thawing}
     if steps and all(steps.get(name, 0) > 0 for name, weight in model.named_parameters() if weight.requires_grad):
         raise ModelError(
             f"model.freeze={list(config.freeze)} leaves no weight to train in the first step; leave something out of it"
@@ -47,22 +46,43 @@ def freeze(config: Model, model: nn.Module, *, head: str | None, steps_per_epoch
     return steps
 
 
+def end_steps(config: Model, model: nn.Module, *, head: str | None, steps_per_epoch: int) -> dict[str, int]:
+    """Return the step from which on a weight that is trained at first stays as it is, by its name.
+
+    The statistics of norm layers go on. Raises `ModelError` for a pattern that names nothing.
+    """
+    names = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    steps: dict[str, int] = {}
+    for pattern, epoch in config.freeze_epochs.items():
+        steps |= dict.fromkeys(
+            select(pattern, names, head=head, key="model.freeze_epochs"), _first_step(epoch, steps_per_epoch)
+        )
+    return steps
+
+
+def _first_step(epoch: float, steps_per_epoch: int) -> int:
+    return math.ceil(round(epoch * steps_per_epoch, 6))  # 0.1 x 30 is a little more than 3
+
+
 class Freezing:
     """Keeps what is frozen as it is, step by step: a function of the step alone, so that a resume goes on with it.
 
-    The network is the one that trains, after a strategy has put its own parameters into it.
+    The network is the one that trains, after a strategy has put its own parameters into it. `ends` are the steps from
+    which on weights stay as they are, as `end_steps` has them.
     """
 
-    def __init__(self, model: nn.Module, thaw_steps: ThawSteps) -> None:
+    def __init__(self, model: nn.Module, thaw_steps: ThawSteps, ends: Mapping[str, int] | None = None) -> None:
         self._model = model
         self._held = [
             (weight, thaw_steps[name])
             for name, weight in model.named_parameters()
             if name in thaw_steps and thaw_steps[name] != math.inf
         ]
+        self._ended = [(weight, ends[name]) for name, weight in model.named_parameters() if ends and name in ends]
         self._norms = [(norm, min(own)) for norm, own in _own_thaw_steps(model, thaw_steps) if min(own) > 0]
         self._statistics: list[tuple[torch.Tensor, torch.Tensor, float]] | None = None
         self._last_step = max((step for _, step in (*self._held, *self._norms)), default=0)
+        self._first_end = min((step for _, step in self._ended), default=math.inf)
 
     def begin_step(self, step: int) -> None:
         """Put the norm layers that are frozen at `step` into evaluation mode, and the others into the network's."""
@@ -81,11 +101,12 @@ class Freezing:
 
         So neither the rule, nor its momentum, nor the decay, nor the norm that is clipped knows of it.
         """
-        return _NO_CONTEXT if step >= self._last_step else self._without_gradients(step)
+        return _NO_CONTEXT if self._last_step <= step < self._first_end else self._without_gradients(step)
 
     @contextmanager
     def _without_gradients(self, step: int) -> Iterator[None]:
         held = [(weight, weight.grad) for weight, thaw_step in self._held if step < thaw_step]
+        held += [(weight, weight.grad) for weight, end in self._ended if step >= end]
         for weight, _ in held:
             weight.grad = None
         # The ranks' mean of equal statistics may differ from them in the last bit, and exact mode counts every step.

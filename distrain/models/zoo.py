@@ -9,6 +9,7 @@ from torch import nn
 from distrain.errors import ModelError, WeightsUnreachableError
 from distrain.models.alexnet import AlexNet5
 from distrain.models.cifar import CifarPlain, CifarSimpleV3
+from distrain.models.cifar_fast import CifarFast
 from distrain.models.heads import append_head, find_head, replace_first_layer, replace_head
 from distrain.models.lenet import LeNet
 from distrain.models.nets import CifarCnn, DigitsCnn
@@ -20,6 +21,7 @@ from distrain.references import is_reference, load_reference
 NETS: dict[str, Callable[..., nn.Module]] = {
     "digits-cnn": DigitsCnn,
     "cifar-cnn": CifarCnn,
+    "cifar-fast": CifarFast,
     "lenet": LeNet,
     "cifar-plain": CifarPlain,
     "cifar-simple-v3": CifarSimpleV3,

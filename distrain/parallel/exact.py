@@ -57,7 +57,8 @@ class Exact:
         self._next_bucket = 0
         for number, bucket in enumerate(self._buckets):
             for parameter, start in zip(bucket.parameters, bucket.offsets, strict=True):
-                parameter.grad = self._flat[start : start + parameter.numel()].view_as(parameter)
+                # With the weight's own strides: fused optimizers go through both in the order of memory.
+                parameter.grad = self._flat.as_strided(parameter.shape, parameter.stride(), start)
                 parameter.register_post_accumulate_grad_hook(partial(self._note_gradient, number))  # type: ignore[no-untyped-call]
 
     def begin_window(self, window: Window, step: int) -> nn.Module:

@@ -14,8 +14,8 @@ class Model(Section):
     """The network, the weights that it begins with, and which of them stay as they are."""
 
     name: str = Field(
-        description="digits-cnn, cifar-cnn, lenet, cifar-plain, cifar-simple-v3, alexnet-5, any torchvision "
-        "classifier, timm.NAME, or package.module:factory"
+        description="digits-cnn, cifar-cnn, cifar-fast, lenet, cifar-plain, cifar-simple-v3, alexnet-5, any "
+        "torchvision classifier, timm.NAME, or package.module:factory"
     )
     arguments: dict[str, Any] = Field({}, description="keyword arguments of its factory, {dropout: 0.1} say")
     weights: str | None = Field(
@@ -39,6 +39,9 @@ class Model(Section):
     )
     unfreeze_epochs: dict[str, NonNegative] = Field(
         {}, description="frozen weights, named as in freeze, and the epochs trained before they join in"
+    )
+    freeze_epochs: dict[str, NonNegative] = Field(
+        {}, description="weights, named as in freeze, and the epochs that they are trained before they stay as they are"
     )
 
     @model_validator(mode="after")

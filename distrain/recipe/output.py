@@ -38,6 +38,10 @@ class Eval(Section):
     every_steps: int | None = Field(None, gt=0, description="steps between two evaluations; null: not by steps")
     at_start: bool = Field(default=False, description="also before the first step: a fault in it shows at once")
     batch_size: int = Field(256, gt=0, description="samples of one forward pass")
+    flips: bool = Field(default=False, description="average the outputs over each image and its mirror image")
+    shift: int | None = Field(
+        None, gt=0, description="average them also over the image moved by so many pixels up left and down right"
+    )
     metrics: tuple[str, ...] | None = Field(
         None,
         description=f"of {', '.join(name for name in METRICS if name != ALWAYS_MEASURED)}; null: top1, from 6 classes "

@@ -31,14 +31,22 @@ class Optimizer(Section):
     lr_factors: dict[str, Positive] = Field(
         {}, description="factors of the learning rate by names of weights or layers, or backbone; the last one counts"
     )
+    even_decay: bool = Field(
+        default=False,
+        description="divide a weight's weight_decay by its own factor of the learning rate: all decay alike",
+    )
 
     @model_validator(mode="after")
     def _fields_belong_to_the_rule(self) -> Self:
         known = {"sgd": "momentum nesterov", "adam": "betas eps", "adamw": "betas eps", "rmsprop": "momentum alpha eps"}
-        every = {"name", "lr", "lr_per", "weight_decay", "no_decay", "layer_decay", "lr_factors"}
+        every = {"name", "lr", "lr_per", "weight_decay", "no_decay", "layer_decay", "lr_factors", "even_decay"}
         refuse_unused(self, {*every, *known[self.name].split()}, "optimizer")
         if self.nesterov and not self.momentum:
             raise ValueError("optimizer.nesterov needs optimizer.momentum above 0")
+        if self.even_decay and not (self.weight_decay and (self.lr_factors or self.layer_decay)):
+            raise ValueError(
+                "optimizer.even_decay needs a weight_decay, and lr_factors or layer_decay to make up for; leave it out"
+            )
         if self.no_decay and not self.weight_decay:
             raise ValueError("optimizer.no_decay makes exceptions to optimizer.weight_decay, which is 0")
         return self
@@ -47,13 +55,20 @@ class Optimizer(Section):
 class Schedule(Section):
     """The learning rate as a pure function of the step; a field that the schedule does not have stays null."""
 
-    name: Literal["constant", "step", "multistep", "cosine", "onecycle"] = Field("constant", description="the curve")
-    warmup_epochs: NonNegative = Field(0.0, description="linear rise from near 0; not for onecycle, which has its own")
+    name: Literal["constant", "step", "multistep", "cosine", "onecycle", "triangle"] = Field(
+        "constant", description="the curve"
+    )
+    warmup_epochs: NonNegative = Field(0.0, description="linear rise from near 0; not for onecycle and triangle")
     step_epochs: Positive | None = Field(None, description="step: epochs between two drops")
     milestones_epochs: tuple[Positive, ...] | None = Field(None, description="multistep: the epochs of the drops")
     gamma: Positive | None = Field(None, description="step, multistep: factor of a drop; 0.1 if null")
-    final_factor: NonNegative | None = Field(None, description="cosine: last factor of the learning rate; 0 if null")
-    pct_start: Fraction | None = Field(None, description="onecycle: share of the steps that rises; 0.3 if null")
+    first_factor: NonNegative | None = Field(None, description="triangle: first factor of the learning rate; 0 if null")
+    final_factor: NonNegative | None = Field(
+        None, description="cosine, triangle: last factor of the learning rate; 0 if null"
+    )
+    pct_start: Fraction | None = Field(
+        None, description="onecycle, triangle: share of the steps that rises; 0.3 if null"
+    )
     div_factor: Positive | None = Field(None, description="onecycle: peak over first learning rate; 25 if null")
     final_div_factor: Positive | None = Field(None, description="onecycle: first over last learning rate; 1e4 if null")
 
@@ -65,10 +80,11 @@ class Schedule(Section):
             "multistep": "milestones_epochs gamma",
             "cosine": "final_factor",
             "onecycle": "pct_start div_factor final_div_factor",
+            "triangle": "first_factor pct_start final_factor",
         }
         refuse_unused(self, {"name", "warmup_epochs", *known[self.name].split()}, "schedule")
-        if self.name == "onecycle" and self.warmup_epochs:
-            raise ValueError("schedule.warmup_epochs is not for onecycle, which rises by pct_start; leave it 0")
+        if self.name in {"onecycle", "triangle"} and self.warmup_epochs:
+            raise ValueError(f"schedule.warmup_epochs is not for {self.name}, which rises by pct_start; leave it 0")
         needed = {"step": "step_epochs", "multistep": "milestones_epochs"}.get(self.name)
         if needed and getattr(self, needed) is None:
             raise ValueError(f"schedule.name={self.name} needs schedule.{needed}")
@@ -97,6 +113,18 @@ def _read_minutes(value: object) -> object:
     return hours * 60 + minutes + seconds / 60
 
 
+class Lookahead(Section):
+    """Slow weights behind the network's own, which are set back to them every few steps."""
+
+    every_steps: int = Field(5, gt=0, description="steps from one meeting of the two to the next")
+    decay: Fraction = Field(
+        0.5, description="share of the slow weights that stays at a meeting, at the end of training"
+    )
+    power: NonNegative = Field(
+        0.0, description="that share grows with this power of the share of the steps taken; 0: it is always the same"
+    )
+
+
 class Train(Section):
     """How long and how training runs."""
 
@@ -117,6 +145,7 @@ class Train(Section):
     threads: int | None = Field(None, gt=0, description="CPU threads of a process; null: its share, 1 in exact mode")
     clip_norm: Positive | None = Field(None, description="largest 2-norm of the gradient; null: not clipped")
     ema_decay: Fraction | None = Field(None, description="moving average of the weights, evaluated in their place")
+    lookahead: Lookahead | None = Field(None, description="let slow weights follow the network's own, and lead them")
     max_rollbacks: int = Field(3, ge=0, description="batches left out at most because their loss was not finite")
     detect_anomaly: bool = Field(default=False, description="slow: name the operation whose gradient is not a number")
     target_loss: Positive | None = Field(

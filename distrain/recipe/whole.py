@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
+from distrain.recipe.compute import Compute
 from distrain.recipe.data import Augment, Data
 from distrain.recipe.model import Loss, Model
 from distrain.recipe.output import Checkpoint, Eval, Log
@@ -28,6 +29,7 @@ class Recipe(Section):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="arithmetic of the forward pass, by autocast"
     )
+    compute: Compute = Field(default_factory=Compute)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     log: Log = Field(default_factory=Log)
     eval: Eval = Field(default_factory=Eval)
@@ -39,6 +41,24 @@ class Recipe(Section):
                 f"train.exact and parallel.strategy={self.parallel.strategy} exclude each other; choose one"
             )
         return self
+
+    @model_validator(mode="after")
+    def _exact_mode_has_its_own_arithmetic(self) -> Self:
+        if self.train.exact and self.compute.compile != "none":
+            raise ValueError(
+                f"train.exact and compute.compile={self.compute.compile} exclude each other: which micro-batches run "
+                f"compiled would depend on the number of processes; choose one"
+            )
+        if self.train.exact and self.compute.tf32:
+            raise ValueError("train.exact and compute.tf32 exclude each other; choose one")
+        return self
+
+    @property
+    def has_tf32(self) -> bool:
+        """Whether GPUs round the inputs of float32 convolutions and matrix products."""
+        if self.compute.tf32 is None:
+            return not (self.train.deterministic or self.train.exact)
+        return self.compute.tf32
 
     @property
     def base_lr(self) -> float:
@@ -54,7 +74,14 @@ class Recipe(Section):
     def identity(self) -> dict[str, Any]:
         """The fields that decide the training; a run directory goes on only with these unchanged."""
         dump = self.model_dump(
-            mode="json", exclude={"log": True, "checkpoint": True, "parallel": {"strategy"}, "eval": {"batch_size"}}
+            mode="json",
+            exclude={
+                "log": True,
+                "checkpoint": True,
+                "compute": True,
+                "parallel": {"strategy"},
+                "eval": {"batch_size"},
+            },
         )
         for field in ("path", "num_workers", "loader", "hold"):
             del dump["data"][field]

@@ -10,11 +10,12 @@ import xxhash
 from tests.command import comparable, distrain, fit, status
 from tests.e2e.test_resume import kill_after_checkpoint, start
 
-# BatchNorm, dropout, augmentation, clipping, a moving average, accumulation, and a smaller last window of five
-# micro-batches (1,438 = 14 x 96 + 94 samples), in six micro-batches a step.
+# BatchNorm, dropout, augmentation, clipping, a moving average, slow weights, freezing, accumulation, and a smaller last
+# window of five micro-batches (1,438 = 14 x 96 + 94 samples), in six micro-batches a step.
 RECIPE = [
     "digits",
-    "--set=train={epochs: 2, exact: true, micro_batch_size: 16, clip_norm: 0.5, ema_decay: 0.9}",
+    "--set=train={epochs: 2, exact: true, micro_batch_size: 16, clip_norm: 0.5, ema_decay: 0.9, lookahead: {power: 1}}",
+    "--set=model.freeze_epochs={features.0: 0.6}",
     "--set=data.batch_size=96",
     "--set=augment.train=[RandomCrop: {size: 8, padding: 1}]",
     "--set=optimizer={name: adamw, lr: 0.002, weight_decay: 0.01}",
@@ -64,6 +65,14 @@ def test_run_killed_and_resumed_on_other_numbers_of_processes_gives_the_bits_of_
     found = status(tmp_path / "run")
     assert [attempt["world_size"] for attempt in found["attempts"]] == [1, 2, 4, 3, 1]
     assert facts(tmp_path / "run") == alone
+
+
+@pytest.mark.slow
+def test_channels_last_has_the_same_bits_at_any_number_of_processes(tmp_path: Path) -> None:
+    changes = ["--set=compute.memory_format=channels_last", "--set=optimizer={name: sgd, lr: 0.05, momentum: 0.9}"]
+    fit(*RECIPE, *changes, "--run=alone", cwd=tmp_path)
+    fit(*RECIPE, *changes, "--procs=2", "--run=together", cwd=tmp_path)
+    assert facts(tmp_path / "together") == facts(tmp_path / "alone")
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from distrain.checkpoint.tensors import digest, gather_tensors
 from distrain.data.order import TrainOrder
 from distrain.data.sampling import uniform_places
 from distrain.errors import ModelError
-from distrain.models.freezing import Freezing, freeze
+from distrain.models.freezing import Freezing, end_steps, freeze
 from distrain.models.zoo import build_model, head_of
 from distrain.optim import Setting, build_optimizer
 from distrain.parallel import Parallel
@@ -44,7 +44,8 @@ class Training:
         head = head_of(self.config, self.model)
         thaw_steps = freeze(self.config, self.model, head=head, steps_per_epoch=STEPS_PER_EPOCH)
         self.parallel = make(self.model)
-        self.freezing = Freezing(self.model, thaw_steps)
+        ends = end_steps(self.config, self.model, head=head, steps_per_epoch=STEPS_PER_EPOCH)
+        self.freezing = Freezing(self.model, thaw_steps, ends)
         settings = {name: Setting(thaw_step=step) for name, step in thaw_steps.items()}
         self.optimizer = build_optimizer(Optimizer.model_validate({"lr": 0.1, **optimizer}), self.model, settings)
 
@@ -97,6 +98,18 @@ def test_frozen_weights_and_statistics_stay_until_they_thaw(strategy: str, rule:
                 name.startswith("features.1.") and step < 2
             )
             assert torch.equal(tensor, after[name]) == is_frozen, (name, step)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("rule", RULES)
+def test_weights_that_are_trained_at_first_stay_as_they_are_from_their_epoch_on(strategy: str, rule: str) -> None:
+    training = Training(STRATEGIES[strategy], RULES[rule], freeze_epochs={"features.0.0": 0.5, "fc.bias": 0.75})
+    states = [{name: tensor.clone() for name, tensor in training.model.state_dict().items()}]
+    states += [training.step(step) for step in range(5)]
+    for before, after, step in zip(states, states[1:], range(5), strict=False):
+        for name, tensor in before.items():
+            is_over = (name == "features.0.0.weight" and step >= 2) or (name == "fc.bias" and step >= 3)
+            assert torch.equal(tensor, after[name]) == is_over, (name, step)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -1,0 +1,34 @@
+"""Slow weights follow the network's own, and lead them back every few steps and at the end."""
+
+import pytest
+import torch
+from torch import nn
+
+from distrain.average import SlowWeights
+from distrain.recipe import Lookahead
+
+TOTAL = 8
+
+
+@pytest.mark.parametrize("power", [0.0, 3.0])
+def test_slow_weights_meet_the_networks_own_every_few_steps_and_at_the_end(power: float) -> None:
+    net = nn.BatchNorm1d(2)
+    with torch.no_grad():
+        net.weight.zero_()
+    slow = SlowWeights(net, Lookahead(every_steps=3, decay=0.6, power=power), total_steps=TOTAL)
+    own = expected = 0.0
+    for step in range(TOTAL):
+        with torch.no_grad():
+            net.weight.add_(1.0)
+            net.running_var.add_(1.0)  # type: ignore[union-attr]  # statistics go with the weights
+        own += 1.0
+        if (step + 1) % 3 == 0:
+            kept = 0.6 * ((step + 1) / TOTAL) ** power
+            expected = own = kept * expected + (1 - kept) * own
+        if step == TOTAL - 1:
+            own = expected
+        slow.update(step)
+        torch.testing.assert_close(net.weight.detach(), torch.full((2,), own))
+    assert torch.equal(net.weight, slow.tensors["weight"])
+    assert torch.equal(net.running_var, slow.tensors["running_var"])  # type: ignore[arg-type]
+    assert net.num_batches_tracked is not None and "num_batches_tracked" not in slow.tensors
