@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from distrain.cli import (
+    bench,
     checkpoints,
     data,
     doctor,
@@ -43,6 +44,8 @@ EPILOG = """
 
 `distrain submit cifar10 --nodes 2 --gpus 4 --time 4:00:00` - a recipe on a SLURM cluster
 
+`distrain bench cifar10 --data photos --gpus 4` - how fast it trains here, how it scales, and what holds it up
+
 `distrain eval last` - its accuracy class by class, and its worst mistakes
 
 `distrain predict last photos` - what the newest run sees in your pictures
@@ -74,6 +77,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("import")(importing.import_)
+app.command("bench")(bench.bench)
 app.command("verify")(verify.verify)
 app.command("doctor")(doctor.doctor)
 
