@@ -18,7 +18,7 @@ from distrain.launchers.profile import Profile
 from distrain.launchers.supervise import execute
 from distrain.measure.figures import Figures, read_figures
 from distrain.measure.order import Order, write_order
-from distrain.recipe import Recipe, load_recipe
+from distrain.recipe import Recipe, change_recipe
 from distrain.request import write_request
 from distrain.rundir import RunDirectory
 
@@ -45,14 +45,13 @@ def measure(recipe: Recipe, profile: Profile, order: Order, *, place: Path, titl
     and `RunError` with the first failure of a process.
     """
     with tempfile.TemporaryDirectory(prefix=".distrain-measures-", dir=place) as name:
-        folder = Path(name)
-        run = RunDirectory(folder / recipe.name)
+        run = RunDirectory(Path(name) / recipe.name)
         run.create()
         plan = LAUNCHERS[profile.launcher](profile, run.path)
         # A process of its own also where there is one only: it begins with nothing in memory, and leaves nothing there.
         plan = dataclasses.replace(plan, in_process=False, env={**profile.variables, **plan.env})
         write_order(run, order)
-        write_request(run, _endless(recipe, folder), profile, plan)
+        write_request(run, _endless(recipe), profile, plan)
         started = time.time()
         with run.launching(), _shown(run, title, console):
             ending = execute(plan, run, profile, tell=lambda words: console.print(words, markup=False))
@@ -64,10 +63,8 @@ def measure(recipe: Recipe, profile: Profile, order: Order, *, place: Path, titl
     return Measured(figures, figures.began - started)
 
 
-def _endless(recipe: Recipe, folder: Path) -> Recipe:
+def _endless(recipe: Recipe) -> Recipe:
     """Return what is measured of a recipe: its steps, with random weights, and without an end or copies of records."""
-    file = folder / "recipe.yaml"
-    file.write_text(recipe.to_yaml(), encoding="utf-8")
     changes = [
         f"train.epochs={_ENDLESS}",
         "train.max_steps=null",
@@ -78,7 +75,7 @@ def _endless(recipe: Recipe, folder: Path) -> Recipe:
         "log.tensorboard=false",
         "log.wandb=disabled",
     ]
-    return load_recipe(str(file), overrides=changes)
+    return change_recipe(recipe, changes)
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def _bound(figures: Figures, setting: Setting) -> str | None:
     loader, compute = figures.loader_images_per_s, figures.compute_images_per_s
     if loader is None or compute is None:
         return None
-    if figures.images_per_s < (1 - LOST_TO_INPUT) * compute and _is_loader_to_blame(figures, loader, compute):
+    if _is_input_bound(figures, setting, loader, compute):
         return (
             f"input-bound: the loader gives {_rate(loader)} images/s and the network takes {_rate(compute)}, together "
             f"they reach {_rate(figures.images_per_s)}; {_mend_input(figures, setting, loader, compute)}"
@@ -63,9 +63,13 @@ def _bound(figures: Figures, setting: Setting) -> str | None:
     )
 
 
-def _is_loader_to_blame(figures: Figures, loader: float, compute: float) -> bool:
-    """Whether the loader is slower than the network, or stands in its way since it has no process of its own."""
-    return loader < compute * (1 + LOST_TO_INPUT) or figures.num_workers == 0
+def _is_input_bound(figures: Figures, setting: Setting, loader: float, compute: float) -> bool:
+    """Whether the loader is slower than the network, or takes away what the network computes with."""
+    tolerable = (1 - LOST_TO_INPUT) * compute
+    if loader < tolerable:
+        return True
+    is_shared = figures.num_workers == 0 or setting.device == "cpu"  # one after the other, at the worst
+    return is_shared and 1 / (1 / loader + 1 / compute) < tolerable and figures.images_per_s < tolerable
 
 
 def _mend_input(figures: Figures, setting: Setting, loader: float, compute: float) -> str:
