@@ -9,7 +9,6 @@ from distrain.errors import ExitCode
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from distrain.measure.planning import Plan
 
@@ -83,97 +82,86 @@ def plan(
 
 
 def _print(console: "Console", found: "Plan") -> None:
-    from rich.table import Table
-
     kind = "GPU" if found.device == "cuda" else "CPU process"
     plural = "" if found.processes == 1 else ("s" if found.device == "cuda" else "es")
     machines = "" if found.nodes == 1 else f" of {found.nodes} machines"
-    console.print(f"[bold]{found.recipe}[/bold] on {found.processes} {kind}{plural}{machines}: {found.batch}")
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_row("measured on", f"{found.measured_processes} process{_es(found)}, {found.measured_device}")
-    _add_memory(table, found)
-    _add_speed(table, found)
-    _add_time(table, found)
-    console.print(table)
-    for title, sentences in (("not known", found.unknown), ("assumed", found.assumptions)):
-        for sentence in sentences:
-            console.print(f"{title:<12} {sentence}", soft_wrap=True, markup=False)
+    title = f"[bold]{found.recipe}[/bold] on {found.processes} {kind}{plural}{machines}: {found.batch}"
+    console.print(title, soft_wrap=True)
+    measured = f"{found.measured_processes} process{'' if found.measured_processes == 1 else 'es'}"
+    rows = [("measured on", f"{measured}, {found.measured_device}")]
+    rows += _memory_rows(found) + _speed_rows(found) + _time_rows(found) + _disk_rows(found)
+    rows += [("not known", sentence) for sentence in found.unknown]
+    rows += [("assumed", sentence) for sentence in found.assumptions]
+    for name, words in rows:
+        console.print(f"{name:<20} {words}", soft_wrap=True, markup=False)
 
 
-def _add_memory(table: "Table", found: "Plan") -> None:
-    memory = found.memory
-    if memory is None:
-        return
+def _memory_rows(found: "Plan") -> list[tuple[str, str]]:
+    memory, figures, largest = found.memory, found.figures, found.largest_micro_batch
     known = found.step is not None
     words = f"weights {_size(memory.weights)}, gradients {_size(memory.gradients)}, optimizer {_size(memory.optimizer)}"
     words += f", averages {_size(memory.averages)}" if memory.averages else ""
     words += f", passes {_size(memory.activations) if known else NOT_KNOWN}"
-    table.add_row("memory", f"{words} in a process")
+    rows = [("memory of a process", words)]
     if known:
         total = "" if memory.total is None else f" of {_size(memory.total)}"
-        table.add_row("", f"{_size(memory.peak)} at its peak{total}, micro-batch {found.figures.micro_batch_size}")
-    largest = found.largest_micro_batch
-    share = found.figures.micro_batch_size * found.figures.accumulation
+        rows.append(("", f"{_size(memory.peak)} at its peak{total}, micro-batch {figures.micro_batch_size}"))
     if largest is None:
         words = NOT_KNOWN
     elif largest == 0:
         words = "none fits into the memory that is left here"
     else:
-        words = f"{largest}, by trying" + (" (the whole share of a process)" if largest == share else "")
-    table.add_row("largest micro-batch", words)
+        is_all = largest == figures.micro_batch_size * figures.accumulation
+        words = f"{largest}, by trying" + (", which is all that a process has of a step" if is_all else "")
+    return [*rows, ("largest micro-batch", words)]
 
 
-def _add_speed(table: "Table", found: "Plan") -> None:
+def _speed_rows(found: "Plan") -> list[tuple[str, str]]:
     step = found.step
     if step is None or found.measured_images_per_s is None or found.measured_step_s is None:
-        table.add_row("speed", NOT_KNOWN)
-        return
+        return [("speed", NOT_KNOWN)]
     rate = f"{found.measured_images_per_s:,.0f} images/s, {found.measured_step_s * 1e3:.1f} ms a step"
-    table.add_row("speed", f"{rate}, measured")
+    rows = [("speed", f"{rate}, measured on {found.measured_processes}")]
     if not step.is_measured:
-        table.add_row(
-            f"on {found.processes}",
-            f"{step.images_per_s:,.0f} images/s, {step.step_s * 1e3:.1f} ms a step, {step.efficiency:.0%} efficiency, "
-            f"by the scale model ({step.bottleneck})",
+        words = (
+            f"{step.images_per_s:,.0f} images/s, {step.step_s * 1e3:.1f} ms a step, {step.efficiency:.0%} efficiency"
         )
+        rows.append((f"on {found.processes}", f"{words}, by the scale model ({step.bottleneck})"))
+    return rows
 
 
-def _add_time(table: "Table", found: "Plan") -> None:
+def _time_rows(found: "Plan") -> list[tuple[str, str]]:
     from distrain.report import duration
 
-    table.add_row("steps", f"{found.total_steps:,}, {found.epochs:.4g} epochs")
-    times, limit, disk = found.times, found.limit, found.disk
+    rows = [("steps", f"{found.total_steps:,}, {found.epochs:.4g} epochs")]
+    times, limit = found.times, found.limit
     if times is None:
-        table.add_row("time", NOT_KNOWN)
-    else:
-        others = f"steps {duration(times.steps)}, {found.num_evaluations} evaluations {duration(times.evaluations)}"
-        others += f", {found.num_checkpoints} checkpoints {duration(times.checkpoints)}"
-        table.add_row("time", f"{duration(times.total)} ({others}, start-up {duration(times.start_up)})")
+        return [*rows, ("time", NOT_KNOWN)]
+    parts = f"steps {duration(times.steps)}, {found.num_evaluations} evaluations {duration(times.evaluations)}"
+    parts += f", {found.num_checkpoints} checkpoints {duration(times.checkpoints)}"
+    rows.append(("time", f"{duration(times.total)} ({parts}, start-up {duration(times.start_up)})"))
     if limit is not None:
-        table.add_row("time limit", f"{duration(limit.limit_s)}: {_limit_in_words(limit.fits, limit.jobs)}")
-    if disk is not None:
-        room = "there is room" if disk.has_room else "there is NOT so much room"
-        table.add_row(
-            "disk",
-            f"{_size(disk.num_bytes)} for {disk.checkpoints} checkpoints of {_size(disk.checkpoint_bytes)}; {room} "
-            f"({_size(disk.free_bytes)} free in {disk.folder})",
-        )
+        rows.append(("time limit", f"{duration(limit.limit_s)}: {_limit_in_words(limit.fits, limit.jobs)}"))
+    return rows
+
+
+def _disk_rows(found: "Plan") -> list[tuple[str, str]]:
+    disk = found.disk
+    if disk is None:
+        return [("disk", NOT_KNOWN)]
+    room = "there is room" if disk.has_room else "there is NOT so much room"
+    words = f"{_size(disk.num_bytes)} for {disk.checkpoints} checkpoints of {_size(disk.checkpoint_bytes)}"
+    return [("disk", f"{words}; {room} ({_size(disk.free_bytes)} free in {disk.folder})")]
 
 
 def _limit_in_words(fits: bool, jobs: int | None) -> str:
     if fits:
         return "it fits"
     if jobs is None:
-        return "no time is left to train in, after start-up and the last save"
-    return f"{jobs} jobs, which is queued again {jobs - 1} time{'' if jobs == 2 else 's'} and goes on each time"
+        return "no time is left to train in, after start-up and before the last save"
+    return f"{jobs} jobs: it is queued again {jobs - 1} time{'' if jobs == 2 else 's'}, and loses nothing"
 
 
 def _size(num_bytes: int) -> str:
     mebibytes = num_bytes / MEBIBYTE
     return f"{mebibytes / 1024:.1f} GiB" if mebibytes >= 1024 else f"{mebibytes:.1f} MiB"
-
-
-def _es(found: "Plan") -> str:
-    return "" if found.measured_processes == 1 else "es"

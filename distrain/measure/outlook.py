@@ -1,4 +1,4 @@
-"""Owns the arithmetic of a plan: how often what is due, how long it all takes, what stays on the disk. Pure functions."""
+"""Owns the arithmetic of a plan: how often what is due, how long it takes, what stays on disk. Pure functions."""
 
 import math
 import re

@@ -117,7 +117,7 @@ class Plan(BaseModel):
     measured_device: str
     measured_images_per_s: float | None
     measured_step_s: float | None
-    memory: Memory | None
+    memory: Memory
     largest_micro_batch: int | None
     step: Step | None
     epochs: float
@@ -180,7 +180,7 @@ def conclude(question: Question, figures: Figures, start_up_s: float, *, place: 
         )
     else:
         step = _step(question, figures, unknown, assumed)
-        times = _times(recipe, course, step, figures, target, start_up_s)
+        times = _times(course, step, figures, target, start_up_s)
         assumed.append(
             f"evaluation: {course.num_evaluations} times {figures.num_val_samples:,} images; "
             f"{course.num_checkpoints} checkpoints, if each evaluation is better than all before it"
@@ -293,6 +293,12 @@ def _step(question: Question, figures: Figures, unknown: list[str], assumed: lis
         unknown.append("the link within a node is not known: give it with --link, or plan where there are two devices")
     if target.network is None and target.nodes > 1:
         unknown.append("the network between the nodes is not known: give it with --network; the speed is one at best")
+    cpus = len(os.sched_getaffinity(0))
+    if target.device == "cpu" and target.per_node * figures.threads > cpus:
+        unknown.append(
+            f"{target.per_node} processes of {figures.threads} threads would share {cpus} CPUs here: the speed is that "
+            "of machines with enough of them"
+        )
     machines = scale.Machines(
         per_node=target.per_node,
         inside=inside,
@@ -330,7 +336,7 @@ def _node_input(figures: Figures, per_node: int) -> float | None:
     return figures.loader_images_per_s * max(1.0, more)
 
 
-def _times(recipe: Recipe, course: Course, step: Step, figures: Figures, target: Target, start_up_s: float) -> Times:
+def _times(course: Course, step: Step, figures: Figures, target: Target, start_up_s: float) -> Times:
     steps_s = course.total_steps * step.step_s
     rate = figures.evaluation_images_per_s
     many = target.processes / figures.processes

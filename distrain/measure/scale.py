@@ -8,20 +8,20 @@ compute    forward and backward passes of a process's share of the batch: `image
 update     what does not depend on the share: optimizer, and whatever else happens once a step.
 exposed    the part of the gradients' all-reduce that the backward pass does not hide. DistributedDataParallel reduces
            buckets of 25 MiB while the backward pass still runs (Li et al., "PyTorch Distributed: experiences on
-           accelerating data parallel training", VLDB 2020): it hides up to `overlap` of the backward pass, but never the
-           last bucket, which is whole only at the end.
+           accelerating data parallel training", VLDB 2020): it hides up to `overlap` of the backward pass, but never
+           the last bucket, which is whole only at the end.
 all-reduce a ring: 2 (n-1) messages of bytes/n one after the other, so 2 (n-1)/n bytes/bandwidth + 2 (n-1) latency
            (Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", 2009). Several
-           nodes reduce in steps: reduce-scatter within each node, a ring of nodes for each of its processes, which share
-           the node's network, all-gather within each node. NCCL may do better with trees or in the switch (SHARP).
+           nodes reduce in steps: reduce-scatter within each node, a ring of nodes for each of its processes, which
+           share the node's network, all-gather within each node. NCCL may do better, with trees or in the switch.
 jitter     synchronous training waits for the slowest process: the mean of the largest of n normal times is
            mean + deviation z(n), with z(n) the normal quantile of (n - 0.375) / (n + 0.25) (Blom, "Statistical
            estimates and transformed beta-variables", 1958). The processes are taken to be independent.
 input      the images of a node's processes, at the rate that the node's loader has by itself. It runs beside the
            network, so that the slower of the two counts.
 
-What is not in it: kernels that fill a GPU less at smaller shares, clocks that fall with heat and power, other jobs on the
-network, BatchNorm statistics and checkpoints. So it is a bound from above that tells which of the parts comes to matter.
+What is not in it: kernels that fill a GPU less at smaller shares, clocks that fall with heat and power, other jobs on
+the network, BatchNorm statistics, checkpoints. So it is a bound from above, and tells which part comes to matter.
 """
 
 import dataclasses
@@ -41,8 +41,8 @@ class Link:
     latency_s: float
 
 
-# Of one GPU to the others of its node. NVLink: half of what NVIDIA states as total, both ways, for an A100 (600 GB/s) and
-# an H100 (900 GB/s), https://www.nvidia.com/en-us/data-center/nvlink/; PCIe 4.0 and 5.0 x16: PCI-SIG's 16 and 32 GT/s.
+# Of one GPU to the others of its node. NVLink: half of what NVIDIA states as total, both ways, for an A100 (600 GB/s)
+# and an H100 (900 GB/s), https://www.nvidia.com/en-us/data-center/nvlink/; PCIe x16: PCI-SIG's 16 and 32 GT/s.
 # Latencies are what rings of NCCL take for each message within a node and between nodes, by order of magnitude.
 LINKS = {
     "nvlink3": Link(300e9, 3e-6),

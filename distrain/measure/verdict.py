@@ -110,7 +110,8 @@ def _scaling(last: tuple[int, float], figures: Figures, setting: Setting) -> str
     if efficiency >= POOR_SCALING:
         return words
     if setting.device == "cpu" and count * figures.threads > setting.cpus:
-        return f"{words}: {count} processes of {figures.threads} threads share {setting.cpus} CPUs"
+        threads = f"{figures.threads} thread{'' if figures.threads == 1 else 's'}"
+        return f"{words}: {count} processes of {threads} share {setting.cpus} CPUs"
     return words
 
 
