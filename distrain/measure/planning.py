@@ -261,9 +261,10 @@ def cost_of(figures: Figures, *, device: str) -> scale.Cost:
 
 
 def _target(recipe: Recipe, wanted: Wanted, *, link: str | None, network: str | None) -> Target:
-    if not str(wanted.nodes or 1).isdecimal() or not int(wanted.nodes or 1):
-        raise LaunchError(f"--nodes {wanted.nodes} is no count of machines to plan for; give 1 or more")
-    nodes, per_node = int(wanted.nodes or 1), wanted.processes or 1
+    text = "1" if wanted.nodes is None else str(wanted.nodes)
+    if not text.isdecimal() or int(text) < 1:
+        raise LaunchError(f"--nodes {text} is no count of machines to plan for; give 1 or more")
+    nodes, per_node = int(text), wanted.processes or 1
     device = wanted.device or ("cuda" if count_gpus() else "cpu")
     batching = solve_batching(
         recipe.data.batch_size, recipe.train.micro_batch_size, nodes * per_node, is_exact=recipe.train.exact

