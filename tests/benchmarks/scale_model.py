@@ -88,7 +88,7 @@ def validate(found: dict[int, Figures]) -> tuple[scale.Cost, scale.Link, list[di
 
 
 def cost_of_target(arguments: argparse.Namespace, here: scale.Cost) -> scale.Cost:
-    """Return the work of one GPU as given, or else that of a process here, whose reduction is then hidden as GPUs do."""
+    """Return the work of one GPU as given, else that of a process here with a GPU's overlap."""
     if arguments.compute_ms is None:
         return replace(here, overlap=arguments.overlap)
     update_s = arguments.update_ms / 1e3
@@ -120,7 +120,7 @@ def main() -> None:
                 cost,
                 machines,
                 processes=count,
-                batch_size=cost.images * (count if is_weak else arguments.strong_batch or cost.images * TARGETS[0]),
+                batch_size=cost.images * count if is_weak else arguments.strong_batch or cost.images * TARGETS[0],
                 is_weak=is_weak,
             )
             for count in TARGETS
@@ -206,20 +206,20 @@ def in_words(result: dict[str, Any]) -> str:
     lines.append(
         f"all-reduce here: {link['bandwidth'] / 1e9:.2f} GB/s each way, {link['latency_s'] * 1e6:.0f} us a message"
     )
-    for row in result["here"]:
-        lines.append(
-            f"{row['processes']} processes: predicted {row['predicted_ms']:.1f} ms a step, measured "
-            f"{row['measured_ms']:.1f} ({row['lower_ms']:.1f} to {row['upper_ms']:.1f}), ratio "
-            f"{row['predicted_over_measured']:.2f}"
-        )
+    lines += [
+        f"{row['processes']} processes: predicted {row['predicted_ms']:.1f} ms a step, measured "
+        f"{row['measured_ms']:.1f} ({row['lower_ms']:.1f} to {row['upper_ms']:.1f}), ratio "
+        f"{row['predicted_over_measured']:.2f}"
+        for row in result["here"]
+    ]
     lines += [f"assumed: {words}" for words in result["assumptions"]]
     for title, name in (("the batch grows with the GPUs", "weak"), ("the same batch", "strong")):
-        for row in result[name]:
-            lines.append(
-                f"{title}: {row['processes']:>4} GPUs, batch {row['batch_size']:>7,}: {row['step_s'] * 1e3:8.2f} ms a step "
-                f"({row['exposed_s'] * 1e3:.2f} ms of the reduction's {row['reduction_s'] * 1e3:.2f} exposed), "
-                f"{row['images_per_s']:>11,.0f} images/s, {row['efficiency']:.0%}; {row['bottleneck']}"
-            )
+        lines += [
+            f"{title}: {row['processes']:>4} GPUs, batch {row['batch_size']:>7,}: {row['step_s'] * 1e3:8.2f} ms a step, "
+            f"{row['exposed_s'] * 1e3:.2f} of the reduction's {row['reduction_s'] * 1e3:.2f} exposed, "
+            f"{row['images_per_s']:>11,.0f} images/s, {row['efficiency']:.0%}; {row['bottleneck']}"
+            for row in result[name]
+        ]
     return "\n".join(lines)
 
 
