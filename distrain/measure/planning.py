@@ -147,7 +147,7 @@ def resolve(
         measured = change_recipe(recipe, changes)
         order = Order(steps=steps, stretch_s=_SUBSTITUTE_STRETCH_S, has_parts=True)
     else:
-        measured = with_batch(recipe, target.share * count)
+        measured = with_batch(recipe, target.share * (1 if recipe.parallel.strategy == "dp" else count))
         order = Order(steps=steps, has_parts=True, has_evaluation=True, largest_micro_batch=target.share)
     local = Wanted(device="cpu" if is_substitute else target.device, processes=count)
     profile = resolve_profile(
@@ -266,8 +266,9 @@ def _target(recipe: Recipe, wanted: Wanted, *, link: str | None, network: str | 
         raise LaunchError(f"--nodes {text} is no count of machines to plan for; give 1 or more")
     nodes, per_node = int(text), wanted.processes or 1
     device = wanted.device or ("cuda" if count_gpus() else "cpu")
+    world_size = nodes if recipe.parallel.strategy == "dp" else nodes * per_node  # dp: one process for all GPUs
     batching = solve_batching(
-        recipe.data.batch_size, recipe.train.micro_batch_size, nodes * per_node, is_exact=recipe.train.exact
+        recipe.data.batch_size, recipe.train.micro_batch_size, world_size, is_exact=recipe.train.exact
     )
     return Target(
         device=device,
@@ -289,6 +290,10 @@ def _step(question: Question, figures: Figures, unknown: list[str], assumed: lis
     if inside is None and reduction is not None:
         inside = scale.fit_link(
             [(figures.processes, reduction.gradient_bytes, reduction.all_reduce_s, reduction.latency_s)]
+        )
+    if (strategy := question.recipe.parallel.strategy) in {"dp", "fsdp"}:
+        unknown.append(
+            f"the scale model is that of DistributedDataParallel, and parallel.strategy={strategy} is not it"
         )
     if inside is None and target.per_node > 1:
         unknown.append("the link within a node is not known: give it with --link, or plan where there are two devices")
@@ -312,7 +317,7 @@ def _step(question: Question, figures: Figures, unknown: list[str], assumed: lis
         cost,
         machines,
         processes=target.processes,
-        batch_size=target.share * target.processes,
+        batch_size=question.recipe.data.batch_size,
         is_weak=True,
     )
     return Step(

@@ -109,9 +109,10 @@ def _scaling(last: tuple[int, float], figures: Figures, setting: Setting) -> str
     words = f"{count} processes are {efficiency * count:.2f} times as fast as one ({efficiency:.0%} of {count})"
     if efficiency >= POOR_SCALING:
         return words
-    if setting.device == "cpu" and count * figures.threads > setting.cpus:
+    if setting.device == "cpu" and count * (figures.threads + figures.num_workers) > setting.cpus:
+        loaders = "" if figures.num_workers == 0 else f" and {figures.num_workers} loader processes each"
         threads = f"{figures.threads} thread{'' if figures.threads == 1 else 's'}"
-        return f"{words}: {count} processes of {threads} share {setting.cpus} CPUs"
+        return f"{words}: {count} processes of {threads}{loaders} share {setting.cpus} CPUs"
     return words
 
 

@@ -215,7 +215,7 @@ def in_words(result: dict[str, Any]) -> str:
     lines += [f"assumed: {words}" for words in result["assumptions"]]
     for title, name in (("the batch grows with the GPUs", "weak"), ("the same batch", "strong")):
         lines += [
-            f"{title}: {row['processes']:>4} GPUs, batch {row['batch_size']:>7,}: {row['step_s'] * 1e3:8.2f} ms a step, "
+            f"{title}: {row['processes']:>4} GPUs, batch {row['batch_size']:>7,}: {row['step_s'] * 1e3:.2f} ms a step, "
             f"{row['exposed_s'] * 1e3:.2f} of the reduction's {row['reduction_s'] * 1e3:.2f} exposed, "
             f"{row['images_per_s']:>11,.0f} images/s, {row['efficiency']:.0%}; {row['bottleneck']}"
             for row in result[name]

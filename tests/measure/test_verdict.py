@@ -93,7 +93,9 @@ def test_checkpoint_by_the_clock_alone_has_no_price_a_step() -> None:
 
 def test_scaling_is_told_of_the_largest_number_of_processes() -> None:
     assert judge(figures(), GPU, [(2, 0.99), (4, 0.9)])[1] == "4 processes are 3.60 times as fast as one (90% of 4)"
-    assert judge(figures(), CPU, [(4, 0.3)])[1].endswith("(30% of 4): 4 processes of 1 thread share 2 CPUs")
+    crowded = judge(figures(num_workers=0), CPU, [(4, 0.3)])[1]
+    assert crowded.endswith("(30% of 4): 4 processes of 1 thread share 2 CPUs")
+    assert "2 processes of 1 thread and 4 loader processes each share" in judge(figures(), CPU, [(2, 0.6)])[1]
 
 
 def test_full_memory_is_told() -> None:
