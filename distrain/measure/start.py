@@ -1,11 +1,12 @@
 """Owns the start of a measurement: in a temporary run directory, by the launchers of a training, without torch."""
 
 import dataclasses
+import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from distrain.request import write_request
 from distrain.rundir import RunDirectory
 
 POLL_S = 0.2
+_PREFIX = ".distrain-measures-"
+_ABANDONED_S = 60.0  # a folder so old in which nobody is at work was left by a process that was killed
 _ENDLESS = 1_000_000  # epochs: a short recipe's schedule must not end within the measurement
 
 
@@ -44,7 +47,8 @@ def measure(recipe: Recipe, profile: Profile, order: Order, *, place: Path, titl
     `console` shows how it goes. Raises `Interrupted` after a stop, a `UserError` for what is wrong with the question,
     and `RunError` with the first failure of a process.
     """
-    with tempfile.TemporaryDirectory(prefix=".distrain-measures-", dir=place) as name:
+    remove_leftovers(place)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=place) as name:
         run = RunDirectory(Path(name) / recipe.name)
         run.create()
         plan = LAUNCHERS[profile.launcher](profile, run.path)
@@ -61,6 +65,15 @@ def measure(recipe: Recipe, profile: Profile, order: Order, *, place: Path, titl
             raise _as_raised(run, run.read_errors(ending.since))
         figures = read_figures(run)
     return Measured(figures, figures.began - started)
+
+
+def remove_leftovers(place: Path) -> None:
+    """Delete what measurements that were killed could not delete any more."""
+    for folder in place.glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # another measurement ends at this moment
+            is_old = time.time() - folder.stat().st_mtime > _ABANDONED_S
+            if is_old and not any(RunDirectory(path).is_held for path in folder.iterdir()):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _endless(recipe: Recipe) -> Recipe:
