@@ -40,7 +40,7 @@ def train(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, hea
     Returns whether the end was reached. Raises a `UserError` where recipe, data and run directory do not go together,
     and `TrainingError` where losses that are not finite do not end.
     """
-    _set_determinism(recipe)
+    set_determinism(recipe)
     skipped = frozenset(run.read_status().skipped_steps)
     while True:
         try:
@@ -192,7 +192,7 @@ def write_records(session: Session, step: int, sinks: Sinks) -> tuple[Session, b
     metrics: Record = {}
     if session.due.is_evaluation(step):
         heart.phase = "evaluate"
-        found = _evaluate(session)
+        found = run_evaluation(session)
         if found is None:
             return session, False
         metrics = {"step": step, "epoch": session.epoch(step), **found.metrics}
@@ -213,7 +213,8 @@ def seed_model_draws(seed: int, step: int, micro_batch: int, gpus: range) -> Non
         torch.cuda.default_generators[gpu].manual_seed(value + gpu - gpus[0])
 
 
-def _set_determinism(recipe: Recipe) -> None:
+def set_determinism(recipe: Recipe) -> None:
+    """Choose deterministic or fastest kernels, as the recipe says; before anything is built."""
     if recipe.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.use_deterministic_algorithms(mode=True, warn_only=True)
@@ -274,7 +275,8 @@ def _record(session: Session, step: int) -> Record:
     return record
 
 
-def _evaluate(session: Session) -> Evaluation | None:
+def run_evaluation(session: Session) -> Evaluation | None:
+    """Evaluate the validation samples of all ranks; None, on every rank, where a stop broke it off."""
     world, recipe, heart = session.world, session.recipe, session.heart
     own = evaluation_order(
         num_samples=len(session.val_reader.source),

@@ -134,7 +134,7 @@ class _Passes:
         world: World,
     ) -> None:
         self._device = world.device
-        _forget_peak(self._device)
+        forget_peak(self._device)
         self._before = _now_bytes(self._device)
         set_tf32(recipe, self._device)
         self._model = place(copy.deepcopy(model), recipe, self._device).train()
@@ -146,7 +146,7 @@ class _Passes:
 
     def peak_bytes(self, size: int) -> int | None:
         """Return what two steps on `size` samples take at most, None where there is not so much."""
-        _forget_peak(self._device)
+        forget_peak(self._device)
         try:
             for _ in range(2):  # in the second one the optimizer's state is there during the passes
                 self._step(size)
@@ -180,14 +180,14 @@ def _expected_bytes(peaks: list[tuple[int, int]], size: int) -> float:
 
 
 def _now_bytes(device: torch.device) -> int:
-    return torch.cuda.memory_reserved(device) if device.type == "cuda" else _resident_bytes("VmRSS")
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else resident_bytes("VmRSS")
 
 
 def _peak_bytes(device: torch.device) -> int:
-    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else _resident_bytes("VmHWM")
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else resident_bytes("VmHWM")
 
 
-def _forget_peak(device: torch.device) -> None:
+def forget_peak(device: torch.device) -> None:
     """Give back what is held and not used, so that it does not hide what a pass takes, and measure from now on."""
     gc.collect()
     if device.type == "cuda":
@@ -200,7 +200,7 @@ def _forget_peak(device: torch.device) -> None:
             (_PROCESS / "clear_refs").write_text("5")  # proc_pid_clear_refs(5): resets VmHWM
 
 
-def _resident_bytes(field: str) -> int:
+def resident_bytes(field: str) -> int:
     """Return what of this process is in memory now (VmRSS), or was at its peak (VmHWM): proc_pid_status(5)."""
     lines = (_PROCESS / "status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))

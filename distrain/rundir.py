@@ -122,6 +122,11 @@ class RunDirectory:
         self.examination = path / "examination.json"  # asks the worker to examine a checkpoint, not to train
         self.findings = path / "findings.json"
         self.answers = path / "answers.npz"
+        self.measurement = (
+            path / "measurement.json"
+        )  # asks the worker to measure the training, and not to go on with it
+        self.stage = path / "stage"  # what is being measured now, in words
+        self.figures = path / "figures.json"
         self.export = path / "export"  # bundles and graphs for other programs
         self.tensorboard = path / "tensorboard"
         self.wandb = path / "wandb"

@@ -52,7 +52,7 @@ def main() -> None:
 def run_worker(
     run: RunDirectory, *, owns_process: bool = False, on_error: Callable[[Exception], None] | None = None
 ) -> ExitCode:
-    """Train, or examine a checkpoint, as the run directory says, and leave in it what happened.
+    """Train, examine a checkpoint or measure, as the run directory says, and leave in it what happened.
 
     Returns the code that the process ends with. A process of its own gives what it prints on ranks other than 0 to the
     rank's log. `on_error` is called with what ended the training, once everything is wound up.
@@ -69,8 +69,9 @@ def _run_rank(run: RunDirectory, *, owns_process: bool, on_error: Callable[[Exce
     from distrain.world import join_world, rank_from_environment, size_from_environment
 
     rank = rank_from_environment()
-    handlers = _start_log(run.log(rank), is_shown=rank == 0)
-    if owns_process and rank > 0:
+    is_shown = rank == 0 and not run.measurement.exists()  # what is measured has the terminal's lines to itself
+    handlers = _start_log(run.log(rank), is_shown=is_shown)
+    if owns_process and not is_shown:
         _redirect_output(run.log(rank))
     heart = Heart(run, rank)
     try:
@@ -90,6 +91,10 @@ def _run_rank(run: RunDirectory, *, owns_process: bool, on_error: Callable[[Exce
                 from distrain.examine.work import examine
 
                 is_complete = examine(recipe, run, world, heart)
+            elif run.measurement.exists():
+                from distrain.measure.work import measure
+
+                is_complete = measure(recipe, profile, run, world, heart)
             else:
                 is_complete = engine.train(recipe, profile, run, world, heart)
         return ExitCode.FINISHED if is_complete else ExitCode.STOPPED

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from distrain.errors import RecipeError
-from distrain.recipe import Recipe, builtin_recipes, fields, load_recipe, read_recipe
+from distrain.recipe import Recipe, builtin_recipes, change_recipe, fields, load_recipe, read_recipe
 
 MINIMAL = """
 data: {source: digits, batch_size: 64}
@@ -319,3 +319,10 @@ def test_learning_rate_follows_the_batch_where_it_is_asked_to() -> None:
 def test_statistics_over_all_gpus_decide_the_training_and_the_strategy_does_not() -> None:
     assert digits("parallel.sync_batchnorm=true").identity != digits().identity
     assert digits("parallel.strategy=ddp").identity == digits().identity
+
+
+def test_changed_recipe_is_the_one_that_was_read_with_the_changes() -> None:
+    changes = ["train.epochs=3", "augment.train=[{RandomCrop: {size: 28}}]", "model.weights=null"]
+    assert change_recipe(load_recipe("cifar10", overrides=[]), changes) == load_recipe("cifar10", overrides=changes)
+    with pytest.raises(RecipeError, match="no key train"):
+        change_recipe(load_recipe("digits", overrides=[]), ["train.epoch=3"])

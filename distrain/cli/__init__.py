@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from distrain.cli import (
+    bench,
     checkpoints,
     data,
     doctor,
@@ -18,6 +19,7 @@ from distrain.cli import (
     importing,
     launch,
     logs,
+    plan,
     predict,
     recipes,
     resume,
@@ -42,6 +44,10 @@ EPILOG = """
 `distrain fit --run runs/digits-20260101-120000-1a2b` - go on with a run that was stopped or killed
 
 `distrain submit cifar10 --nodes 2 --gpus 4 --time 4:00:00` - a recipe on a SLURM cluster
+
+`distrain bench cifar10 --data photos --gpus 4` - how fast it trains here, how it scales, and what holds it up
+
+`distrain plan cifar10 --gpus 8 --time 1:00:00` - memory, time and disk of a training before it is started
 
 `distrain eval last` - its accuracy class by class, and its worst mistakes
 
@@ -74,6 +80,8 @@ app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("import")(importing.import_)
+app.command("bench")(bench.bench)
+app.command("plan")(plan.plan)
 app.command("verify")(verify.verify)
 app.command("doctor")(doctor.doctor)
 

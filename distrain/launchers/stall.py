@@ -10,7 +10,7 @@ from distrain.process import IN_WORDS, state_of
 from distrain.rundir import Heartbeat, RunDirectory
 
 # Phases whose length says nothing: a rank that beats in one of them has this many times as long.
-_LONG_PHASES = ("start-up", "save")
+_LONG_PHASES = ("start-up", "save", "measure")
 _PATIENCE = 30
 _LEAST_SILENCE_S = 5.0  # a rank beats once a second, on a busy machine or a slow disk now and then later
 

@@ -26,10 +26,15 @@ def load_recipe(reference: str, *, overrides: list[str], data: str | None = None
         _apply_override(tree, override)
     if data is not None and isinstance(section := tree.setdefault("data", {}), dict):  # else refused below
         section["path"] = str(Path(data).expanduser().absolute())
-    try:
-        return Recipe.model_validate(tree)
-    except ValidationError as error:
-        raise RecipeError(_first_sentence(error, tree)) from None
+    return _validate(tree)
+
+
+def change_recipe(recipe: Recipe, overrides: list[str]) -> Recipe:
+    """Return a recipe with `a.b=c` overrides made in it, in their order; raises as `load_recipe` does."""
+    tree = yaml.safe_load(recipe.to_yaml())
+    for override in overrides:
+        _apply_override(tree, override)
+    return _validate(tree)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -42,6 +47,13 @@ def builtin_recipes() -> dict[str, str]:
     folder: Traversable = resources.files("distrain") / "recipes"
     files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
     return {f.name.removesuffix(".yaml"): f.read_text(encoding="utf-8") for f in files}
+
+
+def _validate(tree: dict[str, Any]) -> Recipe:
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(_first_sentence(error, tree)) from None
 
 
 def _find(reference: str) -> tuple[str, str]:

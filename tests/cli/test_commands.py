@@ -24,7 +24,7 @@ def test_help_answers_in_half_a_second(tmp_path: Path) -> None:
 
 def test_control_plane_imports_no_torch() -> None:
     modules = "cli, start, runs, report, environment, launchers, recipe, rundir, data.folder, seeds, batching"
-    modules += ", inspect.show, inspect.ledger"
+    modules += ", inspect.show, inspect.ledger, measure.benchmark, measure.planning, measure.plot"
     imports = "; ".join(f"import distrain.{name}" for name in modules.split(", "))
     check = (
         "import sys; print([name for name in ('torch', 'torchvision', 'wandb', 'accelerate') if name in sys.modules])"
@@ -48,6 +48,8 @@ def test_control_plane_imports_no_torch() -> None:
         ["predict"],
         ["import"],
         ["eval"],
+        ["bench"],
+        ["plan"],
     ],
 )
 def test_every_command_has_help(tmp_path: Path, words: list[str]) -> None:

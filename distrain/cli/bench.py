@@ -1,0 +1,173 @@
+"""`distrain bench`: what a recipe does on this machine, how it scales here, and what holds it up."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from distrain.errors import ExitCode
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from distrain.measure.benchmark import Report
+
+MEBIBYTE = 2**20
+
+
+def bench(
+    recipe: Annotated[str, typer.Argument(help="A built-in recipe (`distrain recipes`) or a YAML file.")] = "digits",
+    data: Annotated[str | None, typer.Option(metavar="DIR", help="Folder of the data: sets data.path.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe; repeatable.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(help="On 1, 2, 4, ... up to this many GPUs; all if left out.")] = None,
+    procs: Annotated[int | None, typer.Option(help="On 1, 2, 4, ... up to this many CPU processes.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    weak: Annotated[
+        bool, typer.Option("--weak", help="Weak scaling: data.batch_size is for one process, and grows with them.")
+    ] = False,
+    steps: Annotated[
+        int | None, typer.Option(min=2, help="Steps of each stretch; as many as take 5 s if left out.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw the scaling curve and the parts of a step.")
+    ] = None,
+    root: Annotated[
+        Path, typer.Option("--root", help="The folder of the runs: checkpoints are measured on its disk.")
+    ] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a recipe on this machine, by real steps in temporary run directories, and say what holds it up.
+
+    Throughput on 1, 2, 4, ... processes, the loader and the network each by itself, the parts of a step, checkpoints,
+    the reduction of the gradients, and memory. Nothing is kept.
+
+    Example: `distrain bench imagefolder-resnet18 --data photos --procs 2 --plot bench.png`
+    """
+    from rich.console import Console
+
+    from distrain.launchers.profile import read_options
+    from distrain.measure import benchmark
+    from distrain.measure.place import check_picture, choose_place
+    from distrain.measure.start import Interrupted
+    from distrain.recipe import load_recipe
+
+    place = choose_place(root)
+    if plot is not None:
+        check_picture(plot)
+    resolved = load_recipe(recipe, overrides=overrides or [], data=data)
+    options = read_options(gpus=gpus, device=device, processes=procs)
+    question = benchmark.resolve(resolved, options, reference=recipe, steps=steps, is_weak=weak)
+    errors = Console(stderr=True, highlight=False)
+    try:
+        report = benchmark.run(question, place=place, console=errors)
+    except Interrupted:
+        errors.print("stopped on request; nothing was kept")
+        raise typer.Exit(ExitCode.STOPPED) from None
+    if plot is not None:
+        from distrain.measure.plot import draw
+
+        draw(report, plot)
+    if as_json:
+        typer.echo(report.model_dump_json(indent=1))
+        return
+    console = Console(highlight=False)
+    _print(console, report)
+    if plot is not None:
+        console.print(f"picture      {plot}", soft_wrap=True, markup=False)
+
+
+def _print(console: "Console", report: "Report") -> None:
+    figures = report.figures
+    versions = report.environment["versions"]
+
+    def line(title: str, words: str) -> None:
+        console.print(f"{title:<12} {words}", soft_wrap=True, markup=False)
+
+    console.print(
+        f"[bold]{report.recipe}[/bold]: {report.model} on {report.source}, {report.precision}", soft_wrap=True
+    )
+    line("machine", f"{figures.device}, {report.environment['cpus']} CPUs, torch {versions['torch']}")
+    line("processes", f"{figures.processes}, of {_count(figures.threads, 'thread')}; {_batch(report)}")
+    step = figures.step_s
+    middle = f"{step.lower * 1e3:.2f} to {step.upper * 1e3:.2f} in the middle half of {step.count} x {step.steps} steps"
+    line("throughput", f"{figures.images_per_s:,.0f} images/s, {step.median * 1e3:.2f} ms a step ({middle})")
+    line("start-up", f"{report.start_up_s:.1f} s to the end of the first step")
+    _print_scaling(console, report)
+    for words in report.left_out:
+        line("left out", words)
+    _print_parts(console, report)
+    if figures.loader_images_per_s is not None and figures.compute_images_per_s is not None:
+        workers = _count(figures.num_workers, "loader process", "es")
+        line("loader", f"{figures.loader_images_per_s:,.0f} images/s by itself ({workers} for each process)")
+        line("compute", f"{figures.compute_images_per_s:,.0f} images/s by itself, on the same batch again and again")
+    if (reduction := figures.communication) is not None:
+        exposed = "" if reduction.exposed_s is None else f"; a step is {reduction.exposed_s * 1e3:.2f} ms longer by it"
+        line(
+            "reduction",
+            f"{reduction.gradient_bytes / MEBIBYTE:.2f} MiB in {reduction.all_reduce_s * 1e3:.2f} ms "
+            f"({reduction.bus_bandwidth(figures.processes) / 1e9:.2f} GB/s over each link), one number in "
+            f"{reduction.latency_s * 1e3:.3f} ms{exposed}",
+        )
+    if (saving := figures.saving) is not None:
+        line(
+            "checkpoint",
+            f"{saving.num_bytes / MEBIBYTE:.2f} MiB; training stands still for {saving.blocked_s * 1e3:.1f} ms (the "
+            f"first time {saving.first_blocked_s * 1e3:.1f}), on disk after {saving.commit_s:.3f} s",
+        )
+    memory = figures.memory
+    parts = {"weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer}
+    parts |= {"averages": memory.averages} if memory.averages else {}
+    words = ", ".join(f"{name} {size / MEBIBYTE:,.1f}" for name, size in parts.items())
+    line(
+        "memory",
+        f"{memory.peak / MEBIBYTE:,.0f} MiB at its peak in a process: {words}, "
+        f"passes {memory.activations / MEBIBYTE:,.1f}",
+    )
+    for note in figures.notes:
+        line("note", note)
+    for sentence in report.verdict:
+        console.print(f"[bold]verdict[/bold]      {sentence}", soft_wrap=True)
+
+
+def _print_scaling(console: "Console", report: "Report") -> None:
+    from rich.table import Table
+
+    if len(report.scaling) < 2:
+        return
+    table = Table(box=None, header_style="bold")
+    for column in ("processes", "batch", "images/s", "ms a step", "efficiency"):
+        table.add_column(column, justify="right")
+    for point in report.scaling:
+        share = "-" if point.efficiency is None else f"{point.efficiency:.0%}"
+        row = (str(point.processes), f"{point.global_batch_size:,}", f"{point.images_per_s:,.0f}")
+        table.add_row(*row, f"{point.step_ms:.2f}", share)
+    console.print(table)
+
+
+def _print_parts(console: "Console", report: "Report") -> None:
+    from rich.table import Table
+
+    from distrain.measure.parts import PARTS
+
+    parts = report.figures.parts_s
+    if parts is None:
+        return
+    whole = sum(parts.values())
+    table = Table(box=None, header_style="bold")
+    for column in ("part of a step", "ms", "share"):
+        table.add_column(column, justify="left" if column == "part of a step" else "right")
+    for name, words in PARTS.items():
+        table.add_row(words, f"{parts.get(name, 0.0) * 1e3:.3f}", f"{parts.get(name, 0.0) / whole:.1%}")
+    console.print(table)
+
+
+def _batch(report: "Report") -> str:
+    figures = report.figures
+    accumulated = f" x {figures.accumulation}" if figures.accumulation > 1 else ""
+    return f"global batch {figures.global_batch_size}, micro-batch {figures.micro_batch_size}{accumulated}"
+
+
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number} {noun}{'' if number == 1 else plural}"

@@ -1,0 +1,167 @@
+"""`distrain plan`: what a training will take, in memory, time and disk, before it is started."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from distrain.errors import ExitCode
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from distrain.measure.planning import Plan
+
+MEBIBYTE = 2**20
+NOT_KNOWN = "not known here"
+
+
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A built-in recipe (`distrain recipes`) or a YAML file.")] = "digits",
+    gpus: Annotated[int | None, typer.Option(help="GPUs of each machine that it is to train on.")] = None,
+    procs: Annotated[int | None, typer.Option(help="CPU processes of each machine that it is to train on.")] = None,
+    nodes: Annotated[int | None, typer.Option(metavar="M", help="Machines, 1 if left out.")] = None,
+    launch: Annotated[
+        str | None, typer.Option(metavar="PROFILE", help="A launch profile, such as slurm-2x4, or a YAML file.")
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(metavar="H:M:S", help="SLURM's time limit: how many jobs will it take?")
+    ] = None,
+    link: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|GB/S", help="Within a machine: nvlink4, nvlink3, pcie5, pcie4, or GB/s each way."),
+    ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|GB/S", help="Of a machine: 10gbe, 25gbe, 100gbe, hdr, ndr, 8xndr, or GB/s."),
+    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="DIR", help="Folder of the data: sets data.path.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe; repeatable.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=2, help="Steps of each stretch; as many as take 5 s if left out.")
+    ] = None,
+    root: Annotated[Path, typer.Option("--root", help="The folder of the runs: is there room on its disk?")] = Path(
+        "runs"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a few real steps here, and tell what the training will take on the machines that are named.
+
+    Memory, the largest micro-batch, images a second, time to finish, disk, and the time limit. What is not here is
+    extrapolated, with its assumptions, or not told at all.
+
+    Example: `distrain plan imagenet-resnet50 --data DIR --gpus 8 --nodes 2 --network ndr --time 08:00:00`
+    """
+    from rich.console import Console
+
+    from distrain.launchers.launchfile import read_wanted
+    from distrain.launchers.profile import read_options
+    from distrain.measure import planning
+    from distrain.measure.outlook import read_time_limit
+    from distrain.measure.place import choose_place
+    from distrain.measure.start import Interrupted
+    from distrain.recipe import load_recipe
+
+    place = choose_place(root)
+    limit_s = None if time is None else read_time_limit(time)
+    wanted = read_wanted(launch, read_options(gpus=gpus, processes=procs, nodes=nodes))
+    resolved = load_recipe(recipe, overrides=overrides or [], data=data)
+    question = planning.resolve(resolved, wanted, reference=recipe, link=link, network=network, steps=steps)
+    errors = Console(stderr=True, highlight=False)
+    try:
+        found = planning.make(question, place=place, limit_s=limit_s, console=errors)
+    except Interrupted:
+        errors.print("stopped on request; nothing was kept")
+        raise typer.Exit(ExitCode.STOPPED) from None
+    if as_json:
+        typer.echo(found.model_dump_json(indent=1))
+    else:
+        _print(Console(highlight=False), found)
+
+
+def _print(console: "Console", found: "Plan") -> None:
+    kind = "GPU" if found.device == "cuda" else "CPU process"
+    plural = "" if found.processes == 1 else ("s" if found.device == "cuda" else "es")
+    machines = "" if found.nodes == 1 else f" of {found.nodes} machines"
+    title = f"[bold]{found.recipe}[/bold] on {found.processes} {kind}{plural}{machines}: {found.batch}"
+    console.print(title, soft_wrap=True)
+    measured = f"{found.measured_processes} process{'' if found.measured_processes == 1 else 'es'}"
+    rows = [("measured on", f"{measured}, {found.measured_device}")]
+    rows += _memory_rows(found) + _speed_rows(found) + _time_rows(found) + _disk_rows(found)
+    rows += [("not known", sentence) for sentence in found.unknown]
+    rows += [("assumed", sentence) for sentence in found.assumptions]
+    for name, words in rows:
+        console.print(f"{name:<20} {words}", soft_wrap=True, markup=False)
+
+
+def _memory_rows(found: "Plan") -> list[tuple[str, str]]:
+    memory, figures, largest = found.memory, found.figures, found.largest_micro_batch
+    known = found.step is not None
+    words = f"weights {_size(memory.weights)}, gradients {_size(memory.gradients)}, optimizer {_size(memory.optimizer)}"
+    words += f", averages {_size(memory.averages)}" if memory.averages else ""
+    words += f", passes {_size(memory.activations) if known else NOT_KNOWN}"
+    rows = [("memory of a process", words)]
+    if known:
+        total = "" if memory.total is None else f" of {_size(memory.total)}"
+        rows.append(("", f"{_size(memory.peak)} at its peak{total}, micro-batch {figures.micro_batch_size}"))
+    if largest is None:
+        words = NOT_KNOWN
+    elif largest == 0:
+        words = "none fits into the memory that is left here"
+    else:
+        is_all = largest == figures.micro_batch_size * figures.accumulation
+        words = f"{largest}, by trying" + (", which is all that a process has of a step" if is_all else "")
+    return [*rows, ("largest micro-batch", words)]
+
+
+def _speed_rows(found: "Plan") -> list[tuple[str, str]]:
+    step = found.step
+    if step is None or found.measured_images_per_s is None or found.measured_step_s is None:
+        return [("speed", NOT_KNOWN)]
+    rate = f"{found.measured_images_per_s:,.0f} images/s, {found.measured_step_s * 1e3:.1f} ms a step"
+    rows = [("speed", f"{rate}, measured on {found.measured_processes}")]
+    if not step.is_measured:
+        words = (
+            f"{step.images_per_s:,.0f} images/s, {step.step_s * 1e3:.1f} ms a step, {step.efficiency:.0%} efficiency"
+        )
+        rows.append((f"on {found.processes}", f"{words}, by the scale model ({step.bottleneck})"))
+    return rows
+
+
+def _time_rows(found: "Plan") -> list[tuple[str, str]]:
+    from distrain.report import duration
+
+    rows = [("steps", f"{found.total_steps:,}, {found.epochs:.4g} epochs")]
+    times, limit = found.times, found.limit
+    if times is None:
+        return [*rows, ("time", NOT_KNOWN)]
+    parts = f"steps {duration(times.steps)}, {found.num_evaluations} evaluations {duration(times.evaluations)}"
+    parts += f", {found.num_checkpoints} checkpoints {duration(times.checkpoints)}"
+    rows.append(("time", f"{duration(times.total)} ({parts}, start-up {duration(times.start_up)})"))
+    if limit is not None:
+        rows.append(("time limit", f"{duration(limit.limit_s)}: {_limit_in_words(limit.fits, limit.jobs)}"))
+    return rows
+
+
+def _disk_rows(found: "Plan") -> list[tuple[str, str]]:
+    disk = found.disk
+    if disk is None:
+        return [("disk", NOT_KNOWN)]
+    room = "there is room" if disk.has_room else "there is NOT so much room"
+    words = f"{_size(disk.num_bytes)} for {disk.checkpoints} checkpoints of {_size(disk.checkpoint_bytes)}"
+    return [("disk", f"{words}; {room} ({_size(disk.free_bytes)} free in {disk.folder})")]
+
+
+def _limit_in_words(fits: bool, jobs: int | None) -> str:
+    if fits:
+        return "it fits"
+    if jobs is None:
+        return "no time is left to train in, after start-up and before the last save"
+    return f"{jobs} jobs: it is queued again {jobs - 1} time{'' if jobs == 2 else 's'}, and loses nothing"
+
+
+def _size(num_bytes: int) -> str:
+    mebibytes = num_bytes / MEBIBYTE
+    return f"{mebibytes / 1024:.1f} GiB" if mebibytes >= 1024 else f"{mebibytes:.1f} MiB"

@@ -1,0 +1,25 @@
+"""Owns what is asked of a measurement: `measurement.json` in its folder, which makes a worker measure, not train."""
+
+from pydantic import BaseModel
+
+from distrain.rundir import RunDirectory, write_atomically
+
+
+class Order(BaseModel):
+    """What to measure besides the throughput, the memory and the reduction, and for how long."""
+
+    steps: int | None = None  # of a stretch; None takes as many as fit into `stretch_s`
+    stretch_s: float = 5.0
+    has_parts: bool = False  # loader alone, compute alone, the parts of a step, a checkpoint
+    has_evaluation: bool = False
+    largest_micro_batch: int | None = None  # find the largest divisor of it that memory holds; None: do not look
+
+
+def write_order(folder: RunDirectory, order: Order) -> None:
+    """Ask for the measurement."""
+    write_atomically(folder.measurement, order.model_dump_json(indent=1))
+
+
+def read_order(folder: RunDirectory) -> Order:
+    """Read what is asked for."""
+    return Order.model_validate_json(folder.measurement.read_text())
