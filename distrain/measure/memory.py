@@ -52,7 +52,7 @@ class MemoryWatch:
             weights=size_of([*session.model.parameters(), *session.model.buffers()]),
             gradients=gradients,
             optimizer=size_of(optimizer),
-            averages=size_of(list(session.averages.values())),
+            averages=size_of(list(session.followers.values())),
             activations=max(activations),
             total=self._total,
         )

@@ -128,7 +128,8 @@ def loader_rate(session: Session, order: Order, first_step: int) -> float:
     unused = max(1, workers)  # the first of each process also pays for its start
     least = max(3, 2 * workers)  # they come in bursts
     most = math.inf if order.steps is None else max(least, order.steps * session.order.batching.accumulation)
-    reading = read_batches(session.train_reader, pieces, num_workers=workers, device=world.device)
+    loader = session.recipe.data.loader
+    reading = read_batches(session.train_reader, pieces, num_workers=workers, device=world.device, loader=loader)
     with closing(reading) as batches:
         for _ in itertools.islice(batches, unused):
             session.heart.progress += 1
@@ -260,13 +261,15 @@ def evaluation_rate(session: Session, order: Order) -> float:
     """Return the validation images a second of all ranks, over as many as there is time for."""
     world, whole = session.world, session.val_reader.source
     batch_size = session.recipe.eval.batch_size
-    images = min(len(whole), world.size * batch_size)
+    is_held = session.val_reader.is_whole  # all of them are at hand, then
+    images = len(whole) if is_held else min(len(whole), world.size * batch_size)
     seconds = 0.0
     while True:
-        part = BatchReader(
-            take(whole, torch.arange(images)), session.val_reader.transforms, seed=session.val_reader.seed
-        )
-        some = dataclasses.replace(session, val_reader=part)
+        some = session
+        if not is_held:
+            part = take(whole, torch.arange(images))
+            reader = BatchReader(part, session.val_reader.transforms, seed=session.val_reader.seed)
+            some = dataclasses.replace(session, val_reader=reader)
         seconds = _seconds(lambda some=some: run_evaluation(some), session)  # type: ignore[misc]  # bound above
         hear(session)
         # What begins with an evaluation is paid once in a real one: so it is spread over as many images as can be.

@@ -37,7 +37,7 @@ def measure(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, h
     """
     order = read_order(run)
     set_determinism(recipe)
-    session = build_session(recipe, profile, run, world, heart, skipped=frozenset())
+    session = build_session(recipe, profile, run, world, heart, skipped=frozenset(), has_checkpoint=False)
     _begin(session)
     try:
         with session.checkpointer:
@@ -58,6 +58,7 @@ def _measure(session: Session, order: Order) -> Figures:
         session.train_reader,
         session.order.micro_batches(itertools.count()),
         num_workers=session.recipe.data.num_workers,
+        loader=session.recipe.data.loader,
         device=world.device,
     )
     with closing(reading) as batches:
