@@ -117,7 +117,7 @@ def _read_file(path: str) -> NDArray[np.uint8]:
     file = os.open(path, os.O_RDONLY)
     try:
         content = np.empty(os.fstat(file).st_size, dtype=np.uint8)
-        return content[: os.readv(file, [content])]
+        return content[: os.readv(file, [content.data])]
     finally:
         os.close(file)
 
