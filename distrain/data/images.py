@@ -6,6 +6,7 @@ transparent is laid over white, as most viewers show it; of several frames or pa
 
 import hashlib
 import io
+import os
 import re
 import struct
 from pathlib import Path
@@ -55,7 +56,7 @@ class FileSource:
                 size = Path(path).stat().st_size
             except OSError as error:
                 raise DataError(f"image {path} cannot be read ({error.strerror}); mend or remove it") from None
-            digest.update(f"{target}/{Path(path).name}:{size}\n".encode())
+            digest.update(os.fsencode(f"{target}/{Path(path).name}:{size}\n"))
         return digest.hexdigest()
 
 
