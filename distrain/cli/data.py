@@ -32,7 +32,6 @@ INFO_EPILOG = """
 """
 
 app = typer.Typer(help="Check images, look at them, and pack them, before a training does.", no_args_is_help=True)
-app.command("pack", epilog=PACK_EPILOG.replace("\n\n", "\n\n\n"))(pack)
 
 Folder = Annotated[
     Path,
@@ -132,6 +131,9 @@ def info(
     if written is not None:
         show.print_preview(console, gallery)
         console.print(f"\npictures    {written}", markup=False, soft_wrap=True)
+
+
+app.command("pack", epilog=PACK_EPILOG.replace("\n\n", "\n\n\n"))(pack)
 
 
 def _sheet_path(folder: Path, out: Path | None) -> Path:

@@ -35,7 +35,7 @@ PACK_EPILOG = """
 
 def pack(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The data, as --data of a training names it.")],
-    out: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="The folder to write; DIR.packed.")] = None,
+    out: Annotated[Path | None, typer.Argument(metavar="OUT", help="The folder to write; DIR.packed.")] = None,
     source: Annotated[
         str, typer.Option("--source", help="What DIR is, as data.source: imagefolder, manifest, torchvision.NAME, ...")
     ] = "imagefolder",

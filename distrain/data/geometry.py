@@ -6,7 +6,7 @@ copy, place in the list), without any generator. `apply` changes one image by th
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ class RandomCrop:
         rows, columns = self._corners(padded, numbers)
         count, size = np.arange(len(rows)), (self._height, self._width)
         if padded.device.type == "cpu":  # numpy copies whole windows, in a tenth of the time that torch takes for it
-            windows = np.lib.stride_tricks.sliding_window_view(padded.numpy(), size, axis=(2, 3))  # type: ignore[call-overload]
+            windows = np.lib.stride_tricks.sliding_window_view(padded.numpy(), size, axis=(2, 3))
             return torch.from_numpy(np.ascontiguousarray(windows[count, :, rows, columns]))
         n, tops, lefts = (torch.from_numpy(part).to(padded.device) for part in (count, rows, columns))
         return padded.unfold(2, self._height, 1).unfold(3, self._width, 1)[n, :, tops, lefts].contiguous()
@@ -68,7 +68,8 @@ class RandomCrop:
     def _pad(self, images: torch.Tensor) -> torch.Tensor:
         if not any(self._padding):
             return images
-        return kernels.pad_image(images, self._padding, fill=self._fill, padding_mode=self._mode)
+        padded: torch.Tensor = kernels.pad_image(images, self._padding, fill=self._fill, padding_mode=self._mode)
+        return padded
 
     def _corners(self, padded: torch.Tensor, numbers: Numbers) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         height, width = padded.shape[-2:]
@@ -183,7 +184,7 @@ Batched = RandomCrop | CenterCrop | RandomFlip | AlternatingFlip | Cutout
 ADDED = {"AlternatingFlip": AlternatingFlip, "Cutout": Cutout}  # by name: what torchvision does not have
 
 
-def from_torchvision(transform: object) -> Drawn | None:
+def from_torchvision(transform: Any) -> Drawn | None:
     """Return the same transform with draws of its own; None for one that has no such form with its arguments."""
     if type(transform) is v2.RandomCrop:
         is_plain = isinstance(transform.fill, int | float) or (

@@ -58,7 +58,7 @@ class FileSource:
                 size = Path(path).stat().st_size
             except OSError as error:
                 raise DataError(f"image {path} cannot be read ({error.strerror}); mend or remove it") from None
-            digest.update(f"{target}/{Path(path).name}:{size}\n".encode())
+            digest.update(os.fsencode(f"{target}/{Path(path).name}:{size}\n"))
         return digest.hexdigest()
 
 
@@ -123,7 +123,7 @@ def _read_file(path: str) -> NDArray[np.uint8]:
     file = os.open(path, os.O_RDONLY)
     try:
         content = np.empty(os.fstat(file).st_size, dtype=np.uint8)
-        return content[: os.readv(file, [content])]
+        return content[: os.readv(file, [content.data])]
     finally:
         os.close(file)
 

@@ -7,6 +7,7 @@ tells is on the disk before the line is; what no line tells is written again.
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 import xxhash
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from distrain.data.packfile import INDEX, Form, range_digest
 from distrain.data.recode import Stored
@@ -110,7 +111,7 @@ class Journal:
         self._records[record.split, record.number] = record
         descriptor = os.open(self.folder / "journal.jsonl", os.O_WRONLY | os.O_APPEND)
         try:
-            write_all(descriptor, f"{record.model_dump_json()}\n".encode())
+            write_all(descriptor, _line(record))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -118,8 +119,8 @@ class Journal:
     def keep(self, kept: dict[Split, list[Record]]) -> None:
         """Forget all but these records, and delete what they do not name."""
         self._records = {(record.split, record.number): record for found in kept.values() for record in found}
-        lines = [self.begun.model_dump_json(), *(record.model_dump_json() for record in self._records.values())]
-        write_synced(self.folder / "journal.jsonl", "".join(f"{line}\n" for line in lines).encode())
+        lines = map(_line, (self.begun, *self._records.values()))
+        write_synced(self.folder / "journal.jsonl", b"".join(lines))
         files = {record.file for record in self._records.values()}
         rows = {self.rows_path(*key).name for key in self._records}
         for path in (*self.data.iterdir(), *(self.folder / "rows").iterdir()):
@@ -165,7 +166,7 @@ def open_journal(folder: Path, begun: Begun, *, anew: bool) -> Iterator[Journal]
             for path in folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         if not (folder / "journal.jsonl").exists():
-            write_synced(folder / "journal.jsonl", f"{begun.model_dump_json()}\n".encode())
+            write_synced(folder / "journal.jsonl", _line(begun))
         yield Journal(folder, *_read(folder, begun))
     finally:
         os.close(descriptor)
@@ -174,9 +175,9 @@ def open_journal(folder: Path, begun: Begun, *, anew: bool) -> Iterator[Journal]
 def _read(folder: Path, begun: Begun) -> tuple[Begun, dict[tuple[Split, int], Record]]:
     lines = (folder / "journal.jsonl").read_bytes().split(b"\n")[:-1]  # a last line without its end was cut short
     try:
-        found = Begun.model_validate_json(lines[0])
-        records = [Record.model_validate_json(line) for line in lines[1:]]
-    except (ValidationError, IndexError):
+        found = Begun.model_validate(json.loads(lines[0]))
+        records = [Record.model_validate(json.loads(line)) for line in lines[1:]]
+    except (ValueError, IndexError):  # of JSON, and of pydantic
         raise DataError(f"{folder}/journal.jsonl cannot be read; begin anew with --force") from None
     now, then = _told(begun), _told(found)
     if key := next((key for key in now if now[key] != then[key]), None):
@@ -185,6 +186,11 @@ def _read(folder: Path, begun: Begun) -> tuple[Begun, dict[tuple[Split, int], Re
             f"begin anew with --force"
         )
     return found, {(record.split, record.number): record for record in records}
+
+
+def _line(part: _Part) -> bytes:
+    """Return a line of the journal; not by pydantic's own JSON, which takes no names that are not UTF-8."""
+    return f"{json.dumps(part.model_dump())}\n".encode()
 
 
 def _told(begun: Begun) -> dict[str, object]:

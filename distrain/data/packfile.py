@@ -244,7 +244,8 @@ class PackedImages:
         """Return the bytes of an image as they are stored, uint8 [length], without a copy."""
         row = self.index[index]
         offset = int(row["offset"])
-        return self._map_of_shard[row["shard"]][offset : offset + int(row["length"])]
+        content: Bytes = self._map_of_shard[row["shard"]][offset : offset + int(row["length"])]
+        return content
 
     def pixels(self, index: int) -> Bytes:
         """Return the pixels of an image of a pixel pack, uint8 [channels, height, width], without a copy."""

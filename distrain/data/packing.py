@@ -132,13 +132,10 @@ def pack_dataset(
     begin = time.monotonic()
     draft = out.with_name(f"{out.name}.tmp")
     _check_place(out, config)
+    opened = open_sources(config)
+    splits: tuple[Split, ...] = ("train", "val")
+    origins = {split: _describe_origin(opened[split], config) for split in splits if split in opened}
     try:
-        origins: dict[Split, Origin] = {
-            split: _describe_origin(opened[split], config)
-            for opened in [open_sources(config)]
-            for split in ("train", "val")
-            if split in opened
-        }
         if is_packed(out) and not anew and not (draft / "pack").exists():
             if (draft / "journal.jsonl").exists():
                 shutil.rmtree(draft)  # the pack was whole, and the process killed before this was gone

@@ -97,7 +97,7 @@ def resize(
     return resized
 
 
-def from_torchvision(transform: object) -> Drawn | None:
+def from_torchvision(transform: Any) -> Drawn | None:
     """Return the same transform with draws of its own; None for one that is none of these."""
     if type(transform) is v2.RandomResizedCrop:
         return RandomResizedCrop(

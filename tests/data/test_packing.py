@@ -107,7 +107,8 @@ def test_what_is_damaged_or_changed_since_is_packed_again_and_no_more(
 
 def test_broken_image_is_one_sentence_and_nothing_is_lost(tmp_path: Path) -> None:
     folder, out = make_folder(tmp_path / "photos"), tmp_path / "packed"
-    broken = Path(opened(folder)["train"].describe(4))
+    broken = folder / "train" / "käfer" / os.fsdecode(b"3 \xff.jpg")  # no UTF-8, as old archives have them
+    (folder / "train" / "käfer" / "3 画.jpg").rename(broken)
     whole = broken.read_bytes()
     broken.write_bytes(b"no image")
     with pytest.raises(DataError) as caught:
@@ -115,7 +116,6 @@ def test_broken_image_is_one_sentence_and_nothing_is_lost(tmp_path: Path) -> Non
     assert str(broken) in str(caught.value)
     assert "--skip-bad" in str(caught.value)
     assert "\n" not in str(caught.value)
-    shutil.copytree(tmp_path / "packed.tmp", tmp_path / "kept.tmp")
     broken.write_bytes(whole)
     assert pack(folder, out).num_packed == 2 + 2
     broken.write_bytes(b"no image")
