@@ -46,7 +46,7 @@ def train(make: Callable[[nn.Module], Parallel], memory_format: str, rule: str) 
             images = normalize(IMAGES[4 * piece : 4 * piece + 4])
             assert images.is_contiguous() == (memory_format == "contiguous")
             with parallel.micro_batch(window, piece):
-                (replica(images).square().mean() / 2).backward()  # type: ignore[no-untyped-call]
+                (replica(images).square().mean() / 2).backward()
         parallel.finish_window(window, step)
         optimizer.step()
         parallel.drop_gradients()
