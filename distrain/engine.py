@@ -63,6 +63,7 @@ def _train_once(
         run.room_for_last_words() if world.is_main else nullcontext(),
         session.checkpointer,
         session.tracer,
+        session.stop,
     ):
         is_complete = run_to_end(session, start, sinks)
     if is_complete:
@@ -131,7 +132,8 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
     optimizer, loss_function, prepare = session.optimizer, session.loss_function, session.prepare
     average, skipped, heart, stop = session.average, session.skipped, session.heart, session.stop
     train, gpus, freezing = session.recipe.train, session.world.gpus, session.freezing
-    base_lr, schedule = session.recipe.base_lr, session.schedule
+    base_lr, schedule, checkpointer = session.recipe.base_lr, session.schedule, session.checkpointer
+    weights = list(parallel.module.parameters())
     for step in range(first_step, last_step):
         if stop.is_reached(step):
             return step
@@ -158,8 +160,9 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
         parallel.finish_window(window, step)
         heart.phase = "update"
         set_learning_rate(optimizer, base_lr * schedule(step))
+        checkpointer.let_change()
         with freezing.untouched(step):
-            precision.step(optimizer, parallel.module, clip_norm=train.clip_norm)
+            precision.step(optimizer, weights, clip_norm=train.clip_norm)
         parallel.drop_gradients()
         if average is not None:
             average.update(step)
@@ -282,6 +285,7 @@ def _evaluate(session: Session) -> Evaluation | None:
             heart.progress += 1
             yield session.normalize(images), targets
 
+    session.checkpointer.let_change()  # the averages take the place of the weights
     is_collective = session.parallel.needs_even_passes
     with closing(reading) as batches, nullcontext() if session.average is None else session.average.in_place():
         return evaluate(

@@ -7,6 +7,7 @@ import torch
 
 from distrain import checkpoint
 from distrain.checkpoint.load import load_tensors
+from distrain.checkpoint.tensors import changed_by_update
 from distrain.errors import RunError
 from distrain.rollback import NotFiniteError
 from distrain.session import Ending, Session
@@ -60,9 +61,10 @@ def save(session: Session, step: int, *, is_record_due: bool) -> None:
     if session.world.any_rank(not _are_weights_finite(session)):
         raise NotFiniteError(step - 1)
     last = session.heart.status.last
+    tensors = session.tensors
     session.checkpointer.save(
         step,
-        tensors=session.tensors,
+        tensors=tensors,
         state={
             "samples_seen": session.num_samples(0, step),
             "best": session.heart.status.best,
@@ -76,6 +78,7 @@ def save(session: Session, step: int, *, is_record_due: bool) -> None:
             "classes": list(session.train_reader.source.classes),
             "rounding": session.rounding(),
         },
+        steady=changed_by_update(session.model, tensors),
     )
 
 

@@ -38,7 +38,7 @@ def take_steps(
         with precision.autocast():
             loss = F.cross_entropy(model(images), targets) * loss_factor
         precision.backward(loss)
-        precision.step(optimizer, model, clip_norm=clip_norm)
+        precision.step(optimizer, list(model.parameters()), clip_norm=clip_norm)
         losses.append(loss.item())
     return losses
 

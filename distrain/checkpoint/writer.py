@@ -1,4 +1,4 @@
-"""Owns saving: training waits while the tensors are copied to the host, a thread of its own does the rest."""
+"""Owns saving: a thread of its own copies the tensors to the host and writes them, beside the training."""
 
 import json
 import logging
@@ -6,7 +6,7 @@ import shutil
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -24,7 +24,7 @@ from distrain.checkpoint.folder import committed, draft_path, final_path, remove
 from distrain.checkpoint.inventory import take_inventory
 from distrain.checkpoint.load import reason_of
 from distrain.checkpoint.retention import superfluous
-from distrain.checkpoint.staging import Stager
+from distrain.checkpoint.staging import Held, Stager
 from distrain.checkpoint.tensors import Tensors
 from distrain.checkpoint.verify import Manifest, commit, describe_files
 from distrain.errors import CheckpointError
@@ -53,6 +53,7 @@ class Checkpointer:
         if world.size > 1:
             self._group = dist.new_group(backend="gloo")  # type: ignore[assignment]  # every rank is a member
         self._stager = Stager()
+        self._held: Held | None = None  # what the save under way has not been seen to have copied
         self._thread: threading.Thread | None = None
         self._failure: str | None = None  # why the newest save did not succeed
         self._error: BaseException | None = None  # what nobody expected, for the training's thread to raise
@@ -61,22 +62,38 @@ class Checkpointer:
         if world.size == 1:  # not around the call: what a thread changes of warnings, it changes for all threads
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
-    def save(self, step: int, *, tensors: Tensors, state: dict[str, Any]) -> None:
-        """Begin to write checkpoint `step-N`, once the save before it is done; both may change after this returns."""
+    def save(self, step: int, *, tensors: Tensors, state: dict[str, Any], steady: Set[str] = frozenset()) -> None:
+        """Begin to write checkpoint `step-N`, once the save before it is done.
+
+        Tensors that `steady` names stay as they are until `let_change` is called; everything else may change after this
+        returns.
+        """
         started = time.perf_counter()
         self.wait()
         self._began = time.monotonic()
         text = json.dumps({"step": step, **state}, indent=1)
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        arguments = (step, self._stager.stage(tensors), text, num_bytes)
+        self._held = Held(tensors, steady=steady)
+        arguments = (step, self._held, text, num_bytes)
         self._thread = threading.Thread(target=self._write, args=arguments, name="distrain-checkpoint", daemon=True)
         self._thread.start()
         if not self._config.asynchronous:
             self.wait()
         self._blocked_s = (self._blocked_s or 0.0) + time.perf_counter() - started
 
+    def let_change(self) -> None:
+        """Wait until the newest save has copied what is steady; the training calls it before it changes any of that.
+
+        Raises `ModelError` where something has changed already.
+        """
+        if self._held is not None:
+            started = time.perf_counter()
+            self._release()
+            self._blocked_s = (self._blocked_s or 0.0) + time.perf_counter() - started
+
     def wait(self) -> None:
         """Wait for the save under way, if there is one."""
+        self._release()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -106,9 +123,15 @@ class Checkpointer:
         elif issubclass(kind, Exception) and self._thread is not None:
             self._thread.join(FAILING_WAIT_S)
 
-    def _write(self, step: int, tensors: Tensors, state: str, num_bytes: int) -> None:
+    def _release(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            held.release()
+
+    def _write(self, step: int, held: Held, state: str, num_bytes: int) -> None:
         """Write one checkpoint, in the thread."""
         try:
+            tensors = self._stager.stage(held)
             self._failure = self._write_together(step, tensors, state, num_bytes)
         except BaseException as error:  # noqa: BLE001 - it is raised again where the training runs
             self._error = error
