@@ -7,6 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from distrain.optim import update
+
 _NO_CONTEXT: AbstractContextManager[Any] = nullcontext()
 
 
@@ -38,7 +40,7 @@ class Precision:
             self._scaler.step(optimizer)
             self._scaler.update()
         else:
-            optimizer.step()
+            update(optimizer)
 
     def state(self) -> dict[str, Any]:
         """Return the loss scale and its history, as numbers that JSON keeps exactly."""

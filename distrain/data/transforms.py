@@ -53,7 +53,7 @@ class Normalize:
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Normalise images uint8 or float [n, channels, height, width] to float32 of the same shape."""
         if images.dtype == torch.uint8:
-            return images.float().sub_(self._mean_of_bytes).div_(self._std_of_bytes)
+            return torch.sub(images, self._mean_of_bytes).div_(self._std_of_bytes)  # float32: a byte is exact in it
         return images.float().sub(self._mean).div_(self._std)
 
 
