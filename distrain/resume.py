@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 
 from distrain import checkpoint
-from distrain.checkpoint.load import load_tensors
 from distrain.checkpoint.tensors import changed_by_update
 from distrain.errors import RunError
 from distrain.rollback import NotFiniteError
@@ -43,6 +42,8 @@ def resume(session: Session) -> Start:
         return Start(step=0, is_record_due=session.recipe.eval.at_start)
     if found is None:
         found = checkpoint.read(checkpoint.final_path(run.checkpoints, step))
+    from distrain.checkpoint.load import load_tensors  # a second of imports: only where there is something to load
+
     averages = session.averages
     load_tensors(found, model=session.model, optimizer=session.optimizer, others=averages, world=world)
     session.precision.load_state(found.state["loss_scale"])

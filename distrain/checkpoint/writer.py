@@ -12,17 +12,10 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import torch.distributed as dist
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
-from torch.distributed.checkpoint.state_dict_saver import save as save_shards
-from torch.distributed.checkpoint.storage import WriteResult
-from torch.futures import Future
 
 from distrain import recipe
 from distrain.checkpoint.folder import committed, draft_path, final_path, remove
 from distrain.checkpoint.inventory import take_inventory
-from distrain.checkpoint.load import reason_of
 from distrain.checkpoint.retention import superfluous
 from distrain.checkpoint.staging import Held, Stager
 from distrain.checkpoint.tensors import Tensors
@@ -140,7 +133,7 @@ class Checkpointer:
         draft, final = draft_path(self._folder, step), final_path(self._folder, step)
         try:
             self._together(lambda: self._begin(draft))
-            self._together(lambda: self._save_shards(draft, tensors))
+            self._together(lambda: self._write_shards(draft, tensors))
             parts = self._together(lambda: describe_files(sorted(draft.glob(f"__{self._world.rank}_*"))))
             shards = {name: entry for part in parts for name, entry in part.items()}
             self._together(lambda: self._finish(draft, final, state, shards))
@@ -153,14 +146,10 @@ class Checkpointer:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
 
-    def _save_shards(self, draft: Path, tensors: Tensors) -> None:
-        save_shards(
-            tensors,
-            # The tensors are on the host already: a writer that copies ahead would start CUDA in this thread.
-            storage_writer=_Writer(draft, sync_files=True, per_thread_copy_ahead=0),
-            process_group=self._group,
-            no_dist=self._group is None,
-        )
+    def _write_shards(self, draft: Path, tensors: Tensors) -> None:
+        from distrain.checkpoint.shards import write_shards  # a second of imports, which the training does not wait for
+
+        write_shards(draft, tensors, self._group)
 
     def _finish(self, draft: Path, final: Path, state: str, shards: Manifest) -> None:
         if self._world.is_main:
@@ -202,8 +191,10 @@ class Checkpointer:
         outcome: tuple[T | None, str | None]
         try:
             outcome = work(), None
-        except (OSError, CheckpointException) as error:
-            outcome = None, reason_of(error)
+        except OSError as error:
+            outcome = None, error.strerror or str(error)
+        except CheckpointError as error:
+            outcome = None, str(error)
         outcomes = [outcome] * self._world.size
         if self._group is not None:
             dist.all_gather_object(outcomes, outcome, group=self._group)
@@ -211,18 +202,6 @@ class Checkpointer:
             if reason is not None:
                 raise _SaveFailed(reason)
         return [result for result, _ in outcomes]  # type: ignore[misc]  # None only where a reason stands beside it
-
-
-class _Writer(FileSystemWriter):
-    """DCP's writer, except that a full disk is called one: torch's archives hide it behind an error of their own."""
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        try:
-            return super().write_data(plan, planner)
-        except RuntimeError as error:
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
 
 
 class _SaveFailed(Exception):  # noqa: N818 - it never leaves this module
