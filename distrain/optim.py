@@ -29,8 +29,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the optimizer of a recipe over all trainable parameters, in torch's fused form where it has one.
 
-    `settings` are those of parameters by name, where they are not the default. Parameters of equal settings and type are
-    a group; groups, and the parameters in each, have the order in which the network has its parameters.
+    `settings` are those of parameters by name, where they are not the default. Parameters of equal settings and of one
+    type are a group; groups, and the parameters in each, have the order in which the network has its parameters.
     """
     groups = _groups(config, model, settings or {})
     if config.name == "sgd":

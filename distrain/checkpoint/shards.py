@@ -1,4 +1,4 @@
-"""Owns the writing of the shards by torch.distributed.checkpoint, which takes a second to import: `writer`'s thread does."""
+"""Owns the writing of the shards by torch.distributed.checkpoint: a second of imports, made in the writer's thread."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from distrain.errors import CheckpointError
 
 
 def write_shards(draft: Path, tensors: Tensors, group: dist.ProcessGroup | None) -> None:
-    """Write this rank's part of tensors on the host into `draft`, together with the others of `group`, if there are any.
+    """Write this rank's part of tensors on the host into `draft`, together with the others of `group`, if any.
 
     Raises `CheckpointError` with the reason alone, or `OSError`, where that fails on any rank.
     """

@@ -29,7 +29,9 @@ def network() -> nn.Module:
     return nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def train(parallel: Parallel, world: World, *, micro_batch_size: int, thaw_steps: dict[str, float]) -> list[torch.Tensor]:
+def train(
+    parallel: Parallel, world: World, *, micro_batch_size: int, thaw_steps: dict[str, float]
+) -> list[torch.Tensor]:
     """Take eight steps on windows of 24 and 16 samples in turn, and return all weights and buffers."""
     batching = Batching(24, micro_batch_size, 0, world.size)
     sampler = partial(uniform_places, num_samples=40, seed=0)
