@@ -5,9 +5,9 @@
 
 The network, the digits and SGD with momentum are those of `step_overhead`; the global batch is 64. Every contender
 lives in processes of its own, of one thread each, and they take turns: while one trains, the others wait. With several
-processes each trains over gloo, bare PyTorch with DistributedDataParallel. accelerate and Lightning read through torch's
-DataLoader, whose dataset gathers a whole batch at once. Each logs what it logs by default: distrain its metrics, with
-status and checkpoint; Lightning, at its defaults, its CSV file and progress bar; `barebones` and accelerate nothing.
+processes each trains over gloo, bare PyTorch with DistributedDataParallel. accelerate and Lightning read through
+torch's DataLoader, whose dataset gathers a whole batch at once. Each logs what it logs by default: distrain its metrics,
+with status and checkpoint; Lightning, at its defaults, its CSV file and progress bar; `barebones` and accelerate nothing.
 Medians of the turns are printed. What is not installed is left out; pip install "distrain[bench]" has all.
 """
 
