@@ -3,12 +3,13 @@
     python -m tests.benchmarks.loop_peers
     python -m tests.benchmarks.loop_peers --processes 2
 
-The network, the digits and SGD with momentum are those of `step_overhead`; the global batch is 64. Every contender
-lives in processes of its own, of one thread each, and they take turns: while one trains, the others wait. With several
+Network, digits and SGD with momentum are those of `step_overhead`; the global batch is 64. Every contender lives in
+processes of its own, of one thread each, and they take turns: while one trains, the others wait. With several
 processes each trains over gloo, bare PyTorch with DistributedDataParallel. accelerate and Lightning read through
-torch's DataLoader, whose dataset gathers a whole batch at once. Each logs what it logs by default: distrain its metrics,
-with status and checkpoint; Lightning, at its defaults, its CSV file and progress bar; `barebones` and accelerate nothing.
-Medians of the turns are printed. What is not installed is left out; pip install "distrain[bench]" has all.
+torch's DataLoader, whose dataset gathers a whole batch at once. Each logs what it logs by default: distrain its
+metrics, with status and checkpoint; Lightning, at its defaults, its CSV file and progress bar; `barebones` and
+accelerate nothing. Medians of the turns are printed. What is not installed is left out; pip install
+"distrain[bench]" has all.
 """
 
 import argparse
@@ -86,7 +87,8 @@ def bare(steps: int, world: World, *, fused: bool) -> float:
             order = torch.randperm(len(digits))
         indices = order[(step % per_epoch) * BATCH + world.rank * size :][:size]
         optimizer.zero_grad()
-        F.cross_entropy(model(digits.images[indices]), digits.labels[indices]).backward()
+        loss = F.cross_entropy(model(digits.images[indices]), digits.labels[indices])
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return time.perf_counter() - started
 
