@@ -64,6 +64,7 @@ def _train_once(
         run.room_for_last_words() if world.is_main else nullcontext(),
         session.checkpointer,
         session.tracer,
+        session.stop,
     ):
         is_complete = run_to_end(session, start, sinks)
     if is_complete:
@@ -136,7 +137,8 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
     average, skipped, heart, stop = session.average, session.skipped, session.heart, session.stop
     slow = session.slow
     train, gpus, freezing = session.recipe.train, session.world.gpus, session.freezing
-    base_lr, schedule = session.recipe.base_lr, session.schedule
+    base_lr, schedule, checkpointer = session.recipe.base_lr, session.schedule, session.checkpointer
+    weights = list(parallel.module.parameters())
     for step in range(first_step, last_step):
         if stop.is_reached(step):
             return step
@@ -163,8 +165,9 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
         parallel.finish_window(window, step)
         heart.phase = "update"
         set_learning_rate(optimizer, base_lr * schedule(step))
+        checkpointer.let_change()
         with freezing.untouched(step):
-            precision.step(optimizer, parallel.module, clip_norm=train.clip_norm)
+            precision.step(optimizer, weights, clip_norm=train.clip_norm)
         parallel.drop_gradients()
         if slow is not None:
             slow.update(step)
@@ -217,7 +220,9 @@ def set_determinism(recipe: Recipe) -> None:
     """Choose deterministic or fastest kernels, as the recipe says; before anything is built."""
     if recipe.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-        torch.use_deterministic_algorithms(mode=True, warn_only=True)
+        # What torch.use_deterministic_algorithms does, except that it loads the compiler, which takes a second.
+        os.environ["TORCHINDUCTOR_DETERMINISTIC"] = "1"  # read when the compiler is loaded
+        torch._C._set_deterministic_algorithms(True, warn_only=True)  # noqa: FBT003 - its only form
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by its module
     torch.backends.cudnn.benchmark = not recipe.train.deterministic
     torch.autograd.set_detect_anomaly(recipe.train.detect_anomaly)
@@ -297,6 +302,7 @@ def run_evaluation(session: Session) -> Evaluation | None:
             heart.progress += 1
             yield session.normalize(images), targets
 
+    session.checkpointer.let_change()  # the averages take the place of the weights
     is_collective = session.parallel.needs_even_passes
     with closing(reading) as batches, nullcontext() if session.average is None else session.average.in_place():
         return evaluate(

@@ -165,7 +165,7 @@ class _Passes:
         with self._precision.autocast():
             loss = self._loss_function(self._model(images), targets)
         self._precision.backward(loss)
-        self._precision.step(self._optimizer, self._model, clip_norm=self._clip_norm)
+        self._precision.step(self._optimizer, list(self._model.parameters()), clip_norm=self._clip_norm)
         self._model.zero_grad()
         if self._average is not None:
             self._average.update(0)

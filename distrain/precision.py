@@ -1,11 +1,13 @@
 """Owns numbers on a device: their precision, the loss scaling that float16 gradients need, their order in memory."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from distrain.optim import update
 from distrain.recipe import Recipe
 
 _NO_CONTEXT: AbstractContextManager[Any] = nullcontext()
@@ -50,17 +52,19 @@ class Precision:
         """Run the backward pass of a loss, scaled where gradients are float16."""
         self._scaler.scale(loss).backward() if self._scaler.is_enabled() else loss.backward()  # type: ignore[no-untyped-call]
 
-    def step(self, optimizer: torch.optim.Optimizer, model: nn.Module, *, clip_norm: float | None) -> None:
+    def step(
+        self, optimizer: torch.optim.Optimizer, weights: Sequence[nn.Parameter], *, clip_norm: float | None
+    ) -> None:
         """Clip the gradient's 2-norm to `clip_norm` and update the weights; float16 overflow skips the update."""
         if clip_norm is not None:
             if self._scaler.is_enabled():
                 self._scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+            clip_gradients(weights, clip_norm)
         if self._scaler.is_enabled():
             self._scaler.step(optimizer)
             self._scaler.update()
         else:
-            optimizer.step()
+            update(optimizer)
 
     def state(self) -> dict[str, Any]:
         """Return the loss scale and its history, as numbers that JSON keeps exactly."""
@@ -70,3 +74,17 @@ class Precision:
         """Go on with a saved loss scale."""
         if self._scaler.is_enabled() and state:
             self._scaler.load_state_dict(state)
+
+
+@torch.no_grad()
+def clip_gradients(weights: Sequence[nn.Parameter], clip_norm: float) -> None:
+    """Do what torch's `clip_grad_norm_` does, to the bit, without its bookkeeping where the gradients are all alike."""
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    kinds = {(type(gradient), gradient.dtype, gradient.device) for gradient in gradients}
+    if len(kinds) != 1 or kinds.pop()[0] is not torch.Tensor:  # weights in parts, say
+        nn.utils.clip_grad_norm_(weights, clip_norm)
+        return
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
+    if factor.device.type != "cpu" or float(factor) != 1:  # elsewhere to look at it would synchronise the device
+        torch._foreach_mul_(gradients, factor)

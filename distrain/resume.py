@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from distrain import checkpoint
-from distrain.checkpoint.load import load_tensors
+from distrain.checkpoint.tensors import changed_by_update
 from distrain.errors import RunError
 from distrain.rollback import NotFiniteError
 from distrain.rundir import RunDirectory
@@ -49,6 +49,8 @@ def resume(session: Session, found: checkpoint.Checkpoint | None) -> Start:
         return Start(step=0, is_record_due=session.recipe.eval.at_start)
     if world.is_main:
         _check_resumable(session, found)
+    from distrain.checkpoint.load import load_tensors  # a second of imports: only where there is something to load
+
     followers = session.followers
     load_tensors(found, model=session.model, optimizer=session.optimizer, others=followers, world=world)
     session.precision.load_state(found.state["loss_scale"])
@@ -67,9 +69,10 @@ def save(session: Session, step: int, *, is_record_due: bool) -> None:
     if session.world.any_rank(not _are_weights_finite(session)):
         raise NotFiniteError(step - 1)
     last = session.heart.status.last
+    tensors = session.tensors
     session.checkpointer.save(
         step,
-        tensors=session.tensors,
+        tensors=tensors,
         state={
             "samples_seen": session.num_samples(0, step),
             "best": session.heart.status.best,
@@ -83,6 +86,7 @@ def save(session: Session, step: int, *, is_record_due: bool) -> None:
             "classes": list(session.train_reader.source.classes),
             "rounding": session.rounding(),
         },
+        steady=changed_by_update(session.model, tensors),
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from distrain.optim import Setting, build_optimizer, build_schedule, set_learning_rate
+from distrain.optim import Setting, build_optimizer, build_schedule, set_learning_rate, update
 from distrain.recipe import Optimizer, Schedule
 
 STEPS_PER_EPOCH = 7
@@ -149,3 +149,25 @@ def test_optimizer_has_the_settings_of_the_recipe(
     assert [id(p) for p in group["params"]] == [id(p) for p in model[1].parameters()]
     set_learning_rate(optimizer, 0.125)
     assert group["lr"] == 0.125
+
+
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+def test_update_has_the_bits_of_torchs_own_step(momentum: float, nesterov: bool) -> None:
+    config = Optimizer(lr=0.1, momentum=momentum, nesterov=nesterov, weight_decay=0.01)
+
+    def train(step: Callable[[torch.optim.Optimizer], object]) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2))
+        settings = {name: Setting(lr_factor=0.5, thaw_step=3) for name in ("0.weight", "0.bias")}
+        optimizer = build_optimizer(config, model, settings)
+        for number in range(6):
+            set_learning_rate(optimizer, 0.1 / (number + 1))
+            optimizer.zero_grad()
+            model(torch.ones(4, 3) * number).square().mean().backward()
+            if number < 3:
+                model[0].zero_grad()  # frozen up to here
+            step(optimizer)
+        return list(model.parameters())
+
+    theirs, ours = train(lambda optimizer: optimizer.step()), train(update)
+    assert all(torch.equal(a, b) for a, b in zip(theirs, ours, strict=True))

@@ -1,6 +1,7 @@
 """Mixed precision trains with float32 weights, float16 overflow skips an update, and clipping bounds the gradient."""
 
 import json
+from collections.abc import Callable
 from typing import Literal
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distrain.precision import Precision
+from distrain.precision import Precision, clip_gradients
 
 CPU = torch.device("cpu")
 Name = Literal["fp32", "bf16", "fp16"]
@@ -38,7 +39,7 @@ def take_steps(
         with precision.autocast():
             loss = F.cross_entropy(model(images), targets) * loss_factor
         precision.backward(loss)
-        precision.step(optimizer, model, clip_norm=clip_norm)
+        precision.step(optimizer, list(model.parameters()), clip_norm=clip_norm)
         losses.append(loss.item())
     return losses
 
@@ -100,3 +101,19 @@ def test_clipping_bounds_the_length_of_an_update(name: Name) -> None:
     unclipped, clipped = lengths
     assert unclipped > 0.05
     assert clipped == pytest.approx(0.5 * 1e-2, rel=1e-2)  # the learning rate times the bound
+
+
+@pytest.mark.parametrize(("clip_norm", "dtype"), [(0.1, torch.float32), (1e6, torch.float32), (0.1, torch.float64)])
+def test_clipping_has_the_bits_of_torchs_own(clip_norm: float, dtype: torch.dtype) -> None:
+    def clipped(clip: Callable[[list[nn.Parameter], float], object]) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3).to(dtype))
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        model[0].bias = nn.Parameter(torch.zeros(7))  # it has no gradient
+        clip(list(model.parameters()), clip_norm)
+        return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+    theirs, ours = clipped(nn.utils.clip_grad_norm_), clipped(clip_gradients)
+    assert len(ours) == 3
+    assert all(torch.equal(a, b) for a, b in zip(theirs, ours, strict=True))

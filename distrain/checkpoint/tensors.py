@@ -32,6 +32,12 @@ def model_tensors(model: nn.Module) -> Tensors:
     return {f"{MODEL}{name}": tensor for name, tensor in model.state_dict().items()}
 
 
+def changed_by_update(model: nn.Module, tensors: Tensors) -> set[str]:
+    """Return which of a training's tensors change in the update alone: all but buffers, which forward passes change."""
+    weights = {f"{MODEL}{name}" for name, _ in model.named_parameters()}
+    return {name for name in tensors if name in weights or not name.startswith(MODEL)}
+
+
 def optimizer_prefix(parameter_name: str) -> str:
     """Return how the names of a parameter's optimizer state begin in a checkpoint."""
     return f"optimizer.{parameter_name}."

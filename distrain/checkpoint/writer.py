@@ -1,4 +1,4 @@
-"""Owns saving: training waits while the tensors are copied to the host, a thread of its own does the rest."""
+"""Owns saving: a thread of its own copies the tensors to the host and writes them, beside the training."""
 
 import json
 import logging
@@ -6,25 +6,18 @@ import shutil
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import torch.distributed as dist
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
-from torch.distributed.checkpoint.state_dict_saver import save as save_shards
-from torch.distributed.checkpoint.storage import WriteResult
-from torch.futures import Future
 
 from distrain import recipe
 from distrain.checkpoint.folder import committed, draft_path, final_path, remove
 from distrain.checkpoint.inventory import take_inventory
-from distrain.checkpoint.load import reason_of
 from distrain.checkpoint.retention import superfluous
-from distrain.checkpoint.staging import Stager
+from distrain.checkpoint.staging import Held, Stager
 from distrain.checkpoint.tensors import Tensors
 from distrain.checkpoint.verify import Manifest, commit, describe_files
 from distrain.errors import CheckpointError
@@ -53,6 +46,7 @@ class Checkpointer:
         if world.size > 1:
             self._group = dist.new_group(backend="gloo")  # type: ignore[assignment]  # every rank is a member
         self._stager = Stager()
+        self._held: Held | None = None  # what the save under way has not been seen to have copied
         self._thread: threading.Thread | None = None
         self._failure: str | None = None  # why the newest save did not succeed
         self._error: BaseException | None = None  # what nobody expected, for the training's thread to raise
@@ -61,22 +55,38 @@ class Checkpointer:
         if world.size == 1:  # not around the call: what a thread changes of warnings, it changes for all threads
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
-    def save(self, step: int, *, tensors: Tensors, state: dict[str, Any]) -> None:
-        """Begin to write checkpoint `step-N`, once the save before it is done; both may change after this returns."""
+    def save(self, step: int, *, tensors: Tensors, state: dict[str, Any], steady: Set[str] = frozenset()) -> None:
+        """Begin to write checkpoint `step-N`, once the save before it is done.
+
+        Tensors that `steady` names stay as they are until `let_change` is called; everything else may change after this
+        returns.
+        """
         started = time.perf_counter()
         self.wait()
         self._began = time.monotonic()
         text = json.dumps({"step": step, **state}, indent=1)
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        arguments = (step, self._stager.stage(tensors), text, num_bytes)
+        self._held = Held(tensors, steady=steady)
+        arguments = (step, self._held, text, num_bytes)
         self._thread = threading.Thread(target=self._write, args=arguments, name="distrain-checkpoint", daemon=True)
         self._thread.start()
         if not self._config.asynchronous:
             self.wait()
         self._blocked_s = (self._blocked_s or 0.0) + time.perf_counter() - started
 
+    def let_change(self) -> None:
+        """Wait until the newest save has copied what is steady; the training calls it before it changes any of that.
+
+        Raises `ModelError` where something has changed already.
+        """
+        if self._held is not None:
+            started = time.perf_counter()
+            self._release()
+            self._blocked_s = (self._blocked_s or 0.0) + time.perf_counter() - started
+
     def wait(self) -> None:
         """Wait for the save under way, if there is one."""
+        self._release()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -106,9 +116,15 @@ class Checkpointer:
         elif issubclass(kind, Exception) and self._thread is not None:
             self._thread.join(FAILING_WAIT_S)
 
-    def _write(self, step: int, tensors: Tensors, state: str, num_bytes: int) -> None:
+    def _release(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            held.release()
+
+    def _write(self, step: int, held: Held, state: str, num_bytes: int) -> None:
         """Write one checkpoint, in the thread."""
         try:
+            tensors = self._stager.stage(held)
             self._failure = self._write_together(step, tensors, state, num_bytes)
         except BaseException as error:  # noqa: BLE001 - it is raised again where the training runs
             self._error = error
@@ -117,7 +133,7 @@ class Checkpointer:
         draft, final = draft_path(self._folder, step), final_path(self._folder, step)
         try:
             self._together(lambda: self._begin(draft))
-            self._together(lambda: self._save_shards(draft, tensors))
+            self._together(lambda: self._write_shards(draft, tensors))
             parts = self._together(lambda: describe_files(sorted(draft.glob(f"__{self._world.rank}_*"))))
             shards = {name: entry for part in parts for name, entry in part.items()}
             self._together(lambda: self._finish(draft, final, state, shards))
@@ -130,14 +146,10 @@ class Checkpointer:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
 
-    def _save_shards(self, draft: Path, tensors: Tensors) -> None:
-        save_shards(
-            tensors,
-            # The tensors are on the host already: a writer that copies ahead would start CUDA in this thread.
-            storage_writer=_Writer(draft, sync_files=True, per_thread_copy_ahead=0),
-            process_group=self._group,
-            no_dist=self._group is None,
-        )
+    def _write_shards(self, draft: Path, tensors: Tensors) -> None:
+        from distrain.checkpoint.shards import write_shards  # a second of imports, which the training does not wait for
+
+        write_shards(draft, tensors, self._group)
 
     def _finish(self, draft: Path, final: Path, state: str, shards: Manifest) -> None:
         if self._world.is_main:
@@ -179,8 +191,10 @@ class Checkpointer:
         outcome: tuple[T | None, str | None]
         try:
             outcome = work(), None
-        except (OSError, CheckpointException) as error:
-            outcome = None, reason_of(error)
+        except OSError as error:
+            outcome = None, error.strerror or str(error)
+        except CheckpointError as error:
+            outcome = None, str(error)
         outcomes = [outcome] * self._world.size
         if self._group is not None:
             dist.all_gather_object(outcomes, outcome, group=self._group)
@@ -188,18 +202,6 @@ class Checkpointer:
             if reason is not None:
                 raise _SaveFailed(reason)
         return [result for result, _ in outcomes]  # type: ignore[misc]  # None only where a reason stands beside it
-
-
-class _Writer(FileSystemWriter):
-    """DCP's writer, except that a full disk is called one: torch's archives hide it behind an error of their own."""
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        try:
-            return super().write_data(plan, planner)
-        except RuntimeError as error:
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
 
 
 class _SaveFailed(Exception):  # noqa: N818 - it never leaves this module

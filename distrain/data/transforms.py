@@ -156,8 +156,8 @@ class Normalize:
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Normalise images uint8 or float [n, channels, height, width] to float32 of the same shape."""
         if images.dtype == torch.uint8:
-            images = images.to(torch.float32, memory_format=self._memory_format)
-            return images.sub_(self._mean_of_bytes).div_(self._std_of_bytes)
+            images = images.contiguous(memory_format=self._memory_format)
+            return torch.sub(images, self._mean_of_bytes).div_(self._std_of_bytes)  # float32: a byte is exact in it
         return images.to(torch.float32, memory_format=self._memory_format).sub(self._mean).div_(self._std)
 
 

@@ -11,6 +11,7 @@ from distrain.data.order import TrainOrder
 from distrain.errors import RecipeError
 from distrain.parallel.ddp import Ddp
 from distrain.parallel.exact import Exact
+from distrain.parallel.flat import Flat, fits_in_one
 from distrain.parallel.protocol import Parallel
 from distrain.parallel.single import Single
 from distrain.recipe import Recipe
@@ -68,6 +69,10 @@ def check_sync_batchnorm(recipe: Recipe, world: World, order: TrainOrder) -> Non
 
 
 def _auto(module: nn.Module, world: World, example: torch.Tensor) -> Parallel:
+    return Flat(module, world) if fits_in_one(module, world) else _ddp(module, world, example)
+
+
+def _ddp(module: nn.Module, world: World, example: torch.Tensor) -> Parallel:
     if world.num_devices > 1:
         log.info(
             "several GPUs in one process: DataParallel takes the place of DistributedDataParallel, which is faster"
@@ -101,7 +106,7 @@ def _fsdp(module: nn.Module, world: World, example: torch.Tensor) -> Parallel:
 
 STRATEGIES: dict[str, Callable[[nn.Module, World, torch.Tensor], Parallel]] = {
     "auto": _auto,
-    "ddp": _auto,
+    "ddp": _ddp,
     "dp": _data_parallel,
     "none": _none,
     "fsdp": _fsdp,

@@ -24,13 +24,17 @@ class BatchStatistics:
 
     def average(self, window: Window, world: World) -> None:
         """Give all ranks the mean of the statistics of those that had work in `window`, and rank 0's other buffers."""
-        if self.counts is not None and window.num_pieces % world.size:
-            dist.broadcast(self.counts, src=0)  # rank 0 always has work: it has the true count
         if self.values is not None:
             if not window.own:
                 self.values.zero_()  # this rank has seen nothing of this window
             dist.all_reduce(self.values)
             self.values /= min(world.size, window.num_pieces)
+        self.share_rest(window, world)
+
+    def share_rest(self, window: Window, world: World) -> None:
+        """Give all ranks what is not averaged: the true counts, and rank 0's other buffers."""
+        if self.counts is not None and window.num_pieces % world.size:
+            dist.broadcast(self.counts, src=0)  # rank 0 always has work: it has the true count
         for buffer in self.others:
             dist.broadcast(buffer, src=0)
 

@@ -166,7 +166,9 @@ class Parallel(Section):
     """How the processes share the work."""
 
     strategy: Literal["auto", "ddp", "dp", "fsdp", "none"] = Field(
-        "auto", description="ddp; dp: one process for several GPUs; fsdp: weights divided; auto: ddp, else dp"
+        "auto",
+        description="ddp; dp: one process for several GPUs; fsdp: weights divided; auto: ddp, else dp; on CPUs a small "
+        "network's gradients travel in one buffer, which is quicker than ddp",
     )
     sync_batchnorm: bool = Field(
         default=False, description="BatchNorm over the samples of all GPUs at once; needs GPUs and ddp"

@@ -14,7 +14,10 @@ log = logging.getLogger(__name__)
 
 
 class Background:
-    """Runs a sink in a thread of its own: one that fails is left out with one warning, and training goes on."""
+    """Runs a sink in a thread of its own: one that fails is left out with one warning, and training goes on.
+
+    It is opened at the first record: an attempt that comes to none leaves the files of the earlier ones as they are.
+    """
 
     def __init__(self, name: str, factory: Callable[[Opening], Sink], opening: Opening) -> None:
         self._name = name
@@ -43,9 +46,13 @@ class Background:
 
     def _run(self) -> None:
         try:
+            record = self._queue.get()  # its imports take seconds: they shall not slow down the start of the training
+            if record is None:
+                return
             sink = self._factory(self._opening)
-            while (record := self._queue.get()) is not None:
+            while record is not None:
                 sink.write(record)
+                record = self._queue.get()
             sink.close()
         except Exception as error:
             lines = str(error).splitlines()

@@ -56,22 +56,24 @@ def bare_seconds(images: torch.Tensor, labels: torch.Tensor, steps: int, *, fuse
     return time.perf_counter() - started
 
 
+def overrides(steps: int) -> list[str]:
+    """Return what makes the digits' recipe a run of so many steps of `network`, with its metrics logged."""
+    return [
+        "model.name=tests.benchmarks.step_overhead:network",
+        "loss.label_smoothing=0",
+        "optimizer={name: sgd, lr: 0.05, momentum: 0.9}",
+        "schedule={name: cosine}",
+        f"train={{epochs: 100000, max_steps: {steps}}}",
+        "data.drop_last=true",
+        "eval.every_epochs=null",
+        "checkpoint.every_epochs=null",
+        "log={every_steps: 50, tensorboard: false, wandb: disabled}",
+    ]
+
+
 def distrain_seconds(folder: Path, steps: int) -> float:
     """Seconds of the same steps in the engine, with all that a run does: the last evaluation and save too."""
-    recipe = load_recipe(
-        "digits",
-        overrides=[
-            "model.name=tests.benchmarks.step_overhead:network",
-            "loss.label_smoothing=0",
-            "optimizer={name: sgd, lr: 0.05, momentum: 0.9}",
-            "schedule={name: cosine}",
-            f"train={{epochs: 100000, max_steps: {steps}}}",
-            "data.drop_last=true",
-            "eval.every_epochs=null",
-            "checkpoint.every_epochs=null",
-            "log={every_steps: 50, tensorboard: false, wandb: disabled}",
-        ],
-    )
+    recipe = load_recipe("digits", overrides=overrides(steps))
     run = RunDirectory(folder)
     run.create()
     profile = Profile(launcher="inprocess", device="cpu", processes=1, threads=torch.get_num_threads())

@@ -86,13 +86,13 @@ def ask(rank: int, processes: int, port: int, steps: int, answers: "mp.SimpleQue
 
 
 def mean_micros(world: World, steps: int) -> float:
-    agreement = StopAgreement(world, is_requested=lambda: False)
     seconds = 0.0
-    for step in range(steps):
-        dist.barrier()
-        started = time.perf_counter()
-        assert not agreement.is_reached(step)
-        seconds += time.perf_counter() - started
+    with StopAgreement(world, is_requested=lambda: False) as agreement:
+        for step in range(steps):
+            dist.barrier()
+            started = time.perf_counter()
+            assert not agreement.is_reached(step)
+            seconds += time.perf_counter() - started
     return seconds / steps * 1e6
 
 

@@ -11,9 +11,10 @@ import torch
 
 from distrain import checkpoint
 from distrain.checkpoint.load import load_tensors, read_model
-from distrain.checkpoint.tensors import gather_tensors, weights_digest
+from distrain.checkpoint.staging import Held, Stager
+from distrain.checkpoint.tensors import Tensors, changed_by_update, digest, gather_tensors, weights_digest
 from distrain.checkpoint.verify import Manifest, commit
-from distrain.errors import CheckpointError
+from distrain.errors import CheckpointError, ModelError
 from distrain.world import World
 from tests.checkpoint.making import ALONE, checkpointer, make, save, take_step
 from tests.disk import fill, small_disk
@@ -89,18 +90,56 @@ def test_synchronous_save_is_done_when_the_call_returns(tmp_path: Path) -> None:
         assert checkpoint.find_fault(tmp_path / "step-00000001") is None
 
 
-def test_copies_are_reused_and_follow_what_is_saved(tmp_path: Path) -> None:
+def test_copies_are_reused_and_follow_what_is_saved() -> None:
     tensors = {"a": torch.ones(3, 4), "b": torch.tensor(5), "c": torch.empty(0, 2)}
+    stager = Stager()
+    first = stager.stage(Held(tensors))
+    pointers = {name: tensor.data_ptr() for name, tensor in first.items()}
+    tensors["a"][0, 0] = 7
+    assert first["a"][0, 0] == 1
+    second = stager.stage(Held(tensors))
+    assert {name: tensor.data_ptr() for name, tensor in second.items()} == pointers
+    assert all(torch.equal(second[name], tensors[name]) for name in tensors)
+    third = stager.stage(Held({"a": torch.zeros(2), "d": torch.ones(1)}))
+    assert {name: tensor.tolist() for name, tensor in third.items()} == {"a": [0, 0], "d": [1]}
+
+
+def test_update_waits_until_the_weights_are_copied_and_forward_passes_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_copy, copy = threading.Event(), Stager.stage
+
+    def wait_and_copy(stager: Stager, held: Held) -> Tensors:
+        assert may_copy.wait(20)
+        return copy(stager, held)
+
+    monkeypatch.setattr(Stager, "stage", wait_and_copy)
+    model, optimizer = make()
+    tensors = gather_tensors(model, optimizer)
+    before = digest(tensors)
     with checkpointer(tmp_path) as writer:
-        first = writer._stager.stage(tensors)
-        pointers = {name: tensor.data_ptr() for name, tensor in first.items()}
-        tensors["a"][0, 0] = 7
-        assert first["a"][0, 0] == 1
-        second = writer._stager.stage(tensors)
-        assert {name: tensor.data_ptr() for name, tensor in second.items()} == pointers
-        assert all(torch.equal(second[name], tensors[name]) for name in tensors)
-        third = writer._stager.stage({"a": torch.zeros(2), "d": torch.ones(1)})
-        assert {name: tensor.tolist() for name, tensor in third.items()} == {"a": [0, 0], "d": [1]}
+        writer.save(1, tensors=tensors, state={}, steady=changed_by_update(model, tensors))
+        model(torch.randn(8, 12))
+        assert digest(gather_tensors(model, optimizer)) != before  # BatchNorm's statistics
+        threading.Timer(0.3, may_copy.set).start()
+        started = time.monotonic()
+        writer.let_change()
+        assert time.monotonic() - started > 0.2
+        take_step(model, optimizer, 0)
+    assert (
+        digest({f"model.{name}": tensor for name, tensor in read_model(tmp_path / "step-00000001").items()}) == before
+    )
+
+
+def test_weights_that_change_while_they_are_copied_end_the_training(tmp_path: Path) -> None:
+    model, optimizer = make()
+    tensors = gather_tensors(model, optimizer)
+    with checkpointer(tmp_path) as writer:
+        writer.save(1, tensors=tensors, state={}, steady=changed_by_update(model, tensors))
+        with torch.no_grad():
+            model.get_parameter("3.weight").clamp_(-1, 1)  # as a network may in its forward pass
+        with pytest.raises(ModelError, match="asynchronous=false"):
+            writer.let_change()
 
 
 def test_older_checkpoints_go_only_once_the_newer_one_stands(tmp_path: Path, held_back: threading.Event) -> None:
