@@ -184,7 +184,7 @@ Batched = RandomCrop | CenterCrop | RandomFlip | AlternatingFlip | Cutout
 ADDED = {"AlternatingFlip": AlternatingFlip, "Cutout": Cutout}  # by name: what torchvision does not have
 
 
-def from_torchvision(transform: Any) -> Drawn | None:
+def from_torchvision(transform: Any) -> Batched | None:
     """Return the same transform with draws of its own; None for one that has no such form with its arguments."""
     if type(transform) is v2.RandomCrop:
         is_plain = isinstance(transform.fill, int | float) or (

@@ -204,7 +204,7 @@ def _copy_ahead(batches: Iterable["Batch | DataError"], device: torch.device) ->
 
     A stream of its own copies; the stream that computes waits for it on the device, and the host for neither.
     """
-    copying = torch.cuda.Stream(device)
+    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     coming: tuple[Batch | DataError, torch.cuda.Event] | None = None
     for batch in batches:
         with torch.cuda.stream(copying):

@@ -12,7 +12,7 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as kernels
 
-from distrain.data.geometry import Batched, Drawn, Numbers, sample_keys
+from distrain.data.geometry import Batched, Numbers, sample_keys
 from distrain.data.order import MicroBatch
 from distrain.seeds import uniform
 
@@ -97,7 +97,7 @@ def resize(
     return resized
 
 
-def from_torchvision(transform: Any) -> Drawn | None:
+def from_torchvision(transform: Any) -> RandomResizedCrop | Resize | None:
     """Return the same transform with draws of its own; None for one that is none of these."""
     if type(transform) is v2.RandomResizedCrop:
         return RandomResizedCrop(

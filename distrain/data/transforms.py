@@ -6,7 +6,6 @@ other one on, the rest are torchvision's or the user's: they run image by image,
 seeded for each sample, so in one thread of a process. An image is the same whichever way it is read.
 """
 
-import itertools
 import random
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from distrain.seeds import Purpose, derive_seed
 
 if TYPE_CHECKING:
     from distrain.data.geometry import Drawn, Numbers  # takes a second to import: torchvision
+    from distrain.data.resampling import Own
 
 Other = Callable[[Any], Any]  # a transform of torchvision's or the user's
 
@@ -113,9 +113,12 @@ def build_transforms(transforms: TransformList, *, key: str) -> Transforms | Non
     from distrain.data.resampling import Own
 
     steps = [_build(transform, key=key) for transform in transforms]
-    leading = list(itertools.takewhile(lambda step: isinstance(step, Own), steps))
-    is_batched = all(isinstance(step, Batched) for step in steps)
-    return Transforms(leading, steps[len(leading) :], is_batched=is_batched)
+    leading: list[Drawn] = []
+    for step in steps:
+        if not isinstance(step, Own):
+            break
+        leading.append(step)
+    return Transforms(leading, steps[len(leading) :], is_batched=all(isinstance(step, Batched) for step in steps))
 
 
 def seed_sample(seed: int, epoch: int, index: int, copy: int = 0) -> None:
@@ -161,7 +164,7 @@ class Normalize:
         return images.to(torch.float32, memory_format=self._memory_format).sub(self._mean).div_(self._std)
 
 
-def _build(transform: Transform, *, key: str) -> "Drawn | Other":
+def _build(transform: Transform, *, key: str) -> "Own | Other":
     from torchvision.transforms import v2
 
     from distrain.data import geometry, resampling
@@ -179,7 +182,7 @@ def _build(transform: Transform, *, key: str) -> "Drawn | Other":
     except (TypeError, ValueError) as error:
         raise RecipeError(f"{key}: {transform.name} refuses {transform.arguments}: {error}") from None
     drawn = None if is_own else geometry.from_torchvision(built) or resampling.from_torchvision(built)
-    step: Drawn | Other = drawn or built
+    step: Own | Other = drawn or built
     return step
 
 
