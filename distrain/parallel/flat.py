@@ -37,7 +37,7 @@ class Flat:
         num_gradients = sum(weight.numel() for weight in trained)
         self._flat = trained[0].new_zeros(num_gradients + (0 if values is None else values.numel()))
         self._gradients, self._carried = self._flat[:num_gradients], self._flat[num_gradients:]
-        for weight, gradient in zip(trained, self._gradients.split([w.numel() for w in trained]), strict=True):
+        for weight, gradient in zip(trained, torch.split(self._gradients, [w.numel() for w in trained]), strict=True):
             weight.grad = gradient.as_strided(weight.shape, weight.stride())  # dense, whatever its memory format
 
     def begin_window(self, window: Window, step: int) -> nn.Module:  # noqa: ARG002 - the protocol's signature

@@ -166,7 +166,7 @@ def lightning(steps: int, world: World, *, barebones: bool) -> float:
             max_steps=steps,
             max_epochs=-1,
             barebones=barebones,
-            **({} if barebones else {"default_root_dir": folder}),
+            default_root_dir=None if barebones else folder,
         )
         trainer.fit(module, Digits().loader(world))
         world.barrier()
@@ -304,7 +304,7 @@ def main() -> None:
         print(json.dumps(result, indent=1))
         return
     print(f"torch {result['torch']} on {result['machine']}, {arguments.turns} turns of {arguments.steps} steps")
-    for name, row in result["rows"].items():  # type: ignore[attr-defined]
+    for name, row in result["rows"].items():
         low, high = row["range"]
         print(
             f"{name:<20} {row['microseconds_per_step']:8.1f} us a step ({low:.1f} to {high:.1f}), "

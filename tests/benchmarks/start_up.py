@@ -69,8 +69,8 @@ def main() -> None:
     print(f"torch {result['torch']} on {result['machine']}, {arguments.turns} turns")
     for row in rows:
         print(f"{row['processes']} process{'es' if row['processes'] != 1 else ''}: ratio {row['ratio']}")
-        for name, value in row["seconds"].items():  # type: ignore[attr-defined]
-            low, high = row["range"][name]  # type: ignore[index]
+        for name, value in row["seconds"].items():
+            low, high = row["range"][name]
             print(f"  {name:<9} {value:6.2f} s to the end of the first step ({low:.2f} to {high:.2f})")
 
 

@@ -63,7 +63,7 @@ class Training:
                 (loss / 2).backward()  # type: ignore[no-untyped-call]
         self.parallel.finish_window(window, step)
         with self.freezing.untouched(step):
-            Precision("fp32", CPU).step(self.optimizer, self.model, clip_norm=clip_norm)
+            Precision("fp32", CPU).step(self.optimizer, list(self.model.parameters()), clip_norm=clip_norm)
         self.parallel.drop_gradients()
         self.model.eval()
         self.model.train()  # as an evaluation leaves it

@@ -26,7 +26,7 @@ TARGETS = torch.arange(40) % 3
 def network() -> nn.Module:
     torch.manual_seed(0)
     layers = [nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)]
-    return nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
 
 def train(
