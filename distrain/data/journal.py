@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,8 @@ from distrain.data.recode import Stored
 from distrain.errors import DataError
 from distrain.recipe.data import Split
 
-SAVED_EVERY_BYTES = 64 * 2**20  # what a kill may cost
+SAVED_EVERY_BYTES = 64 * 2**20  # what a kill may cost, at most
+SAVED_EVERY_S = 15.0  # and of small images, which take longer than their bytes tell
 
 
 class _Part(BaseModel):
@@ -208,6 +210,7 @@ class Draft:
         self._split, self._file, self._first = split, file, first
         self.number, self.offset = number, offset
         self.bytes = self.count = self._num_changed = self._unsaved = 0
+        self._saved_at = time.monotonic()
         self._skipped: list[Bad] = []
         self._rows = bytearray()
         self._digest = xxhash.xxh3_128()
@@ -232,7 +235,7 @@ class Draft:
         self.count += 1
         self._num_changed += stored.is_changed
         self._unsaved += length
-        if self._unsaved >= SAVED_EVERY_BYTES:
+        if self._unsaved >= SAVED_EVERY_BYTES or time.monotonic() - self._saved_at > SAVED_EVERY_S:
             self.save()
 
     def skip(self, bad: Bad) -> None:
@@ -244,7 +247,7 @@ class Draft:
         """Bring what there is to the disk, and write it down."""
         os.fsync(self._descriptor)
         write_synced(self._journal.rows_path(self._split, self.number), bytes(self._rows))
-        self._unsaved = 0
+        self._unsaved, self._saved_at = 0, time.monotonic()
         self._journal.add(
             Record(
                 split=self._split,
