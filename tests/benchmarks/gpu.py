@@ -60,7 +60,7 @@ class Sizes:
 
 
 WHOLE = Sizes(fast_samples=None, fast_steps=476, classes=1000, batch=256, pixels=224, images=4096, steps=150)
-TINY = Sizes(fast_samples=512, fast_steps=3, classes=10, batch=4, pixels=64, images=64, steps=6)
+TINY = Sizes(fast_samples=64, fast_steps=3, classes=10, batch=2, pixels=32, images=16, steps=3)
 
 
 def train(recipe: Recipe, device: torch.device) -> tuple[RunDirectory, list[dict[str, float]], Any]:
