@@ -34,7 +34,7 @@ class Transforms:
     """
 
     def __init__(
-        self, leading: "Sequence[Drawn]" = (), rest: "Sequence[Drawn | Other]" = (), *, is_batched: bool = False
+        self, leading: "Sequence[Drawn]" = (), rest: "Sequence[Own | Other]" = (), *, is_batched: bool = False
     ) -> None:
         self.leading = tuple(leading)
         self.rest = tuple(rest)
