@@ -238,11 +238,9 @@ def test_identity_ignores_logs_checkpoints_and_where_the_data_lies() -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ([], False),
-        (["train.deterministic=false"], True),
-        (["train.deterministic=false", "train.exact=true"], False),
-        (["compute.tf32=true"], True),
-        (["train.deterministic=false", "compute.tf32=false"], False),
+        ([], True),
+        (["train.exact=true"], False),
+        (["compute.tf32=false"], False),
     ],
 )
 def test_gpus_round_to_tf32_where_nothing_speaks_against_it(overrides: list[str], expected: bool) -> None:

@@ -25,8 +25,8 @@ class Compute(Section):
     )
     tf32: bool | None = Field(
         None,
-        description="float32 convolutions and matrix products of GPUs with inputs of 10 bits' precision; "
-        "null: where train.deterministic and train.exact are both false",
+        description="float32 convolutions and matrix products of GPUs with inputs of 10 bits' precision; null: where "
+        "train.exact is false",
     )
 
     @model_validator(mode="after")

@@ -57,7 +57,7 @@ class Recipe(Section):
     def has_tf32(self) -> bool:
         """Whether GPUs round the inputs of float32 convolutions and matrix products."""
         if self.compute.tf32 is None:
-            return not (self.train.deterministic or self.train.exact)
+            return not self.train.exact  # it is deterministic
         return self.compute.tf32
 
     @property
