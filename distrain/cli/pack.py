@@ -13,7 +13,7 @@ from distrain.errors import DataError, ExitCode
 
 if TYPE_CHECKING:
     from distrain.data.packfile import Pack
-    from distrain.data.packing import Outcome
+    from distrain.packing.dataset import Outcome
 
 MEBIBYTE = 2**20
 SKIPPED_SHOWN = 3
@@ -94,8 +94,8 @@ def pack(
     cannot be read ends it with exit code 2, and it goes on once that is mended or --skip-bad is given. On a finished
     pack it only tells whether DIR has changed since.
     """
-    from distrain.data import packing
     from distrain.data.packfile import read_pack
+    from distrain.packing import dataset as packing
 
     place = folder.expanduser().absolute()
     where = out.expanduser() if out is not None else place.with_name(f"{place.name}.packed")

@@ -20,7 +20,7 @@ each other in one file a split, so that a split whose images all have one shape 
 All numbers are little-endian, digests are xxh3_128. `digest` of pack.json covers all its other keys. The `fingerprint`
 of a split is that of its source where each image has the very pixels that the source gives, so that a run goes on
 from either; otherwise it is a digest over all that is stored. A pack is written beside its place and renamed to it
-when it is whole (`distrain.data.packing`), so a folder with pack.json is never half of one.
+when it is whole (`distrain.packing.dataset`), so a folder with pack.json is never half of one.
 """
 
 import io

@@ -8,7 +8,7 @@ seeded for each sample, so in one thread of a process. An image is the same whic
 
 import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -88,7 +88,7 @@ class DrawnTransforms:
         from distrain.data.resampling import Own
 
         for step, numbers in zip(self._transforms.rest, self._numbers[len(self._transforms.leading) :], strict=True):
-            image = step.apply(image, _row(numbers, position)) if isinstance(step, Own) else cast("Other", step)(image)
+            image = step.apply(image, _row(numbers, position)) if isinstance(step, Own) else step(image)
         return image
 
     def apply_to_batch(self, images: torch.Tensor) -> torch.Tensor:

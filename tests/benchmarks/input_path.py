@@ -105,11 +105,10 @@ def reader_of(source: Source, listed: list[Any], device: torch.device) -> BatchR
     return BatchReader(source, build_transforms(config.train, key="augment.train"), seed=0, device=device)
 
 
-def pack(folder: Path, out: Path) -> Source | None:
-    """Pack photographs with `distrain data pack`, their shorter side 256 pixels; None where it is not there."""
-    command = [sys.executable, "-m", "distrain", "data", "pack", str(folder), str(out), "--size", "256"]
-    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        return None
+def pack(folder: Path, out: Path, *options: str) -> Source:
+    """Pack photographs with `distrain data pack`, their shorter side 256 pixels."""
+    command = [sys.executable, "-m", "distrain", "data", "pack", str(folder), str(out), "--size", "256", *options]
+    subprocess.run(command, capture_output=True, check=True)
     return open_sources(Data(source="imagefolder", path=str(out), batch_size=1))["train"]
 
 
@@ -122,11 +121,9 @@ def contenders_for_photographs(arguments: argparse.Namespace, device: torch.devi
         f"files, {WORKERS} processes": read(reader_of(source, PHOTOGRAPHS, device), loader="processes"),
         f"files, {WORKERS} threads": read(reader_of(source, PHOTOGRAPHS, device), loader="threads"),
     }
-    packed = pack(arguments.data, out)
-    if packed is not None:
-        found[f"packed at 256 pixels, {WORKERS} threads"] = read(
-            reader_of(packed, PHOTOGRAPHS, device), loader="threads"
-        )
+    for name, options in (("JPEGs", ()), ("pixels", ("--format", "pixels"))):
+        packed = reader_of(pack(arguments.data, out / name, *options), PHOTOGRAPHS, device)
+        found[f"packed {name} of 256, {WORKERS} threads"] = read(packed, loader="threads")
     return found
 
 
@@ -207,7 +204,7 @@ def main() -> None:
     rates: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         if arguments.data is not None:
-            contenders = contenders_for_photographs(arguments, device, Path(folder) / "packed")
+            contenders = contenders_for_photographs(arguments, device, Path(folder))
             rates["photographs to 224x224"] = measure(contenders, arguments.turns, device)
         if arguments.cifar is not None:
             rates["CIFAR-10"] = measure(contenders_for_cifar(arguments, device), arguments.turns, device)

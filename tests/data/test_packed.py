@@ -17,8 +17,8 @@ from distrain.data.requirements import check_requirements
 from distrain.data.source import Source, TensorSource
 from distrain.data.sources import choose_samples
 from distrain.errors import UserError
-from tests.data.packs import data, make_folder, noise, opened, pack
 from tests.data.writing import gradient, write
+from tests.packing.packs import data, make_folder, noise, opened, pack
 
 
 def assert_equal(one: Source, other: Source) -> None:

@@ -10,8 +10,8 @@ import pytest
 from distrain.data.packfile import read_pack, verify_shards
 from distrain.errors import DataError
 from tests.command import distrain
-from tests.data.packs import make_folder, opened, pack
-from tests.data.test_packing import flip
+from tests.packing.packs import make_folder, opened, pack
+from tests.packing.test_dataset import flip
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ import xxhash
 from pydantic import BaseModel, ConfigDict
 
 from distrain.data.packfile import INDEX, Form, range_digest
-from distrain.data.recode import Stored
 from distrain.errors import DataError
+from distrain.packing.recode import Stored
 from distrain.recipe.data import Split
 
 SAVED_EVERY_BYTES = 64 * 2**20  # what a kill may cost, at most

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from distrain.data import journal, packing
 from distrain.data.packfile import Form
-from distrain.data.recode import Stored, store_file
 from distrain.errors import DataError
+from distrain.packing import dataset, journal, origin
+from distrain.packing.recode import Stored, store_file
 from tests.command import wait_until
-from tests.data.packs import content, make_folder, opened, pack
 from tests.disk import fill, small_disk
+from tests.packing.packs import content, make_folder, opened, pack
 
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "SHARD_BYTES", 40_000)
-    monkeypatch.setattr(packing, "MOST_SHARDS", 10**9)
+    monkeypatch.setattr(dataset, "SHARD_BYTES", 40_000)
+    monkeypatch.setattr(dataset, "MOST_SHARDS", 10**9)
 
 
 @pytest.mark.parametrize("form", ["jpeg", "pixels"])
@@ -32,7 +32,7 @@ def test_killed_pack_goes_on_and_is_the_same_to_the_byte(
     out, written = tmp_path / "packed", tmp_path / "packed.tmp" / "journal.jsonl"
     with monkeypatch.context() as patch:
         patch.setattr(journal, "SAVED_EVERY_BYTES", 1)
-        patch.setattr(packing, "store_file", slowly)
+        patch.setattr(origin, "store_file", slowly)
         process = multiprocessing.get_context("fork").Process(target=pack, args=(folder, out), kwargs={"format": form})
         process.start()
     wait_until(lambda: written.exists() and written.read_bytes().count(b"\n") >= 7, "packing", every_s=0.005)
@@ -135,7 +135,7 @@ def test_skipped_images_are_tried_again_without_the_option(tmp_path: Path, monke
     Path(opened(folder)["train"].describe(0)).write_bytes(b"no image")
     Path(opened(folder)["val"].describe(0)).write_bytes(b"no image")
     with monkeypatch.context() as patch:
-        patch.setattr(packing, "_finish", lambda *_: exec("raise KeyboardInterrupt"))
+        patch.setattr(dataset, "_finish", lambda *_: exec("raise KeyboardInterrupt"))
         with pytest.raises(KeyboardInterrupt):
             pack(folder, out, skips=True)
     with pytest.raises(DataError, match=r"0 画\.jpg cannot be read"):
@@ -189,7 +189,7 @@ def test_disk_that_is_too_small_or_full_is_one_sentence(tmp_path: Path, monkeypa
         filler = fill(disk, leave_bytes=300_000)
         with pytest.raises(DataError, match=r"needs about 0\.4 MiB more, and the disk of .* has 0\.3 MiB left"):
             pack(folder, disk / "packed")
-        monkeypatch.setattr(packing, "_check_space", lambda *_: None)  # another program fills it meanwhile
+        monkeypatch.setattr(dataset, "_check_space", lambda *_: None)  # another program fills it meanwhile
         with pytest.raises(DataError, match="is full; free some room and run the same command again"):
             pack(folder, disk / "packed")
         filler.unlink()

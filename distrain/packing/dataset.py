@@ -1,16 +1,14 @@
 """Owns the making of a packed dataset from any source: in the order of the source, decoded by threads, resumable."""
 
 import io
-import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Protocol
 
 import numpy as np
@@ -18,8 +16,25 @@ import torch
 import xxhash
 from numpy.typing import NDArray
 
-from distrain.data.images import FileSource
-from distrain.data.journal import (
+from distrain.data.packfile import (
+    HEADER,
+    INDEX,
+    MEBIBYTE,
+    Array,
+    ArrayFile,
+    Form,
+    Pack,
+    PackedSplit,
+    Shard,
+    Skipped,
+    array_name,
+    header_text,
+    in_mebibytes,
+    is_packed,
+)
+from distrain.data.sources import open_sources
+from distrain.errors import DataError
+from distrain.packing.journal import (
     Bad,
     Begun,
     Draft,
@@ -30,33 +45,12 @@ from distrain.data.journal import (
     sync_folder,
     write_synced,
 )
-from distrain.data.packfile import (
-    HEADER,
-    INDEX,
-    MEBIBYTE,
-    Array,
-    ArrayFile,
-    Form,
-    Pack,
-    PackedImages,
-    PackedSplit,
-    Shard,
-    Skipped,
-    array_name,
-    header_text,
-    in_mebibytes,
-    is_packed,
-    read_pack,
-)
-from distrain.data.recode import BrokenImageError, Stored, store_file, store_image
-from distrain.data.source import DatasetSource, Source, TensorSource
-from distrain.data.sources import open_sources
-from distrain.errors import DataError
+from distrain.packing.origin import Origin, as_bytes, check_complete, describe_origin, estimate_bytes
+from distrain.packing.recode import BrokenImageError, Stored
 from distrain.recipe.data import Data, Split
 
 SHARD_BYTES = 2**30
 MOST_SHARDS = 256  # of a split, about: a process that reads it holds a file open for each
-NUM_SAMPLED = 48  # images that are stored for an estimate of the whole
 TASKS_AHEAD = 4  # images for each thread
 
 
@@ -79,48 +73,6 @@ class Outcome:
     was_complete: bool = False
 
 
-@dataclass
-class Origin:
-    """The samples of one split of a source: what each is called, the size of its file, and what is known of all."""
-
-    source: Source
-    names: list[str]
-    sizes: NDArray[np.int64]  # bytes; 0 where a sample has no file of its own
-    fingerprint: str
-    _targets: NDArray[np.generic] = field(init=False)
-    _lock: Lock = field(default_factory=Lock)
-
-    def __post_init__(self) -> None:
-        self._targets = self.source.targets.numpy()
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        return len(self.source)
-
-    @property
-    def has_files(self) -> bool:
-        """Whether each sample is a file."""
-        return isinstance(self.source, FileSource)
-
-    def mark(self, first: int, last: int) -> str:
-        """Return a digest over the names, sizes and targets of samples; over the whole source where it has no files."""
-        digest = xxhash.xxh3_128(b"" if self.has_files else self.fingerprint.encode())
-        digest.update(_as_bytes(self.names[first:last]))
-        digest.update(self.sizes[first:last].tobytes())
-        digest.update(self._targets[first:last].tobytes())
-        return digest.hexdigest()
-
-    def store(self, index: int, form: Form) -> Stored:
-        """Return what a sample becomes; called from several threads."""
-        if self.has_files:
-            return store_file(self.source.describe(index), form, expected_bytes=int(self.sizes[index]))
-        if isinstance(self.source, TensorSource):
-            return store_image(self.source.images[index], form, name=self.names[index])
-        with self._lock:  # others' datasets may not bear threads
-            image, _ = self.source.read(index)
-        return store_image(image, form, name=self.names[index])
-
-
 def pack_dataset(
     config: Data, out: Path, form: Form, *, jobs: int, skips: bool, anew: bool, progress: Progress
 ) -> Outcome:
@@ -134,13 +86,13 @@ def pack_dataset(
     _check_place(out, config)
     opened = open_sources(config)
     splits: tuple[Split, ...] = ("train", "val")
-    origins = {split: _describe_origin(opened[split], config) for split in splits if split in opened}
+    origins = {split: describe_origin(opened[split], config) for split in splits if split in opened}
     try:
         if is_packed(out) and not anew and not (draft / "pack").exists():
             if (draft / "journal.jsonl").exists():
                 shutil.rmtree(draft)  # the pack was whole, and the process killed before this was gone
-            return Outcome(out, _check_complete(out, config, form, origins), 0, 0.0, was_complete=True)
-        estimates = {split: _estimate(origin, form) for split, origin in origins.items()}
+            return Outcome(out, check_complete(out, config, form, origins), 0, 0.0, was_complete=True)
+        estimates = {split: estimate_bytes(origin, form) for split, origin in origins.items()}
         begun = Begun(
             form=form,
             shard_bytes=max(SHARD_BYTES, max(estimates.values()) // MOST_SHARDS),
@@ -173,71 +125,6 @@ def _check_place(out: Path, config: Data) -> None:
         raise DataError(f"the pack {out} would lie in the data {config.path}; name another folder")
     if out.exists() and not is_packed(out) and not (out.is_dir() and not any(out.iterdir())):
         raise DataError(f"{out} is there and no packed dataset; name another folder, or move it away")
-
-
-def _describe_origin(source: Source, config: Data) -> Origin:
-    if isinstance(source, DatasetSource) and source.is_stream:
-        raise DataError(f"data.source={config.source} is a stream, without an end; only what has one can be packed")
-    words = [source.describe(index) for index in range(len(source))]
-    if not isinstance(source, FileSource):
-        return Origin(source, words, np.zeros(len(source), np.int64), source.fingerprint())
-    fingerprint = source.fingerprint()  # raises for a file that is not there
-    sizes = np.fromiter((os.stat(path).st_size for path in words), np.int64, len(words))  # noqa: PTH116 - a million
-    base = Path(config.path or ".")
-    prefix = f"{base if base.is_dir() else base.parent}{os.sep}"
-    return Origin(source, [path.removeprefix(prefix) for path in words], sizes, fingerprint)
-
-
-def _check_complete(out: Path, config: Data, form: Form, origins: dict[Split, Origin]) -> Pack:
-    """Return what a finished pack is; raises `DataError` where packing again would give another one."""
-    pack = read_pack(out)
-    asked, stands = form.model_dump(), pack.form.model_dump()
-    changes = [f"{key} is {stands[key]} in it and {asked[key]} was asked" for key in asked if asked[key] != stands[key]]
-    if set(origins) != set(pack.splits):
-        changes.append(f"it has {', '.join(pack.splits)} and the source {', '.join(origins)}")
-    for split, origin in origins.items():
-        changes += _changes(out, pack, split, origin) if split in pack.splits else []
-    if list(pack.classes) != list(origins["train"].source.classes):
-        changes.append("the classes have other names")
-    if changes:
-        raise DataError(
-            f"{out} is complete, but not what {config.path or config.source} gives now: {'; '.join(changes)}; --force "
-            f"packs it anew"
-        )
-    return pack
-
-
-def _changes(out: Path, pack: Pack, split: Split, origin: Origin) -> Iterator[str]:
-    part = pack.splits[split]
-    if part.source_fingerprint == origin.fingerprint:
-        return
-    images = PackedImages(out, pack, split)
-    then = dict(zip(images.names(), images.index["source_bytes"].tolist(), strict=True))
-    then |= {skipped.name: skipped.source_bytes for skipped in part.skipped}
-    now = dict(zip(origin.names, origin.sizes.tolist(), strict=True))
-    counts = {
-        "added": len(now.keys() - then.keys()),
-        "removed": len(then.keys() - now.keys()),
-        "of another size": sum(now[name] != then[name] for name in now.keys() & then.keys()),
-    }
-    words = [f"{count:,} {what}" for what, count in counts.items() if count]
-    yield f"{split} has {', '.join(words) or 'other targets, another order or other pixels'}"
-
-
-def _estimate(origin: Origin, form: Form) -> int:
-    """Return about how many bytes a split will take, from some of its images."""
-    if len(origin) == 0:
-        return 0
-    chosen = np.unique(np.linspace(0, len(origin) - 1, NUM_SAMPLED).round().astype(int)).tolist()
-    before = after = count = 0
-    for index in chosen:
-        with suppress(DataError):  # told when its turn comes
-            after += len(origin.store(index, form).content)
-            before += int(origin.sizes[index])
-            count += 1
-    if form.format == "jpeg" and before:
-        return int(after / before * origin.sizes.sum())
-    return after * len(origin) // max(count, 1)
 
 
 def _keep(journal: Journal, origins: dict[Split, Origin], *, skips: bool, progress: Progress) -> int:
@@ -358,7 +245,7 @@ def _finish_split(journal: Journal, split: Split, origin: Origin) -> PackedSplit
     arrays: dict[Array, NDArray[np.generic]] = {
         "index": index,
         "targets": origin.source.targets.numpy()[kept],
-        "names": np.frombuffer(_as_bytes(names), np.uint8),
+        "names": np.frombuffer(as_bytes(names), np.uint8),
     }
     files = {array: _write_array(journal.data / array_name(split, array), value) for array, value in arrays.items()}
     num_changed = sum(record.num_changed for record in records)
@@ -401,7 +288,3 @@ def _put_in_place(journal: Journal, out: Path) -> None:
     journal.data.replace(out)
     sync_folder(out.parent)
     shutil.rmtree(journal.folder)
-
-
-def _as_bytes(names: list[str]) -> bytes:
-    return b"".join(os.fsencode(name) + b"\0" for name in names)

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from distrain.data.packfile import Form
-from distrain.data.packing import Outcome, pack_dataset
 from distrain.data.source import Source
 from distrain.data.sources import open_sources
+from distrain.packing.dataset import Outcome, pack_dataset
 from distrain.recipe import Data
 
 
