@@ -9,6 +9,10 @@ import pytest
 
 from tests.command import Launch, begin_fit
 
+# Tests run side by side: a thread of OpenMP that spins while it waits for its fellows takes the processor from them.
+# The bits stay the same. Read when torch is first imported, here or in the processes that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 
 @pytest.fixture(scope="session")
 def real_images() -> Path:
