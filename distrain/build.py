@@ -177,7 +177,8 @@ def _build_readers(
     for split, key, listed in (("train", "train", recipe.augment.train), ("val", "eval", recipe.augment.eval)):
         transforms = build_transforms(listed, key=f"augment.{key}")
         source = hold(sources[split], recipe.data.hold, name=split, epochs=epochs, num_threads=num_threads)
-        device = None if recipe.data.hold == "never" else world.device
+        is_read_here = recipe.data.loader == "auto"  # loader processes could not use what lies on a GPU
+        device = world.device if recipe.data.hold != "never" and is_read_here else None
         readers[split] = BatchReader(source, transforms, seed=recipe.train.seed, device=device)
     return readers
 

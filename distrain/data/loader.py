@@ -157,11 +157,13 @@ def choose_loader(reader: BatchReader, loader: Loader, *, num_workers: int) -> L
             "read files of images and tensors, and run RandomCrop, RandomResizedCrop, RandomHorizontalFlip, "
             "RandomVerticalFlip, AlternatingFlip, Cutout, Resize and CenterCrop; --set data.loader=processes"
         )
-    if num_workers == 0 or reader.is_whole:
+    if num_workers == 0:
         return "none"
-    if loader == "auto":
-        return "threads" if reader.is_thread_safe else "processes"
-    return loader
+    if loader != "auto":
+        return loader
+    if reader.is_whole:
+        return "none"
+    return "threads" if reader.is_thread_safe else "processes"
 
 
 def _read_in_threads(

@@ -26,6 +26,7 @@ from distrain.measure.memory import gradient_bytes
 from distrain.measure.order import Order
 from distrain.parallel.ddp import Ddp
 from distrain.parallel.exact import Exact
+from distrain.parallel.flat import Flat
 from distrain.resume import save
 from distrain.session import Session
 from distrain.world import World
@@ -200,7 +201,7 @@ def lone_step_s(session: Session, num_steps: int) -> float | None:
 
     The ranks' weights are different after it.
     """
-    if session.world.size == 1 or not isinstance(session.parallel, Ddp | Exact):
+    if session.world.size == 1 or not isinstance(session.parallel, Ddp | Exact | Flat):
         return None
     return compute_step_s(dataclasses.replace(session, parallel=_Lone(session)), num_steps)
 

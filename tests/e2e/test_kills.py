@@ -15,6 +15,7 @@ RECIPE = [
     "digits",
     "--set=data.batch_size=96",
     "--set=data.num_workers=1",
+    "--set=data.loader=processes",
     "--set=train.micro_batch_size=24",
     "--set=augment.train=[RandomCrop: {size: 8, padding: 1}]",
     "--set=log.every_steps=11",

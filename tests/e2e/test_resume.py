@@ -59,7 +59,7 @@ def kill_after_checkpoint(process: subprocess.Popen[bytes], run: Path, *, step: 
 )
 def test_killed_run_ends_in_the_bits_of_the_undisturbed_run(tmp_path: Path, processes: int, workers: int) -> None:
     chance = random.Random(f"{processes}-{workers}-{time.time_ns()}")
-    arguments = [*RECIPE, f"--procs={processes}", f"--set=data.num_workers={workers}"]
+    arguments = [*RECIPE, f"--procs={processes}", f"--set=data.num_workers={workers}", "--set=data.loader=processes"]
     fit(*arguments, "--run=undisturbed", cwd=tmp_path)
 
     disturbed = [*arguments, "--run=disturbed"]
@@ -100,7 +100,7 @@ def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_loader_workers_do_not_change_the_training(tmp_path: Path) -> None:
     fit(*RECIPE, "--run=none", cwd=tmp_path)
-    fit(*RECIPE, "--run=three", "--set=data.num_workers=3", cwd=tmp_path)
+    fit(*RECIPE, "--run=three", "--set=data.num_workers=3", "--set=data.loader=threads", cwd=tmp_path)
     assert status(tmp_path / "none")["weights_digest"] == status(tmp_path / "three")["weights_digest"]
 
 

@@ -31,6 +31,7 @@ ENDLESS = [
     "--set=checkpoint.every_epochs=null",
     "--run=run",
 ]
+WORKERS = ["--set=data.num_workers=2", "--set=data.loader=processes"]
 SLOW_NET = """
 import time
 from torch import nn
@@ -94,7 +95,7 @@ def test_distrain_stop_ends_a_run_between_two_log_lines_and_says_where(launch: L
 def test_signal_to_any_process_stops_all_ranks(
     launch: Launch, tmp_path: Path, target: str, number: signal.Signals
 ) -> None:
-    process = launch(*ENDLESS, "--procs=2", "--set=data.num_workers=1", cwd=tmp_path)
+    process = launch(*ENDLESS, "--procs=2", *WORKERS, cwd=tmp_path)
     run = tmp_path / "run"
     wait_for_step(run, 10)
     if target == "everyone":
@@ -168,7 +169,7 @@ def test_second_ctrl_c_leaves_no_process_no_port_and_no_shared_memory(
 ) -> None:
     shared = set(Path("/dev/shm").iterdir())
     net = slow_net(tmp_path, save_s=60)
-    process = launch(*ENDLESS, net, f"--procs={processes}", "--set=data.num_workers=2", cwd=tmp_path)
+    process = launch(*ENDLESS, net, f"--procs={processes}", *WORKERS, cwd=tmp_path)
     wait_for_step(tmp_path / "run", 10)
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) >= processes * 2
@@ -192,7 +193,7 @@ def test_second_ctrl_c_leaves_no_process_no_port_and_no_shared_memory(
 
 @pytest.mark.parametrize("moment", ["training", pytest.param("start-up", marks=pytest.mark.slow)])
 def test_killed_launcher_leaves_no_orphan(launch: Launch, tmp_path: Path, moment: str) -> None:
-    process = launch(*ENDLESS, "--procs=2", "--set=data.num_workers=1", cwd=tmp_path)
+    process = launch(*ENDLESS, "--procs=2", *WORKERS, cwd=tmp_path)
     if moment == "training":
         wait_for_step(tmp_path / "run", 10)
     else:

@@ -62,7 +62,13 @@ def test_interrupt_ends_it_quietly_and_leaves_no_process(tmp_path: Path) -> None
     for number in range(1, 16):
         first.with_name(f"{number}.png").symlink_to(first)
     process = subprocess.Popen(
-        command("data", "check", "photos", "--workers=2"), cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        command("data", "check", "photos", "--workers=2"),
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        ),  # a job in the background ignores it
     )
     below: list[int] = []
 
