@@ -66,9 +66,7 @@ def test_interrupt_ends_it_quietly_and_leaves_no_process(tmp_path: Path) -> None
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.default_int_handler
-        ),  # a job in the background ignores it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # jobs may ignore it
     )
     below: list[int] = []
 
