@@ -98,7 +98,8 @@ def distrain(steps: int, world: World, *, strategy: str = "auto") -> float:
     recipe = load_recipe("digits", overrides=[*overrides(steps), f"parallel.strategy={strategy}"])
     with shared_folder(world) as folder:
         run = RunDirectory(folder / "run")
-        run.create()
+        if world.is_main:
+            run.create()
         profile = Profile(launcher="inprocess", device="cpu", processes=world.size, threads=1)
         world.barrier()
         with contextlib.redirect_stdout(io.StringIO()), Heart(run, rank=world.rank) as heart:
