@@ -243,6 +243,8 @@ class Contender:
             rank.stdin.flush()
         answers = [rank.stdout.readline() for rank in self._ranks if rank.stdout is not None]
         if not all(answers):
+            for rank in self._ranks:
+                rank.kill()
             raise SystemExit("a contender has ended; --log FILE keeps what it said")
         return max(float(answer) for answer in answers)
 
