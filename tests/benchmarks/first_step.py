@@ -48,7 +48,7 @@ images = v2.RandomCrop(8, padding=1)(images.view(-1, 1, 8, 8).float())
 model = network(10)
 if "RANK" in os.environ:
     model = torch.nn.parallel.DistributedDataParallel(model)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+optimizer = torch.optim.Adam(model.parameters(), lr=0.001, fused=True)
 F.cross_entropy(model(images), labels).backward()
 optimizer.step()
 """
@@ -57,6 +57,7 @@ RECIPE = [
     "digits",
     "--device=cpu",
     "--set=model.name=timed:network",
+    "--set=optimizer={name: adam, lr: 0.001}",  # distrain takes SGD's steps itself, without the hook that notes them
     "--set=augment.train=[RandomCrop: {size: 8, padding: 1}]",
 ]
 
