@@ -51,7 +51,8 @@ def test_blocks_are_the_outermost_modules_that_repeat(name: str, blocks: list[st
     assert [type(block).__name__ for block in find_blocks(net)] == blocks
 
 
-@pytest.mark.parametrize("mode", ["regional", pytest.param("whole", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["regional", "whole"])
 def test_compiled_network_trains_as_before_under_the_same_names(mode: str, tmp_path: Path) -> None:
     eager, net = network(), network()
     keys = list(net.state_dict())

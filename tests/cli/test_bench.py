@@ -36,6 +36,7 @@ def test_bench_measures_every_part_and_keeps_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["bench.png"]
 
 
+@pytest.mark.slow
 def test_first_interrupt_ends_a_bench_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     bench = subprocess.Popen(

@@ -52,7 +52,7 @@ def kill_after_checkpoint(process: subprocess.Popen[bytes], run: Path, *, step: 
     ("processes", "workers"),
     [
         pytest.param(1, 0, marks=pytest.mark.slow),
-        (1, 2),
+        pytest.param(1, 2, marks=pytest.mark.slow),
         (2, 0),
         pytest.param(2, 2, marks=pytest.mark.slow),
     ],

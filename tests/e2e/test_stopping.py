@@ -84,7 +84,7 @@ def test_distrain_stop_ends_a_run_between_two_log_lines_and_says_where(launch: L
 @pytest.mark.parametrize(
     ("target", "number"),
     [
-        ("rank 1", signal.SIGTERM),
+        pytest.param("rank 1", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("rank 0", signal.SIGUSR1, marks=pytest.mark.slow),
         pytest.param("rank 1", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("launcher", signal.SIGUSR1, marks=pytest.mark.slow),
@@ -123,7 +123,8 @@ def test_stop_during_start_up_takes_no_step_and_goes_on(launch: Launch, tmp_path
         assert status(run)["state"] == "finished"
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_evaluation_that_a_stop_broke_off_is_made_up_for(launch: Launch, tmp_path: Path, processes: int) -> None:
     net = slow_net(tmp_path, evaluate_s=0.3)
     arguments = [net, "--set=train.max_steps=20", "--set=log.every_steps=7", "--set=eval.every_steps=7"]
