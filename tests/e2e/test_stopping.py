@@ -150,7 +150,7 @@ def test_evaluation_that_a_stop_broke_off_is_made_up_for(launch: Launch, tmp_pat
 def test_save_that_is_under_way_is_finished_and_no_step_follows(launch: Launch, tmp_path: Path, save_s: int) -> None:
     """Longer than the 30 s after which torchrun would kill the ranks it has been told to end."""
     net = slow_net(tmp_path, save_s=save_s)
-    arguments = [*ENDLESS, net, "--set=checkpoint.every_steps=10", "--procs=2", f"--stall-timeout={save_s / 3}"]
+    arguments = [*ENDLESS, net, "--set=checkpoint.every_steps=10", "--procs=2", f"--stall-timeout={save_s / 1.5}"]
     process = launch(*arguments, cwd=tmp_path)
     run = tmp_path / "run"
     wait_for_phase(run, "save")
