@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
@@ -23,7 +22,7 @@ from distrain.optim import set_learning_rate
 from distrain.recipe import Recipe
 from distrain.resume import Start, find_checkpoint, resume, save
 from distrain.rollback import NotFiniteError, leave_out
-from distrain.rundir import Attempt, RunDirectory, Status
+from distrain.rundir import RunDirectory, Status
 from distrain.seeds import Purpose, derive_seed
 from distrain.session import Session
 from distrain.sinks import Sinks
@@ -230,20 +229,9 @@ def set_determinism(recipe: Recipe) -> None:
 
 def _begin_attempt(session: Session, start: Start) -> Status:
     status = session.run.read_status()
-    status.close_attempt("failed")  # one whose rank 0 was killed could not say so
-    status.state, status.step, status.total_steps = "starting", start.step, session.total_steps
+    status.begin_attempt(world_size=session.world.size, first_step=start.step)
+    status.step, status.total_steps = start.step, session.total_steps
     status.best, status.best_by, status.skipped_steps = start.best, session.metrics.best, sorted(session.skipped)
-    status.attempts.append(
-        Attempt(
-            started=time.time(),
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            world_size=session.world.size,
-            first_step=start.step,
-            last_step=start.step,
-            state="starting",
-        )
-    )
     return status
 
 

@@ -63,6 +63,22 @@ class Status(BaseModel):
         self.state = state
         self.close_attempt(state)
 
+    def begin_attempt(self, *, world_size: int, first_step: int) -> None:
+        """Begin an attempt of this process; one that is open has failed: its rank 0 was killed and could not say so."""
+        self.close_attempt("failed")
+        self.state = "starting"
+        self.attempts.append(
+            Attempt(
+                started=time.time(),
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                world_size=world_size,
+                first_step=first_step,
+                last_step=first_step,
+                state="starting",
+            )
+        )
+
     def close_attempt(self, state: State) -> None:
         """End the attempt that is still open, if one is, when it was last heard of."""
         if self.attempts and self.attempts[-1].ended is None:

@@ -1,8 +1,5 @@
 """Owns the examination of a checkpoint on one rank: the evaluation of training, with an eye on every sample."""
 
-import os
-import socket
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -39,7 +36,7 @@ from distrain.metrics.choice import ChosenMetrics, choose_metrics
 from distrain.models.zoo import build_model
 from distrain.precision import MEMORY_FORMATS, Precision, place, set_tf32
 from distrain.recipe import Recipe
-from distrain.rundir import Attempt, RunDirectory
+from distrain.rundir import RunDirectory
 from distrain.world import World
 
 
@@ -192,19 +189,8 @@ def _prepare(recipe: Recipe, order: Order, world: World) -> _Subject:
 def _begin(folder: RunDirectory, heart: Heart, world: World, num_batches: int) -> None:
     """Say that it begins; steps are batches of this rank."""
     status = folder.read_status()
-    status.close_attempt("failed")
-    status.state, status.step, status.total_steps = "starting", 0, num_batches
-    status.attempts.append(
-        Attempt(
-            started=time.time(),
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            world_size=world.size,
-            first_step=0,
-            last_step=0,
-            state="starting",
-        )
-    )
+    status.begin_attempt(world_size=world.size, first_step=0)
+    status.step, status.total_steps = 0, num_batches
     heart.begin(status)
     heart.phase = "evaluate"
     heart.beat("running")

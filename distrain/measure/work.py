@@ -2,8 +2,6 @@
 
 import itertools
 import logging
-import os
-import socket
 import time
 from contextlib import closing
 
@@ -23,7 +21,7 @@ from distrain.microbatch import memory_limit_bytes, try_micro_batch_sizes
 from distrain.parallel.fsdp import Fsdp
 from distrain.recipe import Recipe
 from distrain.rollback import NotFiniteError
-from distrain.rundir import Attempt, RunDirectory, write_atomically
+from distrain.rundir import RunDirectory, write_atomically
 from distrain.session import Session
 from distrain.world import World
 
@@ -165,18 +163,7 @@ def _tell(session: Session, stage: str) -> None:
 def _begin(session: Session) -> None:
     """Say that start-up is over; the stretches are no steps of a training, so none are counted."""
     status = session.run.read_status()
-    status.state = "starting"
-    status.attempts.append(
-        Attempt(
-            started=time.time(),
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            world_size=session.world.size,
-            first_step=0,
-            last_step=0,
-            state="starting",
-        )
-    )
+    status.begin_attempt(world_size=session.world.size, first_step=0)
     session.heart.begin(status)
     session.heart.phase = "measure"
     session.heart.beat("running")
