@@ -321,3 +321,12 @@ def write_atomically(path: Path, text: str) -> None:
     except OSError:  # a full disk: what was written of the draft would take up room
         draft.unlink(missing_ok=True)
         raise
+
+
+def sync(path: Path) -> None:
+    """Bring what a file holds, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

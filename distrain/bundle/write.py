@@ -13,6 +13,7 @@ from safetensors.torch import save
 from distrain.bundle.load import CLASS_INDICES, DESCRIPTION, WEIGHTS, Bundle, load
 from distrain.checkpoint.tensors import Tensors
 from distrain.errors import ExportError
+from distrain.rundir import sync
 
 
 def write_bundle(bundle: Bundle, folder: Path) -> None:
@@ -29,7 +30,7 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
         (draft / CLASS_INDICES).write_text(json.dumps(indices, indent=4, ensure_ascii=False))
         load(draft)  # verifies the digest of what was written
         for file in draft.iterdir():
-            _sync(file)
+            sync(file)
         if folder.exists():
             folder.replace(old)
         draft.replace(folder)
@@ -55,7 +56,7 @@ def whole_file(file: Path) -> Iterator[Path]:
     draft = _draft_of(file)
     try:
         yield draft
-        _sync(draft)
+        sync(draft)
         draft.replace(file)
     except OSError as error:
         raise ExportError(f"{file} could not be written: {error}") from error
@@ -65,11 +66,3 @@ def whole_file(file: Path) -> Iterator[Path]:
 
 def _draft_of(path: Path) -> Path:
     return path.with_name(f".{os.getpid()}.{path.name}")  # it keeps its suffix, which torch.export looks at
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,7 +1,6 @@
 """Owns trust in a checkpoint: the manifest with every file's digest, the commit, and what becomes of a bad one."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import xxhash
 
 from distrain.checkpoint.folder import MANIFEST, METADATA, STATE, Checkpoint, committed, read, step_of
-from distrain.rundir import write_atomically
+from distrain.rundir import sync, write_atomically
 
 _CHUNK_BYTES = 1 << 22
 
@@ -83,9 +82,9 @@ def commit(draft: Path, final: Path, *, state: str, shards: Manifest) -> None:
     manifest = {**shards, **describe_files([draft / STATE, draft / METADATA])}
     write_atomically(draft / MANIFEST, json.dumps({"files": manifest}, indent=1))
     for path in (draft / STATE, draft / METADATA, draft / MANIFEST, draft):
-        _sync(path)
+        sync(path)
     draft.replace(final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def _digest(path: Path, advance: Callable[[int], None] | None) -> str:
@@ -96,11 +95,3 @@ def _digest(path: Path, advance: Callable[[int], None] | None) -> str:
             if advance is not None:
                 advance(len(chunk))
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -42,12 +42,12 @@ from distrain.packing.journal import (
     Record,
     is_full,
     open_journal,
-    sync_folder,
     write_synced,
 )
 from distrain.packing.origin import Origin, as_bytes, check_complete, describe_origin, estimate_bytes
 from distrain.packing.recode import BrokenImageError, Stored
 from distrain.recipe.data import Data, Split
+from distrain.rundir import sync
 
 SHARD_BYTES = 2**30
 MOST_SHARDS = 256  # of a split, about: a process that reads it holds a file open for each
@@ -286,5 +286,5 @@ def _put_in_place(journal: Journal, out: Path) -> None:
         shutil.rmtree(journal.folder / "old", ignore_errors=True)
         out.replace(journal.folder / "old")
     journal.data.replace(out)
-    sync_folder(out.parent)
+    sync(out.parent)
     shutil.rmtree(journal.folder)

@@ -24,6 +24,7 @@ from distrain.data.packfile import INDEX, Form, range_digest
 from distrain.errors import DataError
 from distrain.packing.recode import Stored
 from distrain.recipe.data import Split
+from distrain.rundir import sync
 
 SAVED_EVERY_BYTES = 64 * 2**20  # what a kill may cost, at most
 SAVED_EVERY_S = 15.0  # and of small images, which take longer than their bytes tell
@@ -288,16 +289,7 @@ def write_synced(path: Path, content: bytes) -> None:
     finally:
         os.close(descriptor)
     draft.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path.parent)
 
 
 def is_full(error: OSError) -> bool:
