@@ -50,10 +50,8 @@ class Mixing:
     """
 
     def __init__(self, augment: Augment, *, num_classes: int, seed: int) -> None:
-        from torchvision.transforms import v2  # takes a second to import: only where it is used
-
-        wanted = [(v2.MixUp, augment.mixup), (v2.CutMix, augment.cutmix)]
-        self._mixers = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in wanted if alpha is not None]
+        wanted = {"MixUp": augment.mixup, "CutMix": augment.cutmix}
+        self._mixers = [_mixer(kind, alpha, num_classes) for kind, alpha in wanted.items() if alpha is not None]
         self._probability = augment.mix_prob
         self._num_classes = num_classes
         self._seed = seed
@@ -67,6 +65,13 @@ class Mixing:
         mixer = self._mixers[int(torch.randint(len(self._mixers), ()))]
         mixed: Batch = mixer(images, targets)
         return mixed
+
+
+def _mixer(kind: str, alpha: float, num_classes: int) -> nn.Module:
+    from torchvision.transforms import v2  # takes seconds to import: only where it is used
+
+    mixer: nn.Module = getattr(v2, kind)(alpha=alpha, num_classes=num_classes)
+    return mixer
 
 
 def resize(images: torch.Tensor, pixels: int) -> torch.Tensor:

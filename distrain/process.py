@@ -17,6 +17,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 IN_WORDS = {"T": "its process is stopped", "D": "its process waits for a disk", "Z": "its process is dead"}
 _PR_SET_PDEATHSIG = 1
 _KILLED_BY_AGENT = 128 + signal.SIGTERM
+_AGENTS = (b"distrain.worker", b"distrain.launchers.agent")
 _LAST_BREATH_S = 10.0  # a killed process that the kernel still holds after this is left to it
 _SHARED_MEMORY = Path("/dev/shm")
 
@@ -97,14 +98,15 @@ def die_with_parent(parent: int | None = None) -> None:
 def is_orphan() -> bool:
     """Return whether torchrun has started this process and is gone: the kernel has given it another parent since.
 
-    torchrun's agent names the module that it starts on its own command line.
+    torchrun's agent, or distrain's with it inside, names the module that it starts on its own command line.
     """
     if sys.platform != "linux" or "TORCHELASTIC_RUN_ID" not in os.environ:
         return False
     try:
-        return b"distrain.worker" not in Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+        command = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
     except OSError:
         return True
+    return not any(module in command for module in _AGENTS)
 
 
 def kill_below(root: int) -> None:
@@ -123,6 +125,11 @@ def kill_below(root: int) -> None:
     for pid in victims:
         for leftover in _SHARED_MEMORY.glob(f"torch_{pid}_*"):  # a tensor that was just being handed over
             leftover.unlink(missing_ok=True)
+
+
+def children() -> list[int]:
+    """Return the processes that this one has started and not waited for."""
+    return [int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
 
 
 def descendants(root: int) -> list[int]:

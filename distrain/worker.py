@@ -1,4 +1,7 @@
-"""The training plane's entry: every launcher starts `python -m distrain.worker RUN_DIR`, once a rank."""
+"""The training plane's entry, once a rank: every launcher starts `python -m distrain.worker RUN_DIR`.
+
+torchrun's ranks are forks of a process that has loaded torch (`distrain.launchers.agent`), and run this file.
+"""
 
 import logging
 import os

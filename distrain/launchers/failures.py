@@ -10,7 +10,9 @@ from distrain.rundir import Heartbeat, RunDirectory
 
 # torchrun names the exit code and the process of every rank that failed, also of those that it has ended itself.
 _EXIT = re.compile(r"exitcode\s*: -(\d+)\)?(?: local_rank: \d+)? \(pid: (\d+)\)")
-_ENDED_BY_AGENT = re.compile(r"Sending process (\d+) closing signal")
+END_LINE = "exitcode: {code} (pid: {pid})"
+# Where they are its forks, it names the first that it sees; distrain's agent writes a line of that form for each.
+_ENDED_BY_AGENT = re.compile(r"(?:Sending|Terminating|Closing) process (\d+) (?:closing|via) signal")
 
 _OFTEN_MEANS = {
     signal.SIGKILL: "the kernel does that when memory runs out",

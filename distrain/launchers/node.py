@@ -1,4 +1,4 @@
-"""What srun starts once a node, `python -m distrain.launchers.node RUN_DIR`: it becomes torchrun on that node."""
+"""What srun starts once a node, `python -m distrain.launchers.node RUN_DIR`: it becomes torchrun's agent there."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from distrain.rundir import RunDirectory
 
 
 def torchrun(profile: Profile, run: Path, environment: Mapping[str, str], *, address: str) -> tuple[str, ...]:
-    """Return the command that starts this node's ranks; node 0 holds the rendezvous of all of them at `address`.
+    """Return the arguments of torchrun for this node's ranks; node 0 holds the rendezvous of all of them at `address`.
 
     Raises `LaunchError` where SLURM has started another number of tasks than one a node.
     """
@@ -25,9 +25,6 @@ def torchrun(profile: Profile, run: Path, environment: Mapping[str, str], *, add
             "it takes one task a node: --ntasks-per-node=1"
         )
     return (
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
         f"--nnodes={allocation.nodes}",
         f"--node-rank={environment['SLURM_NODEID']}",
         f"--nproc-per-node={profile.processes}",
@@ -59,11 +56,11 @@ def main() -> None:
     run = RunDirectory(Path(sys.argv[1]))
     try:
         address = address_of_first_node(os.environ["SLURM_JOB_NODELIST"])
-        argv = torchrun(read_profile(run.profile), run.path, os.environ, address=address)
+        arguments = torchrun(read_profile(run.profile), run.path, os.environ, address=address)
     except LaunchError as error:
         print(f"distrain: {error}", file=sys.stderr)
         sys.exit(ExitCode.BAD_INPUT)
-    os.execv(argv[0], argv)
+    os.execv(sys.executable, (sys.executable, "-u", "-m", "distrain.launchers.agent", *arguments))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ class Plan:
     env: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[Path, str] = field(default_factory=dict)  # written before the command starts
     in_process: bool = False
+    torchrun: tuple[str, ...] | None = None  # the arguments of a plan that is torchrun's: it may run in a fork
     cleanup: tuple[str, ...] = ()  # ends what a plan that was killed leaves on other machines
 
     def __str__(self) -> str:

@@ -1,6 +1,5 @@
 """Owns the execution of a plan: attempt after attempt, until the run is at its end or cannot go on."""
 
-import os
 import subprocess
 import threading
 import time
@@ -11,12 +10,13 @@ from typing import Any
 
 from distrain.checkpoint import final_path, newest_step
 from distrain.errors import ExitCode
+from distrain.launchers.children import Child, Starter
 from distrain.launchers.company import Alone, Company
 from distrain.launchers.failures import find_deaths
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile
 from distrain.launchers.stall import StallWatch
-from distrain.process import die_with_parent, hold_signals, kill_below, stop_on_signal
+from distrain.process import kill_below, stop_on_signal
 from distrain.references import look_in
 from distrain.rundir import RunDirectory, write_atomically
 
@@ -57,12 +57,22 @@ def execute(
         started = time.time()
         _forget_heartbeats(run)
         return Ending(run_worker(run, on_error=on_error), started)
-    with stop_on_signal(run, kill=_interrupt) as was_asked, closing(company or Alone(plan)) as together:
-        return _execute_together(together, run, profile, was_asked=was_asked, tell=tell)
+    with (
+        stop_on_signal(run, kill=_interrupt) as was_asked,
+        closing(company or Alone(plan)) as together,
+        closing(Starter(run.launcher_log)) as starter,
+    ):
+        return _execute_together(together, starter, run, profile, was_asked=was_asked, tell=tell)
 
 
 def _execute_together(
-    company: Company, run: RunDirectory, profile: Profile, *, was_asked: threading.Event, tell: Callable[[str], None]
+    company: Company,
+    starter: Starter,
+    run: RunDirectory,
+    profile: Profile,
+    *,
+    was_asked: threading.Event,
+    tell: Callable[[str], None],
 ) -> Ending:
     """Start attempt after attempt until the company agrees on the end."""
     failures, reached = 0, newest_step(run.checkpoints)
@@ -71,7 +81,7 @@ def _execute_together(
             company.agree(ExitCode.STOPPED)
             return Ending(ExitCode.STOPPED, time.time())
         started = time.time()
-        code = _attempt(plan, run, company, stall_timeout_s=profile.stall_timeout_s, tell=tell)
+        code = _attempt(plan, starter, run, company, stall_timeout_s=profile.stall_timeout_s, tell=tell)
         errors = run.read_errors(started)
         end: ExitCode | None = code
         if code == ExitCode.FAILED and not run.stop.exists() and not (errors and errors[0]["is_final"]):
@@ -88,33 +98,25 @@ def _execute_together(
 
 
 def _attempt(
-    plan: Plan, run: RunDirectory, company: Company, *, stall_timeout_s: float, tell: Callable[[str], None]
+    plan: Plan,
+    starter: Starter,
+    run: RunDirectory,
+    company: Company,
+    *,
+    stall_timeout_s: float,
+    tell: Callable[[str], None],
 ) -> ExitCode:
     """Start the plan's processes and watch them to their end; none of them outlives this call, however it ends.
 
-    They share the terminal's output; what launchers say of themselves on standard error goes to the launcher's log,
-    since the ranks' own errors are read from the run directory.
+    They share the terminal's output; the ranks' own errors are read from the run directory.
     """
-    launcher, started = os.getpid(), time.time()
-
-    def prepare() -> None:
-        hold_signals()
-        die_with_parent(launcher)
-
+    started = time.time()
     if company.leads:
         _forget_heartbeats(run)
     for path, text in plan.files.items():
         write_atomically(path, text)
-    with run.launcher_log.open("ab") as log:
-        log_start = log.tell()
-        child = subprocess.Popen(
-            plan.argv,
-            cwd=plan.cwd,
-            env={**os.environ, **plan.env},
-            stderr=log,
-            start_new_session=True,  # the terminal's Ctrl-C comes to this process alone
-            preexec_fn=prepare,
-        )
+    log_start = run.launcher_log.stat().st_size if run.launcher_log.exists() else 0
+    child = starter.start(plan)
     stalls = StallWatch(run, timeout_s=stall_timeout_s) if company.leads else None
     try:
         was_ended = _watch(child, stalls, company, tell)
@@ -122,19 +124,19 @@ def _attempt(
         was_running = child.poll() is None
         kill_below(child.pid)
         child.kill()
-        child.wait()
+        exit_status = child.wait()
         if was_running and plan.cleanup:
             subprocess.run(plan.cleanup, check=False)
     status = run.read_status()
     is_stopped = status.state == "stopped" and (status.attempts[-1].ended or 0) >= started
-    if not was_ended and not is_stopped and child.returncode != 0:
+    if not was_ended and not is_stopped and exit_status != 0:
         find_deaths(run, log_start=log_start, since=started)
     company.part()  # from here on the other machines' reports are there as well
     if is_stopped:
         return ExitCode.STOPPED
     if was_ended:
         return ExitCode.FAILED
-    if child.returncode == 0:
+    if exit_status == 0:
         return ExitCode.FINISHED
     errors = run.read_errors(started)  # launchers flatten exit codes: the first rank's own error decides
     return ExitCode(errors[0]["exit_code"]) if errors else ExitCode.FAILED
@@ -146,9 +148,7 @@ def _forget_heartbeats(run: RunDirectory) -> None:
         old.unlink()
 
 
-def _watch(
-    child: subprocess.Popen[bytes], stalls: StallWatch | None, company: Company, tell: Callable[[str], None]
-) -> bool:
+def _watch(child: Child, stalls: StallWatch | None, company: Company, tell: Callable[[str], None]) -> bool:
     """Wait for the processes to end; returns True at once where they have stalled, or the company breaks up."""
     due = time.monotonic()
     while True:

@@ -14,10 +14,7 @@ def plan(profile: Profile, run: Path) -> Plan:
 
     One machine takes a free port of the loopback interface; several meet at that of the first.
     """
-    argv = (
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
+    arguments = (
         *(_meet_at_the_first(profile) if profile.nodes > 1 else _meet_here()),
         f"--nproc-per-node={profile.processes}",
         "--max-restarts=0",  # the launcher starts the plan anew
@@ -29,7 +26,8 @@ def plan(profile: Profile, run: Path) -> Plan:
         **profile.variables,
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # a store of the ranks' own: it is gone when they are
     }
-    return Plan(argv, cwd=Path.cwd(), env=env)
+    argv = (sys.executable, "-m", "torch.distributed.run", *arguments)
+    return Plan(argv, cwd=Path.cwd(), env=env, torchrun=arguments)
 
 
 def _meet_here() -> tuple[str, ...]:

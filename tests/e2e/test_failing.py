@@ -47,6 +47,14 @@ def breaking_loss(folder: Path, what: str, rank: int = 0) -> str:
     return "--set=loss={name: 'broken:loss'}"
 
 
+def grandparent(run: Path) -> int:
+    """The process that torchrun's agent was forked from."""
+    pid = heartbeat(run, 0)["pid"]
+    for _ in range(2):
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return int(pid)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
@@ -63,11 +71,12 @@ def test_killed_rank_is_replaced_and_the_run_ends_in_the_undisturbed_bits(
     wait_for_step(run, 1)
     start_up_s = time.monotonic() - begun
     wait_until(lambda: checkpoint_steps(run)[-1:] >= [20], "a checkpoint")
-    rank = random.randrange(2)
+    rank, server = random.randrange(2), grandparent(run)
     os.kill(heartbeat(run, rank)["pid"], signal.SIGKILL)
     killed = time.monotonic()
     wait_until(lambda: len(status(run)["attempts"]) == 2 and status(run)["state"] == "running", "the restart")
     assert time.monotonic() - killed < max(10, 1.5 * start_up_s), "10 s, on a machine that is not busy otherwise"
+    assert grandparent(run) == server, "torch was loaded anew"
     done = end_of(process)
     assert done.code == 0, done.out
     assert f"rank {rank} failed at step" in done.out

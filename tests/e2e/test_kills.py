@@ -68,7 +68,7 @@ def rank_pid(run: Path, rank: int) -> int | None:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except FileNotFoundError:
         return None
-    return pid if b"distrain.worker" in command else None
+    return pid if b"distrain." in command else None
 
 
 @pytest.mark.parametrize(
