@@ -63,24 +63,24 @@ class BatchReader(Dataset["Batch | DataError"]):
         try:
             if self._held is not None:
                 return self._gather(*self._held, micro_batch)
-            read = self.begin(micro_batch)
-            return self._stack([read(position) for position in range(len(micro_batch.indices))], micro_batch)
+            return self._read_each(micro_batch)
         except DataError as error:
             return error
 
     def begin(self, micro_batch: MicroBatch) -> ReadSample:
         """Draw for a micro-batch, and return what reads its samples by their positions in it.
 
-        That gives an image, transformed, and its target; it raises `DataError`.
+        That gives an image, transformed, and its target; it raises `DataError`. Where the place of the image in the
+        batch is given, the image may come written into it, and is that tensor then.
         """
         indices = micro_batch.indices.tolist()
         drawn = None if self.transforms is None else self.transforms.draw(micro_batch, seed=self.seed)
 
-        def read(position: int) -> Sample:
+        def read(position: int, place: torch.Tensor | None) -> Sample:
             image, target = self.source.read(indices[position])
             if drawn is not None:
                 try:
-                    image = drawn.apply_leading(image, position)
+                    image = drawn.apply_leading(image, position, place)
                 except ValueError as error:
                     raise self._refused(indices[position], error) from None
                 image = drawn.apply_seeded_rest(image, position)
@@ -103,23 +103,31 @@ class BatchReader(Dataset["Batch | DataError"]):
             f"{self.source.describe(index)} cannot be transformed ({error}); change augment.train or .eval"
         )
 
-    def _stack(self, samples: list[Sample], micro_batch: MicroBatch) -> Batch:
-        shape, dtype = samples[0][0].shape, samples[0][0].dtype
-        for (image, _), index in zip(samples, micro_batch.indices, strict=True):
-            if image.shape != shape:
-                raise DataError(
-                    f"{self.source.describe(int(index))} is {_size(image.shape)} after its transforms, others of its "
-                    f"batch are {_size(shape)}; end augment.train and augment.eval with a transform of fixed size"
-                )
-            if image.dtype != dtype:  # torch would stack bytes of 0 to 255 with numbers of 0 to 1
-                raise DataError(
-                    f"{self.source.describe(int(index))} is of {image.dtype} after its transforms, others of its batch "
-                    f"are of {dtype}; end augment.train and augment.eval with ToDtype"
-                )
-        images = room_for(samples[0][0], len(samples))
-        for position, (image, _) in enumerate(samples):
-            images[position] = image
-        return images, stack_targets([target for _, target in samples])
+    def _read_each(self, micro_batch: MicroBatch) -> Batch:
+        read, count = self.begin(micro_batch), len(micro_batch.indices)
+        first, target = read(0, None)
+        images, targets = room_for(first, count), [target]
+        images[0] = first
+        for position in range(1, count):
+            place = images[position]
+            image, target = read(position, place)
+            if image is not place:
+                self._check_like(image, first, int(micro_batch.indices[position]))
+                place.copy_(image)
+            targets.append(target)
+        return images, stack_targets(targets)
+
+    def _check_like(self, image: torch.Tensor, first: torch.Tensor, index: int) -> None:
+        if image.shape != first.shape:
+            raise DataError(
+                f"{self.source.describe(index)} is {_size(image.shape)} after its transforms, others of its "
+                f"batch are {_size(first.shape)}; end augment.train and augment.eval with a transform of fixed size"
+            )
+        if image.dtype != first.dtype:  # torch would mix bytes of 0 to 255 with numbers of 0 to 1
+            raise DataError(
+                f"{self.source.describe(index)} is of {image.dtype} after its transforms, others of its batch "
+                f"are of {first.dtype}; end augment.train and augment.eval with ToDtype"
+            )
 
 
 def read_batches(

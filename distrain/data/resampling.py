@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as kernels
 
@@ -16,7 +17,47 @@ from distrain.data.geometry import Batched, Numbers, sample_keys
 from distrain.data.order import MicroBatch
 from distrain.seeds import uniform
 
+_RESIZES_BYTES = torch.backends.cpu.get_cpu_capability() in {"AVX2", "AVX512"}  # others are faster through float32
+_RESIZE_INTO = torch.ops.aten._upsample_bilinear2d_aa.out  # what F.interpolate calls, which takes no place to write to
 _ATTEMPTS = 10  # as torchvision has them
+
+
+class _Resizer:
+    """Resizes an image by torchvision's kernel for tensors, without its dispatcher.
+
+    It works on bytes as they are, where the processor can, and lets other threads run. For bytes with their channels
+    last torch's own kernel is called at once: what torchvision does around it takes half as long again.
+    """
+
+    def __init__(self, interpolation: Any, antialias: Any) -> None:
+        self._interpolation = interpolation
+        self._antialias = antialias
+        is_bilinear = interpolation in {v2.InterpolationMode.BILINEAR, "bilinear"}
+        self._is_of_torch = _RESIZES_BYTES and is_bilinear and antialias is True
+
+    def __call__(
+        self, image: torch.Tensor, size: Any, *, max_size: int | None = None, place: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return an image [channels, height, width] in a size, its channels where they were."""
+        if image.stride(0) == 1:  # channels last, as decoders give them, and bytes are resized fastest so
+            pixels = image.permute(1, 2, 0).contiguous()
+            if self._is_of_torch and pixels.dtype == torch.uint8 and pixels.is_cpu and size and len(size) == 2:
+                return self._resize_bytes(pixels, size, place)
+            image = pixels.permute(2, 0, 1)
+        resized: torch.Tensor = kernels.resize_image(
+            image, size, interpolation=self._interpolation, max_size=max_size, antialias=self._antialias
+        )
+        return resized
+
+    def _resize_bytes(self, pixels: torch.Tensor, size: Any, place: torch.Tensor | None) -> torch.Tensor:
+        height, width, channels = pixels.shape
+        if (height, width) == (size[0], size[1]):
+            return pixels.permute(2, 0, 1)
+        batch = pixels.unsqueeze(0).permute(0, 3, 1, 2)  # its strides tell torch that channels are last
+        if place is None or place.shape != (channels, *size) or place.dtype != torch.uint8 or place.stride(0) != 1:
+            return F.interpolate(batch, size, mode="bilinear", antialias=True).squeeze(0)
+        _RESIZE_INTO(batch, size, False, None, None, out=place.unsqueeze(0))  # noqa: FBT003 - torch takes no name for it
+        return place
 
 
 class RandomResizedCrop:
@@ -28,8 +69,7 @@ class RandomResizedCrop:
         self._size = list(size)
         self._scale = scale
         self._ratio = ratio
-        self._interpolation = interpolation
-        self._antialias = antialias
+        self._resize = _Resizer(interpolation, antialias)
 
     def draw(self, micro_batch: MicroBatch, *, seed: int, place: int) -> Numbers:
         """Return for each attempt share of the area, ratio of width to height, place down and across: [n, 10, 4]."""
@@ -40,13 +80,10 @@ class RandomResizedCrop:
         numbers[..., 1] = np.exp(narrow + numbers[..., 1] * (wide - narrow))
         return numbers
 
-    def apply(self, image: torch.Tensor, numbers: Numbers) -> torch.Tensor:
-        """Return the crop in the size asked for."""
+    def apply(self, image: torch.Tensor, numbers: Numbers, place: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the crop in the size asked for; that is `place`, if it could be written there."""
         top, left, height, width = self.box(image.shape[-2], image.shape[-1], numbers)
-        cut = image[:, top : top + height, left : left + width]
-        if image.stride(0) == 1:  # channels last, as decoders give them, and bytes are resized fastest so
-            cut = cut.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-        return resize(cut, self._size, self._interpolation, self._antialias)
+        return self._resize(image[:, top : top + height, left : left + width], self._size, place=place)
 
     def box(self, height: int, width: int, numbers: Numbers) -> tuple[int, int, int, int]:
         """Return top, left, height and width of the crop of an image: the first attempt that lies within it."""
@@ -69,32 +106,24 @@ class Resize:
     def __init__(self, size: Any, max_size: int | None, *, interpolation: Any, antialias: Any) -> None:
         self._size = size
         self._max_size = max_size
-        self._interpolation = interpolation
-        self._antialias = antialias
+        self._resize = _Resizer(interpolation, antialias)
 
     def draw(self, micro_batch: MicroBatch, *, seed: int, place: int) -> Numbers:  # noqa: ARG002 - of the protocol
         """Return nothing for each sample: float64 [n, 0]."""
         return np.empty((len(micro_batch.indices), 0))
 
-    def apply(self, image: torch.Tensor, numbers: Numbers) -> torch.Tensor:  # noqa: ARG002 - of the protocol
-        """Return the image in the size asked for."""
-        return resize(image, self._size, self._interpolation, self._antialias, max_size=self._max_size)
+    def apply(
+        self,
+        image: torch.Tensor,
+        numbers: Numbers,  # noqa: ARG002 - of the protocol
+        place: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the image in the size asked for; that is `place`, if it could be written there."""
+        return self._resize(image, self._size, max_size=self._max_size, place=place)
 
 
-Own = Batched | RandomResizedCrop | Resize  # all transforms with draws of their own
-
-
-def resize(
-    image: torch.Tensor, size: Any, interpolation: Any, antialias: Any, *, max_size: int | None = None
-) -> torch.Tensor:
-    """Return an image [channels, height, width] resized by torchvision's kernel for tensors, without its dispatcher.
-
-    It works on bytes as they are, where the processor can, and lets other threads run.
-    """
-    resized: torch.Tensor = kernels.resize_image(
-        image, size, interpolation=interpolation, max_size=max_size, antialias=antialias
-    )
-    return resized
+Resampling = RandomResizedCrop | Resize
+Own = Batched | Resampling  # all transforms with draws of their own
 
 
 def from_torchvision(transform: Any) -> RandomResizedCrop | Resize | None:

@@ -249,7 +249,7 @@ def is_read_in_order(source: Source) -> bool:
 
 def target_at(targets: torch.Tensor, index: int) -> int | torch.Tensor:
     """Return one target of many, as `Source.read` gives it."""
-    return int(targets[index]) if targets.ndim == 1 else targets[index]
+    return int(targets.numpy()[index]) if targets.ndim == 1 else targets[index]
 
 
 def room_for(image: torch.Tensor, count: int, *, pin_memory: bool = False) -> torch.Tensor:
@@ -266,6 +266,8 @@ def room_for(image: torch.Tensor, count: int, *, pin_memory: bool = False) -> to
 
 def stack_targets(targets: Sequence[int | torch.Tensor]) -> torch.Tensor:
     """Return targets, as `Source.read` gives them, as one tensor: int64 [n], or float32 [n, outputs]."""
+    if isinstance(targets[0], int):
+        return torch.tensor(targets)
     return torch.stack([torch.as_tensor(target) for target in targets])
 
 

@@ -18,7 +18,8 @@ LEAST_BATCHES_AHEAD = 2
 SAMPLES_AHEAD = 4  # of each thread, where batches are so small that two of them are fewer
 
 Sample = tuple[torch.Tensor, int | torch.Tensor]
-ReadSample = Callable[[int], Sample]  # by the sample's position in its batch
+# By the sample's position in its batch, and the place of its image there, once it is known: it may be written to it.
+ReadSample = Callable[[int, torch.Tensor | None], Sample]
 Gathered = tuple[torch.Tensor, list[int | torch.Tensor]]  # images [n, channels, height, width], targets
 
 
@@ -81,12 +82,14 @@ class BatchInMaking:
     def fill(self, position: int) -> None:
         """Read one sample into its place; never raises."""
         try:
-            image, self._targets[position] = self._read(position)
-            images = self._room_for(image)
-            if image.shape != images.shape[1:] or image.dtype != images.dtype:
+            place = None if self._images is None else self._images[position]
+            image, self._targets[position] = self._read(position, place)
+            if place is None:
+                place = self._room_for(image)[position]
+            if image.shape != place.shape or image.dtype != place.dtype:
                 self._is_spoilt = True
-            else:
-                images[position] = image
+            elif image is not place:
+                place.copy_(image)
         except Exception:  # noqa: BLE001 - who asks for the batch finds it again, and raises it there
             self._is_spoilt = True
         with self._lock:

@@ -68,10 +68,16 @@ class DrawnTransforms:
             for place, step in enumerate((*transforms.leading, *transforms.rest))
         ]
 
-    def apply_leading(self, image: torch.Tensor, position: int) -> torch.Tensor:
-        """Return an image after the leading transforms; threads may call it at once."""
+    def apply_leading(self, image: torch.Tensor, position: int, place: torch.Tensor | None = None) -> torch.Tensor:
+        """Return an image after the leading transforms; threads may call it at once.
+
+        What is resampled is written into `place`, an image of the batch, where it is like that; then it is that tensor.
+        """
+        from distrain.data.resampling import Resampling
+
         for step, numbers in zip(self._transforms.leading, self._numbers, strict=False):
-            image = step.apply(image, _row(numbers, position))
+            row = _row(numbers, position)
+            image = step.apply(image, row, place) if isinstance(step, Resampling) else step.apply(image, row)
         return image
 
     def apply_seeded_rest(self, image: torch.Tensor, position: int) -> torch.Tensor:

@@ -10,7 +10,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as reference
 
 from distrain.data.order import MicroBatch
-from distrain.data.resampling import RandomResizedCrop, from_torchvision
+from distrain.data.resampling import RandomResizedCrop, Resize, from_torchvision
+from distrain.data.source import room_for
 
 BATCH = MicroBatch(np.arange(30))
 
@@ -42,6 +43,25 @@ def test_crop_is_that_of_torchvision_with_the_same_box(
             box = crop.box(61, 83, row)
             expected = reference.resized_crop(image, *box, size, interpolation=interpolation, antialias=antialias)
             assert torch.equal(crop.apply(image, row), expected)
+            place = room_for(expected, 3)[1]
+            assert torch.equal(crop.apply(image, row, place), expected)
+
+
+@pytest.mark.parametrize("size", [[20, 30], [61, 83]])
+def test_bytes_are_resized_into_their_place_only_where_it_is_like_them(size: list[int]) -> None:
+    image = photographs(torch.uint8)[0]
+    resize = from_torchvision(v2.Resize(size))
+    assert isinstance(resize, Resize)
+    expected, nothing = resize.apply(image, np.empty(0)), np.empty(0)
+    batch = room_for(expected, 3).fill_(7)
+    written = resize.apply(image, nothing, place := batch[1])
+    assert torch.equal(written, expected)
+    assert (written is place) == (size != [61, 83] and torch.backends.cpu.get_cpu_capability().startswith("AVX"))
+    assert (batch[::2] == 7).all()
+    for other in (batch[1].contiguous(), batch[1].float(), batch[1, :, :19]):
+        before = other.clone()
+        assert torch.equal(resize.apply(image, nothing, other), expected)
+        assert torch.equal(other, before)
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,11 @@ def micro_batches(count: int, size: int = 3) -> list[MicroBatch]:
 
 
 def number_of(micro_batch: MicroBatch) -> ReadSample:
-    def read(position: int) -> Sample:
+    def read(position: int, place: torch.Tensor | None) -> Sample:
         index = int(micro_batch.indices[position])
         time.sleep(0.002 * (index % 3))  # a later sample is often there first
+        if place is not None and index % 2:
+            return place.fill_(index), index
         return torch.full((1, 2, 2), index, dtype=torch.int64), index
 
     return read
@@ -65,8 +67,8 @@ def test_batch_that_cannot_be_made_is_told_at_its_turn_and_the_others_go_on(faul
     def begin(micro_batch: MicroBatch) -> ReadSample:
         read = number_of(micro_batch)
 
-        def faulty(position: int) -> Sample:
-            image, target = read(position)
+        def faulty(position: int, place: torch.Tensor | None) -> Sample:
+            image, target = read(position, place)
             if target != 7:
                 return image, target
             if fault == "raises":
@@ -96,7 +98,7 @@ def test_threads_compute_alone_and_change_no_count_of_others() -> None:
         counts = []
 
         def begin(micro_batch: MicroBatch) -> ReadSample:
-            def read(position: int) -> Sample:
+            def read(position: int, place: torch.Tensor | None) -> Sample:
                 counts.append(torch.get_num_threads())
                 return torch.zeros(1), 0
 
