@@ -14,6 +14,11 @@ from tests.command import Launch, begin_fit
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the rooms whose tests take longest, so that no worker is left alone with them at the end."""
+    items.sort(key=lambda item: not {"slurm", "e2e"} & set(item.path.parts))
+
+
 @pytest.fixture(scope="session")
 def real_images() -> Path:
     """The folder with cifar10/ (train, test) and hymenoptera/ (train, val), both image folders of real photographs."""

@@ -107,9 +107,10 @@ class BatchReader(Dataset["Batch | DataError"]):
         read, count = self.begin(micro_batch), len(micro_batch.indices)
         first, target = read(0, None)
         images, targets = room_for(first, count), [target]
-        images[0] = first
+        places = images.unbind()
+        places[0].copy_(first)
         for position in range(1, count):
-            place = images[position]
+            place = places[position]
             image, target = read(position, place)
             if image is not place:
                 self._check_like(image, first, int(micro_batch.indices[position]))

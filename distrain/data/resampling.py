@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as kernels
 
@@ -36,28 +37,49 @@ class _Resizer:
         self._is_of_torch = _RESIZES_BYTES and is_bilinear and antialias is True
 
     def __call__(
-        self, image: torch.Tensor, size: Any, *, max_size: int | None = None, place: torch.Tensor | None = None
+        self,
+        image: torch.Tensor,
+        size: Any,
+        *,
+        box: tuple[int, int, int, int] | None = None,
+        max_size: int | None = None,
+        place: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return an image [channels, height, width] in a size, its channels where they were."""
-        if image.stride(0) == 1:  # channels last, as decoders give them, and bytes are resized fastest so
-            pixels = image.permute(1, 2, 0).contiguous()
-            if self._is_of_torch and pixels.dtype == torch.uint8 and pixels.is_cpu and size and len(size) == 2:
-                return self._resize_bytes(pixels, size, place)
-            image = pixels.permute(2, 0, 1)
+        """Return an image [channels, height, width], or a box of it, in a size; its channels stay where they are.
+
+        `box` is top, left, height, width. The result is `place` where it could be written there.
+        """
+        is_last = image.stride(0) == 1  # the channels, as decoders give them, and bytes are resized fastest so
+        if is_last and self._is_of_torch and image.dtype == torch.uint8 and image.is_cpu and size and len(size) == 2:
+            return _resize_bytes(image.numpy().transpose(1, 2, 0), box, list(size), place)
+        if box is not None:
+            top, left, height, width = box
+            image = image[:, top : top + height, left : left + width]
+        if is_last:
+            image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
         resized: torch.Tensor = kernels.resize_image(
             image, size, interpolation=self._interpolation, max_size=max_size, antialias=self._antialias
         )
         return resized
 
-    def _resize_bytes(self, pixels: torch.Tensor, size: Any, place: torch.Tensor | None) -> torch.Tensor:
-        height, width, channels = pixels.shape
-        if (height, width) == (size[0], size[1]):
-            return pixels.permute(2, 0, 1)
-        batch = pixels.unsqueeze(0).permute(0, 3, 1, 2)  # its strides tell torch that channels are last
-        if place is None or place.shape != (channels, *size) or place.dtype != torch.uint8 or place.stride(0) != 1:
-            return F.interpolate(batch, size, mode="bilinear", antialias=True).squeeze(0)
-        _RESIZE_INTO(batch, size, False, None, None, out=place.unsqueeze(0))  # noqa: FBT003 - torch takes no name for it
-        return place
+
+def _resize_bytes(
+    pixels: NDArray[np.uint8], box: tuple[int, int, int, int] | None, size: list[int], place: torch.Tensor | None
+) -> torch.Tensor:
+    """Resize pixels [height, width, channels]; numpy cuts them, for each view of torch's would let other threads in."""
+    if box is not None:
+        top, left, height, width = box
+        pixels = pixels[top : top + height, left : left + width]
+    pixels = np.ascontiguousarray(pixels)
+    height, width, channels = pixels.shape
+    if [height, width] == size:
+        return torch.from_numpy(pixels.transpose(2, 0, 1))
+    # With the strides of a batch by which torch knows that channels are last.
+    batch = torch.from_numpy(pixels.reshape(1, height, width, channels).transpose(0, 3, 1, 2))
+    if place is None or place.shape != (channels, *size) or place.dtype != torch.uint8 or place.stride(0) != 1:
+        return F.interpolate(batch, size, mode="bilinear", antialias=True).squeeze(0)
+    _RESIZE_INTO(batch, size, False, None, None, out=place.unsqueeze(0))  # noqa: FBT003 - torch takes no name for it
+    return place
 
 
 class RandomResizedCrop:
@@ -82,8 +104,7 @@ class RandomResizedCrop:
 
     def apply(self, image: torch.Tensor, numbers: Numbers, place: torch.Tensor | None = None) -> torch.Tensor:
         """Return the crop in the size asked for; that is `place`, if it could be written there."""
-        top, left, height, width = self.box(image.shape[-2], image.shape[-1], numbers)
-        return self._resize(image[:, top : top + height, left : left + width], self._size, place=place)
+        return self._resize(image, self._size, box=self.box(image.shape[-2], image.shape[-1], numbers), place=place)
 
     def box(self, height: int, width: int, numbers: Numbers) -> tuple[int, int, int, int]:
         """Return top, left, height and width of the crop of an image: the first attempt that lies within it."""

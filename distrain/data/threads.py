@@ -69,6 +69,7 @@ class BatchInMaking:
         self._read = read
         self._pin_memory = pin_memory
         self._images: torch.Tensor | None = None
+        self._places: tuple[torch.Tensor, ...] | None = None
         self._targets: list[int | torch.Tensor] = [0] * len(self)
         self._num_left = len(self)
         self._is_spoilt = False
@@ -82,10 +83,10 @@ class BatchInMaking:
     def fill(self, position: int) -> None:
         """Read one sample into its place; never raises."""
         try:
-            place = None if self._images is None else self._images[position]
+            place = None if self._places is None else self._places[position]
             image, self._targets[position] = self._read(position, place)
             if place is None:
-                place = self._room_for(image)[position]
+                place = self._make_room_for(image)[position]
             if image.shape != place.shape or image.dtype != place.dtype:
                 self._is_spoilt = True
             elif image is not place:
@@ -102,11 +103,12 @@ class BatchInMaking:
         self._is_done.wait()
         return None if self._is_spoilt or self._images is None else (self._images, self._targets)
 
-    def _room_for(self, image: torch.Tensor) -> torch.Tensor:
+    def _make_room_for(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with self._lock:
-            if self._images is None:
+            if self._places is None:
                 self._images = room_for(image, len(self), pin_memory=self._pin_memory)
-            return self._images
+                self._places = self._images.unbind()
+            return self._places
 
 
 def _start(
