@@ -54,18 +54,24 @@ def run_torchrun(arguments: list[str]) -> None:
 def _serve(requests: socket.socket) -> None:
     """Run torchrun in a fork for each request; the other end hears of its beginning and its end."""
     server = os.getpid()
-    with requests, requests.makefile("rw", encoding="utf-8") as lines:
+    requests.set_inheritable(False)
+    with requests, requests.makefile(encoding="utf-8") as lines:
         for line in lines:
             arguments = [str(word) for word in json.loads(line)]
             _load(arguments[-1])
             pid = os.fork()
             if pid == 0:
+                lines.close()
                 requests.close()
                 die_with_parent(server)
                 _run_and_exit(arguments)
-            print(json.dumps({"pid": pid}), file=lines, flush=True)
+            _reply(requests, pid=pid)
             _, status = os.waitpid(pid, 0)
-            print(json.dumps({"code": os.waitstatus_to_exitcode(status)}), file=lines, flush=True)
+            _reply(requests, code=os.waitstatus_to_exitcode(status))
+
+
+def _reply(requests: socket.socket, **message: int) -> None:
+    requests.sendall(json.dumps(message).encode() + b"\n")
 
 
 def _run_and_exit(arguments: list[str]) -> None:

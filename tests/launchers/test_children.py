@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 from contextlib import closing
@@ -13,8 +14,8 @@ from distrain.launchers import torchrun
 from distrain.launchers.children import Starter
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile
-from distrain.process import state_of
-from tests.command import distrain, status
+from distrain.process import descendants, state_of
+from tests.command import Launch, distrain, end_of, status, wait_for_step
 
 TWO = Profile(launcher="torchrun", device="cpu", processes=2, threads=1)
 
@@ -57,6 +58,17 @@ def test_fork_that_is_killed_and_one_that_runs_too_long_are_told_as_a_program_is
         child.kill()
         assert child.wait(10) == -9
         child.kill()
+
+
+def test_killed_server_takes_the_ranks_with_it(launch: Launch, tmp_path: Path) -> None:
+    process = launch("--set=train.epochs=100000", "--procs=2", "--restarts=0", "--run=run", cwd=tmp_path)
+    wait_for_step(tmp_path / "run", 1)
+    pids = descendants(process.pid)
+    os.kill(pids[0], signal.SIGKILL)
+    done = end_of(process)
+    assert done.code == 1, done.out
+    assert len(pids) == 4
+    assert {state_of(pid) for pid in pids} <= {None, "Z"}
 
 
 def test_server_that_fails_ends_the_child_and_its_words_are_in_the_log(tmp_path: Path) -> None:
