@@ -16,10 +16,12 @@ class Preprocessing(Section):
 
     It is decoded to uint8 [image_channels, height, width] (3: RGB, 1: grey), goes through the `transforms` of
     torchvision.transforms.v2, is resized to the height and width of `input_shape` where they leave it in another size,
-    and is normalised: `image` in `normalization` is the tensor of `input_dtype` that came out.
+    and is normalised: `image` in `normalization` is the tensor of `input_dtype` that came out. With a `decode_size` a
+    JPEG is decoded at 1/2, 1/4 or 1/8 of its size where its shorter side keeps so many pixels.
     """
 
     image_channels: Literal[1, 3]
+    decode_size: int | None = None
     transforms: TransformList
     input_dtype: Literal["uint8", "float32"]
     input_shape: tuple[int, int, int]  # channels, height, width

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Picture = str | Path | Image.Image | torch.Tensor
 
 
-def read_picture(picture: Picture, *, num_channels: int) -> torch.Tensor:
+def read_picture(picture: Picture, *, num_channels: int, decode_size: int | None = None) -> torch.Tensor:
     """Return a picture as a tensor [num_channels, height, width], uint8 but for a float tensor, which stays one.
 
     Raises `DataError` for a file that cannot be read and a tensor of another shape.
@@ -33,7 +33,7 @@ def read_picture(picture: Picture, *, num_channels: int) -> torch.Tensor:
         return _as_channels(np.array(to_rgb(picture)), num_channels)
     if not Path(picture).is_file():
         raise DataError(f"image {picture} cannot be read (there is no such file)")
-    pixels = read_image(str(picture))
+    pixels = read_image(str(picture), decode_size=decode_size)
     return pixels if num_channels == 3 else _as_channels(pixels.permute(1, 2, 0).numpy(), num_channels)
 
 

@@ -83,7 +83,7 @@ class Bundle:
         from torchvision.transforms.v2 import functional as image_functional
 
         preprocessing = self.description.preprocessing
-        image = read_picture(picture, num_channels=preprocessing.image_channels)
+        image = read_picture(picture, num_channels=preprocessing.image_channels, decode_size=preprocessing.decode_size)
         if self._transforms is not None:
             image = self._transforms(image)
         if image.shape[1:] != preprocessing.input_shape[1:]:

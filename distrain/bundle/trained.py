@@ -76,7 +76,7 @@ def _describe_preprocessing(recipe: Recipe, examples: Sequence[Picture]) -> Prep
         pictures = [_open_validation(recipe).read(0)[0]]
     except (DataError, RecipeError) as error:
         if examples:
-            pictures = [read_picture(examples[0], num_channels=3)]
+            pictures = [read_picture(examples[0], num_channels=3, decode_size=recipe.data.decode_size)]
         elif transforms is not None:
             pictures = [torch.zeros(3, *size, dtype=torch.uint8) for size in PHOTOGRAPHS]
         else:
@@ -92,6 +92,7 @@ def _describe_preprocessing(recipe: Recipe, examples: Sequence[Picture]) -> Prep
         raise BundleError(f"the images have {pictures[0].shape[0]} channels; a picture has 3 or 1, colours or grey")
     return Preprocessing(
         image_channels=3 if pictures[0].shape[0] == 3 else 1,
+        decode_size=recipe.data.decode_size,
         transforms=recipe.augment.eval,
         input_dtype=dtype,
         input_shape=(num_channels, height, width),

@@ -2,6 +2,9 @@
 
 One rule for each property of a file: its EXIF orientation is carried out; of 16 bits the upper 8 are taken; what is
 transparent is laid over white, as most viewers show it; of several frames or pages the first one is read.
+
+A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size at once, from the lower frequencies of its 8x8 blocks. With a
+`decode_size` the smallest of these is taken whose shorter side is as long, or longer.
 """
 
 import hashlib
@@ -9,7 +12,9 @@ import io
 import os
 import re
 import struct
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +23,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from distrain.data.listing import Listing
 from distrain.errors import DataError
+from distrain.recipe.data import Data, Split
+
+if TYPE_CHECKING:
+    from distrain.data.source import Source
 
 FAULTS = (  # what decoders raise of a broken file
     *(OSError, RuntimeError, ValueError, SyntaxError, EOFError, LookupError, TypeError, struct.error),
@@ -31,11 +40,12 @@ class FileSource:
 
     is_thread_safe = True
 
-    def __init__(self, listing: Listing) -> None:
+    def __init__(self, listing: Listing, *, decode_size: int | None = None) -> None:
         self.classes = listing.classes
         self.target = listing.target
         self.targets = torch.tensor(listing.targets, dtype=torch.int64 if listing.target == "class" else torch.float32)
         self._paths = listing.paths
+        self._decode_size = decode_size
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -44,14 +54,15 @@ class FileSource:
     def read(self, index: int) -> tuple[torch.Tensor, int | torch.Tensor]:
         """Decode one image to uint8 [3, height, width]; raises `DataError` with its path where that fails."""
         target = self.targets[index]
-        return read_image(self._paths[index]), int(target) if self.target == "class" else target
+        image = read_image(self._paths[index], decode_size=self._decode_size)
+        return image, int(target) if self.target == "class" else target
 
     def describe(self, index: int) -> str:
         """Return the image's path."""
         return self._paths[index]
 
     def fingerprint(self) -> str:
-        """Return a digest over the names of the files without their folders, their sizes and the targets."""
+        """Return a digest over the files' names without their folders, their sizes, the targets and `decode_size`."""
         digest = hashlib.sha256()
         for path, target in zip(self._paths, self.targets.tolist(), strict=True):
             try:
@@ -59,13 +70,25 @@ class FileSource:
             except OSError as error:
                 raise DataError(f"image {path} cannot be read ({error.strerror}); mend or remove it") from None
             digest.update(os.fsencode(f"{target}/{Path(path).name}:{size}\n"))
-        return digest.hexdigest()
+        return fingerprint_decoded(digest.hexdigest(), self._decode_size)
 
 
-def read_image(path: str) -> torch.Tensor:
+def open_files(listings: Mapping[Split, Listing], config: Data) -> dict[str, "Source"]:
+    """Return the splits of a recipe's data whose files are listed."""
+    return {split: FileSource(listing, decode_size=config.decode_size) for split, listing in listings.items()}
+
+
+def fingerprint_decoded(fingerprint: str, decode_size: int | None) -> str:
+    """Return the digest of images whose files have a digest: with a `decode_size` they have other pixels."""
+    if decode_size is None:
+        return fingerprint
+    return hashlib.sha256(f"{fingerprint} decode_size {decode_size}".encode()).hexdigest()
+
+
+def read_image(path: str, *, decode_size: int | None = None) -> torch.Tensor:
     """Return the image in a file as RGB, uint8 [3, height, width]; raises `DataError` with its path."""
     try:
-        return decode(_read_file(path))
+        return decode(_read_file(path), decode_size=decode_size)
     except FAULTS as error:
         raise unreadable(path, error) from None
 
@@ -79,12 +102,17 @@ def unreadable(name: str, error: Exception, *, advice: str = "mend or remove it"
     return DataError(f"image {name} cannot be read ({reason}); {advice}")
 
 
-def decode(content: NDArray[np.uint8]) -> torch.Tensor:
+def decode(content: NDArray[np.uint8], *, decode_size: int | None = None) -> torch.Tensor:
     """Return the image in a file's bytes as RGB, uint8 [3, height, width].
 
     torchvision is two to four times as fast as Pillow and gives the same pixels where a file is plain, which almost all
     are; it drops transparency, does not reduce 16 bits, and reads fewer formats.
     """
+    if decode_size is not None and _is_jpeg(content):
+        with Image.open(io.BytesIO(content.data)) as image:  # reads no more than the head
+            if min(image.size) >= 2 * decode_size:
+                image.draft(None, (decode_size, decode_size))
+                return _pixels(to_rgb(image))
     if _is_plain(content):
         # Takes a second to import, in the training process, which reads some images before loader processes start.
         from torchvision.io import ImageReadMode, decode_image
@@ -133,11 +161,15 @@ def _pixels(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)  # in memory channels last, as torchvision's decoders give it
 
 
+def _is_jpeg(content: NDArray[np.uint8]) -> bool:
+    return content[:3].tobytes() == b"\xff\xd8\xff"
+
+
 def _is_plain(content: NDArray[np.uint8]) -> bool:
     """Whether a file is a JPEG, or a PNG of 8 bits without transparency or palette."""
-    head = content[:26].tobytes()
-    if head.startswith(b"\xff\xd8\xff"):
+    if _is_jpeg(content):
         return True
+    head = content[:26].tobytes()
     if len(head) < 26 or not head.startswith(_PNG) or head[24] != 8 or head[25] not in (0, 2):
         return False
     place = len(_PNG)

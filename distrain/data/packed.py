@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from distrain.data.images import FAULTS, decode, unreadable
+from distrain.data.images import FAULTS, decode, fingerprint_decoded, unreadable
 from distrain.data.packfile import Pack, PackedImages, read_pack
 from distrain.data.source import Source, TensorSource, target_at
-from distrain.errors import DataError
+from distrain.errors import DataError, RecipeError
 from distrain.recipe.data import Data, Split
 
 
@@ -19,13 +19,18 @@ def open_packed(config: Data) -> dict[str, Source]:
     if config.path is None:
         raise DataError("the recipe reads a packed dataset and none was given; name it with --data DIR")
     pack = read_pack(config.path)
-    return {split: _open_split(Path(config.path), pack, split) for split in config.splits if split in pack.splits}
+    if config.decode_size is not None and pack.form.format != "jpeg":
+        raise RecipeError(
+            f"data.decode_size={config.decode_size} is for JPEGs, and {config.path} holds pixels; leave it out"
+        )
+    folder, splits = Path(config.path), [split for split in config.splits if split in pack.splits]
+    return {split: _open_split(folder, pack, split, decode_size=config.decode_size) for split in splits}
 
 
-def _open_split(folder: Path, pack: Pack, split: Split) -> Source:
+def _open_split(folder: Path, pack: Pack, split: Split, *, decode_size: int | None) -> Source:
     images = PackedImages(folder, pack, split)
     if pack.form.format == "jpeg" or images.part.shape is None:
-        return PackedSource(images, pack)
+        return PackedSource(images, pack, decode_size=decode_size)
     return TensorSource(
         torch.from_numpy(images.all_pixels()),
         torch.from_numpy(images.targets()),
@@ -47,11 +52,12 @@ class PackedSource:
 
     is_thread_safe = True
 
-    def __init__(self, images: PackedImages, pack: Pack) -> None:
+    def __init__(self, images: PackedImages, pack: Pack, *, decode_size: int | None = None) -> None:
         self.classes = pack.classes
         self.target = pack.target
         self.targets = torch.from_numpy(images.targets())
         self._images = images
+        self._decode_size = decode_size
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -66,14 +72,14 @@ class PackedSource:
         return _describe(self._images, index)
 
     def fingerprint(self) -> str:
-        """Return the digest that was written with the pack."""
-        return self._images.part.fingerprint
+        """Return the digest that was written with the pack, with `decode_size` in it."""
+        return fingerprint_decoded(self._images.part.fingerprint, self._decode_size)
 
     def _image(self, index: int) -> torch.Tensor:
         if self._images.form.format == "pixels":
             return torch.from_numpy(self._images.pixels(index))
         try:
-            image = decode(self._images.content(index))
+            image = decode(self._images.content(index), decode_size=self._decode_size)
         except FAULTS as error:
             advice = f"distrain data check {self._images.folder} tells whether the pack is damaged"
             raise unreadable(self.describe(index), error, advice=advice) from None

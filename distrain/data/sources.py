@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from distrain.data.folder import LABEL_ENDING, scan_image_folder
-from distrain.data.images import FileSource
+from distrain.data.images import FileSource, open_files
 from distrain.data.manifest import read_manifest
-from distrain.data.packed import open_packed
+from distrain.data.packed import PackedSource, open_packed
 from distrain.data.packfile import is_packed
 from distrain.data.requirements import check_target, may_be_packed, missing_validation
 from distrain.data.source import DatasetSource, Source, TensorSource
@@ -39,6 +39,11 @@ def open_sources(config: Data) -> dict[str, Source]:
             open_packed(part) if may_be_packed(part.source) and is_packed(part.path) else _opener(part.source)(part)
         )
         check_target(part, gives=opened["train"].target)
+        if config.decode_size is not None and not isinstance(opened["train"], FileSource | PackedSource):
+            raise RecipeError(
+                f"data.decode_size={config.decode_size} is for JPEGs in files, and data.source={part.source} has none; "
+                "leave it out"
+            )
         parts.append(opened)
     return unite(parts)
 
@@ -126,16 +131,16 @@ def _open_digits(config: Data) -> dict[str, Source]:
 
 
 def _open_image_folder(config: Data) -> dict[str, Source]:
-    return {split: FileSource(found) for split, found in scan_image_folder(config.path, splits=config.splits).items()}
+    return open_files(scan_image_folder(config.path, splits=config.splits), config)
 
 
 def _open_label_folders(config: Data) -> dict[str, Source]:
     found = scan_image_folder(config.path, splits=config.splits, ending=LABEL_ENDING)
-    return {split: FileSource(listing) for split, listing in found.items()}
+    return open_files(found, config)
 
 
 def _open_manifest(config: Data) -> dict[str, Source]:
-    return {split: FileSource(found) for split, found in read_manifest(config).items()}
+    return open_files(read_manifest(config), config)
 
 
 Opener = Callable[[Data], dict[str, Source]]

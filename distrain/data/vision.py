@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from distrain.data.folder import scan_image_folder
-from distrain.data.images import FileSource, to_rgb
+from distrain.data.images import open_files, to_rgb
 from distrain.data.source import DatasetSource, Source, TensorSource
 from distrain.errors import DataError, RecipeError
 from distrain.recipe.data import Data, Split
@@ -81,7 +81,7 @@ def open_cifar10(config: Data) -> dict[str, Source]:
     """Open CIFAR-10: an image folder, torchvision's own files below `config.path`, or these downloaded to the cache."""
     path = config.path
     if path is not None and (Path(path) / "train").is_dir():
-        return {split: FileSource(found) for split, found in scan_image_folder(path, splits=config.splits).items()}
+        return open_files(scan_image_folder(path, splits=config.splits), config)
     if path is not None and not (Path(path) / "cifar-10-batches-py").is_dir():
         raise DataError(f"data folder {path} holds neither train/ and test/ nor torchvision's cifar-10-batches-py/")
     return open_torchvision(config.model_copy(update={"source": f"{PREFIX}CIFAR10"}))

@@ -52,6 +52,12 @@ class Data(Section):
         description="decode the images once and hold them in memory, in each training process, or on its GPU if a "
         "fifth of what is free holds them; auto: where all have one size, 1 GiB at most a split, read more than once",
     )
+    decode_size: int | None = Field(
+        None,
+        gt=0,
+        description="decode a JPEG at 1/2, 1/4 or 1/8 of its size, to the means of 2x2, 4x4 or 8x8 pixels, where its "
+        "shorter side keeps so many: half the time for photographs of a camera; null: whole",
+    )
     drop_last: bool = Field(default=False, description="leave out an epoch's last, smaller batch")
     train_samples: int | None = Field(None, gt=0, description="train on so many samples, drawn by the seed; null: all")
     val_samples: int | None = Field(

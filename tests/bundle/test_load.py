@@ -44,6 +44,16 @@ def test_picture_is_the_same_as_path_image_and_tensor(tmp_path: Path) -> None:
     assert all(torch.equal(found, inputs[0]) for found in inputs)
 
 
+def test_picture_is_decoded_as_the_images_of_the_training_were(tmp_path: Path) -> None:
+    noise = Image.effect_noise((64, 64), 80)
+    noise.save(tmp_path / "a.jpg", quality=95)
+    bundle = make_bundle()
+    preprocessing = bundle.description.preprocessing.model_copy(update={"decode_size": 8})
+    small = make_bundle(preprocessing=preprocessing).preprocess(tmp_path / "a.jpg")
+    assert small.shape == (1, 8, 8)
+    assert not torch.equal(small, bundle.preprocess(tmp_path / "a.jpg"))
+
+
 def test_picture_of_another_size_is_resized(tmp_path: Path) -> None:
     file = tmp_path / "large.jpg"
     Image.new("RGB", (300, 200), "white").save(file)

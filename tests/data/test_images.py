@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
+from torchvision.transforms.v2 import functional
 
 from distrain.data.images import decode, read_image, to_rgb, to_tensor
 from distrain.errors import DataError
@@ -154,6 +156,42 @@ def test_both_decoders_give_the_same_pixels(tmp_path: Path, name: str) -> None:
     CASES[name][0](tmp_path / name)
     with Image.open(tmp_path / name) as image:
         assert torch.equal(decode(np.fromfile(tmp_path / name, dtype=np.uint8)), to_tensor(to_rgb(image)))
+
+
+@pytest.mark.parametrize(
+    ("decode_size", "expected"),
+    [(None, (600, 800)), (301, (600, 800)), (300, (300, 400)), (151, (300, 400)), (9, (75, 100))],
+)
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_jpeg_is_decoded_as_small_as_is_asked_for(
+    tmp_path: Path, decode_size: int | None, expected: tuple[int, int], orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    gradient().resize((800, 600)).save(tmp_path / "a.jpg", quality=95, exif=exif)
+    whole = read_image(str(tmp_path / "a.jpg"))
+    found = read_image(str(tmp_path / "a.jpg"), decode_size=decode_size)
+    assert tuple(found.shape[1:]) == (expected if orientation == 1 else expected[::-1])
+    assert found.stride(0) == 1
+    if expected == (600, 800):
+        assert torch.equal(found, whole)
+    resized = functional.resize(whole, list(found.shape[1:]), antialias=True)
+    assert (found.float() - resized.float()).abs().max() <= 4
+
+
+def test_photographs_decoded_small_are_the_means_of_blocks(real_images: Path) -> None:
+    for path in sorted((real_images / "hymenoptera" / "val").rglob("*.jpg"))[:40]:
+        whole, small = read_image(str(path)).float(), read_image(str(path), decode_size=64).float()
+        block = round(whole.shape[1] / small.shape[1])
+        assert block in {2, 4, 8}
+        assert 64 <= min(small.shape[1:]) < 128 or block == 8
+        means = F.avg_pool2d(whole[None], block, ceil_mode=True)[0]
+        assert (small - means).abs().mean() < 1
+
+
+def test_other_files_are_decoded_whole(tmp_path: Path) -> None:
+    gradient().resize((800, 600)).save(tmp_path / "a.png")
+    assert read_image(str(tmp_path / "a.png"), decode_size=9).shape == (3, 600, 800)
 
 
 def test_file_is_read_by_what_it_holds_and_not_by_its_name(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from distrain.data.loader import BatchReader
 from distrain.data.order import MicroBatch
 from distrain.data.requirements import check_requirements
 from distrain.data.source import Source, TensorSource
-from distrain.data.sources import choose_samples
-from distrain.errors import UserError
+from distrain.data.sources import choose_samples, open_sources
+from distrain.errors import RecipeError, UserError
 from tests.data.writing import gradient, write
 from tests.packing.packs import data, make_folder, noise, opened, pack
 
@@ -67,6 +67,19 @@ def test_jpeg_pack_copies_plain_files_and_encodes_others_anew(tmp_path: Path) ->
         is_copied = Path(one.describe(index)).read_bytes() in stored
         assert is_copied == (Path(one.describe(index)).stem in {"plain", "grey", "cmyk", "progressive"})
         assert torch.equal(image, image_too) if is_copied else image.shape == image_too.shape
+
+
+def test_packed_jpegs_are_decoded_as_small_as_those_of_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    write(folder / "train" / "zoo" / "a.jpg", gradient().resize((320, 240)))
+    pack(folder, tmp_path / "packed")
+    pack(folder, tmp_path / "pixels", format="pixels")
+    one, other = (open_sources(data(path, decode_size=100))["train"] for path in (folder, tmp_path / "packed"))
+    assert one.read(0)[0].shape == (3, 120, 160)
+    assert_equal(one, other)
+    assert one.fingerprint() == other.fingerprint()
+    with pytest.raises(RecipeError, match=r"decode_size=100 is for JPEGs, and .*pixels holds pixels"):
+        open_sources(data(tmp_path / "pixels", decode_size=100))
 
 
 def test_images_no_larger_than_the_size_are_copied_and_others_are_resized_as_the_transform_does(tmp_path: Path) -> None:

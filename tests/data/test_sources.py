@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -13,7 +14,7 @@ from distrain.data.order import MicroBatch
 from distrain.data.source import TensorSource
 from distrain.data.sources import choose_samples, open_sources
 from distrain.data.transforms import build_transforms
-from distrain.errors import DataError
+from distrain.errors import DataError, RecipeError
 from distrain.recipe import Augment, Data
 
 
@@ -62,6 +63,21 @@ def test_fingerprint_of_a_folder_changes_with_its_images_and_not_with_its_place(
     assert here == there
     write(tmp_path / "there", "train", "ants/b.png", gradient())
     assert FileSource(scan_image_folder(str(tmp_path / "there"))["train"]).fingerprint() != here
+
+
+def test_decode_size_makes_other_images_of_the_same_files_and_is_refused_where_there_are_none(tmp_path: Path) -> None:
+    write(tmp_path, "train", "ants/a.jpg", gradient().resize((320, 240)))
+    write(tmp_path, "val", "ants/a.jpg", gradient())
+    config = Data(source="imagefolder", path=str(tmp_path), batch_size=1)
+    whole = open_sources(config)["train"]
+    small = open_sources(config.model_copy(update={"decode_size": 100}))["train"]
+    assert whole.read(0)[0].shape == (3, 240, 320)
+    assert small.read(0)[0].shape == (3, 120, 160)
+    assert small.fingerprint() != whole.fingerprint()
+    with pytest.raises(
+        RecipeError, match=r"data\.decode_size=9 is for JPEGs in files, and data.source=digits has none"
+    ):
+        open_sources(Data(source="digits", batch_size=1, decode_size=9))
 
 
 def test_augmented_image_differs_by_seed_and_by_sample_and_not_by_its_batch(tmp_path: Path) -> None:
