@@ -1,12 +1,9 @@
 """Owns `train.micro_batch_size: auto`: the largest micro-batch that memory holds, found by trying, once for a run."""
 
 import copy
-import ctypes
 import gc
 import logging
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,6 +12,7 @@ from distrain.average import WeightAverage
 from distrain.data.loader import Batch
 from distrain.errors import LaunchError, RecipeError
 from distrain.losses import LossFunction
+from distrain.memory import forget_peak, resident_bytes
 from distrain.mixing import Preparation
 from distrain.optim import build_optimizer
 from distrain.precision import Precision, place, set_tf32
@@ -24,7 +22,6 @@ from distrain.rundir import RunDirectory
 from distrain.world import World
 
 SHARE_TAKEN = 0.9  # of the memory that is left: evaluation, communication and fragments want some, too
-_PROCESS = Path("/proc/self")
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +131,7 @@ class _Passes:
         world: World,
     ) -> None:
         self._device = world.device
+        _take_a_first_step()
         forget_peak(self._device)
         self._before = _now_bytes(self._device)
         set_tf32(recipe, self._device)
@@ -171,6 +169,15 @@ class _Passes:
             self._average.update(0)
 
 
+def _take_a_first_step() -> None:
+    """Have torch load what it loads at the first step of any optimizer, a hundred MiB that no other step takes."""
+    network = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    network(torch.ones(1, 1)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
 def _expected_bytes(peaks: list[tuple[int, int]], size: int) -> float:
     """Continue the straight line through the last two peaks; with less to go by, nothing is expected."""
     if len(peaks) < 2:
@@ -185,22 +192,3 @@ def _now_bytes(device: torch.device) -> int:
 
 def _peak_bytes(device: torch.device) -> int:
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else resident_bytes("VmHWM")
-
-
-def forget_peak(device: torch.device) -> None:
-    """Give back what is held and not used, so that it does not hide what a pass takes, and measure from now on."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with suppress(AttributeError):  # a C library other than glibc
-            ctypes.CDLL(None).malloc_trim(0)
-        with suppress(OSError):  # where that is not allowed, the peak of the whole process is an upper bound
-            (_PROCESS / "clear_refs").write_text("5")  # proc_pid_clear_refs(5): resets VmHWM
-
-
-def resident_bytes(field: str) -> int:
-    """Return what of this process is in memory now (VmRSS), or was at its peak (VmHWM): proc_pid_status(5)."""
-    lines = (_PROCESS / "status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))

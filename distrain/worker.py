@@ -69,6 +69,7 @@ def run_worker(
 def _run_rank(run: RunDirectory, *, owns_process: bool, on_error: Callable[[Exception], None] | None) -> ExitCode:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's talk of itself; read when torch is loaded
     from distrain import engine  # torch takes seconds to import: signals and the parent are seen to before
+    from distrain.memory import keep_freed
     from distrain.world import join_world, rank_from_environment, size_from_environment
 
     rank = rank_from_environment()
@@ -79,6 +80,8 @@ def _run_rank(run: RunDirectory, *, owns_process: bool, on_error: Callable[[Exce
     heart = Heart(run, rank)
     try:
         recipe, profile = read_recipe(run.recipe), read_profile(run.profile)
+        if profile.device == "cpu":
+            keep_freed()
         with (
             _take_held_signals(run, is_alone=size_from_environment() == 1) if owns_process else nullcontext(),
             heart,

@@ -3,7 +3,7 @@
 import torch
 
 from distrain.measure.figures import Memory
-from distrain.microbatch import forget_peak, resident_bytes
+from distrain.memory import forget_peak, resident_bytes
 from distrain.parallel.exact import Exact
 from distrain.preflight import available_memory_bytes
 from distrain.session import Session

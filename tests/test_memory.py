@@ -1,0 +1,45 @@
+"""What a training frees is kept for its next step, and can be given back."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+import torch
+from distrain.memory import forget_peak, keep_freed, resident_bytes
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+if sys.argv[1] == "keep":
+    keep_freed()
+for size in (40, 1):  # MiB: a block that glibc maps by itself, and one that it may not
+    for _ in range(20):  # until a block that fits is there
+        torch.ones(size << 18)
+    before = faults()
+    for _ in range(10):
+        torch.ones(size << 18)
+    print(faults() - before)
+held = resident_bytes("VmRSS")
+forget_peak(torch.device("cpu"))
+print(held - resident_bytes("VmRSS"))
+"""
+
+
+def run(mode: str) -> list[int]:
+    done = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True)
+    return [int(word) for word in done.stdout.split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
+def test_freed_memory_is_used_again_without_the_kernel_and_is_given_back_when_asked() -> None:
+    mebibyte, page = 2**20, 4096
+    large, small, returned = run("keep")
+    assert large < 40 * mebibyte / page / 10
+    assert small < mebibyte / page
+    assert returned > 30 * mebibyte
+    large, _, returned = run("as it is")
+    assert large > 10 * 40 * mebibyte / page * 0.9 or large > 10 * 40 / 2 * 0.9  # pages of 4 KiB, or of 2 MiB
+    assert returned < 30 * mebibyte
