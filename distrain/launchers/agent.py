@@ -2,17 +2,16 @@
 
 torch takes seconds to load, the more so for many ranks at once from one disk. Here one process loads it, and runs
 torchrun in forks of itself, which forks the ranks: the next attempt at a run begins at once. The arguments are those of
-torchrun for `-m distrain.worker RUN_DIR`; with `--serve FD` they come over that socket, attempt after attempt.
+torchrun for `-m distrain.worker RUN_DIR`; with `--serve FD` they come over that connection, attempt after attempt.
 """
 
-import json
 import logging
 import os
 import signal
-import socket
 import sys
 import traceback
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from distrain.launchers.failures import END_LINE
@@ -28,7 +27,7 @@ def main() -> None:
     hold_signals()
     die_with_parent()
     if sys.argv[1] == "--serve":
-        _serve(socket.socket(fileno=int(sys.argv[2])))
+        _serve(Connection(int(sys.argv[2])))
     else:
         _load(sys.argv[-1])
         run_torchrun(sys.argv[1:])
@@ -51,27 +50,22 @@ def run_torchrun(arguments: list[str]) -> None:
         torchrun(arguments)
 
 
-def _serve(requests: socket.socket) -> None:
+def _serve(requests: "Connection[tuple[str, int], list[str]]") -> None:
     """Run torchrun in a fork for each request; the other end hears of its beginning and its end."""
     server = os.getpid()
-    requests.set_inheritable(False)
-    with requests, requests.makefile(encoding="utf-8") as lines:
-        for line in lines:
-            arguments = [str(word) for word in json.loads(line)]
+    os.set_inheritable(requests.fileno(), False)  # noqa: FBT003 - it takes no name for it
+    with requests, suppress(EOFError):  # the launcher has left
+        while True:
+            arguments = requests.recv()
             _load(arguments[-1])
             pid = os.fork()
             if pid == 0:
-                lines.close()
                 requests.close()
                 die_with_parent(server)
                 _run_and_exit(arguments)
-            _reply(requests, pid=pid)
+            requests.send(("pid", pid))
             _, status = os.waitpid(pid, 0)
-            _reply(requests, code=os.waitstatus_to_exitcode(status))
-
-
-def _reply(requests: socket.socket, **message: int) -> None:
-    requests.sendall(json.dumps(message).encode() + b"\n")
+            requests.send(("code", os.waitstatus_to_exitcode(status)))
 
 
 def _run_and_exit(arguments: list[str]) -> None:

@@ -1,19 +1,20 @@
 """Owns how a plan becomes a process: a program of its own, or a fork of one that has loaded torch already."""
 
-import json
 import os
-import select
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from distrain.launchers.plan import Plan
 from distrain.process import die_with_parent, hold_signals
+
+Messages: TypeAlias = "Connection[list[str], tuple[str, int]]"  # requests to a server, and what becomes of them
 
 _LEAVE_S = 5.0  # a server that has nothing to do any more and is still there after this is killed
 
@@ -71,23 +72,23 @@ class _Server:
 
     def __init__(self, cwd: Path, env: Mapping[str, str], log: Path) -> None:
         self._place = cwd, dict(env)
-        self._socket, theirs = socket.socketpair()
+        self._connection: Messages
+        self._connection, theirs = Pipe()
         argv = (sys.executable, "-u", "-m", "distrain.launchers.agent", "--serve", str(theirs.fileno()))
         with theirs:
             self._process = _open(argv, cwd, env, log, keep=theirs.fileno())
-        self._lines = _Lines(self._socket)
 
     def serves(self, plan: Plan) -> bool:
         """Whether the next plan can be run in the place and the environment of the first one."""
         return self._process.poll() is None and self._place == (plan.cwd, dict(plan.env))
 
     def fork(self, arguments: tuple[str, ...]) -> "_Fork":
-        with suppress(BrokenPipeError):  # it has failed: its end says so
-            self._socket.sendall(json.dumps(arguments).encode() + b"\n")
-        return _Fork(self._lines, self._process)
+        with suppress(OSError):  # it has failed: its end says so
+            self._connection.send(list(arguments))
+        return _Fork(self._connection, self._process)
 
     def close(self) -> None:
-        self._socket.close()
+        self._connection.close()
         try:
             self._process.wait(_LEAVE_S)
         except subprocess.TimeoutExpired:
@@ -98,8 +99,8 @@ class _Server:
 class _Fork:
     """One run of torchrun in a fork of the server; before the server has loaded torch, it is the server itself."""
 
-    def __init__(self, lines: "_Lines", server: subprocess.Popen[bytes]) -> None:
-        self._lines = lines
+    def __init__(self, messages: Messages, server: subprocess.Popen[bytes]) -> None:
+        self._messages = messages
         self._server = server
         self._pid: int | None = None
         self._code: int | None = None
@@ -115,42 +116,22 @@ class _Fork:
 
     def wait(self, timeout: float | None = None) -> int:
         while self._code is None:
-            message = self._lines.next(timeout)
-            if message is None:
-                self._code = self._server.wait() or 1  # it has ended before its work has
-            self._pid = (message or {}).get("pid", self._pid)
-            self._code = (message or {}).get("code", self._code)
+            if not self._messages.poll(timeout):
+                raise subprocess.TimeoutExpired("torchrun", timeout or 0)
+            try:
+                kind, number = self._messages.recv()
+            except (EOFError, OSError):
+                kind, number = "code", self._server.wait() or 1  # it has ended before its work has
+            if kind == "pid":
+                self._pid = number
+            else:
+                self._code = number
         return self._code
 
     def kill(self) -> None:
         if self.poll() is None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
-
-
-class _Lines:
-    """The server's messages, one a line."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._text = b""
-
-    def next(self, timeout: float | None) -> dict[str, int] | None:
-        """Return the next message, and None once there is none any more; raises `subprocess.TimeoutExpired`."""
-        while b"\n" not in self._text:
-            readable, _, _ = select.select([self._connection], [], [], timeout)
-            if not readable:
-                raise subprocess.TimeoutExpired("torchrun", timeout or 0)
-            try:
-                received = self._connection.recv(4096)
-            except ConnectionResetError:
-                return None
-            if not received:
-                return None
-            self._text += received
-        line, _, self._text = self._text.partition(b"\n")
-        message: dict[str, int] = json.loads(line)
-        return message
 
 
 def _open(
