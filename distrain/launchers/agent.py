@@ -23,7 +23,7 @@ _WORKER = ("-m", "distrain.worker")  # and the run directory: the end of every t
 
 
 def main() -> None:
-    """Run torchrun once, or for whoever is at the other end of a socket as often as it asks."""
+    """Run torchrun once, or for whoever is at the other end of a connection as often as it asks."""
     hold_signals()
     die_with_parent()
     if sys.argv[1] == "--serve":

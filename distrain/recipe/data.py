@@ -56,7 +56,7 @@ class Data(Section):
         None,
         gt=0,
         description="decode a JPEG at 1/2, 1/4 or 1/8 of its size, to the means of 2x2, 4x4 or 8x8 pixels, where its "
-        "shorter side keeps so many: half the time for photographs of a camera; null: whole",
+        "shorter side keeps so many: quicker for photographs of a camera; null: whole",
     )
     drop_last: bool = Field(default=False, description="leave out an epoch's last, smaller batch")
     train_samples: int | None = Field(None, gt=0, description="train on so many samples, drawn by the seed; null: all")
