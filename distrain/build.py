@@ -186,7 +186,7 @@ def _build_readers(
 def _first_batch(reader: BatchReader, order: TrainOrder) -> Batch:
     """Return the first few training samples, their images not yet normalised."""
     indices = next(order.micro_batches([0])).indices[:NUM_SHOWN_IMAGES]
-    batch = reader[MicroBatch(indices)]
+    batch = reader.read(MicroBatch(indices))
     if isinstance(batch, DataError):
         raise batch
     return batch
@@ -195,7 +195,7 @@ def _first_batch(reader: BatchReader, order: TrainOrder) -> Batch:
 def _first_images(recipe: Recipe, source: Source) -> torch.Tensor:
     """Return the first training samples' images as the network gets them in evaluation, on the CPU."""
     reader = BatchReader(source, build_transforms(recipe.augment.eval, key="augment.eval"), seed=recipe.train.seed)
-    batch = reader[MicroBatch(np.arange(min(NUM_IMAGES, len(source)), dtype=np.int64))]
+    batch = reader.read(MicroBatch(np.arange(min(NUM_IMAGES, len(source)), dtype=np.int64)))
     if isinstance(batch, DataError):
         raise batch
     return Normalize(recipe.augment, num_channels=batch[0].shape[1], device=torch.device("cpu"))(batch[0])

@@ -11,24 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from distrain.batching import Batching
 from distrain.checkpoint import take_inventory
 from distrain.errors import UserError
-from distrain.recipe import Recipe, TransformList
+from distrain.recipe import Recipe
 from distrain.rundir import RunDirectory
 
 MEBIBYTE = 2**20
 LEAST_DISK_BYTES = 200 * MEBIBYTE  # where nothing is known of the size of a checkpoint
 LEAST_MEMORY_BYTES = 512 * MEBIBYTE  # of a training process: torch alone takes most of it
-LEAST_WORKER_BYTES = 8 * MEBIBYTE  # of shared memory for a loader process, where batches are small or not known
-BATCHES_IN_FLIGHT = 3  # of a loader process: two are fetched ahead, one is being made
-SHARED_MEMORY = Path("/dev/shm")
 _CONNECT_TIMEOUT_S = 5.0
-_IN_THREADS = frozenset(  # transforms with draws of their own, which need no loader processes
-    {"RandomCrop", "RandomResizedCrop", "RandomHorizontalFlip", "RandomVerticalFlip"}
-    | {"AlternatingFlip", "Cutout", "Resize", "CenterCrop"}
-)
-_CROPS = frozenset({"RandomResizedCrop", "RandomCrop", "CenterCrop"})  # transforms whose result has a fixed size
 
 
 @contextmanager
@@ -40,25 +31,12 @@ def noted(faults: list[str]) -> Iterator[None]:
         faults.append(str(error))
 
 
-def find_shortages(
-    recipe: Recipe,
-    run: RunDirectory,
-    batching: Batching | None,
-    *,
-    processes: int,
-    shared_memory: Path = SHARED_MEMORY,
-    system: Path = Path("/"),
-) -> list[str]:
+def find_shortages(recipe: Recipe, run: RunDirectory, *, processes: int, system: Path = Path("/")) -> list[str]:
     """Return in a sentence each what `processes` training processes of this machine would run out of.
 
-    `batching` is None where it could not be solved, `shared_memory` the folder that
-    loader processes share tensors in, `system` the root of /proc and /sys.
+    `system` is the root of /proc and /sys.
     """
-    found = [
-        find_disk_shortage(recipe, run),
-        find_shared_memory_shortage(recipe, batching, processes=processes, folder=shared_memory),
-        find_memory_shortage(processes=processes, system=system),
-    ]
+    found = [find_disk_shortage(recipe, run), find_memory_shortage(processes=processes, system=system)]
     return [sentence for sentence in found if sentence is not None]
 
 
@@ -84,25 +62,6 @@ def find_disk_shortage(recipe: Recipe, run: RunDirectory) -> str | None:
     return (
         f"the disk of {place} has {_size(free)} free, and {coming} more checkpoints of {_size(newest.num_bytes)} are "
         f"planned; {advice}, or lower checkpoint.keep_last={config.keep_last}"
-    )
-
-
-def find_shared_memory_shortage(
-    recipe: Recipe, batching: Batching | None, *, processes: int, folder: Path
-) -> str | None:
-    """Compare the free shared memory with the batches that loader processes hold in it."""
-    workers = recipe.data.num_workers * processes
-    if workers == 0 or not folder.is_dir() or _reads_in_threads(recipe):
-        return None
-    train_bytes = 0 if batching is None else _image_bytes(recipe.augment.train) * batching.micro_batch_size
-    eval_bytes = _image_bytes(recipe.augment.eval) * recipe.eval.batch_size
-    each = max(LEAST_WORKER_BYTES, BATCHES_IN_FLIGHT * (train_bytes + eval_bytes))  # both loaders live in evaluation
-    free = shutil.disk_usage(folder).free
-    if free >= workers * each:
-        return None
-    return (
-        f"{folder} has {_size(free)} free, and {workers} loader processes want {_size(each)} each; enlarge it "
-        f"(docker run --shm-size), or lower data.num_workers={recipe.data.num_workers}"
     )
 
 
@@ -177,28 +136,6 @@ def _left_in_groups(root: Path, path: str, limit: str, usage: str) -> Iterator[i
             yield int((folder / limit).read_text()) - int((folder / usage).read_text()) + cached
         if folder == root:
             return
-
-
-def _reads_in_threads(recipe: Recipe) -> bool:
-    """Whether the loader is threads, as far as names tell; they share memory without asking for any."""
-    if recipe.data.loader != "auto":
-        return recipe.data.loader == "threads"
-    is_decoding = all(
-        ":" not in part.source and not part.source.startswith("torchvision.") for part in recipe.data.parts
-    )
-    names = {transform.name for transform in (*recipe.augment.train, *recipe.augment.eval)}
-    return is_decoding and names <= _IN_THREADS
-
-
-def _image_bytes(transforms: TransformList) -> int:
-    """Return the bytes of an RGB image of uint8 where a crop gives it a fixed size; 0 where it is not known."""
-    for transform in reversed(transforms):
-        size = transform.arguments.get("size")
-        if transform.name in _CROPS and isinstance(size, int):
-            return 3 * size * size
-        if transform.name in {*_CROPS, "Resize"} and isinstance(size, list) and len(size) == 2:
-            return 3 * int(size[0]) * int(size[1])
-    return 0
 
 
 def _size(num_bytes: int) -> str:

@@ -19,7 +19,6 @@ _PR_SET_PDEATHSIG = 1
 _KILLED_BY_AGENT = 128 + signal.SIGTERM
 _AGENTS = (b"distrain.worker", b"distrain.launchers.agent")
 _LAST_BREATH_S = 10.0  # a killed process that the kernel still holds after this is left to it
-_SHARED_MEMORY = Path("/dev/shm")
 
 
 @contextmanager
@@ -110,7 +109,7 @@ def is_orphan() -> bool:
 
 
 def kill_below(root: int) -> None:
-    """Kill everything that `root` has started, wait until it is gone, and free what it shared in memory."""
+    """Kill everything that `root` has started, and wait until it is gone."""
     victims: set[int] = set()
     deadline = time.monotonic() + _LAST_BREATH_S
     while time.monotonic() < deadline:
@@ -122,9 +121,6 @@ def kill_below(root: int) -> None:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
-    for pid in victims:
-        for leftover in _SHARED_MEMORY.glob(f"torch_{pid}_*"):  # a tensor that was just being handed over
-            leftover.unlink(missing_ok=True)
 
 
 def children() -> list[int]:

@@ -122,7 +122,7 @@ def _check(
         check_data(recipe)
     if preflight:
         count = (wanted.processes or 1) if profile is None else profile.processes
-        faults += find_shortages(recipe, directory, batchings[-1] if batchings else None, processes=count)
+        faults += find_shortages(recipe, directory, processes=count)
         if profile is not None and profile.rendezvous is not None:
             is_own = profile.node_rank == 0
             fault = find_rendezvous_fault(*split_endpoint(profile.rendezvous), is_own=is_own)

@@ -1,26 +1,21 @@
 """What a machine would run out of is told before anything is started, every fault in a sentence of its own."""
 
-import os
-import shutil
 import socket
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from distrain.batching import solve_batching
 from distrain.preflight import (
     MEBIBYTE,
     available_memory_bytes,
     find_disk_shortage,
     find_memory_shortage,
     find_rendezvous_fault,
-    find_shared_memory_shortage,
     find_shortages,
 )
 from distrain.recipe import Recipe, load_recipe
 from distrain.rundir import RunDirectory, Status
-from tests.command import QUIET, command, distrain, fit
+from tests.command import QUIET, distrain, fit
 from tests.disk import fill, small_disk
 
 PHOTOS = "imagefolder-resnet18"
@@ -75,32 +70,6 @@ def test_run_that_goes_on_wants_room_for_the_checkpoints_that_its_newest_one_for
         assert "7 more checkpoints" in said  # of the steps 40, 60, 80 and 100, and one step less 1 that is there
 
 
-def test_loader_processes_want_shared_memory_for_their_batches(tmp_path: Path) -> None:
-    batching = solve_batching(64, None, 2)
-    with small_disk(tmp_path / "shm", mebibytes=40) as shm:
-
-        def shortage(*overrides: str, processes: int = 2) -> str | None:
-            wanted = recipe("data.batch_size=64", "data.loader=processes", *overrides, reference=PHOTOS)
-            return find_shared_memory_shortage(wanted, batching, processes=processes, folder=shm)
-
-        assert shortage("data.num_workers=0") is None
-        assert shortage("data.num_workers=1", "data.loader=auto") is None  # the recipe's crops and flips need none
-        assert shortage("data.num_workers=3", "data.loader=auto", "augment.train=[TrivialAugmentWide]") is not None
-        said = shortage("data.num_workers=1")  # 3 batches of 32 + 32 images of 224 x 224 x 3 bytes
-        assert said is not None
-        assert "40.0 MiB free, and 2 loader processes want 27.6 MiB each" in said
-        assert "lower data.num_workers=1" in said
-        assert shortage("data.num_workers=1", processes=1) is None
-        small = ["augment.train=[Resize: {size: [8, 8]}]", "augment.eval=[Resize: {size: 8}]"]
-        assert shortage("data.num_workers=2", *small) is None
-        said = shortage("data.num_workers=3", *small)
-        assert said is not None
-        assert "6 loader processes want 8.0 MiB each" in said
-    assert (
-        find_shared_memory_shortage(recipe(reference=PHOTOS), batching, processes=64, folder=tmp_path / "none") is None
-    )
-
-
 def test_each_process_wants_a_least_of_memory(tmp_path: Path) -> None:
     system = machine(tmp_path, available_mebibytes=1200)
     assert find_memory_shortage(processes=2, system=system) is None
@@ -132,13 +101,10 @@ def test_memory_of_a_container_or_a_job_counts(tmp_path: Path, version: int) -> 
 
 
 def test_all_shortages_are_found_at_once(tmp_path: Path) -> None:
-    wanted = recipe("data.num_workers=2", "data.loader=processes", reference=PHOTOS)
     system = machine(tmp_path / "machine", available_mebibytes=100)
     with small_disk(tmp_path / "small", mebibytes=2) as small:
-        found = find_shortages(
-            wanted, RunDirectory(small / "run"), None, processes=1, shared_memory=small, system=system
-        )
-    assert [sentence.split(" has ")[0] for sentence in found] == [f"the disk of {small}", str(small), "this machine"]
+        found = find_shortages(recipe(), RunDirectory(small / "run"), processes=1, system=system)
+    assert [sentence.split(" has ")[0] for sentence in found] == [f"the disk of {small}", "this machine"]
     assert all("\n" not in sentence and ";" in sentence for sentence in found)
 
 
@@ -185,31 +151,3 @@ def test_no_preflight_skips_what_is_an_estimate(tmp_path: Path) -> None:
         fill(disk)
         assert distrain("fit", f"--run={run}", cwd=tmp_path).code == 0  # it is finished: nothing is wanted of the disk
         assert "nowhere does not exist" in distrain("fit", PHOTOS, "--data=nowhere", "--no-preflight", cwd=tmp_path).err
-
-
-def test_full_shared_memory_is_told_instead_of_a_bus_error(tmp_path: Path) -> None:
-    if os.geteuid() != 0 or shutil.which("unshare") is None:
-        pytest.skip("needs a mount namespace of its own")
-    jitter = "--set=augment.train=[ColorJitter]"  # is drawn from a process's generator, so it takes loader processes
-    arguments = command("fit", "digits", "--set=data.num_workers=2", jitter, "--procs=2", *QUIET)
-    done = subprocess.run(
-        [
-            "unshare",
-            "-m",
-            "sh",
-            "-c",
-            'mount -t tmpfs -o size=8m distrain-test /dev/shm && exec "$@"',
-            "sh",
-            *arguments,
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    if "mount:" in done.stderr or "unshare:" in done.stderr:
-        pytest.skip("a tmpfs cannot be mounted here")
-    assert done.returncode == 2, done.stderr
-    assert "/dev/shm has 8.0 MiB free, and 4 loader processes want 8.0 MiB each" in done.stderr
-    assert not list(tmp_path.iterdir())

@@ -58,8 +58,8 @@ def _problems(facts: dict[str, Any]) -> list[str]:
     if facts["free_disk_gib"] < 1:
         found.append(f"only {facts['free_disk_gib']} GiB of disk is free here; checkpoints may not fit")
     memory = facts["shared_memory_gib"]
-    if memory is not None and memory < 1:
-        found.append(f"/dev/shm has {memory} GiB free; loader processes need more, or data.num_workers=0")
+    if facts["gpus"] > 1 and memory is not None and memory < 1:
+        found.append(f"/dev/shm has {memory} GiB free, and NCCL may want more between GPUs (docker run --shm-size)")
     return found
 
 

@@ -4,24 +4,20 @@ The ways differ in speed alone. `choose_loader` says which is taken.
 """
 
 import logging
-import multiprocessing
-import signal
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from functools import partial
-from typing import Literal, TypeGuard, cast
+from typing import Literal, TypeGuard
 
 import torch
-from torch.utils.data import DataLoader, Dataset
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from distrain.data.held import MOST_HELD_BYTES, HeldSource
 from distrain.data.order import MicroBatch
-from distrain.data.source import Source, TensorSource, room_for, stack_targets
+from distrain.data.processes import read_in_processes
+from distrain.data.source import Empty, Source, TensorSource, room_for, stack_targets
 from distrain.data.threads import ReadSample, Sample, read_in_threads
 from distrain.data.transforms import Transforms
 from distrain.errors import DataError, RecipeError
-from distrain.process import STOP_SIGNALS, die_with_parent, release_signals
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # images [n, channels, height, width], targets of a `Source`
 Loader = Literal["auto", "threads", "processes"]
@@ -31,7 +27,7 @@ GPU_SHARE = 0.2  # of its free memory, at most, for the images of a split
 log = logging.getLogger(__name__)
 
 
-class BatchReader(Dataset["Batch | DataError"]):
+class BatchReader:
     """Reads one micro-batch: what loader processes run, and what runs here where there are none.
 
     The same micro-batch gives the same bits by every way of reading. Images that are held in memory and transformed in
@@ -58,12 +54,15 @@ class BatchReader(Dataset["Batch | DataError"]):
         """Whether several threads may read at once."""
         return self.source.is_thread_safe and (self.transforms is None or self.transforms.is_thread_safe)
 
-    def __getitem__(self, micro_batch: MicroBatch) -> "Batch | DataError":
-        """Return the batch; a `DataError` is returned, not raised, so that it crosses processes as it is."""
+    def read(self, micro_batch: MicroBatch, empty: Empty = torch.empty) -> "Batch | DataError":
+        """Return the batch; a `DataError` is returned, not raised, so that it comes at its turn.
+
+        Images that are read one by one are written into what `empty` gives.
+        """
         try:
             if self._held is not None:
                 return self._gather(*self._held, micro_batch)
-            return self._read_each(micro_batch)
+            return self._read_each(micro_batch, empty)
         except DataError as error:
             return error
 
@@ -103,10 +102,10 @@ class BatchReader(Dataset["Batch | DataError"]):
             f"{self.source.describe(index)} cannot be transformed ({error}); change augment.train or .eval"
         )
 
-    def _read_each(self, micro_batch: MicroBatch) -> Batch:
+    def _read_each(self, micro_batch: MicroBatch, empty: Empty) -> Batch:
         read, count = self.begin(micro_batch), len(micro_batch.indices)
         first, target = read(0, None)
-        images, targets = room_for(first, count), [target]
+        images, targets = room_for(first, count, empty), [target]
         places = images.unbind()
         places[0].copy_(first)
         for position in range(1, count):
@@ -147,7 +146,7 @@ def read_batches(
     """
     way = choose_loader(reader, loader, num_workers=num_workers)
     if way == "none":
-        batches = map(reader.__getitem__, micro_batches)
+        batches = map(reader.read, micro_batches)
         yield from map(partial(_move, device=device), map(_checked, batches))
         return
     read = _read_in_threads if way == "threads" else _read_in_processes
@@ -170,9 +169,7 @@ def choose_loader(reader: BatchReader, loader: Loader, *, num_workers: int) -> L
         return "none"
     if loader != "auto":
         return loader
-    if reader.is_whole:
-        return "none"
-    return "threads" if reader.is_thread_safe else "processes"
+    return "none" if reader.is_whole else "processes"
 
 
 def _read_in_threads(
@@ -182,7 +179,7 @@ def _read_in_threads(
     with closing(read) as gathered:
         for micro_batch, found in gathered:
             if found is None:
-                yield reader[micro_batch]  # once more, in the order of the samples, for the error of the first
+                yield reader.read(micro_batch)  # once more, in the order of the samples, for the error of the first
                 continue
             images, targets = found
             stacked = stack_targets(targets)
@@ -192,22 +189,13 @@ def _read_in_threads(
 def _read_in_processes(
     reader: BatchReader, micro_batches: Iterable[MicroBatch], *, num_workers: int, pin_memory: bool
 ) -> Generator["Batch | DataError", None, None]:
-    batches: Iterable[Batch | DataError] = DataLoader(
-        reader,
-        sampler=cast("Iterable[int]", micro_batches),  # an index is a micro-batch: nothing is collated
-        batch_size=None,
-        num_workers=num_workers,
-        worker_init_fn=_live_for_parent,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),  # its base seed would else be drawn from the global generator
-        multiprocessing_context="fork",
-    )
-    iterator = iter(batches)
-    try:
-        yield from iterator
-    finally:
-        if isinstance(iterator, _MultiProcessingDataLoaderIter):
-            iterator._shutdown_workers()  # torch has no public way to do it now
+    with closing(read_in_processes(reader.read, micro_batches, num_processes=num_workers)) as batches:
+        for batch in batches:
+            if pin_memory and not isinstance(batch, DataError):
+                images, targets = batch
+                yield images.pin_memory(), targets.pin_memory()
+            else:
+                yield batch
 
 
 def _copy_ahead(batches: Iterable["Batch | DataError"], device: torch.device) -> Generator[Batch, None, None]:
@@ -261,18 +249,6 @@ def _put(images: torch.Tensor, targets: torch.Tensor, device: torch.device) -> B
         return images, targets
     log.info("%d images are held on the GPU: %.1f MiB", len(images), images.nbytes / 2**20)
     return images.to(device), targets.to(device)
-
-
-def _live_for_parent(_: int) -> None:
-    """Die with the training process; leave to it a stop that is sent to the whole group: it still wants its batches.
-
-    The handlers do nothing, and unlike ignored signals they are not handed on to programs that a dataset starts.
-    """
-    parent = multiprocessing.parent_process()
-    die_with_parent(parent.pid if parent is not None else None)
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda *_: None)
-    release_signals()
 
 
 def _size(shape: torch.Size) -> str:

@@ -252,16 +252,23 @@ def target_at(targets: torch.Tensor, index: int) -> int | torch.Tensor:
     return int(targets.numpy()[index]) if targets.ndim == 1 else targets[index]
 
 
-def room_for(image: torch.Tensor, count: int, *, pin_memory: bool = False) -> torch.Tensor:
+class Empty(Protocol):
+    """What makes uninitialised tensors, as `torch.empty` does, and where it does."""
+
+    def __call__(self, shape: tuple[int, ...], /, *, dtype: torch.dtype) -> torch.Tensor:
+        """Return a tensor of this shape and type."""
+        ...
+
+
+def room_for(image: torch.Tensor, count: int, empty: Empty = torch.empty) -> torch.Tensor:
     """Return empty images [count, channels, height, width], in memory in the order of `image`, so none is rearranged.
 
     A batch of decoded images has its channels last; `Normalize` sees to it that the network's input has not.
     """
     if image.ndim == 3 and image.stride(0) == 1 and len(image) > 1:
         channels, height, width = image.shape
-        room = torch.empty(count, height, width, channels, dtype=image.dtype, pin_memory=pin_memory)
-        return room.permute(0, 3, 1, 2)
-    return torch.empty((count, *image.shape), dtype=image.dtype, pin_memory=pin_memory)
+        return empty((count, height, width, channels), dtype=image.dtype).permute(0, 3, 1, 2)
+    return empty((count, *image.shape), dtype=image.dtype)
 
 
 def stack_targets(targets: Sequence[int | torch.Tensor]) -> torch.Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch.utils.data import Dataset, _utils
+from torch.utils.data import Dataset
 
 from distrain.errors import DataError
 
@@ -83,7 +83,6 @@ class Stream:
         if cursor is not None and is_on_the_way and (cursor.position == position or not can_jump):
             return cursor
         self._cursor = cursor = None  # what it holds, such as files, goes before it is opened again
-        _utils.worker._worker_info = None  # by it, torch datasets leave out the samples of other loader processes
         if hasattr(self._dataset, "set_epoch"):
             self._dataset.set_epoch(epoch)
         if can_jump:

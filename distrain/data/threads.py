@@ -7,6 +7,7 @@ threads may call at once is read in this way: see `Source.is_thread_safe`.
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from functools import partial
 from queue import SimpleQueue
 
 import torch
@@ -67,7 +68,7 @@ class BatchInMaking:
     def __init__(self, micro_batch: MicroBatch, read: ReadSample, *, pin_memory: bool) -> None:
         self.micro_batch = micro_batch
         self._read = read
-        self._pin_memory = pin_memory
+        self._empty = partial(torch.empty, pin_memory=pin_memory)
         self._images: torch.Tensor | None = None
         self._places: tuple[torch.Tensor, ...] | None = None
         self._targets: list[int | torch.Tensor] = [0] * len(self)
@@ -106,7 +107,7 @@ class BatchInMaking:
     def _make_room_for(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with self._lock:
             if self._places is None:
-                self._images = room_for(image, len(self), pin_memory=self._pin_memory)
+                self._images = room_for(image, len(self), self._empty)
                 self._places = self._images.unbind()
             return self._places
 

@@ -159,7 +159,7 @@ def _prepare(recipe: Recipe, order: Order, world: World) -> _Subject:
         )
     reader = BatchReader(source, build_transforms(recipe.augment.eval, key="augment.eval"), seed=recipe.train.seed)
     target = source.target
-    first = reader[evaluation_order(num_samples=1, batch_size=1, rank=0, world_size=1)[0]]
+    first = reader.read(evaluation_order(num_samples=1, batch_size=1, rank=0, world_size=1)[0])
     if isinstance(first, DataError):
         raise first
     in_channels = first[0].shape[1]

@@ -17,7 +17,7 @@ _ENDED_BY_AGENT = re.compile(r"(?:Sending|Terminating|Closing) process (\d+) (?:
 _OFTEN_MEANS = {
     signal.SIGKILL: "the kernel does that when memory runs out",
     signal.SIGSEGV: "a fault in native code",
-    signal.SIGBUS: "often /dev/shm is full: take fewer data.num_workers",
+    signal.SIGBUS: "often a mapped file was cut short, or memory or /dev/shm is full",
     signal.SIGABRT: "native code gave up; the rank's log says why",
 }
 

@@ -18,6 +18,7 @@ from torch import nn
 from distrain.checkpoint import take_inventory
 from distrain.data.loader import Batch, BatchReader, read_batches
 from distrain.data.order import Window
+from distrain.data.processes import BATCHES_AHEAD
 from distrain.data.source import take
 from distrain.engine import run_evaluation, run_steps
 from distrain.measure.clock import PhaseClock, wait_for_device
@@ -85,7 +86,7 @@ class Walk:
     def warm_up(self, order: Order) -> float:
         """Go until kernels are chosen and the batches that loader processes made ahead are used up; seconds a step."""
         session = self._session
-        ahead = 2 * session.recipe.data.num_workers  # what torch's DataLoader prefetches
+        ahead = BATCHES_AHEAD * session.recipe.data.num_workers
         wanted = LEAST_WARM_UP + -(-ahead // session.order.batching.accumulation)
         started, taken = time.perf_counter(), [self.go(1)]
         while len(taken) < wanted:

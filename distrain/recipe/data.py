@@ -40,12 +40,12 @@ class Data(Section):
     num_workers: int = Field(
         0,
         ge=0,
-        description="loader threads or processes (data.loader) for each training process; 0 reads in the process",
+        description="loader processes or threads (data.loader) for each training process; 0 reads in the process",
     )
     loader: Literal["auto", "threads", "processes"] = Field(
         "auto",
-        description="what num_workers are; auto: threads where reading is decoding and all transforms can run in them, "
-        "else processes; images that are held and augmented in whole batches need neither",
+        description="what num_workers are; auto: processes, and none for images that are held and augmented in whole "
+        "batches; threads are slower, and spare the memory of processes, where all transforms can run in them",
     )
     hold: Literal["auto", "always", "never"] = Field(
         "auto",

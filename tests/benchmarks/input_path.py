@@ -123,7 +123,8 @@ def contenders_for_photographs(arguments: argparse.Namespace, device: torch.devi
     }
     for name, options in (("JPEGs", ()), ("pixels", ("--format", "pixels"))):
         packed = reader_of(pack(arguments.data, out / name, *options), PHOTOGRAPHS, device)
-        found[f"packed {name} of 256, {WORKERS} threads"] = read(packed, loader="threads")
+        for loader in ("processes", "threads"):
+            found[f"packed {name} of 256, {WORKERS} {loader}"] = read(packed, num_images=4 * many, loader=loader)
     return found
 
 
@@ -133,11 +134,11 @@ def contenders_for_cifar(arguments: argparse.Namespace, device: torch.device) ->
     threads = len(os.sched_getaffinity(0))
     held = hold(source, "always", name="train", epochs=2, num_threads=threads)
     whole = ours(reader_of(held, CIFAR, device), 8 * many, size, device, loader="auto", num_workers=0)
+    read = partial(ours, reader_of(source, CIFAR, device), many, size, device, num_workers=WORKERS)
     return {
         f"torchvision, Pillow, {WORKERS} processes": usual(arguments.cifar / "train", CIFAR, many, size, device),
-        f"files, {WORKERS} threads": ours(
-            reader_of(source, CIFAR, device), many, size, device, loader="threads", num_workers=WORKERS
-        ),
+        f"files, {WORKERS} processes": read(loader="processes"),
+        f"files, {WORKERS} threads": read(loader="threads"),
         "held, whole batches, no worker": whole,
     }
 
@@ -192,7 +193,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="image folder of photographs, with train/")
     parser.add_argument("--cifar", type=Path, help="CIFAR-10 as an image folder, with train/")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    parser.add_argument("--images", type=int, default=1600, help="photographs of one turn")
+    parser.add_argument(
+        "--images", type=int, default=1600, help="photographs of one turn, a quarter of those that are packed"
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="photographs of a batch")
     parser.add_argument("--small-images", type=int, default=25600, help="images of CIFAR-10 of one turn")
     parser.add_argument("--small-batch-size", type=int, default=128, help="images of CIFAR-10 of a batch")

@@ -178,7 +178,7 @@ def test_image_too_small_for_its_crop_is_named(photographs: Path) -> None:
     transforms = build_transforms(config.train, key="augment.train")
     held = hold(files, "always", name="train", epochs=2, num_threads=1)
     for source in (files, held):
-        batch = BatchReader(source, transforms, seed=0)[MicroBatch(np.array([1, 2]))]
+        batch = BatchReader(source, transforms, seed=0).read(MicroBatch(np.array([1, 2])))
         assert "ants/b.png cannot be transformed (RandomCrop: a crop of 50x50 is larger than the image" in str(batch)
 
 
@@ -191,7 +191,7 @@ def test_every_way_gives_the_same_bits_on_a_gpu(photographs: Path, listed: list[
     held = hold(files, "always", name="train", epochs=2, num_threads=2)
     transforms = build_transforms(Augment.model_validate({"train": listed}).train, key="augment.train")
     batches = [MicroBatch(np.array([start, start + 3]), 2) for start in range(6)]
-    expected = [BatchReader(files, transforms, seed=5)[batch] for batch in batches]
+    expected = [BatchReader(files, transforms, seed=5).read(batch) for batch in batches]
     for source, num_workers in ((files, 0), (files, 2), (held, 0), (held, 2)):
         reader = BatchReader(source, transforms, seed=5, device=device)
         read = list(read_batches(reader, batches, num_workers=num_workers, device=device))
@@ -217,7 +217,7 @@ def test_targets_of_every_kind_are_stacked_as_they_are(target: Target, targets: 
         BatchReader(source, None, seed=0),
         BatchReader(source, Transforms(rest=(torch.nn.Identity(),)), seed=0),
     ):
-        batch = reader[MicroBatch(np.array(order))]
+        batch = reader.read(MicroBatch(np.array(order)))
         assert not isinstance(batch, DataError)
         assert batch[1].dtype == targets.dtype
         assert torch.equal(batch[1], targets[order])
@@ -233,5 +233,5 @@ def test_image_of_other_numbers_than_those_of_its_batch_is_named() -> None:
         def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
             return torch.zeros(1, 4, 4, dtype=torch.float32 if index else torch.uint8), 0
 
-    batch = BatchReader(DatasetSource(Mixed(), name="mine:mixed"), None, seed=0)[MicroBatch(np.array([0, 1]))]
+    batch = BatchReader(DatasetSource(Mixed(), name="mine:mixed"), None, seed=0).read(MicroBatch(np.array([0, 1])))
     assert "sample 1 of mine:mixed is of torch.float32" in str(batch)

@@ -106,7 +106,7 @@ def test_pixels_of_one_size_are_one_mapped_tensor(tmp_path: Path, size: int) -> 
     assert isinstance(source, TensorSource)
     images, targets = source.images, source.targets
     assert images.shape == (6, 3, size, size)
-    batch = BatchReader(source, None, seed=0)[MicroBatch(np.array([4, 1]))]
+    batch = BatchReader(source, None, seed=0).read(MicroBatch(np.array([4, 1])))
     assert isinstance(batch, tuple)
     assert torch.equal(batch[0], torch.stack([images[4], images[1]]))
     assert batch[0].is_contiguous()

@@ -89,7 +89,7 @@ def test_augmented_image_differs_by_seed_and_by_sample_and_not_by_its_batch(tmp_
 
     def read(indices: list[int], *, seed: int = 1, epoch: int = 0) -> list[torch.Tensor]:
         reader = BatchReader(source, build_transforms(config.train, key="augment.train"), seed=seed)
-        batch = reader[MicroBatch(np.array(indices), epoch)]
+        batch = reader.read(MicroBatch(np.array(indices), epoch))
         assert not isinstance(batch, DataError)
         return list(batch[0])
 

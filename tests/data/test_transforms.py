@@ -10,7 +10,6 @@ from torchvision.io import decode_image
 from distrain.data.order import MicroBatch
 from distrain.data.transforms import Normalize, build_transforms
 from distrain.errors import RecipeError
-from distrain.preflight import _IN_THREADS
 from distrain.recipe import Augment, load_recipe
 
 RECIPES = {
@@ -87,15 +86,6 @@ def test_transforms_with_draws_of_their_own_lead_and_the_rest_is_left_to_one_thr
     assert pipeline.is_batched == is_batched
     image = torch.randint(0, 256, (3, 12, 12), dtype=torch.uint8)
     assert pipeline(image).shape == (3, 8, 8)
-
-
-@pytest.mark.parametrize("name", sorted(_IN_THREADS))
-def test_look_ahead_knows_what_runs_in_threads(name: str) -> None:
-    arguments = {} if "Flip" in name else {"size": 4}
-    listed = Augment.model_validate({"train": [{name: arguments}]}).train
-    pipeline = build_transforms(listed, key="augment.train")
-    assert pipeline is not None
-    assert pipeline.is_thread_safe
 
 
 def test_normalised_images_are_contiguous_however_a_loader_has_laid_them() -> None:

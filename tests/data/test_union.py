@@ -23,7 +23,7 @@ def part(classes: list[str], targets: list[object], *, pixel: int, target: Targe
 
 
 def read_all(source: Source) -> tuple[list[int], list[object]]:
-    batch = BatchReader(source, None, seed=0)[MicroBatch(np.arange(len(source)))]
+    batch = BatchReader(source, None, seed=0).read(MicroBatch(np.arange(len(source))))
     assert not isinstance(batch, DataError)
     return batch[0][:, 0, 0, 0].tolist(), batch[1].tolist()
 

@@ -1,12 +1,15 @@
 """A training ends in the same bits whichever way its images are read."""
 
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.command import fit, status
+from tests.command import QUIET, command, fit, status
 
 
 @pytest.fixture
@@ -56,3 +59,27 @@ def test_training_ends_in_the_same_bits_with_held_images_and_with_files(tmp_path
     assert "24 images of train are held in memory" in done.out + done.err
     fit(*arguments, "--set=data.hold=never", "--run=files", cwd=tmp_path)
     assert status(tmp_path / "held")["state_digest"] == status(tmp_path / "files")["state_digest"]
+
+
+def test_loader_processes_need_no_shared_memory_of_the_machine(tmp_path: Path, photographs: Path) -> None:
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("needs a mount namespace of its own")
+    arguments = command(
+        "fit",
+        "cifar10",
+        f"--data={photographs}",
+        "--set=data.source=imagefolder",
+        "--set=data.num_workers=2",
+        "--set=data.batch_size=8",  # 1.5 MiB
+        "--set=train.max_steps=4",
+        "--set=augment.train=[RandomResizedCrop: {size: 256}]",
+        "--set=augment.eval=[Resize: {size: [256, 256]}]",
+        *QUIET,
+    )
+    mounted = 'mount -t tmpfs -o size=1m distrain-test /dev/shm && exec "$@"'
+    unshared = ["unshare", "-m", "sh", "-c", mounted, "sh", *arguments]
+    done = subprocess.run(unshared, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    if "mount:" in done.stderr or "unshare:" in done.stderr:
+        pytest.skip("a tmpfs cannot be mounted here")
+    assert done.returncode == 0, done.stderr
+    assert "finished" in done.stdout

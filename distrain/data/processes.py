@@ -1,0 +1,259 @@
+"""Owns the reading of batches by processes, some batches ahead of what is asked for.
+
+The processes take turns, each reading whole batches. A batch is written into memory that both sides have mapped and
+that is used again and again: handing it over costs a few words on a pipe, and no byte of it is copied or mapped anew.
+The memory is the processes' own and not of /dev/shm, so no mount bounds it, and none of it outlives them.
+"""
+
+import atexit
+import itertools
+import math
+import mmap
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distrain.data.order import MicroBatch
+from distrain.data.source import Empty
+from distrain.errors import DataError
+from distrain.process import STOP_SIGNALS, die_with_parent, release_signals
+
+BATCHES_AHEAD = 2  # of each process: one that is read, one that waits for it
+SPARE_ROOMS = 3  # for batches that were handed over and are not used up: trained on, and copied to a GPU
+_LAST_BATCH_S = 5.0  # a process that is longer at its last batch is killed
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+ReadBatch = Callable[[MicroBatch, Empty], "Batch | DataError"]  # images are best made with the latter
+
+
+def read_in_processes(
+    read: ReadBatch, micro_batches: Iterable[MicroBatch], *, num_processes: int
+) -> Generator["Batch | DataError", None, None]:
+    """Yield what `read` gives for each micro-batch, in their order; raises what it raises.
+
+    The processes are forks of this one, of a single thread each. Close it when no more are wanted: that ends them.
+    Raises `RuntimeError` where one has died.
+    """
+    workers = _Workers(read, num_processes)
+    atexit.register(workers.end)
+    ahead: deque[int] = deque()  # which of them reads each of the batches to come
+    upcoming, turns = iter(micro_batches), itertools.cycle(range(num_processes))
+    try:
+        while True:
+            while len(ahead) < BATCHES_AHEAD * num_processes:
+                micro_batch = next(upcoming, None)
+                if micro_batch is None:
+                    break
+                ahead.append(next(turns))
+                workers.ask(ahead[-1], micro_batch)
+            if not ahead:
+                return
+            yield workers.take(ahead.popleft())
+    finally:
+        atexit.unregister(workers.end)
+        workers.end()
+
+
+class _Memory:
+    """Memory that grows as it must, seen by this process and by those that it forks after making it."""
+
+    def __init__(self) -> None:
+        self._file = os.memfd_create("distrain-batch")
+        self._mapped: NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    def first(self, num_bytes: int) -> NDArray[np.uint8]:
+        """Return so many bytes from its start; the array and what is made of it hold the memory."""
+        if num_bytes > len(self._mapped):
+            if num_bytes > os.fstat(self._file).st_size:
+                os.ftruncate(self._file, num_bytes)
+            self._mapped = np.frombuffer(mmap.mmap(self._file, num_bytes), np.uint8)
+        return self._mapped[:num_bytes]
+
+    def empty(self, shape: tuple[int, ...], *, dtype: torch.dtype) -> torch.Tensor:
+        """Return an uninitialised tensor that lies at its start."""
+        return torch.from_numpy(self.first(math.prod(shape) * dtype.itemsize)).view(dtype).view(shape)
+
+    def put(self, tensor: torch.Tensor) -> "_Layout":
+        """See to it that a tensor lies at its start, and return how."""
+        if len(self._mapped) == 0 or tensor.data_ptr() != self._mapped.ctypes.data:
+            tensor = self.empty(tuple(tensor.shape), dtype=tensor.dtype).copy_(tensor)
+        return _Layout(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+    def close(self) -> None:
+        """Give it back, but for what still is in use."""
+        os.close(self._file)
+        self._mapped = np.empty(0, np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How a tensor lies in memory, from its start on and without gaps."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def of(self, memory: _Memory, *, when_free: Callable[[], None] | None = None) -> torch.Tensor:
+        """Return the tensor; `when_free` is called when it, and all that shares its memory, is gone."""
+        content = memory.first(math.prod(self.shape) * self.dtype.itemsize)
+        if when_free is not None:
+            weakref.finalize(content, when_free).atexit = False
+        return torch.from_numpy(content).view(self.dtype).as_strided(self.shape, self.stride)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A batch that was read into a room."""
+
+    room: int
+    images: _Layout
+    targets: _Layout
+
+
+class _Room:
+    """The place of one batch."""
+
+    def __init__(self) -> None:
+        self.images = _Memory()
+        self.targets = _Memory()
+
+    def close(self) -> None:
+        """Give it back, but for what still is in use."""
+        self.images.close()
+        self.targets.close()
+
+
+class _Workers:
+    """The processes, and the rooms that they read batches into."""
+
+    def __init__(self, read: ReadBatch, num_processes: int) -> None:
+        self._rooms = [_Room() for _ in range(BATCHES_AHEAD * num_processes + SPARE_ROOMS)]
+        self._free = deque(range(len(self._rooms)))
+        self._pipes: list[Connection] = []
+        self._processes: list[BaseProcess] = []
+        context = multiprocessing.get_context("fork")
+        for _ in range(num_processes):
+            ours, theirs = context.Pipe()
+            self._pipes.append(ours)
+            arguments = (read, self._rooms, theirs, tuple(self._pipes))
+            process = context.Process(target=_work, args=arguments, name="distrain-loader", daemon=True)
+            process.start()
+            self._processes.append(process)
+            theirs.close()  # so that the end of the process is the end of what comes from it
+
+    def ask(self, number: int, micro_batch: MicroBatch) -> None:
+        """Have a process read a micro-batch when it is through with what it was asked for before."""
+        try:
+            self._pipes[number].send((self._free.popleft(), micro_batch))
+        except OSError:
+            raise self._death(number) from None
+
+    def take(self, number: int) -> "Batch | DataError":
+        """Wait for what a process was asked for first, and return it; raises what was raised there."""
+        try:
+            answer = self._pipes[number].recv()
+        except (EOFError, OSError):
+            raise self._death(number) from None
+        if isinstance(answer, _Answer):
+            return self._batch(answer)
+        room, error = answer
+        self._free.append(room)
+        if isinstance(error, DataError):
+            return error
+        raise error
+
+    def end(self) -> None:
+        """End the processes, each after the batch at which it is."""
+        for pipe in self._pipes:
+            with suppress(OSError):  # it may be dead
+                pipe.send(None)
+            pipe.close()
+        deadline = time.monotonic() + _LAST_BATCH_S
+        for process in self._processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
+        for room in self._rooms:
+            room.close()
+        self._rooms = []
+
+    def _batch(self, answer: _Answer) -> Batch:
+        room, number = self._rooms[answer.room], answer.room
+        images = answer.images.of(room.images, when_free=lambda: self._free.append(number))
+        if not self._free:  # so many batches are held by who took them that none could be read after this one
+            images = images.clone()
+        return images, answer.targets.of(room.targets).clone()
+
+    def _death(self, number: int) -> RuntimeError:
+        process = self._processes[number]
+        process.join(_LAST_BATCH_S)
+        code = process.exitcode
+        how = "is gone" if code is None else f"ended with exit code {code}"
+        if code is not None and code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+        if code == -signal.SIGKILL:
+            how += ", often for want of memory: take fewer data.num_workers"
+        return RuntimeError(f"loader process {process.pid} {how}")
+
+
+def _work(read: ReadBatch, rooms: list[_Room], pipe: Connection, of_others: tuple[Connection, ...]) -> None:
+    """Answer until nobody asks any more: what a loader process does."""
+    for other in of_others:
+        other.close()
+    _live_for_parent()
+    torch.set_num_threads(1)
+    try:
+        while (asked := pipe.recv()) is not None:
+            number, micro_batch = asked
+            pipe.send(_answer(read, rooms[number], number, micro_batch))
+    except (EOFError, OSError):
+        return  # whom it reads for is gone
+
+
+def _answer(read: ReadBatch, room: _Room, number: int, micro_batch: MicroBatch) -> _Answer | tuple[int, Exception]:
+    try:
+        found = read(micro_batch, room.images.empty)
+        if isinstance(found, DataError):
+            return number, found
+        images, targets = found
+        return _Answer(number, room.images.put(images), room.targets.put(targets))
+    except Exception as error:  # noqa: BLE001 - it is raised where the batch is asked for
+        return number, _portable(error)
+
+
+def _portable(error: Exception) -> Exception:
+    """Return an error that another process can raise, with the traceback of this one as a note."""
+    error.add_note("in a loader process:\n" + "".join(traceback.format_exception(error)).rstrip())
+    try:
+        multiprocessing.reduction.ForkingPickler.loads(multiprocessing.reduction.ForkingPickler.dumps(error))
+    except Exception:  # noqa: BLE001 - whatever the error's own class does
+        stand_in = RuntimeError(f"{type(error).__name__}: {error}")
+        stand_in.__notes__ = error.__notes__
+        return stand_in
+    return error
+
+
+def _live_for_parent() -> None:
+    """Die with the training process; leave to it a stop that is sent to the whole group: it still wants its batches.
+
+    The handlers do nothing, and unlike ignored signals they are not handed on to programs that a dataset starts.
+    """
+    parent = multiprocessing.parent_process()
+    die_with_parent(parent.pid if parent is not None else None)
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: None)
+    release_signals()
