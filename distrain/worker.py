@@ -17,6 +17,7 @@ from pathlib import Path
 from distrain.errors import DistrainError, ExitCode
 from distrain.heart import Heart
 from distrain.launchers.profile import read_profile
+from distrain.preload import preload
 from distrain.process import (
     die_with_parent,
     fetch_signals,
@@ -67,8 +68,8 @@ def run_worker(
 
 
 def _run_rank(run: RunDirectory, *, owns_process: bool, on_error: Callable[[Exception], None] | None) -> ExitCode:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's talk of itself; read when torch is loaded
-    from distrain import engine  # torch takes seconds to import: signals and the parent are seen to before
+    preload()  # takes seconds: signals and the parent are seen to before
+    from distrain import engine
     from distrain.memory import keep_freed
     from distrain.world import join_world, rank_from_environment, size_from_environment
 

@@ -15,9 +15,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from distrain.launchers.failures import END_LINE
+from distrain.preload import preload
 from distrain.process import children, die_with_parent, hold_signals
-from distrain.recipe import read_recipe
-from distrain.rundir import RunDirectory
 
 _WORKER = ("-m", "distrain.worker")  # and the run directory: the end of every torchrun command of distrain's
 
@@ -29,7 +28,7 @@ def main() -> None:
     if sys.argv[1] == "--serve":
         _serve(Connection(int(sys.argv[2])))
     else:
-        _load(sys.argv[-1])
+        _preload()
         run_torchrun(sys.argv[1:])
 
 
@@ -57,7 +56,7 @@ def _serve(requests: "Connection[tuple[str, int], list[str]]") -> None:
     with requests, suppress(EOFError):  # the launcher has left
         while True:
             arguments = requests.recv()
-            _load(arguments[-1])
+            _preload()
             pid = os.fork()
             if pid == 0:
                 requests.close()
@@ -80,19 +79,11 @@ def _run_and_exit(arguments: list[str]) -> None:
         os._exit(code)
 
 
-def _load(run: str) -> None:
-    """Load what torchrun and the ranks of a run need; the second time there is nothing left to do."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's talk of itself; read when torch is loaded
+def _preload() -> None:
+    """Load what torchrun and its ranks need."""
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # a fork of what has asked CUDA itself cannot use it
+    preload()
     import torch.distributed.run  # noqa: F401
-
-    import distrain.checkpoint.shards
-    import distrain.engine  # noqa: F401
-    from distrain.models.zoo import NETS
-
-    recipe = read_recipe(RunDirectory(Path(run)).recipe)
-    if recipe.augment.train or recipe.augment.eval or recipe.model.name not in NETS:
-        import torchvision.transforms.v2  # noqa: F401
 
 
 def _note_ends() -> None:

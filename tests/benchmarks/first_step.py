@@ -70,12 +70,13 @@ def write_programs(folder: Path, digits: Path) -> Path:
     return times
 
 
-def bare_command(processes: int) -> list[str]:
-    """Return how the bare script is started."""
-    if processes == 1:
-        return [sys.executable, "bare.py"]
+def bare_commands(processes: int) -> dict[str, list[str]]:
+    """Return the ways in which the bare script is started; without torchrun it is one process."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*torchrun, "bare.py"]
+    commands = {"bare, torchrun": [*torchrun, "bare.py"]}
+    if processes == 1:
+        commands["bare"] = [sys.executable, "bare.py"]
+    return commands
 
 
 def begin(command: list[str], folder: Path) -> subprocess.Popen[bytes]:

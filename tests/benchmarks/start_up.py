@@ -3,9 +3,9 @@
     python -m tests.benchmarks.start_up
 
 The bare script imports torch and torchvision's transforms, reads the same digits and takes one step with the same
-network, as `python bare.py`, and with DistributedDataParallel under torchrun. distrain does all that it does at its
-defaults: recipe, checks, run directory, metrics. Both are told by the same hook of the optimizer when the step is over,
-on rank 0, and take turns in fresh processes; medians of the turns are printed.
+network: with DistributedDataParallel under torchrun, and as `python bare.py`, too, where it is one process. distrain
+does all that it does at its defaults: recipe, checks, run directory, metrics. All are told by the same hook of the
+optimizer when the step is over, on rank 0, and take turns in fresh processes; medians of the turns are printed.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from distrain.data import sources
-from tests.benchmarks.first_step import RECIPE, bare_command, begin, read_times, write_programs
+from tests.benchmarks.first_step import RECIPE, bare_commands, begin, read_times, write_programs
 
 DIGITS = Path(sources.__file__).with_name("digits.npz")
 
@@ -46,7 +46,7 @@ def main() -> None:
     rows = []
     for processes in arguments.processes:
         fit = [sys.executable, "-m", "distrain", "fit", *RECIPE, f"--procs={processes}", "--set=train.max_steps=1"]
-        commands = {"bare": bare_command(processes), "distrain": fit}
+        commands = {**bare_commands(processes), "distrain": fit}
         seconds: dict[str, list[float]] = {name: [] for name in commands}
         for turn in range(arguments.turns + 1):
             for name, command in commands.items():
@@ -59,7 +59,7 @@ def main() -> None:
                 "processes": processes,
                 "seconds": {name: round(value, 3) for name, value in medians.items()},
                 "range": {name: [round(min(v), 3), round(max(v), 3)] for name, v in seconds.items()},
-                "ratio": round(medians["distrain"] / medians["bare"], 3),
+                "ratio": {name: round(medians["distrain"] / medians[name], 3) for name in bare_commands(processes)},
             }
         )
     result = {"torch": torch.__version__, "machine": f"{platform.machine()}, {os.cpu_count()} cores", "rows": rows}
@@ -68,10 +68,11 @@ def main() -> None:
         return
     print(f"torch {result['torch']} on {result['machine']}, {arguments.turns} turns")
     for row in rows:
-        print(f"{row['processes']} process{'es' if row['processes'] != 1 else ''}: ratio {row['ratio']}")
+        ratios = ", ".join(f"{ratio} of {name}" for name, ratio in row["ratio"].items())
+        print(f"{row['processes']} process{'es' if row['processes'] != 1 else ''}: distrain takes {ratios}")
         for name, value in row["seconds"].items():
             low, high = row["range"][name]
-            print(f"  {name:<9} {value:6.2f} s to the end of the first step ({low:.2f} to {high:.2f})")
+            print(f"  {name:<14} {value:6.2f} s to the end of the first step ({low:.2f} to {high:.2f})")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,32 @@
+"""What training imports is there at once, and no business of the garbage collector's."""
+
+import subprocess
+import sys
+
+SCRIPT = """
+import gc
+import sys
+from distrain.preload import preload
+
+preload()
+assert gc.isenabled()
+assert gc.get_freeze_count() > 100_000
+assert len(gc.get_objects()) < 10_000
+before = set(sys.modules)
+import torch
+from torch import nn
+
+network = nn.Linear(2, 2)
+torch.optim.Adam(network.parameters()).step()
+from distrain import build, engine
+from torchvision.transforms import v2
+
+v2.RandomCrop(8)
+print(sorted(name for name in set(sys.modules) - before if name.startswith(("torch", "distrain"))))
+"""
+
+
+def test_nothing_of_torch_is_left_to_import_and_nothing_imported_is_collected() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\n"
