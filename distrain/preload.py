@@ -1,5 +1,6 @@
 """Owns the imports that every training takes, seconds of them: made at once, out of the garbage collector's sight."""
 
+import atexit
 import gc
 import os
 from functools import cache
@@ -23,4 +24,5 @@ def preload() -> None:
         import distrain.engine  # noqa: F401
     finally:
         gc.freeze()
+        atexit.register(gc.unfreeze)  # libraries complain of what is left of them at the end
         gc.enable()

@@ -30,3 +30,4 @@ def test_nothing_of_torch_is_left_to_import_and_nothing_imported_is_collected() 
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[]\n"
+    assert done.stderr == ""  # at its end, neither
