@@ -16,10 +16,10 @@ from distrain.class_weights import resolve_class_weights
 from distrain.compiling import compile_network
 from distrain.data.held import hold
 from distrain.data.labels import class_counts
-from distrain.data.loader import Batch, BatchReader
+from distrain.data.loader import BatchReader
 from distrain.data.order import MicroBatch, TrainOrder
 from distrain.data.sampling import build_sampler
-from distrain.data.source import Source
+from distrain.data.source import Batch, Source
 from distrain.data.sources import choose_samples, open_sources
 from distrain.data.transforms import Normalize, build_transforms
 from distrain.due import Due

@@ -11,8 +11,9 @@ import torch
 
 from distrain.build import build_session
 from distrain.checkpoint.tensors import digest, weights_digest
-from distrain.data.loader import Batch, read_batches
+from distrain.data.loader import read_batches
 from distrain.data.order import evaluation_order
+from distrain.data.source import Batch
 from distrain.early import check_target, end_at, end_early, end_without_progress, last_step_in_time
 from distrain.evaluate import Evaluation, evaluate
 from distrain.heart import Heart

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from distrain.data.loader import Batch
+from distrain.data.source import Batch
 from distrain.losses import LossFunction
 from distrain.metrics.choice import ChosenMetrics
 from distrain.metrics.counters import Confusion, Counter, LabelConfusion, build_counters

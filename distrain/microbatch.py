@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from distrain.average import WeightAverage
-from distrain.data.loader import Batch
+from distrain.data.source import Batch
 from distrain.errors import LaunchError, RecipeError
 from distrain.losses import LossFunction
 from distrain.memory import forget_peak, resident_bytes

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distrain.data.loader import Batch
+from distrain.data.source import Batch
 from distrain.data.transforms import Normalize
 from distrain.errors import ModelError, RecipeError
 from distrain.losses import LossFunction

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.models import VisionTransformer
 
-from distrain.data.loader import Batch
+from distrain.data.source import Batch
 from distrain.data.transforms import Normalize
 from distrain.errors import ModelError, RecipeError
 from distrain.mixing import Preparation, check_mixing, check_sizes

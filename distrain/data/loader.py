@@ -14,12 +14,11 @@ import torch
 from distrain.data.held import MOST_HELD_BYTES, HeldSource
 from distrain.data.order import MicroBatch
 from distrain.data.processes import read_in_processes
-from distrain.data.source import Empty, Source, TensorSource, room_for, stack_targets
+from distrain.data.source import Batch, Empty, Source, TensorSource, room_for, stack_targets
 from distrain.data.threads import ReadSample, Sample, read_in_threads
 from distrain.data.transforms import Transforms
 from distrain.errors import DataError, RecipeError
 
-Batch = tuple[torch.Tensor, torch.Tensor]  # images [n, channels, height, width], targets of a `Source`
 Loader = Literal["auto", "threads", "processes"]
 
 GPU_SHARE = 0.2  # of its free memory, at most, for the images of a split

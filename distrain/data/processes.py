@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from distrain.data.order import MicroBatch
-from distrain.data.source import Empty
+from distrain.data.source import Batch, Empty
 from distrain.errors import DataError
 from distrain.process import STOP_SIGNALS, die_with_parent, release_signals
 
@@ -35,7 +35,6 @@ BATCHES_AHEAD = 2  # of each process: one that is read, one that waits for it
 SPARE_ROOMS = 3  # for batches that were handed over and are not used up: trained on, and copied to a GPU
 _LAST_BATCH_S = 5.0  # a process that is longer at its last batch is killed
 
-Batch = tuple[torch.Tensor, torch.Tensor]
 ReadBatch = Callable[[MicroBatch, Empty], "Batch | DataError"]  # images are best made with the latter
 
 

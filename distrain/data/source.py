@@ -16,6 +16,8 @@ from distrain.data.stream import Stream
 from distrain.errors import DataError
 from distrain.metrics import Target
 
+Batch = tuple[torch.Tensor, torch.Tensor]  # images [n, channels, height, width], targets as `stack_targets` gives them
+
 
 class Source(Protocol):
     """The samples of one split."""
@@ -39,7 +41,8 @@ class Source(Protocol):
     def is_thread_safe(self) -> bool:
         """Whether several threads of a process may call `read` at once, and it costs no more than decoding an image.
 
-        Such a source is read by loader threads, and held in memory where it is small, unless the recipe says otherwise.
+        Such a source may be read by loader threads, and is held in memory where it is small, unless the recipe says
+        otherwise.
         """
         ...
 

@@ -13,9 +13,9 @@ from rich.progress import MofNCompleteColumn, Progress
 from distrain import checkpoint
 from distrain.checkpoint.load import describe_tensors, read_model
 from distrain.checkpoint.tensors import AVERAGE
-from distrain.data.loader import Batch, BatchReader, read_batches
+from distrain.data.loader import BatchReader, read_batches
 from distrain.data.order import evaluation_order
-from distrain.data.source import Source
+from distrain.data.source import Batch, Source
 from distrain.data.transforms import Normalize, build_transforms
 from distrain.errors import CheckpointError, DataError
 from distrain.evaluate import Evaluation, evaluate

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from distrain.data.loader import Batch
+from distrain.data.source import Batch
 
 
 def wait_for_device(device: torch.device) -> None:

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from distrain.checkpoint import take_inventory
-from distrain.data.loader import Batch, BatchReader, read_batches
+from distrain.data.loader import BatchReader, read_batches
 from distrain.data.order import Window
 from distrain.data.processes import BATCHES_AHEAD
-from distrain.data.source import take
+from distrain.data.source import Batch, take
 from distrain.engine import run_evaluation, run_steps
 from distrain.measure.clock import PhaseClock, wait_for_device
 from distrain.measure.figures import Communication, Saving

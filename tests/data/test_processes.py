@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from distrain.data.order import MicroBatch
-from distrain.data.processes import BATCHES_AHEAD, SPARE_ROOMS, Batch, read_in_processes
-from distrain.data.source import Empty
+from distrain.data.processes import BATCHES_AHEAD, SPARE_ROOMS, read_in_processes
+from distrain.data.source import Batch, Empty
 from distrain.errors import DataError
 
 
