@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from distrain.errors import DataError, ExitCode
+from distrain.preload import uncollected
 
 if TYPE_CHECKING:
     from distrain.bundle import Bundle
@@ -116,9 +117,11 @@ def _open(reference: str, root: Path, *, device: str | None) -> "Bundle":
     is_bundle = (folder / "bundle.json").is_file()
     checkpoint = None if is_bundle else runs.find_checkpoint(reference, root, must_be_best=False)
     look_in(Path.cwd())
-    import torch
+    with uncollected():
+        import torch
+        import torchvision.transforms.v2  # noqa: F401 - what a bundle's preprocessing is made of
 
-    from distrain import bundle
+        from distrain import bundle
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if checkpoint is None:
