@@ -136,25 +136,19 @@ class _Room:
 
 
 class _Workers:
-    """The processes, and the rooms that they read batches into."""
+    """The processes, each of which is started when it is first asked, and the rooms that they read batches into."""
 
     def __init__(self, read: ReadBatch, num_processes: int) -> None:
+        self._read = read
         self._rooms = [_Room() for _ in range(BATCHES_AHEAD * num_processes + SPARE_ROOMS)]
         self._free = deque(range(len(self._rooms)))
         self._pipes: list[Connection] = []
         self._processes: list[BaseProcess] = []
-        context = multiprocessing.get_context("fork")
-        for _ in range(num_processes):
-            ours, theirs = context.Pipe()
-            self._pipes.append(ours)
-            arguments = (read, self._rooms, theirs, tuple(self._pipes))
-            process = context.Process(target=_work, args=arguments, name="distrain-loader", daemon=True)
-            process.start()
-            self._processes.append(process)
-            theirs.close()  # so that the end of the process is the end of what comes from it
 
     def ask(self, number: int, micro_batch: MicroBatch) -> None:
         """Have a process read a micro-batch when it is through with what it was asked for before."""
+        if number == len(self._processes):
+            self._start()
         try:
             self._pipes[number].send((self._free.popleft(), micro_batch))
         except OSError:
@@ -177,9 +171,7 @@ class _Workers:
     def end(self) -> None:
         """End the processes, each after the batch at which it is."""
         for pipe in self._pipes:
-            with suppress(OSError):  # it may be dead
-                pipe.send(None)
-            pipe.close()
+            pipe.close()  # which they see, as no other process has this end of it
         deadline = time.monotonic() + _LAST_BATCH_S
         for process in self._processes:
             process.join(max(0.0, deadline - time.monotonic()))
@@ -189,6 +181,16 @@ class _Workers:
         for room in self._rooms:
             room.close()
         self._rooms = []
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("fork")
+        ours, theirs = context.Pipe()
+        self._pipes.append(ours)
+        arguments = (self._read, self._rooms, theirs, tuple(self._pipes))
+        process = context.Process(target=_work, args=arguments, name="distrain-loader", daemon=True)
+        process.start()
+        self._processes.append(process)
+        theirs.close()  # so that the end of the process is the end of what comes from it
 
     def _batch(self, answer: _Answer) -> Batch:
         room, number = self._rooms[answer.room], answer.room
@@ -215,12 +217,10 @@ def _work(read: ReadBatch, rooms: list[_Room], pipe: Connection, of_others: tupl
         other.close()
     _live_for_parent()
     torch.set_num_threads(1)
-    try:
-        while (asked := pipe.recv()) is not None:
-            number, micro_batch = asked
+    with suppress(EOFError, OSError):  # whom it reads for wants no more, or is gone
+        while True:
+            number, micro_batch = pipe.recv()
             pipe.send(_answer(read, rooms[number], number, micro_batch))
-    except (EOFError, OSError):
-        return  # whom it reads for is gone
 
 
 def _answer(read: ReadBatch, room: _Room, number: int, micro_batch: MicroBatch) -> _Answer | tuple[int, Exception]:

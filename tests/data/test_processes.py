@@ -161,6 +161,12 @@ def test_they_read_a_bounded_way_ahead_and_end_when_broken_off() -> None:
     assert not loader_processes()
 
 
+def test_no_more_processes_are_started_than_there_are_batches() -> None:
+    with closing(read_in_processes(numbered, iter(micro_batches(2)), num_processes=5)) as reading:
+        next(reading)
+        assert len(loader_processes()) == 2
+
+
 def test_process_that_hangs_is_killed_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distrain.data.processes._LAST_BATCH_S", 0.5)
 
