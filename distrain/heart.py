@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Literal, Self, get_args
@@ -35,6 +36,7 @@ class Heart:
         self.progress = 0  # counts micro-batches and batches: a long step or evaluation moves, a stalled one does not
         self.status = Status()
         self.is_stop_requested = False
+        self.at_beat: Callable[[int], None] | None = None  # called at each beat with the step, in the thread
         self._run = run
         self._rank = rank
         self._has_begun = False
@@ -120,6 +122,9 @@ class Heart:
                 with suppress(OSError):  # a full disk: what matters of it is told below
                     self._run.write_heartbeat(self._heartbeat())
                 self.beat()
+                if self.at_beat is not None:
+                    with suppress(OSError):
+                        self.at_beat(self.step)
             if self._over.wait(LISTEN_S):
                 return
 

@@ -70,7 +70,7 @@ def run_worker(
 def _run_rank(run: RunDirectory, *, owns_process: bool, on_error: Callable[[Exception], None] | None) -> ExitCode:
     preload()  # takes seconds: signals and the parent are seen to before
     from distrain import engine
-    from distrain.memory import keep_freed
+    from distrain.memory import KeptMemory
     from distrain.world import join_world, rank_from_environment, size_from_environment
 
     rank = rank_from_environment()
@@ -82,7 +82,7 @@ def _run_rank(run: RunDirectory, *, owns_process: bool, on_error: Callable[[Exce
     try:
         recipe, profile = read_recipe(run.recipe), read_profile(run.profile)
         if profile.device == "cpu":
-            keep_freed()
+            heart.at_beat = KeptMemory().look
         with (
             _take_held_signals(run, is_alone=size_from_environment() == 1) if owns_process else nullcontext(),
             heart,
