@@ -1,15 +1,16 @@
 """Loader processes keep the order, use their memory again only when nobody sees it, and end however they are left."""
 
 import gc
+import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -32,8 +33,8 @@ def numbered(micro_batch: MicroBatch, empty: Empty) -> Batch:
     return images, torch.from_numpy(micro_batch.indices.copy())
 
 
-def loader_processes() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+def loader_processes() -> list[BaseProcess]:
+    return [child for child in multiprocessing.active_children() if child.name == "distrain-loader"]
 
 
 @pytest.mark.parametrize("num_processes", [1, 3])
