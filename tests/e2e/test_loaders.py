@@ -71,7 +71,7 @@ def test_loader_processes_need_no_shared_memory_of_the_machine(tmp_path: Path, p
         "--set=data.source=imagefolder",
         "--set=data.num_workers=2",
         "--set=data.batch_size=8",  # 1.5 MiB
-        "--set=train.max_steps=4",
+        "--set=train.max_steps=2",
         "--set=augment.train=[RandomResizedCrop: {size: 256}]",
         "--set=augment.eval=[Resize: {size: [256, 256]}]",
         *QUIET,
