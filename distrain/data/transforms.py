@@ -152,7 +152,7 @@ class Normalize:
     ) -> None:
         if augment.mean is not None and len(augment.mean) != num_channels:
             raise RecipeError(
-                f"augment.mean has {len(augment.mean)} numbers and the images have {num_channels} channels"
+                f"augment.mean wants a number for each channel of the images: {num_channels}, not {len(augment.mean)}"
             )
         mean = torch.tensor(augment.mean or (0.0,), dtype=torch.float32, device=device)
         std = torch.tensor(augment.std or (1.0,), dtype=torch.float32, device=device)
