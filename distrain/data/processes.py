@@ -87,7 +87,7 @@ class _Memory:
 
     def put(self, tensor: torch.Tensor) -> "_Layout":
         """See to it that a tensor lies at its start, and return how."""
-        if len(self._mapped) == 0 or tensor.data_ptr() != self._mapped.ctypes.data:
+        if tensor.data_ptr() != self._mapped.ctypes.data:
             tensor = self.empty(tuple(tensor.shape), dtype=tensor.dtype).copy_(tensor)
         return _Layout(tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
