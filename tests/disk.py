@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -24,9 +24,13 @@ def small_disk(path: Path, *, mebibytes: int) -> Iterator[Path]:
 
 
 def fill(disk: Path, *, leave_bytes: int = 0) -> Path:
-    """Fill the disk with one file, which is returned, up to what is to be left; the rest of a block is never left."""
+    """Fill the disk with one file, which is returned, up to what is to be left; the rest of a block is never left.
+
+    Others may write to the disk meanwhile: where what was free a moment ago is gone, it is looked up again.
+    """
     filler = disk / "filler"
-    left = shutil.disk_usage(disk).free - leave_bytes
     with filler.open("wb", buffering=0) as file:
-        os.posix_fallocate(file.fileno(), 0, max(left, 1))
+        while (left := shutil.disk_usage(disk).free - leave_bytes) > 0:
+            with suppress(OSError):
+                os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), left)
     return filler
