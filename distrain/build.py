@@ -34,7 +34,8 @@ from distrain.models.freezing import Freezing, end_steps, freeze
 from distrain.models.initial import NUM_IMAGES, initialize
 from distrain.models.zoo import build_model, head_of
 from distrain.optim import build_optimizer, build_schedule
-from distrain.parallel import build_parallel, check_sync_batchnorm
+from distrain.parallel import build_parallel, check_sync_batchnorm, must_agree
+from distrain.parallel.idle import find_idle
 from distrain.param_groups import plan_settings
 from distrain.precision import MEMORY_FORMATS, Precision, place, set_tf32
 from distrain.recipe import Model, Recipe
@@ -94,7 +95,7 @@ def build_session(
     head = head_of(recipe.model, model)
     thaw_steps = freeze(recipe.model, model, head=head, steps_per_epoch=order.steps_per_epoch)
     ends = end_steps(recipe.model, model, head=head, steps_per_epoch=order.steps_per_epoch)
-    settings = plan_settings(recipe.optimizer, model, head=head, example=shown_images.cpu(), thaw_steps=thaw_steps)
+    settings = plan_settings(recipe.optimizer, model, head=head, example=shown_images.cpu())
     if recipe.train.micro_batch_size == "auto":
         size = _find_micro_batch_size(recipe, profile, run, world, order, model, first, prepare, loss_function)
         order = _order(recipe, size, train_source, world=world)
@@ -106,6 +107,9 @@ def build_session(
     lookahead = recipe.train.lookahead
     set_tf32(recipe, world.device)
     model = place(model, recipe, world.device)
+    precision = Precision(recipe.precision, world.device)
+    with precision.autocast():
+        idle = find_idle(model, shown_images) if must_agree(recipe, world) else []
     compilation = compile_network(
         recipe,
         model,
@@ -114,7 +118,7 @@ def build_session(
         num_pieces=len(order.window(0).own),
         processes=profile.processes,
     )
-    parallel = build_parallel(recipe, model, world, batching=order.batching, example=shown_images)
+    parallel = build_parallel(recipe, model, world, batching=order.batching, example=shown_images, idle=idle)
     return Session(
         recipe=recipe,
         profile=profile,
@@ -136,7 +140,7 @@ def build_session(
         slow=None if lookahead is None else SlowWeights(model, lookahead, total_steps=total_steps),
         average=WeightAverage(model, recipe.train.ema_decay) if recipe.train.ema_decay is not None else None,
         schedule=build_schedule(recipe.schedule, steps_per_epoch=order.steps_per_epoch, total_steps=total_steps),
-        precision=Precision(recipe.precision, world.device),
+        precision=precision,
         losses=LossMeter(order, world),
         stopwatch=Stopwatch(),
         checkpointer=Checkpointer(run.checkpoints, config=recipe.checkpoint, world=world),

@@ -21,7 +21,6 @@ class Setting:
 
     lr_factor: float = 1.0  # of the learning rate
     has_decay: bool = True
-    thaw_step: float = 0  # torch's fused SGD wants the parameters of a group to begin in the same step
 
 
 def build_optimizer(
@@ -94,20 +93,14 @@ def update(optimizer: torch.optim.Optimizer) -> None:
     if not isinstance(optimizer, torch.optim.SGD) or not optimizer.defaults["fused"]:
         optimizer.step()
         return
-    parts = []
+    begin_momentum(optimizer)
     for group in optimizer.param_groups:
         weights = [weight for weight in group["params"] if weight.grad is not None]
-        buffers = [optimizer.state[weight].get("momentum_buffer") for weight in weights] if group["momentum"] else []
-        parts.append((group, weights, buffers))
-    if any(buffer is None for _, _, buffers in parts for buffer in buffers):
-        optimizer.step()  # which makes the momentum
-        return
-    for group, weights, buffers in parts:
         if weights:
             torch._fused_sgd_(
                 weights,
                 [weight.grad for weight in weights],
-                buffers,
+                [optimizer.state[weight]["momentum_buffer"] for weight in weights] if group["momentum"] else [],
                 weight_decay=group["weight_decay"],
                 momentum=group["momentum"],
                 lr=group["lr"],
@@ -116,6 +109,20 @@ def update(optimizer: torch.optim.Optimizer) -> None:
                 maximize=group["maximize"],
                 is_first_step=False,
             )
+
+
+def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give SGD's weights that have their first gradient the momentum 0: the update adds the gradient to it.
+
+    torch's fused form fails where weights of a group begin in different steps, as those do that thaw, or that a
+    network leaves out at random.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        for weight in group["params"] if group["momentum"] else ():
+            if weight.grad is not None and "momentum_buffer" not in optimizer.state[weight]:
+                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
 
 
 def build_schedule(config: recipe.Schedule, *, steps_per_epoch: int, total_steps: int) -> Factor:

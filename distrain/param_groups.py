@@ -1,6 +1,6 @@
-"""Owns how each weight is to be updated: its factor of the learning rate, whether it decays, when it joins in."""
+"""Owns how each weight is to be updated: its factor of the learning rate, and whether it decays."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -19,7 +19,6 @@ def plan_settings(
     *,
     head: str | None,
     example: torch.Tensor,
-    thaw_steps: Mapping[str, float],
 ) -> dict[str, Setting]:
     """Return the setting of every parameter by its name.
 
@@ -36,7 +35,6 @@ def plan_settings(
         name: Setting(
             lr_factor=factors[name] * (config.layer_decay or 1.0) ** depths[name],
             has_decay=name not in without_decay,
-            thaw_step=thaw_steps.get(name, 0),
         )
         for name in names
     }

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from distrain.optim import update
+from distrain.optim import begin_momentum, update
 from distrain.recipe import Recipe
 
 _NO_CONTEXT: AbstractContextManager[Any] = nullcontext()
@@ -61,6 +61,7 @@ class Precision:
                 self._scaler.unscale_(optimizer)
             clip_gradients(weights, clip_norm)
         if self._scaler.is_enabled():
+            begin_momentum(optimizer)
             self._scaler.step(optimizer)
             self._scaler.update()
         else:

@@ -155,19 +155,28 @@ def test_optimizer_has_the_settings_of_the_recipe(
 def test_update_has_the_bits_of_torchs_own_step(momentum: float, nesterov: bool) -> None:
     config = Optimizer(lr=0.1, momentum=momentum, nesterov=nesterov, weight_decay=0.01)
 
-    def train(step: Callable[[torch.optim.Optimizer], object]) -> list[torch.Tensor]:
+    def train(
+        build: Callable[[torch.nn.Module], torch.optim.Optimizer], step: Callable[[torch.optim.Optimizer], object]
+    ) -> list[torch.Tensor]:
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2))
-        settings = {name: Setting(lr_factor=0.5, thaw_step=3) for name in ("0.weight", "0.bias")}
-        optimizer = build_optimizer(config, model, settings)
+        optimizer = build(model)
         for number in range(6):
-            set_learning_rate(optimizer, 0.1 / (number + 1))
+            for group in optimizer.param_groups:
+                group["lr"] = 0.1 / (number + 1)
             optimizer.zero_grad()
             model(torch.ones(4, 3) * number).square().mean().backward()
             if number < 3:
-                model[0].zero_grad()  # frozen up to here
+                model[0].zero_grad()  # it begins later than the other one of its group
             step(optimizer)
         return list(model.parameters())
 
-    theirs, ours = train(lambda optimizer: optimizer.step()), train(update)
+    def build_theirs(model: torch.nn.Module) -> torch.optim.Optimizer:
+        layers = [
+            {"params": list(layer.parameters())} for layer in model.children()
+        ]  # torch wants each to begin as one
+        return torch.optim.SGD(layers, momentum=momentum, nesterov=nesterov, weight_decay=0.01, fused=True)
+
+    theirs = train(build_theirs, lambda optimizer: optimizer.step())
+    ours = train(lambda model: build_optimizer(config, model), update)
     assert all(torch.equal(a, b) for a, b in zip(theirs, ours, strict=True))

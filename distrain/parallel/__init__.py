@@ -1,7 +1,7 @@
 """Parallel strategies: each makes the ranks' work on one step one and the same update."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from distrain.errors import RecipeError
 from distrain.parallel.ddp import Ddp
 from distrain.parallel.exact import Exact
 from distrain.parallel.flat import Flat, fits_in_one
+from distrain.parallel.idle import kept_out
 from distrain.parallel.protocol import Parallel
 from distrain.parallel.single import Single
 from distrain.recipe import Recipe
@@ -23,9 +24,19 @@ __all__ = ["Parallel", "build_parallel"]
 
 
 def build_parallel(
-    recipe: Recipe, module: nn.Module, world: World, *, batching: Batching, example: torch.Tensor
+    recipe: Recipe,
+    module: nn.Module,
+    world: World,
+    *,
+    batching: Batching,
+    example: torch.Tensor,
+    idle: Sequence[str] = (),
 ) -> Parallel:
-    """Return the strategy of a recipe for this world; `example` is a small batch as the network gets it."""
+    """Return the strategy of a recipe for this world.
+
+    `example` is a small batch as the network gets it, `idle` names the weights on which the loss does not depend, where
+    `must_agree` asks for them.
+    """
     if world.num_devices > 1:
         sizes = torch.arange(batching.micro_batch_size).chunk(world.num_devices)
         log.info(
@@ -34,11 +45,20 @@ def build_parallel(
             world.num_devices,
             " + ".join(str(len(part)) for part in sizes),
         )
-    if recipe.train.exact:
-        return Exact(module, world, batching)
-    if recipe.parallel.sync_batchnorm and world.size > 1:
-        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-    return STRATEGIES[recipe.parallel.strategy](module, world, example)
+    with kept_out(module, idle):
+        if recipe.train.exact:
+            return Exact(module, world, batching)
+        if recipe.parallel.sync_batchnorm and world.size > 1:
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        return STRATEGIES[recipe.parallel.strategy](module, world, example)
+
+
+def must_agree(recipe: Recipe, world: World) -> bool:
+    """Return whether the ranks have to know of each weight beforehand whether it will have a gradient.
+
+    FSDP finds it out by itself; exact mode does in one process what it does in several.
+    """
+    return recipe.train.exact or (world.size > 1 and recipe.parallel.strategy != "fsdp")
 
 
 def check_sync_batchnorm(recipe: Recipe, world: World, order: TrainOrder) -> None:

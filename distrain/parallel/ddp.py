@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distrain.data.order import Window
+from distrain.errors import ModelError
 from distrain.parallel.statistics import BatchStatistics
 from distrain.world import World
 
@@ -32,6 +33,7 @@ class Ddp:
             gradient_as_bucket_view=True,
         )
         self._parameters = list(module.parameters())
+        self._trained = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
         self._statistics = BatchStatistics(module)
 
     def begin_window(self, window: Window, step: int) -> nn.Module:  # noqa: ARG002 - the protocol's signature
@@ -42,10 +44,15 @@ class Ddp:
         """Hold the reduction back in all but the last micro-batch."""
         return _NO_CONTEXT if piece == window.own[-1] else self._replica.no_sync()
 
-    def finish_window(self, window: Window, step: int) -> None:  # noqa: ARG002
-        """Average what the backward passes have not: statistics, and the gradients of an uneven window."""
+    def finish_window(self, window: Window, step: int) -> None:
+        """Average what the backward passes have not: statistics, and the gradients of an uneven window.
+
+        Raises `ModelError` where a weight took no part in the step: its ranks would wait for each other.
+        """
         if self._is_uneven(window):
             self._average_gradients()
+        else:
+            self._check_gradients(step)
         self._statistics.average(window, self._world)
 
     def drop_gradients(self) -> None:
@@ -56,11 +63,18 @@ class Ddp:
     def _is_uneven(self, window: Window) -> bool:
         return window.num_pieces % self._world.size != 0
 
+    def _check_gradients(self, step: int) -> None:
+        lacking = next((name for name, weight in self._trained.items() if weight.grad is None), None)
+        if lacking is not None:
+            raise ModelError(
+                f"{lacking} took no part in step {step + 1} on rank {self._world.rank}, as it had at the start: a "
+                f"network whose parts come and go trains in one process, or with train.exact"
+            )
+
     def _average_gradients(self) -> None:
         """Average the gradients without DDP, whose reducer wants a backward pass of every rank."""
-        for parameter in self._parameters:
-            if parameter.requires_grad:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= self._world.size
+        for parameter in self._trained.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= self._world.size

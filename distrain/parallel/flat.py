@@ -21,7 +21,7 @@ class Flat:
     """The network as it is; `parameter.grad` are views of one buffer, which is averaged over the ranks once a step.
 
     It takes the place of DistributedDataParallel where `fits_in_one` says so, and gives the same gradients. A weight
-    that the loss does not depend on has the gradient 0.
+    on which no rank's loss depends in a step has the gradient 0 there.
     """
 
     needs_even_passes = False

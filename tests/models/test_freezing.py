@@ -19,7 +19,7 @@ from distrain.data.sampling import uniform_places
 from distrain.errors import ModelError
 from distrain.models.freezing import Freezing, end_steps, freeze
 from distrain.models.zoo import build_model, head_of
-from distrain.optim import Setting, build_optimizer
+from distrain.optim import build_optimizer
 from distrain.parallel import Parallel
 from distrain.parallel.exact import Exact
 from distrain.parallel.single import Single
@@ -46,8 +46,7 @@ class Training:
         self.parallel = make(self.model)
         ends = end_steps(self.config, self.model, head=head, steps_per_epoch=STEPS_PER_EPOCH)
         self.freezing = Freezing(self.model, thaw_steps, ends)
-        settings = {name: Setting(thaw_step=step) for name, step in thaw_steps.items()}
-        self.optimizer = build_optimizer(Optimizer.model_validate({"lr": 0.1, **optimizer}), self.model, settings)
+        self.optimizer = build_optimizer(Optimizer.model_validate({"lr": 0.1, **optimizer}), self.model)
 
     def step(self, step: int, clip_norm: float | None = None) -> dict[str, torch.Tensor]:
         """Take a step and return copies of all weights and buffers."""

@@ -1,0 +1,82 @@
+"""Owns the weights that the loss does not depend on: a layer that is left over, a head that nothing calls.
+
+One process leaves them as they are: they have no gradient. DistributedDataParallel waits for one of theirs until it
+gives up, and a buffer that is summed over the ranks has zeros for them, by which they decay. So they are kept out.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from distrain.errors import ModelError
+
+MAX_NAMED = 3
+
+log = logging.getLogger(__name__)
+
+
+def find_idle(model: nn.Module, example: torch.Tensor) -> list[str]:
+    """Return the names of the trainable weights that no answer of the network depends on, in training or evaluation.
+
+    `example` is a small batch as the network gets it; buffers and random numbers are as before afterwards.
+    """
+    idle = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    with torch.random.fork_rng(), torch.enable_grad():
+        for is_training in (True, False):  # what is left out at random in training is there in evaluation
+            if idle:
+                idle -= _reached(model.train(is_training), example)
+    for module, was_training in modes:
+        module.training = was_training
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    return [name for name, _ in model.named_parameters() if name in idle]
+
+
+@contextmanager
+def kept_out(model: nn.Module, idle: Sequence[str]) -> Iterator[None]:
+    """Hide the idle weights from what a strategy makes of the network meanwhile, and guard them from then on.
+
+    The backward pass that reaches one raises `ModelError`: the ranks would not agree on its gradient.
+    """
+    weights = {name: model.get_parameter(name) for name in idle}
+    for weight in weights.values():
+        weight.requires_grad = False
+    yield
+    for name, weight in weights.items():
+        weight.requires_grad = True
+        weight.register_post_accumulate_grad_hook(partial(_refuse, name))  # type: ignore[no-untyped-call]
+    if idle:
+        more = "" if len(idle) <= MAX_NAMED else f" and {len(idle) - MAX_NAMED} more"
+        log.info("no loss depends on %s%s: left as they are", ", ".join(idle[:MAX_NAMED]), more)
+
+
+def _reached(model: nn.Module, example: torch.Tensor) -> set[str]:
+    """Return the weights at the leaves of the graph that a forward pass leaves behind."""
+    names = {weight: name for name, weight in model.named_parameters()}
+    waiting = [out.grad_fn for out in tree_leaves(model(example)) if isinstance(out, torch.Tensor)]
+    seen, found = set(waiting), set[str]()
+    while waiting:
+        node = waiting.pop()
+        if node is None:
+            continue
+        if (weight := getattr(node, "variable", None)) is not None:  # that of torch's AccumulateGrad
+            found.add(names.get(weight, ""))
+        fresh = {following for following, _ in node.next_functions} - seen
+        seen |= fresh
+        waiting += fresh
+    return found
+
+
+def _refuse(name: str, _: torch.Tensor) -> None:
+    raise ModelError(
+        f"{name} takes part in this step, and no answer depended on it at the start: a network whose parts come and go "
+        f"with the data trains in one process, without train.exact"
+    )
