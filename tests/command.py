@@ -1,4 +1,4 @@
-"""Runs the `distrain` command as a user would: in a process of its own, in a folder of its own."""
+"""Runs the `distrain` command as a user would: in a process and a folder of its own."""
 
 import json
 import os
@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from tests.forks import run_module
 
 TIMES = {"train/samples_per_s", "checkpoint/blocked_s"}  # metrics that depend on the time of day
 QUIET = ["--set", "log.wandb=disabled", "--set", "log.tensorboard=false"]
@@ -28,10 +30,13 @@ def command(*arguments: str) -> list[str]:
 
 
 def distrain(*arguments: str, cwd: Path, env: dict[str, str] | None = None, timeout_s: float = 240) -> Done:
+    """Run a command to its end; a program of its own where `env` changes what libraries may read while they load."""
+    if env is None:
+        return Done(*run_module("distrain", arguments, cwd=cwd, timeout_s=timeout_s))
     done = subprocess.run(
         command(*arguments),
         cwd=cwd,
-        env={**os.environ, **(env or {})},
+        env={**os.environ, **env},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

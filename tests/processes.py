@@ -1,7 +1,6 @@
 """Runs a function on several gloo ranks: real processes, forked from a server that has imported torch once."""
 
 import datetime
-import multiprocessing
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from distrain.world import World
+from tests.forks import server
 
 TIMEOUT_S = 120
 
@@ -20,8 +20,7 @@ def run_ranks(function: Callable[..., None], folder: Path, world_size: int, *arg
     if world_size == 1:
         function(World(rank=0, size=1, local_rank=0, device=torch.device("cpu")), *arguments)
         return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed.checkpoint", "tests.processes"])
+    context = server()
     failures = context.SimpleQueue()
     store = folder / "store"
     store.unlink(missing_ok=True)
