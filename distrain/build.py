@@ -24,6 +24,7 @@ from distrain.data.sources import choose_samples, open_sources
 from distrain.data.transforms import Normalize, build_transforms
 from distrain.due import Due
 from distrain.errors import DataError, RecipeError, WeightsUnreachableError
+from distrain.generators import seed_generators
 from distrain.heart import Heart
 from distrain.launchers.profile import Profile
 from distrain.losses import LossFunction, build_loss
@@ -40,7 +41,7 @@ from distrain.param_groups import plan_settings
 from distrain.precision import MEMORY_FORMATS, Precision, place, set_tf32
 from distrain.recipe import Model, Recipe
 from distrain.rundir import RunDirectory
-from distrain.seeds import Purpose, derive_seed
+from distrain.seeds import Purpose
 from distrain.session import Session
 from distrain.telemetry import LossMeter, Stopwatch
 from distrain.tracing import Tracer
@@ -180,7 +181,9 @@ def _build_readers(
     readers = {}
     for split, key, listed in (("train", "train", recipe.augment.train), ("val", "eval", recipe.augment.eval)):
         transforms = build_transforms(listed, key=f"augment.{key}")
-        source = hold(sources[split], recipe.data.hold, name=split, epochs=epochs, num_threads=num_threads)
+        source = hold(
+            sources[split], recipe.data.hold, name=split, epochs=epochs, num_threads=num_threads, seed=recipe.train.seed
+        )
         is_read_here = recipe.data.loader == "auto"  # loader processes could not use what lies on a GPU
         device = world.device if recipe.data.hold != "never" and is_read_here else None
         readers[split] = BatchReader(source, transforms, seed=recipe.train.seed, device=device)
@@ -236,7 +239,7 @@ def _build_model(recipe: Recipe, wants: str | None, source: Source, *, in_channe
 
 
 def _draw_model(recipe: Recipe, config: Model, source: Source, *, in_channels: int, world: World) -> nn.Module:
-    torch.default_generator.manual_seed(derive_seed(recipe.train.seed, Purpose.MODEL_INIT))
+    seed_generators(recipe.train.seed, Purpose.MODEL_INIT)
     with world.main_first():  # rank 0 downloads weights that are not there yet
         return build_model(config, num_classes=len(source.classes), in_channels=in_channels)
 

@@ -16,11 +16,13 @@ from distrain.data.order import evaluation_order
 from distrain.data.source import Batch
 from distrain.early import check_target, end_at, end_early, end_without_progress, last_step_in_time
 from distrain.evaluate import Evaluation, evaluate
+from distrain.generators import seed_generators
 from distrain.heart import Heart
 from distrain.launchers.profile import Profile
 from distrain.metrics import is_better
 from distrain.optim import set_learning_rate
 from distrain.recipe import Recipe
+from distrain.references import is_reference
 from distrain.resume import Start, find_checkpoint, resume, save
 from distrain.rollback import NotFiniteError, leave_out
 from distrain.rundir import RunDirectory, Status
@@ -139,6 +141,7 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
     train, gpus, freezing = session.recipe.train, session.world.gpus, session.freezing
     base_lr, schedule, checkpointer = session.recipe.base_lr, session.schedule, session.checkpointer
     weights = list(parallel.module.parameters())
+    is_own = is_reference(session.recipe.model.name) or is_reference(session.recipe.loss.name)
     for step in range(first_step, last_step):
         if stop.is_reached(step):
             return step
@@ -151,7 +154,7 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
             heart.phase = "data"
             images, targets = prepare(*next(batches), step=step, piece=piece)
             heart.phase = "forward"
-            seed_model_draws(train.seed, step, piece, gpus)
+            seed_model_draws(train.seed, step, piece, gpus, is_own=is_own)
             with parallel.micro_batch(window, piece):
                 with precision.autocast():
                     loss = loss_function(replica(images), targets)
@@ -208,10 +211,15 @@ def write_records(session: Session, step: int, sinks: Sinks) -> tuple[Session, b
     return session, True
 
 
-def seed_model_draws(seed: int, step: int, micro_batch: int, gpus: range) -> None:
-    """Seed what the network draws, dropout say, as a function of (seed, step, micro-batch) and nothing else."""
+def seed_model_draws(seed: int, step: int, micro_batch: int, gpus: range, *, is_own: bool) -> None:
+    """Seed what the network draws, dropout say, as a function of (seed, step, micro-batch) and nothing else.
+
+    Where it or the loss is the user's own, it may draw from numpy and from Python as well.
+    """
     value = derive_seed(seed, Purpose.MODEL_DRAW, step, micro_batch)
     torch.default_generator.manual_seed(value)  # a hundredth of the time of torch.manual_seed, which asks all backends
+    if is_own:
+        seed_generators(seed, Purpose.MODEL_DRAW, step, micro_batch)
     for gpu in gpus:
         torch.cuda.default_generators[gpu].manual_seed(value + gpu - gpus[0])
 

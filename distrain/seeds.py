@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     MIXING = 6
     AUGMENT = 7
     ALTERNATION = 8
+    READING = 9
 
 
 def derive_seed(seed: int, purpose: Purpose, *place: int) -> int:

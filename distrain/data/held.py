@@ -10,6 +10,8 @@ import torch
 
 from distrain.data.source import Source, TensorSource, is_read_in_order, stack_targets, target_at
 from distrain.errors import DataError, RecipeError
+from distrain.generators import seed_generators
+from distrain.seeds import Purpose
 
 MOST_HELD_BYTES = 2**30  # of a split, where data.hold=auto
 _SAMPLES_AT_ONCE = 64  # of a thread, before it looks whether another has failed
@@ -50,7 +52,13 @@ class HeldSource:
 
 
 def hold(
-    source: Source, how: Literal["auto", "always", "never"], *, name: str, epochs: float, num_threads: int
+    source: Source,
+    how: Literal["auto", "always", "never"],
+    *,
+    name: str,
+    epochs: float,
+    num_threads: int,
+    seed: int = 0,
 ) -> Source:
     """Return the samples of a split held in memory where `data.hold` says so, else the source as it is.
 
@@ -71,7 +79,7 @@ def hold(
         return source
     num_threads = num_threads if source.is_thread_safe else 1
     try:
-        held = _decode(source, first, num_threads=num_threads)
+        held = _decode(source, first, num_threads=num_threads, seed=seed)
     except _UnlikeError as error:
         if how == "auto":
             return source
@@ -88,7 +96,7 @@ class _UnlikeError(Exception):
     """An image cannot be held with the others."""
 
 
-def _decode(source: Source, first: torch.Tensor, *, num_threads: int) -> HeldSource:
+def _decode(source: Source, first: torch.Tensor, *, num_threads: int, seed: int) -> HeldSource:
     if first.dtype != torch.uint8:
         raise _UnlikeError(f"{source.describe(0)} is of {first.dtype}, and bytes are held")
     images = torch.empty((len(source), *first.shape), dtype=torch.uint8)
@@ -96,6 +104,8 @@ def _decode(source: Source, first: torch.Tensor, *, num_threads: int) -> HeldSou
     def decode(indices: Sequence[int]) -> list[int | torch.Tensor]:
         targets = []
         for index in indices:
+            if not source.is_thread_safe:
+                seed_generators(seed, Purpose.READING, 0, index)
             image, target = source.read(index)
             if image.shape != first.shape or image.dtype != torch.uint8:
                 raise _UnlikeError(

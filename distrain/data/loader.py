@@ -14,10 +14,12 @@ import torch
 from distrain.data.held import MOST_HELD_BYTES, HeldSource
 from distrain.data.order import MicroBatch
 from distrain.data.processes import read_in_processes
-from distrain.data.source import Batch, Empty, Source, TensorSource, room_for, stack_targets
+from distrain.data.source import Batch, DatasetSource, Empty, Source, TensorSource, room_for, stack_targets
 from distrain.data.threads import ReadSample, Sample, read_in_threads
 from distrain.data.transforms import Transforms
 from distrain.errors import DataError, RecipeError
+from distrain.generators import seed_generators
+from distrain.seeds import Purpose
 
 Loader = Literal["auto", "threads", "processes"]
 
@@ -39,6 +41,8 @@ class BatchReader:
         self.source = source
         self.transforms = transforms
         self.seed = seed
+        if isinstance(source, DatasetSource):
+            source.seed_stream(seed)
         self._held: Batch | None = None
         if _is_in_memory(source) and (transforms is None or transforms.is_batched):
             self._held = _put(source.images, source.targets, device or torch.device("cpu"))
@@ -75,6 +79,8 @@ class BatchReader:
         drawn = None if self.transforms is None else self.transforms.draw(micro_batch, seed=self.seed)
 
         def read(position: int, place: torch.Tensor | None) -> Sample:
+            if not self.source.is_thread_safe:
+                seed_generators(self.seed, Purpose.READING, *micro_batch.place(position))
             image, target = self.source.read(indices[position])
             if drawn is not None:
                 try:

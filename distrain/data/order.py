@@ -25,6 +25,11 @@ class MicroBatch:
     epoch: int = 0
     copies: NDArray[np.int64] | None = None
 
+    def place(self, position: int) -> tuple[int, ...]:
+        """Return what the draws of a sample are a function of, besides the seed: epoch, index and, from 1 on, copy."""
+        copy = 0 if self.copies is None else int(self.copies[position])
+        return (self.epoch, int(self.indices[position]), *([copy] if copy else []))
+
 
 @dataclass(frozen=True)
 class Places:

@@ -42,7 +42,7 @@ class Source(Protocol):
         """Whether several threads of a process may call `read` at once, and it costs no more than decoding an image.
 
         Such a source may be read by loader threads, and is held in memory where it is small, unless the recipe says
-        otherwise.
+        otherwise. Another one may draw random numbers, from generators that are seeded for each sample.
         """
         ...
 
@@ -155,6 +155,11 @@ class DatasetSource:
                 f"without data.sampling=balanced, loss.class_weights=balanced and data.val_fraction, which need them"
             )
         return stack_targets([self._target(index, self._sample(index)[1]) for index in range(len(self))])
+
+    def seed_stream(self, seed: int) -> None:
+        """Have what a stream draws be a function of this seed too; other datasets are seeded sample by sample."""
+        if self.is_stream:
+            self._dataset.seed = seed
 
     def __len__(self) -> int:
         """Return the number of samples."""

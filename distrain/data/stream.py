@@ -2,7 +2,8 @@
 
 In every epoch the stream is begun anew, and sample i of it stands at position i. Its order is its own business,
 shuffling with it: `iter()` must give the same samples in the same order in every process, as a function of the epoch
-alone, which `set_epoch(epoch)` tells it. It must not leave out what other processes train on: that is done here.
+alone, which `set_epoch(epoch)` tells it. It must not leave out what other processes train on: that is done here. For
+each `iter()` and each sample the generators of torch, numpy and Python are seeded, and so are its draws alike too.
 """
 
 import os
@@ -13,6 +14,8 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from distrain.errors import DataError
+from distrain.generators import seed_generators
+from distrain.seeds import Purpose
 
 
 def is_stream(dataset: Any) -> bool:
@@ -40,6 +43,7 @@ class Stream:
 
     def __init__(self, dataset: Any, *, name: str, num_samples: int) -> None:
         self.classes = dataset.classes
+        self.seed = 0
         self._dataset = dataset
         self._name = name
         self._num_samples = num_samples
@@ -55,15 +59,19 @@ class Stream:
         cursor = self._cursor = self._reach(epoch, position)
         try:
             while cursor.position < position:
-                next(cursor.iterator)
-                cursor.position += 1
-            sample = next(cursor.iterator)
+                self._next(cursor)
+            return self._next(cursor)
         except StopIteration:
             raise DataError(
                 f"data.source={self._name}: in epoch {epoch} the stream has ended before position {position}, counted "
                 f"from 0, and {self._num_samples} samples an epoch are promised; correct its len() or "
                 f"data.samples_per_epoch, and let every iter() begin anew"
             ) from None
+
+    def _next(self, cursor: _Cursor) -> Any:
+        """Return the sample at the cursor; what it draws is a function of its place, as in any other process."""
+        seed_generators(self.seed, Purpose.READING, cursor.epoch, cursor.position)
+        sample = next(cursor.iterator)
         cursor.position += 1
         return sample
 
@@ -83,6 +91,7 @@ class Stream:
         if cursor is not None and is_on_the_way and (cursor.position == position or not can_jump):
             return cursor
         self._cursor = cursor = None  # what it holds, such as files, goes before it is opened again
+        seed_generators(self.seed, Purpose.READING, epoch)
         if hasattr(self._dataset, "set_epoch"):
             self._dataset.set_epoch(epoch)
         if can_jump:

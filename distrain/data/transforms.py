@@ -6,7 +6,6 @@ other one on, the rest are torchvision's or the user's: they run image by image,
 seeded for each sample, so in one thread of a process. An image is the same whichever way it is read.
 """
 
-import random
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +15,10 @@ from torch import nn
 
 from distrain.data.order import MicroBatch
 from distrain.errors import RecipeError
+from distrain.generators import seed_generators
 from distrain.recipe import Augment, Transform, TransformList
 from distrain.references import is_reference, load_reference
-from distrain.seeds import Purpose, derive_seed
+from distrain.seeds import Purpose
 
 if TYPE_CHECKING:
     from distrain.data.geometry import Drawn, Numbers  # takes a second to import: torchvision
@@ -84,9 +84,7 @@ class DrawnTransforms:
         """Return an image after the other transforms, which draw from generators that are seeded for its sample."""
         if not self._transforms.rest:
             return image
-        batch = self._micro_batch
-        copy = 0 if batch.copies is None else int(batch.copies[position])
-        seed_sample(self._seed, batch.epoch, int(batch.indices[position]), copy)
+        seed_generators(self._seed, Purpose.SAMPLE, *self._micro_batch.place(position))
         return self.apply_rest(image, position)
 
     def apply_rest(self, image: torch.Tensor, position: int) -> torch.Tensor:
@@ -125,15 +123,6 @@ def build_transforms(transforms: TransformList, *, key: str) -> Transforms | Non
             break
         leading.append(step)
     return Transforms(leading, steps[len(leading) :], is_batched=all(isinstance(step, Batched) for step in steps))
-
-
-def seed_sample(seed: int, epoch: int, index: int, copy: int = 0) -> None:
-    """Seed all generators that a transform may draw from, as a function of (seed, epoch, sample, copy) alone."""
-    place = (epoch, index, copy) if copy else (epoch, index)
-    value = derive_seed(seed, Purpose.SAMPLE, *place)
-    torch.default_generator.manual_seed(value)
-    np.random.seed(value & 0xFFFF_FFFF)
-    random.seed(value)
 
 
 class Normalize:

@@ -28,10 +28,13 @@ def find_idle(model: nn.Module, example: torch.Tensor) -> list[str]:
     idle = {name for name, weight in model.named_parameters() if weight.requires_grad}
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    may_search = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False  # no search for the fastest kernels of a batch that never comes again
     with torch.random.fork_rng(), torch.enable_grad():
         for is_training in (True, False):  # what is left out at random in training is there in evaluation
             if idle:
                 idle -= _reached(model.train(is_training), example)
+    torch.backends.cudnn.benchmark = may_search
     for module, was_training in modes:
         module.training = was_training
     with torch.no_grad():

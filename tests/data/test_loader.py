@@ -1,5 +1,6 @@
 """Samples are read as they are, and augmented as a function of (seed, epoch, sample) and nothing else."""
 
+import random
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,36 @@ def test_every_kind_of_image_is_read_as_rgb(photographs: Path) -> None:
     for index in range(10):
         image, label = source.read(index)
         assert (tuple(image.shape), image.dtype, label) == ((3, 30, 40), torch.uint8, index // 5)
+
+
+class Drawing:
+    """A dataset that augments by itself, with whatever generator comes to hand."""
+
+    classes = ("a", "b")
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.tensor([index / 100, float(torch.rand(())), np.random.rand(), random.random()])[:, None, None], 0
+
+
+def test_what_a_dataset_draws_depends_on_seed_epoch_and_sample_alone() -> None:
+    def read(order: list[int], *, epoch: int = 0, seed: int = 5, workers: int, size: int) -> torch.Tensor:
+        reader = BatchReader(DatasetSource(Drawing(), name="mine:drawing"), None, seed=seed)
+        batches = [MicroBatch(np.array(order[i : i + size]), epoch) for i in range(0, len(order), size)]
+        images = [images for images, _ in read_batches(reader, batches, num_workers=workers, device=CPU)]
+        return torch.cat(images)[:, :, 0, 0]
+
+    there, back = list(range(12)), list(range(11, -1, -1))
+    drawn = read(there, workers=0, size=4)
+    assert len(set(drawn[:, 1:].flatten().tolist())) == 36
+    assert torch.equal(read(back, workers=0, size=3).flip(0), drawn)
+    assert torch.equal(read(there, workers=2, size=2), drawn)
+    assert torch.equal(read(back[:5], workers=2, size=1), drawn.flip(0)[:5])
+    for other in (read(there, epoch=1, workers=0, size=4), read(there, seed=6, workers=0, size=4)):
+        assert torch.equal(other[:, 0], drawn[:, 0])
+        assert not torch.isclose(other[:, 1:], drawn[:, 1:]).any()
 
 
 def test_augmentation_depends_on_seed_epoch_and_sample_alone(photographs: Path) -> None:

@@ -1,5 +1,6 @@
 """A stream gives the same samples at the same positions in any number of processes, and begun anywhere."""
 
+import random
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
@@ -84,12 +85,31 @@ class Torch(IterableDataset[Sample]):
             yield sample(self.epoch, position)
 
 
+class Drawing(Plain):
+    """Shuffles at its beginning and augments on its way, with generators that all code shares."""
+
+    def _samples(self, epoch: int, start: int) -> Iterator[Sample]:
+        order = np.random.permutation(LENGTH)[start:].tolist()
+
+        def draw() -> Iterator[Sample]:
+            for position in order:
+                self.num_read += 1
+                values = [[epoch, position, random.randrange(256), int(torch.randint(256, ()))]]
+                yield torch.tensor([values], dtype=torch.uint8), position % 3
+
+        return draw()
+
+
+class JumpingAndDrawing(Drawing, Jumping):
+    pass
+
+
 def stream_of(dataset: object, num_samples: int = LENGTH) -> Stream:
     return Stream(dataset, name="mine:stream", num_samples=num_samples)
 
 
 def read(stream: Stream, steps: range, *, world_size: int, workers: int) -> list[list[list[int]]]:
-    """Return [epoch, position] of each sample, by step; 8 samples a step, in micro-batches of 2."""
+    """Return [epoch, position] of each sample, and what it drew, by step; 8 samples a step, in micro-batches of 2."""
     by_rank = []
     for rank in range(world_size):
         order = TrainOrder(
@@ -116,6 +136,18 @@ def test_samples_stand_at_their_positions_in_any_processes(dataset: type, worker
     for world_size in (1, 2):
         assert read(stream, range(6), world_size=world_size, workers=workers) == expected
     assert read(stream, range(4, 6), world_size=2, workers=workers) == expected[4:]  # a resume within epoch 1
+
+
+@pytest.mark.parametrize("dataset", [Drawing, JumpingAndDrawing])
+def test_what_a_stream_draws_is_the_same_in_any_processes(dataset: type) -> None:
+    expected = read(stream_of(dataset()), range(6), world_size=1, workers=0)
+    epochs = [list(chain(*expected[:3])), list(chain(*expected[3:]))]
+    for epoch, found in enumerate(epochs):
+        assert sorted(place[:2] for place in found) == [[epoch, position] for position in range(LENGTH)]
+    assert [place[1] for place in epochs[0]] != [place[1] for place in epochs[1]] != list(range(LENGTH))
+    for world_size, workers in ((1, 2), (2, 0), (2, 2)):
+        assert read(stream_of(dataset()), range(6), world_size=world_size, workers=workers) == expected
+    assert read(stream_of(dataset()), range(4, 6), world_size=2, workers=1) == expected[4:]
 
 
 def test_stream_that_can_begin_anywhere_reads_nothing_that_is_not_wanted() -> None:

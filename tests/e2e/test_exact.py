@@ -67,6 +67,54 @@ def test_run_killed_and_resumed_on_other_numbers_of_processes_gives_the_bits_of_
     assert facts(tmp_path / "run") == alone
 
 
+OWN_CODE = """
+import random
+import numpy as np
+import torch
+from torch import nn
+
+class Network(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.first = nn.Linear(64, 16)
+        self.first.weight.data = torch.from_numpy(np.random.uniform(-0.1, 0.1, (16, 64))).float()
+        self.last = nn.Linear(16, num_classes)
+
+    def forward(self, images):
+        hidden = self.first(images.flatten(1)).relu()
+        return self.last(hidden * random.uniform(0.5, 1.5) * np.random.uniform(0.5, 1.5) if self.training else hidden)
+
+class Images:
+    classes = ["dark", "bright"]
+
+    def __init__(self, split, path=None):
+        self.count = 72 if split == "train" else 20
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return torch.rand(1, 8, 8) * random.random() * np.random.rand() + index % 2, index % 2
+"""
+
+
+def test_what_own_code_draws_is_the_same_on_any_number_of_processes_and_after_a_resume(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN_CODE)
+    recipe = [
+        "digits",
+        "--set=data={source: mine:Images, batch_size: 16, num_workers: 0}",
+        "--set=model.name=mine:Network",
+        "--set=train={epochs: 8, exact: true, micro_batch_size: 4}",
+        "--set=checkpoint.every_steps=3",
+        "--set=augment.train=[RandomErasing]",
+    ]
+    fit(*recipe, "--run=alone", cwd=tmp_path)
+    process = start([*recipe, "--set=data.num_workers=1", "--procs=2", "--run=together"], tmp_path)
+    kill_after_checkpoint(process, tmp_path / "together", step=3, delay_s=0.0)
+    fit("--run=together", "--procs=1", cwd=tmp_path)
+    assert facts(tmp_path / "together") == facts(tmp_path / "alone")
+
+
 @pytest.mark.slow
 def test_channels_last_has_the_same_bits_at_any_number_of_processes(tmp_path: Path) -> None:
     changes = ["--set=compute.memory_format=channels_last", "--set=optimizer={name: sgd, lr: 0.05, momentum: 0.9}"]
