@@ -217,9 +217,10 @@ def seed_model_draws(seed: int, step: int, micro_batch: int, gpus: range, *, is_
     Where it or the loss is the user's own, it may draw from numpy and from Python as well.
     """
     value = derive_seed(seed, Purpose.MODEL_DRAW, step, micro_batch)
-    torch.default_generator.manual_seed(value)  # a hundredth of the time of torch.manual_seed, which asks all backends
     if is_own:
         seed_generators(seed, Purpose.MODEL_DRAW, step, micro_batch)
+    else:  # a hundredth of the time of torch.manual_seed, which asks all backends
+        torch.default_generator.manual_seed(value)
     for gpu in gpus:
         torch.cuda.default_generators[gpu].manual_seed(value + gpu - gpus[0])
 

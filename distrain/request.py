@@ -10,7 +10,7 @@ from distrain.errors import RunError
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile
 from distrain.recipe import Recipe, load_recipe, read_recipe
-from distrain.rundir import RunDirectory, Status, new_run_directory, write_atomically
+from distrain.rundir import DYING_S, RunDirectory, Status, new_run_directory, write_atomically
 
 DEFAULT_RECIPE = "digits"
 RUNS = Path("runs")
@@ -44,7 +44,7 @@ def check_data(recipe: Recipe, *, needs_validation: bool = True) -> None:
 
 def write_request(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Plan) -> None:
     """Write what is asked for into the run directory, in which nobody may be training."""
-    with run.locked():
+    with run.locked(patience_s=DYING_S):
         run.stop.unlink(missing_ok=True)
         run.stacks_request.unlink(missing_ok=True)
         write_atomically(run.recipe, recipe.to_yaml())

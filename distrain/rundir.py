@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,6 +23,8 @@ from distrain.errors import RunError
 State = Literal["queued", "starting", "running", "stopping", "stopped", "preempted", "failed", "finished"]
 
 RESERVE_BYTES = 1 << 18
+DYING_S = 10.0  # the ranks of a launcher that was killed end within it
+_LOCK_PAUSE_S = 0.05  # between two tries
 
 
 class Attempt(BaseModel):
@@ -253,18 +255,18 @@ class RunDirectory:
         return sorted(found, key=lambda heartbeat: heartbeat.rank)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Train in the run, as the only process that does; raises `RunError` at once where another one does.
+    def locked(self, patience_s: float = 0.0) -> Iterator[None]:
+        """Train in the run, as the only process that does; raises `RunError` where another one does all this time.
 
         A POSIX record lock: it goes with the process, however that dies, and loader processes do not inherit it.
         """
-        with self._hold(self.lock):
+        with self._hold(self.lock, patience_s):
             yield
 
     @contextmanager
     def launching(self) -> Iterator[None]:
         """Launch the run, as the only process that does; raises `RunError` at once where another one does."""
-        with self._hold(self.launcher_lock):
+        with self._hold(self.launcher_lock, patience_s=0.0):
             yield
 
     @property
@@ -273,16 +275,18 @@ class RunDirectory:
         return any(path.exists() and _is_locked(path) for path in (self.launcher_lock, self.lock))
 
     @contextmanager
-    def _hold(self, path: Path) -> Iterator[None]:
+    def _hold(self, path: Path, patience_s: float) -> Iterator[None]:
+        deadline = time.monotonic() + patience_s
         with path.open("a+") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            while not _try_lock(file):
+                if time.monotonic() < deadline:
+                    time.sleep(_LOCK_PAUSE_S)
+                    continue
                 file.seek(0)
                 holder = file.read().strip() or "another process"
                 raise RunError(
                     f"run directory {self.path} is in use by {holder}; wait for it, or train in another one with --run"
-                ) from None
+                )
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
@@ -296,6 +300,14 @@ class RunDirectory:
             yield
         finally:
             self.reserve.unlink(missing_ok=True)
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _is_locked(path: Path) -> bool:

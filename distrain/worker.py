@@ -28,7 +28,7 @@ from distrain.process import (
     stop_on_signal,
 )
 from distrain.recipe import read_recipe
-from distrain.rundir import RunDirectory
+from distrain.rundir import DYING_S, RunDirectory
 
 # What the traceback of a rank says that has lost another one: gloo's, NCCL's and the store's words for it.
 _LOST_CONNECTION = (
@@ -92,7 +92,7 @@ def _run_rank(run: RunDirectory, *, owns_process: bool, on_error: Callable[[Exce
                 threads=profile.threads,
                 num_devices=profile.devices,
             ) as world,
-            run.locked() if world.is_main else nullcontext(),
+            run.locked(patience_s=DYING_S) if world.is_main else nullcontext(),
         ):
             if run.examination.exists():
                 from distrain.examine.work import examine

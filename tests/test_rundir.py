@@ -58,9 +58,8 @@ def test_lock_goes_with_the_process_that_is_killed(run: RunDirectory) -> None:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(RunError, match=f"is in use by process {other.pid} on "), run.locked():
             pass
-        other.kill()
-        other.wait(timeout=60)
-        with run.locked():
+        threading.Timer(0.3, other.kill).start()
+        with run.locked(patience_s=60):  # its launcher is gone, and it is about to be
             pass
 
 

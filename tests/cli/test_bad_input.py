@@ -134,7 +134,7 @@ def test_run_directory_keeps_its_recipe_its_place_and_its_holder(tmp_path: Path)
 
     run = RunDirectory(tmp_path / "run")
     run.write_status(run.read_status().model_copy(update={"state": "running"}))
-    with run.lock.open("a+") as file:
+    with run.launcher_lock.open("a+") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         assert_one_sentence(distrain("fit", "--run=run", cwd=tmp_path), "is in use by process")
     for path, content in before.items():
