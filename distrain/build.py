@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from distrain.average import SlowWeights, WeightAverage
@@ -45,6 +46,7 @@ from distrain.seeds import Purpose
 from distrain.session import Session
 from distrain.telemetry import LossMeter, Stopwatch
 from distrain.tracing import Tracer
+from distrain.trial import check_outputs
 from distrain.world import StopAgreement, World
 
 NUM_SHOWN_IMAGES = 8
@@ -77,7 +79,8 @@ def build_session(
     order = _order(recipe, recipe.train.micro_batch_size, train_source, world=world)
     total_steps = min(recipe.train.epochs * order.steps_per_epoch, recipe.train.max_steps or 2**63)
     readers = _build_readers(recipe, profile, sources, world=world, epochs=total_steps / order.steps_per_epoch)
-    first = _first_batch(readers["train"], order)
+    first = _first_batch(readers["train"], next(order.micro_batches([0])).indices)
+    first_val = _first_batch(readers["val"], np.arange(min(NUM_SHOWN_IMAGES, len(sources["val"]))))
     normalize = Normalize(
         recipe.augment,
         num_channels=first[0].shape[1],
@@ -110,6 +113,10 @@ def build_session(
     model = place(model, recipe, world.device)
     precision = Precision(recipe.precision, world.device)
     with precision.autocast():
+        for images in {batch[0].shape[1:]: batch[0] for batch in (first, first_val)}.values():  # one of each size
+            check_outputs(
+                model, normalize(images[:2].to(world.device)), name=recipe.model.name, num_outputs=num_classes
+            )
         idle = find_idle(model, shown_images) if must_agree(recipe, world) else []
     compilation = compile_network(
         recipe,
@@ -190,10 +197,9 @@ def _build_readers(
     return readers
 
 
-def _first_batch(reader: BatchReader, order: TrainOrder) -> Batch:
-    """Return the first few training samples, their images not yet normalised."""
-    indices = next(order.micro_batches([0])).indices[:NUM_SHOWN_IMAGES]
-    batch = reader.read(MicroBatch(indices))
+def _first_batch(reader: BatchReader, indices: NDArray[np.int64]) -> Batch:
+    """Return the first few of these samples, their images not yet normalised; raises what is wrong with them."""
+    batch = reader.read(MicroBatch(indices[:NUM_SHOWN_IMAGES]))
     if isinstance(batch, DataError):
         raise batch
     return batch

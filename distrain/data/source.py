@@ -190,13 +190,17 @@ class DatasetSource:
 
     def _sample(self, index: int) -> Any:
         try:
-            return self._dataset[index]
+            sample = self._dataset[index]
         except ModuleNotFoundError as error:  # some of torchvision's datasets import a package where they need it
             raise DataError(
                 f"{self.describe(index)} is read with the package {error.name}; install it: pip install {error.name}"
             ) from error
         except OSError as error:
             raise DataError(f"{self.describe(index)} cannot be read ({error}); mend its file") from error
+        if not (isinstance(sample, tuple | list) and len(sample) == 2):
+            seen = f"a {type(sample).__name__} of {len(sample)}" if hasattr(sample, "__len__") else f"{sample!r:.60}"
+            raise DataError(f"{self.describe(index)} is {seen}; give a pair (image, target)")
+        return sample
 
     def _target(self, index: int, target: Any) -> int | torch.Tensor:
         dtype = torch.int64 if self.target == "class" else torch.float32

@@ -75,7 +75,10 @@ def _build(config: Model, *, num_classes: int, in_channels: int) -> nn.Module:
         raise ModelError(f"model.weights=imagenet is for torchvision's and timm's models, and model.name is {name}")
     if is_reference(name):
         factory = load_reference(name, key="model.name")
-        return _call(factory, {"num_classes": num_classes, **config.arguments}, name=name)
+        model = _call(factory, {"num_classes": num_classes, **config.arguments}, name=name)
+        if not isinstance(model, nn.Module):
+            raise ModelError(f"model.name={name} returns {model!r:.60}; return a torch.nn.Module")
+        return model
     arguments = {"num_classes": num_classes, "in_channels": in_channels, **config.arguments}
     return _call(NETS[name], arguments, name=name)
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from distrain.errors import ModelError
+from distrain.trial import undisturbed
 
 MAX_NAMED = 3
 
@@ -26,20 +27,10 @@ def find_idle(model: nn.Module, example: torch.Tensor) -> list[str]:
     `example` is a small batch as the network gets it; buffers and random numbers are as before afterwards.
     """
     idle = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    may_search = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = False  # no search for the fastest kernels of a batch that never comes again
-    with torch.random.fork_rng(), torch.enable_grad():
+    with undisturbed(model), torch.enable_grad():
         for is_training in (True, False):  # what is left out at random in training is there in evaluation
             if idle:
                 idle -= _reached(model.train(is_training), example)
-    torch.backends.cudnn.benchmark = may_search
-    for module, was_training in modes:
-        module.training = was_training
-    with torch.no_grad():
-        for buffer, before in buffers:
-            buffer.copy_(before)
     return [name for name, _ in model.named_parameters() if name in idle]
 
 

@@ -115,10 +115,12 @@ def test_label_out_of_range_names_the_sample(tmp_path: Path) -> None:
     ("override", "words"),
     [
         ("model.name=resnet19", ["did you mean resnet18?"]),
-        pytest.param("model.name=nowhere:net", ["no module 'nowhere'"], marks=pytest.mark.slow),
+        ("model.name=nowhere:net", ["no module 'nowhere'"]),
         ("augment.train=[Flop]", ["no transform 'Flop'"]),
-        pytest.param("data.source=digit", ["did you mean digits?"], marks=pytest.mark.slow),
+        ("data.source=digit", ["did you mean digits?"]),
         ("model.weights=none.pth", ["no such file"]),
+        ("model.name=alexnet", ["alexnet does not take images of 1x8x8"]),
+        ("augment.eval=[Resize: {size: 9}, Grayscale: {num_output_channels: 3}]", ["3x9x9", "3 channels"]),
     ],
 )
 def test_name_that_only_the_training_knows_is_one_sentence(tmp_path: Path, override: str, words: list[str]) -> None:
