@@ -26,7 +26,9 @@ def scan_image_folder(
         raise DataError("the recipe reads an image folder and none was given; name it with --data DIR")
     base = Path(root)
     if not base.is_dir():
-        raise DataError(f"data folder {root} does not exist" if not base.exists() else f"{root} is not a folder")
+        if not base.exists():
+            raise DataError(f"data folder {root} does not exist")
+        raise DataError(f"{root} is not a folder; a table of images is read with --set data.source=manifest")
     validation = next((name for name in VALIDATION_NAMES if (base / name).is_dir()), None)
     if not (base / "train").is_dir():
         if validation is not None:
