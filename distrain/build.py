@@ -28,7 +28,7 @@ from distrain.errors import DataError, RecipeError, WeightsUnreachableError
 from distrain.generators import seed_generators
 from distrain.heart import Heart
 from distrain.launchers.profile import Profile
-from distrain.losses import LossFunction, build_loss
+from distrain.losses import LossFunction, build_loss, check_loss
 from distrain.metrics.choice import choose_metrics
 from distrain.microbatch import memory_limit_bytes, settle_micro_batch_size, try_micro_batch_sizes
 from distrain.mixing import Preparation, check_mixing, check_sizes
@@ -117,6 +117,7 @@ def build_session(
             check_outputs(
                 model, normalize(images[:2].to(world.device)), name=recipe.model.name, num_outputs=num_classes
             )
+        check_loss(loss_function, recipe.loss, first[1].to(world.device), num_outputs=num_classes)
         idle = find_idle(model, shown_images) if must_agree(recipe, world) else []
     compilation = compile_network(
         recipe,

@@ -6,9 +6,11 @@ a batch into micro-batches and counts on it.
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from distrain.errors import ModelError, RecipeError
 from distrain.metrics import Target
@@ -42,8 +44,7 @@ def build_loss(
     the target, and for a number of weights that is not the data's.
     """
     if is_reference(config.name):
-        function: LossFunction = load_reference(config.name, key="loss.name")
-        return function
+        return _own_loss(config.name, device)
     if target not in _FITTING[config.name]:
         fitting = ", ".join(name for name, targets in _FITTING.items() if target in targets)
         raise RecipeError(
@@ -60,6 +61,34 @@ def build_loss(
     if config.name == "focal":
         return _build_focal(config, target)
     return _absolute_error if config.name == "l1" else _squared_error
+
+
+def _own_loss(name: str, device: torch.device) -> LossFunction:
+    """Return the user's function, or module, which is made first where its class is named."""
+    function = load_reference(name, key="loss.name")
+    if isinstance(function, type) and issubclass(function, nn.Module):
+        function = function()
+    if isinstance(function, nn.Module):
+        learnt = [weight for weight, value in function.named_parameters() if value.requires_grad]
+        if learnt:
+            raise RecipeError(
+                f"loss.name={name} has a weight of its own, {learnt[0]}, which nothing would train; put it into the "
+                f"network, and have that give what the loss takes"
+            )
+        function = function.to(device)
+    return cast("LossFunction", function)
+
+
+def check_loss(function: LossFunction, config: Loss, targets: torch.Tensor, *, num_outputs: int) -> None:
+    """Raise `RecipeError` where a loss of the user's does not give one number for logits and some `targets`."""
+    if not is_reference(config.name):
+        return
+    value = function(torch.zeros(len(targets), num_outputs, device=targets.device), targets)
+    if not (isinstance(value, torch.Tensor) and value.ndim == 0 and value.is_floating_point()):
+        seen = f"{value!r:.60}"
+        if isinstance(value, torch.Tensor):
+            seen = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+        raise RecipeError(f"loss.name={config.name} gives {seen}; return the mean over the samples, one number")
 
 
 def _weighted_cross_entropy(

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from distrain.errors import ModelError, RecipeError
-from distrain.losses import LossFunction, build_loss
+from distrain.losses import LossFunction, build_loss, check_loss
 from distrain.metrics import Target
 from distrain.recipe import Loss
 
@@ -132,3 +133,26 @@ def test_loss_of_the_user_takes_any_target(tmp_path: Path, monkeypatch: pytest.M
     module.half = lambda logits, targets: (logits - targets).mean() / 2  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my_losses", module)
     assert build("values", name="my_losses:half")(torch.ones(2, 5), torch.zeros(2, 5)).item() == 0.5
+
+
+def test_module_as_a_loss_is_made_where_its_class_is_named_and_must_not_learn() -> None:
+    made = build("values", name="torch.nn:HuberLoss")
+    assert made(torch.ones(2, 5), torch.zeros(2, 5)).item() == 0.5
+    with pytest.raises(RecipeError, match=r"loss\.name=torch\.nn:PReLU has a weight of its own, weight, which nothing"):
+        build("values", name="torch.nn:PReLU")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (torch.zeros(3), r"loss\.name=mine:loss gives float32 \[3\]; return the mean over the samples, one number"),
+        (torch.tensor(1), r"gives int64 \[\]"),
+        (None, r"gives None"),
+        (0.5, r"gives 0\.5"),
+    ],
+)
+def test_own_loss_must_give_one_number(given: Any, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        check_loss(lambda *_: given, Loss(name="mine:loss"), torch.zeros(3, dtype=torch.int64), num_outputs=2)
+    check_loss(lambda *_: given, Loss(name="mse"), torch.zeros(3, dtype=torch.int64), num_outputs=2)
+    check_loss(F.cross_entropy, Loss(name="mine:loss"), torch.zeros(3, dtype=torch.int64), num_outputs=2)
