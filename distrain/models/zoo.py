@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from distrain.errors import ModelError, WeightsUnreachableError
 from distrain.models.alexnet import AlexNet5
@@ -75,12 +76,21 @@ def _build(config: Model, *, num_classes: int, in_channels: int) -> nn.Module:
         raise ModelError(f"model.weights=imagenet is for torchvision's and timm's models, and model.name is {name}")
     if is_reference(name):
         factory = load_reference(name, key="model.name")
-        model = _call(factory, {"num_classes": num_classes, **config.arguments}, name=name)
-        if not isinstance(model, nn.Module):
-            raise ModelError(f"model.name={name} returns {model!r:.60}; return a torch.nn.Module")
-        return model
+        return _checked(_call(factory, {"num_classes": num_classes, **config.arguments}, name=name), name=name)
     arguments = {"num_classes": num_classes, "in_channels": in_channels, **config.arguments}
     return _call(NETS[name], arguments, name=name)
+
+
+def _checked(made: object, *, name: str) -> nn.Module:
+    """Return what a factory of the user's has made, if it is a network with weights."""
+    if not isinstance(made, nn.Module):
+        raise ModelError(f"model.name={name} returns {made!r:.60}; return a torch.nn.Module")
+    if any(is_lazy(tensor) for tensor in made.parameters()):
+        raise ModelError(
+            f"model.name={name} has lazy layers, which get their weights in a first pass; give them the sizes of "
+            f"their inputs, or make that pass in {name.partition(':')[2]}"
+        )
+    return made
 
 
 def _call(factory: Callable[..., nn.Module], arguments: dict[str, Any], *, name: str) -> nn.Module:

@@ -30,7 +30,7 @@ def find_idle(model: nn.Module, example: torch.Tensor) -> list[str]:
     with undisturbed(model), torch.enable_grad():
         for is_training in (True, False):  # what is left out at random in training is there in evaluation
             if idle:
-                idle -= _reached(model.train(is_training), example)
+                idle -= _reached(model.train(is_training), example.clone())  # a network may write to it
     return [name for name, _ in model.named_parameters() if name in idle]
 
 

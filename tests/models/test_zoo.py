@@ -73,12 +73,20 @@ def test_arguments_come_to_the_factory(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "own_nets.py").write_text(
         "from torch import nn\ndef mlp(num_classes, *, width=8):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(12, width), nn.Linear(width, num_classes))\n"
+        "def lazy(num_classes):\n"
+        "    return nn.LazyLinear(num_classes)\n"
+        "def nothing(num_classes):\n"
+        "    nn.Linear(1, num_classes)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     model = build("own_nets:mlp", arguments={"width": 5})
     assert [tuple(parameter.shape) for parameter in model.parameters()] == [(5, 12), (5,), (7, 5), (7,)]
     with pytest.raises(ModelError, match=r"own_nets:mlp with .* got an unexpected keyword argument 'wide'"):
         build("own_nets:mlp", arguments={"wide": 5})
+    with pytest.raises(ModelError, match=r"own_nets:lazy has lazy layers, .* or make that pass in lazy"):
+        build("own_nets:lazy")
+    with pytest.raises(ModelError, match=r"own_nets:nothing returns None; return a torch\.nn\.Module"):
+        build("own_nets:nothing")
     sys.modules.pop("own_nets")
     dropouts = [m.p for m in build("cifar-cnn", arguments={"dropout": 0.6}).modules() if isinstance(m, nn.Dropout)]
     assert dropouts == [0.6]
