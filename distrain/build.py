@@ -118,7 +118,7 @@ def build_session(
                 model, normalize(images[:2].to(world.device)), name=recipe.model.name, num_outputs=num_classes
             )
         check_loss(loss_function, recipe.loss, first[1].to(world.device), num_outputs=num_classes)
-        idle = find_idle(model, shown_images) if must_agree(recipe, world) else []
+        idle = find_idle(model, shown_images[:2]) if must_agree(recipe, world) else []
     compilation = compile_network(
         recipe,
         model,

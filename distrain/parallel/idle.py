@@ -53,19 +53,11 @@ def kept_out(model: nn.Module, idle: Sequence[str]) -> Iterator[None]:
 
 
 def _reached(model: nn.Module, example: torch.Tensor) -> set[str]:
-    """Return the weights at the leaves of the graph that a forward pass leaves behind."""
-    names = {weight: name for name, weight in model.named_parameters()}
-    waiting = [out.grad_fn for out in tree_leaves(model(example)) if isinstance(out, torch.Tensor)]
-    seen, found = set(waiting), set[str]()
-    while waiting:
-        node = waiting.pop()
-        if node is None:
-            continue
-        if (weight := getattr(node, "variable", None)) is not None:  # that of torch's AccumulateGrad
-            found.add(names.get(weight, ""))
-        fresh = {following for following, _ in node.next_functions} - seen
-        seen |= fresh
-        waiting += fresh
+    """Return the weights that have a gradient after a backward pass, be it 0."""
+    answers = [out for out in tree_leaves(model(example)) if isinstance(out, torch.Tensor) and out.requires_grad]
+    torch.autograd.backward([answer.sum() for answer in answers])
+    found = {name for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad(set_to_none=True)
     return found
 
 

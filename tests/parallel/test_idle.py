@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from distrain.batching import Batching, solve_batching
 from distrain.data.order import Window
@@ -44,6 +45,17 @@ class Net(nn.Module):
         return {"logits": self.head(features), "features": features.detach()}
 
 
+class Recomputed(nn.Module):
+    """A layer that is computed again in the backward pass, and stands in no graph before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.hidden, self.idle = nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 1), nn.Linear(1, 1, bias=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return checkpoint(self.hidden, self.first(images), use_reentrant=True)  # type: ignore[no-any-return]
+
+
 IDLE = ["left_over.weight", "left_over.bias"]
 
 
@@ -61,6 +73,8 @@ def test_what_nothing_depends_on_is_found_and_the_network_is_as_before() -> None
     assert torch.equal(net.norm.get_buffer("running_mean"), before["norm.running_mean"])
     with torch.no_grad():
         assert find_idle(nn.Sequential(nn.Conv2d(1, 1, 3)), IMAGES) == []
+    assert find_idle(Recomputed(), IMAGES) == ["idle.weight"]
+    assert find_idle(nn.Sequential(nn.Flatten(), nn.ReLU()), IMAGES) == []
 
 
 def train(make: Callable[[nn.Module], Parallel], world: World) -> dict[str, torch.Tensor]:
