@@ -80,7 +80,8 @@ class Loss(Section):
     """What is minimised; a field that the loss does not have stays null."""
 
     name: str = Field(
-        "cross_entropy", description="cross_entropy, bce, focal, l1, mse, or package.module:function(logits, targets)"
+        "cross_entropy",
+        description="cross_entropy, bce, focal, l1, mse; or package.module:name, function (logits, targets) or module",
     )
     label_smoothing: Fraction | None = Field(None, description="cross_entropy: share of the target spread over all")
     class_weights: ClassWeights = Field(
