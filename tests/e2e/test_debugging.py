@@ -32,7 +32,7 @@ class BadEvaluation(nn.Linear):
     def __init__(self, num_classes):
         super().__init__(64, num_classes)
     def forward(self, images):
-        if not self.training:
+        if len(images) == 256:  # those of an evaluation
             batch = len(images)
             raise ArithmeticError("the evaluation broke")
         return super().forward(images.flatten(1))
