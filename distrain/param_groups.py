@@ -9,6 +9,7 @@ from torch import nn
 from distrain import recipe
 from distrain.optim import Setting
 from distrain.patterns import prefixes, select
+from distrain.trial import undisturbed
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
 
@@ -94,12 +95,8 @@ def _order_of_calls(model: nn.Module, paths: list[str], example: torch.Tensor) -
         order[path] = None
 
     handles = [model.get_submodule(path).register_forward_pre_hook(partial(note, path)) for path in paths]
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()  # nothing is drawn, no statistics move
-    with torch.no_grad():
-        model(example)
-    for module, was_training in modes:
-        module.training = was_training
+    with undisturbed(model), torch.no_grad():
+        model.eval()(example)
     for handle in handles:
         handle.remove()
     return list(order)
