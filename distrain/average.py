@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from distrain.recipe import Lookahead
-from distrain.sharding import own_part
+from distrain.sharding import own_part, reshard
 
 
 class WeightAverage:
@@ -21,6 +21,7 @@ class WeightAverage:
     def __init__(self, module: nn.Module, decay: float) -> None:
         live = _floating_point(module)
         self.tensors = {name: tensor.clone() for name, tensor in live.items()}
+        self._module = module
         self._decay = decay
         self._averages = [own_part(tensor) for tensor in self.tensors.values()]
         self._live = [own_part(tensor) for tensor in live.values()]
@@ -35,13 +36,16 @@ class WeightAverage:
     def in_place(self) -> Iterator[None]:
         """Let the network have the averaged weights, and its own again at the end."""
         own = [live.clone() for live in self._live]
-        with torch.no_grad():
-            torch._foreach_copy_(self._live, self._averages)
+        self._write(self._averages)
         try:
             yield
         finally:
-            with torch.no_grad():
-                torch._foreach_copy_(self._live, own)
+            self._write(own)
+
+    def _write(self, values: list[torch.Tensor]) -> None:
+        reshard(self._module)
+        with torch.no_grad():
+            torch._foreach_copy_(self._live, values)
 
 
 class SlowWeights:
@@ -54,6 +58,7 @@ class SlowWeights:
     def __init__(self, module: nn.Module, config: Lookahead, *, total_steps: int) -> None:
         live = _floating_point(module)
         self.tensors = {name: tensor.clone() for name, tensor in live.items()}
+        self._module = module
         self._config = config
         self._total_steps = total_steps
         self._slow = [own_part(tensor) for tensor in self.tensors.values()]
@@ -68,6 +73,7 @@ class SlowWeights:
             torch._foreach_lerp_(self._slow, self._live, 1 - decay)
         elif taken != self._total_steps:
             return
+        reshard(self._module)
         torch._foreach_copy_(self._live, self._slow)
 
 

@@ -13,6 +13,7 @@ from distrain.metrics.choice import ChosenMetrics
 from distrain.metrics.counters import Confusion, Counter, LabelConfusion, build_counters
 from distrain.precision import Precision
 from distrain.recipe import Eval
+from distrain.sharding import reshard
 from distrain.views import predict_views
 from distrain.world import World
 
@@ -83,6 +84,7 @@ def evaluate(
             witness(number, logits, targets)
     if idle_batch is not None and len(own) < -(-num_batches // world.size):
         predict_views(model, idle_batch, views)
+    reshard(model)
     model.train(was_training)
     rows, counts = _add_over_ranks(sums, counters, world)
     return None if any(row[0] == 0 for row in rows) else _conclude(rows, counters, counts, chosen)

@@ -1,4 +1,6 @@
-"""Owns the one question about sharded tensors: is this one, and which part of it does this rank have."""
+"""Answers what is known of sharded tensors: whether one is, which part this rank has, and how its network sees it."""
+
+import sys
 
 import torch
 from torch import nn
@@ -24,3 +26,20 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     """Return a sharded tensor gathered from all ranks, which call this together, or the tensor itself."""
     gathered: torch.Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
     return gathered
+
+
+def reshard(module: nn.Module) -> None:
+    """Free the weights that FSDP has gathered in `module`, so that its next pass gathers them anew from the parts.
+
+    After a forward pass the root of a network keeps its weights gathered for the backward pass, and `parameters()`
+    gives those. Without a backward pass, as in evaluation, they would stay: what is then written into the parts is
+    not seen by the next pass, and an update or a clipping of `parameters()` misses the gradients. Other networks are
+    left as they are.
+    """
+    if "torch.distributed.fsdp" not in sys.modules:  # takes a second to import: only where a network may need it
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
