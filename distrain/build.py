@@ -44,10 +44,11 @@ from distrain.recipe import Model, Recipe
 from distrain.rundir import RunDirectory
 from distrain.seeds import Purpose
 from distrain.session import Session
+from distrain.stop_agreement import StopAgreement
 from distrain.telemetry import LossMeter, Stopwatch
 from distrain.tracing import Tracer
 from distrain.trial import check_outputs
-from distrain.world import StopAgreement, World
+from distrain.world import World
 
 NUM_SHOWN_IMAGES = 8
 IF_REACHABLE = "imagenet-if-reachable"
@@ -158,7 +159,7 @@ def build_session(
         skipped=skipped,
         fingerprint={split: source.fingerprint() for split, source in sources.items()} if world.is_main else {},
         heart=heart,
-        stop=StopAgreement(world, lambda: heart.is_stop_requested, skipped=skipped),
+        stop=StopAgreement(world, lambda: heart.is_stop_requested, name=f"stop-{len(skipped)}"),
         tracer=Tracer(run, world, heart, is_wanted=profile.trace),
     )
 

@@ -85,7 +85,7 @@ def run_to_end(session: Session, start: Start, sinks: Sinks) -> bool:
     """
     recipe, world, heart = session.recipe, session.world, session.heart
     step = start.step
-    is_recorded = not world.any_rank(heart.hear())
+    is_recorded = not (world.any_rank(heart.hear()) or session.stop.is_reached(step))
     if is_recorded and start.is_record_due:
         session, is_recorded = write_records(session, step, sinks)
     if not is_recorded:

@@ -26,9 +26,10 @@ from distrain.parallel import Parallel
 from distrain.precision import Precision
 from distrain.recipe import Recipe
 from distrain.rundir import RunDirectory
+from distrain.stop_agreement import StopAgreement
 from distrain.telemetry import LossMeter, Stopwatch
 from distrain.tracing import Tracer
-from distrain.world import StopAgreement, World
+from distrain.world import World
 
 Ending = Literal["target_loss", "max_time", "patience"]  # the field of `train` that has ended a run
 

@@ -2,11 +2,9 @@
 
 import os
 import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -14,13 +12,6 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from distrain.errors import LaunchError
-
-_STOP_ASKED = "distrain/stop-asked"
-_STOP_HEARD = "distrain/stop-heard"  # how many ranks look out
-_STOP_STEP = "distrain/stop-step"
-_LOOK_S = 0.1  # how long a request may go unheard
-_ANSWER_S = 0.01
-_LAST_ANSWER_S = 1.0  # a store that hangs by then is left to itself
 
 
 @dataclass(frozen=True)
@@ -80,80 +71,6 @@ class World:
         finally:  # where rank 0 fails, the others go on, and find out for themselves
             if self.is_main:
                 self.barrier()
-
-
-class StopAgreement:
-    """Has all ranks stop before the same step; until somebody wants that, it costs a step nothing.
-
-    Rank 0 decides. Once it is requested, its thread asks the other ranks to look out, and theirs say that they do. From
-    then on each rank looks into the store at the beginning of every step. Rank 0 names the next step there before it
-    contributes to the gradients of this one, and no rank gets past these without it: so each rank finds the word, at
-    the latest, when it begins the step that it names. Steps that are `skipped` have no gradients: nothing holds the
-    ranks together in them.
-    """
-
-    def __init__(
-        self, world: World, is_requested: Callable[[], bool], *, skipped: frozenset[int] = frozenset()
-    ) -> None:
-        self._skipped = skipped
-        self._world = world
-        self._is_requested = is_requested
-        self._stop_step: int | None = None
-        self._is_alert = False  # on rank 0: all others are
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="distrain-stop", daemon=True)
-
-    def __enter__(self) -> Self:
-        if self._world.store is not None:
-            self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._thread.is_alive():
-            self._over.set()
-            self._thread.join(_LAST_ANSWER_S)
-
-    def is_reached(self, step: int) -> bool:
-        """Return whether the ranks stop before they take `step`; each asks at the beginning of every step."""
-        store = self._world.store
-        if store is None:
-            return self._is_requested()
-        if not self._is_alert:
-            return False
-        if self._stop_step is None and self._world.is_main:
-            while step in self._skipped:
-                step += 1
-            self._stop_step = step + 1
-            store.set(_STOP_STEP, str(self._stop_step))
-            store.get(_STOP_STEP)  # its answer comes after the store has taken the word: setting does not wait for it
-        elif self._stop_step is None and store.check([_STOP_STEP]):
-            self._stop_step = int(store.get(_STOP_STEP))
-        return self._stop_step is not None and step >= self._stop_step
-
-    def _watch(self) -> None:
-        assert self._world.store is not None
-        with suppress(RuntimeError):  # the store is gone with rank 0: the training finds out for itself
-            if self._world.is_main:
-                self._ask(self._world.store)
-            else:
-                self._listen(self._world.store)
-
-    def _ask(self, store: Store) -> None:
-        while not self._is_requested():
-            if self._over.wait(_LOOK_S):
-                return
-        store.set(_STOP_ASKED, "")
-        while store.add(_STOP_HEARD, 0) < self._world.size - 1:
-            if self._over.wait(_ANSWER_S):
-                return
-        self._is_alert = True
-
-    def _listen(self, store: Store) -> None:
-        while not store.check([_STOP_ASKED]):
-            if self._over.wait(_LOOK_S):
-                return
-        self._is_alert = True
-        store.add(_STOP_HEARD, 1)  # rank 0 waits for it
 
 
 def rank_from_environment() -> int:

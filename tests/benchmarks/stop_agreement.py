@@ -19,7 +19,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from distrain.world import StopAgreement, World, join_world
+from distrain.stop_agreement import StopAgreement
+from distrain.world import World, join_world
 
 STEP_MS = 20.0  # the step that the share is stated of
 
@@ -87,7 +88,7 @@ def ask(rank: int, processes: int, port: int, steps: int, answers: "mp.SimpleQue
 
 def mean_micros(world: World, steps: int) -> float:
     seconds = 0.0
-    with StopAgreement(world, is_requested=lambda: False) as agreement:
+    with StopAgreement(world, is_requested=lambda: False, name="stop") as agreement:
         for step in range(steps):
             dist.barrier()
             started = time.perf_counter()
