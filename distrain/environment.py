@@ -8,7 +8,19 @@ import sys
 from importlib import metadata
 from typing import Any
 
-PACKAGES = ("distrain", "torch", "torchvision", "accelerate", "wandb", "tensorboard", "numpy", "pydantic", "typer")
+PACKAGES = (
+    "distrain",
+    "torch",
+    "torchvision",
+    "accelerate",
+    "wandb",
+    "tensorboard",
+    "numpy",
+    "pillow",
+    "simplejpeg",
+    "pydantic",
+    "typer",
+)
 MAX_DIFF_BYTES = 1_000_000
 
 

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from distrain.data.images import read_image, to_rgb
+from distrain.data.decoders import to_rgb
+from distrain.data.images import read_image
 from distrain.errors import DataError
 
 if TYPE_CHECKING:

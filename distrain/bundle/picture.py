@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 from rich.color import Color
 from rich.style import Style
 from rich.text import Text
 
 from distrain.bundle.write import whole_file
+from distrain.data.images import read_image
 
 WIDTH = 480  # pixels of the annotated picture
 ROW = 26  # pixels of a line of text below it
@@ -47,8 +48,7 @@ def preview(picture: Path) -> Text:
 
 
 def _open(picture: Path) -> Image.Image:
-    with Image.open(picture) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+    return Image.fromarray(read_image(str(picture)).permute(1, 2, 0).numpy())
 
 
 def _fit(image: Image.Image, width: int, height: int) -> Image.Image:

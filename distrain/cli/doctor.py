@@ -33,7 +33,9 @@ def _ask_torch() -> dict[str, Any] | str:
     try:
         import torch
         import torch.distributed as dist
-        import torchvision
+        import torchvision  # noqa: F401
+
+        from distrain.data.decoders import png_decoder
     except (ImportError, OSError, RuntimeError) as error:
         return str(error).splitlines()[0]
     return {
@@ -42,7 +44,7 @@ def _ask_torch() -> dict[str, Any] | str:
         "threads": torch.get_num_threads(),
         "gloo": dist.is_available() and dist.is_gloo_available(),
         "nccl": dist.is_available() and dist.is_nccl_available(),
-        "jpeg": bool(torchvision.io.decode_jpeg),
+        "png": "torchcodec" if png_decoder() else "pillow",
     }
 
 

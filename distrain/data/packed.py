@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from distrain.data.images import FAULTS, decode, fingerprint_decoded, unreadable
+from distrain.data.decoders import DecodeError
+from distrain.data.images import decode, fingerprint_decoded, unreadable
 from distrain.data.packfile import Pack, PackedImages, read_pack
 from distrain.data.source import Source, TensorSource, target_at
 from distrain.errors import DataError, RecipeError
@@ -80,7 +81,7 @@ class PackedSource:
             return torch.from_numpy(self._images.pixels(index))
         try:
             image = decode(self._images.content(index), decode_size=self._decode_size)
-        except FAULTS as error:
+        except DecodeError as error:
             advice = f"distrain data check {self._images.folder} tells whether the pack is damaged"
             raise unreadable(self.describe(index), error, advice=advice) from None
         return image[: int(self._images.index[index]["channels"])]  # of a grey image all three are the same

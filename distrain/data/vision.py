@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from distrain.data.decoders import to_rgb
 from distrain.data.folder import scan_image_folder
-from distrain.data.images import open_files, to_rgb
+from distrain.data.images import open_files
 from distrain.data.source import DatasetSource, Source, TensorSource
 from distrain.errors import DataError, RecipeError
 from distrain.recipe.data import Data, Split

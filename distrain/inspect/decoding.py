@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from enum import IntFlag
 from typing import NamedTuple
 
+import numpy as np
 import xxhash
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from distrain.data.decoders import DecodeError, Pixels, decode
 from distrain.inspect.opening import open_picture, suffix_of
 
 NO_DIGEST = bytes(16)
-LARGEST_DECODED = 500_000_000  # pixels; one picture more would take several GB in each process
 _FORMATS = {  # what each suffix promises; MPO is how cameras write a JPEG with a second picture behind it
     ".bmp": {"BMP"},
     ".gif": {"GIF"},
@@ -25,9 +26,6 @@ _FORMATS = {  # what each suffix promises; MPO is how cameras write a JPEG with 
     ".tiff": {"TIFF"},
     ".webp": {"WEBP"},
 }
-_DECODED = frozenset().union(*_FORMATS.values())
-_BY_TORCHVISION = {".jpeg", ".jpg", ".png"}  # these suffixes a training gives to torchvision, whatever is inside
-_OF_TORCHVISION = {"JPEG", "MPO", "PNG", "GIF", "WEBP"}
 _DEEP = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 _OTHER_FILES = (
     (b"%PDF", "a PDF"),
@@ -44,7 +42,6 @@ class Trait(IntFlag):
 
     UNREADABLE = 1
     NOT_AN_IMAGE = 2
-    UNTRAINABLE = 4  # a format that a training cannot read under this suffix
     MISNAMED = 8  # another format than the suffix says, which a training reads all the same
     CMYK = 16
     DEEP = 32  # more than 8 bits a channel
@@ -56,7 +53,7 @@ class Trait(IntFlag):
     UNNOTICED = 2048  # an image under a suffix that a training passes over
 
 
-BROKEN = Trait.UNREADABLE | Trait.NOT_AN_IMAGE | Trait.UNTRAINABLE
+BROKEN = Trait.UNREADABLE | Trait.NOT_AN_IMAGE
 
 
 class ImageFacts(NamedTuple):
@@ -90,7 +87,7 @@ def find_images(paths: Sequence[str]) -> list[ImageFacts]:
 
 
 def examine_image(path: str) -> ImageFacts:
-    """Decode one file in full and say what it is; nothing is raised, whatever it holds."""
+    """Decode one file in full, as a training does, and say what it is; nothing is raised, whatever it holds."""
     try:
         with open_picture(path) as file:
             head = file.read(64)
@@ -98,7 +95,17 @@ def examine_image(path: str) -> ImageFacts:
                 return _broken(Trait.UNREADABLE, "the file is empty")
             file.seek(0)
             with Image.open(file) as image:
-                return _examine(image, suffix_of(path))
+                traits = _traits(image, suffix_of(path))
+                reason = f"{image.format}, named {suffix_of(path)}" if traits & Trait.MISNAMED else ""
+                file.seek(0)
+                content = np.frombuffer(file.read(), np.uint8)
+                try:
+                    pixels = decode(content)
+                except DecodeError as error:
+                    return ImageFacts(*image.size, traits | Trait.UNREADABLE, NO_DIGEST, str(error))
+                file.seek(0)
+                height, width, _ = pixels.shape
+                return ImageFacts(width, height, traits, _digest(image, pixels), reason)
     except UnidentifiedImageError:
         kind = next((words for start, words in _OTHER_FILES if head.lstrip().startswith(start)), "of no known format")
         return _broken(Trait.NOT_AN_IMAGE, kind)
@@ -109,54 +116,41 @@ def examine_image(path: str) -> ImageFacts:
         return _broken(Trait.UNREADABLE, (words or type(error).__name__).splitlines()[0])
 
 
-def _examine(image: Image.Image, suffix: str) -> ImageFacts:
-    form, mode = str(image.format), image.mode
-    traits = _traits(image, suffix)
-    reason = f"{form}, named {suffix}" if traits & (Trait.MISNAMED | Trait.UNTRAINABLE) else ""
-    if form not in _DECODED:  # not all of PIL's formats are harmless to decode
-        return ImageFacts(*image.size, traits, NO_DIGEST, reason)
-    if image.width * image.height > LARGEST_DECODED:
-        size = f"{image.width}x{image.height} pixels, too many to decode"
-        return ImageFacts(*image.size, traits | Trait.UNREADABLE, NO_DIGEST, size)
-    image.load()
-    if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
-        traits |= Trait.ROTATED
-        image = ImageOps.exif_transpose(image)
-    return ImageFacts(*image.size, traits, _digest(image, mode), reason)
-
-
 def _traits(image: Image.Image, suffix: str) -> Trait:
     form, mode = str(image.format), image.mode
     traits = Trait(0)
-    is_animated = form in {"GIF", "WEBP"} and getattr(image, "n_frames", 1) > 1
-    if suffix and form not in _FORMATS[suffix]:
-        is_lost = suffix in _BY_TORCHVISION and (form not in _OF_TORCHVISION or is_animated)
-        traits |= Trait.UNTRAINABLE if is_lost or form not in _DECODED else Trait.MISNAMED
     found = {
+        Trait.MISNAMED: bool(suffix) and form not in _FORMATS[suffix],
         Trait.CMYK: mode == "CMYK",
         Trait.DEEP: mode in _DEEP,
         Trait.ALPHA: image.has_transparency_data,
         Trait.PALETTE: mode in {"P", "PA"} and form != "GIF",  # a GIF has one always
         Trait.GREY: mode in {"1", "L", "LA", *_DEEP},
-        Trait.ANIMATED: is_animated,
+        Trait.ANIMATED: form in {"GIF", "WEBP"} and getattr(image, "n_frames", 1) > 1,
+        Trait.ROTATED: image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9),
     }
     for trait, is_there in found.items():
         traits |= trait if is_there else Trait(0)
     return traits
 
 
-def _digest(image: Image.Image, mode: str) -> bytes:
-    """Return a digest that two files share if they hold the same pixels, however each is compressed or coded."""
-    if mode in _DEEP:  # as RGB they would be clipped to 8 bits
-        pixels = image
-    elif image.has_transparency_data:
-        pixels = image.convert("RGBA")
-        if pixels.getchannel("A").getextrema() == (255, 255):
-            pixels = pixels.convert("RGB")
-    else:
-        pixels = image if mode == "RGB" else image.convert("RGB")
-    digest = xxhash.xxh3_128(f"{pixels.mode} {pixels.width}x{pixels.height}".encode())
-    digest.update(pixels.tobytes())
+def _digest(image: Image.Image, pixels: Pixels) -> bytes:
+    """Return a digest that two files share if they hold the same pixels, however each is compressed or coded.
+
+    It is that of `pixels`, the image as RGB, but where these lack what the file has: depth, or transparency.
+    """
+    if image.mode in _DEEP or image.has_transparency_data:
+        upright = ImageOps.exif_transpose(image)
+        whole = upright if image.mode in _DEEP else upright.convert("RGBA")
+        if whole.mode != "RGBA" or whole.getchannel("A").getextrema() != (255, 255):
+            return _hashed(whole.mode, *whole.size, whole.tobytes())
+    height, width, _ = pixels.shape
+    return _hashed("RGB", width, height, pixels.data)
+
+
+def _hashed(mode: str, width: int, height: int, content: bytes | memoryview) -> bytes:
+    digest = xxhash.xxh3_128(f"{mode} {width}x{height}".encode())
+    digest.update(content)
     return digest.digest()
 
 

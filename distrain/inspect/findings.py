@@ -7,8 +7,9 @@ from typing import Literal
 
 import numpy as np
 
+from distrain.data.decoders import MOST_PIXELS
 from distrain.data.folder import IMAGE_SUFFIXES
-from distrain.inspect.decoding import BROKEN, LARGEST_DECODED, Trait
+from distrain.inspect.decoding import BROKEN, Trait
 from distrain.inspect.ledger import Indices, Ledger
 from distrain.inspect.listing import Listing
 
@@ -113,13 +114,6 @@ def _broken(listing: Listing, images: Ledger) -> Iterator[Finding]:
     kinds: list[tuple[Severity, str, Trait, str, str]] = [
         ("error", "unreadable", Trait.UNREADABLE, "cannot be decoded; a training stops at them", "mend or remove them"),
         ("error", "not-an-image", Trait.NOT_AN_IMAGE, "named as images and are none", "remove them"),
-        (
-            "error",
-            "untrainable-format",
-            Trait.UNTRAINABLE,
-            "named as a format that they are not; a training cannot read them under this suffix",
-            "save them anew in the format that their name says",
-        ),
         (
             "warning",
             "wrong-suffix",
@@ -251,7 +245,7 @@ def _sizes(listing: Listing, images: Ledger) -> Iterator[Finding]:
         ),
         (
             "huge",
-            known[(shorter * longer > HUGE_PIXELS) & (shorter * longer <= LARGEST_DECODED)],
+            known[(shorter * longer > HUGE_PIXELS) & (shorter * longer <= MOST_PIXELS)],
             f"more than {HUGE_PIXELS // 1_000_000} megapixels; each takes long to decode",
             "save them smaller",
         ),
@@ -280,11 +274,11 @@ def _modes(listing: Listing, images: Ledger) -> Iterator[Finding]:
         (
             "alpha",
             Trait.ALPHA,
-            "with transparency, which a training drops",
-            "save them on a background if that matters",
+            "with transparency, which a training shows over white",
+            "save them on another background if that matters",
         ),
         ("palette", Trait.PALETTE, "with a palette", fine),
-        ("rotated", Trait.ROTATED, "turned by an EXIF tag", "nothing for JPEG and PNG; other formats stay unturned"),
+        ("rotated", Trait.ROTATED, "turned by an EXIF tag", "nothing; a training turns them upright"),
         ("animated", Trait.ANIMATED, "with several frames", "save the frames that matter as images of their own"),
     ]
     for kind, trait, words, advice in kinds:

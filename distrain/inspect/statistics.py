@@ -8,8 +8,9 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
+from distrain.data.decoders import DecodeError, decode
 from distrain.inspect.listing import Listing
 from distrain.inspect.opening import is_packed_address, num_bytes, open_picture
 from distrain.inspect.reading import Readers
@@ -119,18 +120,14 @@ def channel_moments(paths: Sequence[str]) -> list[Moments | None]:
 
 
 def open_as_rgb(path: str, *, near: int | None = None) -> Image.Image | None:
-    """Decode an image to RGB, upright, or return None where that fails.
+    """Decode an image as a training does, or return None where that fails.
 
     With `near` it may come smaller, its sides at least that many pixels: a JPEG decodes the quicker.
     """
     try:
-        with open_picture(path) as file, Image.open(file) as image:
-            if near is not None:
-                image.draft("RGB", (near, near))
-            if image.mode.startswith("I;16"):
-                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except Exception:  # noqa: BLE001 - a broken file leads PIL to errors of every kind; `data check` tells which
+        with open_picture(path) as file:
+            return Image.fromarray(decode(np.frombuffer(file.read(), np.uint8), decode_size=near))
+    except (OSError, DecodeError):  # `data check` tells the reason
         return None
 
 
@@ -143,5 +140,5 @@ def _measure_image(path: str) -> Measures:
         with open_picture(path) as file, Image.open(file) as image:
             is_bare = is_packed_address(path) and image.format == "PPM"
             return Measures(image.width, image.height, "pixels" if is_bare else str(image.format), length)
-    except Exception:  # noqa: BLE001 - as above
+    except Exception:  # noqa: BLE001 - a broken file leads PIL to errors of every kind; `data check` tells which
         return Measures(0, 0, "", length)

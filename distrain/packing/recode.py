@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image
 
-from distrain.data.images import FAULTS, decode, unreadable
+from distrain.data.decoders import DecodeError, is_jpeg
+from distrain.data.images import decode, unreadable
 from distrain.data.packfile import Bytes, Form, is_small
 from distrain.errors import DataError
 
@@ -34,7 +35,7 @@ def store_file(path: str, form: Form, *, expected_bytes: int) -> Stored:
         content = np.fromfile(path, dtype=np.uint8)
         image = decode(content)
         is_kept = form.format == "jpeg" and _is_plain_jpeg(content)
-    except FAULTS as error:
+    except (OSError, DecodeError) as error:
         raise BrokenImageError(str(unreadable(path, error))) from None
     if len(content) != expected_bytes:
         raise DataError(f"image {path} has changed while it was packed; run the same command again")
@@ -79,7 +80,7 @@ def _resize(image: torch.Tensor, size: int, *, is_square: bool) -> torch.Tensor:
 
 def _is_plain_jpeg(content: Bytes) -> bool:
     """Whether a file is a JPEG that is shown as it is stored, upright."""
-    if content[:3].tobytes() != b"\xff\xd8\xff":
+    if not is_jpeg(content):
         return False
     with Image.open(io.BytesIO(content.data)) as image:
         return image.format in {"JPEG", "MPO"} and image.getexif().get(ExifTags.Base.Orientation, 1) == 1

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from distrain.data.images import decode, read_image, to_rgb, to_tensor
+from distrain.data.decoders import to_rgb
+from distrain.data.images import decode, read_image, to_tensor
 from distrain.errors import DataError
 from tests.data.writing import gradient, write
 

@@ -125,7 +125,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[Found]]] = {
     ),
     "bitmap named jpg": (
         lambda f: save(f, "train/ants/b.jpg", "BMP"),
-        [("error", "untrainable-format", [("train/ants/b.jpg",)])],
+        [("warning", "wrong-suffix", [("train/ants/b.jpg",)])],
     ),
     "PNG named jpg": (
         lambda f: save(f, "train/ants/b.jpg", "PNG"),
@@ -133,7 +133,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[Found]]] = {
     ),
     "animation named png": (
         lambda f: animate(f, "train/ants/b.png"),
-        [("error", "untrainable-format", [("train/ants/b.png",)]), ("note", "animated", [("train/ants/b.png",)])],
+        [("warning", "wrong-suffix", [("train/ants/b.png",)]), ("note", "animated", [("train/ants/b.png",)])],
     ),
     "no train": (
         lambda f: shutil.rmtree(f / "train"),

@@ -1,0 +1,207 @@
+"""Decides which decoder reads an image's bytes, and makes 8-bit RGB of whatever it gives.
+
+simplejpeg (libjpeg-turbo) reads grey and colour JPEGs: a photograph in 0.74 of Pillow's time, 32x32 pixels in a tenth.
+torchcodec, where version 0.17 or newer is installed, reads plain 8-bit PNGs in 0.7 (small ones) to 0.9 of Pillow's
+time; older versions write past their buffers. Pillow reads everything else, and everything that these two refuse, so
+that the pixels, and the reason why there are none, are Pillow's whatever is installed. torchvision's decoders read
+nothing: one wrong byte of a PNG ends their process with a segmentation fault.
+
+One rule for each property of a file: its EXIF orientation is carried out; of 16 bits the upper 8 are kept; what is
+transparent is laid over white, as most viewers show it; of several frames or pages the first one is read; an image of
+more than `MOST_PIXELS` is refused.
+
+A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size at once, from the lower frequencies of its 8x8 blocks. With a
+`decode_size` the smallest of these is taken whose shorter side is as long, or longer.
+"""
+
+import io
+from collections.abc import Callable
+from functools import cache
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+Bytes = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]  # [height, width, 3]
+
+MOST_PIXELS = 178_956_970  # Pillow's own limit for what may be meant to fill the memory: 1 GiB of RGB with padding
+LEAST_TORCHCODEC = (0, 17)
+_JPEG = b"\xff\xd8\xff"
+_PNG = b"\x89PNG\r\n\x1a\n"
+_COLOURS = {"Gray", "RGB", "YCbCr"}  # of a JPEG, as simplejpeg names them
+_LEAST_SEGMENT, _SCAN, _APP1 = 0xC0, 0xDA, 0xE1  # markers of a JPEG
+_ORIENTATION_TAGS = (b"\x01\x12", b"\x12\x01", b"tiff:Orientation")  # of EXIF in either byte order, and of XMP
+_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {  # by EXIF orientation; any other value is as 1
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.transpose(1, 0, 2),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda pixels: np.rot90(pixels, 1),
+}
+# The chunks that leave a PNG's pixels as they are stored; libpng prints its doubts about colour profiles.
+_PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"pHYs", b"tIME", b"tEXt"}
+
+
+class DecodeError(Exception):
+    """An image cannot be decoded; the message is the reason, without the image's name."""
+
+
+def decode(content: Bytes, *, decode_size: int | None = None) -> Pixels:
+    """Return the image in a file's bytes as RGB, upright, uint8 [height, width, 3] without gaps.
+
+    Raises `DecodeError`, whatever the bytes hold.
+    """
+    try:
+        pixels = None
+        if is_jpeg(content):
+            pixels = _decode_jpeg(content, decode_size)
+        elif content[:8].tobytes() == _PNG:
+            pixels = _decode_png(content)
+        return _decode_by_pillow(content, decode_size) if pixels is None else pixels
+    except Exception as error:
+        raise DecodeError(_reason(error)) from error
+
+
+def is_jpeg(content: Bytes) -> bool:
+    """Whether a file's bytes begin as those of a JPEG do."""
+    return content[:3].tobytes() == _JPEG
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return a Pillow image of any mode as RGB, upright; raises `ValueError` where its pixels have no agreed range."""
+    return _flatten(ImageOps.exif_transpose(image))
+
+
+@cache
+def png_decoder() -> Callable[[Any], Any] | None:
+    """Return torchcodec's decoder of PNGs, from a tensor of bytes to one of pixels; None where it is not installed.
+
+    An older version counts as none, and so does one that the installed torch does not load.
+    """
+    try:
+        if tuple(map(int, metadata.version("torchcodec").split(".")[:2])) < LEAST_TORCHCODEC:
+            return None
+        import torchcodec.decoders
+    except (ImportError, OSError, RuntimeError, ValueError):
+        return None
+    decoder: Callable[[Any], Any] = torchcodec.decoders.decode_png
+    return decoder
+
+
+def _decode_jpeg(content: Bytes, decode_size: int | None) -> Pixels | None:
+    """Return a JPEG's pixels, None where Pillow is to read it: in CMYK, damaged, or at a part of its size.
+
+    simplejpeg refuses what libjpeg warns of, some of which Pillow takes, and rounds CMYK in another way.
+    """
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+        if colours not in _COLOURS or height * width > MOST_PIXELS:
+            return None
+        if decode_size is not None and min(height, width) >= 2 * decode_size:
+            return None
+        pixels: Pixels = simplejpeg.decode_jpeg(content, "RGB", fastdct=False, fastupsample=False)
+    except ValueError:
+        return None
+    if _may_be_turned(content):
+        with Image.open(io.BytesIO(content.data)) as image:  # reads no more than the head
+            turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+    return pixels
+
+
+def _may_be_turned(content: Bytes) -> bool:
+    """Whether a JPEG has metadata that could tell an orientation, or a head that is best left to Pillow."""
+    view, place = content.data, 2
+    while place + 4 <= len(view) and view[place] == 0xFF:  # the segments before the scan: marker, length, content
+        marker, end = view[place + 1], place + 2 + (view[place + 2] << 8 | view[place + 3])
+        if marker == _SCAN:
+            return False
+        if marker == _APP1 and any(tag in bytes(view[place:end]) for tag in _ORIENTATION_TAGS):
+            return True
+        if marker < _LEAST_SEGMENT or marker == 0xFF:
+            return True
+        place = end
+    return True
+
+
+def _decode_png(content: Bytes) -> Pixels | None:
+    """Return the pixels of a plain PNG, None where Pillow is to read it."""
+    decoder = png_decoder()
+    if decoder is None or not _is_plain_png(content):
+        return None
+    import torch
+
+    if not content.flags.writeable:
+        content = content.copy()  # torch would warn
+    try:
+        pixels: Pixels = decoder(torch.from_numpy(content)).permute(1, 2, 0).numpy()
+    except (RuntimeError, ValueError):
+        return None
+    return pixels
+
+
+def _is_plain_png(content: Bytes) -> bool:
+    """Whether a PNG has 8 bits of grey or RGB, and nothing that changes how they are shown."""
+    head = content[:26].tobytes()
+    if len(head) < 26 or head[24] != 8 or head[25] not in (0, 2):
+        return False
+    if int.from_bytes(head[16:20], "big") * int.from_bytes(head[20:24], "big") > MOST_PIXELS:
+        return False
+    place, kind = len(_PNG), b""
+    while kind != b"IEND" and place + 12 <= len(content):  # the chunks: length, kind, content, checksum
+        kind = content[place + 4 : place + 8].tobytes()
+        is_profile = kind == b"tEXt" and content[place + 8 : place + 19].tobytes() == b"Raw profile"  # of ImageMagick
+        if kind not in _PLAIN_CHUNKS or is_profile:
+            return False
+        place += 12 + int.from_bytes(content[place : place + 4].tobytes(), "big")
+    return kind == b"IEND"
+
+
+def _decode_by_pillow(content: Bytes, decode_size: int | None) -> Pixels:
+    with Image.open(io.BytesIO(content.data)) as image:
+        if image.format == "EPS":  # Pillow would start Ghostscript
+            raise ValueError("it is a PostScript file, which is not read")
+        if image.width * image.height > MOST_PIXELS:
+            size = f"{image.width}x{image.height} pixels"
+            raise ValueError(f"it has {size}, and at most {MOST_PIXELS:,} are read; save it smaller")
+        if decode_size is not None and is_jpeg(content) and min(image.size) >= 2 * decode_size:
+            image.draft(None, (decode_size, decode_size))
+        ImageOps.exif_transpose(image, in_place=True)
+        return np.array(_flatten(image))
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """Return an upright image as RGB, itself where it is that already."""
+    if image.mode == "F":
+        raise ValueError("it has floating-point pixels, whose range it does not tell; write it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        return _upper_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _upper_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    if values.size and not (values.min() >= 0 and values.max() <= 0xFFFF):
+        raise ValueError("it has pixels of more than 16 bits; write it with 8 or 16 bits")
+    grey = (values >> 8).astype(np.uint8)
+    if isinstance(key := image.info.get("transparency"), int):  # the value that is transparent
+        grey[values == key] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "its format is not known"
+    if isinstance(error, MemoryError):
+        return "there is not enough memory to decode it"
+    words = str(error).strip()
+    return words.splitlines()[0] if words else type(error).__name__
