@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from distrain.errors import LaunchError, ModelError, RecipeError
+from distrain.models.blocks import find_blocks
 from distrain.recipe import Recipe
 from distrain.world import World
 
 CACHE = Path("~/.cache/distrain/compiled").expanduser()
 MOST_VERSIONS = 64  # of one forward function: it has one for each kind of block and each size of the images
 MOST_THREADS = 32
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 log = logging.getLogger(__name__)
 
@@ -95,25 +95,6 @@ def compile_network(
     _prepare(processes, is_deterministic=recipe.train.deterministic)
     mode = "reduce-overhead" if config.cuda_graphs else None
     return Compilation(network, parts, micro_batch_size=micro_batch_size, mode=mode)
-
-
-def find_blocks(network: nn.Module) -> list[nn.Module]:
-    """Return the outermost modules below a network that are made of others and whose class comes more than once."""
-    counts: dict[type[nn.Module], int] = {}
-    for module in network.modules():
-        counts[type(module)] = counts.get(type(module), 0) + 1
-    found: list[nn.Module] = []
-
-    def descend(module: nn.Module) -> None:
-        for child in module.children():
-            is_composed = any(True for _ in child.children()) and type(child) not in _CONTAINERS
-            if is_composed and counts[type(child)] > 1:
-                found.append(child)
-            else:
-                descend(child)
-
-    descend(network)
-    return found
 
 
 def check_compiler(device: torch.device, *, key: str) -> None:

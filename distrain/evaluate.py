@@ -83,7 +83,8 @@ def evaluate(
         if witness is not None:
             witness(number, logits, targets)
     if idle_batch is not None and len(own) < -(-num_batches // world.size):
-        predict_views(model, idle_batch, views)
+        with precision.autocast():
+            predict_views(model, idle_batch, views)
     reshard(model)
     model.train(was_training)
     rows, counts = _add_over_ranks(sums, counters, world)

@@ -29,7 +29,8 @@ def build_optimizer(
     """Return the optimizer of a recipe over all trainable parameters, in torch's fused form where it has one.
 
     `settings` are those of parameters by name, where they are not the default. Parameters of equal settings and of one
-    type are a group; groups, and the parameters in each, have the order in which the network has its parameters.
+    type are a group; groups, and the parameters in each, have the order in which the network has its parameters. Where
+    some are in parts, their groups come first: torch's loss scaling looks at the first gradient for how they are.
     """
     groups = _groups(config, model, settings or {})
     if config.name == "sgd":
@@ -57,17 +58,19 @@ def build_optimizer(
 
 
 def _groups(config: recipe.Optimizer, model: nn.Module, settings: Mapping[str, Setting]) -> list[dict[str, Any]]:
-    members: dict[tuple[Setting, torch.dtype], list[nn.Parameter]] = {}  # a fused update is of one type
+    # A fused update is of one type.
+    members: dict[tuple[bool, Setting, torch.dtype], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            members.setdefault((settings.get(name, Setting()), parameter.dtype), []).append(parameter)
+            kind = not is_sharded(parameter), settings.get(name, Setting()), parameter.dtype
+            members.setdefault(kind, []).append(parameter)
     return [
         {
             "params": parameters,
             "lr_factor": setting.lr_factor,
             "weight_decay": _weight_decay(config, setting),
         }
-        for (setting, _), parameters in members.items()
+        for (_, setting, _), parameters in sorted(members.items(), key=lambda item: item[0][0])
     ]
 
 

@@ -9,10 +9,12 @@ from torch import nn
 
 from distrain.optim import begin_momentum, update
 from distrain.recipe import Recipe
+from distrain.sharding import is_sharded, own_part, whole
 
 _NO_CONTEXT: AbstractContextManager[Any] = nullcontext()
 
 
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -36,17 +38,22 @@ def place(network: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
 
+def autocast(dtype: torch.dtype | None, device_type: str) -> AbstractContextManager[Any]:
+    """Return the context of a forward pass whose convolutions and matrix products have this dtype; None: their own."""
+    return _NO_CONTEXT if dtype is None else torch.autocast(device_type, dtype)
+
+
 class Precision:
     """The arithmetic of forward and backward passes; weights and optimizer state stay float32."""
 
     def __init__(self, name: Literal["fp32", "bf16", "fp16"], device: torch.device) -> None:
         self._device_type = device.type
-        self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+        self._dtype = DTYPES[name]
         self._scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of a forward pass."""
-        return _NO_CONTEXT if self._dtype is None else torch.autocast(self._device_type, self._dtype)
+        return autocast(self._dtype, self._device_type)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Run the backward pass of a loss, scaled where gradients are float16."""
@@ -56,16 +63,18 @@ class Precision:
         self, optimizer: torch.optim.Optimizer, weights: Sequence[nn.Parameter], *, clip_norm: float | None
     ) -> None:
         """Clip the gradient's 2-norm to `clip_norm` and update the weights; float16 overflow skips the update."""
-        if clip_norm is not None:
-            if self._scaler.is_enabled():
+        if not self._scaler.is_enabled():
+            if clip_norm is not None:
+                clip_gradients(weights, clip_norm)
+            update(optimizer)
+            return
+        with _alike(weights):
+            if clip_norm is not None:
                 self._scaler.unscale_(optimizer)
-            clip_gradients(weights, clip_norm)
-        if self._scaler.is_enabled():
+                clip_gradients(weights, clip_norm)
             begin_momentum(optimizer)
             self._scaler.step(optimizer)
             self._scaler.update()
-        else:
-            update(optimizer)
 
     def state(self) -> dict[str, Any]:
         """Return the loss scale and its history, as numbers that JSON keeps exactly."""
@@ -82,10 +91,30 @@ def clip_gradients(weights: Sequence[nn.Parameter], clip_norm: float) -> None:
     """Do what torch's `clip_grad_norm_` does, to the bit, without its bookkeeping where the gradients are all alike."""
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     kinds = {(type(gradient), gradient.dtype, gradient.device) for gradient in gradients}
-    if len(kinds) != 1 or kinds.pop()[0] is not torch.Tensor:  # weights in parts, say
-        nn.utils.clip_grad_norm_(weights, clip_norm)
+    if len(kinds) != 1 or kinds.pop()[0] is not torch.Tensor:  # weights in parts, for example
+        _clip_mixed(gradients, clip_norm)
         return
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
     if factor.device.type != "cpu" or float(factor) != 1:  # elsewhere to look at it would synchronise the device
         torch._foreach_mul_(gradients, factor)
+
+
+def _clip_mixed(gradients: Sequence[torch.Tensor], clip_norm: float) -> None:
+    """Clip gradients of several kinds, those that are in parts by the norm of the whole; the ranks call it together."""
+    parts = [gradient for gradient in gradients if is_sharded(gradient)]
+    others = [gradient for gradient in gradients if not is_sharded(gradient)]
+    norms = [whole(nn.utils.get_total_norm(kind)) for kind in (parts, others) if kind]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        own_part(gradient).mul_(factor.to(gradient.device))
+
+
+def _alike(weights: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
+    """Return a context in which one operation takes weights in parts together with others, equal on all ranks."""
+    if len({is_sharded(weight) for weight in weights}) < 2:
+        return _NO_CONTEXT
+    from torch.distributed.tensor.experimental import implicit_replication
+
+    return implicit_replication()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from distrain.compiling import cache_folder, check_compiler, compile_network, find_blocks
+from distrain.compiling import cache_folder, check_compiler, compile_network
 from distrain.errors import LaunchError, UserError
 from distrain.models.zoo import build_model
 from distrain.recipe import Model, load_recipe
@@ -40,15 +40,6 @@ def network() -> nn.Module:
 def compiled(mode: str, net: nn.Module) -> None:
     recipe = load_recipe("digits", overrides=[f"compute.compile={mode}"])
     assert compile_network(recipe, net, ALONE, micro_batch_size=SIZE, num_pieces=1, processes=2) is not None
-
-
-@pytest.mark.parametrize(
-    ("name", "blocks"),
-    [("resnet18", ["BasicBlock"] * 8), ("cifar-fast", ["Group"] * 3), ("vit_b_16", ["EncoderBlock"] * 12)],
-)
-def test_blocks_are_the_outermost_modules_that_repeat(name: str, blocks: list[str]) -> None:
-    net = build_model(Model(name=name), num_classes=10, in_channels=3)
-    assert [type(block).__name__ for block in find_blocks(net)] == blocks
 
 
 @pytest.mark.slow

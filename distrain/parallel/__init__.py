@@ -1,4 +1,4 @@
-"""Parallel strategies: each makes the ranks' work on one step one and the same update."""
+"""Makes the parallel strategies: each makes the ranks' work on one step one and the same update."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -15,6 +15,7 @@ from distrain.parallel.flat import Flat, fits_in_one
 from distrain.parallel.idle import kept_out
 from distrain.parallel.protocol import Parallel
 from distrain.parallel.single import Single
+from distrain.precision import DTYPES
 from distrain.recipe import Recipe
 from distrain.world import World
 
@@ -50,7 +51,7 @@ def build_parallel(
             return Exact(module, world, batching)
         if recipe.parallel.sync_batchnorm and world.size > 1:
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-        return STRATEGIES[recipe.parallel.strategy](module, world, example)
+        return STRATEGIES[recipe.parallel.strategy](module, world, example, DTYPES[recipe.precision])
 
 
 def must_agree(recipe: Recipe, world: World) -> bool:
@@ -88,28 +89,31 @@ def check_sync_batchnorm(recipe: Recipe, world: World, order: TrainOrder) -> Non
         )
 
 
-def _auto(module: nn.Module, world: World, example: torch.Tensor) -> Parallel:
-    return Flat(module, world) if fits_in_one(module, world) else _ddp(module, world, example)
+Dtype = torch.dtype | None  # of autocast, None where there is none
 
 
-def _ddp(module: nn.Module, world: World, example: torch.Tensor) -> Parallel:
+def _auto(module: nn.Module, world: World, example: torch.Tensor, dtype: Dtype) -> Parallel:
+    return Flat(module, world) if fits_in_one(module, world) else _ddp(module, world, example, dtype)
+
+
+def _ddp(module: nn.Module, world: World, example: torch.Tensor, dtype: Dtype) -> Parallel:
     if world.num_devices > 1:
         log.info(
             "several GPUs in one process: DataParallel takes the place of DistributedDataParallel, which is faster"
         )
-    return _data_parallel(module, world, example) if world.size == 1 else Ddp(module, world)
+    return _data_parallel(module, world, example, dtype) if world.size == 1 else Ddp(module, world)
 
 
-def _data_parallel(module: nn.Module, world: World, _: torch.Tensor) -> Parallel:
+def _data_parallel(module: nn.Module, world: World, _: torch.Tensor, dtype: Dtype) -> Parallel:
     if world.size > 1:
         raise RecipeError(
             f"parallel.strategy=dp trains in one process, and {world.size} were started; "
             f"give --gpus without --procs, or take parallel.strategy=ddp"
         )
-    return Single(module, num_devices=world.num_devices)
+    return Single(module, num_devices=world.num_devices, dtype=dtype)
 
 
-def _none(module: nn.Module, world: World, _: torch.Tensor) -> Parallel:
+def _none(module: nn.Module, world: World, _: torch.Tensor, __: Dtype) -> Parallel:
     if world.size > 1 or world.num_devices > 1:
         raise RecipeError(
             f"parallel.strategy=none is for one device, and {max(world.size, world.num_devices)} were asked for; "
@@ -118,13 +122,14 @@ def _none(module: nn.Module, world: World, _: torch.Tensor) -> Parallel:
     return Single(module)
 
 
-def _fsdp(module: nn.Module, world: World, example: torch.Tensor) -> Parallel:
+def _fsdp(module: nn.Module, world: World, example: torch.Tensor, dtype: Dtype) -> Parallel:
     from distrain.parallel.fsdp import Fsdp  # takes a second to import: only where it is used
 
-    return Single(module) if world.size == 1 else Fsdp(module, world, example)  # one process has all parts anyway
+    # One process has all parts anyway.
+    return Single(module) if world.size == 1 else Fsdp(module, world, example, dtype=dtype)
 
 
-STRATEGIES: dict[str, Callable[[nn.Module, World, torch.Tensor], Parallel]] = {
+STRATEGIES: dict[str, Callable[[nn.Module, World, torch.Tensor, Dtype], Parallel]] = {
     "auto": _auto,
     "ddp": _ddp,
     "dp": _data_parallel,

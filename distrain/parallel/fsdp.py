@@ -1,21 +1,28 @@
-"""Owns FSDP2: every rank keeps a part of each weight, gradient and optimizer state, and gathers a block's to use it."""
+"""Trains with FSDP2: every rank keeps a part of each weight, gradient and optimizer state, and gathers what it uses."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
 import torch
+import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from distrain.data.order import Window
+from distrain.models.blocks import divide
 from distrain.parallel.statistics import BatchStatistics
+from distrain.precision import autocast
 from distrain.world import World
 
 
 class Fsdp:
     """torch's `fully_shard` on each block of the network and on the whole of it.
+
+    With a `dtype` of autocast the weights travel in it, rounded once before they are gathered as autocast would round
+    them after; gradients are float32 when they are summed. Vectors (biases, the weights of norm layers, scales), which
+    autocast leaves in float32 or which are next to nothing, are not divided then: every rank has them whole.
 
     Every forward and backward pass is a collective call: a rank that has fewer micro-batches than others goes through
     the network with `example` and weight 0 instead.
@@ -23,12 +30,19 @@ class Fsdp:
 
     needs_even_passes = True
 
-    def __init__(self, module: nn.Module, world: World, example: torch.Tensor) -> None:
+    def __init__(
+        self, module: nn.Module, world: World, example: torch.Tensor, *, dtype: torch.dtype | None = None
+    ) -> None:
         self.module = module
         self.loss_scale = world.size
         self._world = world
         self._example = example
-        _shard(module, init_device_mesh(world.device.type, (world.size,)))
+        self._dtype = dtype
+        vectors = [] if dtype is None else [weight for weight in module.parameters() if _is_vector(weight)]
+        self._vectors = [weight for weight in vectors if weight.requires_grad]
+        for vector in vectors:  # a network may draw them in a way of its own
+            dist.broadcast(vector.detach(), src=0)
+        _shard(module, world, dtype=dtype, whole=set(vectors))
         self._sharded = cast("FSDPModule", module)
         self._parameters = list(module.parameters())
         self._statistics = BatchStatistics(module)
@@ -46,13 +60,16 @@ class Fsdp:
         yield
 
     def finish_window(self, window: Window, step: int) -> None:  # noqa: ARG002
-        """Join the passes in which this rank has no micro-batch, and average the statistics."""
+        """Join the passes in which this rank has no micro-batch, and average what FSDP does not."""
         for number in range(len(window.own), self._num_passes):
             kept = [(tensor, tensor.clone()) for tensor in self.module.buffers()]
             self._sharded.set_requires_gradient_sync(number == self._num_passes - 1)
-            (self.module(self._example).sum() * 0).backward()
+            with autocast(self._dtype, self._world.device.type):
+                answer = self.module(self._example)
+            (answer.sum() * 0).backward()
             for tensor, before in kept:
                 tensor.copy_(before)
+        self._average_vectors()
         self._statistics.average(window, self._world)
 
     def drop_gradients(self) -> None:
@@ -60,12 +77,27 @@ class Fsdp:
         for parameter in self._parameters:
             parameter.grad = None
 
+    def _average_vectors(self) -> None:
+        """Average the gradients of the weights that are whole, in one buffer."""
+        gradients = [weight.grad for weight in self._vectors if weight.grad is not None]
+        if gradients:
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            dist.all_reduce(flat)
+            flat /= self._world.size
+            for gradient, mean in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+                gradient.copy_(mean.view_as(gradient))
 
-def _shard(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Shard every child with weights, the entries of a sequence one by one, then what is left."""
-    for child in module.children():
-        blocks = child.children() if isinstance(child, nn.Sequential | nn.ModuleList) else [child]
-        for block in blocks:
-            if any(parameter.requires_grad for parameter in block.parameters()):
-                fully_shard(block, mesh=mesh)
-    fully_shard(module, mesh=mesh)
+
+def _shard(module: nn.Module, world: World, *, dtype: torch.dtype | None, whole: set[nn.Parameter]) -> None:
+    """Shard every block, then what is left; what is frozen as well, since it has to fit, too."""
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    policy = MixedPrecisionPolicy()
+    if dtype is not None:
+        # What is not a weight has the dtype that autocast gives it.
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for part in (*divide(module), module):
+        fully_shard(part, mesh=mesh, mp_policy=policy, ignored_params=whole)
+
+
+def _is_vector(weight: torch.Tensor) -> bool:
+    return weight.numel() == max(weight.shape, default=1)

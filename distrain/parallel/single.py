@@ -1,10 +1,13 @@
-"""Owns training in one process: on one device, or on several with DataParallel."""
+"""Trains in one process: on one device, or on several with DataParallel."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
+import torch
 from torch import nn
 
 from distrain.data.order import Window
+from distrain.precision import autocast
 
 _NO_CONTEXT: AbstractContextManager[None] = nullcontext()
 
@@ -18,9 +21,11 @@ class Single:
     loss_scale = 1
     needs_even_passes = False
 
-    def __init__(self, module: nn.Module, *, num_devices: int = 1) -> None:
+    def __init__(self, module: nn.Module, *, num_devices: int = 1, dtype: torch.dtype | None = None) -> None:
         self.module = module
-        self._replica = module if num_devices == 1 else nn.DataParallel(module, device_ids=list(range(num_devices)))
+        self._replica = module
+        if num_devices > 1:
+            self._replica = nn.DataParallel(_Autocasting(module, dtype), device_ids=list(range(num_devices)))
         self._parameters = list(module.parameters())
 
     def begin_window(self, window: Window, step: int) -> nn.Module:  # noqa: ARG002 - the protocol's signature
@@ -38,3 +43,21 @@ class Single:
         """Forget the gradients."""
         for parameter in self._parameters:
             parameter.grad = None  # what zero_grad does, without its bookkeeping for profilers
+
+
+class _Autocasting(nn.Module):
+    """A network that enters autocast by itself, in whatever thread it is called.
+
+    The dtype of autocast is a setting of a thread. DataParallel hands on to its threads that autocast is on, and not
+    which dtype it has: they would compute in float16.
+    """
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.network = network
+        self._dtype = dtype
+
+    def forward(self, images: torch.Tensor) -> Any:  # a network's answer is its own affair
+        """Call the network."""
+        with autocast(self._dtype, images.device.type):
+            return self.network(images)

@@ -109,9 +109,9 @@ def gradients(module: nn.Module) -> list[torch.Tensor]:
 def choose(world: World) -> None:
     small, large, double = nn.Linear(4, 4), nn.Linear(512, 513), nn.Linear(4, 4).double()
     frozen = nn.Sequential(nn.Linear(512, 513).requires_grad_(False), nn.Linear(4, 4))
-    chosen = [type(STRATEGIES["auto"](module, world, IMAGES)) for module in (small, large, double, frozen)]
+    chosen = [type(STRATEGIES["auto"](module, world, IMAGES, None)) for module in (small, large, double, frozen)]
     assert chosen == [Flat, Ddp, Ddp, Flat]
-    assert type(STRATEGIES["ddp"](nn.Linear(4, 4), world, IMAGES)) is Ddp
+    assert type(STRATEGIES["ddp"](nn.Linear(4, 4), world, IMAGES, None)) is Ddp
 
 
 def start_choose_and_reduce(world: World) -> None:

@@ -1,5 +1,6 @@
 """One process trains through DataParallel as it does without, and keeps the network's own names."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from distrain.batching import solve_batching
-from distrain.data.order import TrainOrder
+from distrain.data.order import TrainOrder, Window
 from distrain.data.sampling import uniform_places
 from distrain.errors import RecipeError
 from distrain.parallel import build_parallel
@@ -40,6 +41,24 @@ def test_data_parallel_gives_the_gradients_of_the_network_itself_and_its_names()
     assert not any(name.startswith("module.") for name in split.module.state_dict())
     split.drop_gradients()
     assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_threads_of_data_parallel_compute_in_the_dtype_of_the_recipe() -> None:
+    world = World(rank=0, size=1, local_rank=0, device=CPU, num_devices=2)
+    recipe = load_recipe("digits", overrides=["parallel.strategy=dp", "precision=fp16"])
+    window = Window(2, ((0, 2),), range(1))
+    parallel = build_parallel(
+        recipe, nn.Linear(2, 2), world, batching=solve_batching(64, None, 1), example=torch.zeros(1, 2)
+    )
+    replica = parallel.begin_window(window, 0).module
+    assert isinstance(replica, nn.Module)
+
+    def call() -> torch.dtype:
+        with torch.autocast("cpu"):  # all that torch hands on to a thread: that it is on, with its default dtype
+            return replica(torch.zeros(1, 2)).dtype  # type: ignore[no-any-return]
+
+    with torch.autocast("cpu", torch.float16), ThreadPoolExecutor(1) as thread:
+        assert thread.submit(call).result() == torch.float16
 
 
 @pytest.mark.parametrize("strategy", ["dp", "none"])
