@@ -1,18 +1,21 @@
-"""Owns the sign of life of a training process, for whoever looks from outside, and its ear for a stop request."""
+"""Writes the heartbeat of a training process once a second, and listens for the stop file.
+
+The thread that does so reads nothing of the training but plain numbers. To walk the frames of a running thread, as it
+once did for its stack, can crash CPython 3.11; a stack is written by faulthandler, on demand (`distrain.stacks`).
+"""
 
 import logging
 import os
 import socket
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
-from contextlib import suppress
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Literal, Self, get_args
 
+from distrain.guard import LoopGuard
 from distrain.rundir import Heartbeat, RunDirectory, State, Status
+from distrain.stacks import read_own_threads
 
 HEARTBEAT_S = 1.0
 LISTEN_S = 0.1  # how long a stop request may go unheard
@@ -30,18 +33,18 @@ class Heart:
     disk never holds up a step. The same thread watches for the stop file.
     """
 
-    def __init__(self, run: RunDirectory, rank: int) -> None:
+    def __init__(self, run: RunDirectory, rank: int, *, stop: threading.Event | None = None) -> None:
+        """`stop` is set by whoever hears a request to stop: this thread, or a signal handler."""
         self.step = 0
         self.phase: Phase = "start-up"
         self.progress = 0  # counts micro-batches and batches: a long step or evaluation moves, a stalled one does not
         self.status = Status()
-        self.is_stop_requested = False
         self.at_beat: Callable[[int], None] | None = None  # called at each beat with the step, in the thread
+        self._stop = stop or threading.Event()
         self._run = run
         self._rank = rank
         self._has_begun = False
         self._is_behind = False  # whether the newest status could not be written
-        self._main_thread = threading.get_ident()
         self._started = time.monotonic()
         self._first_step = 0
         self._earlier_seconds = 0.0
@@ -108,29 +111,38 @@ class Heart:
                 log.warning("%s could not be written: %s; training goes on", self._run.status, error.strerror)
             self._is_behind = True
 
+    @property
+    def is_stop_requested(self) -> bool:
+        """Whether a stop was requested, by a signal or by the stop file, as of the last look at that."""
+        return self._stop.is_set()
+
     def hear(self) -> bool:
-        """Look for a stop request now, where a tenth of a second matters; returns whether there is one."""
-        self.is_stop_requested = self.is_stop_requested or self._run.stop.exists()
-        return self.is_stop_requested
+        """Look for the stop file now, where a tenth of a second matters; returns whether a stop is requested."""
+        if self._run.stop.exists():
+            self._stop.set()
+        return self._stop.is_set()
 
     def _beat(self) -> None:
-        due = time.monotonic()
+        """Listen and write until the end, in the thread. Nothing that a round raises ends it: a full disk passes."""
+        duties = "listening for the stop file", "writing the heartbeat", "the watch over memory"
+        listening, writing, watching = map(LoopGuard, duties)
+        next_s = time.monotonic()
         while True:
-            self.hear()
-            if time.monotonic() >= due:
-                due = time.monotonic() + HEARTBEAT_S
-                with suppress(OSError):  # a full disk: what matters of it is told below
+            with listening:
+                self.hear()
+            if time.monotonic() >= next_s:
+                next_s = time.monotonic() + HEARTBEAT_S
+                with writing:
                     self._run.write_heartbeat(self._heartbeat())
-                self.beat()
-                if self.at_beat is not None:
-                    with suppress(OSError):
+                with writing:
+                    self.beat()
+                with watching:
+                    if self.at_beat is not None:
                         self.at_beat(self.step)
             if self._over.wait(LISTEN_S):
                 return
 
     def _heartbeat(self) -> Heartbeat:
-        frames = sys._current_frames()
-        main = frames.pop(self._main_thread, None)
         return Heartbeat(
             rank=self._rank,
             host=socket.gethostname(),
@@ -139,14 +151,5 @@ class Heart:
             step=self.step,
             phase=self.phase,
             progress=self.progress,
-            stack="".join(traceback.format_stack(main)) if main is not None else "",
-            threads=_stacks_by_name(frames) if self._run.stacks_request.exists() else {},
+            threads=read_own_threads() if self._run.stacks_request.exists() else {},
         )
-
-
-def _stacks_by_name(frames: dict[int, FrameType]) -> dict[str, str]:
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    return {
-        f"{names.get(ident, 'a thread that Python did not start')} ({ident})": "".join(traceback.format_stack(frame))
-        for ident, frame in frames.items()
-    }

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from distrain.guard import LoopGuard
 from distrain.rundir import RunDirectory
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -22,12 +24,15 @@ _LAST_BREATH_S = 10.0  # a killed process that the kernel still holds after this
 
 
 @contextmanager
-def stop_on_signal(run: RunDirectory, *, kill: Callable[[], None]) -> Iterator[threading.Event]:
+def stop_on_signal(
+    run: RunDirectory, *, kill: Callable[[], None], requested: threading.Event | None = None
+) -> Iterator[threading.Event]:
     """Turn SIGINT, SIGTERM and SIGUSR1 into a stop request; a second SIGINT calls `kill`.
 
-    Yields an event that is set once a signal has come: the request itself may be taken away by who answers it first.
+    Yields `requested`, or an event of its own. The handler itself sets it, so that the request needs neither a thread
+    nor a disk to be heard. The stop file is there for the other processes; the first that answers it may delete it.
     """
-    interrupts, was_asked = 0, threading.Event()
+    interrupts, was_asked = 0, requested or threading.Event()
 
     def request_stop(number: int, _: FrameType | None) -> None:
         nonlocal interrupts
@@ -39,6 +44,8 @@ def stop_on_signal(run: RunDirectory, *, kill: Callable[[], None]) -> Iterator[t
             run.stop.touch()
         except FileNotFoundError:  # nothing has begun that could save
             kill()
+        except OSError:  # a full or read-only disk: the ranks of this machine are asked directly
+            _signal_ranks(run)
 
     if threading.current_thread() is not threading.main_thread():
         yield was_asked  # Python delivers signals to the main thread alone
@@ -64,22 +71,33 @@ def release_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
-def fetch_signals(run: RunDirectory) -> None:
+def fetch_signals(run: RunDirectory, requested: threading.Event) -> None:
     """Turn the held signals into stop requests, in a thread: a main thread that hangs in a collective runs no handler.
 
-    torchrun's agent sends SIGTERM to the ranks that are left when one has died. That is no wish to stop: this rank can
-    do nothing any more, and ends at once.
+    Each sets `requested`, and writes the stop file for the other ranks. torchrun's agent sends SIGTERM to the remaining
+    ranks when one has died. That does not ask for a stop: this rank can do nothing any more, and ends at once.
     """
     agent = os.getppid()
+    guard = LoopGuard("the thread that waits for signals")
 
     def listen() -> None:
         while True:
-            if signal.sigwaitinfo(STOP_SIGNALS).si_pid == agent:
-                os._exit(_KILLED_BY_AGENT)
-            with suppress(OSError):  # the run directory may be gone by now
-                run.stop.touch()
+            with guard:
+                if signal.sigwaitinfo(STOP_SIGNALS).si_pid == agent:
+                    os._exit(_KILLED_BY_AGENT)
+                requested.set()
+                with suppress(OSError):  # the run directory may be gone by now, or the disk full
+                    run.stop.touch()
 
     threading.Thread(target=listen, name="distrain-signals", daemon=True).start()
+
+
+def _signal_ranks(run: RunDirectory) -> None:
+    """Send SIGTERM to the ranks of this machine, which take it as a stop request; this process is left out."""
+    for heartbeat in run.read_heartbeats():
+        if heartbeat.host == socket.gethostname() and heartbeat.pid != os.getpid():
+            with suppress(OSError):
+                os.kill(heartbeat.pid, signal.SIGTERM)
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -125,7 +143,11 @@ def kill_below(root: int) -> None:
 
 def children() -> list[int]:
     """Return the processes that this one has started and not waited for."""
-    return [int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
+    found: list[int] = []
+    for path in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):  # the thread has ended since
+            found += map(int, path.read_text().split())
+    return found
 
 
 def descendants(root: int) -> list[int]:
@@ -149,6 +171,29 @@ def state_of(pid: int) -> str | None:
     """
     fields = _stat(Path(f"/proc/{pid}/stat"))
     return fields[0] if fields is not None else None
+
+
+def signal_main_thread(pid: int, number: int) -> None:
+    """Send a signal to the main thread of a process; raises `OSError` where there is none, or it is another user's.
+
+    A C library without tgkill(2) (glibc before 2.30) leaves the choice of the thread to the kernel, which prefers the
+    main thread while the process runs.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "tgkill"):
+        os.kill(pid, number)
+    elif libc.tgkill(pid, pid, number) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def catches(pid: int, number: int) -> bool:
+    """Return whether a process has a handler for a signal, which would kill many a process that has none."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+    except OSError:
+        return False
+    mask = next((line.split()[1] for line in lines if line.startswith("SigCgt:")), "0")
+    return bool(int(mask, 16) >> (number - 1) & 1)
 
 
 def _stat(path: Path) -> list[str] | None:

@@ -19,7 +19,7 @@ from distrain.process import IN_WORDS
 from distrain.recipe import Recipe, read_recipe
 from distrain.rundir import RunDirectory, Status
 from distrain.runs import read_states, resume_command
-from distrain.stacks import RankStack
+from distrain.stacks import MAIN_THREAD, RankStack
 from distrain.verify import Finding
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -188,7 +188,7 @@ def print_finding(console: Console, finding: Finding) -> None:
 
 
 def print_stacks(console: Console, stacks: list[RankStack]) -> None:
-    """Print where each rank stands, how old that is, and which ranks are silent."""
+    """Print the stack of each rank, which ranks are silent, and which did not answer."""
     for stack in stacks:
         beat = stack.heartbeat
         if beat is None or stack.age_s is None:
@@ -202,9 +202,11 @@ def print_stacks(console: Console, stacks: list[RankStack]) -> None:
             f"{beat.phase}, {said}{state}",
             soft_wrap=True,
         )
-        console.print(beat.stack.rstrip(), markup=False, soft_wrap=True)
-        for name, lines in beat.threads.items():
-            console.print(f"thread {name}\n{lines.rstrip()}", markup=False, soft_wrap=True)
+        if not stack.threads:
+            console.print("no stack: it did not answer the request", soft_wrap=True)
+        for name, lines in sorted(stack.threads.items(), key=lambda item: item[0] != MAIN_THREAD):
+            heading = "" if name == MAIN_THREAD else f"thread {name}\n"
+            console.print(f"{heading}{lines.rstrip()}", markup=False, soft_wrap=True)
 
 
 def print_runs(console: Console, found: list[RunDirectory], root: Path) -> None:

@@ -106,8 +106,7 @@ class Heartbeat(BaseModel):
     step: int  # steps taken
     phase: str
     progress: int
-    stack: str  # of the main thread, as of `time`
-    threads: dict[str, str] = {}  # the stacks of the other threads by their names, while `stacks-request` exists
+    threads: dict[str, str] = {}  # the stacks of all threads by their names, while `stacks-request` exists
 
 
 class RunDirectory:
@@ -133,6 +132,7 @@ class RunDirectory:
         self.launcher_log = self.logs / (f"launcher-{node_rank}.log" if node_rank else "launcher.log")
         self.errors = path / "errors"
         self.heartbeats = path / "heartbeats"
+        self.stacks = path / "stacks"
         self.stacks_request = path / "stacks-request"  # while it exists, heartbeats hold the stacks of all threads
         self.traces = path / "profile"
         self.checkpoints = path / "checkpoints"
@@ -177,6 +177,10 @@ class RunDirectory:
     def heartbeat(self, rank: int) -> Path:
         """Return where a rank says once a second where it stands."""
         return self.heartbeats / f"rank-{rank}.json"
+
+    def stack(self, rank: int) -> Path:
+        """Return the file to which a rank writes its Python stack, on request and when a fault kills it."""
+        return self.stacks / f"rank-{rank}.txt"
 
     def create(self) -> None:
         """Make the folder; raises `RunError` where something else stands in its place."""

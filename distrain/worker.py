@@ -8,6 +8,7 @@ import os
 import shlex
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from distrain.process import (
 )
 from distrain.recipe import read_recipe
 from distrain.rundir import DYING_S, RunDirectory
+from distrain.stacks import answer_requests
 
 # What the traceback of a rank says that has lost another one: gloo's, NCCL's and the store's words for it.
 _LOST_CONNECTION = (
@@ -62,12 +64,14 @@ def run_worker(
     rank's log. `on_error` is called with what ended the training, once everything is wound up.
     """
     if owns_process:
-        return _run_rank(run, owns_process=True, on_error=on_error)
-    with stop_on_signal(run, kill=lambda: _end_at_once(run)):
-        return _run_rank(run, owns_process=False, on_error=on_error)
+        return _run_rank(run, stop=threading.Event(), owns_process=True, on_error=on_error)
+    with stop_on_signal(run, kill=lambda: _end_at_once(run)) as was_asked:
+        return _run_rank(run, stop=was_asked, owns_process=False, on_error=on_error)
 
 
-def _run_rank(run: RunDirectory, *, owns_process: bool, on_error: Callable[[Exception], None] | None) -> ExitCode:
+def _run_rank(
+    run: RunDirectory, *, stop: threading.Event, owns_process: bool, on_error: Callable[[Exception], None] | None
+) -> ExitCode:
     preload()  # takes seconds: signals and the parent are seen to before
     from distrain import engine
     from distrain.memory import KeptMemory
@@ -78,13 +82,14 @@ def _run_rank(run: RunDirectory, *, owns_process: bool, on_error: Callable[[Exce
     handlers = _start_log(run.log(rank), is_shown=is_shown)
     if owns_process and not is_shown:
         _redirect_output(run.log(rank))
-    heart = Heart(run, rank)
+    heart = Heart(run, rank, stop=stop)
     try:
+        _answer_stack_requests(run, rank, owns_process=owns_process)
         recipe, profile = read_recipe(run.recipe), read_profile(run.profile)
         if profile.device == "cpu":
             heart.at_beat = KeptMemory().look
         with (
-            _take_held_signals(run, is_alone=size_from_environment() == 1) if owns_process else nullcontext(),
+            _take_held_signals(run, stop, is_alone=size_from_environment() == 1) if owns_process else nullcontext(),
             heart,
             join_world(
                 device=profile.device,
@@ -120,14 +125,14 @@ def _run_rank(run: RunDirectory, *, owns_process: bool, on_error: Callable[[Exce
 
 
 @contextmanager
-def _take_held_signals(run: RunDirectory, *, is_alone: bool) -> Iterator[None]:
+def _take_held_signals(run: RunDirectory, stop: threading.Event, *, is_alone: bool) -> Iterator[None]:
     """Take signals as stop requests: one of several ranks in a thread, one alone by handlers that leave pdb its own."""
     if is_alone:
-        with stop_on_signal(run, kill=lambda: _end_at_once(run)):
+        with stop_on_signal(run, kill=lambda: _end_at_once(run), requested=stop):
             release_signals()
             yield
     else:
-        fetch_signals(run)
+        fetch_signals(run, stop)
         yield
 
 
@@ -141,6 +146,13 @@ def _end_at_once(run: RunDirectory) -> None:
     status.close("failed")
     run.write_status(status)  # last of all: the heart beats on until then, and says something else
     os._exit(ExitCode.FAILED)
+
+
+def _answer_stack_requests(run: RunDirectory, rank: int, *, owns_process: bool) -> None:
+    try:
+        answer_requests(run, rank, owns_process=owns_process)
+    except OSError as error:
+        log.warning("this process cannot write its stack on request: %s", error)
 
 
 class _Terminal(logging.Handler):

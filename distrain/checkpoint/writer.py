@@ -122,16 +122,17 @@ class Checkpointer:
             held.release()
 
     def _write(self, step: int, held: Held, state: str, num_bytes: int) -> None:
-        """Write one checkpoint, in the thread."""
+        """Write one checkpoint, in the thread. Only what breaks the ranks' conversation ends the training."""
         try:
-            tensors = self._stager.stage(held)
-            self._failure = self._write_together(step, tensors, state, num_bytes)
+            self._failure = self._write_together(step, held, state, num_bytes)
         except BaseException as error:  # noqa: BLE001 - it is raised again where the training runs
             self._error = error
 
-    def _write_together(self, step: int, tensors: Tensors, state: str, num_bytes: int) -> str | None:
+    def _write_together(self, step: int, held: Held, state: str, num_bytes: int) -> str | None:
         draft, final = draft_path(self._folder, step), final_path(self._folder, step)
+        tensors: Tensors = {}
         try:
+            self._together(lambda: tensors.update(self._stager.stage(held)))
             self._together(lambda: self._begin(draft))
             self._together(lambda: self._write_shards(draft, tensors))
             parts = self._together(lambda: describe_files(sorted(draft.glob(f"__{self._world.rank}_*"))))
@@ -195,6 +196,9 @@ class Checkpointer:
             outcome = None, error.strerror or str(error)
         except CheckpointError as error:
             outcome = None, str(error)
+        except Exception as error:
+            log.exception("a part of the checkpoint could not be written")
+            outcome = None, f"{type(error).__name__}: {error}"
         outcomes = [outcome] * self._world.size
         if self._group is not None:
             dist.all_gather_object(outcomes, outcome, group=self._group)

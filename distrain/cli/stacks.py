@@ -1,4 +1,4 @@
-"""`distrain stacks`: where every rank of a run stands, in Python, without stopping it."""
+"""`distrain stacks`: the Python stack of every rank of a run, without stopping it."""
 
 import json
 from pathlib import Path
@@ -15,20 +15,25 @@ def stacks(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print the Python stack of every rank of a run that goes on; the run does not stop for it."""
+    """Print the Python stack of every rank of a running training, which does not stop for it.
+
+    A rank answers even while it hangs in native code. Without --all only its main thread is shown.
+    """
     from rich.console import Console
 
     from distrain import report, runs
-    from distrain.stacks import ask_for_all_threads, read_stacks
+    from distrain.launchers.profile import read_profile
+    from distrain.stacks import read_stacks
 
     run = runs.find_run(reference, root)
     runs.check_alive(run)
-    found = ask_for_all_threads(run) if all_threads else read_stacks(run)
+    found = read_stacks(run, world_size=read_profile(run.profile).world_size, all_threads=all_threads)
     if not as_json:
         report.print_stacks(Console(highlight=False), found)
         return
     facts = []
     for stack in found:
-        said = {} if stack.heartbeat is None else stack.heartbeat.model_dump()
-        facts.append({"rank": stack.rank, **said, "age_s": stack.age_s, "is_silent": stack.is_silent})
+        said = {} if stack.heartbeat is None else stack.heartbeat.model_dump(exclude={"threads"})
+        answer = {"stack": stack.main, "threads": stack.threads}
+        facts.append({"rank": stack.rank, **said, "age_s": stack.age_s, "is_silent": stack.is_silent, **answer})
     typer.echo(json.dumps(facts, indent=1))

@@ -94,13 +94,16 @@ def _note_ends() -> None:
     known: set[int] = set()
 
     def note(*_: object) -> None:
-        for pid in children():
-            with suppress(ChildProcessError):
-                end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # it is left to torchrun
-                if end is not None and pid not in known:
-                    known.add(pid)
-                    code = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
-                    print(END_LINE.format(code=code, pid=pid), file=sys.stderr, flush=True)
+        # What a handler raises would end torchrun wherever it happens to be: a thread of this process has just ended,
+        # and its children cannot be listed, or the disk with the log is full.
+        with suppress(Exception):
+            for pid in children():
+                with suppress(ChildProcessError):
+                    end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # it is left to torchrun
+                    if end is not None and pid not in known:
+                        known.add(pid)
+                        code = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
+                        print(END_LINE.format(code=code, pid=pid), file=sys.stderr, flush=True)
 
     signal.signal(signal.SIGCHLD, note)
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGCHLD, signal.SIG_DFL))

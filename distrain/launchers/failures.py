@@ -7,6 +7,7 @@ import time
 
 from distrain.errors import ExitCode
 from distrain.rundir import Heartbeat, RunDirectory
+from distrain.stacks import read_fatal_error
 
 # torchrun names the exit code and the process of every rank that failed, also of those that it has ended itself.
 _EXIT = re.compile(r"exitcode\s*: -(\d+)\)?(?: local_rank: \d+)? \(pid: (\d+)\)")
@@ -35,11 +36,16 @@ def find_deaths(run: RunDirectory, *, log_start: int, since: float) -> None:
         if heartbeat.pid in signals and heartbeat.host == socket.gethostname():
             # Its last heartbeat may be a second old. Ranks go step by step together: another one may know better.
             newest = heartbeat.model_copy(update={"step": step})
-            report_end(run, newest, kind="Killed", message=_in_words(signals[heartbeat.pid]), time_s=heartbeat.time)
+            message, stack = _in_words(signals[heartbeat.pid]), read_fatal_error(run, heartbeat.rank)
+            if stack is not None:
+                message += f"; its Python stack is in {run.stack(heartbeat.rank)}"
+            report_end(run, newest, kind="Killed", message=message, stack=stack, time_s=heartbeat.time)
 
 
-def report_end(run: RunDirectory, heartbeat: Heartbeat, *, kind: str, message: str, time_s: float | None) -> None:
-    """Write for a rank what it cannot write itself any more; the traceback is its last known stack."""
+def report_end(
+    run: RunDirectory, heartbeat: Heartbeat, *, kind: str, message: str, stack: str | None, time_s: float | None
+) -> None:
+    """Write for a rank what it can no longer write itself; the traceback is its phase, and its stack if known."""
     run.write_error(
         {
             "time": time.time() if time_s is None else time_s,
@@ -51,7 +57,7 @@ def report_end(run: RunDirectory, heartbeat: Heartbeat, *, kind: str, message: s
             "exit_code": int(ExitCode.FAILED),
             "is_consequence": False,
             "is_final": False,
-            "traceback": f"{heartbeat.phase}, last seen at:\n{heartbeat.stack}",
+            "traceback": f"in phase {heartbeat.phase}; {'no stack is known' if stack is None else stack}",
         }
     )
 

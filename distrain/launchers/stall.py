@@ -8,6 +8,7 @@ from distrain.heart import PHASES
 from distrain.launchers.failures import report_end
 from distrain.process import IN_WORDS, state_of
 from distrain.rundir import Heartbeat, RunDirectory
+from distrain.stacks import MAIN_THREAD, ask
 
 # Phases whose length says nothing: a rank that beats in one of them has this many times as long.
 _LONG_PHASES = ("start-up", "save", "measure")
@@ -64,21 +65,26 @@ class StallWatch:
     def _report(self, culprits: list[_Seen], now: float) -> str:
         paragraphs = []
         waiting = [seen.heartbeat for seen in self._seen.values() if seen not in culprits]
-        for seen in culprits:
-            beat = seen.heartbeat
-            silent_s = now - seen.beat_s
-            facts = [f"has not moved for {now - seen.moved_s:.0f} s"]
-            facts += [f"has given no sign of life for {silent_s:.0f} s"] if silent_s >= self._silence_s else []
-            state = state_of(beat.pid) if beat.host == socket.gethostname() else None
-            facts += [IN_WORDS[state]] if state in IN_WORDS else []
-            since = time.strftime("%T", time.localtime(time.time() - (now - seen.moved_s)))
-            message = f"stalled in phase {beat.phase} since {since}: {', '.join(facts)}; {_who_waits(waiting)}"
-            report_end(self._run, beat, kind="Stalled", message=message, time_s=None)
+        faults = [self._describe(seen, now, waiting) for seen in culprits]
+        # The attempt ends here: a process that is stopped may be continued to write its stack.
+        stacks = ask(self._run, [seen.heartbeat for seen in culprits], wake=True)
+        for beat, message in zip([seen.heartbeat for seen in culprits], faults, strict=True):
+            stack = stacks.get(beat.rank, {}).get(MAIN_THREAD)
+            report_end(self._run, beat, kind="Stalled", message=message, stack=stack, time_s=None)
+            place = f"its main thread is at\n{stack.rstrip()}" if stack else "it did not answer a request for its stack"
             paragraphs.append(
-                f"rank {beat.rank} ({beat.host}, process {beat.pid}) at step {beat.step}: {message}; "
-                f"its main thread stood at\n{beat.stack.rstrip()}"
+                f"rank {beat.rank} ({beat.host}, process {beat.pid}) at step {beat.step}: {message}; {place}"
             )
         return "\n".join(paragraphs)
+
+    def _describe(self, seen: _Seen, now: float, waiting: list[Heartbeat]) -> str:
+        beat, silent_s = seen.heartbeat, now - seen.beat_s
+        facts = [f"has not moved for {now - seen.moved_s:.0f} s"]
+        facts += [f"has given no sign of life for {silent_s:.0f} s"] if silent_s >= self._silence_s else []
+        state = state_of(beat.pid) if beat.host == socket.gethostname() else None
+        facts += [IN_WORDS[state]] if state in IN_WORDS else []
+        since = time.strftime("%T", time.localtime(time.time() - (now - seen.moved_s)))
+        return f"stalled in phase {beat.phase} since {since}: {', '.join(facts)}; {_who_waits(waiting)}"
 
 
 def _place(heartbeat: Heartbeat) -> tuple[int, str, int]:

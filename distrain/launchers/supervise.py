@@ -10,6 +10,7 @@ from typing import Any
 
 from distrain.checkpoint import final_path, newest_step
 from distrain.errors import ExitCode
+from distrain.guard import LoopGuard, describe
 from distrain.launchers.children import Child, Starter
 from distrain.launchers.company import Alone, Company
 from distrain.launchers.failures import find_deaths
@@ -150,7 +151,8 @@ def _forget_heartbeats(run: RunDirectory) -> None:
 
 def _watch(child: Child, stalls: StallWatch | None, company: Company, tell: Callable[[str], None]) -> bool:
     """Wait for the processes to end; returns True at once where they have stalled, or the company breaks up."""
-    due = time.monotonic()
+    guard = LoopGuard("the launcher's watch over the ranks", report=lambda loop, error: tell(describe(loop, error)))
+    next_s = time.monotonic()
     while True:
         try:
             child.wait(POLL_S)
@@ -158,14 +160,16 @@ def _watch(child: Child, stalls: StallWatch | None, company: Company, tell: Call
             pass
         else:
             return False
-        if (words := company.look()) is not None:
-            tell(words)
-            return True
-        if stalls is not None and time.monotonic() >= due:
-            due = time.monotonic() + LOOK_S
-            if (words := stalls.look()) is not None:
+        with guard:
+            if (words := company.look()) is not None:
                 tell(words)
                 return True
+        if stalls is not None and time.monotonic() >= next_s:
+            next_s = time.monotonic() + LOOK_S
+            with guard:
+                if (words := stalls.look()) is not None:
+                    tell(words)
+                    return True
 
 
 def _interrupt() -> None:

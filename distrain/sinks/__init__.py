@@ -1,9 +1,10 @@
 """Sinks: where the records of a run go. `metrics.jsonl` is the truth; the others are copies of it."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Self
 
+from distrain.guard import LoopGuard
 from distrain.sinks import console, jsonl
 from distrain.sinks.background import Background
 from distrain.sinks.protocol import Opening, Record, Sink
@@ -16,6 +17,7 @@ class Sinks:
         self._opening = opening
         self._sinks: list[Sink] = []
         self._stack = ExitStack()
+        self._guard = LoopGuard("showing the metrics")
 
     def __enter__(self) -> Self:
         opening = self._opening
@@ -32,9 +34,10 @@ class Sinks:
         self._stack.close()
 
     def write(self, record: Record) -> None:
-        """Give one step's record to every sink, the truth first."""
-        for sink in self._sinks:
-            sink.write(record)
+        """Give one step's record to every sink: metrics.jsonl first, then what only copies or shows it."""
+        for number, sink in enumerate(self._sinks):
+            with self._guard if number else nullcontext():
+                sink.write(record)
 
 
 def _open_tensorboard(opening: Opening) -> Sink:

@@ -1,10 +1,11 @@
-"""Owns the thread that keeps a sink from ever delaying or stopping the training."""
+"""Runs a sink in a thread of its own, so that it can neither delay nor stop the training."""
 
 import logging
 import queue
 import threading
 from collections.abc import Callable
 
+from distrain.guard import LoopGuard
 from distrain.sinks.protocol import Opening, Record, Sink
 
 CAPACITY = 10_000  # records that wait for a slow sink; more are dropped from it, metrics.jsonl has them all
@@ -14,7 +15,9 @@ log = logging.getLogger(__name__)
 
 
 class Background:
-    """Runs a sink in a thread of its own: one that fails is left out with one warning, and training goes on.
+    """A sink in its own thread. A record that it fails to write is left out, with one warning for each kind of failure.
+
+    One that cannot be opened, or falls far behind, is given up with a warning.
 
     It is opened at the first record: an attempt that comes to none leaves the files of the earlier ones as they are.
     """
@@ -50,8 +53,10 @@ class Background:
             if record is None:
                 return
             sink = self._factory(self._opening)
+            guard = LoopGuard(f"writing to {self._name}")
             while record is not None:
-                sink.write(record)
+                with guard:
+                    sink.write(record)
                 record = self._queue.get()
             sink.close()
         except Exception as error:

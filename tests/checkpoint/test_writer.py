@@ -13,7 +13,7 @@ from distrain import checkpoint
 from distrain.checkpoint.load import load_tensors, read_model
 from distrain.checkpoint.staging import Held, Stager
 from distrain.checkpoint.tensors import Tensors, changed_by_update, digest, gather_tensors, weights_digest
-from distrain.checkpoint.verify import Manifest, commit
+from distrain.checkpoint.verify import Manifest, commit, describe_files
 from distrain.errors import CheckpointError, ModelError
 from distrain.world import World
 from tests.checkpoint.making import ALONE, checkpointer, make, save, take_step
@@ -175,17 +175,31 @@ def test_failing_training_lets_the_save_under_way_end(tmp_path: Path, held_back:
     assert names(tmp_path) == ["step-00000001"]
 
 
-def test_unexpected_error_of_the_thread_is_raised_in_the_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def break_down(_: list[Path]) -> Manifest:
-        raise ZeroDivisionError("broken")
+def save_where_a_part_breaks_once(world: World, folder: Path, rank: int) -> None:
+    logging.getLogger("distrain").addHandler(logging.FileHandler(folder.parent / f"log-{world.rank}"))
+    calls: list[list[Path]] = []
 
-    monkeypatch.setattr("distrain.checkpoint.writer.describe_files", break_down)
-    model, optimizer = make()
-    with pytest.raises(ZeroDivisionError, match="broken"), checkpointer(tmp_path) as writer:
-        writer.save(1, tensors=gather_tensors(model, optimizer), state={})
+    def break_down(files: list[Path]) -> Manifest:
+        calls.append(files)
+        if len(calls) == 1 and world.rank == rank:
+            raise ZeroDivisionError("broken")
+        return describe_files(files)
+
+    with pytest.MonkeyPatch.context() as patch, checkpointer(folder, world) as writer:
+        patch.setattr("distrain.checkpoint.writer.describe_files", break_down)
+        writer.save(1, tensors={"a": torch.randn(1000), "b": torch.randn(1000)}, state={})
         writer.wait()
+        assert names(folder) == []
+        writer.save(2, tensors={"a": torch.randn(1000), "b": torch.randn(1000)}, state={})
+    assert names(folder) == ["step-00000002"]
+
+
+@pytest.mark.parametrize(("world_size", "rank"), [(1, 0), (2, 1)])
+def test_save_that_breaks_down_costs_that_save_and_not_the_training(tmp_path: Path, world_size: int, rank: int) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    run_ranks(save_where_a_part_breaks_once, tmp_path, world_size, tmp_path / "checkpoints", rank)
+    log = (tmp_path / f"log-{rank}").read_text()
+    assert "ZeroDivisionError: broken" in log and "Traceback" in log
 
 
 def test_clock_says_when_a_checkpoint_is_overdue(tmp_path: Path) -> None:

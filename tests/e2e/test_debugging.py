@@ -217,13 +217,19 @@ def test_stacks_show_where_each_rank_stands_while_it_goes_on(tmp_path: Path, lau
     assert "thread distrain-heart (" in first and "thread distrain-heart (" in second
     assert not (run / "stacks-request").exists()
 
+    found = json.loads(distrain("stacks", "run", "--json", cwd=tmp_path).out)
+    assert "in dawdle" in found[1]["stack"]
+    assert "distrain/worker.py" in found[1]["stack"].splitlines()[0], "the frames that called the worker are cut"
+    assert list(found[1]["threads"]) == ["MainThread"]
+
     os.kill(heartbeat(run, 1)["pid"], signal.SIGSTOP)
     wait_until(lambda: time.time() - heartbeat(run, 1)["time"] > 5.2, "silence")
     found = json.loads(distrain("stacks", "run", "--json", cwd=tmp_path).out)
     assert [rank["is_silent"] for rank in found] == [False, True]
-    assert "in dawdle" in found[1]["stack"] and found[1]["age_s"] > 5
+    assert found[1]["stack"] == "" and found[1]["age_s"] > 5
     told = distrain("stacks", "run", cwd=tmp_path).out
     assert "silent for" in told and "(its process is stopped)" in told
+    assert "no stack: it did not answer the request" in told
     os.kill(heartbeat(run, 1)["pid"], signal.SIGCONT)
 
     process.send_signal(signal.SIGINT)

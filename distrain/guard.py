@@ -1,0 +1,58 @@
+"""Keeps the loops that a run depends on alive: an exception ends one round of a loop, and never the loop."""
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+
+_PAUSE_S = 0.1  # after a failed round: a loop that fails every time must not take a whole core
+
+log = logging.getLogger(__name__)
+
+
+class LoopGuard:
+    """Suppresses what one round of a loop raises, and reports it once for each line of code that raises it.
+
+    The body of `with guard:` is one round. `report` is called with the loop's name and the exception; by default both
+    are logged, with the traceback. Exceptions that end a process (`SystemExit`, `KeyboardInterrupt`) pass.
+    """
+
+    def __init__(self, loop: str, *, report: Callable[[str, Exception], None] | None = None) -> None:
+        self._loop = loop
+        self._report = report or _log
+        self._reported: set[tuple[type[Exception], str, int]] = set()
+
+    def __enter__(self) -> None:
+        """Begin a round."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        """End the round; returns whether it ends here, with whatever it raised."""
+        if not isinstance(error, Exception):
+            return False
+        place = type(error), *_innermost(trace)
+        if place not in self._reported:
+            self._reported.add(place)
+            with suppress(Exception):
+                self._report(self._loop, error)
+        time.sleep(_PAUSE_S)
+        return True
+
+
+def describe(loop: str, error: Exception) -> str:
+    """Return in a sentence that a round of `loop` failed with `error`, and that the loop carries on."""
+    lines = str(error).strip().splitlines()
+    reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{loop} failed once ({reason}) and carries on"
+
+
+def _log(loop: str, error: Exception) -> None:
+    log.warning("%s", describe(loop, error), exc_info=error)
+
+
+def _innermost(trace: TracebackType | None) -> tuple[str, int]:
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return ("", 0) if trace is None else (trace.tb_frame.f_code.co_filename, trace.tb_lineno)
