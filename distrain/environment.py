@@ -5,8 +5,11 @@ import platform
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from typing import Any
+
+from distrain.launchers.nvml import Nvml, read_nvml
 
 PACKAGES = (
     "distrain",
@@ -24,14 +27,22 @@ PACKAGES = (
 MAX_DIFF_BYTES = 1_000_000
 
 
+# What torch's wheels load of CUDA; their names end in the major version that they are for.
+CUDA_PACKAGES = ("nvidia-nccl-cu", "nvidia-cudnn-cu")
+CUDA_MAJORS = range(11, 20)
+
+
 def describe_environment() -> dict[str, Any]:
-    """Return versions, host, processor count and the git state of the folder; environment variables stay out."""
+    """Return versions, host, processors, GPUs and the git state of the folder; environment variables stay out."""
+    nvml = read_nvml()
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "cpus": len(os.sched_getaffinity(0)),
-        "versions": package_versions(),
+        "gpus": describe_gpus(nvml),
+        "driver": {"version": nvml.driver, "cuda": nvml.cuda},
+        "versions": package_versions() | cuda_versions(),
         "git": _git_state(),
     }
 
@@ -45,6 +56,30 @@ def package_versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             found[name] = None
     return found
+
+
+def cuda_versions() -> dict[str, str | None]:
+    """Return the installed versions of NCCL and cuDNN, by the names of their packages."""
+    found: dict[str, str | None] = {}
+    for prefix in CUDA_PACKAGES:
+        for major in CUDA_MAJORS:
+            with suppress(metadata.PackageNotFoundError):
+                found[f"{prefix}{major}"] = metadata.version(f"{prefix}{major}")
+    return found
+
+
+def describe_gpus(nvml: Nvml) -> list[dict[str, Any]]:
+    """Return what is to be known of each GPU of this machine, as far as NVML says it."""
+    return [
+        {
+            "uuid": gpu.uuid,
+            "name": gpu.name,
+            "memory_gib": round(gpu.memory_bytes / 2**30, 1),
+            "capability": gpu.capability,
+            "mig": [instance.uuid for instance in gpu.instances] if gpu.is_mig else None,
+        }
+        for gpu in nvml.gpus
+    ]
 
 
 def _git_state() -> dict[str, Any] | None:

@@ -1,22 +1,24 @@
 """`distrain doctor`: what this machine has, and what is missing for training on it."""
 
 import json
+import os
 import shutil
+import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 GIBIBYTE = 2**30
+_OWN_ROWS = {"devices", "cuda_fault"}
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Report versions, devices and what is missing; exit code 1 if anything is."""
     from distrain.environment import describe_environment
-    from distrain.launchers.profile import count_gpus
 
     facts = describe_environment()
-    facts["gpus"] = count_gpus()
     facts["free_disk_gib"] = round(shutil.disk_usage(Path.cwd()).free / GIBIBYTE, 1)
     facts["shared_memory_gib"] = _shared_memory_gib()
     facts["torch"] = _ask_torch()
@@ -38,9 +40,15 @@ def _ask_torch() -> dict[str, Any] | str:
         from distrain.data.decoders import png_decoder
     except (ImportError, OSError, RuntimeError) as error:
         return str(error).splitlines()[0]
+    with warnings.catch_warnings(record=True) as caught:  # where CUDA does not start, torch warns why
+        warnings.simplefilter("always")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return {
+        "version": torch.__version__,
         "cuda_build": torch.version.cuda,
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cuda_fault": " ".join(str(caught[0].message).split()) if caught and not count else None,
+        "devices": [torch.cuda.get_device_name(index) for index in range(count)],
+        "architectures": torch.cuda.get_arch_list() if count else [],
         "threads": torch.get_num_threads(),
         "gloo": dist.is_available() and dist.is_gloo_available(),
         "nccl": dist.is_available() and dist.is_nccl_available(),
@@ -55,14 +63,31 @@ def _problems(facts: dict[str, Any]) -> list[str]:
         return [*found, f"torch or torchvision does not import ({torch_facts}); install both from the same index"]
     if not torch_facts["gloo"]:
         found.append("this torch has no gloo, so several CPU processes cannot train together")
-    if facts["gpus"] and not torch_facts["devices"]:
-        found.append(f"the driver shows {facts['gpus']} GPUs and torch sees none; install a CUDA build of torch")
+    found += _gpu_problems(torch_facts)
     if facts["free_disk_gib"] < 1:
         found.append(f"only {facts['free_disk_gib']} GiB of disk is free here; checkpoints may not fit")
     memory = facts["shared_memory_gib"]
-    if facts["gpus"] > 1 and memory is not None and memory < 1:
+    if len(facts["gpus"]) > 1 and memory is not None and memory < 1:
         found.append(f"/dev/shm has {memory} GiB free, and NCCL may want more between GPUs (docker run --shm-size)")
     return found
+
+
+def _gpu_problems(torch_facts: dict[str, Any]) -> list[str]:
+    from distrain.launchers.gpu_faults import TorchGpus, find_gpu_faults
+    from distrain.launchers.gpus import VISIBLE, is_naming, select_visible
+    from distrain.launchers.nvml import nvidia_files, read_nvml
+
+    nvml, visible = read_nvml(), os.environ.get(VISIBLE)
+    seen = TorchGpus(
+        version=torch_facts["version"],
+        cuda=torch_facts["cuda_build"],
+        names=torch_facts["devices"],
+        reason=torch_facts["cuda_fault"],
+        has_nccl=torch_facts["nccl"],
+        architectures=torch_facts["architectures"],
+    )
+    files = [] if visible is not None and not is_naming(visible) else nvidia_files()
+    return find_gpu_faults(nvml, seen, num_visible=len(select_visible(nvml.gpus, visible)), files=files)
 
 
 def _shared_memory_gib() -> float | None:
@@ -74,17 +99,18 @@ def _print(facts: dict[str, Any]) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    torch_facts = facts["torch"]
+    torch_facts, driver = facts["torch"], facts["driver"]
     rows = {
         "python": f"{facts['python']} on {facts['platform']}",
         "packages": ", ".join(f"{name} {version or 'MISSING'}" for name, version in facts["versions"].items()),
         "cpus": str(facts["cpus"]),
-        "gpus": str(facts["gpus"]),
+        "gpus": _gpus_in_words(facts["gpus"]),
+        "driver": f"{driver['version']}, CUDA {driver['cuda']}" if driver["version"] else "none",
         "free disk": f"{facts['free_disk_gib']} GiB",
         "/dev/shm": "none" if facts["shared_memory_gib"] is None else f"{facts['shared_memory_gib']} GiB free",
     }
     if isinstance(torch_facts, dict):
-        rows["torch"] = ", ".join(f"{key} {value}" for key, value in torch_facts.items() if key != "devices")
+        rows["torch"] = ", ".join(f"{key} {value}" for key, value in torch_facts.items() if key not in _OWN_ROWS)
         rows["devices"] = ", ".join(torch_facts["devices"]) or "cpu"
     for name, value in rows.items():
         console.print(f"[bold]{name:<10}[/bold]", end="")
@@ -93,3 +119,8 @@ def _print(facts: dict[str, Any]) -> None:
         console.print(f"[bold red]missing[/bold red]   {problem}", soft_wrap=True)
     if not facts["problems"]:
         console.print("[bold green]ready[/bold green]     nothing is missing")
+
+
+def _gpus_in_words(gpus: list[dict[str, Any]]) -> str:
+    counted = Counter(f"{gpu['name']}, {gpu['memory_gib']} GiB, compute capability {gpu['capability']}" for gpu in gpus)
+    return "; ".join(f"{count} x {words}" for words, count in counted.items()) or "none"

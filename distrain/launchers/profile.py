@@ -1,8 +1,6 @@
 """Owns the profile: where and on how many processes a recipe trains, checked against what this machine has."""
 
 import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -10,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distrain.errors import LaunchError
+from distrain.launchers.gpus import find_gpus
 from distrain.launchers.network import find_interface, resolve, route_to, split_endpoint
 
 LauncherName = Literal["inprocess", "torchrun", "accelerate", "slurm"]
@@ -212,14 +211,13 @@ def _resolve_devices(wanted: Wanted, recipe: str) -> tuple[Device, int]:
     """Return the device and the processes of this machine."""
     if wanted.device == "cpu":
         return "cpu", wanted.processes or 1
-    available = count_gpus()
-    if wanted.device is None and not available:
+    available = find_gpus()
+    if wanted.device is None and not available.count:
         return "cpu", wanted.processes or 1
     gpus = wanted.processes or 1
-    if gpus > available:
-        seen = {0: "no GPU", 1: "1 GPU"}.get(available, f"{available} GPUs")
+    if gpus > available.count:
         raise LaunchError(
-            f"this machine shows {seen}, and {gpus} {'was' if gpus == 1 else 'were'} asked for; "
+            f"{available}, and {gpus} {'was' if gpus == 1 else 'were'} asked for; "
             f"on its CPU: distrain fit {recipe} --device cpu --procs {gpus}"
         )
     return "cuda", gpus
@@ -248,15 +246,3 @@ def _check_own_address(rendezvous: str, node_rank: int, address: str) -> None:
 def read_profile(path: Path) -> Profile:
     """Read the profile of a run directory."""
     return Profile.model_validate(yaml.safe_load(path.read_text()))
-
-
-def count_gpus() -> int:
-    """Return how many NVIDIA GPUs a process started here would see, without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and not visible.strip(" -1"):
-        return 0
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    listing = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
-    installed = sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
-    return installed if visible is None else min(installed, len(visible.split(",")))

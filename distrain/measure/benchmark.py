@@ -11,7 +11,8 @@ from rich.console import Console
 from distrain.batching import solve_batching
 from distrain.environment import describe_environment
 from distrain.errors import LaunchError, RecipeError
-from distrain.launchers.profile import Profile, Wanted, count_gpus, resolve_profile
+from distrain.launchers.gpus import count_gpus
+from distrain.launchers.profile import Profile, Wanted, resolve_profile
 from distrain.measure.figures import Figures
 from distrain.measure.order import Order
 from distrain.measure.start import measure

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from distrain.batching import Batching, solve_batching
 from distrain.errors import LaunchError
-from distrain.launchers.profile import Profile, Wanted, count_gpus, resolve_profile
+from distrain.launchers.gpus import count_gpus
+from distrain.launchers.profile import Profile, Wanted, resolve_profile
 from distrain.launchers.scripts import find_script
 from distrain.measure import scale
 from distrain.measure.benchmark import with_batch

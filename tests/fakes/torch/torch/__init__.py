@@ -1,0 +1,21 @@
+"""As much of torch as says how many GPUs there are, as FAKE_TORCH describes it."""
+
+import json
+import os
+import warnings
+from types import SimpleNamespace
+
+_SPEC = {"version": "2.14.1+cu130", "cuda": "13.0", "count": 0, "reason": None}
+_SPEC |= json.loads(os.environ.get("FAKE_TORCH", "{}"))
+
+__version__ = _SPEC["version"]
+version = SimpleNamespace(cuda=_SPEC["cuda"])
+
+
+def _is_available():
+    if _SPEC["reason"]:
+        warnings.warn(_SPEC["reason"], stacklevel=2)
+    return _SPEC["count"] > 0
+
+
+cuda = SimpleNamespace(is_available=_is_available, device_count=lambda: _SPEC["count"])
