@@ -12,6 +12,7 @@ DistrainError             exit 1
 │   └── PreflightError    all that is known to be wrong before anything is started, a sentence each
 ├── CheckpointError       exit 1: a checkpoint that cannot be written or read
 ├── ExportError           exit 1: an export that does not compute what the model computes
+├── OutputError           exit 1: what a command prints cannot be written, for want of disk or the like
 └── TrainingError         exit 1: a training that does not get on, whatever is tried
 """
 
@@ -25,6 +26,7 @@ class ExitCode(IntEnum):
     FAILED = 1
     BAD_INPUT = 2
     STOPPED = 75  # resumable: the same command goes on
+    INTERRUPTED = 130  # by Ctrl-C, without a save; what a shell says of a process that SIGINT has killed
 
 
 class DistrainError(Exception):
@@ -80,6 +82,10 @@ class CheckpointError(DistrainError):
 
 class ExportError(DistrainError):
     """A network cannot be written as a graph, or the graph does not compute what the network computes."""
+
+
+class OutputError(DistrainError):
+    """Standard output cannot be written."""
 
 
 class TrainingError(DistrainError):

@@ -130,6 +130,8 @@ class RunDirectory:
         self.micro_batch = path / "micro-batch.json"  # what train.micro_batch_size=auto has found
         self.logs = path / "logs"
         self.launcher_log = self.logs / (f"launcher-{node_rank}.log" if node_rank else "launcher.log")
+        # What this machine's terminal has shown; beside rank 0 that is what this rank has said as well.
+        self.spoken_log = self.launcher_log if node_rank else self.log(0)
         self.errors = path / "errors"
         self.heartbeats = path / "heartbeats"
         self.stacks = path / "stacks"

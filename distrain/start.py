@@ -24,6 +24,8 @@ from distrain.preflight import find_rendezvous_fault, find_shortages, noted
 from distrain.recipe import Recipe
 from distrain.request import RUNS, check_data, resolve_run, write_request
 from distrain.rundir import RunDirectory
+from distrain.runlog import append_to_log
+from distrain.terminal import tolerating_loss
 
 
 def start(
@@ -44,7 +46,7 @@ def start(
     Raises a `UserError`, with nothing made, where what is asked for is not valid, and a `PreflightError` with all that
     this machine lacks; `preflight` is whether what is only an estimate counts.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, record=True)  # what is printed is written to the run's log as well
     wanted = read_wanted(launch, options)
     directory, resolved, changes = resolve_run(reference, overrides, data, run, aids)
     is_finished = directory.exists and directory.read_status().state == "finished"
@@ -63,33 +65,33 @@ def start(
     is_one_of_several = profile.nodes > 1 and profile.launcher != "slurm"  # SLURM's launcher is one for all machines
     if is_one_of_several and run is None:
         raise LaunchError("several nodes train in one run directory, which all of them see; name it with --run DIR")
-    if profile.node_rank > 0:
-        return _follow(console, directory, profile, plan, _identify(resolved))
-    is_new = not directory.exists
-    company = _lead(console, directory, profile, _identify(resolved)) if is_one_of_several else None
-    directory.create()
-    with directory.launching():
-        write_request(directory, resolved, profile, plan)
-        report.print_header(console, resolved, profile, batchings[-1], directory)
-        try:
-            ending = execute(
-                plan,
-                directory,
-                profile,
-                tell=_teller(console),
-                company=company,
-                on_error=debug_post_mortem if aids.post_mortem else None,
-            )
-        except LaunchError:  # the other machines do not come
-            _mark_failed(directory)
-            raise
-        except KeyboardInterrupt:
-            _mark_failed(directory)
-            report.print_killed(console, directory)
-            return ExitCode.FAILED
-        finally:
-            console.show_cursor()  # a rank that was killed could not: its live line had hidden it
-        _conclude(console, directory, ending, is_new=is_new, verbose=verbose or aids.debug)
+    on_error = debug_post_mortem if aids.post_mortem else None
+    with tolerating_loss():  # a terminal that is closed, or a full disk that takes the output, ends no training
+        if profile.node_rank > 0:
+            return _follow(console, directory, profile, plan, _identify(resolved))
+        company = _lead(console, directory, profile, _identify(resolved)) if is_one_of_several else None
+        is_new = not directory.exists
+        directory.create()
+        with directory.launching():
+            write_request(directory, resolved, profile, plan)
+            report.print_header(console, resolved, profile, batchings[-1], directory)
+            _log(console, directory)
+            try:
+                ending = execute(
+                    plan, directory, profile, tell=_teller(console, directory), company=company, on_error=on_error
+                )
+            except LaunchError:  # the other machines do not come
+                _mark_failed(directory)
+                raise
+            except KeyboardInterrupt:
+                _mark_failed(directory)
+                report.print_killed(console, directory)
+                _log(console, directory)
+                return ExitCode.INTERRUPTED
+            finally:
+                console.show_cursor()  # a rank that was killed could not: its live line had hidden it
+            _conclude(console, directory, ending, is_new=is_new, verbose=verbose or aids.debug)
+            _log(console, directory)
     return ending.code
 
 
@@ -134,30 +136,40 @@ def _check(
 
 def _lead(console: Console, run: RunDirectory, profile: Profile, identity: str) -> Host:
     launcher = LAUNCHERS[profile.launcher]
-    return Host(profile, run, identity=identity, plan=lambda now: launcher(now, run.path), tell=_teller(console))
+    return Host(profile, run, identity=identity, plan=lambda now: launcher(now, run.path), tell=_teller(console, run))
 
 
 def _follow(console: Console, found: RunDirectory, profile: Profile, plan: Plan, identity: str) -> ExitCode:
     """Train as one of the machines after the first, which alone writes the run directory and says how it goes on."""
     run = RunDirectory(found.path, node_rank=profile.node_rank)
-    launcher, tell = LAUNCHERS[profile.launcher], _teller(console)
+    launcher, tell = LAUNCHERS[profile.launcher], _teller(console, run)
     company = Guest(profile, run, identity=identity, plan=lambda now: launcher(now, run.path), tell=tell)
     try:
         ending = execute(plan, run, profile, tell=tell, company=company)
     except KeyboardInterrupt:
         report.print_killed(console, run)
-        return ExitCode.FAILED
+        return ExitCode.INTERRUPTED
     if ending.code == ExitCode.FINISHED:
         report.print_summary(console, run, run.read_status())
     elif ending.code == ExitCode.STOPPED:
         report.print_stopped(console, run, run.read_status())
     else:
         report.print_failure(console, run, run.read_errors(ending.since), verbose=False)
+    _log(console, run)
     return ending.code
 
 
-def _teller(console: Console) -> Callable[[str], None]:
-    return lambda words: report.print_event(console, words)
+def _teller(console: Console, run: RunDirectory) -> Callable[[str], None]:
+    def tell(words: str) -> None:
+        report.print_event(console, words)
+        _log(console, run)
+
+    return tell
+
+
+def _log(console: Console, run: RunDirectory) -> None:
+    """Write to the run's log what was printed since the last time: a terminal may be gone."""
+    append_to_log(run.spoken_log, console.export_text())
 
 
 def _identify(recipe: Recipe) -> str:

@@ -30,7 +30,9 @@ from distrain.process import (
 )
 from distrain.recipe import read_recipe
 from distrain.rundir import DYING_S, RunDirectory
+from distrain.runlog import open_log
 from distrain.stacks import answer_requests
+from distrain.terminal import guard_output, logged_already, tolerating_loss, write_last_words
 
 # What the traceback of a rank says that has lost another one: gloo's, NCCL's and the store's words for it.
 _LOST_CONNECTION = (
@@ -52,7 +54,10 @@ def main() -> None:
     die_with_parent()
     if is_orphan():
         sys.exit(ExitCode.FAILED)
-    sys.exit(run_worker(RunDirectory(Path(sys.argv[1])), owns_process=True))
+    guard_output()
+    with tolerating_loss():
+        code = run_worker(RunDirectory(Path(sys.argv[1])), owns_process=True)
+    sys.exit(code)
 
 
 def run_worker(
@@ -89,6 +94,7 @@ def _run_rank(
         if profile.device == "cpu":
             heart.at_beat = KeptMemory().look
         with (
+            tolerating_loss(run.log(rank)),
             _take_held_signals(run, stop, is_alone=size_from_environment() == 1) if owns_process else nullcontext(),
             heart,
             join_world(
@@ -139,13 +145,13 @@ def _take_held_signals(run: RunDirectory, stop: threading.Event, *, is_alone: bo
 def _end_at_once(run: RunDirectory) -> None:
     """End this process and all below it, for a second Ctrl-C; sinks are not closed, which could take a minute."""
     if sys.stdout.isatty():
-        os.write(1, b"\x1b[?25h")  # the live line has hidden the cursor
-    os.write(1, f"killed; goes on with  distrain fit --run {shlex.quote(str(run.path))}\n".encode())
+        write_last_words("\x1b[?25h")  # the live line has hidden the cursor
+    write_last_words(f"killed; goes on with  distrain fit --run {shlex.quote(str(run.path))}\n")
     kill_below(os.getpid())
     status = run.read_status()
     status.close("failed")
     run.write_status(status)  # last of all: the heart beats on until then, and says something else
-    os._exit(ExitCode.FAILED)
+    os._exit(ExitCode.INTERRUPTED)
 
 
 def _answer_stack_requests(run: RunDirectory, rank: int, *, owns_process: bool) -> None:
@@ -162,15 +168,14 @@ class _Terminal(logging.Handler):
         """Print one message; errors are told by the launcher, once."""
         if record.levelno < logging.ERROR:
             prefix = "warning: " if record.levelno == logging.WARNING else ""
-            print(f"{prefix}{record.getMessage()}", flush=True)
+            with logged_already():
+                print(f"{prefix}{record.getMessage()}", flush=True)
 
 
 def _start_log(path: Path, *, is_shown: bool) -> list[logging.Handler]:
     """Append what distrain says to the log of this rank, and show it in the terminal as well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(path, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    handlers: list[logging.Handler] = [file, _Terminal()] if is_shown else [file]
+    file = open_log(path)
+    handlers = [file, _Terminal()] if is_shown else [file]
     logger = logging.getLogger("distrain")
     logger.setLevel(logging.INFO)
     logger.propagate = False

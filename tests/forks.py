@@ -12,7 +12,13 @@ import tempfile
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-LOADED = ["torch._dynamo", "torchvision.transforms.v2", "distrain.checkpoint.shards", "distrain.engine", "distrain.cli"]
+LOADED = [
+    "torch._dynamo",
+    "torchvision.transforms.v2",
+    "distrain.checkpoint.shards",
+    "distrain.engine",
+    "distrain.cli.app",
+]
 
 
 def server() -> ForkServerContext:

@@ -1,116 +1,45 @@
-"""The `distrain` command: one file a command group, and the place where errors become one sentence.
+"""The `distrain` command: the place where errors become one sentence, and signals and lost output an exit code."""
 
-A command imports what it works with when it runs, so that `--help` is there at once.
-"""
-
+import signal
 import sys
-from typing import Annotated
+from types import FrameType
 
-import typer
-
-from distrain.cli import (
-    bench,
-    checkpoints,
-    data,
-    doctor,
-    evaluate,
-    export,
-    fit,
-    importing,
-    launch,
-    logs,
-    plan,
-    predict,
-    recipes,
-    resume,
-    runs,
-    stacks,
-    stop,
-    submit,
-    verify,
-)
 from distrain.errors import DistrainError, ExitCode
-
-HELP = "Train image models from one recipe: the same training wherever it runs, and nothing that kills it loses work."
-EPILOG = """
-**Examples**
-
-`distrain fit` - train the built-in digits recipe, here and now
-
-`distrain fit cifar10 --gpus 4 --set train.epochs=20` - a recipe on four GPUs, with one value changed
-
-`distrain fit imagefolder-resnet18 --data photos --device cpu --procs 2` - your own images, on two CPU processes
-
-`distrain fit --run runs/digits-20260101-120000-1a2b` - go on with a run that was stopped or killed
-
-`distrain submit cifar10 --nodes 2 --gpus 4 --time 4:00:00` - a recipe on a SLURM cluster
-
-`distrain bench cifar10 --data photos --gpus 4` - how fast it trains here, how it scales, and what holds it up
-
-`distrain plan cifar10 --gpus 8 --time 1:00:00` - memory, time and disk of a training before it is started
-
-`distrain eval last` - its accuracy class by class, and its worst mistakes
-
-`distrain predict last photos` - what the newest run sees in your pictures
-
-`distrain export last --format onnx` - its network for other programs
-
-`distrain stop last --wait` - have the newest run save and end
-"""
-
-app = typer.Typer(
-    epilog=EPILOG.replace("\n\n", "\n\n\n"),
-    rich_markup_mode="markdown",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("fit", no_args_is_help=False)(fit.fit)
-app.command("submit", no_args_is_help=False)(submit.submit)
-app.command("stop")(stop.stop)
-app.command("resume")(resume.resume)
-app.command("logs")(logs.logs)
-app.command("stacks")(stacks.stacks)
-app.add_typer(recipes.app, name="recipes")
-app.add_typer(runs.app, name="runs")
-app.add_typer(launch.app, name="launch")
-app.add_typer(checkpoints.app, name="checkpoints")
-app.add_typer(data.app, name="data")
-app.command("eval")(evaluate.evaluate)
-app.command("predict")(predict.predict)
-app.command("export")(export.export)
-app.command("import")(importing.import_)
-app.command("bench")(bench.bench)
-app.command("plan")(plan.plan)
-app.command("verify")(verify.verify)
-app.command("doctor")(doctor.doctor)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"distrain {version('distrain')}")
-        raise typer.Exit
-
-
-@app.callback(help=HELP)
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
-    ] = False,
-) -> None:
-    """Nothing but the options before a command."""
+from distrain.terminal import guard_output
 
 
 def main() -> None:
-    """Run the command line; a `DistrainError` ends in a sentence a line on standard error and its exit code."""
+    """Run the command line; a `DistrainError` ends in a sentence a line on standard error and its exit code.
+
+    Ctrl-C ends a command with one line and exit code 130, unless it runs a training, which is asked to stop.
+    """
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _interrupt)  # first of all: the imports take a moment
+    guard_output()
+    code = _run()
+    if code == ExitCode.INTERRUPTED:
+        print("distrain: interrupted", file=sys.stderr)
+    sys.exit(code)
+
+
+def _run() -> int:
+    code = int(ExitCode.FINISHED)
     try:
-        app()
+        from distrain.cli.app import app
+
+        try:
+            app()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else ExitCode.FINISHED
+        sys.stdout.flush()  # here, and not when Python exits: an error has an exit code
+    except SystemExit as end:  # whoever read the output has left (`distrain runs | head`), or Ctrl-C
+        code = end.code if isinstance(end.code, int) and end.code else code
     except DistrainError as error:
         for line in str(error).splitlines():
             print(f"distrain: {line}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:  # `distrain runs list | head`
-        sys.stderr.close()
-        sys.exit(ExitCode.FINISHED)
+        code = error.exit_code
+    return code
+
+
+def _interrupt(_: int, __: FrameType | None) -> None:
+    raise SystemExit(ExitCode.INTERRUPTED)

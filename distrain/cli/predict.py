@@ -63,16 +63,13 @@ def predict(
     num_workers = workers or min(MOST_WORKERS, len(os.sched_getaffinity(0)))
     has_failed = False
     with closing(predict_files(bundle, paths, batch_size=batch_size, num_workers=num_workers)) as batches:
-        try:
-            if kind == "csv":
-                _print_csv([_csv_header(bundle, top_k)])
-            for batch in _with_progress(batches, count):
-                _print(kind, batch, bundle, top_k)
-                has_failed = has_failed or any(prediction.error for prediction in batch)
-                if show and not has_failed:
-                    _show(batch[0], bundle, top_k)
-        except BrokenPipeError:  # `| head` has seen enough; what is still in the buffer goes nowhere
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if kind == "csv":
+            _print_csv([_csv_header(bundle, top_k)])
+        for batch in _with_progress(batches, count):
+            _print(kind, batch, bundle, top_k)
+            has_failed = has_failed or any(prediction.error for prediction in batch)
+            if show and not has_failed:
+                _show(batch[0], bundle, top_k)
     raise typer.Exit(ExitCode.FAILED if has_failed else ExitCode.FINISHED)
 
 

@@ -1,5 +1,6 @@
 """Owns what a person sees while training: a live line in a terminal, and now and then a plain line elsewhere."""
 
+import logging
 import os
 import pdb
 import sys
@@ -18,9 +19,11 @@ from distrain.sinks.protocol import Opening, Record
 REFRESHES_PER_S = 4
 PLAIN_LINE_EVERY_S = 10.0
 
+log = logging.getLogger(__name__)
+
 
 class ConsoleSink:
-    """Shows epoch, step, losses, metrics, samples/s and the time left, and prints a line for every evaluation."""
+    """Shows epoch, step, losses, metrics, samples/s and the time left, and logs a line for every evaluation."""
 
     def __init__(self, opening: Opening) -> None:
         self._opening = opening
@@ -54,10 +57,8 @@ class ConsoleSink:
         is_due = is_late or self._opening.recipe.log.verbose
         if "val/loss" in record or is_due:
             self._last_line = time.monotonic()
-            self._progress.console.print(
-                f"epoch {self._epoch()}  step {int(record['step'])}/{self._opening.total_steps}  {self._metrics()}",
-                soft_wrap=True,
-            )
+            step = f"{int(record['step'])}/{self._opening.total_steps}"
+            log.info("epoch %s  step %s  %s", self._epoch(), step, self._metrics())
 
     def close(self) -> None:
         """Leave the terminal as it was."""

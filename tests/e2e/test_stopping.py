@@ -181,7 +181,7 @@ def test_second_ctrl_c_leaves_no_process_no_port_and_no_shared_memory(
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     done = end_of(process, timeout_s=10)
-    assert done.code == 1
+    assert done.code == 130
     assert "killed" in done.out
     assert "distrain fit --run" in done.out
     assert status(tmp_path / "run")["state"] == "failed"

@@ -1,0 +1,101 @@
+"""The commands of `distrain`: one file a command group.
+
+A command imports what it works with when it runs, so that `--help` is there at once.
+"""
+
+from typing import Annotated
+
+import typer
+
+from distrain.cli import (
+    bench,
+    checkpoints,
+    data,
+    doctor,
+    evaluate,
+    export,
+    fit,
+    importing,
+    launch,
+    logs,
+    plan,
+    predict,
+    recipes,
+    resume,
+    runs,
+    stacks,
+    stop,
+    submit,
+    verify,
+)
+
+HELP = "Train image models from one recipe: the same training wherever it runs, and nothing that kills it loses work."
+EPILOG = """
+**Examples**
+
+`distrain fit` - train the built-in digits recipe, here and now
+
+`distrain fit cifar10 --gpus 4 --set train.epochs=20` - a recipe on four GPUs, with one value changed
+
+`distrain fit imagefolder-resnet18 --data photos --device cpu --procs 2` - your own images, on two CPU processes
+
+`distrain fit --run runs/digits-20260101-120000-1a2b` - go on with a run that was stopped or killed
+
+`distrain submit cifar10 --nodes 2 --gpus 4 --time 4:00:00` - a recipe on a SLURM cluster
+
+`distrain bench cifar10 --data photos --gpus 4` - how fast it trains here, how it scales, and what holds it up
+
+`distrain plan cifar10 --gpus 8 --time 1:00:00` - memory, time and disk of a training before it is started
+
+`distrain eval last` - its accuracy class by class, and its worst mistakes
+
+`distrain predict last photos` - what the newest run sees in your pictures
+
+`distrain export last --format onnx` - its network for other programs
+
+`distrain stop last --wait` - have the newest run save and end
+"""
+
+app = typer.Typer(
+    epilog=EPILOG.replace("\n\n", "\n\n\n"),
+    rich_markup_mode="markdown",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("fit", no_args_is_help=False)(fit.fit)
+app.command("submit", no_args_is_help=False)(submit.submit)
+app.command("stop")(stop.stop)
+app.command("resume")(resume.resume)
+app.command("logs")(logs.logs)
+app.command("stacks")(stacks.stacks)
+app.add_typer(recipes.app, name="recipes")
+app.add_typer(runs.app, name="runs")
+app.add_typer(launch.app, name="launch")
+app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(data.app, name="data")
+app.command("eval")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.command("export")(export.export)
+app.command("import")(importing.import_)
+app.command("bench")(bench.bench)
+app.command("plan")(plan.plan)
+app.command("verify")(verify.verify)
+app.command("doctor")(doctor.doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"distrain {version('distrain')}")
+        raise typer.Exit
+
+
+@app.callback(help=HELP)
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Nothing but the options before a command."""

@@ -1,0 +1,90 @@
+"""A training outlasts its terminal: what it would have shown is in its log."""
+
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.command import QUIET, Launch, command, status, wait_for_step
+from tests.terminals import terminal
+
+ENDLESS = ["--set=train.epochs=20000", "--set=log.every_steps=1000000", "--device=cpu", "--run=run"]
+TALKING_NET = """
+import subprocess
+import sys
+from torch import nn
+class Net(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.Flatten(), nn.Linear(64, num_classes))
+        self.steps = 0
+    def forward(self, images):
+        if self.training:
+            self.steps += 1
+            print("the user prints", self.steps)
+            if self.steps % 50 == 0:
+                subprocess.run(["echo", f"a child prints {self.steps}"], check=True)
+        return super().forward(images)
+"""
+
+
+def log_of(folder: Path) -> str:
+    return (folder / "run" / "logs" / "rank-0.log").read_text()
+
+
+def assert_logged_to_its_end(folder: Path, epochs: int) -> None:
+    """Fail unless the log holds header, epochs and ending of a finished run, each line of them once."""
+    log = log_of(folder)
+    assert status(folder / "run")["state"] == "finished"
+    for words in ("global batch 64", "run directory", "starts at step 0", "finished  top-1", "distrain runs show"):
+        assert log.count(words) == 1, words
+    for epoch in range(1, epochs + 1):
+        assert log.count(f"epoch {epoch}/{epochs}  step") == 1
+
+
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_run_that_ignores_the_hangup_goes_on_in_its_log_when_the_terminal_is_closed(
+    tmp_path: Path, processes: int
+) -> None:
+    (tmp_path / "nets.py").write_text(TALKING_NET)
+    arguments = ["--set=train.epochs=12", "--set=model.name=nets:Net", "--device=cpu", f"--procs={processes}"]
+    argv = command("fit", *arguments, "--run=run", *QUIET)
+    with terminal() as screen:
+        process = screen.start(argv, cwd=tmp_path, prepare=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+        wait_for_step(tmp_path / "run", 46)
+        screen.wait_for("the user prints")
+        screen.close()
+        assert process.wait(120) == 0
+    assert_logged_to_its_end(tmp_path, 12)
+    log = log_of(tmp_path)
+    assert "the user prints 276\n" in log
+    assert "a child prints 250\n" in log
+    assert "\x1b" not in log
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_full_disk_under_the_output_changes_nothing(tmp_path: Path, processes: int) -> None:
+    arguments = ["--set=train.epochs=2", "--device=cpu", f"--procs={processes}", "--run=run"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command("fit", *arguments, *QUIET), cwd=tmp_path, stdout=full, stderr=full, timeout=120, check=False
+        )
+    assert done.returncode == 0
+    assert_logged_to_its_end(tmp_path, 2)
+
+
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_ctrl_c_that_also_ends_the_reader_of_the_output_is_a_stop(
+    launch: Launch, tmp_path: Path, processes: int
+) -> None:
+    """As in `distrain fit | tee log`."""
+    process = launch(*ENDLESS, f"--procs={processes}", cwd=tmp_path)
+    wait_for_step(tmp_path / "run", 30)
+    assert process.stdout is not None
+    process.send_signal(signal.SIGINT)
+    process.stdout.close()
+    assert process.wait(60) == 75
+    found = status(tmp_path / "run")
+    assert found["state"] == "stopped"
+    assert f"stopped at step {found['step']} of" in log_of(tmp_path)
+    assert log_of(tmp_path).splitlines()[-1].endswith(f"--run {tmp_path / 'run'}")

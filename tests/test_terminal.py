@@ -1,0 +1,150 @@
+"""What is printed where nobody reads any more, or where it cannot be written."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from distrain.cli.app import app
+from tests.forks import server
+from tests.terminals import terminal
+
+GUARDED = """
+import os, subprocess, sys, time
+from pathlib import Path
+from distrain.terminal import guard_output, logged_already, tolerating_loss
+guard_output()
+"""
+HARMED = """
+with tolerating_loss(Path("log")):
+    print("ready", flush=True)
+    while not Path("go").exists():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    child = subprocess.run(["echo", "from a child"])
+    assert child.returncode == 0, child
+    os.write(1, b"past Python\\n")
+    print("from the user", flush=True)
+    print("to standard error", file=sys.stderr)
+    with logged_already():
+        print("logged by other means", flush=True)
+print("left in the buffer", end="")
+"""
+
+
+def start(code: str, folder: Path, **options: object) -> "subprocess.Popen[str]":
+    options = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, **options}
+    return subprocess.Popen([sys.executable, "-c", GUARDED + code], cwd=folder, text=True, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def test_lost_reader_ends_neither_the_process_nor_its_children(tmp_path: Path) -> None:
+    process = start(HARMED, tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.stdout.close()
+    (tmp_path / "go").touch()
+    assert process.stderr is not None
+    assert process.stderr.read() == "to standard error\n"
+    assert process.wait() == 0
+    assert (tmp_path / "log").read_text() == "from a child\npast Python\nfrom the user\n"
+
+
+def test_closed_terminal_ends_neither_the_process_nor_its_children(tmp_path: Path) -> None:
+    with terminal() as screen:
+        argv = [sys.executable, "-c", GUARDED + HARMED]
+        process = screen.start(argv, cwd=tmp_path, prepare=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+        screen.wait_for("ready")
+        screen.close()
+        (tmp_path / "go").touch()
+        assert process.wait(20) == 0
+    log = (tmp_path / "log").read_text()
+    assert log == "from a child\npast Python\nfrom the user\nto standard error\n"
+
+
+def test_full_disk_under_the_output_loses_no_line(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        code = 'with tolerating_loss(Path("log")):\n    print("one", flush=True)\n    print("two")'
+        process = start(code, tmp_path, stdout=full, stderr=full)
+    assert process.wait() == 0
+    assert (tmp_path / "log").read_text() == "one\ntwo\n"
+
+
+def test_streams_that_are_closed_from_the_start_take_no_place_among_files(tmp_path: Path) -> None:
+    def close() -> None:
+        for descriptor in range(3):
+            os.close(descriptor)
+
+    code = """
+number = os.open("file", os.O_WRONLY | os.O_CREAT)
+print("words")
+print("words", file=sys.stderr)
+sys.stdin.read()
+subprocess.run(["echo", "from a child"], check=True)
+os._exit(number)
+"""
+    process = subprocess.Popen([sys.executable, "-c", GUARDED + code], cwd=tmp_path, preexec_fn=close)
+    assert process.wait() > 2
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+def ended(arguments: tuple[str, ...], prepare: Callable[[], None], folder: Path) -> tuple[int | None, str]:
+    """Return the exit code of a command, and what it wrote to standard error."""
+    process = server().Process(target=_run, args=(arguments, prepare, folder / "err"))
+    process.start()
+    process.join(60)
+    assert not process.is_alive()
+    return process.exitcode, (folder / "err").read_text()
+
+
+def _run(arguments: tuple[str, ...], prepare: Callable[[], None], errors: Path) -> None:
+    from distrain.cli import main
+
+    os.chdir(errors.parent)
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 - the process's own
+    prepare()
+    sys.argv = ["distrain", *arguments]
+    main()
+
+
+def full_disk() -> None:
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+
+
+def lost_reader() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.dup2(writer, 1)
+
+
+def closed_output() -> None:
+    os.close(1)
+    sys.stdout = None
+
+
+def commands() -> list[tuple[str, ...]]:
+    """Return every command, and the groups that hold them."""
+    found: list[tuple[str, ...]] = [()]
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        found += [(name,), *((name, below) for below in getattr(command, "commands", {}))]
+    return found
+
+
+def test_no_help_ends_in_a_traceback_where_standard_output_is_closed(tmp_path: Path) -> None:
+    assert ("checkpoints", "prune") in commands()
+    for arguments in commands():
+        assert ended((*arguments, "--help"), closed_output, tmp_path) == (0, ""), arguments
+
+
+@pytest.mark.parametrize("arguments", [("recipes", "keys", "--json"), ("runs",), ("fit", "--help"), ("--version",)])
+def test_result_that_cannot_be_written_is_a_failure_and_one_that_nobody_reads_is_none(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    assert ended(arguments, lost_reader, tmp_path) == (0, "")
+    code, words = ended(arguments, full_disk, tmp_path)
+    assert (code, words) == (1, "distrain: the output cannot be written: No space left on device\n")
