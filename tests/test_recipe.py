@@ -154,6 +154,7 @@ def test_value_of_the_wrong_type_is_named(override: str, words: list[str]) -> No
             "train={epochs: 1, exact: true}|compute.compile=whole",
             ["train.exact", "compute.compile=whole", "choose one"],
         ),
+        ("train={epochs: 1, exact: true, deterministic: false}", ["train.exact", "set train.deterministic=true"]),
         ("train={epochs: 1, exact: true}|compute.tf32=true", ["train.exact", "compute.tf32", "choose one"]),
         ("compute={compile: regional, cuda_graphs: true}", ["compute.cuda_graphs", "compute.compile is regional"]),
         ("schedule={name: triangle, warmup_epochs: 1}", ["schedule.warmup_epochs", "triangle"]),

@@ -141,7 +141,7 @@ class Train(Section):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="the one seed of order, augmentation, weights and dropout")
     deterministic: bool = Field(default=True, description="take deterministic kernels where torch has them")
-    exact: bool = Field(default=False, description="the same bits at every number of processes")
+    exact: bool = Field(default=False, description="the same bits at every number of processes; needs deterministic")
     threads: int | None = Field(None, gt=0, description="CPU threads of a process; null: its share, 1 in exact mode")
     clip_norm: Positive | None = Field(None, description="largest 2-norm of the gradient; null: not clipped")
     ema_decay: Fraction | None = Field(None, description="moving average of the weights, evaluated in their place")
@@ -153,11 +153,16 @@ class Train(Section):
     )
 
     @model_validator(mode="after")
-    def _exact_mode_has_its_micro_batch(self) -> Self:
+    def _exact_mode_leaves_nothing_to_the_machine(self) -> Self:
         if self.exact and self.micro_batch_size == "auto":
             raise ValueError(
                 "train.micro_batch_size=auto depends on the machine, and in train.exact the micro-batch is part of the "
                 "result; give a number"
+            )
+        if self.exact and not self.deterministic:
+            raise ValueError(
+                "train.exact needs deterministic kernels, and train.deterministic=false lets a GPU take the quickest of "
+                "the moment; set train.deterministic=true, or leave train.exact out"
             )
         return self
 
