@@ -127,7 +127,6 @@ def test_machine_without_a_compiler_is_told_what_to_install(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("change", ["cuda_graphs: false", "cuda_graphs: true"])
 def test_compiled_steps_on_a_gpu_give_the_gradients_of_plain_ones(change: str) -> None:
     device = torch.device("cuda", 0)

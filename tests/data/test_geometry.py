@@ -63,7 +63,6 @@ def test_batch_has_the_bits_of_its_images_alone(listed: list[Any]) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("listed", LISTS.values(), ids=LISTS)
 def test_batch_on_a_gpu_has_the_bits_of_its_images_alone(listed: list[Any]) -> None:
     check_batch(listed, "cuda")

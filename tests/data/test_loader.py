@@ -214,7 +214,6 @@ def test_image_too_small_for_its_crop_is_named(photographs: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("listed", LISTS.values(), ids=LISTS)
 def test_every_way_gives_the_same_bits_on_a_gpu(photographs: Path, listed: list[Any]) -> None:
     device = torch.device("cuda")
