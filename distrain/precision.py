@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from distrain.errors import RecipeError
 from distrain.optim import begin_momentum, update
 from distrain.recipe import Recipe
 from distrain.sharding import is_sharded, own_part, whole
@@ -47,6 +48,13 @@ class Precision:
     """The arithmetic of forward and backward passes; weights and optimizer state stay float32."""
 
     def __init__(self, name: Literal["fp32", "bf16", "fp16"], device: torch.device) -> None:
+        """Raise `RecipeError` for bf16 on a GPU that has no arithmetic for it: its libraries would fail in a step."""
+        if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            major, minor = torch.cuda.get_device_capability(device)
+            raise RecipeError(
+                "precision=bf16 needs a GPU of compute capability 8.0 or above, and "
+                f"{torch.cuda.get_device_name(device)} has {major}.{minor}; take precision=fp16 or fp32"
+            )
         self._device_type = device.type
         self._dtype = DTYPES[name]
         self._scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")

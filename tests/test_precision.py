@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from distrain.errors import RecipeError
 from distrain.precision import Precision, clip_gradients
 
 CPU = torch.device("cpu")
@@ -117,3 +118,12 @@ def test_clipping_has_the_bits_of_torchs_own(clip_norm: float, dtype: torch.dtyp
     theirs, ours = clipped(nn.utils.clip_grad_norm_), clipped(clip_gradients)
     assert len(ours) == 3
     assert all(torch.equal(a, b) for a, b in zip(theirs, ours, strict=True))
+
+
+def test_bf16_is_refused_on_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: including_emulation)
+    with pytest.raises(RecipeError, match=r"Tesla T4 has 7\.5; take precision=fp16 or fp32"):
+        Precision("bf16", torch.device("cuda", 0))
+    Precision("bf16", torch.device("cpu"))
