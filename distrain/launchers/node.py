@@ -56,11 +56,13 @@ def main() -> None:
     run = RunDirectory(Path(sys.argv[1]))
     try:
         address = address_of_first_node(os.environ["SLURM_JOB_NODELIST"])
-        arguments = torchrun(read_profile(run.profile), run.path, os.environ, address=address)
+        profile = read_profile(run.profile)
+        arguments = torchrun(profile, run.path, os.environ, address=address)
     except LaunchError as error:
         print(f"distrain: {error}", file=sys.stderr)
         sys.exit(ExitCode.BAD_INPUT)
-    os.execv(sys.executable, (sys.executable, "-u", "-m", "distrain.launchers.agent", *arguments))
+    module = "distrain.launchers.agent" if profile.may_fork else "torch.distributed.run"
+    os.execv(sys.executable, (sys.executable, "-u", "-m", module, *arguments))
 
 
 if __name__ == "__main__":

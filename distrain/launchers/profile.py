@@ -49,6 +49,11 @@ class Profile(BaseModel):
         return [nodes * self.processes for nodes in range(self.min_nodes or self.nodes, self.nodes + 1)]
 
     @property
+    def may_fork(self) -> bool:
+        """Whether ranks may be forks of one process: what traces GPUs is not made for a fork of what has loaded it."""
+        return not (self.trace and self.device == "cuda")
+
+    @property
     def variables(self) -> dict[str, str]:
         """What every launcher puts into the environment of the training processes."""
         chosen = {"OMP_NUM_THREADS": str(self.threads)}

@@ -27,7 +27,7 @@ def plan(profile: Profile, run: Path) -> Plan:
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # a store of the ranks' own: it is gone when they are
     }
     argv = (sys.executable, "-m", "torch.distributed.run", *arguments)
-    return Plan(argv, cwd=Path.cwd(), env=env, torchrun=arguments)
+    return Plan(argv, cwd=Path.cwd(), env=env, torchrun=arguments if profile.may_fork else None)
 
 
 def _meet_here() -> tuple[str, ...]:

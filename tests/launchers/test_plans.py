@@ -138,6 +138,16 @@ def test_dry_run_prints_accelerates_file_and_makes_nothing(tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("device", "trace", "may_fork"), [("cuda", True, False), ("cuda", False, True), ("cpu", True, True)]
+)
+def test_ranks_whose_gpus_are_traced_are_programs_and_no_forks(device: str, trace: bool, may_fork: bool) -> None:
+    profile = Profile.model_validate(
+        {"launcher": "torchrun", "device": device, "processes": 2, "threads": 1, "trace": trace}
+    )
+    assert (LAUNCHERS["torchrun"](profile, Path("/run")).torchrun is not None) == may_fork
+
+
 def test_profiles_are_listed_and_shown(tmp_path: Path) -> None:
     assert "cpu-2             Two CPU processes" in distrain("launch", cwd=tmp_path).out
     assert distrain("launch", "show", "gpu-4", cwd=tmp_path).out.startswith("# torchrun --standalone")
