@@ -31,21 +31,19 @@ the stop step becomes known, and held ranks continue up to it and contribute to 
 left out by a rank that fails: the launcher ends the others. If the store is lost, a held rank raises.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from distrain.guard import LoopGuard
 from distrain.world import World
 
 _POLL_S = 0.1  # how long a request may go unheard
 _HELD_POLL_S = 0.01
 _JOIN_S = 1.0  # a thread that a store keeps longer is left alone
 _STORE_PATIENCE_S = 30.0  # how long a held rank bears a store that does not answer
-
-log = logging.getLogger(__name__)
 
 
 class StopAgreement:
@@ -65,13 +63,13 @@ class StopAgreement:
         self._is_held = False
         self._stop_step = 0
         self._is_known = threading.Event()  # the stop step is
-        self._failing_since: float | None = None
-        self._fault: Exception | None = None
+        self._answered_s = 0.0  # when the store was last heard of
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="distrain-stop", daemon=True)
 
     def __enter__(self) -> Self:
         if self._world.store is not None:
+            self._answered_s = time.monotonic()
             self._thread.start()
         return self
 
@@ -96,23 +94,19 @@ class StopAgreement:
                 self._next_step = step + 1
                 return False
         while not self._is_known.wait(1.0):
-            if self._failing_since is not None and time.monotonic() - self._failing_since > _STORE_PATIENCE_S:
-                raise ConnectionError("the store of this process group is lost; no stop step is known") from self._fault
+            if time.monotonic() - self._answered_s > _STORE_PATIENCE_S:
+                raise ConnectionError("the store of this process group does not answer, so no stop step is known")
         return step >= self._stop_step
 
     def _run(self) -> None:
         """Take the rounds of the stop thread until the stop step is known; none that fails ends it."""
+        guard = LoopGuard("the agreement on the stop step")
         while not self._is_known.is_set():
             if self._is_over.wait(_HELD_POLL_S if self._is_held else _POLL_S):
                 return
-            try:
+            with guard:
                 self._advance()
-                self._failing_since = None
-            except Exception as error:  # noqa: BLE001 - whatever it is, the next round tries again
-                if self._fault is None:
-                    log.warning("the stop thread failed (%s: %s) and tries again", type(error).__name__, error)
-                self._fault = error
-                self._failing_since = self._failing_since or time.monotonic()
+                self._answered_s = time.monotonic()
 
     def _advance(self) -> None:
         """Do what can be done of steps 2 to 5; each part may be repeated, and none waits for another rank."""

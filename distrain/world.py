@@ -99,8 +99,8 @@ def join_world(*, device: str, processes: int, threads: int, num_devices: int = 
         if (visible := torch.cuda.device_count()) < local_rank + num_devices:
             build = "" if torch.version.cuda else ", a build for the CPU alone,"
             raise LaunchError(
-                f"torch {torch.__version__}{build} sees {visible} GPUs on {socket.gethostname()}, and rank {rank} needs "
-                f"{local_rank + num_devices}; `distrain doctor` there says more"
+                f"torch {torch.__version__}{build} sees {visible} GPUs on {socket.gethostname()}, and rank {rank} "
+                f"needs {local_rank + num_devices}; `distrain doctor` there says more"
             )
         torch.cuda.set_device(local_rank)
     own_device = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
