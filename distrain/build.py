@@ -106,7 +106,11 @@ def build_session(
         order = _order(recipe, size, train_source, world=world)
         log.info("%s", order.batching)
     check_mixing(
-        recipe, loss_function, first[1], num_classes=num_classes, micro_batch_size=order.batching.micro_batch_size
+        recipe,
+        loss_function,
+        first[1].to(world.device),  # where the weights of the loss are
+        num_classes=num_classes,
+        micro_batch_size=order.batching.micro_batch_size,
     )
     check_sync_batchnorm(recipe, world, order)
     lookahead = recipe.train.lookahead

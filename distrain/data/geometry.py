@@ -1,8 +1,9 @@
-"""Owns the transforms that only move or cover pixels, with draws of their own: crops, flips, cutout.
+"""Moves or covers pixels by transforms with draws of their own: crops, flips, cutout.
 
 Each comes in two halves. `draw` gives its numbers for many samples at once, as a pure function of (seed, epoch, sample,
 copy, place in the list), without any generator. `apply` changes one image by them as torchvision.transforms.v2 would,
-`apply_to_batch` many of one size at once, to the same bits, on the device where they are.
+`apply_to_batch` many of one size at once, to the same bits. On a GPU `apply_by` does the latter by the whole numbers
+that `find_places` makes of the draws on the host, so that those of all transforms travel there together.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,10 @@ from distrain.data.order import MicroBatch
 from distrain.seeds import Purpose, derive_keys, uniform
 
 Numbers = NDArray[np.float64]
+Places = NDArray[np.int64]  # [k, n]: k whole numbers of each of n samples
+Size = tuple[int, int]  # height and width
+
+_NO_PLACES: Places = np.empty((0, 0), dtype=np.int64)
 
 
 class Drawn(Protocol):
@@ -42,6 +47,7 @@ class RandomCrop:
         left, right, top, bottom = padding or (0, 0, 0, 0)
         self._padding = [left, top, right, bottom]
         self._fill = fill
+        self._colour = _Constant(fill)
         self._mode = mode
 
     def draw(self, micro_batch: MicroBatch, *, seed: int, place: int) -> Numbers:
@@ -51,28 +57,44 @@ class RandomCrop:
     def apply(self, image: torch.Tensor, numbers: Numbers) -> torch.Tensor:
         """Return the crop of the padded image."""
         padded = self._pad(image)
-        (top,), (left,) = self._corners(padded, numbers[None])
+        (top,), (left,) = self._corners(padded.shape[-2:], numbers[None])
         return padded[..., top : top + self._height, left : left + self._width]
 
     def apply_to_batch(self, images: torch.Tensor, numbers: Numbers) -> torch.Tensor:
-        """Return the crops of the padded images [n, channels, height, width]."""
+        """Return the crops of the padded images [n, channels, height, width], which lie on the CPU."""
         padded = self._pad(images)
-        rows, columns = self._corners(padded, numbers)
-        count, size = np.arange(len(rows)), (self._height, self._width)
-        if padded.device.type == "cpu":  # numpy copies whole windows, in a tenth of the time that torch takes for it
-            windows = np.lib.stride_tricks.sliding_window_view(padded.numpy(), size, axis=(2, 3))
-            return torch.from_numpy(np.ascontiguousarray(windows[count, :, rows, columns]))
-        n, tops, lefts = (torch.from_numpy(part).to(padded.device) for part in (count, rows, columns))
-        return padded.unfold(2, self._height, 1).unfold(3, self._width, 1)[n, :, tops, lefts].contiguous()
+        rows, columns = self._corners(padded.shape[-2:], numbers)
+        # numpy copies whole windows, in a tenth of the time that torch takes for it
+        windows = np.lib.stride_tricks.sliding_window_view(padded.numpy(), (self._height, self._width), axis=(2, 3))
+        return torch.from_numpy(np.ascontiguousarray(windows[np.arange(len(rows)), :, rows, columns]))
+
+    def find_places(self, numbers: Numbers, size: Size) -> tuple[Places, Size]:
+        """Return the upper left corners of the crops in padded images."""
+        left, top, right, bottom = self._padding
+        corners = self._corners((size[0] + top + bottom, size[1] + left + right), numbers)
+        return np.stack(corners), (self._height, self._width)
+
+    def apply_by(self, images: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Return the crops of the padded images."""
+        windows = self._pad(images).unfold(2, self._height, 1).unfold(3, self._width, 1)
+        rows, columns = places
+        return windows[torch.arange(len(images), device=images.device), :, rows, columns].contiguous()
 
     def _pad(self, images: torch.Tensor) -> torch.Tensor:
         if not any(self._padding):
             return images
-        padded: torch.Tensor = kernels.pad_image(images, self._padding, fill=self._fill, padding_mode=self._mode)
+        padded: torch.Tensor
+        if isinstance(self._fill, list):  # torchvision would bring the colour to a GPU each time, and wait for it
+            left, top, right, bottom = self._padding
+            (height, width), colour = images.shape[-2:], self._colour.on(images)
+            padded = colour.expand(*images.shape[:-2], height + top + bottom, width + left + right).clone()
+            padded[..., top : top + height, left : left + width] = images
+        else:
+            padded = kernels.pad_image(images, self._padding, fill=self._fill, padding_mode=self._mode)
         return padded
 
-    def _corners(self, padded: torch.Tensor, numbers: Numbers) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        height, width = padded.shape[-2:]
+    def _corners(self, padded: Sequence[int], numbers: Numbers) -> tuple[Places, Places]:
+        height, width = padded
         if height < self._height or width < self._width:
             raise ValueError(
                 f"RandomCrop: a crop of {self._height}x{self._width} is larger than the image, which is "
@@ -99,6 +121,15 @@ class CenterCrop:
 
     apply_to_batch = apply
 
+    def find_places(self, numbers: Numbers, size: Size) -> tuple[Places, Size]:  # noqa: ARG002 - of the protocol
+        """Return nothing."""
+        return _NO_PLACES, (self._size[0], self._size[1])
+
+    def apply_by(self, images: torch.Tensor, places: torch.Tensor) -> torch.Tensor:  # noqa: ARG002 - of the protocol
+        """Return the middle of the images."""
+        cropped: torch.Tensor = kernels.center_crop_image(images, self._size)
+        return cropped
+
 
 class RandomFlip:
     """`RandomHorizontalFlip` of torchvision (axis -1), or `RandomVerticalFlip` (axis -2)."""
@@ -119,6 +150,14 @@ class RandomFlip:
     def apply_to_batch(self, images: torch.Tensor, numbers: Numbers) -> torch.Tensor:
         """Return images [n, channels, height, width], some of them flipped."""
         return flip_some(images, numbers[:, 0] == 1, axis=self._axis)
+
+    def find_places(self, numbers: Numbers, size: Size) -> tuple[Places, Size]:
+        """Return 1 for a sample that is flipped and 0 for one that is not."""
+        return numbers.T.astype(np.int64), size
+
+    def apply_by(self, images: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Return the images, some of them flipped."""
+        return torch.where(places[0].bool()[:, None, None, None], images.flip(self._axis), images)
 
 
 class AlternatingFlip:
@@ -142,6 +181,14 @@ class AlternatingFlip:
         """Return images [n, channels, height, width], some of them flipped."""
         return flip_some(images, numbers[:, 0] == 1, axis=-1)
 
+    def find_places(self, numbers: Numbers, size: Size) -> tuple[Places, Size]:
+        """Return 1 for a sample that is flipped and 0 for one that is not."""
+        return numbers.T.astype(np.int64), size
+
+    def apply_by(self, images: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Return the images, some of them flipped."""
+        return torch.where(places[0].bool()[:, None, None, None], images.flip(-1), images)
+
 
 class Cutout:
     """A square of `size` pixels a side set to `fill`, its middle anywhere in the image, cut off at the border.
@@ -154,7 +201,7 @@ class Cutout:
         if not (isinstance(size, int) and size > 0):
             raise ValueError(f"size is {size!r}; it is a whole number of pixels, 1 or more")
         self._size = size
-        self._fill = torch.as_tensor(fill).reshape(-1, 1, 1)
+        self._fill = _Constant(fill)
 
     def draw(self, micro_batch: MicroBatch, *, seed: int, place: int) -> Numbers:
         """Return where the middle lies, as fractions of height and width: float64 [n, 2]."""
@@ -166,17 +213,39 @@ class Cutout:
 
     def apply_to_batch(self, images: torch.Tensor, numbers: Numbers) -> torch.Tensor:
         """Return images [n, channels, height, width], each with its square."""
-        if len(self._fill) not in (1, images.shape[1]):
-            raise ValueError(f"Cutout: fill has {len(self._fill)} numbers and the image {images.shape[1]} channels")
-        rows = self._is_cut(numbers[:, 0], images.shape[2])
-        columns = self._is_cut(numbers[:, 1], images.shape[3])
-        is_cut = torch.from_numpy(rows[:, None, :, None] & columns[:, None, None, :]).to(images.device)
-        return torch.where(is_cut, self._fill.to(images.device, images.dtype), images)
+        places, _ = self.find_places(numbers, (images.shape[2], images.shape[3]))
+        return self.apply_by(images, torch.from_numpy(places))
 
-    def _is_cut(self, fractions: NDArray[np.float64], length: int) -> NDArray[np.bool_]:
-        first = (fractions * length).astype(np.int64)[:, None] - self._size // 2
-        places = np.arange(length)
-        return np.asarray((places >= first) & (places < first + self._size))
+    def find_places(self, numbers: Numbers, size: Size) -> tuple[Places, Size]:
+        """Return the first row and the first column of each square, which may lie outside of the image."""
+        return (numbers.T * np.array(size)[:, None]).astype(np.int64) - self._size // 2, size
+
+    def apply_by(self, images: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Return the images, each with its square."""
+        fill = self._fill.on(images)
+        if len(fill) not in (1, images.shape[1]):
+            raise ValueError(f"Cutout: fill has {len(fill)} numbers and the image {images.shape[1]} channels")
+        rows, columns = (self._is_cut(first, images.shape[axis]) for first, axis in zip(places, (2, 3), strict=True))
+        return torch.where(rows[:, None, :, None] & columns[:, None, None, :], fill, images)
+
+    def _is_cut(self, first: torch.Tensor, length: int) -> torch.Tensor:
+        positions = torch.arange(length, device=first.device)
+        return (positions >= first[:, None]) & (positions < first[:, None] + self._size)
+
+
+class _Constant:
+    """A number, or one a channel, as a tensor [1 or channels, 1, 1] that is brought to a device once."""
+
+    def __init__(self, value: float | Sequence[float]) -> None:
+        self._value = torch.as_tensor(value).reshape(-1, 1, 1)
+        self._copies: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
+
+    def on(self, images: torch.Tensor) -> torch.Tensor:
+        """Return it where the images are, in their dtype."""
+        kind = images.device, images.dtype
+        if kind not in self._copies:
+            self._copies[kind] = self._value.to(*kind)
+        return self._copies[kind]
 
 
 Batched = RandomCrop | CenterCrop | RandomFlip | AlternatingFlip | Cutout
@@ -203,11 +272,7 @@ def from_torchvision(transform: Any) -> Batched | None:
 
 
 def flip_some(images: torch.Tensor, is_flipped: NDArray[np.bool_], *, axis: int) -> torch.Tensor:
-    """Return images [n, channels, height, width], those flipped along an axis that `is_flipped` [n] tells."""
-    if images.device.type != "cpu":
-        return torch.where(
-            torch.from_numpy(is_flipped).to(images.device)[:, None, None, None], images.flip(axis), images
-        )
+    """Return images [n, channels, height, width] on the CPU, flipped along an axis where `is_flipped` [n] says so."""
     which = np.flatnonzero(is_flipped)
     flipped, pixels = images.clone(), images.numpy()
     view = pixels[..., ::-1] if axis == -1 else pixels[..., ::-1, :]

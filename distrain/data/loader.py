@@ -9,6 +9,7 @@ from contextlib import closing
 from functools import partial
 from typing import Literal, TypeGuard
 
+import numpy as np
 import torch
 
 from distrain.data.held import MOST_HELD_BYTES, HeldSource
@@ -16,7 +17,7 @@ from distrain.data.order import MicroBatch
 from distrain.data.processes import read_in_processes
 from distrain.data.source import Batch, DatasetSource, Empty, Source, TensorSource, room_for, stack_targets
 from distrain.data.threads import ReadSample, Sample, read_in_threads
-from distrain.data.transforms import Transforms
+from distrain.data.transforms import DrawnTransforms, Transforms
 from distrain.errors import DataError, RecipeError
 from distrain.generators import seed_generators
 from distrain.seeds import Purpose
@@ -46,6 +47,11 @@ class BatchReader:
         self._held: Batch | None = None
         if _is_in_memory(source) and (transforms is None or transforms.is_batched):
             self._held = _put(source.images, source.targets, device or torch.device("cpu"))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches lie that it gives."""
+        return torch.device("cpu") if self._held is None else self._held[0].device
 
     @property
     def is_whole(self) -> bool:
@@ -93,14 +99,15 @@ class BatchReader:
         return read
 
     def _gather(self, images: torch.Tensor, targets: torch.Tensor, micro_batch: MicroBatch) -> Batch:
-        indices = torch.from_numpy(micro_batch.indices).to(images.device)
-        chosen = images.index_select(0, indices)
-        if self.transforms is not None:
-            try:
-                chosen = self.transforms.draw(micro_batch, seed=self.seed).apply_to_batch(chosen)
-            except ValueError as error:
-                raise self._refused(int(micro_batch.indices[0]), error) from None
-        return chosen, targets.index_select(0, indices)
+        drawn = None if self.transforms is None else self.transforms.draw(micro_batch, seed=self.seed)
+        try:
+            if images.device.type != "cpu":
+                return _gather_on_gpu(images, targets, micro_batch, drawn)
+            indices = torch.from_numpy(micro_batch.indices)
+            chosen = images.index_select(0, indices)
+            return drawn.apply_to_batch(chosen) if drawn else chosen, targets.index_select(0, indices)
+        except ValueError as error:
+            raise self._refused(int(micro_batch.indices[0]), error) from None
 
     def _refused(self, index: int, error: ValueError) -> DataError:
         return DataError(
@@ -135,6 +142,24 @@ class BatchReader:
             )
 
 
+def _gather_on_gpu(
+    images: torch.Tensor, targets: torch.Tensor, micro_batch: MicroBatch, drawn: DrawnTransforms | None
+) -> Batch:
+    """Return a batch of what lies on a GPU.
+
+    All that is decided on the host goes there in one copy from page-locked memory: after a copy from other memory the
+    host waits until the GPU has done all the work that it was given.
+    """
+    rows = [micro_batch.indices[None]]
+    if drawn is not None:
+        rows += drawn.find_places((images.shape[-2], images.shape[-1]))
+    numbers = np.concatenate([own for own in rows if len(own)])
+    there = torch.from_numpy(numbers).pin_memory().to(images.device, non_blocking=True)  # int64 [k, n]
+    (indices,), *places = torch.split(there, [len(own) for own in rows])
+    chosen = images.index_select(0, indices)
+    return drawn.apply_by(places, chosen) if drawn else chosen, targets.index_select(0, indices)
+
+
 def read_batches(
     reader: BatchReader,
     micro_batches: Iterable[MicroBatch],
@@ -151,8 +176,7 @@ def read_batches(
     """
     way = choose_loader(reader, loader, num_workers=num_workers)
     if way == "none":
-        batches = map(reader.read, micro_batches)
-        yield from map(partial(_move, device=device), map(_checked, batches))
+        yield from _read_here(reader, micro_batches, device=device)
         return
     read = _read_in_threads if way == "threads" else _read_in_processes
     with closing(read(reader, micro_batches, num_workers=num_workers, pin_memory=device.type == "cuda")) as ahead:
@@ -177,6 +201,21 @@ def choose_loader(reader: BatchReader, loader: Loader, *, num_workers: int) -> L
     return "none" if reader.is_whole else "processes"
 
 
+def _read_here(
+    reader: BatchReader, micro_batches: Iterable[MicroBatch], *, device: torch.device
+) -> Generator[Batch, None, None]:
+    if device.type == "cpu" or reader.device == device:
+        yield from map(_checked, map(reader.read, micro_batches))
+        return
+    read = partial(reader.read, empty=partial(torch.empty, pin_memory=True))
+    yield from _copy_ahead(map(_page_locked, map(read, micro_batches)), device)
+
+
+def _page_locked(batch: "Batch | DataError") -> "Batch | DataError":
+    """Return a batch in memory from which the GPU copies by itself, while the host goes on."""
+    return batch if isinstance(batch, DataError) else (batch[0].pin_memory(), batch[1].pin_memory())
+
+
 def _read_in_threads(
     reader: BatchReader, micro_batches: Iterable[MicroBatch], *, num_workers: int, pin_memory: bool
 ) -> Generator["Batch | DataError", None, None]:
@@ -196,11 +235,7 @@ def _read_in_processes(
 ) -> Generator["Batch | DataError", None, None]:
     with closing(read_in_processes(reader.read, micro_batches, num_processes=num_workers)) as batches:
         for batch in batches:
-            if pin_memory and not isinstance(batch, DataError):
-                images, targets = batch
-                yield images.pin_memory(), targets.pin_memory()
-            else:
-                yield batch
+            yield _page_locked(batch) if pin_memory else batch
 
 
 def _copy_ahead(batches: Iterable["Batch | DataError"], device: torch.device) -> Generator[Batch, None, None]:

@@ -21,7 +21,7 @@ from distrain.references import is_reference, load_reference
 from distrain.seeds import Purpose
 
 if TYPE_CHECKING:
-    from distrain.data.geometry import Drawn, Numbers  # takes a second to import: torchvision
+    from distrain.data.geometry import Drawn, Numbers, Places, Size  # takes a second to import: torchvision
     from distrain.data.resampling import Own
 
 Other = Callable[[Any], Any]  # a transform of torchvision's or the user's
@@ -96,13 +96,37 @@ class DrawnTransforms:
         return image
 
     def apply_to_batch(self, images: torch.Tensor) -> torch.Tensor:
-        """Return images [n, channels, height, width] transformed, where the transforms are `is_batched`."""
+        """Return images [n, channels, height, width] on the CPU transformed, where the transforms are `is_batched`."""
         from distrain.data.geometry import Batched
 
         for step, numbers in zip(self._transforms.leading, self._numbers, strict=True):
             assert isinstance(step, Batched)
             assert numbers is not None
             images = step.apply_to_batch(images, numbers)
+        return images
+
+    def find_places(self, size: "Size") -> "list[Places]":
+        """Return the whole numbers by which `apply_by` transforms images of one size, as far as there are any.
+
+        Raises `ValueError` for images that cannot be transformed.
+        """
+        from distrain.data.geometry import Batched
+
+        found = []
+        for step, numbers in zip(self._transforms.leading, self._numbers, strict=True):
+            assert isinstance(step, Batched)
+            assert numbers is not None
+            places, size = step.find_places(numbers, size)
+            found.append(places)
+        return found
+
+    def apply_by(self, places: Sequence[torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+        """Return images [n, channels, height, width] transformed where they and the numbers of `find_places` are."""
+        from distrain.data.geometry import Batched
+
+        for step, own in zip(self._transforms.leading, places, strict=True):
+            assert isinstance(step, Batched)
+            images = step.apply_by(images, own)
         return images
 
 

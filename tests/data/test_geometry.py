@@ -75,7 +75,9 @@ def check_batch(listed: list[Any], device: str) -> None:
     images = pictures(40)
     before = images.clone()
     drawn = transforms.draw(MicroBatch(np.arange(40) * 7, 3), seed=5)
-    whole = drawn.apply_to_batch(images.to(device)).cpu()
+    places = [torch.from_numpy(own).to(device) for own in drawn.find_places((12, 16))]
+    whole = drawn.apply_by(places, images.to(device)).cpu()  # as on a GPU, which the CPU does as well
+    assert torch.equal(whole, drawn.apply_to_batch(images))
     for position, image in enumerate(images):
         assert torch.equal(drawn.apply_leading(image, position), whole[position])
         decoded = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # channels last

@@ -1,0 +1,241 @@
+"""CUDA tensors without a GPU and without content: what mixes devices fails, and what waits for the GPU is seen.
+
+torch's FakeTensorMode computes shapes, dtypes and devices alone. What it has no answer for is replaced here: streams,
+events, questions about memory, generators, and the backward pass. Sources, networks and all that looks at numbers are
+made outside of it.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.transforms import v2
+
+from distrain import build, engine, evaluate, microbatch, mixing, optim, param_groups
+from distrain.data.loader import BatchReader, read_batches
+from distrain.data.source import Batch, TensorSource
+from distrain.heart import Heart
+from distrain.launchers.profile import Profile
+from distrain.parallel import idle
+from distrain.recipe import Recipe
+from distrain.rundir import RunDirectory
+from distrain.session import Session
+from distrain.world import World
+
+GPU = torch.device("cuda", 0)
+_TOTAL_BYTES = 80 << 30
+_COPIES = {torch.ops.aten._to_copy.default: 0, torch.ops.aten.copy_.default: 1}  # the place of what is copied
+
+
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes each copy between host and GPU for which torch lets the host wait."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func in _COPIES:
+            source, target = args[_COPIES[func]], out
+            does_wait = not (kwargs.get("non_blocking", False) or (len(args) > 2 and args[2]))
+            is_pageable = source.device.type == "cpu" and not getattr(source, "is_page_locked", False)
+            if source.device.type != target.device.type and (does_wait or is_pageable):
+                self.seen.append(f"{source.device.type} to {target.device.type}, {list(source.shape)}")
+        return out
+
+
+@contextmanager
+def fake_gpu(*, free_bytes: int = _TOTAL_BYTES) -> Iterator[None]:
+    """Let there be a GPU in this block, of whose memory so much is free."""
+    with pytest.MonkeyPatch.context() as patch:
+        _replace_cuda(patch, free_bytes)
+        _keep_real(patch)
+        _replace_passes(patch)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+
+
+def session_on_gpu(recipe: Recipe, folder: Path) -> Session:
+    """Build what a training needs, on the GPU of `fake_gpu`."""
+    run = RunDirectory(folder)
+    run.create()
+    profile = Profile(launcher="inprocess", device="cuda", processes=1, threads=1)
+    world = World(rank=0, size=1, local_rank=0, device=GPU)
+    with unset_fake_temporarily():
+        engine.set_determinism(recipe)
+    return build.build_session(recipe, profile, run, world, Heart(run, 0), skipped=frozenset(), has_checkpoint=False)
+
+
+def take_steps(session: Session, *, num_steps: int) -> list[str]:
+    """Train and return for what the host waited in the last step."""
+    waits = Waits()
+    steps = session.order.micro_batches(range(num_steps))
+    batches = read_batches(session.train_reader, steps, num_workers=0, device=GPU, loader=session.recipe.data.loader)
+    engine.run_steps(session, batches, 0, num_steps - 1)
+    with waits:
+        engine.run_steps(session, batches, num_steps - 1, num_steps)
+    batches.close()
+    return waits.seen
+
+
+def run_evaluation(session: Session) -> list[str]:
+    """Evaluate and return for what the host waited before it read the sums."""
+
+    class SumsAreThere(Exception):  # noqa: N818 - the end of what can be done without numbers
+        pass
+
+    def end(*_: object) -> None:
+        raise SumsAreThere
+
+    waits = Waits()
+    with pytest.MonkeyPatch.context() as patch, waits:
+        patch.setattr(evaluate, "_add_over_ranks", end)
+        with pytest.raises(SumsAreThere):
+            engine.run_evaluation(session)
+    return waits.seen
+
+
+class _Stream:
+    """A stream, and also an event of it; nothing is ever under way."""
+
+    device = GPU
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def _do_nothing(self, *_: object) -> None: ...
+
+    record = wait = wait_event = wait_stream = synchronize = _do_nothing
+
+    def record_event(self, *_: object) -> "_Stream":
+        return self
+
+
+def _replace_cuda(patch: pytest.MonkeyPatch, free_bytes: int) -> None:
+    for name, value in {
+        "Stream": _Stream,
+        "Event": _Stream,
+        "current_stream": lambda *_: _Stream(),
+        "stream": lambda _: nullcontext(),
+        "mem_get_info": lambda *_: (free_bytes, _TOTAL_BYTES),
+        "get_device_name": lambda *_: "a GPU that is not there",
+        "is_bf16_supported": lambda *_: True,
+        "set_device": lambda _: None,
+        "empty_cache": lambda: None,
+        "reset_peak_memory_stats": lambda *_: None,
+        "memory_reserved": lambda *_: 1 << 20,
+        "max_memory_reserved": lambda *_: 1 << 20,
+        "default_generators": (torch.Generator(),),
+    }.items():
+        patch.setattr(torch.cuda, name, value)
+    patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    patch.setattr(torch.random, "fork_rng", lambda **_: nullcontext())
+    patch.setattr(torch.Tensor, "record_stream", lambda *_: None)
+    patch.setattr(torch.Tensor, "pin_memory", lambda tensor: _page_locked(tensor.clone()))
+    empty = torch.empty
+
+    def empty_page_locked(*size: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+        return _page_locked(empty(*size, **kwargs)) if pin_memory else empty(*size, **kwargs)
+
+    patch.setattr(torch, "empty", empty_page_locked)
+
+
+def _page_locked(tensor: torch.Tensor) -> torch.Tensor:
+    tensor.is_page_locked = True  # type: ignore[attr-defined]  # for `Waits`
+    return tensor
+
+
+def _keep_real(patch: pytest.MonkeyPatch) -> None:
+    """Make what looks at numbers outside of the fake."""
+    for module, names in {
+        BatchReader: "_read_each",
+        build: "open_sources choose_samples hold build_transforms resolve_class_weights class_counts build_sampler "
+        "_build_model initialize check_sizes",
+        mixing: "_mixer",
+        TensorSource: "fingerprint",
+    }.items():
+        for name in names.split():
+            patch.setattr(module, name, _real(getattr(module, name)))
+    gather = BatchReader._gather
+
+    def gather_real(reader: BatchReader, images: torch.Tensor, *rest: Any) -> Batch:
+        with unset_fake_temporarily() if images.device.type == "cpu" else nullcontext():
+            return gather(reader, images, *rest)
+
+    patch.setattr(BatchReader, "_gather", gather_real)
+    copying = SimpleNamespace(deepcopy=_real(copy.deepcopy))
+    patch.setattr(build, "copy", copying)
+    patch.setattr(microbatch, "copy", copying)
+
+    def plan(config: Any, model: nn.Module, *, head: str | None, example: torch.Tensor) -> Any:
+        with unset_fake_temporarily():
+            return param_groups.plan_settings(config, model, head=head, example=torch.zeros(example.shape))
+
+    patch.setattr(build, "plan_settings", plan)
+
+
+def _real(function: Callable[..., Any]) -> Callable[..., Any]:
+    def outside(*args: Any, **kwargs: Any) -> Any:
+        with unset_fake_temporarily():
+            return function(*args, **kwargs)
+
+    return outside
+
+
+def _replace_passes(patch: pytest.MonkeyPatch) -> None:
+    """Give a backward pass that makes gradients of the right shapes, and draws that need no numbers."""
+    weights: list[nn.Parameter] = []
+    build_optimizer = optim.build_optimizer
+
+    def building(config: Any, model: nn.Module, settings: Any = None) -> torch.optim.Optimizer:
+        weights[:] = [weight for weight in model.parameters() if weight.requires_grad]
+        return build_optimizer(config, model, settings)
+
+    for module in (build, microbatch):
+        patch.setattr(module, "build_optimizer", building)
+
+    def backward(loss: torch.Tensor) -> None:
+        if loss.device == GPU:
+            assert loss.ndim == 0
+            for weight in weights:
+                weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+
+    patch.setattr(torch.Tensor, "backward", backward)
+    patch.setattr(torch, "_fused_sgd_", _check_update)
+    patch.setattr(idle, "_reached", lambda model, example: (model(example), set(dict(model.named_parameters())))[1])
+    patch.setattr(v2.MixUp, "make_params", lambda *_: {"lam": 0.3})
+    patch.setattr(v2.CutMix, "make_params", lambda *_: {"box": (1, 1, 5, 5), "lam_adjusted": 0.5})
+    patch.setattr(mixing, "torch", _Draws())
+
+
+class _Draws:
+    """torch as `mixing` sees it, which takes its last mixer, and mixes always."""
+
+    def rand(self, *_: object) -> float:
+        return 0.0
+
+    def randint(self, high: int, *_: object) -> int:
+        return high - 1
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def _check_update(
+    weights: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], momenta: Sequence[torch.Tensor], **rest: Any
+) -> None:
+    """See that torch's fused SGD, of which there is no fake, would find everything on the GPU."""
+    scales = [rest[key] for key in ("grad_scale", "found_inf") if rest.get(key) is not None]
+    assert {tensor.device for tensor in (*weights, *gradients, *momenta, *scales)} == {GPU}
+    assert all(weight.stride() == gradient.stride() for weight, gradient in zip(weights, gradients, strict=True))
