@@ -96,7 +96,7 @@ def state_on_cluster(status: Status, facts: JobFacts | None) -> str:
     """
     if facts is None:
         return state_in_words(status)
-    if facts.state == "PENDING":
+    if facts.is_waiting:
         return "requeued" if facts.restarts and status.state != "queued" else "queued"
     if facts.is_over:
         if status.state in {*_ALIVE, "queued", "preempted"}:

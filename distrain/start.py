@@ -48,6 +48,8 @@ def start(
     """
     console = Console(highlight=False, record=True)  # what is printed is written to the run's log as well
     wanted = read_wanted(launch, options)
+    if wanted.node_rank is None or wanted.launcher == "slurm":  # else each task of srun is one of several machines
+        slurm.check_started_once(os.environ, command="fit")
     directory, resolved, changes = resolve_run(reference, overrides, data, run, aids)
     is_finished = directory.exists and directory.read_status().state == "finished"
     profile, batchings = _check(

@@ -1,10 +1,10 @@
 """Owns the submission of runs to SLURM: from what is asked for to a job that waits in the queue."""
 
+import itertools
 import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +15,13 @@ from distrain.errors import DistrainError, LaunchError, RunError
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile, Wanted
 from distrain.launchers.scripts import find_script
+from distrain.launchers.slurm import check_started_once
 from distrain.recipe import Recipe
 from distrain.request import RUNS, check_data, resolve_run, write_request
 from distrain.rundir import Job, RunDirectory
 from distrain.snapshot import take_snapshot
 
+_PYTHON = "--python="  # before the Python that a batch script runs
 _OPTION = re.compile(r"[a-z][a-z0-9-]*(=.*)?", re.DOTALL)
 
 
@@ -58,6 +60,7 @@ def resolve(
 
     Each recipe, with each of `tasks` as one more `A.B=C`, is a run: several make an array. Raises a `UserError`.
     """
+    check_started_once(os.environ, command="submit")
     recipes_asked: list[str | None] = [*references] or [None]
     pairs = [(reference, [*overrides, *more]) for reference in recipes_asked for more in _each(tasks)]
     if run is not None and len(pairs) > 1:
@@ -98,16 +101,18 @@ def submit(submission: Submission, *, is_snapshot: bool, extras: list[Path]) -> 
 
 def submit_again(run: RunDirectory) -> str:
     """Submit a run in the way in which it was submitted before; returns the job's id."""
+    check_started_once(os.environ, command="resume")
     check_is_idle(run)
     job = run.read_job()
     if job is None or not job.argv:
         raise RunError(
             f"run {run.path.name} was not made by `distrain submit`; take `distrain submit --run {run.path}`"
         )
-    argv = [word for word in job.argv if not word.startswith("--array=")]
-    num_options = sum(word.startswith("--") for word in argv)  # all of them stand before the script
-    argv = [*argv[: 1 + num_options], _output((run,)), str(find_script("train.sbatch")), str(run.path)]
-    return _call(Plan(tuple(argv), cwd=Path(job.cwd), env=job.env), (run,))
+    options = list(itertools.takewhile(lambda word: word.startswith("--"), job.argv[1:]))  # the script comes after them
+    argv = [job.argv[0], *(word for word in options if not word.startswith(("--array=", "--output=")))]
+    python = next((word for word in job.argv[1 + len(options) :] if word.startswith(_PYTHON)), None)
+    argv += [_output((run,)), *_script("train.sbatch", python=python), str(run.path)]
+    return _call(Plan(tuple(argv), cwd=Path(job.cwd)), (run,))
 
 
 def check_is_idle(run: RunDirectory) -> None:
@@ -115,7 +120,10 @@ def check_is_idle(run: RunDirectory) -> None:
     job = run.read_job()
     if job is None or (facts := cluster.read_jobs([job.id]).get(job.id)) is None or facts.is_over:
         return
-    raise RunError(f"job {job.id} of run {run.path.name} is {facts.state.lower()}; `distrain stop {run.path}` ends it")
+    released = f"`scontrol release {job.id}` lets it go on, and " if facts.is_held else ""
+    raise RunError(
+        f"job {job.id} of run {run.path.name} is {facts.state.lower()}; {released}`distrain stop {run.path}` ends it"
+    )
 
 
 def _each(tasks: list[str]) -> list[list[str]]:
@@ -123,12 +131,15 @@ def _each(tasks: list[str]) -> list[list[str]]:
 
 
 def _profile(wanted: Wanted, recipes: tuple[Recipe, ...]) -> Profile:
-    """Return what is asked for; the job writes down what it was given, which may have other threads."""
+    """Return what is asked for; the job writes down what it was given, which may have other threads.
+
+    Where no device is asked for, none is stored: options of sbatch may ask for GPUs in ways of their own.
+    """
     if not str(wanted.nodes or 1).isdecimal() or wanted.nodes == 0:
         raise LaunchError(f"--nodes {wanted.nodes} is no count of machines for SLURM; give 1 or more")
     return Profile(
         launcher="slurm",
-        device=wanted.device or ("cpu" if wanted.processes is None else "cuda"),
+        device=wanted.device or (None if wanted.processes is None else "cuda"),
         nodes=int(wanted.nodes or 1),
         processes=wanted.processes or 1,
         threads=recipes[0].train.threads or 1,
@@ -158,9 +169,13 @@ def _plan(order: Order, runs: tuple[RunDirectory, ...], recipes: tuple[Recipe, .
         if not _OPTION.fullmatch(extra):
             raise LaunchError(f"--sbatch {extra} is not KEY=VALUE, such as mem=64G, or KEY alone")
         argv.append(f"--{extra}")
-    script = find_script("train.sbatch" if len(runs) == 1 else "sweep.sbatch")
-    argv += [_output(runs), str(script), *(str(run.path) for run in runs)]
-    return Plan(tuple(argv), cwd=Path.cwd(), env={"DISTRAIN_PYTHON": sys.executable})
+    script = _script("train.sbatch" if len(runs) == 1 else "sweep.sbatch")
+    return Plan((*argv, _output(runs), *script, *(str(run.path) for run in runs)), cwd=Path.cwd())
+
+
+def _script(name: str, *, python: str | None = None) -> tuple[str, str]:
+    """Return a batch script and the Python for it: an argument, since --export=NONE would take away a variable."""
+    return str(find_script(name)), python or f"{_PYTHON}{sys.executable}"
 
 
 def _output(runs: tuple[RunDirectory, ...]) -> str:
@@ -179,7 +194,7 @@ def _without_percent(path: Path) -> str:
 
 def _call(plan: Plan, runs: tuple[RunDirectory, ...]) -> str:
     """Call sbatch, and write down which job is whose."""
-    job_id = cluster.submit(list(plan.argv), cwd=str(plan.cwd), env=_environment(plan.env))
+    job_id = cluster.submit(list(plan.argv), cwd=str(plan.cwd), env=plan.env)
     for number, run in enumerate(runs):
         own_id = job_id if len(runs) == 1 else f"{job_id}_{number}"
         run.write_job(Job(id=own_id, argv=list(plan.argv), env=dict(plan.env), cwd=str(plan.cwd)))
@@ -188,10 +203,6 @@ def _call(plan: Plan, runs: tuple[RunDirectory, ...]) -> str:
             status.state = "queued"
             run.write_status(status)
     return job_id
-
-
-def _environment(added: Mapping[str, str]) -> dict[str, str]:
-    return {**os.environ, **added}
 
 
 def _remove(new: list[RunDirectory]) -> None:

@@ -98,7 +98,7 @@ def _run_rank(
             _take_held_signals(run, stop, is_alone=size_from_environment() == 1) if owns_process else nullcontext(),
             heart,
             join_world(
-                device=profile.device,
+                device=profile.own_device,
                 processes=profile.world_size,
                 threads=profile.threads,
                 num_devices=profile.devices,

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ from tests.command import Done, distrain
 
 FAKE_SBATCH = """#!/usr/bin/env python3
 import json, os, sys
-record = {"argv": sys.argv, "cwd": os.getcwd(), "python": os.environ["DISTRAIN_PYTHON"]}
+record = {"argv": sys.argv, "cwd": os.getcwd(), "env": dict(os.environ)}
 open(os.environ["FAKE_SBATCH_SAW"], "w").write(json.dumps(record))
-print("4711;tiny")
+print(os.environ.get("FAKE_SBATCH_SAYS", "4711;tiny"))
 """
 AWKWARD = "a b'c\"d$HOME`id`\n%j;e"
 
@@ -52,9 +53,9 @@ def test_options_reach_sbatch_in_its_words(fake: Path, tmp_path: Path) -> None:
     done = submit("digits", *options, *more, "--run=run", cwd=tmp_path / "work")
     argv = json.loads(fake.read_text())["argv"][1:]
     run = tmp_path / "work" / "run"
-    assert argv[-1] == str(run)
-    assert Path(argv[-2]).name == "train.sbatch"
-    assert argv[:-2] == [
+    assert argv[-2:] == [f"--python={sys.executable}", str(run)]
+    assert Path(argv[-3]).name == "train.sbatch"
+    assert argv[:-3] == [
         "--parsable",
         "--job-name=digits",
         "--nodes=2",
@@ -75,6 +76,101 @@ def test_options_reach_sbatch_in_its_words(fake: Path, tmp_path: Path) -> None:
     profile = yaml.safe_load((run / "profile.yaml").read_text())
     assert (profile["launcher"], profile["device"], profile["nodes"], profile["processes"]) == ("slurm", "cuda", 2, 4)
     assert (profile["restarts"], profile["stall_timeout_s"]) == (5, 60)
+
+
+def test_options_of_sbatch_that_ask_for_gpus_leave_the_device_to_slurm(fake: Path, tmp_path: Path) -> None:
+    submit("digits", "--sbatch=gres=gpu:4", "--run=run", cwd=tmp_path / "work")
+    assert yaml.safe_load((tmp_path / "work" / "run" / "profile.yaml").read_text())["device"] is None
+
+
+JOB_AROUND = {
+    "SLURM_JOB_ID": "17",
+    "SLURM_ARRAY_JOB_ID": "16",
+    "SLURM_ARRAY_TASK_ID": "1",
+    "SLURM_RESTART_COUNT": "2",
+    "SLURM_STEP_ID": "0",
+    "SLURM_MEM_PER_CPU": "200",
+    "SLURM_JOB_GPUS": "1",
+    "SBATCH_PARTITION": "urgent",
+    "SRUN_CPUS_PER_TASK": "2",
+    "SLURMD_NODENAME": "n1",
+    "PMI_RANK": "0",
+    "CUDA_VISIBLE_DEVICES": "1",
+}
+
+
+def test_nothing_of_the_job_around_it_reaches_the_job_that_is_submitted(
+    fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in JOB_AROUND.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    monkeypatch.setenv("SBATCH_WAIT", "1")
+    submit("digits", "--run=run", cwd=tmp_path / "work")
+    environment = json.loads(fake.read_text())["env"]
+    assert not environment.keys() & JOB_AROUND.keys()
+    assert environment["SLURM_CONF"] == "/etc/slurm.conf"
+
+    for name in JOB_AROUND:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SBATCH_ACCOUNT", "physics")  # the user's own, on a login node
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    submit("digits", "--run=again", cwd=tmp_path / "work")
+    environment = json.loads(fake.read_text())["env"]
+    assert environment["SBATCH_ACCOUNT"] == "physics"
+    assert environment["CUDA_VISIBLE_DEVICES"] == ""
+    assert "SBATCH_WAIT" not in environment
+
+
+@pytest.mark.parametrize(
+    ("printed", "job_id"),
+    [
+        ("Welcome to cluster 7\n---\n--> Verifying 12 things...OK\n4711", "4711"),
+        ("\n  4711;tiny  \nHave a nice day", "4711"),
+        ("hello\nSubmitted batch job 4711 on cluster tiny", "4711"),
+        ("300\n4711", "4711"),
+    ],
+)
+def test_job_id_is_found_in_what_an_sbatch_with_a_banner_prints(
+    fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str, job_id: str
+) -> None:
+    monkeypatch.setenv("FAKE_SBATCH_SAYS", printed)
+    done = submit("digits", "--run=run", cwd=tmp_path / "work")
+    assert done.out.startswith(f"submitted     job {job_id}\n")
+    assert json.loads((tmp_path / "work" / "run" / "job.json").read_text())["id"] == job_id
+
+
+@pytest.mark.parametrize("printed", ["", "Welcome to cluster 7", "job4711"])
+def test_sbatch_that_prints_no_id_is_one_sentence_and_leaves_nothing(
+    fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str
+) -> None:
+    monkeypatch.setenv("FAKE_SBATCH_SAYS", printed)
+    (tmp_path / "work").mkdir()
+    done = distrain("submit", "digits", "--run=run", cwd=tmp_path / "work")
+    assert done.code == 2
+    assert f"printed no job id on a line of its own ({printed or 'nothing at all'})" in done.err
+    assert done.err.count("\n") == 1
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_resumed_job_is_submitted_as_it_was_with_the_python_of_then(
+    fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, squeue = tmp_path / "work", fake.parent / "bin" / "squeue"
+    squeue.write_text("#!/bin/sh\nexit 1\n")
+    squeue.chmod(0o755)
+    submit("digits", "--array=train.seed=0", "--array=train.seed=1", "--run=sweep", cwd=work)
+    job = json.loads((work / "sweep" / "1" / "job.json").read_text())
+    job["argv"] = [word.replace(sys.executable, "/other/python") for word in job["argv"]]
+    (work / "sweep" / "1" / "job.json").write_text(json.dumps(job))
+    for _ in range(2):
+        assert distrain("resume", "sweep/1", cwd=work).code == 0
+    argv = json.loads(fake.read_text())["argv"]
+    assert argv[-2:] == ["--python=/other/python", str(work / "sweep" / "1")]
+    assert Path(argv[-3]).name == "train.sbatch"
+    assert [word for word in argv if word.startswith(("--output=", "--array="))] == [
+        f"--output={work / 'sweep' / '1'}/logs/slurm-%j.out"
+    ]
 
 
 def test_awkward_names_reach_sbatch_as_data(fake: Path, tmp_path: Path) -> None:
@@ -102,7 +198,7 @@ def test_array_has_a_run_directory_for_each_task(fake: Path, tmp_path: Path) -> 
     argv = json.loads(fake.read_text())["argv"]
     assert "--array=0-1" in argv
     assert argv[-2:] == [str(work / "sweep" / "0"), str(work / "sweep" / "1")]
-    assert Path(argv[-3]).name == "sweep.sbatch"
+    assert Path(argv[-4]).name == "sweep.sbatch"
     assert "job 4711, an array of 2" in done.out
     for number, rate in enumerate((0.1, 0.2)):
         run = work / "sweep" / str(number)

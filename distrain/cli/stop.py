@@ -20,7 +20,7 @@ def stop(
     cancelled = runs.request_stop(run)
     console = Console(highlight=False)
     if cancelled is not None:
-        console.print(f"cancelled job {cancelled}, which trained nothing yet; `distrain resume` queues it anew")
+        console.print(f"cancelled job {cancelled}, which was not training; `distrain resume` queues it anew")
         return
     if not wait:
         step = run.read_status().step

@@ -53,7 +53,7 @@ class Starter:
     def start(self, plan: Plan) -> Child:
         """Start the plan's process, torchrun's in a fork of a server that stays for the next attempt."""
         if plan.torchrun is None:
-            return _open(plan.argv, plan.cwd, plan.env, self._log)
+            return _open(plan.argv, plan.cwd, plan.env, self._log, unset=plan.unset)
         if self._server is not None and not self._server.serves(plan):
             self.close()
         if self._server is None:
@@ -135,7 +135,13 @@ class _Fork:
 
 
 def _open(
-    argv: tuple[str, ...], cwd: Path, env: Mapping[str, str], log: Path, *, keep: int | None = None
+    argv: tuple[str, ...],
+    cwd: Path,
+    env: Mapping[str, str],
+    log: Path,
+    *,
+    unset: tuple[str, ...] = (),
+    keep: int | None = None,
 ) -> subprocess.Popen[bytes]:
     launcher = os.getpid()
 
@@ -147,7 +153,7 @@ def _open(
         return subprocess.Popen(
             argv,
             cwd=cwd,
-            env={**os.environ, **env},
+            env={**{name: value for name, value in os.environ.items() if name not in unset}, **env},
             stderr=errors,
             pass_fds=() if keep is None else (keep,),
             start_new_session=True,

@@ -1,11 +1,12 @@
 """What srun starts once a node, `python -m distrain.launchers.node RUN_DIR`: it becomes torchrun's agent there."""
 
 import os
-import subprocess
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from distrain import cluster
 from distrain.errors import ExitCode, LaunchError
 from distrain.launchers.profile import Profile, read_profile
 from distrain.launchers.slurm import address_of_first_node, read_allocation
@@ -37,20 +38,22 @@ def torchrun(profile: Profile, run: Path, environment: Mapping[str, str], *, add
     )
 
 
-def end_steps(environment: Mapping[str, str]) -> None:
-    """Kill what srun has started on all nodes of this job: an srun that is killed leaves it running."""
-    job_id = environment["SLURM_JOB_ID"]
-    listing = ["squeue", "--noheader", "--steps", f"--jobs={job_id}", "--format=%i"]
-    done = subprocess.run(listing, capture_output=True, text=True, check=False)
-    steps = [step for step in done.stdout.split() if step.rpartition(".")[2].isdecimal()]
-    if steps:
-        subprocess.run(["scancel", "--signal=KILL", *steps], capture_output=True, check=False)
+def end_steps(environment: Mapping[str, str], *, srun_pid: int) -> None:
+    """Kill what one srun of this host has started on all nodes: an srun that is killed leaves it running.
+
+    Other steps are left alone. The job may have some of its own, the shell in which this run was started among them,
+    and the id of the last task of an array stands for all of its tasks.
+    """
+    steps = cluster.find_steps(
+        environment["SLURM_JOB_ID"], host=socket.gethostname().partition(".")[0], srun_pid=srun_pid
+    )
+    cluster.kill_steps(steps)
 
 
 def main() -> None:
     """Become torchrun, with the stop signals held: its agent would end the ranks before they have saved."""
     if sys.argv[1] == "--end":
-        end_steps(os.environ)
+        end_steps(os.environ, srun_pid=int(sys.argv[2]))
         return
     hold_signals()
     run = RunDirectory(Path(sys.argv[1]))

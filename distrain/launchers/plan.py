@@ -13,11 +13,14 @@ class Plan:
     argv: tuple[str, ...]
     cwd: Path
     env: Mapping[str, str] = field(default_factory=dict)
+    unset: tuple[str, ...] = ()  # variables of this process that it does without
     files: Mapping[Path, str] = field(default_factory=dict)  # written before the command starts
     in_process: bool = False
     torchrun: tuple[str, ...] | None = None  # the arguments of a plan that is torchrun's: it may run in a fork
-    cleanup: tuple[str, ...] = ()  # ends what a plan that was killed leaves on other machines
+    cleanup: tuple[str, ...] = ()  # with the killed process's id, ends what it leaves on other machines
 
     def __str__(self) -> str:
         variables = "".join(f"{key}={shlex.quote(value)} " for key, value in self.env.items())
+        if self.unset:
+            variables += f"env {' '.join(f'-u {name}' for name in self.unset)} "
         return f"cd {shlex.quote(str(self.cwd))} && {variables}{shlex.join(self.argv)}"

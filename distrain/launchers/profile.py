@@ -21,7 +21,7 @@ class Profile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     launcher: LauncherName
-    device: Device
+    device: Device | None = Field(description="None for a submitted run whose job takes what SLURM gives it")
     nodes: int = Field(1, gt=0, description="machines")
     min_nodes: int | None = Field(None, gt=0, description="go on with as few machines when others are lost")
     node_rank: int = Field(0, ge=0, description="which of the machines this is; 0 writes the run directory")
@@ -37,6 +37,12 @@ class Profile(BaseModel):
     )
     trace: bool = Field(default=False, description="trace some steps of each rank with the torch profiler")
     accelerate_config: str | None = Field(None, description="the user's own configuration file for accelerate")
+
+    @property
+    def own_device(self) -> Device:
+        """The device; every profile has one, except that of a submitted run whose job has not begun."""
+        assert self.device is not None
+        return self.device
 
     @property
     def world_size(self) -> int:

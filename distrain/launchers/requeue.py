@@ -32,25 +32,25 @@ def decide(code: int, *, signal: str, made_progress: bool, facts: JobFacts | Non
     return "requeue" if signal == "USR1" or (signal == "TERM" and facts.is_preempted) else "over"
 
 
-def begin(run: RunDirectory, environment: Mapping[str, str]) -> int:
-    """Write down whose job this is; returns the step of the newest checkpoint."""
+def begin(run: RunDirectory, environment: Mapping[str, str]) -> tuple[str, int, int]:
+    """Write down whose job this is; returns its id, how often it was queued again, and the newest checkpoint's step."""
     if not run.exists:
         raise RunError(f"{run.path} holds no run; `distrain submit` makes one, and so does `distrain fit`")
+    job_id, restarts = cluster.read_own_job(environment)
     job = run.read_job() or Job()
-    run.write_job(job.model_copy(update={"id": own_id(environment)}))
-    return newest_step(run.checkpoints)
+    run.write_job(job.model_copy(update={"id": job_id}))
+    return job_id, restarts, newest_step(run.checkpoints)
 
 
-def end(run: RunDirectory, code: int, signal: str, first_step: int, environment: Mapping[str, str]) -> int:
+def end(run: RunDirectory, code: int, signal: str, *, job_id: str, restarts: int, first_step: int) -> int:
     """Queue the job again if the rule says so; returns the code that the job ends with."""
-    job_id = own_id(environment)
     step = newest_step(run.checkpoints)
     verdict = decide(
         code,
         signal=signal,
         made_progress=step > first_step,
         facts=cluster.read_jobs([job_id]).get(job_id),
-        earlier_restarts=int(environment.get("SLURM_RESTART_COUNT", "0")),
+        earlier_restarts=restarts,
     )
     if verdict == "over":
         if code == ExitCode.STOPPED and signal != "none":
@@ -67,36 +67,33 @@ def end(run: RunDirectory, code: int, signal: str, first_step: int, environment:
     return code
 
 
-def exclude(environment: Mapping[str, str]) -> None:
+def exclude(environment: Mapping[str, str], *, job_id: str, restarts: int) -> None:
     """Where SLURM has queued the job again since a node failed: have it not come back to that node."""
-    job_id = own_id(environment)
     facts = cluster.read_jobs([job_id]).get(job_id)
-    if facts is None or facts.restarts <= int(environment.get("SLURM_RESTART_COUNT", "0")):
+    if facts is None or facts.restarts <= restarts:
         return
     if failed := cluster.failed_nodes(environment["SLURM_JOB_NODELIST"]):
         cluster.exclude_nodes(job_id, failed)
         print(f"node {', '.join(failed)} failed: job {job_id} goes on without it", flush=True)
 
 
-def own_id(environment: Mapping[str, str]) -> str:
-    """Return this job's id; a task of an array has its number in it, since the id alone may mean the whole array."""
-    if "SLURM_ARRAY_TASK_ID" in environment:
-        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
-    return environment["SLURM_JOB_ID"]
-
-
 def main() -> None:
-    """Do what the batch script asks for: `begin RUN`, `end RUN CODE SIGNAL FIRST_STEP` or `exclude RUN`."""
+    """Do what the batch script asks for.
+
+    That is `begin RUN`, which prints JOB_ID RESTARTS FIRST_STEP, `end RUN CODE SIGNAL` with these three after it, or
+    `exclude RUN JOB_ID RESTARTS`.
+    """
     word, path, *rest = sys.argv[1:]
     run = RunDirectory(Path(path))
     try:
         if word == "begin":
-            print(begin(run, os.environ))
+            print(*begin(run, os.environ))
         elif word == "exclude":
-            exclude(os.environ)
+            exclude(os.environ, job_id=rest[0], restarts=int(rest[1]))
         else:
-            code, signal, first_step = rest
-            sys.exit(end(run, int(code), signal, int(first_step), os.environ))
+            code, signal, job_id, restarts, first_step = rest
+            begun = {"restarts": int(restarts), "first_step": int(first_step)}
+            sys.exit(end(run, int(code), signal, job_id=job_id, **begun))
     except LaunchError as error:
         print(f"distrain: {error}", file=sys.stderr)
         sys.exit(int(rest[0]) if word == "end" else ExitCode.FAILED)

@@ -2,16 +2,18 @@
 
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from distrain import cluster
 from distrain.errors import LaunchError
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile, Wanted
 
+_MEMORY = {"SLURM_MEM_PER_CPU", "SLURM_MEM_PER_GPU", "SLURM_MEM_PER_NODE"}
+_FIRST_SPECIAL_STEP = 0xFFFF_FFF0  # SLURM's numbers for the steps of batch scripts, of interactive shells and the like
 _FIRST_PORT, _NUM_PORTS = 20000, 10000  # below the ports that Linux hands out by itself
 
 
@@ -38,6 +40,8 @@ def plan(profile: Profile, run: Path) -> Plan:
     """
     argv = (
         "srun",
+        "--export=ALL",  # whatever SLURM_EXPORT_ENV says: the tasks need the environment that the batch script made
+        *(["--overlap"] if own_step(os.environ) is not None else []),  # share what the step around this process holds
         f"--nodes={profile.nodes}",
         f"--ntasks={profile.nodes}",
         "--ntasks-per-node=1",
@@ -50,7 +54,37 @@ def plan(profile: Profile, run: Path) -> Plan:
     env = {"OMP_NUM_THREADS": str(profile.threads), "PYTHONUNBUFFERED": "1"}  # srun's own way makes a terminal of it
     if (cpus := os.environ.get("SLURM_CPUS_PER_TASK")) is not None:
         env["SRUN_CPUS_PER_TASK"] = cpus  # srun no longer inherits it from sbatch, since SLURM 22.05
-    return Plan(argv, cwd=Path.cwd(), env=env, cleanup=(sys.executable, "-m", "distrain.launchers.node", "--end"))
+    memory = _MEMORY & os.environ.keys()
+    return Plan(
+        argv,
+        cwd=Path.cwd(),
+        env=env,
+        unset=tuple(sorted(memory)) if len(memory) > 1 else (),  # one is another job's: srun would refuse both
+        cleanup=(sys.executable, "-m", "distrain.launchers.node", "--end"),
+    )
+
+
+def own_step(environment: Mapping[str, str]) -> str | None:
+    """Return the step of a job that this process is a task of, such as 12.0; None in a batch script or outside of jobs.
+
+    The step of an interactive `salloc` is none: it holds no resources.
+    """
+    step = environment.get("SLURM_STEP_ID", "")
+    if "SLURM_JOB_ID" not in environment or not step.isdecimal() or int(step) >= _FIRST_SPECIAL_STEP:
+        return None
+    return f"{environment['SLURM_JOB_ID']}.{step}"
+
+
+def check_started_once(environment: Mapping[str, str], *, command: str) -> None:
+    """Raise `LaunchError` where srun has started several tasks of a command that is meant to be started once."""
+    step, tasks = own_step(environment), int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    if step is None or tasks == 1 or not cluster.has_step(step):  # a job's variables may be those of another job
+        return
+    raise LaunchError(
+        f"srun has started {tasks} tasks of `distrain {command}`, and each of them would do the whole of it; "
+        f"start it once, with srun --ntasks=1 or without srun: `distrain fit --launcher slurm` starts one task a node "
+        "itself, and `distrain submit --array` several trainings"
+    )
 
 
 def read_allocation(environment: Mapping[str, str]) -> Allocation:
@@ -80,7 +114,7 @@ def resolve_allocated(
         raise LaunchError(
             f"SLURM has given {allocation.nodes} nodes, and {wanted.nodes} were asked for; say how many to sbatch"
         )
-    if stored is not None and processes is None:
+    if stored is not None and stored.launcher == "slurm" and processes is None:
         device = device or stored.device
     is_cuda = device == "cuda" or (device is None and processes is None and allocation.gpus > 0)
     if is_cuda and (allocation.gpus == 0 or processes not in {None, allocation.gpus}):
@@ -88,7 +122,7 @@ def resolve_allocated(
             f"SLURM has given {allocation.gpus} GPUs on each node, and {processes or 'some'} were asked for; "
             "say how many to sbatch, with --gpus-per-node"
         )
-    own = stored.processes if stored is not None and stored.device == "cpu" else 1
+    own = stored.processes if stored is not None and stored.device != "cuda" else 1
     count = allocation.gpus if is_cuda else processes or own
     return Profile(
         launcher="slurm",
@@ -101,17 +135,16 @@ def resolve_allocated(
 
 
 def address_of_first_node(node_list: str) -> str:
-    """Return the network address of the first node, as SLURM knows it; a node's name need not be one.
-
-    Raises `LaunchError` where SLURM does not answer.
-    """
-    name = _scontrol("show", "hostnames", node_list).split()[0]
-    found = re.search(r"\bNodeAddr=(\S+)", _scontrol("show", "node", name))
-    return found.group(1) if found else name
+    """Return the network address of the first node, as SLURM knows it; a node's name need not be one."""
+    return cluster.read_node_address(first_node(node_list))
 
 
-def _scontrol(*arguments: str) -> str:
-    done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise LaunchError(f"scontrol {arguments[0]} {arguments[1]} failed: {done.stderr.strip()}")
-    return done.stdout
+def first_node(node_list: str) -> str:
+    """Return the first of the nodes in SLURM's short form: n1 of n[1-2], rack2-n07 of rack[2,4]-n[07-09,12],login1."""
+    depth, name = 0, ""
+    for character in node_list:
+        if character == "," and depth == 0:
+            break
+        depth += (character == "[") - (character == "]")
+        name += character
+    return re.sub(r"\[([^],-]+)[^]]*\]", r"\1", name)

@@ -127,7 +127,7 @@ def _attempt(
         child.kill()
         exit_status = child.wait()
         if was_running and plan.cleanup:
-            subprocess.run(plan.cleanup, check=False)
+            subprocess.run([*plan.cleanup, str(child.pid)], check=False)
     status = run.read_status()
     is_stopped = status.state == "stopped" and (status.attempts[-1].ended or 0) >= started
     if not was_ended and not is_stopped and exit_status != 0:

@@ -151,7 +151,7 @@ def setting_of(recipe: Recipe, profile: Profile) -> Setting:
     checkpoint = recipe.checkpoint
     return Setting(
         cpus=len(os.sched_getaffinity(0)),
-        device=profile.device,
+        device=profile.own_device,
         precision=recipe.precision,
         source=recipe.data.source,
         path=recipe.data.path,

@@ -1,12 +1,14 @@
 """What a SLURM allocation means for a run, and when its job is queued again."""
 
+from pathlib import Path
+
 import pytest
 
-from distrain.cluster import JobFacts
+from distrain.cluster import JobFacts, read_own_job
 from distrain.errors import LaunchError
 from distrain.launchers.profile import Profile, Wanted
-from distrain.launchers.requeue import decide, own_id
-from distrain.launchers.slurm import Allocation, read_allocation, resolve_allocated
+from distrain.launchers.requeue import decide
+from distrain.launchers.slurm import Allocation, first_node, read_allocation, resolve_allocated
 from distrain.rundir import Attempt, State, Status
 from distrain.runs import state_on_cluster
 
@@ -44,6 +46,7 @@ def test_job_is_queued_again_only_if_it_was_stopped_from_outside_and_got_on(
         ("running", JobFacts("RUNNING"), "running"),
         ("preempted", JobFacts("PENDING", restarts=1), "requeued"),
         ("running", JobFacts("PENDING", restarts=1), "requeued"),  # killed before it could say so
+        ("preempted", JobFacts("SPECIAL_EXIT", restarts=1), "requeued"),  # queued again, and held
         ("running", JobFacts("TIMEOUT"), "timed out"),
         ("running", JobFacts("NODE_FAIL"), "died"),
         ("queued", JobFacts("CANCELLED"), "cancelled"),
@@ -84,7 +87,26 @@ def resolve(allocation: Allocation, *, stored: Profile | None = None, gpus: int 
     return resolve_allocated(wanted, allocation, stored=stored, threads=None)
 
 
-def test_task_of_an_array_is_named_with_its_number() -> None:
-    assert own_id({"SLURM_JOB_ID": "7"}) == "7"
-    array = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
-    assert own_id(array) == "7_2"
+def test_submitted_run_without_a_device_takes_the_gpus_that_slurm_gave() -> None:
+    stored = Profile(launcher="slurm", device=None, nodes=1, processes=1, threads=1)
+    given = resolve(Allocation(1, nodes=1, node_list="", cpus=8, gpus=4), stored=stored)
+    assert (given.device, given.processes, given.threads) == ("cuda", 4, 2)
+    given = resolve(Allocation(1, nodes=1, node_list="", cpus=8, gpus=0), stored=stored)
+    assert (given.device, given.processes) == ("cpu", 1)
+    elsewhere = Profile(launcher="torchrun", device="cpu", processes=2, threads=1)  # a run that began on a laptop
+    assert resolve(Allocation(1, nodes=1, node_list="", cpus=8, gpus=4), stored=elsewhere).device == "cuda"
+    assert resolve(Allocation(1, nodes=1, node_list="", cpus=8, gpus=0), stored=elsewhere).processes == 2
+
+
+def test_first_node_of_slurms_short_form() -> None:
+    lists = ["n1", "n[1-2]", "n[07-09,12],login1", "rack[2,4]-n[07-09]-ib", "a,b"]
+    assert [first_node(node_list) for node_list in lists] == ["n1", "n1", "n07", "rack2-n07-ib", "a"]
+
+
+def test_task_of_an_array_is_named_with_its_number_where_slurm_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert read_own_job({"SLURM_JOB_ID": "7"}) == ("7", 0)
+    array = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2", "SLURM_RESTART_COUNT": "3"}
+    assert read_own_job(array) == ("7_2", 3)

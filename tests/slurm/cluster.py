@@ -171,8 +171,9 @@ class Cluster:
         )
         self._database_port = database
         for number, node in enumerate(NODES, start=1):
-            lines.append(f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port + number} CPUs=16")
-            lines.append(f" Gres=gpu:{GPUS}\n" if self._make_gpus(node) else "\n")
+            gpus = f"Gres=gpu:{GPUS}" if self._make_gpus(node) else ""
+            place = f"NodeHostname={host} NodeAddr=127.0.0.1 Port={port + number}"
+            lines.append(f"NodeName={node} {place} CPUs=16 RealMemory=4000 {gpus}\n")
         for name, priority, default in (("normal", 1, "YES"), ("urgent", 10, "NO")):
             lines.append(f"PartitionName={name} Nodes={','.join(NODES)} PriorityTier={priority} Default={default}\n")
         (self.folder / "slurm.conf").write_text("".join(lines))
