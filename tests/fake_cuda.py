@@ -130,7 +130,7 @@ def _replace_cuda(patch: pytest.MonkeyPatch, free_bytes: int) -> None:
         "stream": lambda _: nullcontext(),
         "mem_get_info": lambda *_: (free_bytes, _TOTAL_BYTES),
         "get_device_name": lambda *_: "a GPU that is not there",
-        "is_bf16_supported": lambda *_: True,
+        "is_bf16_supported": lambda *_, **__: True,
         "set_device": lambda _: None,
         "empty_cache": lambda: None,
         "reset_peak_memory_stats": lambda *_: None,

@@ -1,4 +1,4 @@
-"""Owns the host copies from which a checkpoint is written while training changes the tensors themselves."""
+"""Copies tensors to the host, from where a checkpoint is written while training changes the tensors themselves."""
 
 import threading
 from collections.abc import Iterator, Set
@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 
 from distrain.checkpoint.tensors import Tensors
+from distrain.devices import use_device
 from distrain.errors import ModelError
 from distrain.sharding import is_sharded, own_part
 
@@ -28,6 +29,8 @@ class Held:
     @contextmanager
     def beside_training(self) -> Iterator[None]:
         """Copy in this block, in another thread than the training's; at its end the copies are whole."""
+        if self._stream is not None:
+            use_device(self._stream.device)
         try:
             with torch.no_grad(), torch.cuda.stream(self._stream) if self._stream else nullcontext():
                 yield

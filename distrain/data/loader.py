@@ -179,7 +179,7 @@ def read_batches(
         yield from _read_here(reader, micro_batches, device=device)
         return
     read = _read_in_threads if way == "threads" else _read_in_processes
-    with closing(read(reader, micro_batches, num_workers=num_workers, pin_memory=device.type == "cuda")) as ahead:
+    with closing(read(reader, micro_batches, num_workers=num_workers, device=device)) as ahead:
         yield from map(_checked, ahead) if device.type == "cpu" else _copy_ahead(ahead, device)
 
 
@@ -217,9 +217,9 @@ def _page_locked(batch: "Batch | DataError") -> "Batch | DataError":
 
 
 def _read_in_threads(
-    reader: BatchReader, micro_batches: Iterable[MicroBatch], *, num_workers: int, pin_memory: bool
+    reader: BatchReader, micro_batches: Iterable[MicroBatch], *, num_workers: int, device: torch.device
 ) -> Generator["Batch | DataError", None, None]:
-    read = read_in_threads(reader.begin, micro_batches, num_threads=num_workers, pin_memory=pin_memory)
+    read = read_in_threads(reader.begin, micro_batches, num_threads=num_workers, device=device)
     with closing(read) as gathered:
         for micro_batch, found in gathered:
             if found is None:
@@ -227,15 +227,15 @@ def _read_in_threads(
                 continue
             images, targets = found
             stacked = stack_targets(targets)
-            yield images, stacked.pin_memory() if pin_memory else stacked
+            yield images, stacked.pin_memory() if device.type == "cuda" else stacked
 
 
 def _read_in_processes(
-    reader: BatchReader, micro_batches: Iterable[MicroBatch], *, num_workers: int, pin_memory: bool
+    reader: BatchReader, micro_batches: Iterable[MicroBatch], *, num_workers: int, device: torch.device
 ) -> Generator["Batch | DataError", None, None]:
     with closing(read_in_processes(reader.read, micro_batches, num_processes=num_workers)) as batches:
         for batch in batches:
-            yield _page_locked(batch) if pin_memory else batch
+            yield _page_locked(batch) if device.type == "cuda" else batch
 
 
 def _copy_ahead(batches: Iterable["Batch | DataError"], device: torch.device) -> Generator[Batch, None, None]:

@@ -1,4 +1,4 @@
-"""Owns the reading of batches by threads of this process, some batches ahead of what is asked for.
+"""Reads batches by threads of this process, some batches ahead of what is asked for.
 
 The samples of a batch are spread over the threads, and each is written into its place of one tensor. Only what several
 threads may call at once is read in this way: see `Source.is_thread_safe`.
@@ -14,6 +14,7 @@ import torch
 
 from distrain.data.order import MicroBatch
 from distrain.data.source import room_for
+from distrain.devices import use_device
 
 LEAST_BATCHES_AHEAD = 2
 SAMPLES_AHEAD = 4  # of each thread, where batches are so small that two of them are fewer
@@ -29,16 +30,18 @@ def read_in_threads(
     micro_batches: Iterable[MicroBatch],
     *,
     num_threads: int,
-    pin_memory: bool,
+    device: torch.device,
 ) -> Generator[tuple[MicroBatch, Gathered | None], None, None]:
     """Yield each micro-batch with its samples, in their order; None where one could not be read, or was unlike others.
+
+    The images lie on the CPU, in page-locked memory where they are for a GPU.
 
     What went wrong is then found, in the order of the samples, by reading the micro-batch here once more. Close it when
     no more are wanted: that ends the threads, each after the sample at which it is.
     """
     tasks: SimpleQueue[tuple[BatchInMaking, int] | None] = SimpleQueue()
     is_over = threading.Event()
-    threads = _start(tasks, is_over, num_threads)
+    threads = _start(tasks, is_over, num_threads, device)
     ahead: deque[BatchInMaking] = deque()
     upcoming = iter(micro_batches)
     try:
@@ -47,7 +50,7 @@ def read_in_threads(
                 micro_batch = next(upcoming, None)
                 if micro_batch is None:
                     break
-                ahead.append(BatchInMaking(micro_batch, begin(micro_batch), pin_memory=pin_memory))
+                ahead.append(BatchInMaking(micro_batch, begin(micro_batch), pin_memory=device.type == "cuda"))
                 for position in range(len(micro_batch.indices)):
                     tasks.put((ahead[-1], position))
             if not ahead:
@@ -113,7 +116,10 @@ class BatchInMaking:
 
 
 def _start(
-    tasks: "SimpleQueue[tuple[BatchInMaking, int] | None]", is_over: threading.Event, num_threads: int
+    tasks: "SimpleQueue[tuple[BatchInMaking, int] | None]",
+    is_over: threading.Event,
+    num_threads: int,
+    device: torch.device,
 ) -> list[threading.Thread]:
     """Start the threads, each of which computes in itself alone: torch would else give each of them helpers.
 
@@ -124,6 +130,7 @@ def _start(
     have_begun = threading.Barrier(num_threads + 1)
 
     def work() -> None:
+        use_device(device)
         torch.get_num_threads()  # a thread that has not asked yet would take the common number, later than it is set
         torch.set_num_threads(1)
         have_begun.wait()

@@ -1,4 +1,4 @@
-"""Owns how the ranks of exact mode combine their sums: bucket by bucket, in the order of the tree, beside the training.
+"""Combines the sums of the ranks of exact mode: bucket by bucket, in the order of the tree, beside the training.
 
 Where every rank holds one whole subtree of equal height and their number is a power of two, neighbours of ever larger
 groups reduce in pairs: a sum of two is the same in either order, so the library's own all-reduce keeps the tree's
@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from distrain.batching import Batching
+from distrain.devices import use_device
 from distrain.parallel.tree import Node, covering_nodes, merge
 from distrain.world import World
 
@@ -73,7 +74,9 @@ class Exchange:
                 self._pairs.append(_new_group(pair))
         # Collectives of its own group: they may run beside others, and all ranks make them in the same order.
         self._group = _new_group(list(range(size))) if size > 1 else None
-        self._thread = ThreadPoolExecutor(1, "distrain-exchange") if num_buckets > 1 and size > 1 else None
+        self._thread: ThreadPoolExecutor | None = None
+        if num_buckets > 1 and size > 1:
+            self._thread = ThreadPoolExecutor(1, "distrain-exchange", use_device, (world.device,))
         self._stream: torch.cuda.Stream | None = None
         if self._thread and world.device.type == "cuda":
             self._stream = torch.cuda.Stream(world.device)  # type: ignore[no-untyped-call]

@@ -12,6 +12,8 @@ import torch
 from distrain.data.order import MicroBatch
 from distrain.data.threads import LEAST_BATCHES_AHEAD, SAMPLES_AHEAD, ReadSample, Sample, read_in_threads
 
+CPU = torch.device("cpu")
+
 
 def micro_batches(count: int, size: int = 3) -> list[MicroBatch]:
     return [MicroBatch(np.arange(size * number, size * (number + 1))) for number in range(count)]
@@ -34,7 +36,7 @@ def loader_threads() -> list[threading.Thread]:
 
 @pytest.mark.parametrize("num_threads", [1, 4])
 def test_batches_come_in_order_with_their_samples_in_order(num_threads: int) -> None:
-    reading = read_in_threads(number_of, iter(micro_batches(9)), num_threads=num_threads, pin_memory=False)
+    reading = read_in_threads(number_of, iter(micro_batches(9)), num_threads=num_threads, device=CPU)
     found = list(reading)
     assert [micro_batch.indices[0] for micro_batch, _ in found] == list(range(0, 27, 3))
     for micro_batch, gathered in found:
@@ -52,7 +54,7 @@ def test_threads_stay_a_bounded_way_ahead_and_end_when_broken_off() -> None:
             asked.append(micro_batch)
             yield micro_batch
 
-    with closing(read_in_threads(number_of, upcoming(), num_threads=2, pin_memory=False)) as reading:
+    with closing(read_in_threads(number_of, upcoming(), num_threads=2, device=CPU)) as reading:
         for _ in range(5):
             next(reading)
         time.sleep(0.05)
@@ -77,7 +79,7 @@ def test_batch_that_cannot_be_made_is_told_at_its_turn_and_the_others_go_on(faul
 
         return faulty
 
-    found = list(read_in_threads(begin, micro_batches(5), num_threads=2, pin_memory=False))
+    found = list(read_in_threads(begin, micro_batches(5), num_threads=2, device=CPU))
     assert [gathered is None for _, gathered in found] == [False, False, True, False, False]
 
 
@@ -87,7 +89,7 @@ def test_error_of_the_order_comes_out_and_leaves_no_thread() -> None:
         raise LookupError("the order ends here")
 
     with pytest.raises(LookupError):
-        list(read_in_threads(number_of, upcoming(), num_threads=2, pin_memory=False))
+        list(read_in_threads(number_of, upcoming(), num_threads=2, device=CPU))
     assert not loader_threads()
 
 
@@ -104,7 +106,7 @@ def test_threads_compute_alone_and_change_no_count_of_others() -> None:
 
             return read
 
-        list(read_in_threads(begin, micro_batches(4), num_threads=2, pin_memory=False))
+        list(read_in_threads(begin, micro_batches(4), num_threads=2, device=CPU))
         assert set(counts) == {1}
         assert torch.get_num_threads() == 3
         of_others = []
