@@ -59,7 +59,7 @@ def decode(content: Bytes, *, decode_size: int | None = None) -> Pixels:
     """
     try:
         pixels = None
-        if is_jpeg(content):
+        if _is_jpeg(content):
             pixels = _decode_jpeg(content, decode_size)
         elif content[:8].tobytes() == _PNG:
             pixels = _decode_png(content)
@@ -68,9 +68,9 @@ def decode(content: Bytes, *, decode_size: int | None = None) -> Pixels:
         raise DecodeError(_reason(error)) from error
 
 
-def is_jpeg(content: Bytes) -> bool:
-    """Whether a file's bytes begin as those of a JPEG do."""
-    return content[:3].tobytes() == _JPEG
+def is_upright_jpeg(content: Bytes) -> bool:
+    """Whether a file that can be decoded is a JPEG that is shown as it is stored."""
+    return _is_jpeg(content) and (not _may_be_turned(content) or _turn(content) is None)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -108,11 +108,18 @@ def _decode_jpeg(content: Bytes, decode_size: int | None) -> Pixels | None:
         pixels: Pixels = simplejpeg.decode_jpeg(content, "RGB", fastdct=False, fastupsample=False)
     except ValueError:
         return None
-    if _may_be_turned(content):
-        with Image.open(io.BytesIO(content.data)) as image:  # reads no more than the head
-            turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-        return pixels if turn is None else np.ascontiguousarray(turn(pixels))
-    return pixels
+    turn = _turn(content) if _may_be_turned(content) else None
+    return pixels if turn is None else np.array(turn(pixels), order="C")
+
+
+def _is_jpeg(content: Bytes) -> bool:
+    return content[:3].tobytes() == _JPEG
+
+
+def _turn(content: Bytes) -> Callable[[Pixels], Pixels] | None:
+    """Return what makes an image upright, None where it is; raises what Pillow raises."""
+    with Image.open(io.BytesIO(content.data)) as image:  # reads no more than the head
+        return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 def _may_be_turned(content: Bytes) -> bool:
@@ -170,7 +177,7 @@ def _decode_by_pillow(content: Bytes, decode_size: int | None) -> Pixels:
         if image.width * image.height > MOST_PIXELS:
             size = f"{image.width}x{image.height} pixels"
             raise ValueError(f"it has {size}, and at most {MOST_PIXELS:,} are read; save it smaller")
-        if decode_size is not None and is_jpeg(content) and min(image.size) >= 2 * decode_size:
+        if decode_size is not None and _is_jpeg(content) and min(image.size) >= 2 * decode_size:
             image.draft(None, (decode_size, decode_size))
         ImageOps.exif_transpose(image, in_place=True)
         return np.array(_flatten(image))

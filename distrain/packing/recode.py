@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 
-from distrain.data.decoders import DecodeError, is_jpeg
+from distrain.data.decoders import DecodeError, is_upright_jpeg
 from distrain.data.images import decode, unreadable
 from distrain.data.packfile import Bytes, Form, is_small
 from distrain.errors import DataError
+
+_LONGEST_SIDE = 65_500  # of a JPEG, as libjpeg writes it
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Stored:
 
 
 class BrokenImageError(DataError):
-    """An image cannot be decoded."""
+    """An image cannot be decoded, or not be stored as a JPEG."""
 
 
 def store_file(path: str, form: Form, *, expected_bytes: int) -> Stored:
@@ -34,7 +36,7 @@ def store_file(path: str, form: Form, *, expected_bytes: int) -> Stored:
     try:
         content = np.fromfile(path, dtype=np.uint8)
         image = decode(content)
-        is_kept = form.format == "jpeg" and _is_plain_jpeg(content)
+        is_kept = form.format == "jpeg" and is_upright_jpeg(content)
     except (OSError, DecodeError) as error:
         raise BrokenImageError(str(unreadable(path, error))) from None
     if len(content) != expected_bytes:
@@ -78,17 +80,14 @@ def _resize(image: torch.Tensor, size: int, *, is_square: bool) -> torch.Tensor:
     return cropped
 
 
-def _is_plain_jpeg(content: Bytes) -> bool:
-    """Whether a file is a JPEG that is shown as it is stored, upright."""
-    if not is_jpeg(content):
-        return False
-    with Image.open(io.BytesIO(content.data)) as image:
-        return image.format in {"JPEG", "MPO"} and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-
-
 def _encode(image: torch.Tensor, quality: int, name: str) -> Bytes:
     if image.shape[0] not in (1, 3):
         raise DataError(f"{name} has {image.shape[0]} channels, and a JPEG has 1 or 3; take --format pixels")
+    if max(image.shape) > _LONGEST_SIDE:
+        size = f"{image.shape[2]}x{image.shape[1]}"
+        raise BrokenImageError(
+            f"image {name} has {size} pixels, and a JPEG at most {_LONGEST_SIDE:,} on a side; save it smaller"
+        )
     pixels = image.permute(1, 2, 0).contiguous().numpy()
     stream = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if image.shape[0] == 1 else pixels).save(stream, "JPEG", quality=quality)

@@ -91,6 +91,15 @@ def test_jpeg_has_the_pixels_of_pillow(mode: str, is_progressive: bool, orientat
         assert np.array_equal(decode(bytes_of(content)), by_pillow(content))
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (9, 1)])
+def test_turned_jpeg_of_a_single_row_or_column_is_read(tmp_path: Path, height: int, width: int) -> None:
+    for orientation in UPRIGHT:
+        content = saved(noise("RGB", height=height, width=width), "JPEG", exif=exif(orientation))
+        (tmp_path / "a.jpg").write_bytes(content)
+        found = read_image(str(tmp_path / "a.jpg")).permute(1, 2, 0).numpy()
+        assert np.array_equal(found, by_pillow(content))
+
+
 @pytest.mark.parametrize("is_progressive", [False, True])
 def test_jpeg_of_adobe_has_the_pixels_of_pillow(is_progressive: bool) -> None:
     content = bytearray(saved(noise("CMYK"), "JPEG", progressive=is_progressive))
