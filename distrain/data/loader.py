@@ -14,7 +14,7 @@ import torch
 
 from distrain.data.held import MOST_HELD_BYTES, HeldSource
 from distrain.data.order import MicroBatch
-from distrain.data.processes import read_in_processes
+from distrain.data.processes import Note, read_in_processes
 from distrain.data.source import Batch, DatasetSource, Empty, Source, TensorSource, room_for, stack_targets
 from distrain.data.threads import ReadSample, Sample, read_in_threads
 from distrain.data.transforms import DrawnTransforms, Transforms
@@ -63,15 +63,17 @@ class BatchReader:
         """Whether several threads may read at once."""
         return self.source.is_thread_safe and (self.transforms is None or self.transforms.is_thread_safe)
 
-    def read(self, micro_batch: MicroBatch, empty: Empty = torch.empty) -> "Batch | DataError":
+    def read(
+        self, micro_batch: MicroBatch, empty: Empty = torch.empty, note: Note | None = None
+    ) -> "Batch | DataError":
         """Return the batch; a `DataError` is returned, not raised, so that it comes at its turn.
 
-        Images that are read one by one are written into what `empty` gives.
+        Images that are read one by one are written into what `empty` gives, and `note` is told of each before.
         """
         try:
             if self._held is not None:
                 return self._gather(*self._held, micro_batch)
-            return self._read_each(micro_batch, empty)
+            return self._read_each(micro_batch, empty, note or _ignore)
         except DataError as error:
             return error
 
@@ -114,17 +116,19 @@ class BatchReader:
             f"{self.source.describe(index)} cannot be transformed ({error}); change augment.train or .eval"
         )
 
-    def _read_each(self, micro_batch: MicroBatch, empty: Empty) -> Batch:
-        read, count = self.begin(micro_batch), len(micro_batch.indices)
+    def _read_each(self, micro_batch: MicroBatch, empty: Empty, note: Note) -> Batch:
+        read, indices, count = self.begin(micro_batch), micro_batch.indices.tolist(), len(micro_batch.indices)
+        note(indices[0])
         first, target = read(0, None)
         images, targets = room_for(first, count, empty), [target]
         places = images.unbind()
         places[0].copy_(first)
         for position in range(1, count):
             place = places[position]
+            note(indices[position])
             image, target = read(position, place)
             if image is not place:
-                self._check_like(image, first, int(micro_batch.indices[position]))
+                self._check_like(image, first, indices[position])
                 place.copy_(image)
             targets.append(target)
         return images, stack_targets(targets)
@@ -233,7 +237,9 @@ def _read_in_threads(
 def _read_in_processes(
     reader: BatchReader, micro_batches: Iterable[MicroBatch], *, num_workers: int, device: torch.device
 ) -> Generator["Batch | DataError", None, None]:
-    with closing(read_in_processes(reader.read, micro_batches, num_processes=num_workers)) as batches:
+    describe = reader.source.describe
+    read = read_in_processes(reader.read, micro_batches, num_processes=num_workers, describe=describe)
+    with closing(read) as batches:
         for batch in batches:
             yield _page_locked(batch) if device.type == "cuda" else batch
 
@@ -274,6 +280,10 @@ def _checked(batch: "Batch | DataError") -> Batch:
 def _move(batch: Batch, *, device: torch.device) -> Batch:
     images, targets = batch
     return images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+
+
+def _ignore(_: int) -> None:
+    """Note nothing: here whoever reads a sample knows which one it is."""
 
 
 def _is_in_memory(source: Source) -> TypeGuard[TensorSource | HeldSource]:

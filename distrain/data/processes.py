@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
@@ -35,18 +36,21 @@ BATCHES_AHEAD = 2  # of each process: one that is read, one that waits for it
 SPARE_ROOMS = 3  # for batches that were handed over and are not used up: trained on, and copied to a GPU
 _LAST_BATCH_S = 5.0  # a process that is longer at its last batch is killed
 
-ReadBatch = Callable[[MicroBatch, Empty], "Batch | DataError"]  # images are best made with the latter
+_NO_SAMPLE = -1
+
+Note = Callable[[int], None]  # is told the index of each sample before it is read
+ReadBatch = Callable[[MicroBatch, Empty, Note], "Batch | DataError"]  # images are best made with `Empty`
 
 
 def read_in_processes(
-    read: ReadBatch, micro_batches: Iterable[MicroBatch], *, num_processes: int
+    read: ReadBatch, micro_batches: Iterable[MicroBatch], *, num_processes: int, describe: Callable[[int], str]
 ) -> Generator["Batch | DataError", None, None]:
     """Yield what `read` gives for each micro-batch, in their order; raises what it raises.
 
     The processes are forks of this one, of a single thread each. Close it when no more are wanted: that ends them.
-    Raises `RuntimeError` where one has died.
+    Raises `RuntimeError` where one has died; `describe` names the sample that it was reading by its index.
     """
-    workers = _Workers(read, num_processes)
+    workers = _Workers(read, num_processes, describe)
     atexit.register(workers.end)
     ahead: deque[int] = deque()  # which of them reads each of the batches to come
     upcoming, turns = iter(micro_batches), itertools.cycle(range(num_processes))
@@ -138,8 +142,11 @@ class _Room:
 class _Workers:
     """The processes, each of which is started when it is first asked, and the rooms that they read batches into."""
 
-    def __init__(self, read: ReadBatch, num_processes: int) -> None:
+    def __init__(self, read: ReadBatch, num_processes: int, describe: Callable[[int], str]) -> None:
         self._read = read
+        self._describe = describe
+        self._samples = np.frombuffer(mmap.mmap(-1, 8 * num_processes), np.int64)  # that each reads; shared with them
+        self._samples[:] = _NO_SAMPLE
         self._rooms = [_Room() for _ in range(BATCHES_AHEAD * num_processes + SPARE_ROOMS)]
         self._free = deque(range(len(self._rooms)))
         self._pipes: list[Connection] = []
@@ -186,7 +193,8 @@ class _Workers:
         context = multiprocessing.get_context("fork")
         ours, theirs = context.Pipe()
         self._pipes.append(ours)
-        arguments = (self._read, self._rooms, theirs, tuple(self._pipes))
+        note = partial(self._samples.__setitem__, len(self._processes))
+        arguments = (self._read, self._rooms, theirs, tuple(self._pipes), note)
         process = context.Process(target=_work, args=arguments, name="distrain-loader", daemon=True)
         process.start()
         self._processes.append(process)
@@ -207,11 +215,13 @@ class _Workers:
         if code is not None and code < 0:
             how = f"was killed by {signal.Signals(-code).name}"
         if code == -signal.SIGKILL:
-            how += ", often for want of memory: take fewer data.num_workers"
-        return RuntimeError(f"loader process {process.pid} {how}")
+            how += " (often for want of memory: lower data.num_workers)"
+        sample = int(self._samples[number])
+        at = "" if sample == _NO_SAMPLE else f" while it read {self._describe(sample)}"
+        return RuntimeError(f"loader process {process.pid} {how}{at}")
 
 
-def _work(read: ReadBatch, rooms: list[_Room], pipe: Connection, of_others: tuple[Connection, ...]) -> None:
+def _work(read: ReadBatch, rooms: list[_Room], pipe: Connection, of_others: tuple[Connection, ...], note: Note) -> None:
     """Answer until nobody asks any more: what a loader process does."""
     for other in of_others:
         other.close()
@@ -220,12 +230,16 @@ def _work(read: ReadBatch, rooms: list[_Room], pipe: Connection, of_others: tupl
     with suppress(EOFError, OSError):  # whom it reads for wants no more, or is gone
         while True:
             number, micro_batch = pipe.recv()
-            pipe.send(_answer(read, rooms[number], number, micro_batch))
+            answer = _answer(read, rooms[number], number, micro_batch, note)
+            note(_NO_SAMPLE)
+            pipe.send(answer)
 
 
-def _answer(read: ReadBatch, room: _Room, number: int, micro_batch: MicroBatch) -> _Answer | tuple[int, Exception]:
+def _answer(
+    read: ReadBatch, room: _Room, number: int, micro_batch: MicroBatch, note: Note
+) -> _Answer | tuple[int, Exception]:
     try:
-        found = read(micro_batch, room.images.empty)
+        found = read(micro_batch, room.images.empty, note)
         if isinstance(found, DataError):
             return number, found
         images, targets = found

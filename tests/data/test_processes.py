@@ -5,8 +5,9 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -14,17 +15,20 @@ import numpy as np
 import pytest
 import torch
 
+from distrain.data import processes
 from distrain.data.order import MicroBatch
-from distrain.data.processes import BATCHES_AHEAD, SPARE_ROOMS, read_in_processes
+from distrain.data.processes import BATCHES_AHEAD, SPARE_ROOMS, Note
 from distrain.data.source import Batch, Empty
 from distrain.errors import DataError
+
+read_in_processes = partial(processes.read_in_processes, describe="photos/{}.jpg".format)
 
 
 def micro_batches(count: int) -> list[MicroBatch]:
     return [MicroBatch(np.array([number, number + 1])) for number in range(count)]
 
 
-def numbered(micro_batch: MicroBatch, empty: Empty) -> Batch:
+def numbered(micro_batch: MicroBatch, empty: Empty, note: Note) -> Batch:
     """Images that are filled with their numbers, the first batches smaller than the later ones."""
     number = int(micro_batch.indices[0])
     time.sleep(0.002 * (number % 3))  # a later batch is often there first
@@ -86,7 +90,7 @@ def test_images_that_were_made_elsewhere_arrive_all_the_same(kind: str) -> None:
         "flipped": torch.arange(24).reshape(2, 2, 3, 2).permute(0, 3, 1, 2).flip(-1).to(torch.bfloat16),
     }[kind]
 
-    def read(_: MicroBatch, __: Empty) -> Batch:
+    def read(_: MicroBatch, __: Empty, ___: Note) -> Batch:
         return given, torch.tensor([[0.5, 1.0], [2.0, 3.0]])
 
     found = list(read_in_processes(read, micro_batches(4), num_processes=2))
@@ -99,7 +103,7 @@ def test_images_that_were_made_elsewhere_arrive_all_the_same(kind: str) -> None:
 
 
 def test_large_questions_and_answers_block_neither_side() -> None:
-    def read(micro_batch: MicroBatch, empty: Empty) -> Batch:
+    def read(micro_batch: MicroBatch, empty: Empty, note: Note) -> Batch:
         return empty((1,), dtype=torch.uint8), torch.zeros(len(micro_batch.indices), 2)
 
     large = [MicroBatch(np.arange(200_000)) for _ in range(8)]
@@ -110,7 +114,7 @@ def test_bad_data_comes_at_its_turn_and_an_error_of_the_users_code_is_raised_wit
     class OwnError(Exception):  # defined here, so no other process could build it
         pass
 
-    def read(micro_batch: MicroBatch, empty: Empty) -> Batch | DataError:
+    def read(micro_batch: MicroBatch, empty: Empty, note: Note) -> Batch | DataError:
         number = int(micro_batch.indices[0])
         if number == 1:
             return DataError("b.jpg cannot be read")
@@ -118,7 +122,7 @@ def test_bad_data_comes_at_its_turn_and_an_error_of_the_users_code_is_raised_wit
             raise KeyError("a fault of the user's")
         if number == 5:
             raise OwnError("of a class that cannot travel")
-        return numbered(micro_batch, empty)
+        return numbered(micro_batch, empty, note)
 
     reading = read_in_processes(read, iter(micro_batches(9)), num_processes=2)
     kinds = [type(next(reading)) for _ in range(3)]
@@ -132,15 +136,34 @@ def test_bad_data_comes_at_its_turn_and_an_error_of_the_users_code_is_raised_wit
         list(read_in_processes(read, [MicroBatch(np.array([5]))], num_processes=1))
 
 
-def test_process_that_is_killed_is_named_with_the_signal() -> None:
-    def read(micro_batch: MicroBatch, empty: Empty) -> Batch:
-        if micro_batch.indices[0] == 4:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return numbered(micro_batch, empty)
+@pytest.mark.parametrize(
+    ("die", "words"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), "was killed by SIGSEGV"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), r"was killed by SIGKILL \(often for want of memory.*\)"),
+        (lambda: os._exit(3), "ended with exit code 3"),
+    ],
+)
+def test_process_that_dies_is_named_with_what_it_was_reading(die: Callable[[], None], words: str) -> None:
+    def read(micro_batch: MicroBatch, empty: Empty, note: Note) -> Batch:
+        for index in micro_batch.indices.tolist():
+            note(index)
+            if index == 5:
+                die()
+        return numbered(micro_batch, empty, note)
 
-    with pytest.raises(RuntimeError, match=r"loader process \d+ was killed by SIGKILL, often for want of memory"):
+    with pytest.raises(RuntimeError, match=rf"^loader process \d+ {words} while it read photos/5\.jpg$"):
         list(read_in_processes(read, micro_batches(9), num_processes=2))
     assert not loader_processes()
+
+
+def test_process_that_dies_between_two_batches_is_named_with_no_file() -> None:
+    with closing(read_in_processes(numbered, iter(micro_batches(40)), num_processes=1)) as reading:
+        next(reading)
+        [process] = loader_processes()
+        process.kill()
+        with pytest.raises(RuntimeError, match=r"was killed by SIGKILL \([^)]*\)$"):
+            list(reading)
 
 
 def test_they_read_a_bounded_way_ahead_and_end_when_broken_off() -> None:
@@ -171,10 +194,10 @@ def test_no_more_processes_are_started_than_there_are_batches() -> None:
 def test_process_that_hangs_is_killed_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distrain.data.processes._LAST_BATCH_S", 0.5)
 
-    def read(micro_batch: MicroBatch, empty: Empty) -> Batch:
+    def read(micro_batch: MicroBatch, empty: Empty, note: Note) -> Batch:
         if micro_batch.indices[0] == 1:
             time.sleep(1000)
-        return numbered(micro_batch, empty)
+        return numbered(micro_batch, empty, note)
 
     with closing(read_in_processes(read, iter(micro_batches(9)), num_processes=2)) as reading:
         next(reading)

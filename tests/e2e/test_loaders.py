@@ -1,6 +1,7 @@
 """A training ends in the same bits whichever way its images are read."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.command import QUIET, command, fit, status
+from tests.command import QUIET, command, distrain, fit, status
 
 
 @pytest.fixture
@@ -59,6 +60,43 @@ def test_training_ends_in_the_same_bits_with_held_images_and_with_files(tmp_path
     assert "24 images of train are held in memory" in done.out + done.err
     fit(*arguments, "--set=data.hold=never", "--run=files", cwd=tmp_path)
     assert status(tmp_path / "held")["state_digest"] == status(tmp_path / "files")["state_digest"]
+
+
+DEADLY = """
+import os, signal
+from pathlib import Path
+import torch
+
+class Images:
+    classes = ["a", "b"]
+    def __init__(self, split):
+        self.split = split
+    def __len__(self):
+        return 64
+    def __getitem__(self, index):
+        if index == 40 and Path(f"{self.split}-kills").exists():
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return torch.full((1, 8, 8), index, dtype=torch.uint8), index % 2
+
+def images(split, path):
+    return Images(split)
+"""
+
+
+def test_sample_that_kills_its_reader_is_named_by_training_and_evaluation(tmp_path: Path) -> None:
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    arguments = ["digits", "--set=data.source=deadly:images", "--set=data.num_workers=1", "--set=train.epochs=1"]
+    fit(*arguments, "--run=whole", cwd=tmp_path)
+    words = r"loader process \d+ was killed by SIGSEGV while it read sample 40 of deadly:images"
+    (tmp_path / "val-kills").touch()
+    done = distrain("eval", "whole", cwd=tmp_path)
+    assert done.code == 1
+    assert re.search(words, done.err)
+    assert "Traceback" not in done.err
+    (tmp_path / "train-kills").touch()
+    done = fit(*arguments, "--run=dead", cwd=tmp_path, code=1)
+    assert re.search(words, done.out)
+    assert re.search(words, (tmp_path / "dead" / "errors" / "rank-0.json").read_text())
 
 
 def test_loader_processes_need_no_shared_memory_of_the_machine(tmp_path: Path, photographs: Path) -> None:
