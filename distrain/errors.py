@@ -8,6 +8,7 @@ DistrainError             exit 1
 │   │   └── WeightsUnreachableError
 │   ├── BundleError       a bundle, an export or a file of weights that cannot be read or made as asked
 │   ├── RunError          a run directory that is missing, in use, or holds another recipe
+│   ├── StorageError      a place where nothing can be read or written
 │   ├── LaunchError       processes and devices that this machine does not have
 │   └── PreflightError    all that is known to be wrong before anything is started, a sentence each
 ├── CheckpointError       exit 1: a checkpoint that cannot be written or read
@@ -63,6 +64,10 @@ class BundleError(UserError):
 
 class RunError(UserError):
     """The run directory cannot be used for what was asked."""
+
+
+class StorageError(UserError):
+    """A file or folder cannot be read or written: no permission, or a read-only file system."""
 
 
 class LaunchError(UserError):

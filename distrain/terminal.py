@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
+from distrain.encoding import accept_any_text
 from distrain.errors import ExitCode, OutputError
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ def guard_output() -> None:
         stream = _wrap(Output(descriptor, name), getattr(sys, name))
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
+    accept_any_text()
 
 
 @contextmanager

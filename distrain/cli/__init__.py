@@ -1,9 +1,12 @@
 """The `distrain` command: the place where errors become one sentence, and signals and lost output an exit code."""
 
+import os
 import signal
 import sys
+import traceback
 from types import FrameType
 
+from distrain import filesystem
 from distrain.errors import DistrainError, ExitCode
 from distrain.terminal import guard_output
 
@@ -11,7 +14,8 @@ from distrain.terminal import guard_output
 def main() -> None:
     """Run the command line; a `DistrainError` ends in a sentence a line on standard error and its exit code.
 
-    Ctrl-C ends a command with one line and exit code 130, unless it runs a training, which is asked to stop.
+    So does what a file system refuses; DISTRAIN_TRACEBACK=1 adds the traceback. Ctrl-C ends a command with one line and
+    exit code 130, unless it runs a training, which is asked to stop.
     """
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, _interrupt)  # first of all: the imports take a moment
@@ -35,9 +39,19 @@ def _run() -> int:
     except SystemExit as end:  # whoever read the output has left (`distrain runs | head`), or Ctrl-C
         code = end.code if isinstance(end.code, int) and end.code else code
     except DistrainError as error:
-        for line in str(error).splitlines():
-            print(f"distrain: {line}", file=sys.stderr)
-        code = error.exit_code
+        code = _tell(str(error), error.exit_code)
+    except OSError as error:
+        if (sentence := filesystem.explain(error)) is None:
+            raise
+        code = _tell(sentence, filesystem.exit_code(error))
+    return code
+
+
+def _tell(message: str, code: ExitCode) -> ExitCode:
+    if os.environ.get("DISTRAIN_TRACEBACK"):
+        traceback.print_exc()
+    for line in message.splitlines():
+        print(f"distrain: {line}", file=sys.stderr)
     return code
 
 
