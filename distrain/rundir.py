@@ -3,28 +3,27 @@
 The folder is the whole contract between the control plane and the training plane.
 """
 
-import fcntl
 import json
 import os
 import secrets
 import shutil
 import socket
-import struct
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from distrain import locks
 from distrain.errors import RunError
+from distrain.filesystem import name_path
 
 State = Literal["queued", "starting", "running", "stopping", "stopped", "preempted", "failed", "finished"]
 
 RESERVE_BYTES = 1 << 18
 DYING_S = 10.0  # the ranks of a launcher that was killed end within it
-_LOCK_PAUSE_S = 0.05  # between two tries
 
 
 class Attempt(BaseModel):
@@ -186,19 +185,49 @@ class RunDirectory:
 
     def create(self) -> None:
         """Make the folder; raises `RunError` where something else stands in its place."""
+        self._check_place()
+        for folder in (self.path, *self._folders):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def _check_place(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"run directory {self.path} is a file; name a folder with --run")
-        if self.path.is_dir() and not self.exists and any(self.path.iterdir()):
+        if self.path.is_dir() and not self.exists and not all(map(self._is_of_a_start, self.path.iterdir())):
             raise RunError(f"run directory {self.path} holds other files and no run; name a new folder with --run")
-        try:
-            for folder in (self.path, self.logs, self.errors, self.heartbeats, self.checkpoints):
-                folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"run directory {self.path} cannot be made: {error.strerror}") from None
 
-    def remove(self) -> None:
-        """Delete the folder and all in it."""
-        shutil.rmtree(self.path)
+    @contextmanager
+    def created(self) -> Iterator[None]:
+        """Make the folder, and remove a new one where the block raises: a start that is refused leaves nothing behind.
+
+        The folders above it that were made for it go as well.
+        """
+        self._check_place()  # before the block below, which deletes
+        is_new = not self.exists
+        missing = [folder for folder in self.path.absolute().parents if not folder.exists()]
+        try:
+            self.create()
+            yield
+        except BaseException:
+            if is_new:
+                self.remove(missing)
+            raise
+
+    @property
+    def _folders(self) -> tuple[Path, ...]:
+        return self.logs, self.errors, self.heartbeats, self.checkpoints
+
+    def _is_of_a_start(self, path: Path) -> bool:
+        """Whether a start that was killed at once may have left `path`: an empty folder, or a lock."""
+        if path in self._folders:
+            return path.is_dir() and not any(path.iterdir())
+        return path.name.startswith((self.lock.name, self.launcher_lock.name))
+
+    def remove(self, above: Iterable[Path] = ()) -> None:
+        """Delete the folder and all in it, and then the folders `above` it, the nearest first, while they are empty."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        with suppress(OSError):
+            for folder in above:
+                folder.rmdir()
 
     def read_status(self) -> Status:
         """Read where the run stands; a folder without a status is a queued run."""
@@ -261,42 +290,37 @@ class RunDirectory:
         return sorted(found, key=lambda heartbeat: heartbeat.rank)
 
     @contextmanager
-    def locked(self, patience_s: float = 0.0) -> Iterator[None]:
+    def locked(self, patience_s: float = 0.0) -> Iterator[str | None]:
         """Train in the run, as the only process that does; raises `RunError` where another one does all this time.
 
-        A POSIX record lock: it goes with the process, however that dies, and loader processes do not inherit it.
+        Yields None, or a note for the user about the lock (`distrain.locks`).
         """
-        with self._hold(self.lock, patience_s):
-            yield
+        with self._hold(self.lock, patience_s) as note:
+            yield note
 
     @contextmanager
-    def launching(self) -> Iterator[None]:
-        """Launch the run, as the only process that does; raises `RunError` at once where another one does."""
-        with self._hold(self.launcher_lock, patience_s=0.0):
-            yield
+    def launching(self) -> Iterator[str | None]:
+        """Launch the run, as the only process that does; raises `RunError` where another one does.
+
+        Yields what `locked` does.
+        """
+        with self._hold(self.launcher_lock, patience_s=0.0) as note:
+            yield note
 
     @property
     def is_held(self) -> bool:
         """Whether a process on a machine that shares locks with this one launches the run or trains in it."""
-        return any(path.exists() and _is_locked(path) for path in (self.launcher_lock, self.lock))
+        return any(locks.is_held(path) for path in (self.launcher_lock, self.lock))
 
     @contextmanager
-    def _hold(self, path: Path, patience_s: float) -> Iterator[None]:
-        deadline = time.monotonic() + patience_s
-        with path.open("a+") as file:
-            while not _try_lock(file):
-                if time.monotonic() < deadline:
-                    time.sleep(_LOCK_PAUSE_S)
-                    continue
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise RunError(
-                    f"run directory {self.path} is in use by {holder}; wait for it, or train in another one with --run"
-                )
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
-            yield
+    def _hold(self, path: Path, patience_s: float) -> Iterator[str | None]:
+        try:
+            with locks.hold(path, patience_s=patience_s) as note:
+                yield note
+        except locks.HeldError as error:
+            raise RunError(
+                f"run directory {self.path} is in use by {error}; wait for it, or train in another one with --run"
+            ) from None
 
     @contextmanager
     def room_for_last_words(self) -> Iterator[None]:
@@ -306,22 +330,6 @@ class RunDirectory:
             yield
         finally:
             self.reserve.unlink(missing_ok=True)
-
-
-def _try_lock(file: IO[str]) -> bool:
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def _is_locked(path: Path) -> bool:
-    """Ask the kernel who holds a lock; to try it would be to hold it for a moment, and to turn its owner away."""
-    wanted = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # struct flock: type, whence, start, length, pid
-    with path.open("a") as file:
-        (kind, *_) = struct.unpack("hhqqi", fcntl.fcntl(file, fcntl.F_GETLK, wanted))
-    return bool(kind != fcntl.F_UNLCK)
 
 
 def new_run_directory(name: str, root: Path) -> RunDirectory:
@@ -336,9 +344,10 @@ def write_atomically(path: Path, text: str) -> None:
     try:
         draft.write_text(text, encoding="utf-8")
         draft.replace(path)
-    except OSError:  # a full disk: what was written of the draft would take up room
-        draft.unlink(missing_ok=True)
-        raise
+    except OSError as error:  # a full disk: what was written of the draft would take up space
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise name_path(error, path) from None
 
 
 def sync(path: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
@@ -68,32 +69,34 @@ def start(
     if is_one_of_several and run is None:
         raise LaunchError("several nodes train in one run directory, which all of them see; name it with --run DIR")
     on_error = debug_post_mortem if aids.post_mortem else None
-    with tolerating_loss():  # a terminal that is closed, or a full disk that takes the output, ends no training
+    with tolerating_loss(), ExitStack() as held:  # a terminal that is closed, or a full disk that takes the output
         if profile.node_rank > 0:
             return _follow(console, directory, profile, plan, _identify(resolved))
         company = _lead(console, directory, profile, _identify(resolved)) if is_one_of_several else None
         is_new = not directory.exists
-        directory.create()
-        with directory.launching():
+        with directory.created():
+            note = held.enter_context(directory.launching())
             write_request(directory, resolved, profile, plan)
-            report.print_header(console, resolved, profile, batchings[-1], directory)
+        report.print_header(console, resolved, profile, batchings[-1], directory)
+        if note is not None:
+            report.print_event(console, f"note: {note}")
+        _log(console, directory)
+        try:
+            ending = execute(
+                plan, directory, profile, tell=_teller(console, directory), company=company, on_error=on_error
+            )
+        except LaunchError:  # the other machines do not come
+            _mark_failed(directory)
+            raise
+        except KeyboardInterrupt:
+            _mark_failed(directory)
+            report.print_killed(console, directory)
             _log(console, directory)
-            try:
-                ending = execute(
-                    plan, directory, profile, tell=_teller(console, directory), company=company, on_error=on_error
-                )
-            except LaunchError:  # the other machines do not come
-                _mark_failed(directory)
-                raise
-            except KeyboardInterrupt:
-                _mark_failed(directory)
-                report.print_killed(console, directory)
-                _log(console, directory)
-                return ExitCode.INTERRUPTED
-            finally:
-                console.show_cursor()  # a rank that was killed could not: its live line had hidden it
-            _conclude(console, directory, ending, is_new=is_new, verbose=verbose or aids.debug)
-            _log(console, directory)
+            return ExitCode.INTERRUPTED
+        finally:
+            console.show_cursor()  # a rank that was killed could not: its live line had hidden it
+        _conclude(console, directory, ending, is_new=is_new, verbose=verbose or aids.debug)
+        _log(console, directory)
     return ending.code
 
 
@@ -197,9 +200,7 @@ def _conclude(console: Console, run: RunDirectory, ending: Ending, *, is_new: bo
         if verbose:
             console.print(errors[0]["traceback"].rstrip(), markup=False)
         if is_new and not any(run.checkpoints.iterdir()) and read_profile(run.profile).nodes == 1:
-            run.remove()
-            if run.path.parent == RUNS.absolute() and not any(run.path.parent.iterdir()):
-                run.path.parent.rmdir()
+            run.remove([run.path.parent] if run.path.parent == RUNS.absolute() else [])
         Console(stderr=True, highlight=False).print(f"distrain: {errors[0]['message']}", markup=False, soft_wrap=True)
         return
     _mark_failed(run)

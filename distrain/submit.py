@@ -5,19 +5,20 @@ import os
 import re
 import shutil
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from distrain import cluster
 from distrain.batching import solve_batching
 from distrain.debugging import Aids
-from distrain.errors import DistrainError, LaunchError, RunError
+from distrain.errors import LaunchError, RunError
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile, Wanted
 from distrain.launchers.scripts import find_script
 from distrain.launchers.slurm import check_started_once
 from distrain.recipe import Recipe
-from distrain.request import RUNS, check_data, resolve_run, write_request
+from distrain.request import check_data, resolve_run, write_request
 from distrain.rundir import Job, RunDirectory
 from distrain.snapshot import take_snapshot
 
@@ -84,19 +85,15 @@ def resolve(
 
 def submit(submission: Submission, *, is_snapshot: bool, extras: list[Path]) -> str:
     """Make the run directories and submit them; returns the job's id. What SLURM refuses leaves nothing behind."""
-    new = [run for run in submission.runs if not run.exists]
-    try:
+    with ExitStack() as made:
         for run, recipe in zip(submission.runs, submission.recipes, strict=True):
-            run.create()
+            made.enter_context(run.created())
             if is_snapshot:
                 take_snapshot(submission.plan.cwd, run.code, extras=extras)
             else:
                 shutil.rmtree(run.code, ignore_errors=True)
             write_request(run, recipe, submission.profile, submission.plan)
         return _call(submission.plan, submission.runs)
-    except DistrainError:
-        _remove(new)
-        raise
 
 
 def submit_again(run: RunDirectory) -> str:
@@ -203,12 +200,3 @@ def _call(plan: Plan, runs: tuple[RunDirectory, ...]) -> str:
             status.state = "queued"
             run.write_status(status)
     return job_id
-
-
-def _remove(new: list[RunDirectory]) -> None:
-    for run in new:
-        if run.path.is_dir():
-            run.remove()
-        parent = run.path.parent
-        if parent == RUNS.absolute() and parent.is_dir() and not any(parent.iterdir()):
-            parent.rmdir()

@@ -65,13 +65,14 @@ def metrics(run: Path) -> list[dict[str, float]]:
 class Launch(Protocol):
     """Begins to train, and returns while that goes on."""
 
-    def __call__(self, *arguments: str, cwd: Path) -> subprocess.Popen[str]: ...
+    def __call__(self, *arguments: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.Popen[str]: ...
 
 
-def begin_fit(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+def begin_fit(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command("fit", *arguments, *QUIET),
         cwd=cwd,
+        env={**os.environ, **(env or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -42,8 +42,8 @@ def launch() -> Iterator[Launch]:
     """Begins trainings that are killed when the test is over, if they are still there."""
     begun: list[subprocess.Popen[str]] = []
 
-    def begin(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-        begun.append(begin_fit(*arguments, cwd=cwd))
+    def begin(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        begun.append(begin_fit(*arguments, cwd=cwd, env=env))
         return begun[-1]
 
     yield begin

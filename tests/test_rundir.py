@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from distrain import filesystem
 from distrain.errors import RunError
 from distrain.rundir import RunDirectory, Status, new_run_directory, write_atomically
 
 TAKE_THE_LOCK = """
 import sys
 from pathlib import Path
+from distrain import filesystem
 from distrain.errors import RunError
 from distrain.rundir import RunDirectory
 try:
@@ -136,8 +138,40 @@ def test_folder_with_other_files_and_a_file_are_left_alone(tmp_path: Path) -> No
 
 def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="cannot be made: Not a directory"):
+    with pytest.raises(NotADirectoryError) as raised:
         RunDirectory(tmp_path / "file" / "run").create()
+    words = f"{tmp_path}/file/run: a part of the path is a file, not a folder"
+    assert str(filesystem.explain(raised.value)).startswith(words)
+
+
+def test_refused_start_removes_what_it_made_and_nothing_else(tmp_path: Path) -> None:
+    new = RunDirectory(tmp_path / "runs" / "new")
+    with pytest.raises(RunError, match="refused"), new.created(), new.launching():
+        write_atomically(new.recipe, "name: x")
+        raise RunError("refused")
+    assert not list(tmp_path.iterdir())
+
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "mine.jpg").touch()
+    with pytest.raises(RunError, match="holds other files"), RunDirectory(tmp_path / "photos").created():
+        pass
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["mine.jpg"]
+
+    with new.created():
+        write_atomically(new.recipe, "name: x")
+    with pytest.raises(RunError, match="refused"), new.created():
+        raise RunError("refused")
+    assert new.exists
+
+
+def test_folder_that_a_killed_start_left_is_used_again(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create()
+    run.launcher_lock.touch()
+    run.create()
+    (run.checkpoints / "step-1").mkdir()
+    with pytest.raises(RunError, match="holds other files"):
+        run.create()
 
 
 def test_new_run_directories_of_one_second_differ(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Owns the start of an examination in the control plane: checked, written down, launched, and read back."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from distrain.errors import ExitCode, RunError
 from distrain.examine.findings import Findings, read_findings
@@ -24,19 +25,23 @@ def examine(
     if profile.nodes > 1:
         raise RunError("an examination runs on one machine; leave --nodes out")
     check_data(recipe, needs_validation=order.split == "val")
-    folder.create()
-    with folder.launching():
-        plan = LAUNCHERS[profile.launcher](profile, folder.path)
-        write_order(folder, order)
-        write_request(folder, recipe, profile, plan)
+    is_new = not folder.exists
+    with ExitStack() as held:
+        with folder.created():
+            held.enter_context(folder.launching())
+            plan = LAUNCHERS[profile.launcher](profile, folder.path)
+            write_order(folder, order)
+            write_request(folder, recipe, profile, plan)
         ending = execute(plan, folder, profile, tell=tell)
+        if ending.code == ExitCode.FINISHED and folder.findings.exists():
+            return read_findings(folder)
+        errors = folder.read_errors(ending.since)
+        first = errors[0] if errors else {"message": "the processes left no error", "rank": 0, "exit_code": 1}
+        if is_new and (ending.code == ExitCode.STOPPED or first["exit_code"] == ExitCode.BAD_INPUT):
+            folder.remove([folder.path.parent])
     if ending.code == ExitCode.STOPPED:
         return None
-    errors = folder.read_errors(ending.since)
-    if ending.code != ExitCode.FINISHED or not folder.findings.exists():
-        first = errors[0] if errors else {"message": "the processes left no error", "rank": 0, "exit_code": 1}
-        raise _as_raised(first, folder)
-    return read_findings(folder)
+    raise _as_raised(first, folder)
 
 
 def _as_raised(error: dict[str, object], folder: RunDirectory) -> RunError:
