@@ -161,8 +161,8 @@ class Train(Section):
             )
         if self.exact and not self.deterministic:
             raise ValueError(
-                "train.exact needs deterministic kernels, and train.deterministic=false lets a GPU take the quickest of "
-                "the moment; set train.deterministic=true, or leave train.exact out"
+                "train.exact needs deterministic kernels, and a GPU chooses others with train.deterministic=false; "
+                "set train.deterministic=true, or leave train.exact out"
             )
         return self
 
