@@ -110,6 +110,7 @@ def _run_on(session: Session, batches: Iterator[Batch], step: int, sinks: Sinks)
         started, first_step = time.perf_counter(), step
         boundary = last_step_in_time(session, step, session.due.next_boundary(step))
         step = run_steps(session, batches, step, session.tracer.advance(step, boundary))
+        heart.phase = "sync"  # the host waits for its device here, and for those of all ranks
         settle(session, range(first_step, step))
         if session.compilation is not None:
             session.compilation.tell()

@@ -20,7 +20,9 @@ from distrain.stacks import read_own_threads
 HEARTBEAT_S = 1.0
 LISTEN_S = 0.1  # how long a stop request may go unheard
 
-Phase = Literal["start-up", "data", "forward", "backward", "reduce", "update", "evaluate", "record", "save", "measure"]
+Phase = Literal[
+    "start-up", "data", "forward", "backward", "reduce", "update", "sync", "evaluate", "record", "save", "measure"
+]
 log = logging.getLogger(__name__)
 
 PHASES: tuple[str, ...] = get_args(Phase)  # in the order in which a step comes to them

@@ -135,6 +135,8 @@ class RunDirectory:
         self.heartbeats = path / "heartbeats"
         self.stacks = path / "stacks"
         self.stacks_request = path / "stacks-request"  # while it exists, heartbeats hold the stacks of all threads
+        self.flight_records = path / "flight-recorder"  # NCCL's latest calls, written when an attempt has stalled
+        self.flight_request = path / "flight-recorder-request"  # while it exists, ranks write theirs
         self.traces = path / "profile"
         self.checkpoints = path / "checkpoints"
         self.evaluations = path / "evaluations"  # run directories of their own, one for each question to a checkpoint
@@ -170,6 +172,10 @@ class RunDirectory:
     def error(self, rank: int) -> Path:
         """Return where a rank writes the exception that ended it."""
         return self.errors / f"rank-{rank}.json"
+
+    def flight_record(self, rank: int) -> Path:
+        """Return where a rank writes its latest collective calls over NCCL; torchfrtrace reads files so named."""
+        return self.flight_records / f"rank-{rank}"
 
     def trace(self, rank: int) -> Path:
         """Return where a rank writes what the torch profiler saw, a Chrome trace."""

@@ -16,8 +16,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from distrain.errors import DistrainError, ExitCode
+from distrain.flight_recorder import FlightRecorder
 from distrain.heart import Heart
 from distrain.launchers.profile import read_profile
+from distrain.launchers.stall import collective_timeout_s
 from distrain.preload import preload
 from distrain.process import (
     die_with_parent,
@@ -91,8 +93,7 @@ def _run_rank(
     try:
         _answer_stack_requests(run, rank, owns_process=owns_process)
         recipe, profile = read_recipe(run.recipe), read_profile(run.profile)
-        if profile.device == "cpu":
-            heart.at_beat = KeptMemory().look
+        heart.at_beat = KeptMemory().look if profile.device == "cpu" else FlightRecorder(run, rank).look
         with (
             tolerating_loss(run.log(rank)),
             _take_held_signals(run, stop, is_alone=size_from_environment() == 1) if owns_process else nullcontext(),
@@ -102,6 +103,7 @@ def _run_rank(
                 processes=profile.world_size,
                 threads=profile.threads,
                 num_devices=profile.devices,
+                timeout_s=collective_timeout_s(profile.stall_timeout_s),
             ) as world,
             run.locked(patience_s=DYING_S) if world.is_main else nullcontext(),
         ):

@@ -5,10 +5,11 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import PrefixStore, Store, default_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
 from distrain.errors import LaunchError
@@ -24,6 +25,7 @@ class World:
     device: torch.device
     store: Store | None = None
     num_devices: int = 1  # more only where this one process has several GPUs
+    timeout: timedelta = default_pg_timeout  # of each collective call, in every group: a new one has torch's own
 
     @property
     def is_main(self) -> bool:
@@ -84,9 +86,12 @@ def size_from_environment() -> int:
 
 
 @contextmanager
-def join_world(*, device: str, processes: int, threads: int, num_devices: int = 1) -> Iterator[World]:
+def join_world(
+    *, device: str, processes: int, threads: int, num_devices: int = 1, timeout_s: float | None = None
+) -> Iterator[World]:
     """Join the other processes of this run, by the variables that the launcher has set, and leave them at the end.
 
+    A collective call fails after `timeout_s` seconds, by default torch's own limit.
     Raises `LaunchError` where another number of processes came than the profile asked for, and where a GPU is missing.
     """
     rank = rank_from_environment()
@@ -104,13 +109,23 @@ def join_world(*, device: str, processes: int, threads: int, num_devices: int = 
             )
         torch.cuda.set_device(local_rank)
     own_device = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
+    timeout = default_pg_timeout if timeout_s is None else timedelta(seconds=timeout_s)
     store: Store | None = None
     if size > 1:
-        store, _, _ = next(rendezvous("env://"))
+        store, _, _ = next(rendezvous("env://", timeout=timeout))
         # Checkpoints plan over gloo also where gradients travel over NCCL.
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-        dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=size)
-    yield World(rank=rank, size=size, local_rank=local_rank, device=own_device, store=store, num_devices=num_devices)
+        group_store = PrefixStore("group", store)
+        dist.init_process_group(backend, store=group_store, rank=rank, world_size=size, timeout=timeout)
+    yield World(
+        rank=rank,
+        size=size,
+        local_rank=local_rank,
+        device=own_device,
+        store=store,
+        num_devices=num_devices,
+        timeout=timeout,
+    )
     if size > 1:  # after an exception the other ranks may never come to this call: the launcher ends them
         dist.barrier()  # torchrun ends all ranks once one has left with the code for stopped: none may be at work then
         dist.destroy_process_group()

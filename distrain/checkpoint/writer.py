@@ -44,7 +44,7 @@ class Checkpointer:
         self._world = world
         self._group: dist.ProcessGroup | None = None
         if world.size > 1:
-            self._group = dist.new_group(backend="gloo")  # type: ignore[assignment]  # every rank is a member
+            self._group = dist.new_group(backend="gloo", timeout=world.timeout)  # type: ignore[assignment]  # every rank is a member
         self._stager = Stager()
         self._held: Held | None = None  # what the save under way has not been seen to have copied
         self._thread: threading.Thread | None = None

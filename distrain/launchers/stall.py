@@ -4,8 +4,10 @@ import socket
 import time
 from dataclasses import dataclass
 
+from distrain.flight_recorder import collect
 from distrain.heart import PHASES
 from distrain.launchers.failures import report_end
+from distrain.launchers.profile import Device
 from distrain.process import IN_WORDS, state_of
 from distrain.rundir import Heartbeat, RunDirectory
 from distrain.stacks import MAIN_THREAD, ask
@@ -13,6 +15,8 @@ from distrain.stacks import MAIN_THREAD, ask
 # Phases whose length says nothing: a rank that beats in one of them has this many times as long.
 _LONG_PHASES = ("start-up", "save", "measure")
 _PATIENCE = 30
+_LEAST_COLLECTIVE_S = 1800.0  # torch's own limit
+_LOOK_S = 60.0  # more than it takes to find a stall
 _LEAST_SILENCE_S = 5.0  # a rank beats once a second, on a busy machine or a slow disk now and then later
 
 
@@ -28,8 +32,9 @@ class _Seen:
 class StallWatch:
     """Looks at the heartbeats of one attempt, again and again."""
 
-    def __init__(self, run: RunDirectory, *, timeout_s: float) -> None:
+    def __init__(self, run: RunDirectory, *, timeout_s: float, device: Device = "cpu") -> None:
         self._run = run
+        self._device = device
         self._timeout_s = timeout_s
         self._silence_s = max(timeout_s, _LEAST_SILENCE_S)
         self._seen: dict[int, _Seen] = {}
@@ -75,6 +80,8 @@ class StallWatch:
             paragraphs.append(
                 f"rank {beat.rank} ({beat.host}, process {beat.pid}) at step {beat.step}: {message}; {place}"
             )
+        if self._device == "cuda":
+            paragraphs.append(collect(self._run, list(self._seen)))
         return "\n".join(paragraphs)
 
     def _describe(self, seen: _Seen, now: float, waiting: list[Heartbeat]) -> str:
@@ -85,6 +92,14 @@ class StallWatch:
         facts += [IN_WORDS[state]] if state in IN_WORDS else []
         since = time.strftime("%T", time.localtime(time.time() - (now - seen.moved_s)))
         return f"stalled in phase {beat.phase} since {since}: {', '.join(facts)}; {_who_waits(waiting)}"
+
+
+def collective_timeout_s(stall_timeout_s: float) -> float:
+    """Return how long a collective call may take: longer than a stall, so that the watch ends an attempt and says why.
+
+    A rank may wait as long in a collective call as another one may take for its start-up or its part of a save.
+    """
+    return max(stall_timeout_s * _PATIENCE, _LEAST_COLLECTIVE_S) + _LOOK_S
 
 
 def _place(heartbeat: Heartbeat) -> tuple[int, str, int]:

@@ -1,5 +1,6 @@
 """Owns the execution of a plan: attempt after attempt, until the run is at its end or cannot go on."""
 
+import socket
 import subprocess
 import threading
 import time
@@ -14,6 +15,7 @@ from distrain.guard import LoopGuard, describe
 from distrain.launchers.children import Child, Starter
 from distrain.launchers.company import Alone, Company
 from distrain.launchers.failures import find_deaths
+from distrain.launchers.nvml import wait_for_release
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile
 from distrain.launchers.stall import StallWatch
@@ -82,7 +84,7 @@ def _execute_together(
             company.agree(ExitCode.STOPPED)
             return Ending(ExitCode.STOPPED, time.time())
         started = time.time()
-        code = _attempt(plan, starter, run, company, stall_timeout_s=profile.stall_timeout_s, tell=tell)
+        code = _attempt(plan, starter, run, company, profile, tell=tell)
         errors = run.read_errors(started)
         end: ExitCode | None = code
         if code == ExitCode.FAILED and not run.stop.exists() and not (errors and errors[0]["is_final"]):
@@ -103,8 +105,8 @@ def _attempt(
     starter: Starter,
     run: RunDirectory,
     company: Company,
+    profile: Profile,
     *,
-    stall_timeout_s: float,
     tell: Callable[[str], None],
 ) -> ExitCode:
     """Start the plan's processes and watch them to their end; none of them outlives this call, however it ends.
@@ -118,14 +120,16 @@ def _attempt(
         write_atomically(path, text)
     log_start = run.launcher_log.stat().st_size if run.launcher_log.exists() else 0
     child = starter.start(plan)
-    stalls = StallWatch(run, timeout_s=stall_timeout_s) if company.leads else None
+    stalls = StallWatch(run, timeout_s=profile.stall_timeout_s, device=profile.device) if company.leads else None
     try:
         was_ended = _watch(child, stalls, company, tell)
     finally:
         was_running = child.poll() is None
-        kill_below(child.pid)
+        killed = kill_below(child.pid)
         child.kill()
         exit_status = child.wait()
+        if profile.device == "cuda":
+            _await_gpus(killed, run, tell)
         if was_running and plan.cleanup:
             subprocess.run([*plan.cleanup, str(child.pid)], check=False)
     status = run.read_status()
@@ -141,6 +145,14 @@ def _attempt(
         return ExitCode.FINISHED
     errors = run.read_errors(started)  # launchers flatten exit codes: the first rank's own error decides
     return ExitCode(errors[0]["exit_code"]) if errors else ExitCode.FAILED
+
+
+def _await_gpus(killed: set[int], run: RunDirectory, tell: Callable[[str], None]) -> None:
+    """Wait until the ranks of this machine have given their GPUs back: the next attempt would run out of memory."""
+    ranks = {beat.pid for beat in run.read_heartbeats() if beat.host == socket.gethostname()}
+    if held := wait_for_release(killed | ranks):
+        pids = ", ".join(map(str, sorted(held)))
+        tell(f"the driver has not freed the GPU memory of process {pids}, which has ended; nvidia-smi says more")
 
 
 def _forget_heartbeats(run: RunDirectory) -> None:

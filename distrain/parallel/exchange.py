@@ -71,9 +71,9 @@ class Exchange:
         if size & (size - 1) == 0:
             for distance in (1 << bit for bit in range(size.bit_length() - 1)):
                 pair = sorted((world.rank, world.rank ^ distance))
-                self._pairs.append(_new_group(pair))
+                self._pairs.append(_new_group(pair, world))
         # Collectives of its own group: they may run beside others, and all ranks make them in the same order.
-        self._group = _new_group(list(range(size))) if size > 1 else None
+        self._group = _new_group(list(range(size)), world) if size > 1 else None
         self._thread: ThreadPoolExecutor | None = None
         if num_buckets > 1 and size > 1:
             self._thread = ThreadPoolExecutor(1, "distrain-exchange", use_device, (world.device,))
@@ -150,7 +150,7 @@ class Exchange:
         return bool(self._pairs) and all(nodes == ((level, rank),) for rank, nodes in enumerate(held_by))
 
 
-def _new_group(ranks: list[int]) -> dist.ProcessGroup:
-    group = dist.new_group(ranks, use_local_synchronization=True)
+def _new_group(ranks: list[int], world: World) -> dist.ProcessGroup:
+    group = dist.new_group(ranks, use_local_synchronization=True, timeout=world.timeout)
     assert isinstance(group, dist.ProcessGroup)  # this rank is in it
     return group

@@ -117,6 +117,21 @@ def test_rank_that_hangs_in_the_users_code_is_told_from_the_ones_that_wait(tmp_p
     assert "rank 0 (" not in done.out
 
 
+@pytest.mark.slow
+def test_device_that_does_not_finish_is_told_from_the_update_before_it(tmp_path: Path) -> None:
+    """The host of rank 1 waits for its losses for ever, as it does when a device hangs."""
+    (tmp_path / "hanging.py").write_text(
+        "import os, time\nfrom torch import nn\nfrom distrain.telemetry import LossMeter\n"
+        "if os.environ['RANK'] == '1':\n    LossMeter.settle = lambda self, steps: time.sleep(1000)\n"
+        "def net(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n"
+    )
+    words = ["--set=model.name=hanging:net", "--set=model.arguments={}", "--procs=2", "--stall-timeout=3"]
+    done = distrain("fit", *words, "--run=run", "--restarts=0", *QUIET, cwd=tmp_path)
+    assert done.code == 1
+    assert "stalled in phase sync" in done.out
+    assert "stalled in phase update" not in done.out
+
+
 def test_killed_rank_is_the_first_failure_and_not_the_connection_that_it_broke(tmp_path: Path) -> None:
     loss = breaking_loss(tmp_path, "os.kill(os.getpid(), 9)", rank=1)
     done = distrain("fit", loss, "--run=run", "--procs=2", "--restarts=1", *QUIET, cwd=tmp_path)
