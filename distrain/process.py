@@ -126,19 +126,20 @@ def is_orphan() -> bool:
     return not any(module in command for module in _AGENTS)
 
 
-def kill_below(root: int) -> None:
-    """Kill everything that `root` has started, and wait until it is gone."""
+def kill_below(root: int) -> set[int]:
+    """Kill everything that `root` has started, wait until it is gone, and return what it was."""
     victims: set[int] = set()
     deadline = time.monotonic() + _LAST_BREATH_S
     while time.monotonic() < deadline:
         victims.update(descendants(root))
-        alive = [pid for pid in victims if state_of(pid) not in {None, "Z"}]
+        alive = [pid for pid in victims if not is_gone(pid)]
         if not alive:
             break
         for pid in alive:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
+    return victims
 
 
 def children() -> list[int]:
@@ -194,6 +195,20 @@ def catches(pid: int, number: int) -> bool:
         return False
     mask = next((line.split()[1] for line in lines if line.startswith("SigCgt:")), "0")
     return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, with all of its threads.
+
+    A process whose main thread is dead may have others that still run, or that a driver has not let go of yet: until
+    then it holds its files and the memory of its GPU.
+    """
+    if (state := state_of(pid)) != "Z":
+        return state is None
+    try:
+        return len(list(Path(f"/proc/{pid}/task").iterdir())) <= 1
+    except OSError:
+        return True
 
 
 def _stat(path: Path) -> list[str] | None:

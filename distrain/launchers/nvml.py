@@ -1,9 +1,13 @@
 """Reads from NVML which NVIDIA GPUs and which driver this machine has, without importing torch."""
 
 import os
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+_RELEASE_S = 30.0  # a driver that takes longer to clear up after a process is not waited for
+_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,17 @@ def processes_on_gpus() -> set[int]:
         with suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()
     return found
+
+
+def wait_for_release(pids: set[int]) -> set[int]:
+    """Wait until none of these processes, which have ended, holds memory of a GPU any more; bounded.
+
+    Returns those that still do. In a container NVML may name processes by numbers of the host: none is found then.
+    """
+    deadline = time.monotonic() + _RELEASE_S
+    while (held := pids & processes_on_gpus()) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    return held
 
 
 def nvidia_files() -> list[str]:
