@@ -120,7 +120,7 @@ def _attempt(
         write_atomically(path, text)
     log_start = run.launcher_log.stat().st_size if run.launcher_log.exists() else 0
     child = starter.start(plan)
-    stalls = StallWatch(run, timeout_s=profile.stall_timeout_s, device=profile.device) if company.leads else None
+    stalls = StallWatch(run, timeout_s=profile.stall_timeout_s, device=profile.own_device) if company.leads else None
     try:
         was_ended = _watch(child, stalls, company, tell)
     finally:
@@ -128,10 +128,10 @@ def _attempt(
         killed = kill_below(child.pid)
         child.kill()
         exit_status = child.wait()
-        if profile.device == "cuda":
-            _await_gpus(killed, run, tell)
         if was_running and plan.cleanup:
             subprocess.run([*plan.cleanup, str(child.pid)], check=False)
+        if profile.device == "cuda":
+            _await_gpus(killed, run, tell)
     status = run.read_status()
     is_stopped = status.state == "stopped" and (status.attempts[-1].ended or 0) >= started
     if not was_ended and not is_stopped and exit_status != 0:
