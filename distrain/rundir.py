@@ -214,7 +214,7 @@ class RunDirectory:
             self.create()
             yield
         except BaseException:
-            if is_new:
+            if is_new and not self.is_held:  # another start of the same run may have been faster
                 self.remove(missing)
             raise
 

@@ -164,6 +164,16 @@ def test_refused_start_removes_what_it_made_and_nothing_else(tmp_path: Path) -> 
     assert new.exists
 
 
+def test_start_that_is_refused_leaves_the_folder_of_one_that_was_faster(run: RunDirectory) -> None:
+    with holder(run) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match="is in use by process"), run.created(), run.locked():
+            pass
+        assert run.path.is_dir()
+        other.kill()
+
+
 def test_folder_that_a_killed_start_left_is_used_again(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.create()
