@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,13 +39,18 @@ def _ask_torch() -> dict[str, Any] | str:
         from distrain.data.decoders import png_decoder
     except (ImportError, OSError, RuntimeError) as error:
         return str(error).splitlines()[0]
-    with warnings.catch_warnings(record=True) as caught:  # where CUDA does not start, torch warns why
-        warnings.simplefilter("always")
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    from distrain.launchers.gpus import first_sentence
+
+    count, fault = torch.cuda.device_count(), None
+    if not count:
+        try:
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+        except (RuntimeError, AssertionError) as error:
+            fault = first_sentence(str(error))
     return {
         "version": torch.__version__,
         "cuda_build": torch.version.cuda,
-        "cuda_fault": " ".join(str(caught[0].message).split()) if caught and not count else None,
+        "cuda_fault": fault,
         "devices": [torch.cuda.get_device_name(index) for index in range(count)],
         "architectures": torch.cuda.get_arch_list() if count else [],
         "threads": torch.get_num_threads(),

@@ -21,13 +21,15 @@ log = logging.getLogger(__name__)
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 _TORCH_S = 180.0  # for its import, from a busy file system
 _QUESTION = """
-import json, warnings
+import json
 import torch
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-reasons = [str(warning.message) for warning in caught]
-print(json.dumps({"count": count, "version": torch.__version__, "cuda": torch.version.cuda, "reasons": reasons}))
+count, reason = torch.cuda.device_count(), None
+if not count:
+    try:
+        torch.cuda.init()
+    except Exception as error:
+        reason = str(error)
+print(json.dumps({"count": count, "version": torch.__version__, "cuda": torch.version.cuda, "reason": reason}))
 """
 
 
@@ -97,6 +99,11 @@ def ask_torch() -> tuple[int, str]:
     return _ask_torch(os.environ.get(VISIBLE))
 
 
+def first_sentence(words: str) -> str:
+    """Return the first sentence of an error's text, without its full stop; CUDA's go on for many lines."""
+    return re.split(r"\.\s", " ".join(words.split()) + " ")[0].strip()
+
+
 def _find_by_torch(nvml: Nvml, visible: str | None) -> Gpus:
     hints = [f"{path} is there" for path in nvidia_files()[:1]] + ([f"{VISIBLE}={visible}"] if visible else [])
     if not hints:
@@ -127,10 +134,9 @@ def _ask_torch(_visible: str | None) -> tuple[int, str]:
         return 0, f"torch did not answer in {_TORCH_S:.0f} s"
     except (IndexError, ValueError):
         return 0, f"torch does not import: {(done.stderr.strip().splitlines() or ['it says nothing'])[-1]}"
-    if answer["count"] or answer["cuda"] is not None:
-        reason = " ".join(answer["reasons"][0].split()) if answer["reasons"] else "it finds none"
-        return answer["count"], f"torch {answer['version']}: {reason.rstrip('.')}"
-    return 0, f"torch {answer['version']} is a build for the CPU alone"
+    if answer["cuda"] is None:
+        return 0, f"torch {answer['version']} is a build for the CPU alone"
+    return answer["count"], f"torch {answer['version']}: {first_sentence(answer['reason'] or 'it finds none')}"
 
 
 def _read_list(gpus: tuple[Gpu, ...], visible: str) -> list[Gpu | MigDevice]:

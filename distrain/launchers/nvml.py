@@ -51,7 +51,7 @@ def read_nvml() -> Nvml:
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        return Nvml(fault=f"NVML: {error}")
+        return Nvml(fault=_in_words(error))
     try:
         driver, version = pynvml.nvmlSystemGetDriverVersion(), pynvml.nvmlSystemGetCudaDriverVersion()
         found, fault = [], None
@@ -59,10 +59,10 @@ def read_nvml() -> Nvml:
             try:
                 found.append(_read_gpu(pynvml, index))
             except pynvml.NVMLError as error:  # one that has fallen off the bus, for example
-                fault = f"NVML: GPU {index}: {error}"
+                fault = f"GPU {index}: {_in_words(error)}"
         return Nvml(tuple(found), driver=driver, cuda=f"{version // 1000}.{version % 1000 // 10}", fault=fault)
     except pynvml.NVMLError as error:
-        return Nvml(fault=f"NVML: {error}")
+        return Nvml(fault=_in_words(error))
     finally:
         with suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()
@@ -108,6 +108,10 @@ def nvidia_files() -> list[str]:
     except OSError:
         return []
     return sorted(f"/dev/{name}" for name in names if name == "dxg" or name.removeprefix("nvidia").isdecimal())
+
+
+def _in_words(error: Exception) -> str:
+    return str(error) if str(error).startswith("NVML") else f"NVML: {error}"
 
 
 def _read_gpu(pynvml: Any, index: int) -> Gpu:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import warnings
 from types import SimpleNamespace
 
 _SPEC = {"version": "2.14.1+cu130", "cuda": "13.0", "count": 0, "reason": None}
@@ -12,10 +11,9 @@ __version__ = _SPEC["version"]
 version = SimpleNamespace(cuda=_SPEC["cuda"])
 
 
-def _is_available():
+def _init():
     if _SPEC["reason"]:
-        warnings.warn(_SPEC["reason"], stacklevel=2)
-    return _SPEC["count"] > 0
+        raise RuntimeError(_SPEC["reason"])
 
 
-cuda = SimpleNamespace(is_available=_is_available, device_count=lambda: _SPEC["count"])
+cuda = SimpleNamespace(device_count=lambda: _SPEC["count"], init=_init)
