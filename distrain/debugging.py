@@ -91,7 +91,7 @@ def _overfit_overrides(recipe: Recipe, num_batches: int) -> list[str]:
     ]
 
 
-def debug_post_mortem(error: Exception) -> None:
+def debug_post_mortem(error: BaseException) -> None:
     """Let the user look at the frame that raised `error`, on the terminal; the training has been wound up before."""
     if isinstance(error, bdb.BdbQuit):  # the user has left a debugger just now
         return

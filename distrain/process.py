@@ -12,13 +12,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from distrain.exits import end_process
 from distrain.guard import LoopGuard
 from distrain.rundir import RunDirectory
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 IN_WORDS = {"T": "its process is stopped", "D": "its process waits for a disk", "Z": "its process is dead"}
 _PR_SET_PDEATHSIG = 1
-_KILLED_BY_AGENT = 128 + signal.SIGTERM
+KILLED_BY_AGENT = 128 + signal.SIGTERM
 _AGENTS = (b"distrain.worker", b"distrain.launchers.agent")
 _LAST_BREATH_S = 10.0  # a killed process that the kernel still holds after this is left to it
 
@@ -84,7 +85,7 @@ def fetch_signals(run: RunDirectory, requested: threading.Event) -> None:
         while True:
             with guard:
                 if signal.sigwaitinfo(STOP_SIGNALS).si_pid == agent:
-                    os._exit(_KILLED_BY_AGENT)
+                    end_process(KILLED_BY_AGENT)
                 requested.set()
                 with suppress(OSError):  # the run directory may be gone by now, or the disk full
                     run.stop.touch()
@@ -109,7 +110,7 @@ def die_with_parent(parent: int | None = None) -> None:
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if parent is not None and os.getppid() != parent:
-        os._exit(1)
+        end_process(1)
 
 
 def is_orphan() -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distrain.errors import RecipeError
+from distrain.exits import describe_end
 
 
 def is_reference(text: str) -> bool:
@@ -18,6 +19,11 @@ def load_reference(text: str, *, key: str) -> Any:
     module_name, _, attribute = text.partition(":")
     try:
         module = importlib.import_module(module_name)
+    except SystemExit as error:
+        raise RecipeError(
+            f"{key}={text}: {describe_end(error)}; let module {module_name} end the program only where it is the "
+            'program itself, below `if __name__ == "__main__":`'
+        ) from None
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the user's module was found, and an import in it fails: that is theirs to read in full

@@ -16,6 +16,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from distrain.errors import DistrainError, ExitCode
+from distrain.exits import describe_end, end_process, exits_raised
 from distrain.flight_recorder import FlightRecorder
 from distrain.heart import Heart
 from distrain.launchers.profile import read_profile
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 def run_worker(
-    run: RunDirectory, *, owns_process: bool = False, on_error: Callable[[Exception], None] | None = None
+    run: RunDirectory, *, owns_process: bool = False, on_error: Callable[[BaseException], None] | None = None
 ) -> ExitCode:
     """Train, examine a checkpoint or measure, as the run directory says, and leave in it what happened.
 
@@ -77,7 +78,7 @@ def run_worker(
 
 
 def _run_rank(
-    run: RunDirectory, *, stop: threading.Event, owns_process: bool, on_error: Callable[[Exception], None] | None
+    run: RunDirectory, *, stop: threading.Event, owns_process: bool, on_error: Callable[[BaseException], None] | None
 ) -> ExitCode:
     preload()  # takes seconds: signals and the parent are seen to before
     from distrain import engine
@@ -96,6 +97,7 @@ def _run_rank(
         heart.at_beat = KeptMemory().look if profile.device == "cpu" else FlightRecorder(run, rank).look
         with (
             tolerating_loss(run.log(rank)),
+            exits_raised(lambda error: _report_end(run, rank, heart, error)),
             _take_held_signals(run, stop, is_alone=size_from_environment() == 1) if owns_process else nullcontext(),
             heart,
             join_world(
@@ -118,7 +120,7 @@ def _run_rank(
             else:
                 is_complete = engine.train(recipe, profile, run, world, heart)
         return ExitCode.FINISHED if is_complete else ExitCode.STOPPED
-    except Exception as error:  # noqa: BLE001 - it is reported whole, and the exit code says that the run failed
+    except BaseException as error:  # noqa: BLE001 - it is reported whole, and the exit code says that the run failed
         code = error.exit_code if isinstance(error, DistrainError) else ExitCode.FAILED
         if owns_process and isinstance(error, DistrainError):  # distrain's launcher tells it; another one would not
             print(f"distrain: {error}", file=sys.stderr, flush=True)
@@ -153,7 +155,7 @@ def _end_at_once(run: RunDirectory) -> None:
     status = run.read_status()
     status.close("failed")
     run.write_status(status)  # last of all: the heart beats on until then, and says something else
-    os._exit(ExitCode.INTERRUPTED)
+    end_process(ExitCode.INTERRUPTED)
 
 
 def _answer_stack_requests(run: RunDirectory, rank: int, *, owns_process: bool) -> None:
@@ -192,7 +194,15 @@ def _redirect_output(path: Path) -> None:
             os.dup2(file.fileno(), descriptor)
 
 
-def _report(run: RunDirectory, rank: int, step: int, error: Exception, code: ExitCode) -> None:
+def _report_end(run: RunDirectory, rank: int, heart: Heart, error: BaseException) -> None:
+    """Report that a thread of the user's own ends this process now: nothing that follows can do it."""
+    _report(run, rank, heart.step, error, ExitCode.FAILED)
+    heart.beat("failed")
+    if rank == 0:
+        write_last_words(f"failed at step {heart.step}: {describe_end(error)}; log {run.log(rank)}\n")
+
+
+def _report(run: RunDirectory, rank: int, step: int, error: BaseException, code: ExitCode) -> None:
     """Write what ended this rank where the launcher reads it."""
     text = "".join(traceback.format_exception(error))
     log.error("%s", text)
@@ -202,7 +212,7 @@ def _report(run: RunDirectory, rank: int, step: int, error: Exception, code: Exi
         "host": socket.gethostname(),
         "step": step,
         "type": type(error).__name__,
-        "message": str(error).strip() or type(error).__name__,
+        "message": describe_end(error) or str(error).strip() or type(error).__name__,
         "exit_code": int(code),
         "is_consequence": any(words in text for words in _LOST_CONNECTION),  # of another rank's end
         "is_final": isinstance(error, DistrainError),  # what distrain itself gives up is not tried again

@@ -101,7 +101,7 @@ def test_launcher_outlives_a_heartbeat_that_it_cannot_read(run: RunDirectory) ->
     told: list[str] = []
     child = subprocess.Popen(["sleep", "2.5"])
     stalls = StallWatch(run, timeout_s=60)
-    assert not supervise._watch(child, stalls, Alone(Plan(("sleep",), cwd=Path.cwd())), told.append)
+    assert not supervise._watch(child, [stalls.look], Alone(Plan(("sleep",), cwd=Path.cwd())), told.append)
     assert child.returncode == 0
     assert len(told) == 1
     assert told[0].startswith("the launcher's watch over the ranks failed once (ValidationError: ")

@@ -209,10 +209,11 @@ def _read_here(
     reader: BatchReader, micro_batches: Iterable[MicroBatch], *, device: torch.device
 ) -> Generator[Batch, None, None]:
     if device.type == "cpu" or reader.device == device:
-        yield from map(_checked, map(reader.read, micro_batches))
+        for micro_batch in micro_batches:  # a StopIteration of the user's would pass for the end of a map
+            yield _checked(reader.read(micro_batch))
         return
     read = partial(reader.read, empty=partial(torch.empty, pin_memory=True))
-    yield from _copy_ahead(map(_page_locked, map(read, micro_batches)), device)
+    yield from _copy_ahead((_page_locked(read(micro_batch)) for micro_batch in micro_batches), device)
 
 
 def _page_locked(batch: "Batch | DataError") -> "Batch | DataError":

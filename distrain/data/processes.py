@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from distrain.data.order import MicroBatch
 from distrain.data.source import Batch, Empty
 from distrain.errors import DataError
+from distrain.exits import as_exception
 from distrain.process import STOP_SIGNALS, die_with_parent, release_signals
 
 BATCHES_AHEAD = 2  # of each process: one that is read, one that waits for it
@@ -244,8 +245,8 @@ def _answer(
             return number, found
         images, targets = found
         return _Answer(number, room.images.put(images), room.targets.put(targets))
-    except Exception as error:  # noqa: BLE001 - it is raised where the batch is asked for
-        return number, _portable(error)
+    except BaseException as error:  # noqa: BLE001 - also an exit: it is raised where the batch is asked for
+        return number, _portable(as_exception(error))
 
 
 def _portable(error: Exception) -> Exception:

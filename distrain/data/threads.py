@@ -15,6 +15,7 @@ import torch
 from distrain.data.order import MicroBatch
 from distrain.data.source import room_for
 from distrain.devices import use_device
+from distrain.exits import LOADER_THREADS
 
 LEAST_BATCHES_AHEAD = 2
 SAMPLES_AHEAD = 4  # of each thread, where batches are so small that two of them are fewer
@@ -95,7 +96,7 @@ class BatchInMaking:
                 self._is_spoilt = True
             elif image is not place:
                 place.copy_(image)
-        except Exception:  # noqa: BLE001 - who asks for the batch finds it again, and raises it there
+        except BaseException:  # noqa: BLE001 - also an exit: who asks for the batch finds it again, and raises it there
             self._is_spoilt = True
         with self._lock:
             self._num_left -= 1
@@ -140,7 +141,7 @@ def _start(
                 batch.fill(position)
 
     threads = [
-        threading.Thread(target=work, name=f"distrain-loader-{number}", daemon=True) for number in range(num_threads)
+        threading.Thread(target=work, name=f"{LOADER_THREADS}-{number}", daemon=True) for number in range(num_threads)
     ]
     for thread in threads:
         thread.start()

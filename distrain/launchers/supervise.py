@@ -7,24 +7,25 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from distrain.checkpoint import final_path, newest_step
 from distrain.errors import ExitCode
 from distrain.guard import LoopGuard, describe
 from distrain.launchers.children import Child, Starter
 from distrain.launchers.company import Alone, Company
-from distrain.launchers.failures import find_deaths
+from distrain.launchers.failures import ExitWatch, find_deaths
 from distrain.launchers.nvml import wait_for_release
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile
 from distrain.launchers.stall import StallWatch
 from distrain.process import kill_below, stop_on_signal
 from distrain.references import look_in
-from distrain.rundir import RunDirectory, write_atomically
+from distrain.rundir import RunDirectory, Status, write_atomically
 
 POLL_S = 0.1
 LOOK_S = 1.0  # between two looks at the heartbeats
+_SHARED_FOLDER_S = 5.0  # how long a network file system may show an old status
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def execute(
     *,
     tell: Callable[[str], None],
     company: Company | None = None,
-    on_error: Callable[[Exception], None] | None = None,
+    on_error: Callable[[BaseException], None] | None = None,
 ) -> Ending:
     """Run the plan to its end and return what its end means; `tell` says what happens on the way.
 
@@ -113,16 +114,18 @@ def _attempt(
 
     They share the terminal's output; the ranks' own errors are read from the run directory.
     """
-    started = time.time()
+    started, earlier = time.time(), _latest_attempt(run.read_status())
     if company.leads:
         _forget_heartbeats(run)
     for path, text in plan.files.items():
         write_atomically(path, text)
     log_start = run.launcher_log.stat().st_size if run.launcher_log.exists() else 0
     child = starter.start(plan)
-    stalls = StallWatch(run, timeout_s=profile.stall_timeout_s, device=profile.own_device) if company.leads else None
+    looks = [ExitWatch(run, log_start=log_start, since=started).look]
+    if company.leads:
+        looks.append(StallWatch(run, timeout_s=profile.stall_timeout_s, device=profile.own_device).look)
     try:
-        was_ended = _watch(child, stalls, company, tell)
+        was_ended = _watch(child, looks, company, tell)
     finally:
         was_running = child.poll() is None
         killed = kill_below(child.pid)
@@ -132,16 +135,16 @@ def _attempt(
             subprocess.run([*plan.cleanup, str(child.pid)], check=False)
         if profile.device == "cuda":
             _await_gpus(killed, run, tell)
-    status = run.read_status()
-    is_stopped = status.state == "stopped" and (status.attempts[-1].ended or 0) >= started
-    if not was_ended and not is_stopped and exit_status != 0:
-        find_deaths(run, log_start=log_start, since=started)
+    state = _read_state(run, earlier, patience_s=0 if was_ended or exit_status != 0 else _SHARED_FOLDER_S)
+    if not was_ended and (state is None or (exit_status != 0 and state != "stopped")):
+        gone = {beat.pid for beat in run.read_heartbeats()} if exit_status == 0 else None
+        find_deaths(run, log_start=log_start, since=started, gone=gone)
     company.part()  # from here on the other machines' reports are there as well
-    if is_stopped:
+    if state == "stopped":
         return ExitCode.STOPPED
     if was_ended:
         return ExitCode.FAILED
-    if exit_status == 0:
+    if exit_status == 0 and state == "finished":
         return ExitCode.FINISHED
     errors = run.read_errors(started)  # launchers flatten exit codes: the first rank's own error decides
     return ExitCode(errors[0]["exit_code"]) if errors else ExitCode.FAILED
@@ -155,14 +158,38 @@ def _await_gpus(killed: set[int], run: RunDirectory, tell: Callable[[str], None]
         tell(f"the driver has not freed the GPU memory of process {pids}, which has ended; nvidia-smi says more")
 
 
+def _latest_attempt(status: Status) -> tuple[int, float | None]:
+    """Return what tells the newest attempt from any other, without a clock: those of other machines may differ."""
+    return len(status.attempts), status.attempts[-1].ended if status.attempts else None
+
+
+def _read_state(
+    run: RunDirectory, earlier: tuple[int, float | None], *, patience_s: float
+) -> Literal["finished", "stopped"] | None:
+    """Return how an attempt after the `earlier` one has ended by its own word; None where it has none.
+
+    A network file system may show that word late. What examines or measures leaves its results instead of one.
+    """
+    if patience_s and (run.examination.exists() or run.measurement.exists()):
+        return "finished"
+    deadline = time.monotonic() + patience_s
+    while True:
+        status = run.read_status()
+        if _latest_attempt(status) != earlier and (status.state == "finished" or status.state == "stopped"):
+            return status.state
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(POLL_S)
+
+
 def _forget_heartbeats(run: RunDirectory) -> None:
     """Take away what ranks of an earlier attempt said last."""
     for old in run.heartbeats.glob("*.json"):
         old.unlink()
 
 
-def _watch(child: Child, stalls: StallWatch | None, company: Company, tell: Callable[[str], None]) -> bool:
-    """Wait for the processes to end; returns True at once where they have stalled, or the company breaks up."""
+def _watch(child: Child, looks: list[Callable[[], str | None]], company: Company, tell: Callable[[str], None]) -> bool:
+    """Wait for the processes to end; returns True at once where the company breaks up, or one of the looks says why."""
     guard = LoopGuard("the launcher's watch over the ranks", report=lambda loop, error: tell(describe(loop, error)))
     next_s = time.monotonic()
     while True:
@@ -176,12 +203,13 @@ def _watch(child: Child, stalls: StallWatch | None, company: Company, tell: Call
             if (words := company.look()) is not None:
                 tell(words)
                 return True
-        if stalls is not None and time.monotonic() >= next_s:
+        if time.monotonic() >= next_s:
             next_s = time.monotonic() + LOOK_S
-            with guard:
-                if (words := stalls.look()) is not None:
-                    tell(words)
-                    return True
+            for look in looks:
+                with guard:
+                    if (words := look()) is not None:
+                        tell(words)
+                        return True
 
 
 def _interrupt() -> None:

@@ -136,6 +136,18 @@ def test_bad_data_comes_at_its_turn_and_an_error_of_the_users_code_is_raised_wit
         list(read_in_processes(read, [MicroBatch(np.array([5]))], num_processes=1))
 
 
+@pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt(), StopIteration()])
+def test_end_that_code_asks_for_in_a_loader_process_is_raised_as_an_error(error: BaseException) -> None:
+    def read(micro_batch: MicroBatch, empty: Empty, note: Note) -> Batch:
+        if micro_batch.indices[0] == 3:
+            raise error
+        return numbered(micro_batch, empty, note)
+
+    with pytest.raises(RuntimeError, match=r"before the run had finished, at .*test_processes.py:\d+, in read"):
+        list(read_in_processes(read, micro_batches(9), num_processes=2))
+    assert not loader_processes()
+
+
 @pytest.mark.parametrize(
     ("die", "words"),
     [

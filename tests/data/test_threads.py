@@ -64,6 +64,22 @@ def test_threads_stay_a_bounded_way_ahead_and_end_when_broken_off() -> None:
     assert not loader_threads()
 
 
+@pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt(), StopIteration()])
+def test_end_that_code_asks_for_in_a_loader_thread_spoils_its_batch_and_not_the_thread(error: BaseException) -> None:
+    def begin(micro_batch: MicroBatch) -> ReadSample:
+        read = number_of(micro_batch)
+
+        def end(position: int, place: torch.Tensor | None) -> Sample:
+            if micro_batch.indices[position] == 4:
+                raise error
+            return read(position, place)
+
+        return end
+
+    reading = read_in_threads(begin, iter(micro_batches(4)), num_threads=2, device=CPU)
+    assert [gathered is None for _, gathered in reading] == [False, True, False, False]
+
+
 @pytest.mark.parametrize("fault", ["raises", "shape", "dtype"])
 def test_batch_that_cannot_be_made_is_told_at_its_turn_and_the_others_go_on(fault: str) -> None:
     def begin(micro_batch: MicroBatch) -> ReadSample:
