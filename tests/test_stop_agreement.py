@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import Store, TCPStore
+from torch._C._distributed_c10d import HashStore, Store, TCPStore
 
 from distrain.stop_agreement import StopAgreement
 from distrain.world import World
+from tests.command import wait_until
 from tests.processes import run_ranks
 
 STRETCH = 8  # steps between two boundaries, at which all ranks meet
@@ -129,6 +130,20 @@ def survive(world: World) -> None:
 
 def test_stop_thread_survives_a_store_that_fails_now_and_then(tmp_path: Path) -> None:
     run_ranks(survive, tmp_path, 2)
+
+
+def test_held_rank_whose_store_is_lost_fails_instead_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distrain.stop_agreement._STORE_PATIENCE_S", 0.3)
+    store = HashStore()
+    world = World(rank=0, size=2, local_rank=0, device=torch.device("cpu"), store=store)
+    posted = "distrain/stop/next-step/0"
+    with (
+        pytest.raises(ConnectionError, match="no stop step is known"),
+        StopAgreement(world, lambda: True, name="stop") as stop,
+    ):
+        wait_until(lambda: store.check([posted]), "the hold")  # rank 1 is not there and never posts
+        monkeypatch.setattr(type(stop), "_advance", lambda self: self.no_longer_there)
+        stop.is_reached(0)
 
 
 def test_one_process_gives_the_same_answer_to_the_same_question() -> None:
