@@ -31,6 +31,7 @@ class FlightRecorder:
             run.flight_records.mkdir(exist_ok=True)
         if "TORCH_NCCL_TRACE_BUFFER_SIZE" not in environment:  # its older name
             environment.setdefault("TORCH_FR_BUFFER_SIZE", str(_BUFFER_SIZE))
+        environment.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
         if "TORCH_NCCL_DEBUG_INFO_TEMP_FILE" not in environment:
             environment.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(run.flight_record(rank)).removesuffix(str(rank)))
 

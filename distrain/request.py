@@ -47,6 +47,7 @@ def write_request(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Pla
     with run.locked(patience_s=DYING_S):
         run.stop.unlink(missing_ok=True)
         run.stacks_request.unlink(missing_ok=True)
+        run.flight_request.unlink(missing_ok=True)
         write_atomically(run.recipe, recipe.to_yaml())
         write_atomically(run.profile, profile.to_yaml())
         write_atomically(run.environment, json.dumps(describe_environment(), indent=1))

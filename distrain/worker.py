@@ -94,7 +94,10 @@ def _run_rank(
     try:
         _answer_stack_requests(run, rank, owns_process=owns_process)
         recipe, profile = read_recipe(run.recipe), read_profile(run.profile)
-        heart.at_beat = KeptMemory().look if profile.device == "cpu" else FlightRecorder(run, rank).look
+        if profile.device == "cpu":
+            heart.at_beat = KeptMemory().look
+        elif size_from_environment() > 1:
+            heart.at_beat = FlightRecorder(run, rank).look
         with (
             tolerating_loss(run.log(rank)),
             exits_raised(lambda error: _report_end(run, rank, heart, error)),

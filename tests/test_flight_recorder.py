@@ -55,7 +55,11 @@ def test_rank_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_variables_of_the_user_are_kept(tmp_path: Path) -> None:
-    chosen = {"TORCH_NCCL_TRACE_BUFFER_SIZE": "9", "TORCH_FR_DUMP_TEMP_FILE": "/elsewhere"}
+    chosen = {
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
+        "TORCH_NCCL_TRACE_BUFFER_SIZE": "9",
+        "TORCH_FR_DUMP_TEMP_FILE": "/elsewhere",
+    }
     environment = dict(chosen)
     FlightRecorder(RunDirectory(tmp_path), 12, environment=environment)
     assert environment == chosen
@@ -63,5 +67,6 @@ def test_variables_of_the_user_are_kept(tmp_path: Path) -> None:
     FlightRecorder(RunDirectory(tmp_path), 12, environment=environment)
     assert environment == {
         "TORCH_FR_BUFFER_SIZE": "2000",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
         "TORCH_FR_DUMP_TEMP_FILE": f"{tmp_path}/flight-recorder/rank-",
     }

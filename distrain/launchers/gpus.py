@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from distrain.errors import LaunchError
-from distrain.launchers.nvml import Gpu, MigDevice, Nvml, nvidia_files, read_nvml
+from distrain.launchers.nvml import Gpu, MigDevice, Nvml, has_gpus_of_others, nvidia_files, read_nvml
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,8 @@ def find_gpus() -> Gpus:
             f"{VISIBLE}={visible} names no GPU that can be used, of {len(nvml.gpus)} here: a number or a name in it is "
             "wrong or given twice; correct it, or train on the CPU with --device cpu"
         )
+    if not count:
+        return _none()
     with_list = "" if visible is None else f" with {VISIBLE}={visible}"
     as_mig = " (a process uses one MIG device)" if any(gpu.is_mig for gpu in nvml.gpus) else ""
     return Gpus(count, f"this machine{with_list}{as_mig} shows")
@@ -107,7 +109,7 @@ def first_sentence(words: str) -> str:
 def _find_by_torch(nvml: Nvml, visible: str | None) -> Gpus:
     hints = [f"{path} is there" for path in nvidia_files()[:1]] + ([f"{VISIBLE}={visible}"] if visible else [])
     if not hints:
-        return Gpus(0)
+        return _none()
     count, reason = ask_torch()
     if not count:
         raise LaunchError(
@@ -116,6 +118,14 @@ def _find_by_torch(nvml: Nvml, visible: str | None) -> Gpus:
         )
     _note(f"NVML cannot be used ({nvml.fault}); torch sees {_gpus(count)} here, and training uses what torch sees")
     return Gpus(count, "torch on this machine sees")
+
+
+def _none() -> Gpus:
+    if has_gpus_of_others():
+        _note(
+            "this machine has NVIDIA GPUs, and none was given to this process (a container needs docker run --gpus all)"
+        )
+    return Gpus(0)
 
 
 @cache  # told once, however often GPUs are counted

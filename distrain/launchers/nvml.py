@@ -4,6 +4,8 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 _RELEASE_S = 30.0  # a driver that takes longer to clear up after a process is not waited for
@@ -42,6 +44,7 @@ class Nvml:
     fault: str | None = None
 
 
+@cache  # the driver may take seconds to start where no persistence daemon keeps it up
 def read_nvml() -> Nvml:
     """Ask NVML for the GPUs that this process may use, in the order in which indices name them."""
     try:
@@ -108,6 +111,14 @@ def nvidia_files() -> list[str]:
     except OSError:
         return []
     return sorted(f"/dev/{name}" for name in names if name == "dxg" or name.removeprefix("nvidia").isdecimal())
+
+
+def has_gpus_of_others() -> bool:
+    """Whether the kernel's driver has GPUs, be they this process's or not: a container may not have been given any."""
+    try:
+        return any(Path("/proc/driver/nvidia/gpus").iterdir())
+    except OSError:
+        return False
 
 
 def _in_words(error: Exception) -> str:

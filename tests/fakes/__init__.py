@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from distrain.launchers.nvml import read_nvml
+
 FOLDER = Path(__file__).parent
 
 
@@ -44,6 +46,7 @@ def use_nvml(monkeypatch: pytest.MonkeyPatch, *found: dict[str, Any], **more: An
     monkeypatch.syspath_prepend(str(FOLDER / "nvml"))
     monkeypatch.delitem(sys.modules, "pynvml", raising=False)
     monkeypatch.setenv("FAKE_NVML", json.dumps({"gpus": found, **more}))
+    read_nvml.cache_clear()
 
 
 def _path(*names: str) -> str:

@@ -23,6 +23,7 @@ CUDA_TORCH = TorchGpus("2.14.1+cu130", "13.0", ["H100", "H100"], None, has_nccl=
 @pytest.fixture(autouse=True)
 def no_memory() -> None:
     """What was asked and told once is asked and told again."""
+    read_nvml.cache_clear()
     gpus._ask_torch.cache_clear()
     gpus._note.cache_clear()
 
@@ -101,6 +102,18 @@ def test_machine_without_any_hint_at_a_gpu_never_asks_torch(monkeypatch: pytest.
     monkeypatch.setattr(gpus, "nvidia_files", list)
     monkeypatch.setattr(gpus, "ask_torch", lambda: pytest.fail("torch is asked"))
     assert count_gpus() == 0
+
+
+@pytest.mark.parametrize("answer", [{"gpus": []}, {"fault": "Driver Not Loaded"}])
+def test_gpus_that_a_container_was_not_given_are_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, answer: dict[str, Any]
+) -> None:
+    use_nvml(monkeypatch, **answer)
+    _set(monkeypatch, None)
+    monkeypatch.setattr(gpus, "nvidia_files", list)
+    monkeypatch.setattr(gpus, "has_gpus_of_others", lambda: True)
+    assert count_gpus() == 0
+    assert "this machine has NVIDIA GPUs, and none was given to this process" in caplog.text
 
 
 @pytest.mark.parametrize(
