@@ -19,6 +19,7 @@ from distrain.evaluate import Evaluation, evaluate
 from distrain.generators import seed_generators
 from distrain.heart import Heart
 from distrain.launchers.profile import Profile
+from distrain.memory import release_unused
 from distrain.metrics import is_better
 from distrain.optim import set_learning_rate
 from distrain.recipe import Recipe
@@ -49,6 +50,7 @@ def train(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, hea
             return _train_once(recipe, profile, run, world, heart, skipped)
         except NotFiniteError as error:
             skipped = leave_out(error.step, recipe, skipped, heart)
+        release_unused(world.device)  # the network, before another one is built: there may be no room for two
 
 
 def _train_once(
@@ -61,14 +63,18 @@ def _train_once(
         session = end_at(session, start.step, start.ending)
     heart.begin(_begin_attempt(session, start))
     history = rewind_metrics(run, start.step - start.is_record_due) if world.is_main else []
-    with (
-        Sinks(_opening(session, history) if world.is_main else None) as sinks,
-        run.room_for_last_words() if world.is_main else nullcontext(),
-        session.checkpointer,
-        session.tracer,
-        session.stop,
-    ):
-        is_complete = run_to_end(session, start, sinks)
+    try:
+        with (
+            Sinks(_opening(session, history) if world.is_main else None) as sinks,
+            run.room_for_last_words() if world.is_main else nullcontext(),
+            session.checkpointer,
+            session.tracer,
+            session.stop,
+        ):
+            is_complete = run_to_end(session, start, sinks)
+    except NotFiniteError:
+        session.close()
+        raise
     if is_complete:
         heart.status.weights_digest = weights_digest(session.model)
         heart.status.state_digest = digest(session.tensors)

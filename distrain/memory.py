@@ -66,11 +66,17 @@ def give_back() -> None:
     _trim()
 
 
-def forget_peak(device: torch.device) -> None:
-    """Give back what is held and not used, so that it does not hide what a pass takes, and measure from now on."""
+def release_unused(device: torch.device) -> None:
+    """Free what only refers to itself, as networks with hooks do, and give a GPU back what torch keeps of it."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def forget_peak(device: torch.device) -> None:
+    """Give back what is held and not used, so that it does not hide what a pass takes, and measure from now on."""
+    release_unused(device)
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
         _trim()

@@ -1,7 +1,6 @@
 """Owns `train.micro_batch_size: auto`: the largest micro-batch that memory holds, found by trying, once for a run."""
 
 import copy
-import gc
 import logging
 from collections.abc import Callable
 
@@ -12,7 +11,7 @@ from distrain.average import WeightAverage
 from distrain.data.source import Batch
 from distrain.errors import LaunchError, RecipeError
 from distrain.losses import LossFunction
-from distrain.memory import forget_peak, resident_bytes
+from distrain.memory import forget_peak, release_unused, resident_bytes
 from distrain.mixing import Preparation
 from distrain.optim import build_optimizer
 from distrain.precision import Precision, place, set_tf32
@@ -111,9 +110,7 @@ def try_micro_batch_sizes(
             passes.peak_bytes, largest=largest, limit_bytes=limit_bytes, is_cautious=is_cautious
         )
         del passes
-    gc.collect()
-    if world.device.type == "cuda":
-        torch.cuda.empty_cache()
+    release_unused(world.device)
     return found
 
 

@@ -87,6 +87,11 @@ class Session:
         """All tensors of the training by their names in a checkpoint; they share their memory with it."""
         return {**gather_tensors(self.model, self.optimizer), **self.followers}
 
+    def close(self) -> None:
+        """Give back threads and process groups; all ranks call it together, when the process goes on without it."""
+        self.checkpointer.close()
+        self.parallel.close()
+
     def epoch(self, step: int) -> float:
         """Return how many epochs `step` steps are."""
         return round(step / self.order.steps_per_epoch, 4)

@@ -94,7 +94,7 @@ def test_thread_that_stages_a_checkpoint(driver: Driver) -> None:
 
 
 def test_thread_that_exchanges_sums(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "_new_group", lambda _: None)
+    monkeypatch.setattr(exchange, "_group_of", lambda *_: None)
     monkeypatch.setattr(Exchange, "_combine", lambda *_: driver.use())
     sums = Exchange(World(rank=1, size=2, local_rank=1, device=SECOND), Batching(4, 2, 0, 2), num_buckets=2)
     sums.submit(torch.zeros(2), {}, 2)

@@ -105,6 +105,14 @@ class Checkpointer:
         elapsed_s = time.monotonic() - self._began
         return self._world.any_rank(self._world.is_main and elapsed_s >= 60 * self._config.every_minutes)
 
+    def close(self) -> None:
+        """Wait for the save under way, and give back the process group; all ranks call it together."""
+        if self._thread is not None:
+            self._thread.join()
+        if self._group is not None:
+            self._world.barrier()  # the threads of all ranks are through with it
+            dist.destroy_process_group(self._group)
+
     def __enter__(self) -> Self:
         return self
 

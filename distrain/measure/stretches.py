@@ -196,6 +196,9 @@ class _Lone:
         """Forget the gradients as the real strategy does."""
         self._drop()
 
+    def close(self) -> None:
+        """Do nothing: the real strategy has all that is to give back."""
+
 
 def lone_step_s(session: Session, num_steps: int) -> float | None:
     """Return the same as `compute_step_s` without any reduction; None where the strategy cannot do without.

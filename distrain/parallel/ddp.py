@@ -60,6 +60,9 @@ class Ddp:
         for parameter in self._parameters:
             parameter.grad = None
 
+    def close(self) -> None:
+        """Do nothing: there is nothing of its own to give back."""
+
     def _is_uneven(self, window: Window) -> bool:
         return window.num_pieces % self._world.size != 0
 

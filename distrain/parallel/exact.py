@@ -13,6 +13,7 @@ from functools import partial
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from distrain.batching import Batching
 from distrain.data.order import Window
@@ -55,11 +56,13 @@ class Exact:
         self._num_pieces = 0
         self._lacking: list[int] | None = None  # during the last micro-batch: gradients that each bucket still lacks
         self._next_bucket = 0
+        self._hooks: list[RemovableHandle] = []
         for number, bucket in enumerate(self._buckets):
             for parameter, start in zip(bucket.parameters, bucket.offsets, strict=True):
                 # With the weight's own strides: fused optimizers go through both in the order of memory.
                 parameter.grad = self._flat.as_strided(parameter.shape, parameter.stride(), start)
-                parameter.register_post_accumulate_grad_hook(partial(self._note_gradient, number))  # type: ignore[no-untyped-call]
+                hook = parameter.register_post_accumulate_grad_hook(partial(self._note_gradient, number))  # type: ignore[no-untyped-call]
+                self._hooks.append(hook)
 
     def begin_window(self, window: Window, step: int) -> nn.Module:
         """Remember the buffers as every micro-batch of the step will find them."""
@@ -104,6 +107,12 @@ class Exact:
 
     def drop_gradients(self) -> None:
         """Keep the gradients where they are: the next step's first micro-batch clears them."""
+
+    def close(self) -> None:
+        """Give back the thread of the exchange, and the hooks, by which the weights refer to this."""
+        for hook in self._hooks:
+            hook.remove()
+        self._exchange.close()
 
     def _rewind(self, *, is_first: bool) -> None:
         """Let a micro-batch find the buffers as they were at the start of the step."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache
 
 import torch
@@ -71,9 +72,9 @@ class Exchange:
         if size & (size - 1) == 0:
             for distance in (1 << bit for bit in range(size.bit_length() - 1)):
                 pair = sorted((world.rank, world.rank ^ distance))
-                self._pairs.append(_new_group(pair, world))
-        # Collectives of its own group: they may run beside others, and all ranks make them in the same order.
-        self._group = _new_group(list(range(size)), world) if size > 1 else None
+                self._pairs.append(_group_of(tuple(pair), world.timeout, dist.group.WORLD))
+        # Collectives of its own groups: they may run beside others, and all ranks make them in the same order.
+        self._group = _group_of(tuple(range(size)), world.timeout, dist.group.WORLD) if size > 1 else None
         self._thread: ThreadPoolExecutor | None = None
         if num_buckets > 1 and size > 1:
             self._thread = ThreadPoolExecutor(1, "distrain-exchange", use_device, (world.device,))
@@ -100,6 +101,11 @@ class Exchange:
             job.result()
         if self._stream:
             torch.cuda.current_stream().wait_stream(self._stream)
+
+    def close(self) -> None:
+        """Give back the thread; the process groups stay for the next exchange of this process."""
+        if self._thread is not None:
+            self._thread.shutdown()
 
     def _combine_beside(
         self, out: torch.Tensor, nodes: dict[Node, torch.Tensor], num_leaves: int, ready: "torch.cuda.Event | None"
@@ -150,7 +156,12 @@ class Exchange:
         return bool(self._pairs) and all(nodes == ((level, rank),) for rank, nodes in enumerate(held_by))
 
 
-def _new_group(ranks: list[int], world: World) -> dist.ProcessGroup:
-    group = dist.new_group(ranks, use_local_synchronization=True, timeout=world.timeout)
+@lru_cache(maxsize=64)
+def _group_of(ranks: tuple[int, ...], timeout: timedelta, _: object) -> dist.ProcessGroup:
+    """Return a group of some ranks of the world, which is the last argument, made once.
+
+    To make one again after it was destroyed fails up to torch 2.11 at least, which gives it the same name.
+    """
+    group = dist.new_group(list(ranks), use_local_synchronization=True, timeout=timeout)
     assert isinstance(group, dist.ProcessGroup)  # this rank is in it
     return group

@@ -63,6 +63,9 @@ class Flat:
         """Begin the sums of the next step at zero."""
         self._flat.zero_()
 
+    def close(self) -> None:
+        """Do nothing: there is nothing of its own to give back."""
+
 
 def fits_in_one(module: nn.Module, world: World) -> bool:
     """Return whether the ranks are several CPU processes, and what they send in a step is small and all of one kind."""

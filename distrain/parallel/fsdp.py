@@ -77,6 +77,9 @@ class Fsdp:
         for parameter in self._parameters:
             parameter.grad = None
 
+    def close(self) -> None:
+        """Do nothing: there is nothing of its own to give back."""
+
     def _average_vectors(self) -> None:
         """Average the gradients of the weights that are whole, in one buffer."""
         gradients = [weight.grad for weight in self._vectors if weight.grad is not None]

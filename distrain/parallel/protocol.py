@@ -1,4 +1,4 @@
-"""Owns what a parallel strategy is: how the ranks' work on one step becomes one and the same update."""
+"""Says what a parallel strategy is: how the ranks' work on one step becomes one and the same update."""
 
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -33,4 +33,8 @@ class Parallel(Protocol):
 
     def drop_gradients(self) -> None:
         """Forget the gradients once the update is done."""
+        ...
+
+    def close(self) -> None:
+        """Give back threads and process groups of its own; all ranks call it together."""
         ...

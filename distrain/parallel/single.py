@@ -44,6 +44,9 @@ class Single:
         for parameter in self._parameters:
             parameter.grad = None  # what zero_grad does, without its bookkeeping for profilers
 
+    def close(self) -> None:
+        """Do nothing: there is nothing of its own to give back."""
+
 
 class _Autocasting(nn.Module):
     """A network that enters autocast by itself, in whatever thread it is called.
