@@ -15,6 +15,7 @@ from typing import Literal, Self, get_args
 
 from distrain.guard import LoopGuard
 from distrain.rundir import Heartbeat, RunDirectory, State, Status
+from distrain.signals import StopRequest
 from distrain.stacks import read_own_threads
 
 HEARTBEAT_S = 1.0
@@ -35,14 +36,14 @@ class Heart:
     disk never holds up a step. The same thread watches for the stop file.
     """
 
-    def __init__(self, run: RunDirectory, rank: int, *, stop: threading.Event | None = None) -> None:
+    def __init__(self, run: RunDirectory, rank: int, *, stop: StopRequest | None = None) -> None:
         """`stop` is set by whoever hears a request to stop: this thread, or a signal handler."""
         self.step = 0
         self.phase: Phase = "start-up"
         self.progress = 0  # counts micro-batches and batches: a long step or evaluation moves, a stalled one does not
         self.status = Status()
         self.at_beat: Callable[[int], None] | None = None  # called at each beat with the step, in the thread
-        self._stop = stop or threading.Event()
+        self._stop = stop or StopRequest()
         self._run = run
         self._rank = rank
         self._has_begun = False

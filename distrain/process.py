@@ -15,8 +15,9 @@ from types import FrameType
 from distrain.exits import end_process
 from distrain.guard import LoopGuard
 from distrain.rundir import RunDirectory
+from distrain.signals import STOP_SIGNALS, StopRequest, heard_signals, is_heard
+from distrain.terminal import SHOW_CURSOR, write_last_words
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 IN_WORDS = {"T": "its process is stopped", "D": "its process waits for a disk", "Z": "its process is dead"}
 _PR_SET_PDEATHSIG = 1
 KILLED_BY_AGENT = 128 + signal.SIGTERM
@@ -26,37 +27,69 @@ _LAST_BREATH_S = 10.0  # a killed process that the kernel still holds after this
 
 @contextmanager
 def stop_on_signal(
-    run: RunDirectory, *, kill: Callable[[], None], requested: threading.Event | None = None
-) -> Iterator[threading.Event]:
-    """Turn SIGINT, SIGTERM and SIGUSR1 into a stop request; a second SIGINT calls `kill`.
+    run: RunDirectory, *, kill: Callable[[], None], requested: StopRequest | None = None, is_last: bool = False
+) -> Iterator[StopRequest]:
+    """Turn the stop signals into a stop request, also those that were held; a second SIGINT calls `kill`.
 
     Yields `requested`, or an event of its own. The handler itself sets it, so that the request needs neither a thread
     nor a disk to be heard. The stop file is there for the other processes; the first that answers it may delete it.
+    With `is_last` this process has nothing left to do after the block but to tell how it went: the signals are ignored
+    from then on, since one that comes late must not change the exit code.
     """
-    interrupts, was_asked = 0, requested or threading.Event()
+    interrupts, was_asked = 0, requested or StopRequest()
 
     def request_stop(number: int, _: FrameType | None) -> None:
         nonlocal interrupts
         interrupts += number == signal.SIGINT
+        if number != signal.SIGINT or interrupts > 1:
+            signal.signal(number, signal.SIG_IGN)  # it has said all it can: a burst must not interrupt this handler
         was_asked.set()
         if interrupts > 1:
             kill()
         try:
             run.stop.touch()
-        except FileNotFoundError:  # nothing has begun that could save
-            kill()
+        except FileNotFoundError:  # a run directory that is not there yet, or not any more
+            pass
         except OSError:  # a full or read-only disk: the ranks of this machine are asked directly
             _signal_ranks(run)
 
     if threading.current_thread() is not threading.main_thread():
         yield was_asked  # Python delivers signals to the main thread alone
         return
-    previous = {number: signal.signal(number, request_stop) for number in STOP_SIGNALS}
+    previous = {number: signal.signal(number, request_stop) for number in heard_signals()}
+    release_signals()
     try:
         yield was_asked
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if is_last else handler)
+
+
+@contextmanager
+def pause_together() -> Iterator[None]:
+    """Have Ctrl-Z stop the processes below this one as well, and SIGCONT continue them.
+
+    They have sessions of their own, which the terminal does not reach.
+    """
+    if threading.current_thread() is not threading.main_thread() or not is_heard(signal.SIGTSTP):
+        yield
+        return
+
+    def pause(number: int, _: FrameType | None) -> None:
+        below = descendants(os.getpid())
+        _signal_all(below, signal.SIGSTOP)
+        if sys.stdout.isatty():
+            write_last_words(SHOW_CURSOR)  # a live line has hidden it
+        signal.signal(number, signal.SIG_DFL)
+        signal.pthread_kill(threading.get_ident(), number)  # returns once this process is continued
+        signal.signal(number, pause)
+        _signal_all(below, signal.SIGCONT)
+
+    previous = signal.signal(signal.SIGTSTP, pause)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTSTP, previous)
 
 
 def hold_signals() -> None:
@@ -72,19 +105,19 @@ def release_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
-def fetch_signals(run: RunDirectory, requested: threading.Event) -> None:
+def fetch_signals(run: RunDirectory, requested: StopRequest) -> None:
     """Turn the held signals into stop requests, in a thread: a main thread that hangs in a collective runs no handler.
 
     Each sets `requested`, and writes the stop file for the other ranks. torchrun's agent sends SIGTERM to the remaining
     ranks when one has died. That does not ask for a stop: this rank can do nothing any more, and ends at once.
     """
-    agent = os.getppid()
+    agent, heard = os.getppid(), heard_signals()  # a signal that is held waits also where it is ignored
     guard = LoopGuard("the thread that waits for signals")
 
     def listen() -> None:
         while True:
             with guard:
-                if signal.sigwaitinfo(STOP_SIGNALS).si_pid == agent:
+                if signal.sigwaitinfo(heard).si_pid == agent:
                     end_process(KILLED_BY_AGENT)
                 requested.set()
                 with suppress(OSError):  # the run directory may be gone by now, or the disk full
@@ -210,6 +243,12 @@ def is_gone(pid: int) -> bool:
         return len(list(Path(f"/proc/{pid}/task").iterdir())) <= 1
     except OSError:
         return True
+
+
+def _signal_all(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
 
 
 def _stat(path: Path) -> list[str] | None:

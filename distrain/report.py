@@ -99,13 +99,13 @@ def print_summary(console: Console, run: RunDirectory, status: Status) -> None:
 
 
 def print_stopped(console: Console, run: RunDirectory, status: Status) -> None:
-    """Print that a run was stopped on request, and how it goes on."""
+    """Print that a run was stopped on request, and how it is resumed."""
     console.print(f"[bold yellow]stopped[/bold yellow] at step {status.step} of {status.total_steps}; nothing is lost")
     _print_resume(console, run)
 
 
 def print_killed(console: Console, run: RunDirectory) -> None:
-    """Print that a second Ctrl-C has ended a run, and from where it goes on."""
+    """Print that a second Ctrl-C has ended a run, and from where it is resumed."""
     console.print("[bold red]killed[/bold red]", highlight=False)
     console.print(f"checkpoint    {_newest_checkpoint(run)}", markup=False, soft_wrap=True)
     _print_resume(console, run)
@@ -293,7 +293,7 @@ def _curve(by: str, values: list[float]) -> str:
 
 
 def _print_resume(console: Console, run: RunDirectory) -> None:
-    console.print(f"goes on with  {resume_command(run)}", markup=False, soft_wrap=True)
+    console.print(f"resume with   {resume_command(run)}", markup=False, soft_wrap=True)
 
 
 def _newest_checkpoint(run: RunDirectory) -> str:

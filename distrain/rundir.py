@@ -113,6 +113,7 @@ class RunDirectory:
 
     def __init__(self, path: Path, *, node_rank: int = 0) -> None:
         self.path = path
+        self.node_rank = node_rank
         self.recipe = path / "recipe.yaml"
         self.profile = path / "profile.yaml"
         self.plan = path / "plan.json"
@@ -241,6 +242,12 @@ class RunDirectory:
             return Status.model_validate_json(self.status.read_text())
         except FileNotFoundError:
             return Status()
+
+    def has_ended(self, since: float) -> bool:
+        """Return whether an attempt that was under way at `since` has ended well: saved on request, or at its end."""
+        status = self.read_status()
+        is_well = status.state in {"stopped", "finished"} and bool(status.attempts)
+        return is_well and (status.attempts[-1].ended or 0) >= since
 
     def write_status(self, status: Status) -> None:
         """Replace the status in one step, so that a reader never sees half of it."""

@@ -10,6 +10,7 @@ from typing import Any
 from distrain import checkpoint, cluster
 from distrain.cluster import JobFacts
 from distrain.errors import RunError
+from distrain.launchers.profile import read_profile
 from distrain.rundir import RunDirectory, State, Status
 
 SILENT_AFTER_S = 60.0  # a running run writes its status every second; a long save or evaluation may pause it
@@ -129,13 +130,28 @@ def check_alive(run: RunDirectory) -> None:
     if not is_alive(run):
         status = run.read_status()
         state = "finished" if status.state == "finished" else f"not running (it {_ENDINGS.get(status.state, 'died')})"
-        advice = "" if status.state == "finished" else f"; `{resume_command(run)}` goes on with it"
+        advice = "" if status.state == "finished" else f"; `{resume_command(run)}` resumes it"
         raise RunError(f"run {run.path.name} is {state} at step {status.step} of {status.total_steps}{advice}")
 
 
 def resume_command(run: RunDirectory) -> str:
-    """Return the command that goes on with a run where it was: here, or on the cluster."""
-    return f"distrain {'fit --run' if run.read_job() is None else 'resume'} {shlex.quote(str(run.path))}"
+    """Return the command that resumes a run as it was launched: as many processes, here or on the cluster.
+
+    Each of several machines has its own; this one is that of `run.node_rank`.
+    """
+    path = shlex.quote(str(run.path))
+    profile = read_profile(run.profile) if run.profile.exists() else None
+    if profile is None or profile.nodes == 1 or profile.launcher == "slurm":
+        return f"distrain resume {path}"
+    wanted = profile.as_wanted()
+    processes = f"--gpus {wanted.processes}" if profile.device == "cuda" else f"--procs {wanted.processes}"
+    launcher = "" if profile.launcher == "torchrun" else f" --launcher {profile.launcher}"
+    if profile.accelerate_config is not None:
+        launcher += f" --accelerate-config {shlex.quote(profile.accelerate_config)}"
+    return (
+        f"distrain fit --run {path} --nodes {wanted.nodes} --node-rank {run.node_rank} "
+        f"--rendezvous {wanted.rendezvous} {processes}{launcher}"
+    )
 
 
 def wait_for_end(run: RunDirectory) -> None:

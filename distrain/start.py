@@ -3,13 +3,15 @@
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from rich.console import Console
 
 from distrain import report
+from distrain.abort import end_at_once
 from distrain.batching import Batching, solve_batching
 from distrain.debugging import Aids, debug_post_mortem
 from distrain.errors import ExitCode, LaunchError, PreflightError
@@ -22,10 +24,12 @@ from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile, Wanted, read_profile, resolve_profile
 from distrain.launchers.supervise import Ending, execute
 from distrain.preflight import find_rendezvous_fault, find_shortages, noted
+from distrain.process import stop_on_signal
 from distrain.recipe import Recipe
 from distrain.request import RUNS, check_data, resolve_run, write_request
 from distrain.rundir import RunDirectory
 from distrain.runlog import append_to_log
+from distrain.signals import StopRequest, ignore_signals
 from distrain.terminal import tolerating_loss
 
 
@@ -69,35 +73,43 @@ def start(
     if is_one_of_several and run is None:
         raise LaunchError("several nodes train in one run directory, which all of them see; name it with --run DIR")
     on_error = debug_post_mortem if aids.post_mortem else None
-    with tolerating_loss(), ExitStack() as held:  # a terminal that is closed, or a full disk that takes the output
+    with (
+        tolerating_loss(),  # a terminal that is closed, or a full disk that takes the output, ends no training
+        _stopping_on_signal(directory, plan) as requested,
+        ExitStack() as held,
+    ):
         if profile.node_rank > 0:
-            return _follow(console, directory, profile, plan, _identify(resolved))
+            return _follow(console, directory, profile, plan, requested, _identify(resolved))
         company = _lead(console, directory, profile, _identify(resolved)) if is_one_of_several else None
         is_new = not directory.exists
         with directory.created():
             note = held.enter_context(directory.launching())
             write_request(directory, resolved, profile, plan)
+            if requested.is_set():
+                directory.stop.touch()  # it was deleted as one of an earlier attempt
         report.print_header(console, resolved, profile, batchings[-1], directory)
         if note is not None:
             report.print_event(console, f"note: {note}")
         _log(console, directory)
         try:
+            tell = _teller(console, directory)
             ending = execute(
-                plan, directory, profile, tell=_teller(console, directory), company=company, on_error=on_error
+                plan, directory, profile, tell=tell, requested=requested, company=company, on_error=on_error
             )
         except LaunchError:  # the other machines do not come
             _mark_failed(directory)
             raise
-        except KeyboardInterrupt:
-            _mark_failed(directory)
-            report.print_killed(console, directory)
-            _log(console, directory)
-            return ExitCode.INTERRUPTED
         finally:
             console.show_cursor()  # a rank that was killed could not: its live line had hidden it
+        ignore_signals()  # how the run has ended is settled
         _conclude(console, directory, ending, is_new=is_new, verbose=verbose or aids.debug)
         _log(console, directory)
     return ending.code
+
+
+def _stopping_on_signal(run: RunDirectory, plan: Plan) -> AbstractContextManager[StopRequest]:
+    started = time.time()
+    return stop_on_signal(run, kill=lambda: end_at_once(run, since=started, cleanup=plan.cleanup), is_last=True)
 
 
 def _check(
@@ -144,16 +156,20 @@ def _lead(console: Console, run: RunDirectory, profile: Profile, identity: str) 
     return Host(profile, run, identity=identity, plan=lambda now: launcher(now, run.path), tell=_teller(console, run))
 
 
-def _follow(console: Console, found: RunDirectory, profile: Profile, plan: Plan, identity: str) -> ExitCode:
+def _follow(
+    console: Console,
+    found: RunDirectory,
+    profile: Profile,
+    plan: Plan,
+    requested: StopRequest,
+    identity: str,
+) -> ExitCode:
     """Train as one of the machines after the first, which alone writes the run directory and says how it goes on."""
     run = RunDirectory(found.path, node_rank=profile.node_rank)
     launcher, tell = LAUNCHERS[profile.launcher], _teller(console, run)
     company = Guest(profile, run, identity=identity, plan=lambda now: launcher(now, run.path), tell=tell)
-    try:
-        ending = execute(plan, run, profile, tell=tell, company=company)
-    except KeyboardInterrupt:
-        report.print_killed(console, run)
-        return ExitCode.INTERRUPTED
+    ending = execute(plan, run, profile, tell=tell, requested=requested, company=company)
+    ignore_signals()
     if ending.code == ExitCode.FINISHED:
         report.print_summary(console, run, run.read_status())
     elif ending.code == ExitCode.STOPPED:
@@ -184,6 +200,7 @@ def _identify(recipe: Recipe) -> str:
 
 def _conclude(console: Console, run: RunDirectory, ending: Ending, *, is_new: bool, verbose: bool) -> None:
     """Tell how the run ended; bad input that stopped a new run before its first checkpoint leaves nothing behind."""
+    run.stop.unlink(missing_ok=True)  # a signal that came late has asked for nothing
     status, code = run.read_status(), ending.code
     if code == ExitCode.FINISHED:
         report.print_summary(console, run, status)
@@ -192,7 +209,6 @@ def _conclude(console: Console, run: RunDirectory, ending: Ending, *, is_new: bo
         if status.state != "stopped":  # no rank was there yet to say it
             status.close("stopped")
             run.write_status(status)
-            run.stop.unlink(missing_ok=True)
         report.print_stopped(console, run, status)
         return
     errors = run.read_errors(ending.since)

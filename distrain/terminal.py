@@ -22,6 +22,7 @@ from distrain.errors import ExitCode, OutputError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+SHOW_CURSOR = "\x1b[?25h"
 _STREAMS = ((1, "stdout"), (2, "stderr"))
 _ESCAPE = b"\x1b"
 _LOOK_MS = 1000  # how late the watch may end

@@ -5,18 +5,17 @@ torchrun's ranks are forks of a process that has loaded torch (`distrain.launche
 
 import logging
 import os
-import shlex
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from distrain.abort import end_at_once
 from distrain.errors import DistrainError, ExitCode
-from distrain.exits import describe_end, end_process, exits_raised
+from distrain.exits import describe_end, exits_raised
 from distrain.flight_recorder import FlightRecorder
 from distrain.heart import Heart
 from distrain.launchers.profile import read_profile
@@ -27,13 +26,12 @@ from distrain.process import (
     fetch_signals,
     hold_signals,
     is_orphan,
-    kill_below,
-    release_signals,
     stop_on_signal,
 )
 from distrain.recipe import read_recipe
 from distrain.rundir import DYING_S, RunDirectory
 from distrain.runlog import open_log
+from distrain.signals import StopRequest
 from distrain.stacks import answer_requests
 from distrain.terminal import guard_output, logged_already, tolerating_loss, write_last_words
 
@@ -59,27 +57,23 @@ def main() -> None:
         sys.exit(ExitCode.FAILED)
     guard_output()
     with tolerating_loss():
-        code = run_worker(RunDirectory(Path(sys.argv[1])), owns_process=True)
+        code = run_worker(RunDirectory(Path(sys.argv[1])), stop=StopRequest(), owns_process=True)
     sys.exit(code)
 
 
 def run_worker(
-    run: RunDirectory, *, owns_process: bool = False, on_error: Callable[[BaseException], None] | None = None
+    run: RunDirectory,
+    *,
+    stop: StopRequest,
+    owns_process: bool = False,
+    on_error: Callable[[BaseException], None] | None = None,
 ) -> ExitCode:
     """Train, examine a checkpoint or measure, as the run directory says, and leave in it what happened.
 
-    Returns the code that the process ends with. A process of its own gives what it prints on ranks other than 0 to the
-    rank's log. `on_error` is called with what ended the training, once everything is wound up.
+    Returns the code that the process ends with. `stop` asks for a stop. A process of its own takes the signals that it
+    holds as such requests, and gives what it prints on ranks other than 0 to the rank's log. `on_error` is called with
+    what ended the training, once everything is wound up.
     """
-    if owns_process:
-        return _run_rank(run, stop=threading.Event(), owns_process=True, on_error=on_error)
-    with stop_on_signal(run, kill=lambda: _end_at_once(run)) as was_asked:
-        return _run_rank(run, stop=was_asked, owns_process=False, on_error=on_error)
-
-
-def _run_rank(
-    run: RunDirectory, *, stop: threading.Event, owns_process: bool, on_error: Callable[[BaseException], None] | None
-) -> ExitCode:
     preload()  # takes seconds: signals and the parent are seen to before
     from distrain import engine
     from distrain.memory import KeptMemory
@@ -138,27 +132,15 @@ def _run_rank(
 
 
 @contextmanager
-def _take_held_signals(run: RunDirectory, stop: threading.Event, *, is_alone: bool) -> Iterator[None]:
+def _take_held_signals(run: RunDirectory, stop: StopRequest, *, is_alone: bool) -> Iterator[None]:
     """Take signals as stop requests: one of several ranks in a thread, one alone by handlers that leave pdb its own."""
     if is_alone:
-        with stop_on_signal(run, kill=lambda: _end_at_once(run), requested=stop):
-            release_signals()
+        started = time.time()
+        with stop_on_signal(run, kill=lambda: end_at_once(run, since=started), requested=stop, is_last=True):
             yield
     else:
         fetch_signals(run, stop)
         yield
-
-
-def _end_at_once(run: RunDirectory) -> None:
-    """End this process and all below it, for a second Ctrl-C; sinks are not closed, which could take a minute."""
-    if sys.stdout.isatty():
-        write_last_words("\x1b[?25h")  # the live line has hidden the cursor
-    write_last_words(f"killed; goes on with  distrain fit --run {shlex.quote(str(run.path))}\n")
-    kill_below(os.getpid())
-    status = run.read_status()
-    status.close("failed")
-    run.write_status(status)  # last of all: the heart beats on until then, and says something else
-    end_process(ExitCode.INTERRUPTED)
 
 
 def _answer_stack_requests(run: RunDirectory, rank: int, *, owns_process: bool) -> None:

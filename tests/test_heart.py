@@ -18,6 +18,7 @@ from distrain.launchers.plan import Plan
 from distrain.launchers.stall import StallWatch
 from distrain.process import children, fetch_signals, hold_signals, stop_on_signal
 from distrain.rundir import RunDirectory, Status
+from distrain.signals import StopRequest
 from distrain.sinks.background import Background
 from tests.command import wait_until
 from tests.forks import server
@@ -71,7 +72,7 @@ def test_heartbeat_outlives_what_one_of_its_duties_raises(
 def test_signal_is_a_request_by_itself_where_no_stop_file_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     run = RunDirectory(tmp_path / "file")  # as on a disk that has become read-only: OSError, and not FileNotFoundError
-    stop = threading.Event()
+    stop = StopRequest()
     with stop_on_signal(run, kill=lambda: pytest.fail("killed"), requested=stop):
         beating = Heart(run, rank=0, stop=stop)
         assert not beating.is_stop_requested
@@ -79,13 +80,31 @@ def test_signal_is_a_request_by_itself_where_no_stop_file_can_be_written(tmp_pat
         assert beating.is_stop_requested
 
 
+def request_in_a_handler(folder: Path) -> None:
+    """Request a stop over and over, while a handler does the same in between."""
+    with stop_on_signal(RunDirectory(folder), kill=lambda: None) as stop:
+        signal.signal(signal.SIGALRM, lambda *_: stop.set())
+        signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
+        for _ in range(300_000):
+            stop.set()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def test_signal_while_a_stop_is_requested_does_not_wait_for_itself(tmp_path: Path) -> None:
+    child = server().Process(target=request_in_a_handler, args=(tmp_path,))
+    child.start()
+    child.join(60)
+    child.kill()
+    assert child.exitcode == 0, "it hangs"
+
+
 def fetch_after_a_failure(folder: Path) -> None:
     hold_signals()
     signal.sigwaitinfo = broken_once(signal.sigwaitinfo)
-    run, stop = RunDirectory(folder), threading.Event()
+    run, stop = RunDirectory(folder), StopRequest()
     fetch_signals(run, stop)
     os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.wait(20)
+    wait_until(stop.is_set, "the request")
     wait_until(run.stop.exists, "the stop file")
 
 

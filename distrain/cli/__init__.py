@@ -8,6 +8,7 @@ from types import FrameType
 
 from distrain import filesystem
 from distrain.errors import DistrainError, ExitCode
+from distrain.signals import ignore_signals
 from distrain.terminal import guard_output
 
 
@@ -21,6 +22,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, _interrupt)  # first of all: the imports take a moment
     guard_output()
     code = _run()
+    ignore_signals()
     if code == ExitCode.INTERRUPTED:
         print("distrain: interrupted", file=sys.stderr)
     sys.exit(code)

@@ -39,7 +39,7 @@ EPILOG = """
 
 `distrain fit imagefolder-resnet18 --data photos --device cpu --procs 2` - your own images, on two CPU processes
 
-`distrain fit --run runs/digits-20260101-120000-1a2b` - go on with a run that was stopped or killed
+`distrain resume last` - resume the newest run where it was stopped or killed, on as many processes
 
 `distrain submit cifar10 --nodes 2 --gpus 4 --time 4:00:00` - a recipe on a SLURM cluster
 

@@ -11,7 +11,7 @@ def stop(
     root: Annotated[Path, typer.Option("--root", help="The folder that holds the runs.")] = Path("runs"),
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the run has ended, and say how.")] = False,
 ) -> None:
-    """Ask a run to stop at its next step, save, and end; `distrain fit --run` goes on with it."""
+    """Ask a run to stop at its next step, save, and end; `distrain resume` resumes it."""
     from rich.console import Console
 
     from distrain import report, runs

@@ -31,7 +31,8 @@ from distrain.data.order import MicroBatch
 from distrain.data.source import Batch, Empty
 from distrain.errors import DataError
 from distrain.exits import as_exception
-from distrain.process import STOP_SIGNALS, die_with_parent, release_signals
+from distrain.process import die_with_parent, release_signals
+from distrain.signals import heard_signals
 
 BATCHES_AHEAD = 2  # of each process: one that is read, one that waits for it
 SPARE_ROOMS = 3  # for batches that were handed over and are not used up: trained on, and copied to a GPU
@@ -268,6 +269,6 @@ def _live_for_parent() -> None:
     """
     parent = multiprocessing.parent_process()
     die_with_parent(parent.pid if parent is not None else None)
-    for number in STOP_SIGNALS:
+    for number in heard_signals():
         signal.signal(number, lambda *_: None)
     release_signals()

@@ -18,6 +18,7 @@ from distrain.launchers.failures import END_LINE
 from distrain.preload import preload
 from distrain.process import children, die_with_parent, hold_signals
 
+_SIGNALS = "--signals-to-handle=SIGTERM,SIGINT,SIGQUIT"  # not SIGHUP: where `nohup` has it ignored, ranks ignore it too
 _WORKER = ("-m", "distrain.worker")  # and the run directory: the end of every torchrun command of distrain's
 
 
@@ -44,9 +45,8 @@ def run_torchrun(arguments: list[str]) -> None:
     log.propagate = False  # torch's own handler loads its compiler, for seconds, before it prints a traceback
     if _may_fork():
         _note_ends()
-        torchrun(_forking(arguments))
-    else:
-        torchrun(arguments)
+        arguments = _forking(arguments)
+    torchrun([_SIGNALS, *arguments])
 
 
 def _serve(requests: "Connection[tuple[str, int], list[str]]") -> None:

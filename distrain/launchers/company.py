@@ -1,10 +1,10 @@
 """Owns with whom a launcher executes a plan: alone, or with the launchers of the run's other machines."""
 
-from threading import Event
 from typing import Protocol
 
 from distrain.errors import ExitCode
 from distrain.launchers.plan import Plan
+from distrain.signals import StopRequest
 
 
 class Company(Protocol):
@@ -15,7 +15,7 @@ class Company(Protocol):
         """Whether this launcher watches the ranks and decides how the run goes on."""
         ...
 
-    def gather(self, was_asked: Event) -> Plan | None:
+    def gather(self, was_asked: StopRequest) -> Plan | None:
         """Wait until all are ready, and return what to start here; None where the run is asked to stop first.
 
         `was_asked` is set once a signal has asked this very launcher to stop.
@@ -48,7 +48,7 @@ class Alone:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
 
-    def gather(self, was_asked: Event) -> Plan:  # noqa: ARG002 - there is nothing to wait for
+    def gather(self, was_asked: StopRequest) -> Plan:  # noqa: ARG002 - there is nothing to wait for
         """Return the plan at once."""
         return self._plan
 

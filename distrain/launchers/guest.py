@@ -4,7 +4,6 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
-from threading import Event
 from typing import Any
 
 from distrain.errors import ExitCode, LaunchError
@@ -14,6 +13,7 @@ from distrain.launchers.network import split_endpoint
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile
 from distrain.rundir import RunDirectory
+from distrain.signals import StopRequest
 
 _CONNECT_S = 3.0
 _SHARED_FOLDER_S = 30.0  # a network file system may show a new file late
@@ -43,7 +43,7 @@ class Guest:
         self._unread: list[dict[str, Any]] = []
         self._host_ended: float | None = None
 
-    def gather(self, was_asked: Event) -> Plan | None:
+    def gather(self, was_asked: StopRequest) -> Plan | None:
         """Come to machine 0 and wait for its word; returns what to start here."""
         self._host_ended = None
         begun = told = time.monotonic()

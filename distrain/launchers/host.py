@@ -5,7 +5,6 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
-from threading import Event
 from typing import Any
 
 from distrain.errors import ExitCode, LaunchError
@@ -14,6 +13,7 @@ from distrain.launchers.network import split_endpoint
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile
 from distrain.rundir import RunDirectory, write_atomically
+from distrain.signals import StopRequest
 
 POLL_S = 0.1
 TELL_S = 10.0  # between two words on who is missing
@@ -51,7 +51,7 @@ class Host:
         self._grown_ns: int | None = None  # when this attempt was stopped for more machines; 0 if a user stops it too
         self._listener = _listen(profile)
 
-    def gather(self, was_asked: Event) -> Plan | None:
+    def gather(self, was_asked: StopRequest) -> Plan | None:
         """Wait for the other machines, give the word to begin, and return what to start here."""
         begun = arrival = told = time.monotonic()
         least = self._profile.min_nodes or self._profile.nodes

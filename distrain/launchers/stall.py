@@ -17,6 +17,7 @@ _LONG_PHASES = ("start-up", "save", "measure")
 _PATIENCE = 30
 _LEAST_COLLECTIVE_S = 1800.0  # torch's own limit
 _LOOK_S = 60.0  # more than it takes to find a stall
+_PAUSED_S = 5.0  # between two looks, which are a second apart
 _LEAST_SILENCE_S = 5.0  # a rank beats once a second, on a busy machine or a slow disk now and then later
 
 
@@ -38,10 +39,16 @@ class StallWatch:
         self._timeout_s = timeout_s
         self._silence_s = max(timeout_s, _LEAST_SILENCE_S)
         self._seen: dict[int, _Seen] = {}
+        self._looked_s = time.monotonic()
 
     def look(self) -> str | None:
         """Return what is to be told of a stall, which is written to `errors/` as well; None while ranks move."""
         now = time.monotonic()
+        if (paused_s := now - self._looked_s) > _PAUSED_S:  # this process was stopped, and the ranks with it
+            for seen in self._seen.values():
+                seen.beat_s += paused_s
+                seen.moved_s += paused_s
+        self._looked_s = now
         for heartbeat in self._run.read_heartbeats():
             before = self._seen.get(heartbeat.rank)
             if before is None:

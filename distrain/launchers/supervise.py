@@ -2,13 +2,13 @@
 
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from distrain.abort import end_with_children
 from distrain.checkpoint import final_path, newest_step
 from distrain.errors import ExitCode
 from distrain.guard import LoopGuard, describe
@@ -19,9 +19,10 @@ from distrain.launchers.nvml import wait_for_release
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile
 from distrain.launchers.stall import StallWatch
-from distrain.process import kill_below, stop_on_signal
+from distrain.process import kill_below, pause_together, stop_on_signal
 from distrain.references import look_in
 from distrain.rundir import RunDirectory, Status, write_atomically
+from distrain.signals import StopRequest
 
 POLL_S = 0.1
 LOOK_S = 1.0  # between two looks at the heartbeats
@@ -42,6 +43,7 @@ def execute(
     profile: Profile,
     *,
     tell: Callable[[str], None],
+    requested: StopRequest | None = None,
     company: Company | None = None,
     on_error: Callable[[BaseException], None] | None = None,
 ) -> Ending:
@@ -53,20 +55,27 @@ def execute(
     in a row as `profile.restarts` are borne; a newer checkpoint than at the last one begins a new row. A user's mistake
     is not tried again, nor what distrain gave up itself, nor a run that was asked to stop. With `company`, all machines
     begin and end each attempt together, and the first one decides.
+
+    `requested` is set by the caller's handler for signals that ask for a stop; without it there is one here, and a
+    second Ctrl-C raises `SystemExit`, or ends a process that trains at once.
     """
+    if requested is None:
+        kill = end_with_children if plan.in_process else _interrupt
+        with stop_on_signal(run, kill=kill) as requested:
+            return execute(plan, run, profile, tell=tell, requested=requested, company=company, on_error=on_error)
     if plan.in_process:
         from distrain.worker import run_worker  # the training plane: imported only where it runs
 
         look_in(plan.cwd)
         started = time.time()
         _forget_heartbeats(run)
-        return Ending(run_worker(run, on_error=on_error), started)
+        return Ending(run_worker(run, stop=requested, on_error=on_error), started)
     with (
-        stop_on_signal(run, kill=_interrupt) as was_asked,
+        pause_together(),
         closing(company or Alone(plan)) as together,
         closing(Starter(run.launcher_log)) as starter,
     ):
-        return _execute_together(together, starter, run, profile, was_asked=was_asked, tell=tell)
+        return _execute_together(together, starter, run, profile, was_asked=requested, tell=tell)
 
 
 def _execute_together(
@@ -75,7 +84,7 @@ def _execute_together(
     run: RunDirectory,
     profile: Profile,
     *,
-    was_asked: threading.Event,
+    was_asked: StopRequest,
     tell: Callable[[str], None],
 ) -> Ending:
     """Start attempt after attempt until the company agrees on the end."""
@@ -213,7 +222,7 @@ def _watch(child: Child, looks: list[Callable[[], str | None]], company: Company
 
 
 def _interrupt() -> None:
-    raise KeyboardInterrupt
+    raise SystemExit(ExitCode.INTERRUPTED)
 
 
 def _in_short(run: RunDirectory, errors: list[dict[str, Any]]) -> str:

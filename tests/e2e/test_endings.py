@@ -25,7 +25,7 @@ def test_stopped_run_saves_exits_resumable_and_goes_on(tmp_path: Path, processes
     found = status(tmp_path / "run")
     assert found["state"] == "stopped"
     assert (tmp_path / "run" / "checkpoints" / f"step-{found['step']:08d}").is_dir()
-    assert "distrain fit --run" in out
+    assert "resume with   distrain resume" in out
 
     process = subprocess.Popen(command("fit", "--run=run", *QUIET), cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     wait_for_step(tmp_path / "run", found["step"] + 10)

@@ -142,7 +142,7 @@ def test_killed_rank_is_the_first_failure_and_not_the_connection_that_it_broke(t
     assert "onnection" not in done.out
     assert "rank-1.log" in last
     assert "none yet" in last
-    assert last.rstrip().splitlines()[-1].startswith("goes on with  distrain fit --run")
+    assert last.rstrip().splitlines()[-1].startswith("resume with   distrain resume ")
 
 
 def test_users_mistake_is_not_tried_again(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_distrain_stop_ends_a_run_between_two_log_lines_and_says_where(launch: L
     again = distrain("stop", "run", cwd=tmp_path)
     assert again.code == 2
     assert f"run run is not running (it was stopped) at step {step} of" in again.err
-    assert "`distrain fit --run" in again.err
+    assert "`distrain resume" in again.err
 
 
 @pytest.mark.parametrize(
@@ -183,13 +183,55 @@ def test_second_ctrl_c_leaves_no_process_no_port_and_no_shared_memory(
     done = end_of(process, timeout_s=10)
     assert done.code == 130
     assert "killed" in done.out
-    assert "distrain fit --run" in done.out
+    assert "distrain resume" in done.out
     assert status(tmp_path / "run")["state"] == "failed"
     assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     listening = {c.laddr.port for c in psutil.net_connections() if c.status == psutil.CONN_LISTEN}
     assert not ports & listening
     left = set(Path("/dev/shm").iterdir()) - shared
     assert not [path for path in left if any(str(p.pid) in path.name for p in family)]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("moment", ["start", pytest.param("training", marks=pytest.mark.slow)])
+def test_signals_that_never_end_do_not_change_the_exit_code(
+    launch: Launch, tmp_path: Path, processes: int, moment: str
+) -> None:
+    """They come from when the run directory is there, or from a step on, until the process is gone."""
+    process = launch(*ENDLESS, f"--procs={processes}", cwd=tmp_path)
+    run = tmp_path / "run"
+    if moment == "start":
+        wait_until(run.is_dir, "the run directory", every_s=0.0001)
+    else:
+        wait_for_step(run, 10)
+    while process.poll() is None:
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            process.send_signal(number)
+        is_saved = (run / "status.json").exists() and status(run)["state"] == "stopped"
+        for _ in range(10 * is_saved):
+            process.send_signal(signal.SIGINT)  # before, the second one would kill
+        time.sleep(0.0005)
+    done = end_of(process)
+    assert_stopped(done.code, done.out, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_signals_at_the_end_of_a_stop_do_not_change_the_exit_code_in_ten_runs(
+    launch: Launch, tmp_path: Path, processes: int, number: signal.Signals
+) -> None:
+    for attempt in range(10):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        process = launch(*ENDLESS, f"--procs={processes}", cwd=folder)
+        wait_for_step(folder / "run", 3)
+        process.send_signal(number)
+        wait_until(lambda: status(folder / "run")["state"] == "stopped", "the stop", every_s=0.0005)  # noqa: B023
+        while process.poll() is None:
+            process.send_signal(number)
+        done = end_of(process)
+        assert_stopped(done.code, done.out, folder / "run")
 
 
 @pytest.mark.parametrize("moment", ["training", pytest.param("start-up", marks=pytest.mark.slow)])

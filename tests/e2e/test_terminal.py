@@ -1,12 +1,15 @@
 """A training outlasts its terminal: what it would have shown is in its log."""
 
+import shlex
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.command import QUIET, Launch, command, status, wait_for_step
+from distrain.process import state_of
+from tests.command import QUIET, Launch, checkpoint_steps, command, heartbeat, status, wait_for_step, wait_until
 from tests.terminals import terminal
 
 ENDLESS = ["--set=train.epochs=20000", "--set=log.every_steps=1000000", "--device=cpu", "--run=run"]
@@ -87,4 +90,44 @@ def test_ctrl_c_that_also_ends_the_reader_of_the_output_is_a_stop(
     found = status(tmp_path / "run")
     assert found["state"] == "stopped"
     assert f"stopped at step {found['step']} of" in log_of(tmp_path)
-    assert log_of(tmp_path).splitlines()[-1].endswith(f"--run {tmp_path / 'run'}")
+    assert log_of(tmp_path).splitlines()[-1].endswith(f"resume with   distrain resume {tmp_path / 'run'}")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_closed_terminal_is_a_stop(tmp_path: Path, processes: int) -> None:
+    with terminal() as screen:
+        process = screen.start(command("fit", *ENDLESS, f"--procs={processes}", *QUIET), cwd=tmp_path)
+        wait_for_step(tmp_path / "run", 10)
+        screen.close()
+        assert process.wait(60) == 75
+    found = status(tmp_path / "run")
+    assert found["state"] == "stopped"
+    assert checkpoint_steps(tmp_path / "run")[-1] == found["step"]
+    assert f"stopped at step {found['step']} of" in log_of(tmp_path)
+
+
+def test_ctrl_z_stops_all_ranks_and_fg_continues_them(tmp_path: Path) -> None:
+    """In an interactive shell, which gives a job the terminal; the training is then stopped with Ctrl-C."""
+    arguments = shlex.join(command("fit", *ENDLESS, "--procs=2", "--stall-timeout=4", *QUIET))
+    with terminal() as screen:
+        shell = screen.start(["bash", "--norc", "--noprofile", "-i"], cwd=tmp_path)
+        screen.press(f"{arguments}\n")
+        wait_for_step(tmp_path / "run", 10)
+        ranks = [heartbeat(tmp_path / "run", rank)["pid"] for rank in (0, 1)]
+        screen.press("\x1a")
+        wait_until(lambda: [state_of(pid) for pid in ranks] == ["T", "T"], "the stop of both ranks")
+        screen.wait_for("Stopped")
+        step = heartbeat(tmp_path / "run", 1)["step"]
+        time.sleep(6)  # longer than what counts as a stall
+        assert heartbeat(tmp_path / "run", 1)["step"] == step
+        screen.press("fg\n")
+        wait_for_step(tmp_path / "run", step + 100)
+        screen.press("\x03")
+        screen.wait_for("nothing is lost")
+        screen.press("echo code $?\n")
+        screen.wait_for("code 75")
+        screen.press("exit\n")
+        assert shell.wait(10) == 0
+    assert "restart" not in screen.shown
+    assert "stalled" not in screen.shown
+    assert len(status(tmp_path / "run")["attempts"]) == 1

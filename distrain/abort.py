@@ -1,0 +1,56 @@
+"""Ends a run at once, for a second Ctrl-C: without a save, and without closing what could take a minute to close."""
+
+import io
+import os
+import subprocess
+import sys
+from contextlib import suppress
+
+from rich.console import Console
+
+from distrain import report
+from distrain.errors import ExitCode
+from distrain.exits import end_process
+from distrain.process import children, kill_below
+from distrain.rundir import RunDirectory
+from distrain.runlog import append_to_log
+from distrain.terminal import write_last_words
+
+
+def end_at_once(run: RunDirectory, *, since: float, cleanup: tuple[str, ...] = ()) -> None:
+    """Kill what this process has started, run the command `cleanup` for each, say so, and exit with code 130.
+
+    A signal handler calls it. It returns only where the run, which began at `since`, has saved and ended by itself:
+    then its exit code stands.
+    """
+    if run.has_ended(since):
+        return
+    started = children()
+    kill_below(os.getpid())
+    if run.has_ended(since):
+        return
+    if not run.exists:
+        write_last_words("interrupted before anything was started\n")
+        end_process(ExitCode.INTERRUPTED)
+    with suppress(OSError):
+        if cleanup:
+            for pid in started:
+                subprocess.run([*cleanup, str(pid)], check=False)
+        text = io.StringIO()  # the handler may have interrupted a write to the terminal: it goes past all buffers
+        console = Console(file=text, force_terminal=sys.stdout.isatty(), highlight=False, record=True)
+        console.show_cursor()  # a live line has hidden it
+        report.print_killed(console, run)
+        write_last_words(text.getvalue())
+        append_to_log(run.spoken_log, console.export_text())
+        if run.node_rank == 0:
+            status = run.read_status()
+            status.close("failed")
+            run.write_status(status)  # last of all: until then the heartbeat says something else
+    end_process(ExitCode.INTERRUPTED)
+
+
+def end_with_children() -> None:
+    """Kill what this process has started, and exit with code 130."""
+    kill_below(os.getpid())
+    write_last_words("interrupted\n")
+    end_process(ExitCode.INTERRUPTED)
