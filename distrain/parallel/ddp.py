@@ -3,13 +3,12 @@
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distrain.data.order import Window
 from distrain.errors import ModelError
-from distrain.parallel.statistics import BatchStatistics
+from distrain.parallel.statistics import BatchStatistics, average_together
 from distrain.world import World
 
 _NO_CONTEXT: AbstractContextManager[None] = nullcontext()
@@ -38,6 +37,7 @@ class Ddp:
 
     def begin_window(self, window: Window, step: int) -> nn.Module:  # noqa: ARG002 - the protocol's signature
         """Return the replica, or the network itself where the ranks have unequal work."""
+        self._statistics.begin()
         return self.module if self._is_uneven(window) else self._replica
 
     def micro_batch(self, window: Window, piece: int) -> AbstractContextManager[None]:
@@ -76,8 +76,10 @@ class Ddp:
 
     def _average_gradients(self) -> None:
         """Average the gradients without DDP, whose reducer wants a backward pass of every rank."""
+        by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
         for parameter in self._trained.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= self._world.size
+            by_dtype.setdefault(parameter.dtype, []).append(parameter.grad)
+        for gradients in by_dtype.values():
+            average_together(gradients, size=self._world.size)

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -19,7 +18,7 @@ from distrain.batching import Batching
 from distrain.data.order import Window
 from distrain.errors import ModelError
 from distrain.parallel.exchange import Exchange, lay_out
-from distrain.parallel.statistics import BatchStatistics
+from distrain.parallel.statistics import BatchStatistics, broadcast_together
 from distrain.parallel.tree import Node, merge
 from distrain.world import World
 
@@ -163,5 +162,4 @@ class Exact:
             for buffer, first in zip(others, self._first_others, strict=True):
                 buffer.copy_(first)
         if self._world.size > 1:
-            for buffer in others:
-                dist.broadcast(buffer, src=0)
+            broadcast_together(others)

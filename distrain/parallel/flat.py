@@ -42,6 +42,7 @@ class Flat:
 
     def begin_window(self, window: Window, step: int) -> nn.Module:  # noqa: ARG002 - the protocol's signature
         """Return the network."""
+        self._statistics.begin()
         return self.module
 
     def micro_batch(self, window: Window, piece: int) -> AbstractContextManager[None]:  # noqa: ARG002

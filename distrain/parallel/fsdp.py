@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from distrain.data.order import Window
 from distrain.models.blocks import divide
-from distrain.parallel.statistics import BatchStatistics
+from distrain.parallel.statistics import BatchStatistics, average_together
 from distrain.precision import autocast
 from distrain.world import World
 
@@ -50,6 +50,7 @@ class Fsdp:
 
     def begin_window(self, window: Window, step: int) -> nn.Module:  # noqa: ARG002 - the protocol's signature
         """Return the network."""
+        self._statistics.begin()
         self._num_passes = -(-window.num_pieces // self._world.size)
         return self.module
 
@@ -81,14 +82,13 @@ class Fsdp:
         """Do nothing: there is nothing of its own to give back."""
 
     def _average_vectors(self) -> None:
-        """Average the gradients of the weights that are whole, in one buffer."""
-        gradients = [weight.grad for weight in self._vectors if weight.grad is not None]
-        if gradients:
-            flat = torch.cat([gradient.flatten() for gradient in gradients])
-            dist.all_reduce(flat)
-            flat /= self._world.size
-            for gradient, mean in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
-                gradient.copy_(mean.view_as(gradient))
+        """Average the gradients of the weights that are whole."""
+        by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
+        for weight in self._vectors:
+            if weight.grad is not None:
+                by_dtype.setdefault(weight.dtype, []).append(weight.grad)
+        for gradients in by_dtype.values():
+            average_together(gradients, size=self._world.size)
 
 
 def _shard(module: nn.Module, world: World, *, dtype: torch.dtype | None, whole: set[nn.Parameter]) -> None:

@@ -1,4 +1,4 @@
-"""Owns the running statistics of BatchNorm as one flat tensor, so that a step treats them all at once."""
+"""Keeps the buffers of a network equal on all ranks: BatchNorm's statistics as one tensor, and what else changes."""
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,8 @@ from distrain.world import World
 class BatchStatistics:
     """All running means and variances of a network, moved into `values`, of which the modules keep views.
 
-    `counts` holds their `num_batches_tracked` in the same way. `others` are the network's remaining buffers.
+    `counts` holds their `num_batches_tracked` in the same way. `others` are the network's remaining buffers. Most of
+    them are constants, tables of positions for example; only those travel that have changed on some rank.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -21,6 +22,17 @@ class BatchStatistics:
         self.counts = _flatten(norms, ("num_batches_tracked",))  # int64 [norms]
         owned = {id(buffer) for norm in norms for buffer in norm.buffers(recurse=False)}
         self.others = [buffer for buffer in module.buffers() if id(buffer) not in owned]
+        self._changing: set[int] = set()  # the places in `others` of those that have ever changed in a step
+        self._versions: list[int] = []
+        self._before_first: list[torch.Tensor] | None = None
+
+    def begin(self) -> None:
+        """Note how the other buffers are before the passes of a step."""
+        if not self.others:
+            return
+        if not self._versions:
+            self._before_first = [buffer.clone() for buffer in self.others]
+        self._versions = [buffer._version for buffer in self.others]
 
     def average(self, window: Window, world: World) -> None:
         """Give all ranks the mean of the statistics of those that had work in `window`, and rank 0's other buffers."""
@@ -35,8 +47,44 @@ class BatchStatistics:
         """Give all ranks what is not averaged: the true counts, and rank 0's other buffers."""
         if self.counts is not None and window.num_pieces % world.size:
             dist.broadcast(self.counts, src=0)  # rank 0 always has work: it has the true count
-        for buffer in self.others:
-            dist.broadcast(buffer, src=0)
+        steady = [place for place in range(len(self.others)) if place not in self._changing]
+        if steady:  # one number each, over the hosts: no device waits
+            have_changed = world.all_reduce(torch.tensor([int(self._has_changed(place)) for place in steady]))
+            self._changing |= {place for place, count in zip(steady, have_changed.tolist(), strict=True) if count}
+            self._before_first = None
+        broadcast_together([self.others[place] for place in sorted(self._changing)])
+
+    def _has_changed(self, place: int) -> bool:
+        """Whether a buffer has changed in this step on this rank.
+
+        torch counts what is written in place, except through `.data`: so the first step compares the numbers as well.
+        """
+        buffer = self.others[place]
+        if buffer._version != self._versions[place]:
+            return True
+        return self._before_first is not None and not torch.equal(buffer, self._before_first[place])
+
+
+def broadcast_together(buffers: list[torch.Tensor]) -> None:
+    """Give all ranks rank 0's values of some tensors of whatever dtypes, in one call."""
+    if not buffers:
+        return
+    parts = [buffer.contiguous().reshape(-1).view(torch.uint8) for buffer in buffers]
+    flat = torch.cat(parts)
+    dist.broadcast(flat, src=0)
+    for buffer, part in zip(buffers, torch.split(flat, [len(part) for part in parts]), strict=True):
+        buffer.copy_(part.clone().view(buffer.dtype).view(buffer.shape))  # a clone begins where its dtype may begin
+
+
+def average_together(gradients: list[torch.Tensor], *, size: int) -> None:
+    """Replace some tensors of one dtype by their means over `size` ranks, in one call."""
+    if not gradients:
+        return
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= size
+    for gradient, mean in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view(gradient.shape))
 
 
 def _flatten(norms: list[_BatchNorm], names: tuple[str, ...]) -> torch.Tensor | None:
