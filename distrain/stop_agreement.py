@@ -54,6 +54,7 @@ class StopAgreement:
 
     def __init__(self, world: World, is_requested: Callable[[], bool], *, name: str) -> None:
         self._world = world
+        self._is_alone = world.store is None
         self._is_requested = is_requested
         self._request_key = f"distrain/{name}/requested"
         self._next_keys = [f"distrain/{name}/next-step/{rank}" for rank in range(world.size)]
@@ -86,10 +87,10 @@ class StopAgreement:
 
         Raises `ConnectionError` where a stop was requested and the store is lost.
         """
+        if self._is_alone and not self._is_held and self._is_requested():
+            self._is_held, self._stop_step = True, self._next_step  # one rank agrees with itself
+            self._is_known.set()
         with self._lock:
-            if self._world.store is None and not self._is_held and self._is_requested():
-                self._is_held, self._stop_step = True, self._next_step  # one rank agrees with itself
-                self._is_known.set()
             if not self._is_held:
                 self._next_step = step + 1
                 return False
