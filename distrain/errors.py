@@ -14,6 +14,7 @@ DistrainError             exit 1
 ├── CheckpointError       exit 1: a checkpoint that cannot be written or read
 ├── ExportError           exit 1: an export that does not compute what the model computes
 ├── OutputError           exit 1: what a command prints cannot be written, for want of disk or the like
+├── StoppedError          exit 130: a command that keeps nothing was asked to stop
 └── TrainingError         exit 1: a training that does not get on, whatever is tried
 """
 
@@ -91,6 +92,15 @@ class ExportError(DistrainError):
 
 class OutputError(DistrainError):
     """Standard output cannot be written."""
+
+
+class StoppedError(DistrainError):
+    """A command that does not save what it has done so far was asked to stop."""
+
+    exit_code = ExitCode.INTERRUPTED
+
+    def __init__(self) -> None:
+        super().__init__("stopped on request; nothing was kept")
 
 
 class TrainingError(DistrainError):

@@ -2,8 +2,6 @@
 
 import itertools
 import math
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -103,14 +101,18 @@ def _run(command: list[str], run: RunDirectory, *, is_to_be_killed: bool) -> boo
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    if is_to_be_killed:
-        while process.poll() is None and not committed(run.checkpoints):
+    try:
+        while is_to_be_killed and process.poll() is None and not committed(run.checkpoints):
             time.sleep(0.001)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
+        if is_to_be_killed and process.poll() is None:
+            process.kill()
             process.communicate()
             return True
-    said, _ = process.communicate()
+        said, _ = process.communicate()
+    except BaseException:  # Ctrl-C: it would write to a folder that is deleted
+        process.kill()
+        process.wait()
+        raise
     if process.returncode != 0:
         lines = said.strip().splitlines()
         raise RunError(f"the training ended with exit code {process.returncode}: {lines[-1] if lines else ''}")

@@ -4,12 +4,15 @@ import io
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from distrain import report
+from distrain.launchers.profile import Profile
 from distrain.rundir import RunDirectory, Status
+from distrain.runs import resume_command
 
 CLASSES = Status(
     state="finished",
@@ -97,3 +100,27 @@ def test_curve_reaches_over_all_values(tmp_path: Path, status: Status, values: l
     records = [{"step": i, "val/loss": 0.0, f"val/{status.best_by}": value} for i, value in enumerate(values)]
     run.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert line in told("print_run", run)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"launcher": "inprocess"}, "distrain resume {run}"),
+        ({"launcher": "torchrun", "processes": 8, "device": "cuda"}, "distrain resume {run}"),
+        ({"launcher": "slurm", "nodes": 2, "processes": 4}, "distrain resume {run}"),
+        (
+            {"launcher": "torchrun", "nodes": 2, "processes": 4, "rendezvous": "n0:29400"},
+            "distrain fit --run {run} --nodes 2 --node-rank 1 --rendezvous n0:29400 --procs 4",
+        ),
+        (
+            {"launcher": "accelerate", "nodes": 4, "min_nodes": 2, "device": "cuda", "rendezvous": "n0:29400"},
+            "distrain fit --run {run} --nodes 2:4 --node-rank 1 --rendezvous n0:29400 --gpus 1 --launcher accelerate",
+        ),
+    ],
+)
+def test_command_resumes_a_run_on_the_processes_that_it_had(tmp_path: Path, fields: dict[str, Any], words: str) -> None:
+    run = RunDirectory(tmp_path / "a run", node_rank=1)
+    run.create()
+    profile = Profile.model_validate({"device": "cpu", "processes": 1, "threads": 1, **fields})
+    run.profile.write_text(profile.to_yaml())
+    assert resume_command(run) == words.format(run=f"'{run.path}'")

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from typer.main import get_command
 
 from distrain.cli.app import app
+from distrain.rundir import RunDirectory
+from tests.command import command
 from tests.forks import server
 from tests.terminals import terminal
 
@@ -74,6 +77,19 @@ def test_full_disk_under_the_output_loses_no_line(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "one\ntwo\n"
 
 
+def test_terminal_that_others_have_made_non_blocking_loses_nothing(tmp_path: Path) -> None:
+    code = """
+os.set_blocking(1, False)
+for number in range(3000):
+    print(f"{number:099}")
+"""
+    process = start(code, tmp_path)
+    time.sleep(0.5)  # the pipe is full by then
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert [int(line) for line in out.splitlines()] == list(range(3000))
+
+
 def test_streams_that_are_closed_from_the_start_take_no_place_among_files(tmp_path: Path) -> None:
     def close() -> None:
         for descriptor in range(3):
@@ -90,6 +106,21 @@ os._exit(number)
     process = subprocess.Popen([sys.executable, "-c", GUARDED + code], cwd=tmp_path, preexec_fn=close)
     assert process.wait() > 2
     assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_ctrl_c_ends_a_command_that_waits_with_one_line_and_exit_code_130(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create()
+    run.recipe.touch()
+    with run.launching():  # as if something trained in it
+        argv = command("logs", "run", "--follow")
+        process = subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        run.log(0).write_text("a line\n")
+        assert process.stdout is not None
+        assert process.stdout.readline() == "a line\n"
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, "distrain: interrupted\n")
 
 
 def ended(arguments: tuple[str, ...], prepare: Callable[[], None], folder: Path) -> tuple[int | None, str]:
@@ -130,8 +161,8 @@ def closed_output() -> None:
 def commands() -> list[tuple[str, ...]]:
     """Return every command, and the groups that hold them."""
     found: list[tuple[str, ...]] = [()]
-    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
-        found += [(name,), *((name, below) for below in getattr(command, "commands", {}))]
+    for name, group in get_command(app).commands.items():  # type: ignore[attr-defined]
+        found += [(name,), *((name, below) for below in getattr(group, "commands", {}))]
     return found
 
 

@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distrain.errors import ExitCode
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -50,7 +48,6 @@ def bench(
     from distrain.launchers.profile import read_options
     from distrain.measure import benchmark
     from distrain.measure.place import check_picture, choose_place
-    from distrain.measure.start import Interrupted
     from distrain.recipe import load_recipe
 
     place = choose_place(root)
@@ -60,11 +57,7 @@ def bench(
     options = read_options(gpus=gpus, device=device, processes=procs)
     question = benchmark.resolve(resolved, options, reference=recipe, steps=steps, is_weak=weak)
     errors = Console(stderr=True, highlight=False)
-    try:
-        report = benchmark.run(question, place=place, console=errors)
-    except Interrupted:
-        errors.print("stopped on request; nothing was kept")
-        raise typer.Exit(ExitCode.STOPPED) from None
+    report = benchmark.run(question, place=place, console=errors)
     if plot is not None:
         from distrain.measure.plot import draw
 

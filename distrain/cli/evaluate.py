@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from distrain.errors import ExitCode
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -64,9 +62,6 @@ def evaluate(
     options = read_options(gpus=gpus, device=device, processes=procs)
     errors = Console(stderr=True, highlight=False)
     result = examine(folder, recipe, order, options, tell=lambda words: errors.print(words, markup=False))
-    if result is None:
-        errors.print("stopped on request; nothing was kept")
-        raise typer.Exit(ExitCode.STOPPED)
     answers = found.read_answers(folder)
     drawn = _draw(folder.path, result, answers, recipe_source=folder.recipe) if pictures else []
     if as_json:

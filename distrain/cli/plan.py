@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distrain.errors import ExitCode
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -61,7 +59,6 @@ def plan(
     from distrain.measure import planning
     from distrain.measure.outlook import read_time_limit
     from distrain.measure.place import choose_place
-    from distrain.measure.start import Interrupted
     from distrain.recipe import load_recipe
 
     place = choose_place(root)
@@ -70,11 +67,7 @@ def plan(
     resolved = load_recipe(recipe, overrides=overrides or [], data=data)
     question = planning.resolve(resolved, wanted, reference=recipe, link=link, network=network, steps=steps)
     errors = Console(stderr=True, highlight=False)
-    try:
-        found = planning.make(question, place=place, limit_s=limit_s, console=errors)
-    except Interrupted:
-        errors.print("stopped on request; nothing was kept")
-        raise typer.Exit(ExitCode.STOPPED) from None
+    found = planning.make(question, place=place, limit_s=limit_s, console=errors)
     if as_json:
         typer.echo(found.model_dump_json(indent=1))
     else:

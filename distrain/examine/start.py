@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from distrain.errors import ExitCode, RunError
+from distrain.errors import ExitCode, RunError, StoppedError
 from distrain.examine.findings import Findings, read_findings
 from distrain.examine.order import Order, write_order
 from distrain.launchers import LAUNCHERS
@@ -16,10 +16,11 @@ from distrain.rundir import RunDirectory
 
 def examine(
     folder: RunDirectory, recipe: Recipe, order: Order, wanted: Wanted, *, tell: Callable[[str], None]
-) -> Findings | None:
-    """Have the order done on as many processes as wanted and return what was found; None where a stop broke it off.
+) -> Findings:
+    """Have the order done on as many processes as wanted and return what was found.
 
-    Raises a `UserError` for what is wrong with the question, and `RunError` with the first failure of a process.
+    Raises a `UserError` for what is wrong with the question, `RunError` with the first failure of a process, and
+    `StoppedError` after a stop.
     """
     profile = resolve_profile(wanted, threads=recipe.train.threads, in_one_process=False, recipe=recipe.name)
     if profile.nodes > 1:
@@ -40,7 +41,7 @@ def examine(
         if is_new and (ending.code == ExitCode.STOPPED or first["exit_code"] == ExitCode.BAD_INPUT):
             folder.remove([folder.path.parent])
     if ending.code == ExitCode.STOPPED:
-        return None
+        raise StoppedError
     raise _as_raised(first, folder)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from distrain.errors import ExitCode, RunError
+from distrain.errors import ExitCode, RunError, StoppedError
 from distrain.launchers import LAUNCHERS
 from distrain.launchers.profile import Profile
 from distrain.launchers.supervise import execute
@@ -29,10 +29,6 @@ _ABANDONED_S = 60.0  # a folder so old in which nobody is at work was left by a 
 _ENDLESS = 1_000_000  # epochs: a short recipe's schedule must not end within the measurement
 
 
-class Interrupted(Exception):  # noqa: N818 - it says what happened, and no fault
-    """A stop was asked for: nothing is kept."""
-
-
 @dataclass(frozen=True)
 class Measured:
     """What one number of processes gave, and what it took from the launch to the end of the first step."""
@@ -44,7 +40,7 @@ class Measured:
 def measure(recipe: Recipe, profile: Profile, order: Order, *, place: Path, title: str, console: Console) -> Measured:
     """Have the order done on the processes of the profile; its run directory is made in `place`, and removed.
 
-    `console` shows how it goes. Raises `Interrupted` after a stop, a `UserError` for what is wrong with the question,
+    `console` shows how it goes. Raises `StoppedError` after a stop, a `UserError` for what is wrong with the question,
     and `RunError` with the first failure of a process.
     """
     remove_leftovers(place)
@@ -60,7 +56,7 @@ def measure(recipe: Recipe, profile: Profile, order: Order, *, place: Path, titl
         with run.launching(), _shown(run, title, console):
             ending = execute(plan, run, profile, tell=lambda words: console.print(words, markup=False))
         if ending.code == ExitCode.STOPPED:
-            raise Interrupted
+            raise StoppedError
         if ending.code != ExitCode.FINISHED or not run.figures.exists():
             raise _as_raised(run, run.read_errors(ending.since))
         figures = read_figures(run)

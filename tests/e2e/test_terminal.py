@@ -6,6 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from distrain.process import state_of
@@ -56,6 +57,8 @@ def test_run_that_ignores_the_hangup_goes_on_in_its_log_when_the_terminal_is_clo
         process = screen.start(argv, cwd=tmp_path, prepare=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
         wait_for_step(tmp_path / "run", 46)
         screen.wait_for("the user prints")
+        for one in (psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)):
+            one.send_signal(signal.SIGHUP)
         screen.close()
         assert process.wait(120) == 0
     assert_logged_to_its_end(tmp_path, 12)
