@@ -55,7 +55,7 @@ def test_sheet_that_cannot_be_written_is_refused(folder: Path, tmp_path: Path, o
     assert done.err.count("\n") == 1
 
 
-def test_interrupt_ends_it_quietly_and_leaves_no_process(tmp_path: Path) -> None:
+def test_interrupt_ends_it_with_one_line_and_leaves_no_process(tmp_path: Path) -> None:
     (tmp_path / "photos/train/cats").mkdir(parents=True)
     first = tmp_path / "photos/train/cats/0.png"
     Image.new("RGB", (12_000, 8_000)).save(first, compress_level=1)  # takes half a second to decode
@@ -77,5 +77,5 @@ def test_interrupt_ends_it_quietly_and_leaves_no_process(tmp_path: Path) -> None
     wait_until(reads, "reading")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
-    assert (process.returncode, err) == (130, "")
+    assert (process.returncode, err) == (130, "distrain: interrupted\n")
     assert not [pid for pid in below if os.path.exists(f"/proc/{pid}")]  # noqa: PTH110
