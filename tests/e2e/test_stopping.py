@@ -249,3 +249,43 @@ def test_killed_launcher_leaves_no_orphan(launch: Launch, tmp_path: Path, moment
     assert distrain("stop", "run", cwd=tmp_path).code == 2
     command_lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert str(tmp_path) not in command_lines
+
+
+# What NCCL does: a reduction is only enqueued, and the host runs ahead of its device by up to ten steps. Rank 0 is late
+# with its data now and then.
+UNBLOCKING = """
+import os, time
+from collections import deque
+from torch import nn
+import torch.distributed as dist
+from distrain.parallel import flat
+
+class Enqueueing:
+    pending = deque()
+
+    def __getattr__(self, name):
+        return getattr(dist, name)
+
+    def all_reduce(self, tensor):
+        self.pending.append(dist.all_reduce(tensor.clone(), async_op=True))
+        if len(self.pending) > 10:
+            self.pending.popleft().wait()
+        time.sleep(0.03 if os.environ["RANK"] == "0" and len(self.pending) % 7 == 3 else 0.002)
+
+flat.dist = Enqueueing()
+
+def net(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [20, 31, 42, 53])
+def test_stop_is_heard_where_reductions_do_not_block_the_host(launch: Launch, tmp_path: Path, step: int) -> None:
+    (tmp_path / "nets.py").write_text(UNBLOCKING)
+    net = ["--set=model.name=nets:net", "--set=model.arguments={}"]
+    process = launch(*ENDLESS, *net, "--procs=2", "--stall-timeout=20", cwd=tmp_path)
+    wait_for_step(tmp_path / "run", step)
+    (tmp_path / "run" / "stop").touch()
+    done = end_of(process)
+    assert checkpoint_steps(tmp_path / "run") == [assert_stopped(done.code, done.out, tmp_path / "run")]
