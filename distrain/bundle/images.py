@@ -1,8 +1,10 @@
 """Owns what a picture may be, and reading many of them in parallel in the order they were named."""
 
-from collections import deque
 from collections.abc import Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from distrain.data.decoders import to_rgb
-from distrain.data.images import read_image
+from distrain.data.decoders import DecodeError, to_rgb
+from distrain.data.images import read_image, unreadable
+from distrain.data.isolation import Isolated, KilledError
 from distrain.errors import DataError
 
 if TYPE_CHECKING:
@@ -49,25 +52,49 @@ def prepare_in_order(
 ) -> Generator[tuple[str, torch.Tensor | str], None, None]:
     """Yield each path with its prepared picture, or with a sentence that says why there is none, in their order.
 
-    `num_workers` threads decode, at most `num_ahead` pictures ahead of what was taken. Close it to end them early.
+    `num_workers` processes decode, at most about `num_ahead` pictures ahead of what was taken. Close it to end them.
     """
-    waiting: deque[tuple[str, Future[torch.Tensor | str]]] = deque()
-    executor = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
-    try:
-        for path in paths:
-            waiting.append((path, executor.submit(_prepare, bundle, path)))
-            if len(waiting) > num_ahead:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        for path, future in waiting:
-            yield path, future.result()
-    finally:
-        executor.shutdown(cancel_futures=True)
+    asked, named = tee(paths)
+    with Isolated(partial(_prepare, bundle), num_workers, begin=_begin) as processes:
+        found = processes.map(asked, items_a_task=1, tasks_ahead=max(1, num_ahead // num_workers))
+        with closing(found):
+            for path, picture in zip(named, found, strict=False):  # the next path may not be asked for yet
+                if isinstance(picture, KilledError):
+                    yield path, str(unreadable(path, DecodeError(str(picture))))
+                else:
+                    yield path, picture if isinstance(picture, str) else picture.tensor()
 
 
-def _prepare(bundle: "Bundle", path: str) -> torch.Tensor | str:
+@dataclass(frozen=True)
+class _Flat:
+    """A tensor as bytes: torch would hand it to another process in shared memory, which a mount may bound."""
+
+    content: NDArray[np.uint8]
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    are_channels_last: bool
+
+    @classmethod
+    def of(cls, image: torch.Tensor) -> "_Flat":
+        """Return an image [channels, height, width], in the order of its bytes if that is one of the two usual."""
+        are_channels_last = image.stride(0) == 1 and len(image) > 1
+        pieces = (image.permute(1, 2, 0) if are_channels_last else image).contiguous()
+        content = pieces.reshape(-1).view(torch.uint8).numpy()
+        return cls(content, image.dtype, tuple(pieces.shape), are_channels_last)
+
+    def tensor(self) -> torch.Tensor:
+        """Return the image."""
+        pieces = torch.from_numpy(self.content).view(self.dtype).view(self.shape)
+        return pieces.permute(2, 0, 1) if self.are_channels_last else pieces
+
+
+def _begin() -> None:
+    torch.set_num_threads(1)
+
+
+def _prepare(bundle: "Bundle", path: str) -> _Flat | str:
     try:
-        return bundle.prepare(path)
+        return _Flat.of(bundle.prepare(path))
     except DataError as error:
         return str(error)
     except Exception as error:  # noqa: BLE001 - a transform may fail in any way on one picture; the others go on

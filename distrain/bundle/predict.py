@@ -25,7 +25,7 @@ def predict_files(
     """Yield the predictions of the files in their order, a batch at a time; close it to end early.
 
     A file that cannot be read is left out of its batch and told in its place, so the batches, and with them the bits,
-    are the same however many of the `num_workers` threads decode.
+    are the same however many of the `num_workers` processes decode.
     """
     batch: list[tuple[str, torch.Tensor | str]] = []
     num_good = 0

@@ -69,7 +69,7 @@ def pack(
         ),
     ] = 90,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", min=1, help="Threads that decode; one a CPU if left out.")
+        int | None, typer.Option("--jobs", min=1, help="Processes that decode; one a CPU if left out.")
     ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded, and list them.")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TOP_K = 5
 ALL_CLASSES = 20  # for one picture each class is told, unless there are more
 BAR = 32  # characters
-MOST_WORKERS = 8  # more threads hardly decode more
+MOST_WORKERS = 8  # more processes hardly decode more
 
 
 def predict(
@@ -37,7 +37,7 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures of one forward pass.")] = 32,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU, if there is one, if left out.")] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads that decode; one a processor, up to 8, if left out.")
+        int | None, typer.Option(min=1, help="Processes that decode; one a processor, up to 8, if left out.")
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="One picture: write it annotated, and show it here.")] = False,
     root: Annotated[Path, typer.Option("--root", help="The folder that holds the runs.")] = Path("runs"),

@@ -30,6 +30,8 @@ Pixels = NDArray[np.uint8]  # [height, width, 3]
 
 MOST_PIXELS = 178_956_970  # Pillow's own limit for what may be meant to fill the memory: 1 GiB of RGB with padding
 LEAST_TORCHCODEC = (0, 17)
+_PIXELS_AT_ONCE = 2**20  # of a large image that are converted to RGB
+_LONGEST_WEBP = 16_383  # pixels of a side, as its format has it
 _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _COLOURS = {"Gray", "RGB", "YCbCr"}  # of a JPEG, as simplejpeg names them
@@ -171,16 +173,30 @@ def _is_plain_png(content: Bytes) -> bool:
 
 
 def _decode_by_pillow(content: Bytes, decode_size: int | None) -> Pixels:
+    head = content[:30].tobytes()
+    if head[:4] == b"RIFF" and head[12:16] == b"VP8X":  # Pillow makes two canvases of this size before it looks at it
+        _check_size(*(1 + int.from_bytes(head[place : place + 3], "little") for place in (24, 27)), most=_LONGEST_WEBP)
     with Image.open(io.BytesIO(content.data)) as image:
         if image.format == "EPS":  # Pillow would start Ghostscript
             raise ValueError("it is a PostScript file, which is not read")
-        if image.width * image.height > MOST_PIXELS:
-            size = f"{image.width}x{image.height} pixels"
-            raise ValueError(f"it has {size}, and at most {MOST_PIXELS:,} are read; save it smaller")
+        _check_size(*image.size)
         if decode_size is not None and _is_jpeg(content) and min(image.size) >= 2 * decode_size:
             image.draft(None, (decode_size, decode_size))
         ImageOps.exif_transpose(image, in_place=True)
-        return np.array(_flatten(image))
+        if image.width * image.height <= _PIXELS_AT_ONCE:
+            return np.array(_flatten(image))
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+        num_rows = max(1, _PIXELS_AT_ONCE // image.width)
+        for top in range(0, image.height, num_rows):  # in strips: every conversion of a whole one would be held
+            end = min(top + num_rows, image.height)
+            pixels[top:end] = np.asarray(_flatten(image.crop((0, top, image.width, end))))
+        return pixels
+
+
+def _check_size(width: int, height: int, *, most: int = MOST_PIXELS) -> None:
+    if width * height > MOST_PIXELS or max(width, height) > most:
+        size = f"{width}x{height} pixels"
+        raise ValueError(f"it has {size}, and at most {MOST_PIXELS:,} are read; save it smaller")
 
 
 def _flatten(image: Image.Image) -> Image.Image:

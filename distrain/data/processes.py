@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import signal
 import time
-import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from distrain.data.isolation import ending, portable
 from distrain.data.order import MicroBatch
 from distrain.data.source import Batch, Empty
 from distrain.errors import DataError
@@ -212,11 +212,8 @@ class _Workers:
     def _death(self, number: int) -> RuntimeError:
         process = self._processes[number]
         process.join(_LAST_BATCH_S)
-        code = process.exitcode
-        how = "is gone" if code is None else f"ended with exit code {code}"
-        if code is not None and code < 0:
-            how = f"was killed by {signal.Signals(-code).name}"
-        if code == -signal.SIGKILL:
+        how = ending(process.exitcode)
+        if process.exitcode == -signal.SIGKILL:
             how += " (often for want of memory: lower data.num_workers)"
         sample = int(self._samples[number])
         at = "" if sample == _NO_SAMPLE else f" while it read {self._describe(sample)}"
@@ -247,19 +244,7 @@ def _answer(
         images, targets = found
         return _Answer(number, room.images.put(images), room.targets.put(targets))
     except BaseException as error:  # noqa: BLE001 - also an exit: it is raised where the batch is asked for
-        return number, _portable(as_exception(error))
-
-
-def _portable(error: Exception) -> Exception:
-    """Return an error that another process can raise, with the traceback of this one as a note."""
-    error.add_note("in a loader process:\n" + "".join(traceback.format_exception(error)).rstrip())
-    try:
-        multiprocessing.reduction.ForkingPickler.loads(multiprocessing.reduction.ForkingPickler.dumps(error))
-    except Exception:  # noqa: BLE001 - whatever the error's own class does
-        stand_in = RuntimeError(f"{type(error).__name__}: {error}")
-        stand_in.__notes__ = error.__notes__
-        return stand_in
-    return error
+        return number, portable(as_exception(error), where="a loader process")
 
 
 def _live_for_parent() -> None:

@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Sequence
 from enum import IntFlag
 from typing import NamedTuple
 
@@ -69,21 +68,21 @@ class ImageFacts(NamedTuple):
     reason: str
 
 
-def examine_images(paths: Sequence[str]) -> list[ImageFacts]:
-    """Decode each picture in full, by its address."""
-    return [examine_image(path) for path in paths]
+NO_IMAGE = ImageFacts(0, 0, 0, NO_DIGEST, "")
 
 
-def find_images(paths: Sequence[str]) -> list[ImageFacts]:
-    """Say of files that have no image suffix which of them hold an image all the same, by their first bytes."""
-    found = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                found.append(ImageFacts(*image.size, Trait.UNNOTICED, NO_DIGEST, str(image.format)))
-        except Exception:  # noqa: BLE001 - whatever PIL stumbles over, it is no image
-            found.append(ImageFacts(0, 0, 0, NO_DIGEST, ""))
-    return found
+def find_image(path: str) -> ImageFacts:
+    """Say of a file that has no image suffix whether it holds an image all the same, by its first bytes."""
+    try:
+        with Image.open(path) as image:
+            return ImageFacts(*image.size, Trait.UNNOTICED, NO_DIGEST, str(image.format))
+    except Exception:  # noqa: BLE001 - whatever PIL stumbles over, it is no image
+        return NO_IMAGE
+
+
+def unreadable(reason: str) -> ImageFacts:
+    """Return the facts of a file that could not be read."""
+    return _broken(Trait.UNREADABLE, reason)
 
 
 def examine_image(path: str) -> ImageFacts:

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from distrain.inspect.decoding import ImageFacts, Trait, examine_images, find_images
+from distrain.inspect.decoding import NO_IMAGE, ImageFacts, Trait, examine_image, find_image, unreadable
 from distrain.inspect.listing import Listing
 from distrain.inspect.reading import Readers
 
@@ -62,9 +62,10 @@ def read_everything(readers: Readers, listing: Listing, *, advance: Callable[[],
     `advance` is called after each image.
     """
     images, others = Ledger(), Ledger()
-    for facts in readers.read(examine_images, map(listing.address, range(len(listing.paths)))):
+    addresses = map(listing.address, range(len(listing.paths)))
+    for facts in readers.read(examine_image, addresses, when_killed=unreadable):
         images.append(facts)
         advance()
-    for facts in readers.read(find_images, (listing.absolute(path) for path in listing.others)):
+    for facts in readers.read(find_image, map(listing.absolute, listing.others), when_killed=lambda _: NO_IMAGE):
         others.append(facts)
     return images, others

@@ -2,7 +2,6 @@
 
 import math
 import os
-from collections.abc import Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -41,17 +40,14 @@ def collect_pictures(readers: Readers, listing: Listing, *, per_class: int) -> G
     chosen = {name: _spread(indices, per_class) for name, indices in by_class.items() if indices}
     side = cell_side(len(chosen))
     paths = [listing.address(index) for indices in chosen.values() for index in indices]
-    found = readers.read(partial(shrink_images, side=side), paths)
+    found = readers.read(partial(shrink_image, side=side), paths, when_killed=lambda _: None)
     return {name: [_as_image(next(found), side) for _ in indices] for name, indices in chosen.items()}
 
 
-def shrink_images(paths: Sequence[str], *, side: int) -> list[bytes | None]:
-    """Return of each file a square of its whole picture on paper, uint8 [side, side, 3]; None if unreadable."""
-    found = []
-    for path in paths:
-        image = open_as_rgb(path, near=side)
-        found.append(None if image is None else ImageOps.pad(image, (side, side), color=PAPER).tobytes())
-    return found
+def shrink_image(path: str, *, side: int) -> bytes | None:
+    """Return a square of a file's whole picture on paper, uint8 [side, side, 3]; None if unreadable."""
+    image = open_as_rgb(path, near=side)
+    return None if image is None else ImageOps.pad(image, (side, side), color=PAPER).tobytes()
 
 
 def cell_side(num_classes: int) -> int:

@@ -2,7 +2,7 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
@@ -64,7 +64,8 @@ class ChannelStatistics:
 def measure(readers: Readers, listing: Listing, *, advance: Callable[[], None]) -> Figures:
     """Read the header of every image; `advance` is called after each."""
     figures = Figures()
-    for found in readers.read(measure_images, map(listing.address, range(len(listing.paths)))):
+    addresses = map(listing.address, range(len(listing.paths)))
+    for found in readers.read(measure_image, addresses, when_killed=lambda _: Measures(0, 0, "", 0)):
         figures.num_bytes += found.num_bytes
         if found.width:
             figures.sizes.extend((found.width, found.height))
@@ -82,7 +83,7 @@ def measure_channels(readers: Readers, listing: Listing, *, advance: Callable[[]
     """
     chosen = sample_indices(listing)
     moments = []
-    for found in readers.read(channel_moments, map(listing.address, chosen)):
+    for found in readers.read(channel_moments, map(listing.address, chosen), when_killed=lambda _: None):
         if found is not None:
             moments.append(found)
         advance()
@@ -101,22 +102,13 @@ def sample_indices(listing: Listing) -> list[int]:
     return chosen
 
 
-def measure_images(paths: Sequence[str]) -> list[Measures]:
-    """Read the header of each file."""
-    return [_measure_image(path) for path in paths]
-
-
-def channel_moments(paths: Sequence[str]) -> list[Moments | None]:
-    """Return of each file the mean of its pixels and of their squares, float64 [2, 3] in [0, 1]; None if unreadable."""
-    found = list[Moments | None]()
-    for path in paths:
-        image = open_as_rgb(path)
-        if image is None:
-            found.append(None)
-            continue
-        counts = np.array(image.histogram(), np.float64).reshape(3, 256) / (image.width * image.height)
-        found.append(np.stack([counts @ FLOAT_LEVELS, counts @ FLOAT_LEVELS**2]))
-    return found
+def channel_moments(path: str) -> Moments | None:
+    """Return the mean of a file's pixels and of their squares, float64 [2, 3] in [0, 1]; None if unreadable."""
+    image = open_as_rgb(path)
+    if image is None:
+        return None
+    counts = np.array(image.histogram(), np.float64).reshape(3, 256) / (image.width * image.height)
+    return np.stack([counts @ FLOAT_LEVELS, counts @ FLOAT_LEVELS**2])
 
 
 def open_as_rgb(path: str, *, near: int | None = None) -> Image.Image | None:
@@ -131,7 +123,8 @@ def open_as_rgb(path: str, *, near: int | None = None) -> Image.Image | None:
         return None
 
 
-def _measure_image(path: str) -> Measures:
+def measure_image(path: str) -> Measures:
+    """Read the header of a file."""
     try:
         length = num_bytes(path)
     except OSError:

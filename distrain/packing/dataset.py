@@ -1,18 +1,15 @@
-"""Owns the making of a packed dataset from any source: in the order of the source, decoded by threads, resumable."""
+"""Owns the making of a packed dataset from any source: in the order of the source, decoded by processes, resumable."""
 
 import io
 import shutil
 import time
-from collections import deque
-from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 import xxhash
 from numpy.typing import NDArray
 
@@ -45,13 +42,12 @@ from distrain.packing.journal import (
     write_synced,
 )
 from distrain.packing.origin import Origin, as_bytes, check_complete, describe_origin, estimate_bytes
-from distrain.packing.recode import BrokenImageError, Stored
+from distrain.packing.recode import BrokenImageError
 from distrain.recipe.data import Data, Split
 from distrain.rundir import sync
 
 SHARD_BYTES = 2**30
 MOST_SHARDS = 256  # of a split, about: a process that reads it holds a file open for each
-TASKS_AHEAD = 4  # images for each thread
 
 
 class Progress(Protocol):
@@ -92,7 +88,7 @@ def pack_dataset(
             if (draft / "journal.jsonl").exists():
                 shutil.rmtree(draft)  # the pack was whole, and the process killed before this was gone
             return Outcome(out, check_complete(out, config, form, origins), 0, 0.0, was_complete=True)
-        estimates = {split: estimate_bytes(origin, form) for split, origin in origins.items()}
+        estimates = {split: estimate_bytes(origin, form, jobs=jobs) for split, origin in origins.items()}
         begun = Begun(
             form=form,
             shard_bytes=max(SHARD_BYTES, max(estimates.values()) // MOST_SHARDS),
@@ -165,13 +161,16 @@ def _pack_split(
         draft = begin(last.number, last.offset, last.first)
     else:
         draft = begin(len(records), sum(record.bytes for record in records) if is_one_file else 0, first)
-    stored_images = _store_in_order(origin, form, range(first, len(origin)), jobs=jobs)
+    indices = range(first, len(origin))
+    stored_images = origin.store_all(indices, form, jobs=jobs)
     try:
-        for index, stored in stored_images:
+        for index, stored in zip(indices, stored_images, strict=True):
             if isinstance(stored, BrokenImageError):
                 if not skips:
                     raise DataError(f"{stored}, then run the same command again, which goes on; or add --skip-bad")
                 draft.skip(Bad(index=index, reason=str(stored)))
+            elif isinstance(stored, DataError):
+                raise stored
             else:
                 if draft.bytes and draft.bytes + len(stored.content) > journal.begun.shard_bytes:
                     draft = _begin_next(draft, begin, index, is_one_file=is_one_file)
@@ -192,31 +191,6 @@ def _begin_next(draft: Draft, begin: Callable[[int, int, int], Draft], index: in
     following = begin(draft.number + 1, draft.offset + draft.bytes if is_one_file else 0, index)
     draft.close()
     return following
-
-
-def _store_in_order(
-    origin: Origin, form: Form, indices: range, *, jobs: int
-) -> Generator[tuple[int, Stored | BrokenImageError], None, None]:
-    """Yield what each sample becomes, in order, made by `jobs` threads a few samples ahead.
-
-    Threads and not processes: decoders, resizing and the encoder let other threads run, and pixels need no copying.
-    """
-    executor = ThreadPoolExecutor(jobs, "distrain-pack", initializer=torch.set_num_threads, initargs=(1,))
-    running: deque[tuple[int, Future[Stored]]] = deque()
-    remaining = iter(indices)
-    try:
-        while True:
-            while len(running) < jobs * TASKS_AHEAD and (index := next(remaining, None)) is not None:
-                running.append((index, executor.submit(origin.store, index, form)))
-            if not running:
-                return
-            index, future = running.popleft()
-            try:
-                yield index, future.result()
-            except BrokenImageError as error:
-                yield index, error
-    finally:
-        executor.shutdown(cancel_futures=True)
 
 
 def _finish(journal: Journal, origins: dict[Split, Origin], config: Data) -> Pack:

@@ -1,23 +1,26 @@
 """Owns what is packed: the samples of a source by their names and sizes, and whether a pack is still of them."""
 
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
+import torch
 import xxhash
 from numpy.typing import NDArray
 
 from distrain.data.images import FileSource
+from distrain.data.isolation import Isolated, KilledError
 from distrain.data.packfile import Form, Pack, PackedImages, read_pack
-from distrain.data.source import DatasetSource, Source, TensorSource
+from distrain.data.source import DatasetSource, Source
 from distrain.errors import DataError
-from distrain.packing.recode import Stored, store_file, store_image
+from distrain.packing.recode import Stored, broken, store_file, store_image
 from distrain.recipe.data import Data, Split
 
+_IMAGES_A_TASK = 8  # enough that small ones are not held up by being handed over
+_TASKS_AHEAD = 3  # for each process
 NUM_SAMPLED = 48  # images that are stored for an estimate of the whole
 
 
@@ -30,7 +33,6 @@ class Origin:
     sizes: NDArray[np.int64]  # bytes; 0 where a sample has no file of its own
     fingerprint: str
     _targets: NDArray[np.generic] = field(init=False)
-    _lock: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
         self._targets = self.source.targets.numpy()
@@ -53,14 +55,31 @@ class Origin:
         return digest.hexdigest()
 
     def store(self, index: int, form: Form) -> Stored:
-        """Return what a sample becomes; called from several threads."""
+        """Return what a sample becomes; raises `DataError`, a `BrokenImageError` for one that cannot be decoded."""
         if self.has_files:
             return store_file(self.source.describe(index), form, expected_bytes=int(self.sizes[index]))
-        if isinstance(self.source, TensorSource):
-            return store_image(self.source.images[index], form, name=self.names[index])
-        with self._lock:  # others' datasets may not bear threads
-            image, _ = self.source.read(index)
+        image, _ = self.source.read(index)
         return store_image(image, form, name=self.names[index])
+
+    def store_all(self, indices: Sequence[int], form: Form, *, jobs: int) -> Generator[Stored | DataError, None, None]:
+        """Yield what samples become, in order, made by `jobs` processes a few samples ahead.
+
+        A sample that cannot be stored gives the error, and one that kills the process that reads it is broken.
+        """
+
+        def store(index: int) -> Stored | DataError:
+            try:
+                return self.store(index, form)
+            except DataError as error:
+                return error
+
+        with Isolated(store, jobs, begin=_use_one_thread) as processes:
+            found = processes.map(indices, items_a_task=_IMAGES_A_TASK, tasks_ahead=_TASKS_AHEAD)
+            with closing(found):
+                for index, stored in zip(indices, found, strict=True):
+                    if isinstance(stored, KilledError):
+                        stored = broken(self.source.describe(index), str(stored))
+                    yield stored
 
 
 def describe_origin(source: Source, config: Data) -> Origin:
@@ -113,20 +132,24 @@ def _changes(out: Path, pack: Pack, split: Split, origin: Origin) -> Iterator[st
     yield f"{split} has {', '.join(words) or 'other targets, another order or other pixels'}"
 
 
-def estimate_bytes(origin: Origin, form: Form) -> int:
+def estimate_bytes(origin: Origin, form: Form, *, jobs: int) -> int:
     """Return about how many bytes a split will take, from some of its images."""
     if len(origin) == 0:
         return 0
     chosen = np.unique(np.linspace(0, len(origin) - 1, NUM_SAMPLED).round().astype(int)).tolist()
     before = after = count = 0
-    for index in chosen:
-        with suppress(DataError):  # told when its turn comes
-            after += len(origin.store(index, form).content)
+    for index, stored in zip(chosen, origin.store_all(chosen, form, jobs=jobs), strict=True):
+        if isinstance(stored, Stored):  # errors are told when their turn comes
+            after += len(stored.content)
             before += int(origin.sizes[index])
             count += 1
     if form.format == "jpeg" and before:
         return int(after / before * origin.sizes.sum())
     return after * len(origin) // max(count, 1)
+
+
+def _use_one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 def as_bytes(names: list[str]) -> bytes:

@@ -28,6 +28,11 @@ class BrokenImageError(DataError):
     """An image cannot be decoded, or not be stored as a JPEG."""
 
 
+def broken(name: str, reason: str) -> BrokenImageError:
+    """Return the error of an image that could not be read for this reason."""
+    return BrokenImageError(str(unreadable(name, DecodeError(reason))))
+
+
 def store_file(path: str, form: Form, *, expected_bytes: int) -> Stored:
     """Return what a file becomes; raises `BrokenImageError` with its path where it cannot be decoded.
 

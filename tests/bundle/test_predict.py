@@ -1,11 +1,15 @@
-"""Files are predicted in their order, whatever the batch and the number of threads, and a bad one spoils no other."""
+"""Files are predicted in their order, whatever the batch and the number of processes, and a bad one spoils no other."""
 
+import os
+import signal
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
 import pytest
+import torch
 
+from distrain.bundle.images import Picture
 from distrain.bundle.predict import best_outputs, predict_files
 from tests.bundle.making import make_bundle, write_digits
 
@@ -25,6 +29,24 @@ def test_order_is_the_order_of_the_files(tmp_path: Path, batch_size: int, num_wo
     for prediction in found:
         if not prediction.error:
             assert prediction.values == pytest.approx(bundle.predict([prediction.image])[0].tolist(), abs=1e-6)
+
+
+def test_picture_that_kills_its_reader_is_told_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = make_bundle()
+    paths = [str(file) for file in write_digits(tmp_path, 6)]
+    prepare = bundle.prepare
+
+    def die_of_one(picture: Picture) -> torch.Tensor:
+        if picture == paths[3]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return prepare(picture)
+
+    monkeypatch.setattr(bundle, "prepare", die_of_one)
+    found = list(chain.from_iterable(predict_files(bundle, paths, batch_size=4, num_workers=2)))
+    assert [prediction.image for prediction in found] == paths
+    [(place, error)] = [(place, prediction.error) for place, prediction in enumerate(found) if prediction.error]
+    reason = "reading it ends the process: it was killed by SIGKILL"
+    assert (place, error) == (3, f"image {paths[3]} cannot be read ({reason}); mend or remove it")
 
 
 def test_files_are_read_only_a_little_ahead(tmp_path: Path) -> None:

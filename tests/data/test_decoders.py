@@ -233,6 +233,25 @@ def test_size_that_would_fill_the_memory_is_refused(form: str) -> None:
     assert MOST_PIXELS == 178_956_970
 
 
+def test_canvas_of_a_webp_is_refused_before_it_is_made() -> None:
+    content = bytearray(saved(noise("RGBA"), "WEBP", exif=exif(1)))
+    assert content[12:16] == b"VP8X"
+    for width, height in ((13_000, 13_800), (5_832_708, 29)):
+        content[24:30] = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+        with pytest.raises(DecodeError, match=f"{width}x{height} pixels, and at most 178,956,970 are read"):
+            decode(bytes_of(bytes(content)))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "LA", "I;16", "CMYK"])
+def test_large_image_is_converted_in_strips_to_the_same_pixels(mode: str) -> None:
+    image = noise("RGB", height=1_400, width=1_500)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 200)
+    content = saved(image if mode == "I;16" else image.convert(mode), "TIFF" if mode == "CMYK" else "PNG")
+    with Image.open(io.BytesIO(content)) as opened:
+        assert np.array_equal(decode(bytes_of(content)), np.array(decoders.to_rgb(opened)))
+
+
 def test_postscript_is_not_run() -> None:
     with pytest.raises(DecodeError, match="PostScript"):
         decode(bytes_of(saved(noise("RGB"), "EPS")))

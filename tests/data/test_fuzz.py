@@ -27,6 +27,7 @@ from tests.forks import server
 
 CPU_S = 2  # of a mutant, by the time it computes: a busy machine makes none of them a hang
 BLOCKED_S = 120  # without a word from a process that does not compute either
+CPU_S_OF_A_PIXEL = 20e-9  # what its head says that it has, of which no more than 179 million are read
 MOST_BYTES = 2**31
 LARGE = 2**24  # values of an image that is not compared: packing it takes longer than reading it
 FORMS = [Form(format="jpeg", size=8, square=True, quality=80), Form(format="jpeg", size=None, square=False, quality=80)]
@@ -86,12 +87,12 @@ def _read_all(form: str, seeds: list[int], folder: Path, has_torchcodec: bool, p
 def _read(file: Path, content: bytes) -> str:
     """Read a file in each way that distrain has; returns `taken`, `refused`, or `wrong` with the reason."""
     try:
-        with _in_time():
+        with _in_time(content):
             small = read_image(str(file), decode_size=4)
-        with _in_time():
+        with _in_time(content):
             image = read_image(str(file))
         for form in FORMS if image.numel() < LARGE else ():
-            with _in_time():
+            with _in_time(content):
                 store_file(str(file), form, expected_bytes=len(content))
     except DataError as error:
         words = str(error)
@@ -114,9 +115,14 @@ def _read(file: Path, content: bytes) -> str:
 
 
 @contextmanager
-def _in_time() -> Iterator[None]:
-    """End the process by SIGPROF where the block computes for too long."""
-    signal.setitimer(signal.ITIMER_PROF, CPU_S)
+def _in_time(content: bytes) -> Iterator[None]:
+    """End the process by SIGPROF where the block computes for too long; a large image may take longer."""
+    try:
+        with Image.open(io.BytesIO(content[:4096])) as image:
+            claimed = image.width * image.height
+    except Exception:  # noqa: BLE001 - whatever Pillow raises
+        claimed = 0
+    signal.setitimer(signal.ITIMER_PROF, CPU_S + CPU_S_OF_A_PIXEL * claimed)
     yield
     signal.setitimer(signal.ITIMER_PROF, 0)
 

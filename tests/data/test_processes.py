@@ -1,5 +1,6 @@
 """Loader processes keep the order, use their memory again only when nobody sees it, and end however they are left."""
 
+import faulthandler
 import gc
 import multiprocessing
 import os
@@ -35,6 +36,11 @@ def numbered(micro_batch: MicroBatch, empty: Empty, note: Note) -> Batch:
     images = empty((2, 4 + number % 5, 4, 3), dtype=torch.int32).permute(0, 3, 1, 2)
     images[0], images[1] = number, number + 1
     return images, torch.from_numpy(micro_batch.indices.copy())
+
+
+def segmentation_fault() -> None:
+    faulthandler.disable()  # pytest's: it would tell of it
+    os.kill(os.getpid(), signal.SIGSEGV)
 
 
 def loader_processes() -> list[BaseProcess]:
@@ -151,7 +157,7 @@ def test_end_that_code_asks_for_in_a_loader_process_is_raised_as_an_error(error:
 @pytest.mark.parametrize(
     ("die", "words"),
     [
-        (lambda: os.kill(os.getpid(), signal.SIGSEGV), "was killed by SIGSEGV"),
+        (segmentation_fault, "was killed by SIGSEGV"),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), r"was killed by SIGKILL \(often for want of memory.*\)"),
         (lambda: os._exit(3), "ended with exit code 3"),
     ],

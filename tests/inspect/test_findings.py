@@ -3,10 +3,12 @@
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import ExifTags, Image
 
 from distrain.errors import DataError
@@ -239,6 +241,25 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[Found]]] = {
         [("warning", "small-class", [("ants",)]), ("warning", "imbalance", [("bees",), ("ants",)])],
     ),
 }
+
+
+def test_image_that_kills_its_reader_is_found_and_the_others_are_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (folder / "train/ants/3.png").stat().st_size
+    [*same] = [path for path in folder.rglob("*.png") if path.stat().st_size == size]
+
+    def kill(content: torch.Tensor) -> None:
+        if len(content) == size:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise RuntimeError("is left to Pillow")
+
+    monkeypatch.setattr("distrain.data.decoders.png_decoder", lambda: kill)
+    [finding] = [finding for finding in check(folder) if finding.severity == "error"]
+    items = {item.paths[0]: item.words for item in finding.items}
+    assert finding.kind == "unreadable"
+    assert set(items) == {str(path.relative_to(folder)) for path in same}
+    assert set(items.values()) == {"reading it ends the process: it was killed by SIGKILL"}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -1,23 +1,19 @@
-"""Files are read in order, few at a time, and the death of a process is told."""
+"""Files are read in order, few at a time, and one that kills the process that reads it is told."""
 
 import itertools
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-import pytest
-
-from distrain.errors import DistrainError
 from distrain.inspect.reading import FILES_A_TASK, TASKS_AHEAD, reading_processes
 
 
-def lengths(paths: Sequence[str]) -> list[int]:
-    return [len(path) for path in paths]
-
-
-def die(paths: Sequence[str]) -> list[int]:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return []
+def die_of_some(path: str) -> str:
+    if path.endswith("7"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if path.endswith("99"):
+        os._exit(3)
+    return path
 
 
 def test_results_come_in_order_and_paths_are_taken_as_they_are_needed() -> None:
@@ -29,12 +25,17 @@ def test_results_come_in_order_and_paths_are_taken_as_they_are_needed() -> None:
             yield "x" * (taken % 100)
 
     with reading_processes(2) as readers:
-        found = list(itertools.islice(readers.read(lengths, endless()), 1_000))
+        found = list(itertools.islice(readers.read(len, endless(), when_killed=lambda _: -1), 1_000))
     assert found == [number % 100 for number in range(1, 1_001)]
     assert taken <= 1_000 + (2 * TASKS_AHEAD + 1) * FILES_A_TASK
 
 
-@pytest.mark.parametrize("num_files", [1, 10_000])
-def test_death_of_a_process_is_told_with_the_place(num_files: int) -> None:
-    with pytest.raises(DistrainError, match=r"was killed.* at file-0 or after"), reading_processes(2) as readers:
-        list(readers.read(die, (f"file-{number}" for number in range(num_files))))
+def test_file_that_kills_its_reader_is_told_and_the_others_are_read() -> None:
+    paths = [f"file-{number}" for number in range(150)]
+    expected = {
+        path: "reading it ends the process: it was killed by SIGKILL" for path in paths if path.endswith("7")
+    } | {"file-99": "reading it ends the process: it ended with exit code 3"}
+    with reading_processes(2) as readers:
+        for _ in range(2):  # the processes that took the place of others read on
+            found = list(readers.read(die_of_some, paths, when_killed=str.upper))
+            assert found == [expected[path].upper() if path in expected else path for path in paths]

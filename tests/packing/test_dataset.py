@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from distrain.data.packfile import Form
 from distrain.errors import DataError
@@ -15,7 +16,7 @@ from distrain.packing import dataset, journal, origin
 from distrain.packing.recode import Stored, store_file
 from tests.command import wait_until
 from tests.disk import fill, small_disk
-from tests.packing.packs import content, make_folder, opened, pack
+from tests.packing.packs import content, make_folder, noise, opened, pack
 
 
 @pytest.fixture
@@ -128,6 +129,36 @@ def test_broken_image_is_one_sentence_and_nothing_is_lost(tmp_path: Path) -> Non
     ]
     assert found.targets.tolist() == [0, 0, 0, 1, 1]
     assert pack(folder, out, skips=True).was_complete
+
+
+class Deadly:
+    """A dataset with a sample that kills the process that reads it."""
+
+    classes = ("a", "b")
+    targets = tuple(index % 2 for index in range(12))
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        if index == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return noise(index), index % 2
+
+
+def deadly(*, split: str, path: str | None) -> Deadly | None:
+    return Deadly()
+
+
+def test_sample_that_kills_its_reader_is_broken_as_any_other(tmp_path: Path) -> None:
+    out, source = tmp_path / "packed", f"{__name__}:deadly"
+    words = rf"^image sample 7 of {source} cannot be read \(reading it ends the process: it was killed by SIGKILL\)"
+    with pytest.raises(DataError, match=words):
+        pack(None, out, source=source)
+    outcome = pack(None, out, source=source, skips=True)
+    assert [skipped.name for skipped in outcome.pack.splits["train"].skipped] == [f"sample 7 of {source}"]
+    assert outcome.pack.splits["train"].images == 11
+    assert not [child for child in multiprocessing.active_children() if child.name == "distrain-reader"]
 
 
 def test_skipped_images_are_tried_again_without_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
