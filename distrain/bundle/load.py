@@ -137,5 +137,5 @@ def _build(description: Description, tensors: Tensors) -> nn.Module:
 
 def _checked(device: torch.device) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise BundleError(f"device {device} was asked for, and torch finds no GPU here; take cpu")
+        raise BundleError(f"device {device}: torch finds no GPU here; `distrain doctor` says why, and device cpu works")
     return device

@@ -108,19 +108,19 @@ def _stdin_lines() -> Iterator[str]:
 
 def _open(reference: str, root: Path, *, device: str | None) -> "Bundle":
     from distrain import runs
+    from distrain.launchers.gpus import count_gpus
     from distrain.references import look_in
 
     folder = Path(reference).expanduser()
     is_bundle = (folder / "bundle.json").is_file()
     checkpoint = None if is_bundle else runs.find_checkpoint(reference, root, must_be_best=False)
     look_in(Path.cwd())
+    device = device or ("cuda" if count_gpus() else "cpu")  # one that cannot be used is told, and not left aside
     with uncollected():
-        import torch
         import torchvision.transforms.v2  # noqa: F401 - what a bundle's preprocessing is made of
 
         from distrain import bundle
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if checkpoint is None:
         return bundle.load(folder, device=device)
     from distrain.bundle.trained import open_checkpoint
