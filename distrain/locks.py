@@ -38,7 +38,7 @@ _PAUSE_S = 0.05  # between two tries
 _KEPT = 8
 _RECORD_BYTES = 512  # each beat overwrites the whole record in one write
 _HELD_BY_ANOTHER = {errno.EACCES, errno.EAGAIN}
-_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +87,25 @@ def hold(path: Path, *, patience_s: float = 0.0, stale_s: float = STALE_S) -> It
             file.flush()
             yield None
             return
-    with _held_by_lock_file(path, patience_s, stale_s):
+    with hold_by_files(path, patience_s=patience_s, stale_s=stale_s):
         yield f"{path.parent} has no file locks: {path.name}.N with a heartbeat every {BEAT_S:.0f} s takes their place"
+
+
+@contextmanager
+def hold_by_files(path: Path, *, patience_s: float = 0.0, stale_s: float = STALE_S) -> Iterator[None]:
+    """Hold the lock as `hold` does, by lock files alone."""
+    number, file = _take(path, patience_s, stale_s)
+    over = threading.Event()
+    beating = threading.Thread(target=_beat, args=(path, number, file, over), name="distrain-lock", daemon=True)
+    beating.start()
+    try:
+        yield
+    finally:
+        over.set()
+        beating.join()
+        _write(file, beat=-1, is_released=True)
+        with suppress(OSError):
+            os.close(file)
 
 
 def is_held(path: Path) -> bool:
@@ -116,7 +133,7 @@ def _wait_for_record_lock(file: IO[str], path: Path, patience_s: float) -> bool:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno in _NO_LOCKS:
+            if error.errno in NO_LOCKS:
                 return False
             if error.errno not in _HELD_BY_ANOTHER:
                 error.filename = str(path)
@@ -136,26 +153,10 @@ def _has_record_lock(path: Path) -> bool:
         try:
             (kind, *_) = struct.unpack("hhqqi", fcntl.fcntl(file, fcntl.F_GETLK, question))
         except OSError as error:
-            if error.errno in _NO_LOCKS:
+            if error.errno in NO_LOCKS:
                 return False
             raise
     return bool(kind != fcntl.F_UNLCK)
-
-
-@contextmanager
-def _held_by_lock_file(path: Path, patience_s: float, stale_s: float) -> Iterator[None]:
-    number, file = _take(path, patience_s, stale_s)
-    over = threading.Event()
-    beating = threading.Thread(target=_beat, args=(path, number, file, over), name="distrain-lock", daemon=True)
-    beating.start()
-    try:
-        yield
-    finally:
-        over.set()
-        beating.join()
-        _write(file, beat=-1, is_released=True)
-        with suppress(OSError):
-            os.close(file)
 
 
 def _take(path: Path, patience_s: float, stale_s: float) -> tuple[int, int]:

@@ -81,12 +81,12 @@ def forget_peak(device: torch.device) -> None:
     else:
         _trim()
         with suppress(OSError):  # where that is not allowed, the peak of the whole process is an upper bound
-            (_PROCESS / "clear_refs").write_text("5")  # proc_pid_clear_refs(5): resets VmHWM
+            (_PROCESS / "clear_refs").write_text("5", encoding="utf-8")  # proc_pid_clear_refs(5): resets VmHWM
 
 
 def resident_bytes(field: str) -> int:
     """Return what of this process is in memory now (VmRSS), or was at its peak (VmHWM): proc_pid_status(5)."""
-    lines = (_PROCESS / "status").read_text().splitlines()
+    lines = (_PROCESS / "status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 

@@ -113,10 +113,10 @@ def available_memory_bytes(system: Path = Path("/")) -> int | None:
     """
     left: list[int] = []
     with suppress(OSError, ValueError, StopIteration):
-        lines = (system / "proc/meminfo").read_text().splitlines()
+        lines = (system / "proc/meminfo").read_text(encoding="utf-8").splitlines()
         left.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")))
     with suppress(OSError):
-        for line in (system / "proc/self/cgroup").read_text().splitlines():
+        for line in (system / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers == "":
                 left += _left_in_groups(system / "sys/fs/cgroup", path, "memory.max", "memory.current")
@@ -131,9 +131,15 @@ def _left_in_groups(root: Path, path: str, limit: str, usage: str) -> Iterator[i
     group = root / path.lstrip("/")
     for folder in (group, *group.parents):
         with suppress(OSError, ValueError):  # no such group in this container, or a limit of `max`
-            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            statistics = dict(
+                line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
+            )
             cached = int(statistics.get("total_inactive_file", statistics.get("inactive_file", 0)))
-            yield int((folder / limit).read_text()) - int((folder / usage).read_text()) + cached
+            yield (
+                int((folder / limit).read_text(encoding="utf-8"))
+                - int((folder / usage).read_text(encoding="utf-8"))
+                + cached
+            )
         if folder == root:
             return
 

@@ -181,7 +181,7 @@ def children() -> list[int]:
     found: list[int] = []
     for path in Path("/proc/self/task").glob("*/children"):
         with suppress(OSError):  # the thread has ended since
-            found += map(int, path.read_text().split())
+            found += map(int, path.read_text(encoding="utf-8").split())
     return found
 
 
@@ -224,7 +224,7 @@ def signal_main_thread(pid: int, number: int) -> None:
 def catches(pid: int, number: int) -> bool:
     """Return whether a process has a handler for a signal, which would kill many a process that has none."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return False
     mask = next((line.split()[1] for line in lines if line.startswith("SigCgt:")), "0")
@@ -254,6 +254,6 @@ def _signal_all(pids: list[int], number: signal.Signals) -> None:
 def _stat(path: Path) -> list[str] | None:
     """Return the fields of a process after its name, which may itself hold spaces and brackets."""
     try:
-        return path.read_text(errors="replace").rpartition(")")[2].split()
+        return path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None

@@ -18,7 +18,7 @@ from distrain.metrics import ALWAYS_MEASURED, METRICS, in_words, number_in_words
 from distrain.process import IN_WORDS
 from distrain.recipe import Recipe, read_recipe
 from distrain.rundir import RunDirectory, Status
-from distrain.runs import read_states, resume_command
+from distrain.runs import find_fault, read_states, resume_command
 from distrain.stacks import MAIN_THREAD, RankStack
 from distrain.verify import Finding
 
@@ -146,7 +146,11 @@ def print_failure(console: Console, run: RunDirectory, errors: list[dict[str, An
     """Print the first error of all ranks, last and once: who, where, what, and the command that goes on."""
     if not errors:
         console.print("[bold red]failed[/bold red]: the processes ended without leaving an error", highlight=False)
-        tail = run.launcher_log.read_text(errors="replace").splitlines()[-15:] if run.launcher_log.exists() else []
+        tail = (
+            run.launcher_log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+            if run.launcher_log.exists()
+            else []
+        )
         console.print("\n".join(tail), markup=False, highlight=False)
         console.print(f"log           {run.launcher_log}", markup=False, soft_wrap=True)
     else:
@@ -214,6 +218,8 @@ def print_runs(console: Console, found: list[RunDirectory], root: Path) -> None:
     if not found:
         console.print(f"no runs in {root.absolute()}; `distrain fit` makes one", markup=False, soft_wrap=True)
         return
+    faults = {run.path: fault for run in found if (fault := find_fault(run)) is not None}
+    found = [run for run in found if run.path not in faults]
     table = Table(box=None, header_style="bold")
     statuses = {run.path: run.read_status() for run in found}
     measures = {status.best_by for status in statuses.values() if status.last is not None} or {"top1"}
@@ -226,13 +232,15 @@ def print_runs(console: Console, found: list[RunDirectory], root: Path) -> None:
     for run in found:
         status = statuses[run.path]
         table.add_row(
-            run.path.name,
+            escape(run.path.name),
             states[run.path],
             f"{status.step}/{status.total_steps}",
             *("-" if metrics is None else words(status.best_by, metrics) for metrics in (status.last, status.best)),
             duration(status.train_seconds),
         )
     console.print(table)
+    for path, fault in faults.items():
+        console.print(f"{path.name} cannot be read: {fault}", markup=False, soft_wrap=True)
 
 
 def print_run(console: Console, run: RunDirectory) -> None:

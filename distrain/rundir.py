@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict
 
 from distrain import locks
 from distrain.errors import RunError
-from distrain.filesystem import name_path
+from distrain.files import read_readable, read_whole, texts_of
+from distrain.filesystem import check_writable, name_path
 
 State = Literal["queued", "starting", "running", "stopping", "stopped", "preempted", "failed", "finished"]
 
@@ -229,6 +230,10 @@ class RunDirectory:
             return path.is_dir() and not any(path.iterdir())
         return path.name.startswith((self.lock.name, self.launcher_lock.name))
 
+    def check_writable(self, *, otherwise: str) -> None:
+        """Raise `StorageError` where this user cannot write to the run; `otherwise` says what else can be done."""
+        check_writable(self.path, otherwise=otherwise)
+
     def remove(self, above: Iterable[Path] = ()) -> None:
         """Delete the folder and all in it, and then the folders `above` it, the nearest first, while they are empty."""
         shutil.rmtree(self.path, ignore_errors=True)
@@ -237,11 +242,8 @@ class RunDirectory:
                 folder.rmdir()
 
     def read_status(self) -> Status:
-        """Read where the run stands; a folder without a status is a queued run."""
-        try:
-            return Status.model_validate_json(self.status.read_text())
-        except FileNotFoundError:
-            return Status()
+        """Read where the run stands; a folder without a status is a queued run. Raises `RunError` for a damaged one."""
+        return read_whole(self.status, Status.model_validate_json) or Status()
 
     def has_ended(self, since: float) -> bool:
         """Return whether an attempt that was under way at `since` has ended well: saved on request, or at its end."""
@@ -255,11 +257,7 @@ class RunDirectory:
 
     def read_micro_batch_size(self) -> int | None:
         """Return the samples of a micro-batch that the run has found to fit into memory, None where it has not."""
-        try:
-            found: int = json.loads(self.micro_batch.read_text())["micro_batch_size"]
-            return found
-        except FileNotFoundError:
-            return None
+        return read_whole(self.micro_batch, lambda text: int(json.loads(text)["micro_batch_size"]))
 
     def write_micro_batch_size(self, size: int) -> None:
         """Write down what fits into memory, so that every later attempt takes the same."""
@@ -267,26 +265,20 @@ class RunDirectory:
 
     def read_job(self) -> Job | None:
         """Return the SLURM job of the run, None for a run that never had one."""
-        try:
-            return Job.model_validate_json(self.job.read_text())
-        except FileNotFoundError:
-            return None
+        return read_whole(self.job, Job.model_validate_json)
 
     def write_job(self, job: Job) -> None:
         """Write down which SLURM job trains the run."""
         write_atomically(self.job, job.model_dump_json(indent=1))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of metrics that are whole; a line cut short by a crash is left out."""
-        try:
-            lines = self.metrics.read_text().splitlines(keepends=True)
-        except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in lines if line.endswith("}\n")]
+        """Return the records of metrics; a line that a crash has cut short, or a disk damaged, is left out."""
+        lines = "".join(texts_of([self.metrics])).split("\n")
+        return read_readable((line for line in lines if line.endswith("}")), _record)
 
     def read_errors(self, since: float) -> list[dict[str, Any]]:
         """Return what has ended ranks since then, the first in time first, and last what only followed from it."""
-        reports = [json.loads(path.read_text()) for path in self.errors.glob("rank-*.json")]
+        reports = read_readable(texts_of(self.errors.glob("rank-*.json")), json.loads)
         return sorted((r for r in reports if r["time"] >= since), key=lambda r: (r["is_consequence"], r["time"]))
 
     def write_error(self, report: dict[str, Any]) -> None:
@@ -299,7 +291,7 @@ class RunDirectory:
 
     def read_heartbeats(self) -> list[Heartbeat]:
         """Return the last sign of life of each rank that has given one, by rank."""
-        found = [Heartbeat.model_validate_json(path.read_text()) for path in self.heartbeats.glob("rank-*.json")]
+        found = read_readable(texts_of(self.heartbeats.glob("rank-*.json")), Heartbeat.model_validate_json)
         return sorted(found, key=lambda heartbeat: heartbeat.rank)
 
     @contextmanager
@@ -348,6 +340,11 @@ class RunDirectory:
 def new_run_directory(name: str, root: Path) -> RunDirectory:
     """Name a new run below `root`: its recipe, its start, and four hex digits against collisions."""
     return RunDirectory(root / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
+
+
+def _record(line: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(line)
+    return {**record, "step": record["step"]}
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distrain import checkpoint, cluster
+from distrain import checkpoint, cluster, filesystem
 from distrain.cluster import JobFacts
 from distrain.errors import RunError
 from distrain.launchers.profile import read_profile
@@ -30,7 +30,7 @@ def find_runs(root: Path) -> list[RunDirectory]:
     if not root.is_dir():
         return []
     runs = [RunDirectory(path) for path in root.iterdir() if path.is_dir()]
-    return sorted((run for run in runs if run.exists), key=lambda run: run.recipe.stat().st_ctime)
+    return sorted(filter(_is_run, runs), key=_began)
 
 
 def find_run(reference: str, root: Path) -> RunDirectory:
@@ -74,6 +74,32 @@ def find_checkpoint(reference: str, root: Path, *, must_be_best: bool) -> tuple[
     return run, checkpoint.choose(run.checkpoints, "last"), "the newest; none was evaluated"
 
 
+def find_fault(run: RunDirectory) -> str | None:
+    """Return in a sentence why it cannot be read where a run stands; None where it can."""
+    try:
+        run.read_status()
+        run.read_job()
+    except RunError as error:
+        return str(error)
+    except OSError as error:
+        return filesystem.explain(error) or str(error)
+    return None
+
+
+def _is_run(run: RunDirectory) -> bool:
+    try:
+        return run.exists
+    except PermissionError:  # another user's closed folder may be one
+        return True
+
+
+def _began(run: RunDirectory) -> float:
+    try:
+        return run.recipe.stat().st_ctime
+    except OSError:
+        return run.path.stat().st_ctime
+
+
 def state_in_words(status: Status, *, now: float | None = None) -> str:
     """Return the state, or `died` for a run that claims to be alive and has been silent for too long."""
     silent_s = (time.time() if now is None else now) - status.heartbeat
@@ -115,12 +141,14 @@ def request_stop(run: RunDirectory) -> str | None:
     """
     job = None if is_alive(run) else run.read_job()
     if job is not None and (facts := cluster.read_jobs([job.id]).get(job.id)) and not facts.is_over:
+        run.check_writable(otherwise="ask its owner to stop it")
         cluster.cancel(job.id)
         status = run.read_status()
         status.close("stopped")
         run.write_status(status)
         return job.id
     check_alive(run)
+    run.check_writable(otherwise="ask its owner to stop it")
     run.stop.touch()
     return None
 
@@ -169,7 +197,9 @@ def is_alive(run: RunDirectory) -> bool:
 
 
 def facts(run: RunDirectory) -> dict[str, Any]:
-    """Return where a run stands as JSON holds it, for scripts."""
+    """Return where a run stands as JSON holds it, for scripts; of one that cannot be read, the `fault`."""
+    if (fault := find_fault(run)) is not None:
+        return {"run": str(run.path), "state": "unreadable", "fault": fault}
     status = run.read_status()
     return {"run": str(run.path), **status.model_dump(), "state": read_states([run])[run.path]}
 

@@ -128,7 +128,7 @@ def read_own_threads() -> dict[str, str]:
 def read_fatal_error(run: RunDirectory, rank: int) -> str | None:
     """Return what faulthandler wrote when a fault killed the rank: the error and the stack; None if nothing did."""
     try:
-        _, found, text = run.stack(rank).read_text(errors="replace").rpartition(_FATAL)
+        _, found, text = run.stack(rank).read_text(encoding="utf-8", errors="replace").rpartition(_FATAL)
     except OSError:
         return None
     stacks = [stack for _, stack in parse_dump(text)]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -57,6 +58,8 @@ def start(
         slurm.check_started_once(os.environ, command="fit")
     directory, resolved, changes = resolve_run(reference, overrides, data, run, aids)
     is_finished = directory.exists and directory.read_status().state == "finished"
+    if not dry_run and not is_finished:
+        directory.check_writable(otherwise=_elsewhere(directory))
     profile, batchings = _check(
         directory, resolved, wanted, aids, reference=reference, preflight=preflight and not (dry_run or is_finished)
     )
@@ -110,6 +113,12 @@ def start(
 def _stopping_on_signal(run: RunDirectory, plan: Plan) -> AbstractContextManager[StopRequest]:
     started = time.time()
     return stop_on_signal(run, kill=lambda: end_at_once(run, since=started, cleanup=plan.cleanup), is_last=True)
+
+
+def _elsewhere(run: RunDirectory) -> str:
+    if not run.exists:
+        return "name a run directory of your own with --run"
+    return f"continue a copy of it (`cp -r {shlex.quote(str(run.path))} NEW`, then `distrain fit --run NEW`)"
 
 
 def _check(

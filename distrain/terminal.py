@@ -134,7 +134,7 @@ def guard_output() -> None:
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003 - the lowest free number: this one
     if sys.stdin is None:
-        sys.stdin = open(0, closefd=False)  # noqa: SIM115 - the process's own
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - the process's own
     for descriptor, name in _STREAMS:
         stream = _wrap(Output(descriptor, name), getattr(sys, name))
         setattr(sys, name, stream)

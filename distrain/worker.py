@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from distrain.abort import end_at_once
+from distrain.caches import provide_caches
 from distrain.errors import DistrainError, ExitCode
 from distrain.exits import describe_end, exits_raised
 from distrain.flight_recorder import FlightRecorder
@@ -56,6 +57,7 @@ def main() -> None:
     if is_orphan():
         sys.exit(ExitCode.FAILED)
     guard_output()
+    provide_caches()
     with tolerating_loss():
         code = run_worker(RunDirectory(Path(sys.argv[1])), stop=StopRequest(), owns_process=True)
     sys.exit(code)

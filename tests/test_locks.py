@@ -120,7 +120,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("elsewhere")
 def test_lock_file_of_another_machine_is_held_while_its_heartbeat_moves(tmp_path: Path, contenders: ExitStack) -> None:
     lock = tmp_path / "lock"
-    with locks._held_by_lock_file(lock, 0, 1.0):
+    with locks.hold_by_files(lock, stale_s=1.0):
         assert line(start(contenders, HOLD, lock, 0, error=errno.ENOSYS)).startswith(f"refused: process {os.getpid()}")
     assert line(start(contenders, HOLD, lock, 0, error=errno.ENOSYS)) == "held with lock files"
 

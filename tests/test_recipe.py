@@ -325,3 +325,20 @@ def test_changed_recipe_is_the_one_that_was_read_with_the_changes() -> None:
     assert change_recipe(load_recipe("cifar10", overrides=[]), changes) == load_recipe("cifar10", overrides=changes)
     with pytest.raises(RecipeError, match="no key train"):
         change_recipe(load_recipe("digits", overrides=[]), ["train.epoch=3"])
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("ünï.yaml", "ünï"),
+        ("u\u0308n.yaml", "ün"),  # as macOS writes it
+        ("数字 2.yaml", "数字-2"),
+        ('it\'s "mine".yaml', "it-s-mine"),
+        ("new\nline.yaml", "new-line"),
+        ("--.yaml", "recipe"),
+        (f"{'x' * 200}.yaml", "x" * 50),
+    ],
+)
+def test_file_of_any_name_names_its_recipe(tmp_path: Path, file: str, name: str) -> None:
+    (tmp_path / file).write_text(builtin_recipes()["digits"], encoding="utf-8")
+    assert load_recipe(str(tmp_path / file), overrides=[]).name == name

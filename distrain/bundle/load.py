@@ -105,7 +105,7 @@ class Bundle:
 
 def _read_description(file: Path) -> Description:
     try:
-        tree = json.loads(file.read_text())
+        tree = json.loads(file.read_text(encoding="utf-8"))
         version = tree.get("format_version")
     except (OSError, ValueError, AttributeError) as error:
         raise BundleError(f"{file} cannot be read as a bundle's description: {error}") from None

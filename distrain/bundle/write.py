@@ -10,9 +10,11 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save
 
+from distrain import files
 from distrain.bundle.load import CLASS_INDICES, DESCRIPTION, WEIGHTS, Bundle, load
 from distrain.checkpoint.tensors import Tensors
 from distrain.errors import ExportError
+from distrain.filesystem import explain, name_path
 from distrain.rundir import sync
 
 
@@ -25,17 +27,21 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
     try:
         draft.mkdir()
         save_tensors({n: t.cpu() for n, t in bundle.model.state_dict().items()}, draft / WEIGHTS, {"format": "pt"})
-        (draft / DESCRIPTION).write_text(bundle.description.model_dump_json(indent=1))
+        (draft / DESCRIPTION).write_text(bundle.description.model_dump_json(indent=1), encoding="utf-8")
         indices = {str(index): name for index, name in enumerate(bundle.classes)}
-        (draft / CLASS_INDICES).write_text(json.dumps(indices, indent=4, ensure_ascii=False))
+        (draft / CLASS_INDICES).write_text(json.dumps(indices, indent=4, ensure_ascii=False), encoding="utf-8")
         load(draft)  # verifies the digest of what was written
         for file in draft.iterdir():
             sync(file)
         if folder.exists():
             folder.replace(old)
-        draft.replace(folder)
+        try:
+            draft.replace(folder)
+        except OSError:
+            old.replace(folder)
+            raise
     except OSError as error:
-        raise ExportError(f"{folder} could not be written: {error}") from error
+        raise ExportError(f"could not be written: {explain(name_path(error, folder)) or error}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -47,21 +53,18 @@ def save_tensors(tensors: Tensors, file: Path, metadata: dict[str, str]) -> None
         # save_file would give a file that only its owner can read, whatever the umask
         file.write_bytes(save({name: t.detach().clone().contiguous() for name, t in tensors.items()}, metadata))
     except (OSError, SafetensorError) as error:
-        raise ExportError(f"{file} could not be written: {error}") from error
+        reason = (explain(name_path(error, file)) if isinstance(error, OSError) else None) or error
+        raise ExportError(f"could not be written: {reason}") from error
 
 
 @contextmanager
 def whole_file(file: Path) -> Iterator[Path]:
     """Give the path to write `file` under, in its folder; where all goes well, it gets its name at the end."""
-    draft = _draft_of(file)
     try:
-        yield draft
-        sync(draft)
-        draft.replace(file)
+        with files.whole_file(file) as draft:
+            yield draft
     except OSError as error:
-        raise ExportError(f"{file} could not be written: {error}") from error
-    finally:
-        draft.unlink(missing_ok=True)
+        raise ExportError(f"could not be written: {explain(error) or error}") from error
 
 
 def _draft_of(path: Path) -> Path:

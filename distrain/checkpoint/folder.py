@@ -52,7 +52,7 @@ def committed(folder: Path) -> list[Path]:
 
 def read(path: Path) -> Checkpoint:
     """Return a committed checkpoint that has been verified, here or by another rank."""
-    return Checkpoint(path, step_of(path), json.loads((path / STATE).read_text()))
+    return Checkpoint(path, step_of(path), json.loads((path / STATE).read_text(encoding="utf-8")))
 
 
 def remove(path: Path) -> None:

@@ -71,7 +71,7 @@ def choose(folder: Path, which: str) -> Path:
 def _read_evaluation(path: Path) -> tuple[Metrics | None, float | None]:
     """Return the metrics of the evaluation at a checkpoint's step, and its score."""
     try:
-        state = json.loads((path / STATE).read_text())
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
         evaluation = {str(name): float(value) for name, value in state["evaluation"].items() if name != "step"}
         return evaluation, score(state["best_by"], evaluation)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged, or not evaluated at this step

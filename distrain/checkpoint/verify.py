@@ -59,7 +59,7 @@ def find_fault(path: Path, *, advance: Callable[[int], None] | None = None) -> s
         except OSError as error:  # a disk that fails
             return f"{name} cannot be read: {error.strerror}"
     try:
-        step = json.loads((path / STATE).read_text())["step"]
+        step = json.loads((path / STATE).read_text(encoding="utf-8"))["step"]
     except (ValueError, KeyError, TypeError):
         return f"its {STATE} is not valid"
     return None if step == step_of(path) else f"it holds step {step}, not the one it is named after"
@@ -67,7 +67,7 @@ def find_fault(path: Path, *, advance: Callable[[int], None] | None = None) -> s
 
 def read_manifest(path: Path) -> Manifest:
     """Return the manifest of a checkpoint; raises `OSError`, or `ValueError` and its like if it is damaged."""
-    manifest: Manifest = json.loads((path / MANIFEST).read_text())["files"]
+    manifest: Manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
     return manifest
 
 

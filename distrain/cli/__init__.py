@@ -7,6 +7,7 @@ import traceback
 from types import FrameType
 
 from distrain import filesystem
+from distrain.caches import provide_caches
 from distrain.errors import DistrainError, ExitCode
 from distrain.signals import ignore_signals
 from distrain.terminal import guard_output
@@ -21,6 +22,7 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, _interrupt)  # first of all: the imports take a moment
     guard_output()
+    provide_caches()
     code = _run()
     ignore_signals()
     if code == ExitCode.INTERRUPTED:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from distrain.errors import ExitCode, RunError
+from distrain.filesystem import check_writable
 
 if TYPE_CHECKING:
     from distrain.checkpoint import Entry
@@ -129,8 +131,10 @@ def prune(
     from distrain.recipe import read_recipe
 
     run = _find(reference, root)
+    if not dry_run:
+        run.check_writable(otherwise="ask its owner to prune it")
     config = read_recipe(run.recipe).checkpoint
-    with run.locked():
+    with nullcontext() if dry_run else run.locked():
         going = checkpoint.superfluous(
             checkpoint.take_inventory(run.checkpoints),
             keep_last=keep_last,
@@ -161,6 +165,7 @@ def consolidate(
         raise RunError(f"{file} exists; name another file")
     if not file.absolute().parent.is_dir():
         raise RunError(f"folder {file.absolute().parent} does not exist")
+    check_writable(file.absolute().parent, otherwise="name a file elsewhere")
     from distrain import checkpoint
     from distrain.recipe import read_recipe
 

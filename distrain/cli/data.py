@@ -11,6 +11,8 @@ import typer
 from distrain.cli.pack import PACK_EPILOG, pack, verify_pack
 from distrain.cli.progress import progress
 from distrain.errors import DataError, ExitCode
+from distrain.files import whole_file
+from distrain.filesystem import check_writable
 
 CHECK_EPILOG = """
 **Examples**
@@ -119,10 +121,8 @@ def info(
         gallery = pictures.collect_pictures(readers, listing, per_class=per_class)
     written = sheet if gallery else None
     if written is not None:
-        try:
-            pictures.draw_sheet(gallery).save(written, "PNG")
-        except OSError as error:
-            raise DataError(f"the contact sheet {written} cannot be written ({error.strerror or error})") from None
+        with whole_file(written) as draft:
+            pictures.draw_sheet(gallery).save(draft, "PNG")
     if as_json:
         typer.echo(json.dumps(show.figures_as_json(listing, figures, channels, written), indent=1))
         return
@@ -143,6 +143,7 @@ def _sheet_path(folder: Path, out: Path | None) -> Path:
         raise DataError(f"--out {path} does not end in .png")
     if not path.absolute().parent.is_dir():
         raise DataError(f"--out {path}: folder {path.absolute().parent} does not exist")
+    check_writable(path.absolute().parent, otherwise="name a file elsewhere with --out")
     if path.resolve().is_relative_to(folder.resolve()):
         raise DataError(f"the contact sheet {path} would lie in the data folder; name a file elsewhere with --out")
     return path

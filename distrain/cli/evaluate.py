@@ -38,13 +38,17 @@ def evaluate(
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe; repeatable.")
     ] = None,
     pictures: Annotated[bool, typer.Option(help="Draw the confusion matrix and the worst mistakes.")] = True,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder of the results; RUN/evaluations/... if left out."),
+    ] = None,
     root: Annotated[Path, typer.Option("--root", help="The folder that holds the runs.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Evaluate a checkpoint: the run's best, or the newest if none was evaluated; the same on any number of processes.
 
     Prints the metrics, a table of the classes, what is confused with what, and the worst mistakes. All of it, with the
-    answer for every sample and the pictures, stands in a folder below RUN/evaluations.
+    answer for every sample and the pictures, is written to a folder below RUN/evaluations, or to --out.
 
     Example: `distrain eval last --metrics top1,f1,auroc --procs 2`
     """
@@ -58,7 +62,7 @@ def evaluate(
 
     run, path, why = runs.find_checkpoint(reference, root, must_be_best=best)
     changes = [*(overrides or []), *([f"eval.metrics=[{metrics}]"] if metrics is not None else [])]
-    folder, recipe, order = resolve(run, path, split=split, overrides=changes, data=data)
+    folder, recipe, order = resolve(run, path, split=split, overrides=changes, data=data, out=out)
     options = read_options(gpus=gpus, device=device, processes=procs)
     errors = Console(stderr=True, highlight=False)
     result = examine(folder, recipe, order, options, tell=lambda words: errors.print(words, markup=False))

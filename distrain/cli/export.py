@@ -68,6 +68,7 @@ def export(
     if out is not None and (suffix := Path(FILES[form]).suffix) and place.suffix != suffix:
         raise BundleError(f"--out {out} does not end in {suffix}, as the format {form} does")
     if out is None:
+        run.check_writable(otherwise="name a place of your own with --out")
         run.export.mkdir(exist_ok=True)
     if form == "bundle":
         check_folder(place, may_replace=force, mark="bundle.json")

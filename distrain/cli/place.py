@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from distrain.errors import BundleError
+from distrain.filesystem import check_writable
 
 
 def check_file(path: Path, *, may_replace: bool) -> None:
@@ -26,3 +27,4 @@ def check_folder(path: Path, *, may_replace: bool, mark: str) -> None:
 def _check_parent(path: Path) -> None:
     if not path.absolute().parent.is_dir():
         raise BundleError(f"folder {path.absolute().parent} does not exist")
+    check_writable(path.absolute().parent, otherwise="name another place with --out")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from distrain.errors import DataError, ExitCode
+from distrain.filesystem import check_writable
 from distrain.preload import uncollected
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def predict(
     paths, count = _find_paths(images)
     if show and (count != 1 or as_csv or as_json):
         raise DataError("--show is for one picture, without --csv or --json")
+    if show:
+        check_writable(Path.cwd(), otherwise="run the command in another folder, which gets the annotated picture")
     bundle = _open(reference, root, device=device)
     kind = "csv" if as_csv else "json" if as_json else "one" if count == 1 else "lines"
     if top_k is None:

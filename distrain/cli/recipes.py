@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from distrain.errors import RecipeError
+from distrain.rundir import write_atomically
 
 app = typer.Typer(help="List, show and copy the built-in recipes.", invoke_without_command=True)
 
@@ -80,7 +81,7 @@ def init(
         raise RecipeError(f"{target} exists; name another file")
     if not target.parent.is_dir():
         raise RecipeError(f"folder {target.parent} does not exist")
-    target.write_text(texts[name], encoding="utf-8")
+    write_atomically(target, texts[name])
     typer.echo(f"wrote {target}; edit it, then: distrain fit {target}")
 
 

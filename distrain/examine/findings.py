@@ -80,7 +80,7 @@ def write_findings(folder: RunDirectory, findings: Findings, answers: Answers) -
 
 def read_findings(folder: RunDirectory) -> Findings:
     """Read an examination that is done."""
-    return Findings.model_validate(json.loads(folder.findings.read_text()))
+    return Findings.model_validate(json.loads(folder.findings.read_text(encoding="utf-8")))
 
 
 def read_answers(folder: RunDirectory) -> Answers:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from distrain.errors import RunError
 from distrain.recipe import Recipe, load_recipe, read_recipe
 from distrain.rundir import RunDirectory, write_atomically
 
@@ -27,11 +28,13 @@ def resolve(
     split: Literal["train", "val"] | None,
     overrides: list[str],
     data: str | None,
+    out: Path | None = None,
 ) -> tuple[RunDirectory, Recipe, Order]:
     """Return the folder of an examination, its recipe and the order; nothing is made.
 
-    The same question has the same folder. Other data than the run's own is not split by `data.val_fraction`. Raises
-    `RecipeError` for what the recipe refuses.
+    The same question has the same folder, unless `out` names one. Other data than the run's own is not split by
+    `data.val_fraction`. Raises `RecipeError` for what the recipe refuses, and `RunError` for an `out` that is a
+    training.
     """
     is_other = data is not None and Path(data).resolve() != Path(read_recipe(run.recipe).data.path or "").resolve()
     whole = ["data.val_fraction=null"] if is_other else []
@@ -40,7 +43,14 @@ def resolve(
     order = Order(run=str(run.path.absolute()), checkpoint=str(checkpoint.absolute()), split=wanted)
     question = f"{recipe.data.model_dump_json()}{recipe.augment.model_dump_json()}{recipe.eval.model_dump_json()}"
     mark = hashlib.sha256(question.encode()).hexdigest()[:6]
-    return RunDirectory(run.evaluations.absolute() / f"{checkpoint.name}-{wanted}-{mark}"), recipe, order
+    name = f"{checkpoint.name}-{wanted}-{mark}"
+    if out is None:
+        run.check_writable(otherwise="name a folder for the evaluation with --out")
+    folder = run.evaluations.absolute() / name if out is None else out.expanduser().absolute()
+    found = RunDirectory(folder)
+    if found.exists and not found.examination.exists():
+        raise RunError(f"--out {out} is the run directory of a training; name another folder")
+    return found, recipe, order
 
 
 def write_order(folder: RunDirectory, order: Order) -> None:
@@ -51,4 +61,4 @@ def write_order(folder: RunDirectory, order: Order) -> None:
 
 def read_order(folder: RunDirectory) -> Order:
     """Read what is asked for."""
-    return Order.model_validate_json(folder.examination.read_text())
+    return Order.model_validate_json(folder.examination.read_text(encoding="utf-8"))

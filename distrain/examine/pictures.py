@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distrain.examine.findings import Answers, Findings
+from distrain.files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +66,8 @@ def _figure(width: float, height: float, *, axes: bool = True) -> tuple[Any, "Ax
 
 
 def _save(plot: Any, file: Path) -> None:
-    plot.savefig(file, dpi=110)
+    with whole_file(file) as draft:
+        plot.savefig(draft, dpi=110)
 
 
 def _side(num_classes: int) -> float:

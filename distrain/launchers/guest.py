@@ -142,7 +142,7 @@ class Guest:
 
     def _token(self) -> str | None:
         try:
-            return str(json.loads(self._run.meeting.read_text())["token"])
+            return str(json.loads(self._run.meeting.read_text(encoding="utf-8"))["token"])
         except (OSError, ValueError):
             return None
 

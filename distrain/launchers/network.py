@@ -64,5 +64,5 @@ def _ipv4_interfaces() -> dict[str, str]:
 
 def _ipv6_interfaces() -> dict[str, str]:
     table = Path("/proc/net/if_inet6")
-    rows = [line.split() for line in table.read_text().splitlines()] if table.exists() else []
+    rows = [line.split() for line in table.read_text(encoding="utf-8").splitlines()] if table.exists() else []
     return {socket.inet_ntop(socket.AF_INET6, bytes.fromhex(row[0])): row[-1] for row in rows}

@@ -7,7 +7,8 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from distrain.errors import LaunchError
+from distrain.errors import LaunchError, RunError
+from distrain.files import read_whole
 from distrain.launchers.gpus import find_gpus
 from distrain.launchers.network import find_interface, resolve, route_to, split_endpoint
 
@@ -256,4 +257,7 @@ def _check_own_address(rendezvous: str, node_rank: int, address: str) -> None:
 
 def read_profile(path: Path) -> Profile:
     """Read the profile of a run directory."""
-    return Profile.model_validate(yaml.safe_load(path.read_text()))
+    profile = read_whole(path, lambda text: Profile.model_validate(yaml.safe_load(text)))
+    if profile is None:
+        raise RunError(f"{path} is missing; `distrain fit --run {path.parent}` writes it anew")
+    return profile

@@ -110,4 +110,4 @@ def write_figures(folder: RunDirectory, figures: Figures) -> None:
 
 def read_figures(folder: RunDirectory) -> Figures:
     """Read what was measured."""
-    return Figures.model_validate_json(folder.figures.read_text())
+    return Figures.model_validate_json(folder.figures.read_text(encoding="utf-8"))

@@ -22,4 +22,4 @@ def write_order(folder: RunDirectory, order: Order) -> None:
 
 def read_order(folder: RunDirectory) -> Order:
     """Read what is asked for."""
-    return Order.model_validate_json(folder.measurement.read_text())
+    return Order.model_validate_json(folder.measurement.read_text(encoding="utf-8"))

@@ -1,9 +1,9 @@
 """Owns the places that a measurement writes to: where its temporary runs are made, and its picture."""
 
-import os
 from pathlib import Path
 
 from distrain.errors import RunError
+from distrain.filesystem import check_writable
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -16,8 +16,7 @@ def choose_place(root: Path) -> Path:
     place = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
     if not place.is_dir():
         raise RunError(f"{place} is no folder; name another one with --root")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise RunError(f"nothing can be written in {place}; name another folder with --root")
+    check_writable(place, otherwise="name another folder with --root")
     return place
 
 
@@ -27,3 +26,4 @@ def check_picture(file: Path) -> None:
         raise RunError(f"--plot {file} does not say what kind of picture it is; end it with {', '.join(PICTURES)}")
     if file.is_dir() or not file.absolute().parent.is_dir():
         raise RunError(f"--plot {file} cannot be written; its folder does not exist, or it is one itself")
+    check_writable(file.absolute().parent, otherwise="name a file elsewhere with --plot")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from distrain.files import whole_file
 from distrain.measure.benchmark import Report
 from distrain.measure.parts import PARTS
 
@@ -40,4 +41,5 @@ def draw(report: Report, file: Path) -> None:
     right.set_title(f"a step on {report.figures.processes} process{'' if report.figures.processes == 1 else 'es'}")
     right.legend(loc="lower center", ncols=3, frameon=False, fontsize=8)
     plot.suptitle(f"{report.recipe}: {report.model} on {report.source}, {report.precision}, {report.figures.device}")
-    plot.savefig(file, dpi=110)
+    with whole_file(file) as draft:
+        plot.savefig(draft, dpi=110)

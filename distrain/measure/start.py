@@ -100,7 +100,7 @@ def _shown(run: RunDirectory, title: str, console: Console) -> Iterator[None]:
         def follow() -> None:
             while not over.wait(POLL_S):
                 if run.stage.exists():
-                    status.update(f"{title}: {run.stage.read_text()}")
+                    status.update(f"{title}: {run.stage.read_text(encoding='utf-8')}")
 
         thread = threading.Thread(target=follow, name="distrain-stage", daemon=True)
         thread.start()
@@ -114,7 +114,11 @@ def _shown(run: RunDirectory, title: str, console: Console) -> Iterator[None]:
 def _as_raised(run: RunDirectory, errors: list[dict[str, Any]]) -> RunError:
     """Return what to tell of the first failure: the run directory with its logs will be gone."""
     if not errors:
-        tail = run.launcher_log.read_text(errors="replace").strip().splitlines() if run.launcher_log.exists() else []
+        tail = (
+            run.launcher_log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            if run.launcher_log.exists()
+            else []
+        )
         return _failed(f"the processes ended without leaving an error: {tail[-1] if tail else 'they said nothing'}")
     first = errors[0]
     if first["exit_code"] == ExitCode.BAD_INPUT:

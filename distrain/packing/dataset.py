@@ -110,7 +110,7 @@ def pack_dataset(
             raise DataError(
                 f"the disk of {out} is full; free some room and run the same command again, which goes on where it was"
             ) from None
-        raise DataError(f"{out} cannot be written ({error.strerror or error}: {error.filename or draft})") from None
+        raise
     return Outcome(out, pack, total - num_kept, time.monotonic() - begin)
 
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -20,12 +20,15 @@ import numpy as np
 import xxhash
 from pydantic import BaseModel, ConfigDict
 
+from distrain import locks
 from distrain.data.packfile import INDEX, Form, range_digest
 from distrain.errors import DataError
+from distrain.filesystem import name_path
 from distrain.packing.recode import Stored
 from distrain.recipe.data import Split
 from distrain.rundir import sync
 
+LOCK = "lock"  # where the file system has no flock
 SAVED_EVERY_BYTES = 64 * 2**20  # what a kill may cost, at most
 SAVED_EVERY_S = 15.0  # and of small images, which take longer than their bytes tell
 
@@ -157,20 +160,35 @@ def open_journal(folder: Path, begun: Begun, *, anew: bool) -> Iterator[Journal]
     """Begin a pack in `folder`, or go on with one; raises `DataError` where that is another one, or being written."""
     is_new = not folder.exists()
     folder.mkdir(exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(f"another process packs into {folder} right now; wait for it, or stop it") from None
-        if not is_new and any(folder.iterdir()) and not (folder / "journal.jsonl").exists():
+    with _held(folder):
+        content = [path for path in folder.iterdir() if not path.name.startswith(f"{LOCK}.")]
+        if not is_new and content and not (folder / "journal.jsonl").exists():
             raise DataError(f"{folder} is in the way, and no unfinished pack; move it away")
         if anew:
-            for path in folder.iterdir():
+            for path in content:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         if not (folder / "journal.jsonl").exists():
             write_synced(folder / "journal.jsonl", _line(begun))
         yield Journal(folder, *_read(folder, begun))
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold the folder; raises `DataError` where another process does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with ExitStack() as held:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in {*locks.NO_LOCKS, errno.EWOULDBLOCK}:
+                    raise name_path(error, folder) from None
+                if error.errno == errno.EWOULDBLOCK:
+                    raise locks.HeldError from None
+                held.enter_context(locks.hold_by_files(folder / LOCK))
+            yield
+    except locks.HeldError:
+        raise DataError(f"another process packs into {folder} right now; wait for it, or stop it") from None
     finally:
         os.close(descriptor)
 

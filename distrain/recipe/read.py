@@ -1,6 +1,8 @@
 """Owns the way from YAML and --set to a recipe, and the sentence for what is wrong in them."""
 
 import difflib
+import re
+import unicodedata
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -12,6 +14,8 @@ from pydantic import ValidationError
 from distrain.errors import RecipeError
 from distrain.recipe.section import Section
 from distrain.recipe.whole import Recipe
+
+MOST_CHARACTERS = 50  # of a recipe's name: file systems take 255 bytes, and the time of the start is added
 
 
 def load_recipe(reference: str, *, overrides: list[str], data: str | None = None) -> Recipe:
@@ -62,7 +66,7 @@ def _find(reference: str) -> tuple[str, str]:
         if not path.is_file():
             raise RecipeError(f"recipe file {reference} does not exist; `distrain recipes init digits` writes one")
         try:
-            return path.read_text(encoding="utf-8"), path.stem.replace(" ", "-")
+            return path.read_text(encoding="utf-8"), _as_name(path.stem)
         except UnicodeDecodeError:
             raise RecipeError(f"recipe file {reference} is not UTF-8 text") from None
     recipes = builtin_recipes()
@@ -72,6 +76,12 @@ def _find(reference: str) -> tuple[str, str]:
             f"`distrain recipes` lists them, and your own is given by its path, ending in .yaml"
         )
     return recipes[reference], reference
+
+
+def _as_name(stem: str) -> str:
+    """Return a file's name as the name of a recipe: letters and digits of any script, dashes for all else."""
+    words = re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", stem))
+    return words.strip("-._")[:MOST_CHARACTERS] or "recipe"
 
 
 def _parse_yaml(text: str, reference: str) -> dict[str, Any]:

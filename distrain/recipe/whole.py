@@ -17,7 +17,7 @@ from distrain.recipe.training import Optimizer, Parallel, Schedule, Train
 class Recipe(Section):
     """What is trained: everything that decides the result, and nothing about the machine it runs on."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run directory")
+    name: str = Field(pattern=r"^\w[\w.-]*$", description="names the run directory")
     data: Data
     augment: Augment = Field(default_factory=Augment)
     model: Model

@@ -71,4 +71,4 @@ def _init(opening: Opening, mode: Literal["online", "offline"]) -> wandb.Run:
 def _run_id(run: RunDirectory) -> str:
     if not run.wandb_id.exists():
         write_atomically(run.wandb_id, secrets.token_hex(4))
-    return run.wandb_id.read_text()
+    return run.wandb_id.read_text(encoding="utf-8")
