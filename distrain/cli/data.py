@@ -72,7 +72,7 @@ def check(
     damages = verify_pack(folder, read_pack(folder)) if is_packed(folder) else []
     listing = list_data(folder)
     with (
-        reading_processes(workers or len(os.sched_getaffinity(0))) as readers,
+        reading_processes(workers or len(os.sched_getaffinity(0)), has_pngs=listing.paths.has(".png")) as readers,
         progress("checking", len(listing.paths)) as advance,
     ):
         images, others = read_everything(readers, listing, advance=advance)
@@ -113,7 +113,7 @@ def info(
     if not listing.paths:
         raise DataError(f"data folder {folder} holds no image in its class folders; distrain data check tells more")
     with (
-        reading_processes(workers or len(os.sched_getaffinity(0))) as readers,
+        reading_processes(workers or len(os.sched_getaffinity(0)), has_pngs=listing.paths.has(".png")) as readers,
         progress("measuring", len(listing.paths) + len(statistics.sample_indices(listing))) as advance,
     ):
         figures = statistics.measure(readers, listing, advance=advance)

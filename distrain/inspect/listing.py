@@ -40,6 +40,10 @@ class Paths:
         begin = self._ends[index - 1] if index else 0
         return os.fsdecode(bytes(self._text[begin : self._ends[index]]))
 
+    def has(self, part: str) -> bool:
+        """Whether any of the paths contains these ASCII letters, in either case."""
+        return part.encode() in self._text.lower()
+
     def __iter__(self) -> Iterator[str]:
         """Yield the paths in order."""
         return (self[index] for index in range(len(self)))

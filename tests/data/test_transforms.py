@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torchvision.io import decode_image
 
+from distrain.data.images import read_image
 from distrain.data.order import MicroBatch
 from distrain.data.transforms import Normalize, build_transforms
 from distrain.errors import RecipeError
@@ -28,8 +28,7 @@ RECIPES = {
 
 @pytest.fixture(scope="module")
 def photograph(real_images: Path) -> torch.Tensor:
-    image: torch.Tensor = decode_image(str(next((real_images / "hymenoptera").rglob("*.jpg"))))
-    return image
+    return read_image(str(next((real_images / "hymenoptera").rglob("*.jpg"))))
 
 
 @pytest.mark.parametrize("text", RECIPES.values(), ids=RECIPES)
