@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from distrain.data.decoders import DecodeError, to_rgb
+from distrain.data.decoders import DecodeError, load_decoders, to_rgb
 from distrain.data.images import read_image, unreadable
 from distrain.data.isolation import Isolated, KilledError
 from distrain.errors import DataError
@@ -54,6 +54,9 @@ def prepare_in_order(
 
     `num_workers` processes decode, at most about `num_ahead` pictures ahead of what was taken. Close it to end them.
     """
+    import torchvision.transforms.v2  # noqa: F401 - here once, and not in each process
+
+    load_decoders()
     asked, named = tee(paths)
     with Isolated(partial(_prepare, bundle), num_workers, begin=_begin) as processes:
         found = processes.map(asked, items_a_task=1, tasks_ahead=max(1, num_ahead // num_workers))

@@ -75,6 +75,12 @@ def is_upright_jpeg(content: Bytes) -> bool:
     return _is_jpeg(content) and (not _may_be_turned(content) or _turn(content) is None)
 
 
+def load_decoders() -> None:
+    """Import what decoding needs, in a process that forks others: once, and not in each of them."""
+    Image.preinit()
+    png_decoder()
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return a Pillow image of any mode as RGB, upright; raises `ValueError` where its pixels have no agreed range."""
     return _flatten(ImageOps.exif_transpose(image))

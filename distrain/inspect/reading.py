@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from distrain.data.decoders import png_decoder
+from distrain.data.decoders import load_decoders
 from distrain.data.isolation import Isolated, KilledError
 
 Facts = TypeVar("Facts")
@@ -41,8 +41,8 @@ class Readers:
 @contextmanager
 def reading_processes(count: int, *, has_pngs: bool = False) -> Iterator[Readers]:
     """Start `count` processes that read; they end with the block, at once if it ends with an error or Ctrl-C."""
-    if has_pngs:
-        png_decoder()  # where that is torchcodec it loads torch: once, and not in each process
+    if has_pngs:  # for these alone it may load torch
+        load_decoders()
     # Python drops what is raised in its hooks around a fork, and Ctrl-C there would be lost: it waits until after them.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     processes = Isolated(_read, count, begin=_begin)  # before a progress bar has started a thread

@@ -11,6 +11,7 @@ import torch
 import xxhash
 from numpy.typing import NDArray
 
+from distrain.data.decoders import load_decoders
 from distrain.data.images import FileSource
 from distrain.data.isolation import Isolated, KilledError
 from distrain.data.packfile import Form, Pack, PackedImages, read_pack
@@ -19,8 +20,8 @@ from distrain.errors import DataError
 from distrain.packing.recode import Stored, broken, store_file, store_image
 from distrain.recipe.data import Data, Split
 
-_IMAGES_A_TASK = 8  # enough that small ones are not held up by being handed over
-_TASKS_AHEAD = 3  # for each process
+IMAGES_A_TASK = 8  # enough that small ones are not held up by being handed over
+TASKS_AHEAD = 3  # for each process
 NUM_SAMPLED = 48  # images that are stored for an estimate of the whole
 
 
@@ -73,8 +74,11 @@ class Origin:
             except DataError as error:
                 return error
 
+        import torchvision.transforms.v2  # noqa: F401 - here once, and not in each process
+
+        load_decoders()
         with Isolated(store, jobs, begin=_use_one_thread) as processes:
-            found = processes.map(indices, items_a_task=_IMAGES_A_TASK, tasks_ahead=_TASKS_AHEAD)
+            found = processes.map(indices, items_a_task=IMAGES_A_TASK, tasks_ahead=TASKS_AHEAD)
             with closing(found):
                 for index, stored in zip(indices, found, strict=True):
                     if isinstance(stored, KilledError):

@@ -34,6 +34,7 @@ def test_killed_pack_goes_on_and_is_the_same_to_the_byte(
     with monkeypatch.context() as patch:
         patch.setattr(journal, "SAVED_EVERY_BYTES", 1)
         patch.setattr(origin, "store_file", slowly)
+        patch.setattr(origin, "IMAGES_A_TASK", 1)  # so that they come one by one
         process = multiprocessing.get_context("fork").Process(target=pack, args=(folder, out), kwargs={"format": form})
         process.start()
     wait_until(lambda: written.exists() and written.read_bytes().count(b"\n") >= 7, "packing", every_s=0.005)
