@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 
 import torch
 
@@ -80,7 +80,8 @@ def _train_once(
         heart.status.state_digest = digest(session.tensors)
     heart.beat("finished" if is_complete else "stopped")
     if world.is_main and not is_complete:
-        run.stop.unlink(missing_ok=True)  # the request is met: the worker's next start goes on
+        with suppress(OSError):  # a start takes it away, too
+            run.stop.unlink(missing_ok=True)  # the request is met: the worker's next start goes on
     return is_complete
 
 

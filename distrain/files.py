@@ -1,6 +1,7 @@
 """Reads files that may be damaged, and writes files that are whole or not there."""
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -60,3 +61,70 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+class PatientFile:
+    """Appends lines to a file. What the disk refuses waits in memory, and is written, in order, with a later line.
+
+    The file is opened when the first line comes, and anew after each error: a network file system may have lost it.
+    """
+
+    def __init__(self, path: Path, *, most_waiting: int | None = None, is_shared: bool = False) -> None:
+        """`most_waiting` lines wait at most, the newest; `is_shared` where other processes append to the file, too."""
+        self.path = path
+        self.num_lost = 0  # lines that have waited too long
+        self._waiting: deque[bytes] = deque()
+        self._most_waiting = most_waiting
+        self._is_shared = is_shared
+        self._descriptor: int | None = None
+
+    @property
+    def num_waiting(self) -> int:
+        """How many lines have not been written."""
+        return len(self._waiting)
+
+    def append(self, text: str) -> OSError | None:
+        """Write a line, after those that wait; returns why they could not be written."""
+        self._waiting.append(text.encode(errors="backslashreplace") + b"\n")
+        while self._most_waiting is not None and len(self._waiting) > self._most_waiting:
+            self._waiting.popleft()
+            self.num_lost += 1
+        return self.flush()
+
+    def flush(self) -> OSError | None:
+        """Write what waits; returns why it could not be written."""
+        try:
+            while self._waiting:
+                self._write(self._waiting[0])
+                self._waiting.popleft()
+        except OSError as error:
+            self.close()
+            return error
+        return None
+
+    def close(self) -> None:
+        """Close the file; a line that is appended later opens it again."""
+        if self._descriptor is not None:
+            with suppress(OSError):
+                os.close(self._descriptor)
+            self._descriptor = None
+
+    def _write(self, line: bytes) -> None:
+        if self._descriptor is None:
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        size, rest = os.fstat(self._descriptor).st_size, line
+        try:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except OSError:
+            if len(rest) < len(line):
+                self._take_back(self._descriptor, size, rest)
+            raise
+
+    def _take_back(self, descriptor: int, size: int, rest: bytes) -> None:
+        """Half a line is on the disk: take it away, or else have its rest follow."""
+        if not self._is_shared:
+            with suppress(OSError):
+                os.ftruncate(descriptor, size)
+                return
+        self._waiting[0] = rest

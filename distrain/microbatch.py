@@ -43,7 +43,12 @@ def settle_micro_batch_size(run: RunDirectory, world: World, *, largest: int, fi
             "end other programs, or take a smaller network or smaller images"
         )
     if world.is_main:
-        run.write_micro_batch_size(found)
+        try:
+            run.write_micro_batch_size(found)
+        except OSError as error:
+            log.warning(
+                "%s could not be written: %s; a later attempt may find another", run.micro_batch, error.strerror
+            )
     return found
 
 

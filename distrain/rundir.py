@@ -273,7 +273,7 @@ class RunDirectory:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the records of metrics; a line that a crash has cut short, or a disk damaged, is left out."""
-        lines = "".join(texts_of([self.metrics])).split("\n")
+        lines = "".join(texts_of([self.metrics])).split("\n")[:-1]
         return read_readable((line for line in lines if line.endswith("}")), _record)
 
     def read_errors(self, since: float) -> list[dict[str, Any]]:
@@ -330,11 +330,13 @@ class RunDirectory:
     @contextmanager
     def room_for_last_words(self) -> Iterator[None]:
         """Hold a little of the disk and give it back at the end: a run that a full disk ends can still write why."""
-        self.reserve.write_bytes(bytes(RESERVE_BYTES))
+        with suppress(OSError):  # a disk that is full already
+            self.reserve.write_bytes(bytes(RESERVE_BYTES))
         try:
             yield
         finally:
-            self.reserve.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.reserve.unlink(missing_ok=True)
 
 
 def new_run_directory(name: str, root: Path) -> RunDirectory:

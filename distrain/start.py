@@ -6,7 +6,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -209,7 +209,8 @@ def _identify(recipe: Recipe) -> str:
 
 def _conclude(console: Console, run: RunDirectory, ending: Ending, *, is_new: bool, verbose: bool) -> None:
     """Tell how the run ended; bad input that stopped a new run before its first checkpoint leaves nothing behind."""
-    run.stop.unlink(missing_ok=True)  # a signal that came late has asked for nothing
+    with suppress(OSError):
+        run.stop.unlink(missing_ok=True)  # a signal that came late has asked for nothing
     status, code = run.read_status(), ending.code
     if code == ExitCode.FINISHED:
         report.print_summary(console, run, status)
@@ -236,4 +237,5 @@ def _mark_failed(run: RunDirectory) -> None:
     """Write what the ranks cannot write any more."""
     status = run.read_status()
     status.close("failed")
-    run.write_status(status)
+    with suppress(OSError):  # a full disk, perhaps: the failure is told all the same
+        run.write_status(status)

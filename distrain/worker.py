@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from distrain.abort import end_at_once
@@ -176,7 +176,7 @@ def _start_log(path: Path, *, is_shown: bool) -> list[logging.Handler]:
 
 
 def _redirect_output(path: Path) -> None:
-    with path.open("ab") as file:
+    with suppress(OSError), path.open("ab") as file:  # else it goes where the launcher's goes
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
 
@@ -205,7 +205,10 @@ def _report(run: RunDirectory, rank: int, step: int, error: BaseException, code:
         "is_final": isinstance(error, DistrainError),  # what distrain itself gives up is not tried again
         "traceback": text,
     }
-    run.write_error(report)
+    try:
+        run.write_error(report)
+    except OSError as refusal:  # the log and the exit code have to do
+        log.error("%s could not be written: %s", run.error(rank), refusal.strerror)
 
 
 if __name__ == "__main__":

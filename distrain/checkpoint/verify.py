@@ -27,10 +27,14 @@ def newest_good(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         if fault is None:
             return read(path), complaints
         quarantine = folder / "quarantine" / path.name
-        shutil.rmtree(quarantine, ignore_errors=True)
-        quarantine.parent.mkdir(exist_ok=True)
-        path.replace(quarantine)
-        complaints.append(f"checkpoint {path.name} is not used: {fault}; it was moved to {quarantine}")
+        try:
+            shutil.rmtree(quarantine, ignore_errors=True)
+            quarantine.parent.mkdir(exist_ok=True)
+            path.replace(quarantine)
+            place = f"it was moved to {quarantine}"
+        except OSError as error:
+            place = f"it could not be moved to {quarantine}: {error.strerror}"
+        complaints.append(f"checkpoint {path.name} is not used: {fault}; {place}")
     return None, complaints
 
 
@@ -43,24 +47,26 @@ def find_fault(path: Path, *, advance: Callable[[int], None] | None = None) -> s
         listed = {name: (entry["bytes"], entry["xxh3_128"]) for name, entry in read_manifest(path).items()}
     except FileNotFoundError:
         return f"it has no {MANIFEST}"
+    except OSError as error:
+        return f"its {MANIFEST} cannot be read: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"its {MANIFEST} is not valid"
     if not {STATE, METADATA} <= listed.keys():
         return f"its {MANIFEST} does not list {STATE} and {METADATA}"
     for name, (size, digest) in listed.items():
         file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes and should have {size}"
         try:
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != size:
+                return f"{name} has {file.stat().st_size} bytes and should have {size}"
             if _digest(file, advance) != digest:
                 return f"{name} has other bytes than were written"
         except OSError as error:  # a disk that fails
             return f"{name} cannot be read: {error.strerror}"
     try:
         step = json.loads((path / STATE).read_text(encoding="utf-8"))["step"]
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return f"its {STATE} is not valid"
     return None if step == step_of(path) else f"it holds step {step}, not the one it is named after"
 

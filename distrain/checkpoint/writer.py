@@ -7,6 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Set
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -184,8 +185,10 @@ class Checkpointer:
         if self._world.is_main:
             shutil.rmtree(draft, ignore_errors=True)
         self._together(lambda: None)  # the free space is the same on all ranks once the draft is gone
-        free = shutil.disk_usage(self._folder).free if self._folder.is_dir() else 0
-        older = committed(self._folder)
+        free, older = 0, list[Path]()
+        with suppress(OSError):  # what has refused the checkpoint may refuse this as well
+            free = shutil.disk_usage(self._folder).free if self._folder.is_dir() else 0
+            older = committed(self._folder)
         newest = f"the newest checkpoint is {older[-1].name}" if older else "there is no older checkpoint"
         sentence = (
             f"checkpoint {draft.stem} could not be written: {reason}; it needs {num_bytes / MEBIBYTE:.1f} MiB, "

@@ -4,7 +4,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -194,7 +194,8 @@ def _read_state(
 def _forget_heartbeats(run: RunDirectory) -> None:
     """Take away what ranks of an earlier attempt said last."""
     for old in run.heartbeats.glob("*.json"):
-        old.unlink()
+        with suppress(OSError):
+            old.unlink(missing_ok=True)
 
 
 def _watch(child: Child, looks: list[Callable[[], str | None]], company: Company, tell: Callable[[str], None]) -> bool:

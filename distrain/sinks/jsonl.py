@@ -3,7 +3,9 @@
 import json
 import logging
 import os
+from contextlib import suppress
 
+from distrain.files import PatientFile, read_readable
 from distrain.rundir import RunDirectory, write_atomically
 from distrain.sinks.protocol import Opening, Record
 
@@ -12,9 +14,28 @@ log = logging.getLogger(__name__)
 
 def rewind_metrics(run: RunDirectory, step: int) -> list[Record]:
     """Drop the records of steps after `step`, which will be trained again, and return the ones that stay."""
-    records = [record for record in run.read_metrics() if record["step"] <= step]
-    write_atomically(run.metrics, "".join(json.dumps(record) + "\n" for record in records))
+    everything = run.read_metrics()
+    records = [record for record in everything if record["step"] <= step]
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    try:
+        if not run.metrics.exists() or run.metrics.read_bytes() != text.encode():
+            write_atomically(run.metrics, text)
+    except OSError as error:
+        _cut(run, step, error)
     return records
+
+
+def _cut(run: RunDirectory, step: int, refusal: OSError) -> None:
+    """Cut the file off before the first record after `step`, for which a full disk has room."""
+    log.warning("%s could not be written anew: %s; it is cut off instead", run.metrics, refusal.strerror)
+    length = 0
+    with suppress(OSError):
+        for line in run.metrics.read_bytes().splitlines(keepends=True):
+            found = read_readable([line.decode(errors="replace")], json.loads)
+            if not line.endswith(b"}\n") or (found and found[0]["step"] > step):
+                break
+            length += len(line)
+        os.truncate(run.metrics, length)
 
 
 class JsonlSink:
@@ -24,33 +45,19 @@ class JsonlSink:
     """
 
     def __init__(self, opening: Opening) -> None:
-        self._file = opening.run.metrics.open("ab", buffering=0)
-        self._size = self._file.tell()  # bytes in whole lines
-        self._waiting: list[bytes] = []
+        self._file = PatientFile(opening.run.metrics)
+        self._is_behind = False
 
     def write(self, record: Record) -> None:
         """Append one line, and those that wait."""
-        self._waiting.append(json.dumps(record).encode() + b"\n")
-        self._write_waiting()
+        error = self._file.append(json.dumps(record))
+        if error is not None and not self._is_behind:
+            log.warning("%s: %s; its lines wait in memory for room", self._file.path, error.strerror)
+        self._is_behind = error is not None
 
     def close(self) -> None:
         """Write what waits, if there is room by now, and close the file."""
-        if self._waiting:
-            self._write_waiting()
-        if self._waiting:
-            log.warning("%d lines of metrics could not be written to %s", len(self._waiting), self._file.name)
+        self._file.flush()
+        if self._file.num_waiting:
+            log.warning("%d lines of metrics could not be written to %s", self._file.num_waiting, self._file.path)
         self._file.close()
-
-    def _write_waiting(self) -> None:
-        text = b"".join(self._waiting)
-        written = 0
-        try:
-            while written < len(text):
-                written += self._file.write(text[written:])
-        except OSError as error:
-            os.ftruncate(self._file.fileno(), self._size)  # readers and resumes shall not find half a line
-            if len(self._waiting) == 1:
-                log.warning("%s: %s; its lines wait in memory for room", self._file.name, error.strerror)
-            return
-        self._size += len(text)
-        self._waiting.clear()
