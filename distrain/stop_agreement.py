@@ -15,8 +15,8 @@ The protocol:
 6. A rank leaves only together with the others: its stop thread answers until all of them have no question left.
 
 Why no rank passes the stop step: a rank that has begun step s has a next step above s, and posts it (or a later one)
-before it is released; the stop step is the largest of these, so s < stop step. Steps 1 and 3 exclude each other by a
-lock, so that a rank cannot begin a step between the reading of its next step and the hold.
+before it is released; the stop step is the largest of these, so s < stop step. Points 1 and 3 exclude each other by
+a lock, so that a rank cannot begin a step between the reading of its next step and the hold.
 
 Why all ranks stop before the same step: every answer equals "s >= stop step" for one number. A False given before the
 hold made the rank's next step s + 1, and the stop step is no smaller; an answer given after the release is that very
@@ -26,9 +26,9 @@ Where all ranks have begun the last step before they are held, the stop step lie
 
 Why nothing deadlocks: a rank that is held waits for stop threads and the store only, never for another rank's training.
 Stop threads wait for no rank: they post also while their rank is in a collective call, an evaluation or a save, or
-waits in step 6 for the others; PyTorch releases the interpreter lock wherever it waits for a device or another rank. So
-the stop step becomes known, and held ranks continue up to it and contribute to whatever the others wait in. Step 6 is
-left out by a rank that fails: the launcher ends the others. If the store is lost, a held rank raises.
+waits in point 6 for the others; PyTorch releases the interpreter lock wherever it waits for a device or another rank.
+So the stop step becomes known, and held ranks continue up to it and contribute to whatever the others wait in. Point 6
+is left out by a rank that fails: the launcher ends the others. If the store is lost, a held rank raises.
 """
 
 import threading
@@ -78,7 +78,7 @@ class StopAgreement:
         if self._world.store is None:
             return
         if kind is None:
-            self._world.barrier()  # step 6; after an exception the others may never come to it
+            self._world.barrier()  # point 6; after an exception the others may never come to it
         self._is_over.set()
         self._thread.join(_JOIN_S)
 
@@ -110,7 +110,7 @@ class StopAgreement:
                 self._answered_s = time.monotonic()
 
     def _advance(self) -> None:
-        """Do what can be done of steps 2 to 5; each part may be repeated, and none waits for another rank."""
+        """Do what can be done of points 2 to 5; each part may be repeated, and none waits for another rank."""
         store = self._world.store
         assert store is not None
         if not self._is_held:

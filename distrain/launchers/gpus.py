@@ -1,7 +1,7 @@
 """Counts the GPUs that training processes started here would see, without importing torch.
 
-NVML is asked. Where it cannot answer, though something hints at a GPU, torch is asked in a process of its own: that
-takes seconds, so a machine without such a hint never pays for it.
+NVML is asked. Where it cannot answer, though something suggests that there is a GPU, torch is asked in a process of its
+own: that takes seconds, so a machine without such a sign never pays for it.
 """
 
 import json
@@ -47,7 +47,7 @@ class Gpus:
 def find_gpus() -> Gpus:
     """Find the GPUs that a process started here sees.
 
-    Raises `LaunchError` where something hints at a GPU and nothing can use it, and where CUDA_VISIBLE_DEVICES names
+    Raises `LaunchError` where there seems to be a GPU and nothing can use it, and where CUDA_VISIBLE_DEVICES names
     none of those that are there: a training on the CPU would not be what is wanted.
     """
     visible = os.environ.get(VISIBLE)
@@ -107,13 +107,13 @@ def first_sentence(words: str) -> str:
 
 
 def _find_by_torch(nvml: Nvml, visible: str | None) -> Gpus:
-    hints = [f"{path} is there" for path in nvidia_files()[:1]] + ([f"{VISIBLE}={visible}"] if visible else [])
-    if not hints:
+    signs = [f"{path} is there" for path in nvidia_files()[:1]] + ([f"{VISIBLE}={visible}"] if visible else [])
+    if not signs:
         return _none()
     count, reason = ask_torch()
     if not count:
         raise LaunchError(
-            f"this machine hints at a GPU ({', '.join(hints)}) that cannot be used: {nvml.fault}; {reason}. "
+            f"this machine seems to have a GPU ({', '.join(signs)}) that cannot be used: {nvml.fault}; {reason}. "
             "`distrain doctor` says more; to train on the CPU: --device cpu"
         )
     _note(f"NVML cannot be used ({nvml.fault}); torch sees {_gpus(count)} here, and training uses what torch sees")
@@ -144,7 +144,7 @@ def _ask_torch(_visible: str | None) -> tuple[int, str]:
         return 0, f"torch did not answer in {_TORCH_S:.0f} s"
     except (IndexError, ValueError):
         return 0, f"torch does not import: {(done.stderr.strip().splitlines() or ['it says nothing'])[-1]}"
-    if answer["cuda"] is None:
+    if not answer["count"] and answer["cuda"] is None:
         return 0, f"torch {answer['version']} is a build for the CPU alone"
     return answer["count"], f"torch {answer['version']}: {first_sentence(answer['reason'] or 'it finds none')}"
 

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from distrain.bundle.write import write_bundle
-from distrain.errors import LaunchError
+from distrain.cli import predict
+from distrain.errors import BundleError, LaunchError
 from distrain.launchers import gpus
 from distrain.launchers.gpu_faults import TorchGpus, find_gpu_faults
 from distrain.launchers.gpus import count_gpus, find_gpus
 from distrain.launchers.nvml import Nvml, read_nvml
-from tests.bundle.making import make_bundle, write_digits
+from tests.bundle.making import make_bundle
 from tests.command import distrain
 from tests.fakes import gpu, mig, nvml_environment, torch_environment, use_nvml
 
@@ -98,7 +99,7 @@ def test_lost_gpu_is_told_and_left_out(monkeypatch: pytest.MonkeyPatch, caplog: 
     assert "GPU 1: NVML: GPU is lost; training starts without it" in caplog.text
 
 
-def test_machine_without_any_hint_at_a_gpu_never_asks_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_without_any_sign_of_a_gpu_never_asks_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     use_nvml(monkeypatch, fault="Driver Not Loaded")
     _set(monkeypatch, None)
     monkeypatch.setattr(gpus, "nvidia_files", list)
@@ -162,15 +163,17 @@ def test_gpus_that_are_there_are_planned_and_those_that_are_not_are_named(tmp_pa
     assert "with CUDA_VISIBLE_DEVICES=0,1,2,3 shows 4 GPUs, and 8 were asked for" in missing.err
 
 
-def test_predictions_do_not_leave_a_gpu_aside_that_torch_cannot_use(tmp_path: Path) -> None:
-    bundle, (picture,) = tmp_path / "bundle", write_digits(tmp_path, 1)
+def test_predictions_do_not_leave_a_gpu_aside_that_torch_cannot_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "bundle"
     write_bundle(make_bundle(), bundle)
-    done = distrain("predict", str(bundle), str(picture), cwd=tmp_path, env=nvml_environment(gpu(0)))
-    assert done.code == 2
-    assert (
-        done.err == "distrain: device cuda: torch finds no GPU here; `distrain doctor` says why, and device cpu works\n"
-    )
-    assert distrain("predict", str(bundle), str(picture), "--device=cpu", cwd=tmp_path).code == 0
+    use_nvml(monkeypatch, gpu(0))
+    _set(monkeypatch, None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(BundleError, match="torch finds no GPU here; `distrain doctor` says why, and device cpu works"):
+        predict._open(str(bundle), tmp_path, device=None)
+    assert predict._open(str(bundle), tmp_path, device="cpu").classes == ("a", "b", "c")
 
 
 def test_doctor_describes_the_gpus_and_says_that_torch_sees_none(tmp_path: Path) -> None:
