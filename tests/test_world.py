@@ -23,10 +23,13 @@ def _join(rank: int, port: int, folder: str, found: Any) -> None:
     )
     config = load_recipe("digits", overrides=[]).checkpoint
     with join_world(device="cpu", processes=2, threads=1, timeout_s=4321) as world:
-        Checkpointer(Path(folder), config=config, world=world)
-        Exchange(world, solve_batching(8, 2, 2, is_exact=True), num_buckets=2)
+        owners = [  # their groups go with them
+            Checkpointer(Path(folder), config=config, world=world),
+            Exchange(world, solve_batching(8, 2, 2, is_exact=True), num_buckets=2),
+        ]
         groups = list(dist.distributed_c10d._world.pg_map)
         found.put([group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in groups])
+        del owners
 
 
 def test_every_process_group_waits_as_long_as_the_run_allows(tmp_path: Path) -> None:
