@@ -2,6 +2,7 @@
 
 import codecs
 import io
+import os
 import sys
 
 _ERRORS = "distrain"  # the name of the error handler
@@ -34,6 +35,12 @@ def accept_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # else it is closed, or belongs to a notebook or a test
             stream.reconfigure(errors=_ERRORS)
+
+
+def on_one_line(name: str) -> str:
+    """Return a name as a font or a table can take it: bytes that are no text, and line breaks, as escape sequences."""
+    text = os.fsencode(name).decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _encode_anyway(error: UnicodeError) -> tuple[str | bytes, int]:

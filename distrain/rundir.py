@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from distrain import locks
 from distrain.errors import RunError
-from distrain.files import read_readable, read_whole, texts_of
+from distrain.files import read_readable, read_whole, texts_of, to_json
 from distrain.filesystem import check_writable, name_path
 
 State = Literal["queued", "starting", "running", "stopping", "stopped", "preempted", "failed", "finished"]
@@ -243,7 +243,7 @@ class RunDirectory:
 
     def read_status(self) -> Status:
         """Read where the run stands; a folder without a status is a queued run. Raises `RunError` for a damaged one."""
-        return read_whole(self.status, Status.model_validate_json) or Status()
+        return read_whole(self.status, lambda text: Status.model_validate(json.loads(text))) or Status()
 
     def has_ended(self, since: float) -> bool:
         """Return whether an attempt that was under way at `since` has ended well: saved on request, or at its end."""
@@ -253,7 +253,7 @@ class RunDirectory:
 
     def write_status(self, status: Status) -> None:
         """Replace the status in one step, so that a reader never sees half of it."""
-        write_atomically(self.status, status.model_dump_json(indent=1))
+        write_atomically(self.status, to_json(status))
 
     def read_micro_batch_size(self) -> int | None:
         """Return the samples of a micro-batch that the run has found to fit into memory, None where it has not."""
@@ -265,11 +265,11 @@ class RunDirectory:
 
     def read_job(self) -> Job | None:
         """Return the SLURM job of the run, None for a run that never had one."""
-        return read_whole(self.job, Job.model_validate_json)
+        return read_whole(self.job, lambda text: Job.model_validate(json.loads(text)))
 
     def write_job(self, job: Job) -> None:
         """Write down which SLURM job trains the run."""
-        write_atomically(self.job, job.model_dump_json(indent=1))
+        write_atomically(self.job, to_json(job))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the records of metrics; a line that a crash has cut short, or a disk damaged, is left out."""

@@ -14,6 +14,7 @@ from distrain.bundle.images import Picture
 from distrain.bundle.load import Bundle
 from distrain.bundle.write import whole_file
 from distrain.errors import ExportError
+from distrain.files import to_json
 from distrain.rundir import write_atomically
 
 BATCH_SIZES = (16, 16, 1, 7)  # of the comparison: a graph that has frozen its batch size fails at the second one
@@ -59,7 +60,7 @@ def _cut(prepared: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _describe(bundle: Bundle, form: str, comparison: Comparison, *, with_normalize: bool) -> dict[str, Any]:
-    description: dict[str, Any] = json.loads(bundle.description.model_dump_json())
+    description: dict[str, Any] = json.loads(to_json(bundle.description))
     graph = {
         "format": form,
         "input": "what the transforms give, not normalised" if with_normalize else "normalised float32",

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from distrain.bundle.write import whole_file
 from distrain.data.images import read_image
+from distrain.encoding import on_one_line
 
 WIDTH = 480  # pixels of the annotated picture
 ROW = 26  # pixels of a line of text below it
@@ -59,6 +60,7 @@ def _fit(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def _cut(name: str, draw: ImageDraw.ImageDraw, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont") -> str:
+    name = on_one_line(name)
     while draw.textlength(name, font=font) > 185:
         name = f"{name.removesuffix('…')[:-1]}…"
     return name

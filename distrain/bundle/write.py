@@ -27,9 +27,9 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
     try:
         draft.mkdir()
         save_tensors({n: t.cpu() for n, t in bundle.model.state_dict().items()}, draft / WEIGHTS, {"format": "pt"})
-        (draft / DESCRIPTION).write_text(bundle.description.model_dump_json(indent=1), encoding="utf-8")
+        (draft / DESCRIPTION).write_text(files.to_json(bundle.description), encoding="utf-8")
         indices = {str(index): name for index, name in enumerate(bundle.classes)}
-        (draft / CLASS_INDICES).write_text(json.dumps(indices, indent=4, ensure_ascii=False), encoding="utf-8")
+        (draft / CLASS_INDICES).write_text(_readable_json(indices), encoding="utf-8")
         load(draft)  # verifies the digest of what was written
         for file in draft.iterdir():
             sync(file)
@@ -65,6 +65,12 @@ def whole_file(file: Path) -> Iterator[Path]:
             yield draft
     except OSError as error:
         raise ExportError(f"could not be written: {explain(error) or error}") from error
+
+
+def _readable_json(names: dict[str, str]) -> str:
+    """Return JSON with names as they are, if they are text: one of a file that is not UTF-8 is escaped."""
+    is_text = not any("\ud800" <= character <= "\udfff" for name in names.values() for character in name)
+    return json.dumps(names, indent=4, ensure_ascii=not is_text)
 
 
 def _draft_of(path: Path) -> Path:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distrain.files import to_json
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -63,7 +65,7 @@ def bench(
 
         draw(report, plot)
     if as_json:
-        typer.echo(report.model_dump_json(indent=1))
+        typer.echo(to_json(report))
         return
     console = Console(highlight=False)
     _print(console, report)

@@ -30,6 +30,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def list_checkpoints(reference: Reference, root: Root = Path("runs"), as_json: AsJson = False) -> None:
     """List the checkpoints of a run, the oldest first; nothing is verified."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from distrain import checkpoint
@@ -54,7 +55,7 @@ def list_checkpoints(reference: Reference, root: Root = Path("runs"), as_json: A
             "best" if row["best"] else "",
         )
     console = Console(highlight=False)
-    console.print(table if rows else f"no checkpoints in {run.checkpoints}", soft_wrap=True)
+    console.print(table if rows else escape(f"no checkpoints in {run.checkpoints}"), soft_wrap=True)
     if bad := sorted(path.name for path in run.checkpoints.glob("quarantine/step-*")):
         console.print(f"quarantined: {', '.join(bad)}", soft_wrap=True)
 

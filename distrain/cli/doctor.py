@@ -101,6 +101,7 @@ def _shared_memory_gib() -> float | None:
 
 def _print(facts: dict[str, Any]) -> None:
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console(highlight=False)
     torch_facts, driver = facts["torch"], facts["driver"]
@@ -120,7 +121,7 @@ def _print(facts: dict[str, Any]) -> None:
         console.print(f"[bold]{name:<10}[/bold]", end="")
         console.print(value, markup=False, soft_wrap=True)
     for problem in facts["problems"]:
-        console.print(f"[bold red]missing[/bold red]   {problem}", soft_wrap=True)
+        console.print(f"[bold red]missing[/bold red]   {escape(problem)}", soft_wrap=True)
     if not facts["problems"]:
         console.print("[bold green]ready[/bold green]     nothing is missing")
 

@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from distrain.encoding import on_one_line
+from distrain.files import to_json
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -69,7 +72,7 @@ def evaluate(
     answers = found.read_answers(folder)
     drawn = _draw(folder.path, result, answers, recipe_source=folder.recipe) if pictures else []
     if as_json:
-        typer.echo(result.model_dump_json(indent=1))
+        typer.echo(to_json(result))
         return
     console = Console(highlight=False)
     console.print(f"checkpoint  {path} ({why})", soft_wrap=True, markup=False)
@@ -80,6 +83,7 @@ def evaluate(
 
 
 def _print(console: "Console", result: "Findings", answers: "Answers") -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from distrain.examine.findings import confused_pairs
@@ -99,7 +103,9 @@ def _print(console: "Console", result: "Findings", answers: "Answers") -> None:
             table.add_column(column, justify="left" if column == "class" else "right", no_wrap=True)
         for row in shown:
             shares = (row.accuracy, row.precision, row.f1)
-            table.add_row(row.name, f"{row.samples:,}", *("-" if s is None else f"{s:.2%}" for s in shares))
+            table.add_row(
+                escape(on_one_line(row.name)), f"{row.samples:,}", *("-" if s is None else f"{s:.2%}" for s in shares)
+            )
         console.print(table)
         every = [row.name for row in result.classes]
         for true, taken, count in confused_pairs(every, answers.confusion, MOST_LINES):

@@ -198,7 +198,7 @@ def _print(outcome: "Outcome", source: str, *, is_verified: bool) -> None:
     if is_verified:
         lines.append("verified every byte of it was read again")
     for line in [*lines, f"next     {_command(outcome, source)}"]:
-        typer.echo(line.encode(errors="backslashreplace").decode())
+        typer.echo(line)
 
 
 def _command(outcome: "Outcome", source: str) -> str:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distrain.files import to_json
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -69,7 +71,7 @@ def plan(
     errors = Console(stderr=True, highlight=False)
     found = planning.make(question, place=place, limit_s=limit_s, console=errors)
     if as_json:
-        typer.echo(found.model_dump_json(indent=1))
+        typer.echo(to_json(found))
     else:
         _print(Console(highlight=False), found)
 

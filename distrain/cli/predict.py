@@ -163,12 +163,19 @@ def _print(kind: str, batch: list["Prediction"], bundle: "Bundle", top_k: int) -
     else:
         for prediction in batch:
             if kind == "json":
-                print(json.dumps(_json_row(prediction, bundle, top_k), ensure_ascii=False))
+                row = json.dumps(_json_row(prediction, bundle, top_k), ensure_ascii=False)
+                print(row if _is_utf8(row) else json.dumps(json.loads(row)))
             elif prediction.error is not None:
                 print(f"distrain: {prediction.error}", file=sys.stderr)  # not typer.echo: it would write into the bar
             else:
                 print(_line(prediction, bundle, top_k) if kind == "lines" else _bars(prediction, bundle, top_k))
     sys.stdout.flush()  # a reader of a pipe has each batch when it is done
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether the text can be printed as UTF-8: JSON in any other encoding would not be JSON."""
+    is_text = not any("\ud800" <= character <= "\udfff" for character in text)
+    return is_text and sys.stdout.encoding.lower().replace("-", "") == "utf8"
 
 
 def _print_csv(rows: list[list[str]]) -> None:

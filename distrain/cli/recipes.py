@@ -92,6 +92,7 @@ def keys(
 ) -> None:
     """Explain every key that a recipe may hold and that --set can change."""
     from rich.console import Console
+    from rich.markup import escape
 
     from distrain import recipe as recipes
 
@@ -104,7 +105,8 @@ def keys(
         return
     console = Console(highlight=False)
     for key, kind, default, meaning in rows:
-        console.print(f"[bold]{key}[/bold]  [dim]{kind}; {'' if default == 'required' else 'default '}{default}[/dim]")
+        facts = escape(f"{kind}; {'' if default == 'required' else 'default '}{default}")
+        console.print(f"[bold]{key}[/bold]  [dim]{facts}[/dim]")
         console.print(f"    {meaning}", markup=False)
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from distrain.examine.order import Samples
+from distrain.files import to_json
 from distrain.metrics import Target
 from distrain.rundir import RunDirectory, write_atomically
 
@@ -75,7 +76,7 @@ def write_findings(folder: RunDirectory, findings: Findings, answers: Answers) -
         scores=answers.scores,
         confusion=answers.confusion,
     )
-    write_atomically(folder.findings, findings.model_dump_json(indent=1))
+    write_atomically(folder.findings, to_json(findings))
 
 
 def read_findings(folder: RunDirectory) -> Findings:

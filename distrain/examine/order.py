@@ -1,12 +1,14 @@
 """Owns what is asked of an examination, and its folder below the run: a run directory like any other."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel
 
 from distrain.errors import RunError
+from distrain.files import to_json
 from distrain.recipe import Recipe, load_recipe, read_recipe
 from distrain.rundir import RunDirectory, write_atomically
 
@@ -41,7 +43,7 @@ def resolve(
     recipe = load_recipe(str(run.recipe), overrides=[*whole, *overrides], data=data)
     wanted: Samples = split or ("given" if is_other and recipe.data.val_fraction is None else "val")
     order = Order(run=str(run.path.absolute()), checkpoint=str(checkpoint.absolute()), split=wanted)
-    question = f"{recipe.data.model_dump_json()}{recipe.augment.model_dump_json()}{recipe.eval.model_dump_json()}"
+    question = "".join(map(to_json, (recipe.data, recipe.augment, recipe.eval)))
     mark = hashlib.sha256(question.encode()).hexdigest()[:6]
     name = f"{checkpoint.name}-{wanted}-{mark}"
     if out is None:
@@ -56,9 +58,9 @@ def resolve(
 def write_order(folder: RunDirectory, order: Order) -> None:
     """Ask for the examination; an older answer is taken away."""
     folder.findings.unlink(missing_ok=True)
-    write_atomically(folder.examination, order.model_dump_json(indent=1))
+    write_atomically(folder.examination, to_json(order))
 
 
 def read_order(folder: RunDirectory) -> Order:
     """Read what is asked for."""
-    return Order.model_validate_json(folder.examination.read_text(encoding="utf-8"))
+    return Order.model_validate(json.loads(folder.examination.read_text(encoding="utf-8")))

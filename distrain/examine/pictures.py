@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distrain.encoding import on_one_line
 from distrain.examine.findings import Answers, Findings
 from distrain.files import whole_file
 
@@ -23,7 +24,7 @@ def draw_confusion(findings: Findings, answers: Answers, file: Path) -> None:
     counts = answers.confusion
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    names = [result.name for result in findings.classes]
+    names = [_cut(result.name) for result in findings.classes]
     if len(names) <= MOST_NAMES:
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
@@ -34,7 +35,7 @@ def draw_confusion(findings: Findings, answers: Answers, file: Path) -> None:
     axes.set_xlabel("taken for")
     axes.set_ylabel("is")
     accuracy = counts.trace() / max(counts.sum(), 1)
-    axes.set_title(f"{Path(findings.run).name}, step {findings.step}: {accuracy:.2%} of {findings.num_samples:,}")
+    axes.set_title(f"{_cut(Path(findings.run).name)}, step {findings.step}: {accuracy:.2%} of {findings.num_samples:,}")
     _save(plot, file)
 
 
@@ -75,4 +76,6 @@ def _side(num_classes: int) -> float:
 
 
 def _cut(words: str) -> str:
-    return words if len(words) <= 28 else f"{words[:27]}…"
+    """Return the words as a title can take them: on a line, not too long, and no formula."""
+    words = on_one_line(words)
+    return (words if len(words) <= 28 else f"{words[:27]}…").replace("$", r"\$")

@@ -1,11 +1,13 @@
 """Owns what a measurement leaves in its folder: numbers alone, in seconds, bytes and images a second."""
 
+import json
 import math
 import statistics
 from collections.abc import Sequence
 
 from pydantic import BaseModel
 
+from distrain.files import to_json
 from distrain.rundir import RunDirectory, write_atomically
 
 
@@ -105,9 +107,9 @@ def spread(seconds: Sequence[float], *, steps: int = 1) -> Spread:
 
 def write_figures(folder: RunDirectory, figures: Figures) -> None:
     """Write what was measured."""
-    write_atomically(folder.figures, figures.model_dump_json(indent=1))
+    write_atomically(folder.figures, to_json(figures))
 
 
 def read_figures(folder: RunDirectory) -> Figures:
     """Read what was measured."""
-    return Figures.model_validate_json(folder.figures.read_text(encoding="utf-8"))
+    return Figures.model_validate(json.loads(folder.figures.read_text(encoding="utf-8")))

@@ -1,7 +1,10 @@
 """Owns what is asked of a measurement: `measurement.json` in its folder, which makes a worker measure, not train."""
 
+import json
+
 from pydantic import BaseModel
 
+from distrain.files import to_json
 from distrain.rundir import RunDirectory, write_atomically
 
 
@@ -17,9 +20,9 @@ class Order(BaseModel):
 
 def write_order(folder: RunDirectory, order: Order) -> None:
     """Ask for the measurement."""
-    write_atomically(folder.measurement, order.model_dump_json(indent=1))
+    write_atomically(folder.measurement, to_json(order))
 
 
 def read_order(folder: RunDirectory) -> Order:
     """Read what is asked for."""
-    return Order.model_validate_json(folder.measurement.read_text(encoding="utf-8"))
+    return Order.model_validate(json.loads(folder.measurement.read_text(encoding="utf-8")))

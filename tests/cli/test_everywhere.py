@@ -15,7 +15,7 @@ from distrain import locks
 from distrain.cli.app import app
 from distrain.rundir import RunDirectory
 from tests.cli.walker import Walked, walk
-from tests.command import fit
+from tests.command import QUIET, fit
 
 # Representative arguments: RUN is a finished run, FAILED one that can be continued, LIVE one that is being trained.
 ARGUMENTS = {
@@ -159,6 +159,38 @@ def test_read_only_disk_is_one_sentence_for_all_that_write_and_none_for_all_that
             assert walked.code == 2, walked
             assert "read-only" in walked.err, walked
     assert sorted(place.rglob("*")) == before
+
+
+def test_names_in_any_script_and_of_any_bytes_pass_through_every_command(tmp_path: Path) -> None:
+    place = tmp_path / os.fsdecode(b"\xff 'q\" [b] \n\xe6\x97\xa5")
+    photos = os.fsdecode(b"p\xfe")
+    for split in ("train", "val"):
+        for number, name in enumerate((os.fsdecode(b"[red]x\xfd"), "$\u65e5 n\n")):
+            (place / photos / split / name).mkdir(parents=True)
+            for count in range(2):
+                file = place / photos / split / name / os.fsdecode(b"[i]%d\xfc.png" % count)
+                Image.new("RGB", (16, 16), (90 * number, 50 * count, len(split) * 9)).save(file)
+    recipe = ["imagefolder-resnet18", f"--data={photos}", "--set=model.name=cifar-cnn", "--set=model.weights=null"]
+    steps = ["--set=data.batch_size=2", "--set=train.max_steps=2", "--device=cpu", *QUIET]
+    picture = f"{photos}/val/$\u65e5 n\n/{os.fsdecode(b'[i]1')}" + os.fsdecode(b"\xfc.png")
+    commands = [
+        ["data", "check", photos, "--workers=1"],
+        ["data", "info", photos, "--workers=1"],
+        ["data", "pack", photos, "--jobs=1"],
+        ["fit", *recipe, *steps, "--run=\u65e5"],
+        ["runs", "list", "--root=."],
+        ["runs", "show", "\u65e5"],
+        ["checkpoints", "list", "\u65e5"],
+        ["eval", "\u65e5", "--device=cpu"],
+        ["export", "\u65e5"],
+        ["predict", "\u65e5/export/bundle", photos, "--device=cpu", "--csv"],
+        ["predict", "\u65e5", picture, "--show", "--device=cpu"],
+    ]
+    *walked, predicted = walk([*commands, ["predict", "\u65e5", photos, "--device=cpu", "--json"]], cwd=place)
+    for each in (*walked, predicted):
+        assert_told(each)
+        assert each.code == 0, each
+    assert len([json.loads(line) for line in predicted.out.splitlines()]) == 8
 
 
 def as_another_user(place: Path) -> list[str]:
