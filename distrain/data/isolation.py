@@ -19,10 +19,14 @@ from threading import Lock
 from typing import Any, Generic, TypeVar
 
 from distrain.exits import as_exception
-from distrain.process import die_with_parent
+from distrain.process import die_with_parent, release_signals
+from distrain.signals import heard_signals
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+ITEMS_A_TASK = 32  # enough that handing a task over costs nothing, few enough that progress is smooth
+TASKS_AHEAD = 4  # for each process
 
 
 class KilledError(Exception):
@@ -55,7 +59,7 @@ class Isolated(Generic[Item, Result]):
         self.close()
 
     def map(
-        self, items: Iterable[Item], *, items_a_task: int, tasks_ahead: int
+        self, items: Iterable[Item], *, items_a_task: int = ITEMS_A_TASK, tasks_ahead: int = TASKS_AHEAD
     ) -> Generator[Result | KilledError, None, None]:
         """Yield what the function gives for each item, in their order; raises what it raises.
 
@@ -164,6 +168,19 @@ def ending(code: int | None) -> str:
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
+def live_for_parent() -> None:
+    """Die with the process that forked this one; leave to it a stop that is sent to the whole group.
+
+    It may want what this one reads still, as a training that saves does. The handlers do nothing, and unlike ignored
+    signals they are not handed on to programs that a dataset starts.
+    """
+    parent = multiprocessing.parent_process()
+    die_with_parent(parent.pid if parent is not None else None)
+    for number in heard_signals():
+        signal.signal(number, lambda *_: None)
+    release_signals()
+
+
 def portable(error: Exception, *, where: str) -> Exception:
     """Return an error that another process can raise, with the traceback of this one as a note."""
     error.add_note(f"in {where}:\n" + "".join(traceback.format_exception(error)).rstrip())
@@ -180,9 +197,7 @@ def _work(
     function: Callable[[Any], Any], begin: Callable[[], object] | None, pipe: Connection, of_parent: Connection
 ) -> None:
     of_parent.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes: the first one answers
-    parent = multiprocessing.parent_process()
-    die_with_parent(parent.pid if parent is not None else None)
+    live_for_parent()
     if begin is not None:
         begin()
     while True:

@@ -26,13 +26,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distrain.data.isolation import ending, portable
+from distrain.data.isolation import ending, live_for_parent, portable
 from distrain.data.order import MicroBatch
 from distrain.data.source import Batch, Empty
 from distrain.errors import DataError
 from distrain.exits import as_exception
-from distrain.process import die_with_parent, release_signals
-from distrain.signals import heard_signals
 
 BATCHES_AHEAD = 2  # of each process: one that is read, one that waits for it
 SPARE_ROOMS = 3  # for batches that were handed over and are not used up: trained on, and copied to a GPU
@@ -224,7 +222,7 @@ def _work(read: ReadBatch, rooms: list[_Room], pipe: Connection, of_others: tupl
     """Answer until nobody asks any more: what a loader process does."""
     for other in of_others:
         other.close()
-    _live_for_parent()
+    live_for_parent()
     torch.set_num_threads(1)
     with suppress(EOFError, OSError):  # whom it reads for wants no more, or is gone
         while True:
@@ -245,15 +243,3 @@ def _answer(
         return _Answer(number, room.images.put(images), room.targets.put(targets))
     except BaseException as error:  # noqa: BLE001 - also an exit: it is raised where the batch is asked for
         return number, portable(as_exception(error), where="a loader process")
-
-
-def _live_for_parent() -> None:
-    """Die with the training process; leave to it a stop that is sent to the whole group: it still wants its batches.
-
-    The handlers do nothing, and unlike ignored signals they are not handed on to programs that a dataset starts.
-    """
-    parent = multiprocessing.parent_process()
-    die_with_parent(parent.pid if parent is not None else None)
-    for number in heard_signals():
-        signal.signal(number, lambda *_: None)
-    release_signals()

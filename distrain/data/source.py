@@ -5,13 +5,17 @@ A source either holds its images whole, as one uint8 tensor, or reads them one b
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import cached_property
 from typing import Any, Protocol, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from distrain.data.images import to_tensor
+from distrain.data.isolation import Isolated, KilledError
 from distrain.data.stream import Stream
 from distrain.errors import DataError
 from distrain.metrics import Target
@@ -154,7 +158,7 @@ class DatasetSource:
                 f"data.source={self._name} is a stream, whose targets are not known before its samples are read; do "
                 f"without data.sampling=balanced, loss.class_weights=balanced and data.val_fraction, which need them"
             )
-        return stack_targets([self._target(index, self._sample(index)[1]) for index in range(len(self))])
+        return self._read_targets()
 
     def seed_stream(self, seed: int) -> None:
         """Have what a stream draws be a function of this seed too; other datasets are seeded sample by sample."""
@@ -187,6 +191,21 @@ class DatasetSource:
         words = f"{self._name}:{self._arguments}:{len(self)}:{list(self.classes)}"
         known = b"" if self._known is None else self._known.numpy().tobytes()
         return hashlib.sha256(words.encode() + known).hexdigest()
+
+    def _read_targets(self) -> torch.Tensor:
+        """Read every sample for its target, in a process of its own: a sample may end it."""
+
+        def read(index: int) -> int | NDArray[np.float32]:
+            target = self._target(index, self._sample(index)[1])
+            return target if isinstance(target, int) else target.numpy()
+
+        found = list[int | torch.Tensor]()
+        with Isolated(read, 1) as process, closing(process.map(range(len(self)))) as targets:
+            for index, target in enumerate(targets):
+                if isinstance(target, KilledError):
+                    raise DataError(f"{self.describe(index)} cannot be read ({target}); mend or remove it")
+                found.append(target if isinstance(target, int) else torch.from_numpy(target))
+        return stack_targets(found)
 
     def _sample(self, index: int) -> Any:
         try:

@@ -17,9 +17,6 @@ from distrain.data.isolation import Isolated, KilledError
 Facts = TypeVar("Facts")
 Read = Callable[[str], Facts]
 
-FILES_A_TASK = 32  # enough that handing a task over costs nothing, few enough that progress is smooth
-TASKS_AHEAD = 4  # for each process
-
 
 class Readers:
     """Processes that read files, as many as asked for."""
@@ -33,7 +30,7 @@ class Readers:
         A path that kills the process that reads it gives what `when_killed` makes of the reason.
         """
         tasks = ((read, path) for path in paths)
-        with closing(self._processes.map(tasks, items_a_task=FILES_A_TASK, tasks_ahead=TASKS_AHEAD)) as results:
+        with closing(self._processes.map(tasks)) as results:
             for found in results:
                 yield when_killed(str(found)) if isinstance(found, KilledError) else found
 

@@ -1,5 +1,7 @@
 """A source gives each sample its target, checked, of whatever kind it is."""
 
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -103,3 +105,27 @@ def test_fingerprint_changes_with_an_image_and_with_a_target() -> None:
 
     assert digest(IMAGES, [0, 1]) == digest(IMAGES.clone(), [0, 1])
     assert len({digest(IMAGES, [0, 1]), digest(IMAGES, [1, 0]), digest(IMAGES + 1, [0, 1])}) == 3
+
+
+class Deadly:
+    """A dataset without `targets` and with a sample that kills the process that reads it."""
+
+    classes = ("a", "b")
+
+    def __init__(self, deadly: int) -> None:
+        self.deadly = deadly
+
+    def __len__(self) -> int:
+        return 50
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if index == self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.zeros(1, 2, 2, dtype=torch.uint8), index % 2
+
+
+def test_sample_that_kills_its_reader_while_targets_are_read_is_named() -> None:
+    assert DatasetSource(Deadly(-1), name="mine:data").targets.tolist() == [0, 1] * 25
+    words = r"^sample 41 of mine:data cannot be read \(reading it ends the process: it was killed by SIGKILL\)"
+    with pytest.raises(DataError, match=words):
+        _ = DatasetSource(Deadly(41), name="mine:data").targets

@@ -5,7 +5,8 @@ import os
 import signal
 from collections.abc import Iterator
 
-from distrain.inspect.reading import FILES_A_TASK, TASKS_AHEAD, reading_processes
+from distrain.data.isolation import ITEMS_A_TASK, TASKS_AHEAD
+from distrain.inspect.reading import reading_processes
 
 
 def die_of_some(path: str) -> str:
@@ -27,7 +28,7 @@ def test_results_come_in_order_and_paths_are_taken_as_they_are_needed() -> None:
     with reading_processes(2) as readers:
         found = list(itertools.islice(readers.read(len, endless(), when_killed=lambda _: -1), 1_000))
     assert found == [number % 100 for number in range(1, 1_001)]
-    assert taken <= 1_000 + (2 * TASKS_AHEAD + 1) * FILES_A_TASK
+    assert taken <= 1_000 + (2 * TASKS_AHEAD + 1) * ITEMS_A_TASK
 
 
 def test_file_that_kills_its_reader_is_told_and_the_others_are_read() -> None:
