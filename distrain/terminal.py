@@ -22,9 +22,11 @@ from distrain.errors import ExitCode, OutputError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+PATIENCE_S = 10.0  # how long a reader that does not read may hold up a training
 SHOW_CURSOR = "\x1b[?25h"
 _STREAMS = ((1, "stdout"), (2, "stderr"))
 _ESCAPE = b"\x1b"
+_MOST_AT_ONCE = select.PIPE_BUF  # bytes that a pipe with room for some takes without waiting
 _LOOK_MS = 1000  # how late the watch may end
 
 
@@ -43,6 +45,7 @@ class Output(io.RawIOBase):
         self.log: int | None = None  # a descriptor that takes what is lost
         self._descriptor = descriptor
         self._is_gone = False  # what it wrote to will not come back
+        self._is_stuck = False  # nobody reads at the moment
         self._in_log = threading.local()
 
     @contextmanager
@@ -61,18 +64,10 @@ class Output(io.RawIOBase):
         is_logged = getattr(self._in_log, "is_set", False) or _ESCAPE in whole.tobytes()
         if self._is_gone and (is_logged or self.log is None):
             return len(whole)
-        rest = whole
-        while rest:
-            try:
-                rest = rest[os.write(self._descriptor, rest) :]
-            except BlockingIOError:  # another process has made the terminal that they share non-blocking
-                select.select([], [self._descriptor], [])
-            except OSError as error:
-                self._lose(error)
-                if self.log is not None and not is_logged:
-                    with suppress(OSError):
-                        os.write(self.log, rest)
-                break
+        lost = self._write(whole)
+        if self.log is not None and lost and not is_logged:
+            with suppress(OSError):
+                os.write(self.log, lost)
         return len(whole)
 
     def let_go(self) -> None:
@@ -99,6 +94,29 @@ class Output(io.RawIOBase):
     def writable(self) -> bool:
         """Return that it can be written to."""
         return True
+
+    def _write(self, whole: memoryview) -> memoryview:
+        """Write what can be written, and return the rest."""
+        rest = whole
+        while rest:
+            if self.is_tolerant and not self._is_ready():
+                break
+            try:
+                rest = rest[os.write(self._descriptor, rest[:_MOST_AT_ONCE]) :]
+            except BlockingIOError:  # another process has made the terminal that they share non-blocking
+                select.select([], [self._descriptor], [])
+            except OSError as error:
+                self._lose(error)
+                break
+        return rest
+
+    def _is_ready(self) -> bool:
+        """Wait a little for a reader that has stopped reading (Ctrl-S, `less`), but not a second time."""
+        poller = select.poll()
+        poller.register(self._descriptor, select.POLLOUT)
+        is_ready = bool(poller.poll(0 if self._is_stuck else PATIENCE_S * 1000))
+        self._is_stuck = not is_ready
+        return is_ready
 
     def _lose(self, error: OSError) -> None:
         is_gone = error.errno in {errno.EPIPE, errno.EBADF} or (error.errno == errno.EIO and self._is_device())

@@ -13,7 +13,7 @@ from typer.main import get_command
 
 from distrain.cli.app import app
 from distrain.rundir import RunDirectory
-from tests.command import command
+from tests.command import command, wait_until
 from tests.forks import server
 from tests.terminals import terminal
 
@@ -88,6 +88,35 @@ for number in range(3000):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert [int(line) for line in out.splitlines()] == list(range(3000))
+
+
+def test_terminal_that_is_held_with_ctrl_s_holds_up_nothing(tmp_path: Path) -> None:
+    code = """
+from distrain import terminal
+terminal.PATIENCE_S = 0.2
+with tolerating_loss(Path("log")):
+    print("ready", flush=True)
+    for number in range(20):
+        time.sleep(0.05)
+        print(f"line {number}", flush=True)
+    Path("done").touch()
+    while not Path("go").exists():
+        time.sleep(0.01)
+    print("the end", flush=True)
+"""
+    with terminal() as screen:
+        process = screen.start([sys.executable, "-c", GUARDED + code], cwd=tmp_path)
+        screen.wait_for("ready")
+        screen.press("\x13")
+        wait_until((tmp_path / "done").exists, "the last line")
+        screen.press("\x11")
+        (tmp_path / "go").touch()
+        assert process.wait(20) == 0
+        screen.wait_for("the end")
+    log = (tmp_path / "log").read_text().splitlines()
+    assert log == [f"line {number}" for number in range(20 - len(log), 20)]
+    assert len(log) > 10
+    assert len(log) == 20 or f"line {19 - len(log)}\r\n" in screen.shown
 
 
 def test_streams_that_are_closed_from_the_start_take_no_place_among_files(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def test_second_ctrl_c_leaves_no_process_no_port_and_no_shared_memory(
     assert not [path for path in left if any(str(p.pid) in path.name for p in family)]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("moment", ["start", pytest.param("training", marks=pytest.mark.slow)])
 def test_signals_that_never_end_do_not_change_the_exit_code(
     launch: Launch, tmp_path: Path, processes: int, moment: str
