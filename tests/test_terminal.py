@@ -9,9 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.main import get_command
 
-from distrain.cli.app import app
 from distrain.rundir import RunDirectory
 from tests.command import command, wait_until
 from tests.forks import server
@@ -180,25 +178,6 @@ def lost_reader() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     os.dup2(writer, 1)
-
-
-def closed_output() -> None:
-    os.close(1)
-    sys.stdout = None
-
-
-def commands() -> list[tuple[str, ...]]:
-    """Return every command, and the groups that hold them."""
-    found: list[tuple[str, ...]] = [()]
-    for name, group in get_command(app).commands.items():  # type: ignore[attr-defined]
-        found += [(name,), *((name, below) for below in getattr(group, "commands", {}))]
-    return found
-
-
-def test_no_help_ends_in_a_traceback_where_standard_output_is_closed(tmp_path: Path) -> None:
-    assert ("checkpoints", "prune") in commands()
-    for arguments in commands():
-        assert ended((*arguments, "--help"), closed_output, tmp_path) == (0, ""), arguments
 
 
 @pytest.mark.parametrize("arguments", [("recipes", "keys", "--json"), ("runs",), ("fit", "--help"), ("--version",)])
