@@ -9,8 +9,6 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from distrain.filesystem import nearest_existing
-
 _KEPT = {"TORCH_HOME": "torch", "HF_HOME": "huggingface"}  # what was downloaded before is still read
 
 
@@ -21,7 +19,7 @@ def provide_caches() -> None:
             os.environ["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
     home = os.environ.get("HOME")
     usual = Path(os.environ.get("XDG_CACHE_HOME") or f"{home or '/'}/.cache")
-    if home is not None and os.access(nearest_existing(usual), os.W_OK | os.X_OK):
+    if home is not None and _can_be_written(usual):
         return
     with suppress(OSError):  # nothing can be written anywhere: the libraries do without
         caches = Path(tempfile.gettempdir(), f"distrain-caches-{os.getuid()}")
@@ -36,3 +34,12 @@ def provide_caches() -> None:
         os.environ.setdefault("MPLCONFIGDIR", str(caches / "matplotlib"))
         if home is None:
             os.environ["HOME"] = str(caches)
+
+
+def _can_be_written(caches: Path) -> bool:
+    """Make the folder, as any library would, and return whether it can be written to."""
+    try:
+        caches.mkdir(exist_ok=True, parents="XDG_CACHE_HOME" in os.environ)
+    except OSError:
+        return False
+    return os.access(caches, os.W_OK | os.X_OK)

@@ -19,7 +19,6 @@ from distrain.models.blocks import find_blocks
 from distrain.recipe import Recipe
 from distrain.world import World
 
-CACHE = Path("~/.cache/distrain/compiled").expanduser()
 MOST_VERSIONS = 64  # of one forward function: it has one for each kind of block and each size of the images
 MOST_THREADS = 32
 
@@ -123,7 +122,8 @@ def check_compiler(device: torch.device, *, key: str) -> None:
 
 def cache_folder() -> str:
     """Return where compiled code is kept: the user's cache, unless the environment names a place."""
-    return os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(caches / "distrain" / "compiled"))
 
 
 def _check(recipe: Recipe, world: World, *, num_pieces: int) -> None:

@@ -46,16 +46,26 @@ class FileSource:
         """Return the image's path."""
         return self._paths[index]
 
-    def fingerprint(self) -> str:
-        """Return a digest over the files' names without their folders, their sizes, the targets and `decode_size`."""
+    def fingerprint(self, *, may_lack: bool = False) -> str:
+        """Return a digest over the files' names without their folders, their sizes, the targets and `decode_size`.
+
+        Raises `DataError` for a file that is not there, unless it `may_lack` some: they have 0 bytes.
+        """
         digest = hashlib.sha256()
         for path, target in zip(self._paths, self.targets.tolist(), strict=True):
-            try:
-                size = Path(path).stat().st_size
-            except OSError as error:
-                raise DataError(f"image {path} cannot be read ({error.strerror}); mend or remove it") from None
+            size = file_size(path, may_lack=may_lack)
             digest.update(os.fsencode(f"{target}/{Path(path).name}:{size}\n"))
         return fingerprint_decoded(digest.hexdigest(), self._decode_size)
+
+
+def file_size(path: str, *, may_lack: bool = False) -> int:
+    """Return the bytes of an image's file; raises `DataError` where it is not there, unless it `may_lack`: then 0."""
+    try:
+        return os.stat(path).st_size  # noqa: PTH116 - a million
+    except OSError as error:
+        if may_lack:
+            return 0
+        raise DataError(f"image {path} cannot be read ({error.strerror}); mend or remove it") from None
 
 
 def open_files(listings: Mapping[Split, Listing], config: Data) -> dict[str, "Source"]:

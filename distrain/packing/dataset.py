@@ -82,7 +82,7 @@ def pack_dataset(
     _check_place(out, config)
     opened = open_sources(config)
     splits: tuple[Split, ...] = ("train", "val")
-    origins = {split: describe_origin(opened[split], config) for split in splits if split in opened}
+    origins = {split: describe_origin(opened[split], config, skips=skips) for split in splits if split in opened}
     try:
         if is_packed(out) and not anew and not (draft / "pack").exists():
             if (draft / "journal.jsonl").exists():

@@ -12,7 +12,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from distrain.data.decoders import load_decoders
-from distrain.data.images import FileSource
+from distrain.data.images import FileSource, file_size
 from distrain.data.isolation import Isolated, KilledError
 from distrain.data.packfile import Form, Pack, PackedImages, read_pack
 from distrain.data.source import DatasetSource, Source
@@ -86,15 +86,18 @@ class Origin:
                     yield stored
 
 
-def describe_origin(source: Source, config: Data) -> Origin:
-    """Return the samples of a source; raises `DataError` for a stream, and for a file that is not there."""
+def describe_origin(source: Source, config: Data, *, skips: bool) -> Origin:
+    """Return the samples of a source; raises `DataError` for a stream, and for a file that is not there.
+
+    With `skips`, such a file has 0 bytes, and is left out when its turn comes.
+    """
     if isinstance(source, DatasetSource) and source.is_stream:
         raise DataError(f"data.source={config.source} is a stream, without an end; only what has one can be packed")
     words = [source.describe(index) for index in range(len(source))]
     if not isinstance(source, FileSource):
         return Origin(source, words, np.zeros(len(source), np.int64), source.fingerprint())
-    fingerprint = source.fingerprint()  # raises for a file that is not there
-    sizes = np.fromiter((os.stat(path).st_size for path in words), np.int64, len(words))  # noqa: PTH116 - a million
+    fingerprint = source.fingerprint(may_lack=skips)
+    sizes = np.fromiter((file_size(path, may_lack=skips) for path in words), np.int64, len(words))
     base = Path(config.path or ".")
     prefix = f"{base if base.is_dir() else base.parent}{os.sep}"
     return Origin(source, [path.removeprefix(prefix) for path in words], sizes, fingerprint)

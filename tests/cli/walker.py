@@ -26,12 +26,20 @@ class Walked:
 
 
 def walk(
-    commands: list[list[str]], *, cwd: Path, under: list[str] | None = None, closed: list[int] | None = None
+    commands: list[list[str]],
+    *,
+    cwd: Path,
+    under: list[str] | None = None,
+    closed: list[int] | None = None,
+    torch: bool = True,
 ) -> list[Walked]:
-    """Run the commands in the folder `cwd` as children of the program `under`, with the descriptors `closed`."""
+    """Run the commands in the folder `cwd` as children of the program `under`, with the descriptors `closed`.
+
+    Without `torch`, a command that needs it loads it by itself.
+    """
     done = subprocess.run(
         [*(under or []), sys.executable, "-m", "tests.cli.walker"],
-        input=json.dumps({"commands": commands, "cwd": str(cwd), "closed": closed or []}),
+        input=json.dumps({"commands": commands, "cwd": str(cwd), "closed": closed or [], "torch": torch}),
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])},
         capture_output=True,
         text=True,
@@ -97,7 +105,8 @@ def main() -> None:
     from distrain.cli import app  # noqa: F401 - loaded once for all
     from distrain.preload import preload
 
-    preload()
+    if order["torch"]:
+        preload()
     found = [_walk_one(arguments, order["cwd"], order["closed"]) for arguments in order["commands"]]
     json.dump([vars(walked) for walked in found], sys.stdout)
 

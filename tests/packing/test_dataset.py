@@ -162,6 +162,19 @@ def test_sample_that_kills_its_reader_is_broken_as_any_other(tmp_path: Path) -> 
     assert not [child for child in multiprocessing.active_children() if child.name == "distrain-reader"]
 
 
+def test_image_that_is_a_dangling_link_is_skipped_as_any_other(tmp_path: Path) -> None:
+    folder, out = make_folder(tmp_path / "photos"), tmp_path / "packed"
+    link = Path(opened(folder)["train"].describe(0))
+    link.unlink()
+    link.symlink_to("/nowhere")
+    with pytest.raises(DataError, match="cannot be read"):
+        pack(folder, out)
+    assert not out.exists()
+    (skipped,) = pack(folder, out, skips=True).pack.splits["train"].skipped
+    assert "No such file" in skipped.reason
+    assert pack(folder, out, skips=True).was_complete
+
+
 def test_skipped_images_are_tried_again_without_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, out = make_folder(tmp_path / "photos"), tmp_path / "packed"
     Path(opened(folder)["train"].describe(0)).write_bytes(b"no image")
