@@ -190,12 +190,17 @@ def _order(
 def _build_readers(
     recipe: Recipe, profile: Profile, sources: dict[str, Source], *, world: World, epochs: float
 ) -> dict[str, BatchReader]:
-    num_threads = max(1, len(os.sched_getaffinity(0)) // profile.processes)
+    num_processes = max(1, len(os.sched_getaffinity(0)) // profile.processes)
     readers = {}
     for split, key, listed in (("train", "train", recipe.augment.train), ("val", "eval", recipe.augment.eval)):
         transforms = build_transforms(listed, key=f"augment.{key}")
         source = hold(
-            sources[split], recipe.data.hold, name=split, epochs=epochs, num_threads=num_threads, seed=recipe.train.seed
+            sources[split],
+            recipe.data.hold,
+            name=split,
+            epochs=epochs,
+            num_processes=num_processes,
+            seed=recipe.train.seed,
         )
         is_read_here = recipe.data.loader == "auto"  # loader processes could not use what lies on a GPU
         device = world.device if recipe.data.hold != "never" and is_read_here else None

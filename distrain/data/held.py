@@ -2,19 +2,23 @@
 
 import logging
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from distrain.data.decoders import load_decoders
+from distrain.data.isolation import Isolated, KilledError
 from distrain.data.source import Source, TensorSource, is_read_in_order, stack_targets, target_at
 from distrain.errors import DataError, RecipeError
 from distrain.generators import seed_generators
 from distrain.seeds import Purpose
 
 MOST_HELD_BYTES = 2**30  # of a split, where data.hold=auto
-_SAMPLES_AT_ONCE = 64  # of a thread, before it looks whether another has failed
+_MOST_PROCESSES = 8  # more hardly read more: one collects what they give
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +61,7 @@ def hold(
     *,
     name: str,
     epochs: float,
-    num_threads: int,
+    num_processes: int,
     seed: int = 0,
 ) -> Source:
     """Return the samples of a split held in memory where `data.hold` says so, else the source as it is.
@@ -77,17 +81,20 @@ def hold(
     first, _ = source.read(0)
     if how == "auto" and first.nbytes * len(source) > MOST_HELD_BYTES:
         return source
-    num_threads = num_threads if source.is_thread_safe else 1
+    if how == "auto" and source.read(len(source) // 2)[0].shape != first.shape:  # photographs: no process is started
+        return source
+    num_processes = min(num_processes, _MOST_PROCESSES) if source.is_thread_safe else 1
     try:
-        held = _decode(source, first, num_threads=num_threads, seed=seed)
+        load_decoders()
+        held = _decode(source, first, num_processes=num_processes, seed=seed)
     except _UnlikeError as error:
         if how == "auto":
             return source
         raise DataError(f"data.hold=always: {error}; leave data.hold out") from None
     log.info(
-        "%d images of %s are held in memory: %.1f MiB in each process, decoded in %.1f s by %d thread%s",
+        "%d images of %s are held in memory: %.1f MiB in each process, decoded in %.1f s by %d process%s",
         *(len(held), name, held.images.nbytes / 2**20, time.perf_counter() - started),
-        *(num_threads, "" if num_threads == 1 else "s"),
+        *(num_processes, "" if num_processes == 1 else "es"),
     )
     return held
 
@@ -96,32 +103,31 @@ class _UnlikeError(Exception):
     """An image cannot be held with the others."""
 
 
-def _decode(source: Source, first: torch.Tensor, *, num_threads: int, seed: int) -> HeldSource:
+def _decode(source: Source, first: torch.Tensor, *, num_processes: int, seed: int) -> HeldSource:
     if first.dtype != torch.uint8:
         raise _UnlikeError(f"{source.describe(0)} is of {first.dtype}, and bytes are held")
-    images = torch.empty((len(source), *first.shape), dtype=torch.uint8)
+    images, targets = torch.empty((len(source), *first.shape), dtype=torch.uint8), list[int | torch.Tensor]()
+    places = images.numpy()
 
-    def decode(indices: Sequence[int]) -> list[int | torch.Tensor]:
-        targets = []
-        for index in indices:
-            if not source.is_thread_safe:
-                seed_generators(seed, Purpose.READING, 0, index)
-            image, target = source.read(index)
-            if image.shape != first.shape or image.dtype != torch.uint8:
-                raise _UnlikeError(
-                    f"{source.describe(index)} is {image.dtype} {list(image.shape)}, the first image is "
-                    f"{first.dtype} {list(first.shape)}, and only images of one size are held"
-                )
-            images[index] = image
-            targets.append(target)
-        return targets
+    def read(index: int) -> tuple[NDArray[np.uint8], int | NDArray[np.float32]]:
+        if not source.is_thread_safe:
+            seed_generators(seed, Purpose.READING, 0, index)
+        image, target = source.read(index)
+        if image.shape != first.shape or image.dtype != torch.uint8:
+            raise _UnlikeError(
+                f"{source.describe(index)} is {image.dtype} {list(image.shape)}, the first image is "
+                f"{first.dtype} {list(first.shape)}, and only images of one size are held"
+            )
+        return image.numpy(), target if isinstance(target, int) else target.numpy()
 
-    pieces = [
-        range(start, min(start + _SAMPLES_AT_ONCE, len(source))) for start in range(0, len(source), _SAMPLES_AT_ONCE)
-    ]
-    executor = ThreadPoolExecutor(num_threads, thread_name_prefix="distrain-decode")
-    try:  # the first error is raised in the order of the samples, whichever thread was first
-        targets = [target for found in executor.map(decode, pieces) for target in found]
-    finally:
-        executor.shutdown(cancel_futures=True)
+    # In processes, which an image may end: this one would be gone without a word on which it was.
+    with (
+        Isolated(read, num_processes, begin=partial(torch.set_num_threads, 1)) as processes,
+        closing(processes.map(range(len(source)))) as samples,
+    ):
+        for index, sample in enumerate(samples):  # the first error comes in the order of the samples
+            if isinstance(sample, KilledError):
+                raise DataError(f"{source.describe(index)} cannot be read ({sample}); mend or remove it")
+            places[index], target = sample
+            targets.append(target if isinstance(target, int) else torch.from_numpy(target))
     return HeldSource(source, images, stack_targets(targets))

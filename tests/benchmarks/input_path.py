@@ -132,7 +132,7 @@ def contenders_for_cifar(arguments: argparse.Namespace, device: torch.device) ->
     many, size = arguments.small_images, arguments.small_batch_size
     source = open_sources(Data(source="cifar10", path=str(arguments.cifar), batch_size=1))["train"]
     threads = len(os.sched_getaffinity(0))
-    held = hold(source, "always", name="train", epochs=2, num_threads=threads)
+    held = hold(source, "always", name="train", epochs=2, num_processes=threads)
     whole = ours(reader_of(held, CIFAR, device), 8 * many, size, device, loader="auto", num_workers=0)
     read = partial(ours, reader_of(source, CIFAR, device), many, size, device, num_workers=WORKERS)
     return {

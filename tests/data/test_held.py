@@ -1,6 +1,8 @@
 """Images of one size are decoded once and held, where that is worth it, and nothing else changes."""
 
 import logging
+import os
+import signal
 from pathlib import Path
 from typing import Literal
 
@@ -54,7 +56,7 @@ def files(folder: Path) -> FileSource:
 
 
 def held(source: Source, how: How = "auto", *, epochs: float = 2) -> Source:
-    return hold(source, how, name="train", epochs=epochs, num_threads=2)
+    return hold(source, how, name="train", epochs=epochs, num_processes=2)
 
 
 def test_held_samples_are_those_of_the_files_and_so_are_their_words(
@@ -65,7 +67,7 @@ def test_held_samples_are_those_of_the_files_and_so_are_their_words(
         found = held(source)
     assert isinstance(found, HeldSource)
     assert "187 images of train are held in memory: 0.0 MiB in each process, decoded in" in caplog.text
-    assert "by 2 threads" in caplog.text
+    assert "by 2 processes" in caplog.text
     assert found.images.shape == (187, 3, 8, 6)
     assert (found.fingerprint(), found.classes, found.target) == (source.fingerprint(), source.classes, source.target)
     assert torch.equal(found.targets, source.targets)
@@ -113,4 +115,19 @@ def test_images_of_several_sizes_are_not_held_and_a_broken_one_keeps_its_sentenc
         held(source, "always")
     (folder / "train" / "ants" / "010.png").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"ants/010.png cannot be read"):
+        held(source)
+
+
+def test_image_that_kills_its_reader_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = files(folder)
+    read = source.read
+
+    def die_of_one(index: int) -> tuple[torch.Tensor, int | torch.Tensor]:
+        if index == 150:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(index)
+
+    monkeypatch.setattr(source, "read", die_of_one)
+    reason = r"\(reading it ends the process: it was killed by SIGKILL\)"
+    with pytest.raises(DataError, match=rf"bees/050\.png cannot be read {reason}; mend or remove it"):
         held(source)
