@@ -1,10 +1,14 @@
 """Whatever is printed reaches a terminal of whatever encoding."""
 
+import ast
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import distrain
 
 PRINT = """
 import os
@@ -28,3 +32,13 @@ def test_text_is_approximated_where_the_terminal_lacks_it(encoding: str, shown: 
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     done = subprocess.run([sys.executable, "-c", PRINT], env=environment, capture_output=True, check=True)
     assert done.stdout == shown
+
+
+def test_every_text_file_is_read_and_written_as_utf8() -> None:
+    """The locale of a colleague, or of a cluster's nodes, may have another encoding."""
+    package = Path(distrain.__file__).parent
+    for file in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                is_text = node.func.attr in {"read_text", "write_text"}
+                assert not is_text or any(k.arg == "encoding" for k in node.keywords), f"{file}:{node.lineno}"
