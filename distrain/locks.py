@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import IO
 
 from distrain.errors import ExitCode
+from distrain.exits import end_process
 
 BEAT_S = 2.0
 STALE_S = 60.0
@@ -222,7 +223,7 @@ def _end_superseded(path: Path) -> None:
     with suppress(Exception):
         log.error("%s", words)
         print(f"distrain: {words}", file=sys.stderr, flush=True)
-    os._exit(ExitCode.FAILED)
+    end_process(ExitCode.FAILED)
 
 
 def _write(file: int, *, beat: int, is_released: bool = False) -> None:

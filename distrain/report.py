@@ -12,6 +12,7 @@ from rich.table import Table
 
 from distrain.batching import Batching, solve_batching
 from distrain.checkpoint import committed, final_path, newest_step
+from distrain.error_reports import read_errors
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile, read_profile
 from distrain.metrics import ALWAYS_MEASURED, METRICS, in_words, number_in_words
@@ -136,9 +137,7 @@ def print_end(console: Console, run: RunDirectory) -> bool:
     elif status.state == "stopped":
         print_stopped(console, run, status)
     else:
-        print_failure(
-            console, run, run.read_errors(status.attempts[-1].started if status.attempts else 0), verbose=False
-        )
+        print_failure(console, run, read_errors(run), verbose=False)
     return status.state in {"finished", "stopped"}
 
 

@@ -134,6 +134,7 @@ class RunDirectory:
         # What this machine's terminal has shown; beside rank 0 that is what this rank has said as well.
         self.spoken_log = self.launcher_log if node_rank else self.log(0)
         self.errors = path / "errors"
+        self.attempt_errors = self.errors / "attempt.json"  # which of them are of the newest attempt
         self.heartbeats = path / "heartbeats"
         self.stacks = path / "stacks"
         self.stacks_request = path / "stacks-request"  # while it exists, heartbeats hold the stacks of all threads
@@ -275,11 +276,6 @@ class RunDirectory:
         """Return the records of metrics; a line that a crash has cut short, or a disk damaged, is left out."""
         lines = "".join(texts_of([self.metrics])).split("\n")[:-1]
         return read_readable((line for line in lines if line.endswith("}")), _record)
-
-    def read_errors(self, since: float) -> list[dict[str, Any]]:
-        """Return what has ended ranks since then, the first in time first, and last what only followed from it."""
-        reports = read_readable(texts_of(self.errors.glob("rank-*.json")), json.loads)
-        return sorted((r for r in reports if r["time"] >= since), key=lambda r: (r["is_consequence"], r["time"]))
 
     def write_error(self, report: dict[str, Any]) -> None:
         """Write what ended a rank: its `rank`, the `time`, and what `report.print_failure` tells."""

@@ -14,6 +14,8 @@ from distrain.launchers.profile import read_profile
 from distrain.rundir import RunDirectory, State, Status
 
 SILENT_AFTER_S = 60.0  # a running run writes its status every second; a long save or evaluation may pause it
+_NEXT_BEAT_S = 3.0  # another heartbeat of a run that is alive is there by then
+_MOST_APART_S = 3600.0  # of two clocks: a heartbeat that is older is the last one
 _ALIVE: tuple[State, ...] = ("starting", "running", "stopping")
 _ENDINGS: dict[State, str] = {
     "stopped": "was stopped",
@@ -100,29 +102,45 @@ def _began(run: RunDirectory) -> float:
         return run.path.stat().st_ctime
 
 
-def state_in_words(status: Status, *, now: float | None = None) -> str:
-    """Return the state, or `died` for a run that claims to be alive and has been silent for too long."""
-    silent_s = (time.time() if now is None else now) - status.heartbeat
-    return "died" if status.state in _ALIVE and silent_s > SILENT_AFTER_S else status.state
+def find_silent(runs: list[RunDirectory]) -> set[Path]:
+    """Return the paths of those runs that claim to be alive and have been silent for too long.
+
+    The heartbeat of a run on another machine has the time of that machine, which may differ by minutes: where it is not
+    of the last minute, what counts is whether another one follows. That takes `_NEXT_BEAT_S`, for all of them together.
+    """
+    silent, doubtful = set[Path](), dict[Path, float]()
+    for run in runs:
+        status = run.read_status()
+        age_s = time.time() - status.heartbeat
+        if status.state not in _ALIVE or 0 <= age_s <= SILENT_AFTER_S:
+            continue
+        if _is_elsewhere(status) and age_s < _MOST_APART_S:
+            doubtful[run.path] = status.heartbeat
+        elif age_s > SILENT_AFTER_S:
+            silent.add(run.path)
+    if doubtful:
+        time.sleep(_NEXT_BEAT_S)
+    return silent | {path for path, beat in doubtful.items() if RunDirectory(path).read_status().heartbeat == beat}
 
 
 def read_states(runs: list[RunDirectory]) -> dict[Path, str]:
     """Return for each run its state in a word, joined with what SLURM says of its job, if it has one."""
     jobs = {run.path: job for run in runs if (job := run.read_job()) is not None}
     facts = cluster.read_jobs(job.id for job in jobs.values())
+    known = {path: facts[job.id] for path, job in jobs.items() if job.id in facts}
+    silent = find_silent([run for run in runs if run.path not in known])
     return {
-        run.path: state_on_cluster(run.read_status(), facts.get(jobs[run.path].id) if run.path in jobs else None)
-        for run in runs
+        run.path: state_on_cluster(run.read_status(), known.get(run.path), is_silent=run.path in silent) for run in runs
     }
 
 
-def state_on_cluster(status: Status, facts: JobFacts | None) -> str:
+def state_on_cluster(status: Status, facts: JobFacts | None, *, is_silent: bool = False) -> str:
     """Return the state of a run whose job is as SLURM says: the status alone knows nothing of what happens to a queue.
 
-    Without facts, or while the job runs, the run's own word counts.
+    Without facts, or while the job runs, the run's own word counts, or `died` for a run that `is_silent`.
     """
     if facts is None:
-        return state_in_words(status)
+        return "died" if is_silent else status.state
     if facts.is_waiting:
         return "requeued" if facts.restarts and status.state != "queued" else "queued"
     if facts.is_over:
@@ -191,9 +209,13 @@ def wait_for_end(run: RunDirectory) -> None:
 def is_alive(run: RunDirectory) -> bool:
     """Whether a run is being trained: by the locks that its processes hold, or on another machine by its heartbeat."""
     status = run.read_status()
-    if run.is_held or not status.attempts or status.attempts[-1].host == socket.gethostname():
+    if run.is_held or not _is_elsewhere(status):
         return run.is_held
-    return status.state in _ALIVE and state_in_words(status) != "died"
+    return status.state in _ALIVE and not find_silent([run])
+
+
+def _is_elsewhere(status: Status) -> bool:
+    return bool(status.attempts) and status.attempts[-1].host != socket.gethostname()
 
 
 def facts(run: RunDirectory) -> dict[str, Any]:

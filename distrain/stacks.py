@@ -58,9 +58,12 @@ class RankStack:
 
 def read_stacks(run: RunDirectory, *, world_size: int, all_threads: bool = False) -> list[RankStack]:
     """Ask every rank for its stack, and return what came within `ANSWER_S`, by rank."""
+    asked = time.monotonic()
     heartbeats = {heartbeat.rank: heartbeat for heartbeat in run.read_heartbeats()}
     answers = ask(run, heartbeats.values(), all_threads=all_threads)
-    return [_look_at(rank, heartbeats.get(rank), answers.get(rank, {})) for rank in range(world_size)]
+    moved = {beat.rank for beat in run.read_heartbeats() if beat.rank in heartbeats and beat != heartbeats[beat.rank]}
+    heard = dict.fromkeys(moved | answers.keys(), time.monotonic() - asked)
+    return [_look_at(rank, heartbeats.get(rank), answers.get(rank, {}), heard.get(rank)) for rank in range(world_size)]
 
 
 def ask(
@@ -215,8 +218,15 @@ def _requested(run: RunDirectory) -> Iterator[None]:
             run.stacks_request.unlink(missing_ok=True)
 
 
-def _look_at(rank: int, heartbeat: Heartbeat | None, threads: dict[str, str]) -> RankStack:
+def _look_at(rank: int, heartbeat: Heartbeat | None, threads: dict[str, str], heard_s: float | None) -> RankStack:
+    """Return what is known of a rank; it was heard of within `heard_s`, if at all.
+
+    The clock of another machine may be off by minutes: a rank there that was heard of is no older than that.
+    """
     if heartbeat is None:
         return RankStack(rank, None, None, None)
-    state = state_of(heartbeat.pid) if heartbeat.host == socket.gethostname() else None
-    return RankStack(rank, heartbeat, max(0.0, time.time() - heartbeat.time), state, threads)
+    is_here = heartbeat.host == socket.gethostname()
+    age_s = max(0.0, time.time() - heartbeat.time)
+    if not is_here and heard_s is not None:
+        age_s = min(age_s, heard_s)
+    return RankStack(rank, heartbeat, age_s, state_of(heartbeat.pid) if is_here else None, threads)

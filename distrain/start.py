@@ -184,7 +184,7 @@ def _follow(
     elif ending.code == ExitCode.STOPPED:
         report.print_stopped(console, run, run.read_status())
     else:
-        report.print_failure(console, run, run.read_errors(ending.since), verbose=False)
+        report.print_failure(console, run, ending.errors, verbose=False)
     _log(console, run)
     return ending.code
 
@@ -221,7 +221,7 @@ def _conclude(console: Console, run: RunDirectory, ending: Ending, *, is_new: bo
             run.write_status(status)
         report.print_stopped(console, run, status)
         return
-    errors = run.read_errors(ending.since)
+    errors = ending.errors
     if code == ExitCode.BAD_INPUT and errors:
         if verbose:
             console.print(errors[0]["traceback"].rstrip(), markup=False)

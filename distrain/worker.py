@@ -15,6 +15,7 @@ from pathlib import Path
 
 from distrain.abort import end_at_once
 from distrain.caches import provide_caches
+from distrain.consequences import is_consequence
 from distrain.errors import DistrainError, ExitCode
 from distrain.exits import describe_end, exits_raised
 from distrain.flight_recorder import FlightRecorder
@@ -35,17 +36,6 @@ from distrain.runlog import open_log
 from distrain.signals import StopRequest
 from distrain.stacks import answer_requests
 from distrain.terminal import guard_output, logged_already, tolerating_loss, write_last_words
-
-# What the traceback of a rank says that has lost another one: gloo's, NCCL's and the store's words for it.
-_LOST_CONNECTION = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Connection refused",
-    "Broken pipe",
-    "DistNetworkError",
-    "remote process exited",
-    "NCCL communicator was aborted",
-)
 
 log = logging.getLogger("distrain.worker")  # this module is run as __main__
 
@@ -201,7 +191,7 @@ def _report(run: RunDirectory, rank: int, step: int, error: BaseException, code:
         "type": type(error).__name__,
         "message": describe_end(error) or str(error).strip() or type(error).__name__,
         "exit_code": int(code),
-        "is_consequence": any(words in text for words in _LOST_CONNECTION),  # of another rank's end
+        "is_consequence": is_consequence(error),  # of another rank's end
         "is_final": isinstance(error, DistrainError),  # what distrain itself gives up is not tried again
         "traceback": text,
     }

@@ -119,12 +119,6 @@ def test_metrics_reader_skips_a_line_cut_short_by_a_crash(run: RunDirectory) -> 
     assert run.read_metrics() == [{"step": 1}]
 
 
-def test_errors_are_read_in_the_order_in_which_they_happened_and_consequences_last(run: RunDirectory) -> None:
-    for rank, at, follows in ((0, 30.0, False), (1, 20.0, False), (2, 10.0, False), (3, 19.0, True)):
-        run.write_error({"time": at, "rank": rank, "is_consequence": follows})
-    assert [error["rank"] for error in run.read_errors(since=15)] == [1, 0, 3]
-
-
 def test_folder_with_other_files_and_a_file_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "mine.jpg").touch()

@@ -36,7 +36,7 @@ def examine(
         ending = execute(plan, folder, profile, tell=tell)
         if ending.code == ExitCode.FINISHED and folder.findings.exists():
             return read_findings(folder)
-        errors = folder.read_errors(ending.since)
+        errors = ending.errors
         first = errors[0] if errors else {"message": "the processes left no error", "rank": 0, "exit_code": 1}
         if is_new and (ending.code == ExitCode.STOPPED or first["exit_code"] == ExitCode.BAD_INPUT):
             folder.remove([folder.path.parent])

@@ -5,6 +5,7 @@ import signal
 import socket
 import time
 
+from distrain.error_reports import read_errors
 from distrain.errors import ExitCode
 from distrain.process import KILLED_BY_AGENT, state_of
 from distrain.rundir import Heartbeat, RunDirectory
@@ -32,10 +33,9 @@ class ExitWatch:
     torchrun takes exit code 0 for success, and lets the others wait: for ever, as far as it is concerned.
     """
 
-    def __init__(self, run: RunDirectory, *, log_start: int, since: float) -> None:
+    def __init__(self, run: RunDirectory, *, log_start: int) -> None:
         self._run = run
         self._log_start = log_start
-        self._since = since
         self._seen_s: float | None = None
 
     def look(self) -> str | None:
@@ -47,12 +47,12 @@ class ExitWatch:
         self._seen_s = self._seen_s or time.monotonic()
         if time.monotonic() - self._seen_s < _GRACE_S:
             return None
-        find_deaths(self._run, log_start=self._log_start, since=self._since, gone={beat.pid for beat in gone})
+        find_deaths(self._run, log_start=self._log_start, gone={beat.pid for beat in gone})
         ranks = ", ".join(str(beat.rank) for beat in gone)
         return f"the process of rank {ranks} has ended before the run has, and other ranks wait for it"
 
 
-def find_deaths(run: RunDirectory, *, log_start: int, since: float, gone: set[int] | None = None) -> None:
+def find_deaths(run: RunDirectory, *, log_start: int, gone: set[int] | None = None) -> None:
     """Write a report for each rank of this machine that could not, from the launcher's log and the last heartbeats.
 
     A signal has killed it, or its process has ended before the run had, with whatever code: the log names those of
@@ -64,7 +64,7 @@ def find_deaths(run: RunDirectory, *, log_start: int, since: float, gone: set[in
     ended_by_agent = set(_ENDED_BY_AGENT.findall(text))
     codes = {int(pid): int(code) for code, pid in _EXIT.findall(text) if pid not in ended_by_agent}
     codes = dict.fromkeys(gone or (), 0) | codes
-    errors = run.read_errors(since)
+    errors = read_errors(run)
     have_reported = {error["rank"] for error in errors}
     step = max([beat.step for beat in run.read_heartbeats()] + [error["step"] for error in errors], default=0)
     for heartbeat in _heartbeats_here(run):
@@ -94,6 +94,7 @@ def report_end(
             "time": time.time() if time_s is None else time_s,
             "rank": heartbeat.rank,
             "host": heartbeat.host,
+            "clock": socket.gethostname() if time_s is None else heartbeat.host,  # whose time it is
             "step": heartbeat.step,
             "type": kind,
             "message": message,

@@ -4,6 +4,7 @@ import socket
 import time
 from dataclasses import dataclass
 
+from distrain.error_reports import Clocks
 from distrain.flight_recorder import collect
 from distrain.heart import PHASES
 from distrain.launchers.failures import report_end
@@ -33,8 +34,12 @@ class _Seen:
 class StallWatch:
     """Looks at the heartbeats of one attempt, again and again."""
 
-    def __init__(self, run: RunDirectory, *, timeout_s: float, device: Device = "cpu") -> None:
+    def __init__(
+        self, run: RunDirectory, *, timeout_s: float, device: Device = "cpu", clocks: Clocks | None = None
+    ) -> None:
+        """`clocks` learn from the heartbeats how far those of other machines are off."""
         self._run = run
+        self._clocks = clocks or Clocks()
         self._device = device
         self._timeout_s = timeout_s
         self._silence_s = max(timeout_s, _LEAST_SILENCE_S)
@@ -50,6 +55,7 @@ class StallWatch:
                 seen.moved_s += paused_s
         self._looked_s = now
         for heartbeat in self._run.read_heartbeats():
+            self._clocks.observe(heartbeat.host, heartbeat.time)
             before = self._seen.get(heartbeat.rank)
             if before is None:
                 self._seen[heartbeat.rank] = _Seen(heartbeat, now, now)

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from distrain.abort import end_with_children
 from distrain.checkpoint import final_path, newest_step
+from distrain.error_reports import Clocks, ErrorReport, begin_attempt, read_errors
 from distrain.errors import ExitCode
 from distrain.guard import LoopGuard, describe
 from distrain.launchers.children import Child, Starter
@@ -31,10 +32,10 @@ _SHARED_FOLDER_S = 5.0  # how long a network file system may show an old status
 
 @dataclass(frozen=True)
 class Ending:
-    """What the end of a run means, and when its last attempt began: the errors since then are what ended it."""
+    """What the end of a run means, and the errors that ended its last attempt, the cause first."""
 
     code: ExitCode
-    since: float  # seconds since the epoch
+    errors: list[ErrorReport]
 
 
 def execute(
@@ -67,9 +68,8 @@ def execute(
         from distrain.worker import run_worker  # the training plane: imported only where it runs
 
         look_in(plan.cwd)
-        started = time.time()
-        _forget_heartbeats(run)
-        return Ending(run_worker(run, stop=requested, on_error=on_error), started)
+        _forget_earlier(run)
+        return Ending(run_worker(run, stop=requested, on_error=on_error), read_errors(run))
     with (
         pause_together(),
         closing(company or Alone(plan)) as together,
@@ -90,12 +90,13 @@ def _execute_together(
     """Start attempt after attempt until the company agrees on the end."""
     failures, reached = 0, newest_step(run.checkpoints)
     while True:
+        if company.leads:
+            _forget_earlier(run)  # before any machine begins
         if (plan := company.gather(was_asked)) is None:
             company.agree(ExitCode.STOPPED)
-            return Ending(ExitCode.STOPPED, time.time())
-        started = time.time()
+            return Ending(ExitCode.STOPPED, [])
         code = _attempt(plan, starter, run, company, profile, tell=tell)
-        errors = run.read_errors(started)
+        errors = read_errors(run)
         end: ExitCode | None = code
         if code == ExitCode.FAILED and not run.stop.exists() and not (errors and errors[0]["is_final"]):
             if newest_step(run.checkpoints) > reached:
@@ -104,7 +105,7 @@ def _execute_together(
             end = None if failures <= profile.restarts else code
         end = company.agree(end)
         if end is not None:
-            return Ending(end, started)
+            return Ending(end, read_errors(run))
         if code == ExitCode.FAILED and company.leads:
             begin = f"from checkpoint {final_path(run.checkpoints, reached).name}" if reached else "from step 0"
             tell(f"{_in_short(run, errors)}; restart {failures} of {profile.restarts}, {begin}")
@@ -123,16 +124,15 @@ def _attempt(
 
     They share the terminal's output; the ranks' own errors are read from the run directory.
     """
-    started, earlier = time.time(), _latest_attempt(run.read_status())
-    if company.leads:
-        _forget_heartbeats(run)
+    earlier, clocks = _latest_attempt(run.read_status()), Clocks()
     for path, text in plan.files.items():
         write_atomically(path, text)
     log_start = run.launcher_log.stat().st_size if run.launcher_log.exists() else 0
     child = starter.start(plan)
-    looks = [ExitWatch(run, log_start=log_start, since=started).look]
+    looks = [ExitWatch(run, log_start=log_start).look]
     if company.leads:
-        looks.append(StallWatch(run, timeout_s=profile.stall_timeout_s, device=profile.own_device).look)
+        stalls = StallWatch(run, timeout_s=profile.stall_timeout_s, device=profile.own_device, clocks=clocks)
+        looks.append(stalls.look)
     try:
         was_ended = _watch(child, looks, company, tell)
     finally:
@@ -147,15 +147,17 @@ def _attempt(
     state = _read_state(run, earlier, patience_s=0 if was_ended or exit_status != 0 else _SHARED_FOLDER_S)
     if not was_ended and (state is None or (exit_status != 0 and state != "stopped")):
         gone = {beat.pid for beat in run.read_heartbeats()} if exit_status == 0 else None
-        find_deaths(run, log_start=log_start, since=started, gone=gone)
+        find_deaths(run, log_start=log_start, gone=gone)
     company.part()  # from here on the other machines' reports are there as well
+    if company.leads:
+        clocks.write(run)
     if state == "stopped":
         return ExitCode.STOPPED
     if was_ended:
         return ExitCode.FAILED
     if exit_status == 0 and state == "finished":
         return ExitCode.FINISHED
-    errors = run.read_errors(started)  # launchers flatten exit codes: the first rank's own error decides
+    errors = read_errors(run)  # launchers flatten exit codes: the first rank's own error decides
     return ExitCode(errors[0]["exit_code"]) if errors else ExitCode.FAILED
 
 
@@ -191,8 +193,9 @@ def _read_state(
         time.sleep(POLL_S)
 
 
-def _forget_heartbeats(run: RunDirectory) -> None:
-    """Take away what ranks of an earlier attempt said last."""
+def _forget_earlier(run: RunDirectory) -> None:
+    """Take away what ranks of an earlier attempt said last, and tell their errors from those to come."""
+    begin_attempt(run)
     for old in run.heartbeats.glob("*.json"):
         with suppress(OSError):
             old.unlink(missing_ok=True)
@@ -226,7 +229,7 @@ def _interrupt() -> None:
     raise SystemExit(ExitCode.INTERRUPTED)
 
 
-def _in_short(run: RunDirectory, errors: list[dict[str, Any]]) -> str:
+def _in_short(run: RunDirectory, errors: list[ErrorReport]) -> str:
     """Return who failed and where, in a few words: the whole of it is told once, if the run ends with it."""
     if not errors:
         return f"the processes ended without leaving an error ({run.launcher_log})"

@@ -25,7 +25,7 @@ from distrain.rundir import RunDirectory
 
 POLL_S = 0.2
 _PREFIX = ".distrain-measures-"
-_ABANDONED_S = 60.0  # a folder so old in which nobody is at work was left by a process that was killed
+_ABANDONED_S = 1800.0  # a folder so old that nobody works in was left by a killed process; clocks differ by minutes
 _ENDLESS = 1_000_000  # epochs: a short recipe's schedule must not end within the measurement
 
 
@@ -58,7 +58,7 @@ def measure(recipe: Recipe, profile: Profile, order: Order, *, place: Path, titl
         if ending.code == ExitCode.STOPPED:
             raise StoppedError
         if ending.code != ExitCode.FINISHED or not run.figures.exists():
-            raise _as_raised(run, run.read_errors(ending.since))
+            raise _as_raised(run, ending.errors)
         figures = read_figures(run)
     return Measured(figures, figures.began - started)
 

@@ -32,7 +32,7 @@ def assert_failed(done: Done, folder: Path, words: str, *, rank: int = 0) -> Non
     assert done.code == 1, done.out + done.err
     assert words in done.out
     assert f"on rank {rank} (" in done.out
-    assert "goes on with" in done.out
+    assert "resume with" in done.out
     assert "finished" not in done.out.replace("before the run had finished", "")
     assert "Traceback" not in done.out + done.err
     assert status(folder / "run")["state"] == "failed"
