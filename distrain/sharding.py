@@ -22,6 +22,16 @@ def own_part(tensor: torch.Tensor) -> torch.Tensor:
     return part
 
 
+def with_own_part(tensor: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """Return a sharded tensor of which this rank has `part`, on whatever device, and which else is like `tensor`."""
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(tensor, DTensor)
+    return DTensor.from_local(
+        part, tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
+    )
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """Return a sharded tensor gathered from all ranks, which call this together, or the tensor itself."""
     gathered: torch.Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]

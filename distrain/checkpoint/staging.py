@@ -9,16 +9,41 @@ import torch
 from distrain.checkpoint.tensors import Tensors
 from distrain.devices import use_device
 from distrain.errors import ModelError
-from distrain.sharding import is_sharded, own_part
+from distrain.sharding import is_sharded, own_part, with_own_part
+from distrain.world import World
+
+
+def written_here(tensors: Tensors, world: World) -> set[str]:
+    """Return the names of the tensors that this rank writes, of those that all ranks have by the same names.
+
+    These are all that are sharded, its own part of each, and its share of the others: each is written by the rank that
+    has the fewest bytes by then, as torch.distributed.checkpoint would choose.
+    """
+    loads = [0] * world.size
+    names: set[str] = set()
+    for name, tensor in tensors.items():
+        writer = world.rank if is_sharded(tensor) else loads.index(min(loads))
+        if writer == world.rank:
+            names.add(name)
+        if not is_sharded(tensor):
+            loads[writer] += tensor.nbytes or 1
+    return names
 
 
 class Held:
-    """The tensors of one moment, of which the `steady` ones are not copied: they stay as they are until `release`."""
+    """The tensors of one moment, of which the `steady` ones are not copied: they stay as they are until `release`.
 
-    def __init__(self, tensors: Tensors, *, steady: Set[str] = frozenset()) -> None:
+    `written` names those that this rank is to write, by default all; `names` are those of all. Whether the steady ones
+    stay as they are is seen on all of them, so that every rank finds the same.
+    """
+
+    def __init__(self, tensors: Tensors, *, steady: Set[str] = frozenset(), written: Set[str] | None = None) -> None:
+        self.names = list(tensors)
+        own = tensors if written is None else {name: tensors[name] for name in tensors if name in written}
         with torch.no_grad():
-            self.tensors = {n: tensor.detach() if n in steady else tensor.clone() for n, tensor in tensors.items()}
-        self._versions = {name: own_part(self.tensors[name])._version for name in steady}
+            self.tensors = {n: tensor.detach() if n in steady else tensor.clone() for n, tensor in own.items()}
+        self._steady = {name: own_part(tensors[name]) for name in steady}
+        self._versions = {name: tensor._version for name, tensor in self._steady.items()}
         self._stream: torch.cuda.Stream | None = None
         gpu = next((part.device for part in map(own_part, self.tensors.values()) if part.is_cuda), None)
         if gpu is not None:
@@ -48,7 +73,7 @@ class Held:
         if self._stream is not None:
             torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
         for name, version in self._versions.items():
-            if own_part(self.tensors[name])._version != version:
+            if self._steady[name]._version != version:
                 raise ModelError(
                     f"the network changed {name} outside of the update, while it was copied to a checkpoint; "
                     "--set checkpoint.asynchronous=false"
@@ -70,17 +95,14 @@ class Stager:
             self._copies = {name: self._copy_for(name, tensor) for name, tensor in held.tensors.items()}
             targets = [own_part(copy) for copy in self._copies.values()]
             sources = [own_part(tensor) for tensor in held.tensors.values()]
-            torch._foreach_copy_(targets, sources, non_blocking=True)
+            if targets:  # a rank may have none to write
+                torch._foreach_copy_(targets, sources, non_blocking=True)
         return self._copies
 
     def _copy_for(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         old = self._copies.get(name)
         if old is not None and old.dtype == tensor.dtype and own_part(old).shape == own_part(tensor).shape:
             return old
-        pin_memory = own_part(tensor).is_cuda
-        if is_sharded(tensor):
-            from torch.distributed._state_dict_utils import _create_cpu_state_dict
-
-            copy: torch.Tensor = _create_cpu_state_dict({name: tensor}, pin_memory=pin_memory)[name]
-            return copy
-        return torch.empty_like(tensor, device="cpu", pin_memory=pin_memory)
+        own = own_part(tensor)
+        copy = torch.empty_like(own, device="cpu", pin_memory=own.is_cuda)
+        return with_own_part(tensor, copy) if is_sharded(tensor) else copy

@@ -1,4 +1,4 @@
-"""Owns saving: a thread of its own copies the tensors to the host and writes them, beside the training."""
+"""Saves checkpoints: a thread of its own copies the tensors to the host and writes them, beside the training."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from distrain import recipe
 from distrain.checkpoint.folder import committed, draft_path, final_path, remove
 from distrain.checkpoint.inventory import take_inventory
 from distrain.checkpoint.retention import superfluous
-from distrain.checkpoint.staging import Held, Stager
+from distrain.checkpoint.staging import Held, Stager, written_here
 from distrain.checkpoint.tensors import Tensors
 from distrain.checkpoint.verify import Manifest, commit, describe_files
 from distrain.errors import CheckpointError
@@ -67,7 +67,7 @@ class Checkpointer:
         self._began = time.monotonic()
         text = json.dumps({"step": step, **state}, indent=1)
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        self._held = Held(tensors, steady=steady)
+        self._held = Held(tensors, steady=steady, written=written_here(tensors, self._world))
         arguments = (step, self._held, text, num_bytes)
         self._thread = threading.Thread(target=self._write, args=arguments, name="distrain-checkpoint", daemon=True)
         self._thread.start()
@@ -143,6 +143,8 @@ class Checkpointer:
         try:
             self._together(lambda: tensors.update(self._stager.stage(held)))
             self._together(lambda: self._begin(draft))
+            if any(names != held.names for names in self._together(lambda: held.names)):
+                raise _SaveFailed("the processes have tensors of different names")  # some would be written by none
             self._together(lambda: self._write_shards(draft, tensors))
             parts = self._together(lambda: describe_files(sorted(draft.glob(f"__{self._world.rank}_*"))))
             shards = {name: entry for part in parts for name, entry in part.items()}

@@ -5,16 +5,22 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from distrain import checkpoint
 from distrain.checkpoint.load import load_tensors, read_model
+from distrain.checkpoint.shards import write_shards
 from distrain.checkpoint.staging import Held, Stager
 from distrain.checkpoint.tensors import Tensors, changed_by_update, digest, gather_tensors, weights_digest
 from distrain.checkpoint.verify import Manifest, commit, describe_files
 from distrain.errors import CheckpointError, ModelError
+from distrain.parallel.fsdp import Fsdp
 from distrain.world import World
 from tests.checkpoint.making import ALONE, checkpointer, make, save, take_step
 from tests.disk import fill, small_disk
@@ -102,6 +108,80 @@ def test_copies_are_reused_and_follow_what_is_saved() -> None:
     assert all(torch.equal(second[name], tensors[name]) for name in tensors)
     third = stager.stage(Held({"a": torch.zeros(2), "d": torch.ones(1)}))
     assert {name: tensor.tolist() for name, tensor in third.items()} == {"a": [0, 0], "d": [1]}
+
+
+def stage_a_share(world: World, folder: Path) -> None:
+    """Save on all ranks, and once more the same tensors, whole on every rank, as torch divides them."""
+    torch.manual_seed(0)
+    model, optimizer = make("adamw")
+    take_step(model, optimizer, 0)
+    tensors = gather_tensors(model, optimizer)
+    staged: list[Tensors] = []
+    with pytest.MonkeyPatch.context() as patch, checkpointer(folder, world) as writer:
+        copy = Stager.stage
+
+        def stage(stager: Stager, held: Held) -> Tensors:
+            staged.append(copy(stager, held))
+            return staged[-1]
+
+        patch.setattr(Stager, "stage", stage)
+        writer.save(1, tensors=tensors, state={})
+        writer.save(2, tensors={"model.alone": torch.ones(1)}, state={})  # rank 1 has none to write
+    assert read_model(folder / "step-00000002")["alone"].tolist() == [1.0]
+    found = [num_bytes_of(staged[0])] * world.size
+    dist.all_gather_object(found, found[0])
+    assert sum(found) == num_bytes_of(tensors)
+    assert max(found) < 0.7 * num_bytes_of(tensors)
+    draft = folder / "whole"
+    write_shards(draft, tensors, dist.group.WORLD)
+    for shard in draft.glob("__*"):
+        assert (folder / "step-00000001" / shard.name).read_bytes() == shard.read_bytes()
+
+
+def num_bytes_of(tensors: Tensors) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def test_each_rank_copies_what_it_writes_and_the_files_are_the_same(tmp_path: Path) -> None:
+    run_ranks(stage_a_share, tmp_path, 2, tmp_path)
+
+
+class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operations that write what another tensor has."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += any(word in str(func) for word in ("copy", "clone"))
+        return func(*args, **(kwargs or {}))
+
+
+def stage_shards(world: World) -> None:
+    network = nn.Sequential(nn.Linear(12, 6), nn.Linear(6, 3))
+    Fsdp(network, world, torch.zeros(1, 12))
+    held, copies = (
+        Held(gather_tensors(network, torch.optim.SGD(network.parameters())), steady={"model.0.weight"}),
+        Copies(),
+    )
+    with copies:
+        staged = Stager().stage(held)
+    assert copies.count == 1  # all at once
+    assert digest(staged) == digest(held.tensors)
+
+
+def test_first_copy_of_shards_is_made_once(tmp_path: Path) -> None:
+    run_ranks(stage_shards, tmp_path, 2)
+
+
+def test_ranks_that_do_not_have_the_same_tensors_write_no_checkpoint(tmp_path: Path) -> None:
+    run_ranks(save_unlike_tensors, tmp_path, 2, tmp_path)
+
+
+def save_unlike_tensors(world: World, folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="different names"), checkpointer(folder, world) as writer:
+        writer.save(1, tensors={f"of rank {world.rank}": torch.ones(1)}, state={})
 
 
 def test_update_waits_until_the_weights_are_copied_and_forward_passes_do_not(
