@@ -43,8 +43,10 @@ def read_errors(run: RunDirectory) -> list[ErrorReport]:
 
 def begin_attempt(run: RunDirectory) -> None:
     """Take all reports that are there for those of earlier attempts; the launcher does so before it begins one."""
+    earlier = [_key(report) for report in _read_all(run)]
     try:
-        _write_attempt(run, _Attempt(earlier=[_key(report) for report in _read_all(run)]))
+        if earlier or run.attempt_errors.exists():
+            _write_attempt(run, _Attempt(earlier=earlier))
     except OSError:  # a full disk: the reports can still be taken away
         for path in run.errors.glob("*.json"):
             with suppress(OSError):
@@ -80,7 +82,7 @@ def _read_all(run: RunDirectory) -> list[ErrorReport]:
 
 def _read_attempt(run: RunDirectory) -> _Attempt:
     try:
-        return _Attempt.model_validate_json(run.attempt_errors.read_text())
+        return _Attempt.model_validate_json(run.attempt_errors.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return _Attempt()
 

@@ -1,6 +1,7 @@
 """Fixtures that tests of several rooms share."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,11 @@ from tests.command import Launch, begin_fit
 # Tests run side by side: a thread of OpenMP that spins while it waits for its fellows takes the processor from them.
 # The bits stay the same. Read when torch is first imported, here or in the processes that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# Under nohup, or as a job of a shell script, these are ignored, which programs that tests start would inherit.
+for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

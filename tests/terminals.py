@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from distrain.process import kill_below
 from tests.command import wait_until
 
 
@@ -21,6 +22,7 @@ class Terminal:
         self._master, self._slave = pty.openpty()
         self._shown = b""
         self._is_closed = threading.Event()
+        self._started: list[subprocess.Popen[bytes]] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -38,9 +40,11 @@ class Terminal:
             fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
             prepare()
 
-        return subprocess.Popen(
+        process = subprocess.Popen(
             argv, cwd=cwd, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, preexec_fn=begin
         )
+        self._started.append(process)
+        return process
 
     def press(self, keys: str) -> None:
         """Type."""
@@ -57,6 +61,14 @@ class Terminal:
             os.close(self._slave)
             os.close(self._master)
 
+    def kill(self) -> None:
+        """Kill what is left of the programs that were started."""
+        for process in self._started:
+            if process.poll() is None:
+                kill_below(process.pid)
+                process.kill()
+                process.wait()
+
     def _read(self) -> None:
         while not self._is_closed.is_set():
             if select.select([self._master], [], [], 0.02)[0]:
@@ -69,4 +81,5 @@ def terminal() -> Iterator[Terminal]:
     try:
         yield made
     finally:
+        made.kill()
         made.close()
