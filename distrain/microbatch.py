@@ -21,6 +21,11 @@ from distrain.rundir import RunDirectory
 from distrain.world import World
 
 SHARE_TAKEN = 0.9  # of the memory that is left: evaluation, communication and fragments want some, too
+LEAST_LEFT_BYTES = 2**30  # of a GPU's: kernels that are loaded at their first use, and NCCL's buffers, come later
+# How running out of memory is reported apart from torch's own exceptions: by the CPU's allocator, cuBLAS and cuDNN.
+_OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+# What cuDNN reports where no algorithm has memory for its workspace; also for what it cannot compute at any size.
+_NO_ALGORITHM = "unable to find an engine"
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +95,12 @@ def memory_limit_bytes(world: World, *, processes: int) -> int:
     world.barrier()  # no rank begins to take memory before all have looked
     if free is None:
         raise LaunchError("train.micro_batch_size=auto cannot see how much memory is left here; give a number")
-    return int(free * SHARE_TAKEN)
+    return usable_bytes(free, world.device)
+
+
+def usable_bytes(free: int, device: torch.device) -> int:
+    """Return how much of `free` bytes a training may take; on a small GPU the rest is more than a tenth."""
+    return min(int(free * SHARE_TAKEN), max(0, free - LEAST_LEFT_BYTES if device.type == "cuda" else free))
 
 
 def try_micro_batch_sizes(
@@ -143,6 +153,7 @@ class _Passes:
         self._precision = Precision(recipe.precision, self._device)
         self._clip_norm = recipe.train.clip_norm
         self._batch, self._prepare, self._loss_function = batch, prepare, loss_function
+        self._has_passed = False  # some size has
 
     def peak_bytes(self, size: int) -> int | None:
         """Return what two steps on `size` samples take at most, None where there is not so much."""
@@ -152,10 +163,12 @@ class _Passes:
                 self._step(size)
         except (torch.OutOfMemoryError, MemoryError):
             return None
-        except RuntimeError as error:  # the CPU's allocator has no exception of its own
-            if "can't allocate memory" in str(error):
+        except RuntimeError as error:
+            is_out_of_memory = any(words in str(error) for words in _OUT_OF_MEMORY)
+            if is_out_of_memory or (self._has_passed and _NO_ALGORITHM in str(error)):
                 return None
             raise
+        self._has_passed = True
         return max(0, _peak_bytes(self._device) - self._before)
 
     def _step(self, size: int) -> None:

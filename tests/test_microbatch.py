@@ -5,11 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from distrain.data.transforms import Normalize
 from distrain.errors import RecipeError
 from distrain.losses import build_loss
-from distrain.microbatch import find_micro_batch_size, settle_micro_batch_size, try_micro_batch_sizes
+from distrain.microbatch import (
+    find_micro_batch_size,
+    settle_micro_batch_size,
+    try_micro_batch_sizes,
+    usable_bytes,
+)
 from distrain.mixing import Preparation
 from distrain.models.zoo import build_model
 from distrain.recipe import load_recipe
@@ -89,6 +95,62 @@ def test_real_passes_obey_the_limit_and_leave_nothing_behind() -> None:
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(torch.get_rng_state(), generator)
+
+
+class Limited(nn.Module):
+    """A network that fails with a message on more samples than `most`, as a GPU's libraries do."""
+
+    def __init__(self, most: int, message: str) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3 * 32 * 32, 10)
+        self.most, self.message = most, message
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > self.most:
+            raise RuntimeError(self.message)
+        logits: torch.Tensor = self.layer(images.flatten(1))
+        return logits
+
+
+def search_with(model: nn.Module) -> int:
+    recipe = load_recipe("cifar10", overrides=["augment.train=[]"])
+    normalize = Normalize(recipe.augment, num_channels=3, device=ALONE.device)
+    return try_micro_batch_sizes(
+        recipe,
+        model,
+        (torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8)),
+        largest=16,
+        limit_bytes=2**60,
+        prepare=Preparation(recipe, normalize, steps_per_epoch=10, num_classes=10),
+        loss_function=build_loss(recipe.loss, num_classes=10, target="class", device=ALONE.device),
+        world=ALONE,
+    )
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "GET was unable to find an engine to execute this computation",
+        "FIND was unable to find an engine to execute this computation",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_libraries_that_run_out_of_memory_end_the_search_and_not_the_run(message: str) -> None:
+    assert search_with(Limited(5, message)) == 4
+
+
+def test_network_that_cannot_be_computed_at_any_size_is_not_taken_for_a_large_one() -> None:
+    with pytest.raises(RuntimeError, match="unable to find an engine"):
+        search_with(Limited(0, "GET was unable to find an engine to execute this computation"))
+
+
+def test_room_is_left_on_a_small_gpu() -> None:
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    assert usable_bytes(80 * 2**30, gpu) == 72 * 2**30
+    assert usable_bytes(8 * 2**30, gpu) == 7 * 2**30
+    assert usable_bytes(2**29, gpu) == 0
+    assert usable_bytes(10, cpu) == 9
 
 
 def _settle(world: World, folder: str) -> None:
