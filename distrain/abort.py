@@ -12,22 +12,22 @@ from distrain import report
 from distrain.errors import ExitCode
 from distrain.exits import end_process
 from distrain.process import children, kill_below
-from distrain.rundir import RunDirectory
+from distrain.rundir import AttemptMark, RunDirectory
 from distrain.runlog import append_to_log
 from distrain.terminal import write_last_words
 
 
-def end_at_once(run: RunDirectory, *, since: float, cleanup: tuple[str, ...] = ()) -> None:
+def end_at_once(run: RunDirectory, *, earlier: AttemptMark, cleanup: tuple[str, ...] = ()) -> None:
     """Kill what this process has started, run the command `cleanup` for each, say so, and exit with code 130.
 
-    A signal handler calls it. It returns only where the run, which began at `since`, has saved and ended by itself:
+    A signal handler calls it. It returns only where an attempt after the `earlier` one has saved and ended by itself:
     then its exit code stands.
     """
-    if run.has_ended(since):
+    if run.has_ended(earlier):
         return
     started = children()
     kill_below(os.getpid())
-    if run.has_ended(since):
+    if run.has_ended(earlier):
         return
     if not run.exists:
         write_last_words("interrupted before anything was started\n")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
@@ -25,6 +25,9 @@ State = Literal["queued", "starting", "running", "stopping", "stopped", "preempt
 
 RESERVE_BYTES = 1 << 18
 DYING_S = 10.0  # the ranks of a launcher that was killed end within it
+
+
+AttemptMark: TypeAlias = tuple[int, float | None]  # how many attempts there are, and when the newest one has ended
 
 
 class Attempt(BaseModel):
@@ -59,6 +62,11 @@ class Status(BaseModel):
     state_digest: str | None = None  # of these, the optimizer's state and the moving averages
     skipped_steps: list[int] = []  # steps whose batch is left out, since its loss was not finite
     attempts: list[Attempt] = []
+
+    @property
+    def mark(self) -> AttemptMark:
+        """What tells the newest attempt from any other, without a clock: those of other machines may differ."""
+        return len(self.attempts), self.attempts[-1].ended if self.attempts else None
 
     def close(self, state: State) -> None:
         """End the run in `state`, and the attempt that was still open, if one was: its process cannot say it itself."""
@@ -246,11 +254,10 @@ class RunDirectory:
         """Read where the run stands; a folder without a status is a queued run. Raises `RunError` for a damaged one."""
         return read_whole(self.status, lambda text: Status.model_validate(json.loads(text))) or Status()
 
-    def has_ended(self, since: float) -> bool:
-        """Return whether an attempt that was under way at `since` has ended well: saved on request, or at its end."""
+    def has_ended(self, earlier: AttemptMark) -> bool:
+        """Return whether an attempt after the `earlier` one has ended well: saved on request, or at its end."""
         status = self.read_status()
-        is_well = status.state in {"stopped", "finished"} and bool(status.attempts)
-        return is_well and (status.attempts[-1].ended or 0) >= since
+        return status.state in {"stopped", "finished"} and status.mark != earlier
 
     def write_status(self, status: Status) -> None:
         """Replace the status in one step, so that a reader never sees half of it."""

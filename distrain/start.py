@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shlex
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
@@ -111,8 +110,8 @@ def start(
 
 
 def _stopping_on_signal(run: RunDirectory, plan: Plan) -> AbstractContextManager[StopRequest]:
-    started = time.time()
-    return stop_on_signal(run, kill=lambda: end_at_once(run, since=started, cleanup=plan.cleanup), is_last=True)
+    earlier = run.read_status().mark
+    return stop_on_signal(run, kill=lambda: end_at_once(run, earlier=earlier, cleanup=plan.cleanup), is_last=True)
 
 
 def _elsewhere(run: RunDirectory) -> str:

@@ -127,8 +127,8 @@ def run_worker(
 def _take_held_signals(run: RunDirectory, stop: StopRequest, *, is_alone: bool) -> Iterator[None]:
     """Take signals as stop requests: one of several ranks in a thread, one alone by handlers that leave pdb its own."""
     if is_alone:
-        started = time.time()
-        with stop_on_signal(run, kill=lambda: end_at_once(run, since=started), requested=stop, is_last=True):
+        earlier = run.read_status().mark
+        with stop_on_signal(run, kill=lambda: end_at_once(run, earlier=earlier), requested=stop, is_last=True):
             yield
     else:
         fetch_signals(run, stop)

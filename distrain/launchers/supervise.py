@@ -22,7 +22,7 @@ from distrain.launchers.profile import Profile
 from distrain.launchers.stall import StallWatch
 from distrain.process import kill_below, pause_together, stop_on_signal
 from distrain.references import look_in
-from distrain.rundir import RunDirectory, Status, write_atomically
+from distrain.rundir import AttemptMark, RunDirectory, write_atomically
 from distrain.signals import StopRequest
 
 POLL_S = 0.1
@@ -124,7 +124,7 @@ def _attempt(
 
     They share the terminal's output; the ranks' own errors are read from the run directory.
     """
-    earlier, clocks = _latest_attempt(run.read_status()), Clocks()
+    earlier, clocks = run.read_status().mark, Clocks()
     for path, text in plan.files.items():
         write_atomically(path, text)
     log_start = run.launcher_log.stat().st_size if run.launcher_log.exists() else 0
@@ -169,14 +169,7 @@ def _await_gpus(killed: set[int], run: RunDirectory, tell: Callable[[str], None]
         tell(f"the driver has not freed the GPU memory of process {pids}, which has ended; nvidia-smi says more")
 
 
-def _latest_attempt(status: Status) -> tuple[int, float | None]:
-    """Return what tells the newest attempt from any other, without a clock: those of other machines may differ."""
-    return len(status.attempts), status.attempts[-1].ended if status.attempts else None
-
-
-def _read_state(
-    run: RunDirectory, earlier: tuple[int, float | None], *, patience_s: float
-) -> Literal["finished", "stopped"] | None:
+def _read_state(run: RunDirectory, earlier: AttemptMark, *, patience_s: float) -> Literal["finished", "stopped"] | None:
     """Return how an attempt after the `earlier` one has ended by its own word; None where it has none.
 
     A network file system may show that word late. What examines or measures leaves its results instead of one.
@@ -186,7 +179,7 @@ def _read_state(
     deadline = time.monotonic() + patience_s
     while True:
         status = run.read_status()
-        if _latest_attempt(status) != earlier and (status.state == "finished" or status.state == "stopped"):
+        if status.mark != earlier and (status.state == "finished" or status.state == "stopped"):
             return status.state
         if time.monotonic() >= deadline:
             return None
