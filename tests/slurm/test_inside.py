@@ -182,7 +182,7 @@ def test_run_whose_gpus_are_asked_for_in_sbatchs_own_words_wants_them(cluster: C
     job_id = submit(*TRAINING, f"--sbatch=gres=gpu:{GPUS}", "--run=run", cwd=folder)
     wait_for_job(cluster, job_id, "FAILED")  # there is no GPU here: on the CPU it would have trained
     assert f"on {GPUS} GPUs" in said(folder / "run")
-    assert "shows 0 GPUs to rank" in said(folder / "run")
+    assert " sees 0 GPUs on " in said(folder / "run")
 
 
 @pytest.mark.slow

@@ -292,7 +292,7 @@ def test_gpus_that_slurm_counts_and_no_driver_shows_are_missed_in_one_sentence(c
     job_id = submit(*TRAINING, f"--gpus={GPUS}", "--run=run", cwd=folder)
     wait_for_job(cluster, job_id, "FAILED")
     assert cluster.field(job_id, "Restarts") == "0"
-    assert "shows 0 GPUs to rank" in said(folder / "run")
+    assert " sees 0 GPUs on " in said(folder / "run")
     too_many = distrain("submit", *TRAINING, f"--gpus={2 * GPUS}", "--run=more", cwd=folder)
     assert too_many.code == 2
     assert "distrain: SLURM refuses the job: " in too_many.err
