@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from distrain.files import read_readable, texts_of
+from distrain.files import read_readable, read_whole, texts_of
 from distrain.rundir import RunDirectory, write_atomically
 
 _AGREE_S = 5.0  # a difference that is smaller is rather the time that a file takes to be seen
@@ -81,10 +81,7 @@ def _read_all(run: RunDirectory) -> list[ErrorReport]:
 
 
 def _read_attempt(run: RunDirectory) -> _Attempt:
-    try:
-        return _Attempt.model_validate_json(run.attempt_errors.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return _Attempt()
+    return read_whole(run.attempt_errors, _Attempt.model_validate_json) or _Attempt()
 
 
 def _write_attempt(run: RunDirectory, attempt: _Attempt) -> None:

@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-LOADER_THREADS = (
-    "distrain-loader"  # begins the names of distrain's threads that run the user's code and tell its errors
-)
+# How the names of distrain's threads begin that run the user's code and report its errors.
+LOADER_THREADS = "distrain-loader"
 end_process = os._exit  # as Python has it: for the ends that distrain itself decides on
 _FAILED = 1
 

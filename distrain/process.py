@@ -31,7 +31,7 @@ def stop_on_signal(
 ) -> Iterator[StopRequest]:
     """Turn the stop signals into a stop request, also those that were held; a second SIGINT calls `kill`.
 
-    Yields `requested`, or an event of its own. The handler itself sets it, so that the request needs neither a thread
+    Yields `requested`, or a request of its own. The handler itself sets it, so that the request needs neither a thread
     nor a disk to be heard. The stop file is there for the other processes; the first that answers it may delete it.
     With `is_last` this process has nothing left to do after the block but to tell how it went: the signals are ignored
     from then on, since one that comes late must not change the exit code.
@@ -128,10 +128,8 @@ def fetch_signals(run: RunDirectory, requested: StopRequest) -> None:
 
 def _signal_ranks(run: RunDirectory) -> None:
     """Send SIGTERM to the ranks of this machine, which take it as a stop request; this process is left out."""
-    for heartbeat in run.read_heartbeats():
-        if heartbeat.host == socket.gethostname() and heartbeat.pid != os.getpid():
-            with suppress(OSError):
-                os.kill(heartbeat.pid, signal.SIGTERM)
+    here = [heartbeat.pid for heartbeat in run.read_heartbeats() if heartbeat.host == socket.gethostname()]
+    _signal_all([pid for pid in here if pid != os.getpid()], signal.SIGTERM)
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -169,9 +167,7 @@ def kill_below(root: int) -> set[int]:
         alive = [pid for pid in victims if not is_gone(pid)]
         if not alive:
             break
-        for pid in alive:
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+        _signal_all(alive, signal.SIGKILL)
         time.sleep(0.01)
     return victims
 

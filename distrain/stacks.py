@@ -150,8 +150,6 @@ def parse_dump(text: str) -> Iterator[tuple[str, str]]:
             found.append((header[1] == "Thread", header[2] or "", []))
         elif found and line.startswith("  "):
             found[-1][2].append(line)
-        elif found and not line.strip():
-            continue
     for _, ident, lines in sorted(found, key=lambda dump: dump[0]):
         yield ident, _format(lines)
 
