@@ -115,9 +115,12 @@ def read_node_address(node: str) -> str:
 
 
 def find_steps(job_id: str, *, host: str, srun_pid: int) -> list[str]:
-    """Return the steps of a job that one srun has started, such as 12.1, by that srun's host and process id."""
+    """Return the steps of a job that one srun has started, such as 12.1, by that srun's host and process id.
+
+    A step that still waits for its resources has no number, and is left out.
+    """
     described = _ask(["scontrol", "--oneliner", "show", "step", job_id]).splitlines()
-    mine = re.compile(rf"StepId=(\S+) .*\bSrunHost:Pid={re.escape(host)}:{srun_pid}\b")
+    mine = re.compile(rf"StepId=(\S+\.\d+) .*\bSrunHost:Pid={re.escape(host)}:{srun_pid}\b")
     return [found.group(1) for line in described if (found := mine.match(line.strip()))]
 
 

@@ -20,6 +20,7 @@ from distrain.launchers.nvml import wait_for_release
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile
 from distrain.launchers.stall import StallWatch
+from distrain.launchers.step_wait import StepWait
 from distrain.process import kill_below, pause_together, stop_on_signal
 from distrain.references import look_in
 from distrain.rundir import AttemptMark, RunDirectory, write_atomically
@@ -129,7 +130,10 @@ def _attempt(
         write_atomically(path, text)
     log_start = run.launcher_log.stat().st_size if run.launcher_log.exists() else 0
     child = starter.start(plan)
+    step_wait = StepWait(run, srun_pid=child.pid, tell=tell)
     looks = [ExitWatch(run, log_start=log_start).look]
+    if profile.launcher == "slurm":
+        looks.append(step_wait.look)
     if company.leads:
         stalls = StallWatch(run, timeout_s=profile.stall_timeout_s, device=profile.own_device, clocks=clocks)
         looks.append(stalls.look)
@@ -151,7 +155,7 @@ def _attempt(
     company.part()  # from here on the other machines' reports are there as well
     if company.leads:
         clocks.write(run)
-    if state == "stopped":
+    if state == "stopped" or step_wait.is_stopped:
         return ExitCode.STOPPED
     if was_ended:
         return ExitCode.FAILED

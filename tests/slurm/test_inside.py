@@ -123,6 +123,30 @@ def test_fit_in_a_batch_script_that_a_step_has_submitted_by_hand_is_not_refused(
 
 
 @pytest.mark.slow
+def test_wait_for_what_another_step_holds_is_told_and_ends_with_a_stop_or_with_that_step(
+    cluster: Cluster, folder: Path
+) -> None:
+    (folder / "fast").touch()
+    options = ["--set=train.max_steps=3", "--launcher=slurm", "--run=run"]
+    training = subprocess.list2cmdline(command("fit", *TRAINING, *options))
+    holds = "srun --ntasks=2 bash -c 'touch held; until [ -f over ]; do sleep 0.2; done' &"
+    begun = f"until [ -f held ]; do sleep 0.2; done\n{training} > first 2>&1\necho $? > code\n{training} > second 2>&1"
+    job_id = batch(cluster, folder, f"{holds}\n{begun}\nwait", "--ntasks=2", "--nodes=1")
+
+    def is_told(name: str) -> bool:
+        return (folder / name).exists() and "srun waits for resources of job" in (folder / name).read_text()
+
+    wait_until(lambda: is_told("first"), "the word of the first training", every_s=0.2)
+    assert distrain("stop", "run", cwd=folder).code == 0
+    wait_until(lambda: is_told("second"), "the word of the second training", every_s=0.2)
+    assert (folder / "code").read_text() == "75\n"
+    assert not (folder / "run" / "stop").exists()
+    (folder / "over").touch()
+    wait_for_job(cluster, job_id, "COMPLETED")
+    assert status(folder / "run")["state"] == "finished"
+
+
+@pytest.mark.slow
 def test_only_steps_of_its_own_are_ended_with_a_killed_attempt(cluster: Cluster, folder: Path) -> None:
     """A stalled attempt is killed, with its step; another step of the same job goes on."""
     (folder / "fast").touch()
