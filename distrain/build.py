@@ -75,7 +75,16 @@ def build_session(
         sources = choose_samples(open_sources(recipe.data), recipe.data, seed=recipe.train.seed)
     _check_not_empty(sources)
     train_source, num_classes = sources["train"], len(sources["train"].classes)
-    loss_function = _build_loss(recipe, train_source, world=world)
+    class_weights = resolve_class_weights(
+        recipe.loss.class_weights, classes=train_source.classes, counts=lambda: class_counts(train_source)
+    )
+    loss_function = build_loss(
+        recipe.loss,
+        num_classes=num_classes,
+        target=train_source.target,
+        device=world.device,
+        class_weights=class_weights,
+    )
     metrics = choose_metrics(recipe.eval, target=train_source.target, classes=train_source.classes)
     order = _order(recipe, recipe.train.micro_batch_size, train_source, world=world)
     total_steps = min(recipe.train.epochs * order.steps_per_epoch, recipe.train.max_steps or 2**63)
@@ -149,6 +158,7 @@ def build_session(
         parallel=parallel,
         freezing=Freezing(model, thaw_steps, ends),
         loss_function=loss_function,
+        class_weights=class_weights,
         metrics=metrics,
         optimizer=build_optimizer(recipe.optimizer, model, settings),
         slow=None if lookahead is None else SlowWeights(model, lookahead, total_steps=total_steps),
@@ -223,19 +233,6 @@ def _first_images(recipe: Recipe, source: Source) -> torch.Tensor:
     if isinstance(batch, DataError):
         raise batch
     return Normalize(recipe.augment, num_channels=batch[0].shape[1], device=torch.device("cpu"))(batch[0])
-
-
-def _build_loss(recipe: Recipe, source: Source, *, world: World) -> LossFunction:
-    weights = resolve_class_weights(
-        recipe.loss.class_weights, classes=source.classes, counts=lambda: class_counts(source)
-    )
-    return build_loss(
-        recipe.loss,
-        num_classes=len(source.classes),
-        target=source.target,
-        device=world.device,
-        class_weights=weights,
-    )
 
 
 def _build_model(recipe: Recipe, wants: str | None, source: Source, *, in_channels: int, world: World) -> nn.Module:

@@ -84,6 +84,7 @@ def save(session: Session, step: int, *, is_record_due: bool) -> None:
             "ending": session.ending,
             "data": session.fingerprint,
             "classes": list(session.train_reader.source.classes),
+            "class_weights": None if session.class_weights is None else session.class_weights.tolist(),
             "rounding": session.rounding(),
         },
         steady=changed_by_update(session.model, tensors),

@@ -53,6 +53,7 @@ class Session:
     parallel: Parallel
     freezing: Freezing
     loss_function: LossFunction
+    class_weights: torch.Tensor | None  # float32 [classes], those in the loss; saved, for who evaluates a checkpoint
     metrics: ChosenMetrics
     optimizer: torch.optim.Optimizer
     slow: SlowWeights | None

@@ -4,18 +4,23 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from distrain import checkpoint
 from distrain.checkpoint.load import describe_tensors, read_model
 from distrain.checkpoint.tensors import AVERAGE
+from distrain.class_weights import resolve_class_weights
+from distrain.data.labels import class_counts
 from distrain.data.loader import BatchReader, read_batches
 from distrain.data.order import evaluation_order
 from distrain.data.source import Batch, Source
+from distrain.data.sources import choose_samples, open_sources
 from distrain.data.transforms import Normalize, build_transforms
 from distrain.errors import CheckpointError, DataError
 from distrain.evaluate import Evaluation, evaluate
@@ -30,12 +35,12 @@ from distrain.examine.findings import (
 from distrain.examine.order import Order, Samples, read_order
 from distrain.examine.samples import open_samples
 from distrain.heart import Heart
-from distrain.losses import build_loss
+from distrain.losses import LossFunction, build_loss
 from distrain.metrics import Target
 from distrain.metrics.choice import ChosenMetrics, choose_metrics
 from distrain.models.zoo import build_model
 from distrain.precision import MEMORY_FORMATS, Precision, place, set_tf32
-from distrain.recipe import Recipe
+from distrain.recipe import Recipe, read_recipe
 from distrain.rundir import RunDirectory
 from distrain.world import World
 
@@ -49,6 +54,7 @@ class _Subject:
     reader: BatchReader
     model: torch.nn.Module
     normalize: Normalize
+    loss_function: LossFunction
     chosen: ChosenMetrics
     weights: str
 
@@ -123,9 +129,7 @@ def examine(recipe: Recipe, folder: RunDirectory, world: World, heart: Heart) ->
             normalized(batches),
             num_batches=num_batches,
             idle_batch=None,
-            loss_function=build_loss(
-                recipe.loss, num_classes=len(subject.chosen.classes), target=subject.chosen.target, device=world.device
-            ),
+            loss_function=subject.loss_function,
             chosen=subject.chosen,
             precision=Precision(recipe.precision, world.device),
             views=recipe.eval,
@@ -181,9 +185,32 @@ def _prepare(recipe: Recipe, order: Order, world: World) -> _Subject:
             device=world.device,
             memory_format=MEMORY_FORMATS[recipe.compute.memory_format],
         ),
+        loss_function=build_loss(
+            recipe.loss,
+            num_classes=len(source.classes),
+            target=target,
+            device=world.device,
+            class_weights=_class_weights(recipe, order, state),
+        ),
         chosen=choose_metrics(wanted, target=target, classes=source.classes),
         weights="moving average" if is_averaged else "trained",
     )
+
+
+def _class_weights(recipe: Recipe, order: Order, state: dict[str, Any]) -> torch.Tensor | None:
+    """Return the weights of the classes that the training had in its loss, or those that --set asks for instead.
+
+    Balanced ones are those of the samples that were trained on, whichever are evaluated; a checkpoint holds them. Where
+    it does not, they are counted again.
+    """
+    run = read_recipe(RunDirectory(Path(order.run)).recipe)
+    if recipe.loss.class_weights == run.loss.class_weights and (kept := state.get("class_weights")) is not None:
+        return torch.tensor(kept, dtype=torch.float32)
+
+    def counts() -> NDArray[np.int64]:
+        return class_counts(choose_samples(open_sources(run.data), run.data, seed=run.train.seed)["train"])
+
+    return resolve_class_weights(recipe.loss.class_weights, classes=state["classes"], counts=counts)
 
 
 def _begin(folder: RunDirectory, heart: Heart, world: World, num_batches: int) -> None:

@@ -15,7 +15,13 @@ from tests.command import Done, distrain, fit, status
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("examined")
-    fit("--set=train.epochs=2", "--set=train.ema_decay=0.9", "--run=run", cwd=folder)
+    fit(
+        "--set=train.epochs=2",
+        "--set=train.ema_decay=0.9",
+        "--set=loss.class_weights=balanced",
+        "--run=run",
+        cwd=folder,
+    )
     return folder / "run"
 
 
