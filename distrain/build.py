@@ -1,6 +1,5 @@
 """Owns the making of a session from the recipe: every part of a training, the same on every rank."""
 
-import copy
 import logging
 import os
 from typing import Literal
@@ -24,7 +23,7 @@ from distrain.data.source import Batch, Source
 from distrain.data.sources import choose_samples, open_sources
 from distrain.data.transforms import Normalize, build_transforms
 from distrain.due import Due
-from distrain.errors import DataError, RecipeError, WeightsUnreachableError
+from distrain.errors import DataError, ModelError, RecipeError, WeightsUnreachableError
 from distrain.generators import seed_generators
 from distrain.heart import Heart
 from distrain.launchers.profile import Profile
@@ -32,6 +31,7 @@ from distrain.losses import LossFunction, build_loss, check_loss
 from distrain.metrics.choice import choose_metrics
 from distrain.microbatch import memory_limit_bytes, settle_micro_batch_size, try_micro_batch_sizes
 from distrain.mixing import Preparation, check_mixing, check_sizes
+from distrain.models.copies import copy_network
 from distrain.models.freezing import Freezing, end_steps, freeze
 from distrain.models.initial import NUM_IMAGES, initialize
 from distrain.models.zoo import build_model, head_of
@@ -47,7 +47,7 @@ from distrain.session import Session
 from distrain.stop_agreement import StopAgreement
 from distrain.telemetry import LossMeter, Stopwatch
 from distrain.tracing import Tracer
-from distrain.trial import check_outputs
+from distrain.trial import check_outputs, undisturbed
 from distrain.world import World
 
 NUM_SHOWN_IMAGES = 8
@@ -104,8 +104,9 @@ def build_session(
     model = _build_model(recipe, wants, train_source, in_channels=shown_images.shape[1], world=world)
     if wants is None and not has_checkpoint:
         initialize(model, lambda: _first_images(recipe, train_source))
-    bare_copy = copy.deepcopy(model).eval()
-    check_sizes(recipe, bare_copy, num_channels=shown_images.shape[1])
+    bare_copy = _copy_for_sinks(recipe, model)
+    with undisturbed(model):
+        check_sizes(recipe, model.eval(), num_channels=shown_images.shape[1])
     head = head_of(recipe.model, model)
     thaw_steps = freeze(recipe.model, model, head=head, steps_per_epoch=order.steps_per_epoch)
     ends = end_steps(recipe.model, model, head=head, steps_per_epoch=order.steps_per_epoch)
@@ -256,6 +257,16 @@ def _draw_model(recipe: Recipe, config: Model, source: Source, *, in_channels: i
     seed_generators(recipe.train.seed, Purpose.MODEL_INIT)
     with world.main_first():  # rank 0 downloads weights that are not there yet
         return build_model(config, num_classes=len(source.classes), in_channels=in_channels)
+
+
+def _copy_for_sinks(recipe: Recipe, model: nn.Module) -> nn.Module | None:
+    """Return a copy in evaluation mode, or None, which is said, where the network does not allow one."""
+    try:
+        return copy_network(model, name=recipe.model.name).eval()
+    except ModelError as error:
+        if recipe.log.tensorboard:
+            log.warning("%s; TensorBoard does not show its graph", error)
+        return None
 
 
 def _find_micro_batch_size(

@@ -1,6 +1,5 @@
 """Owns `train.micro_batch_size: auto`: the largest micro-batch that memory holds, found by trying, once for a run."""
 
-import copy
 import logging
 from collections.abc import Callable
 
@@ -9,10 +8,11 @@ from torch import nn
 
 from distrain.average import WeightAverage
 from distrain.data.source import Batch
-from distrain.errors import LaunchError, RecipeError
+from distrain.errors import LaunchError, ModelError, RecipeError
 from distrain.losses import LossFunction
 from distrain.memory import forget_peak, release_unused, resident_bytes
 from distrain.mixing import Preparation
+from distrain.models.copies import copy_network
 from distrain.optim import build_optimizer
 from distrain.precision import Precision, place, set_tf32
 from distrain.preflight import MEBIBYTE, available_memory_bytes
@@ -147,7 +147,7 @@ class _Passes:
         forget_peak(self._device)
         self._before = _now_bytes(self._device)
         set_tf32(recipe, self._device)
-        self._model = place(copy.deepcopy(model), recipe, self._device).train()
+        self._model = place(_copy(model, recipe), recipe, self._device).train()
         self._optimizer = build_optimizer(recipe.optimizer, self._model)
         self._average = None if recipe.train.ema_decay is None else WeightAverage(self._model, recipe.train.ema_decay)
         self._precision = Precision(recipe.precision, self._device)
@@ -182,6 +182,13 @@ class _Passes:
         self._model.zero_grad()
         if self._average is not None:
             self._average.update(0)
+
+
+def _copy(model: nn.Module, recipe: Recipe) -> nn.Module:
+    try:
+        return copy_network(model, name=recipe.model.name)
+    except ModelError as error:
+        raise ModelError(f"train.micro_batch_size=auto trains a copy of the network; {error}; give a number") from error
 
 
 def _take_a_first_step() -> None:

@@ -64,7 +64,7 @@ class Session:
     stopwatch: Stopwatch
     checkpointer: Checkpointer
     shown_images: torch.Tensor
-    bare_copy: nn.Module  # for the sinks: on the CPU, not wrapped for several processes
+    bare_copy: nn.Module | None  # for the sinks: on the CPU, not wrapped; None where it cannot be copied
     skipped: frozenset[int]  # steps whose batch is left out, since its loss was not finite
     fingerprint: dict[str, str]
     heart: Heart

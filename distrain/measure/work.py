@@ -135,6 +135,9 @@ def _find_largest_micro_batch(session: Session, largest: int, figures: Figures) 
             "the largest micro-batch is not known: it is tried on one device, not as parallel.strategy=fsdp or dp"
         )
         return
+    if session.bare_copy is None:
+        figures.notes.append("the largest micro-batch is not known: the network cannot be copied, as trying it needs")
+        return
     pieces = session.order.micro_batches([0])
     images, targets = next(iter(read_batches(session.train_reader, pieces, num_workers=0, device=torch.device("cpu"))))
     network = session.bare_copy

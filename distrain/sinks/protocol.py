@@ -23,7 +23,7 @@ class Opening:
     total_steps: int
     current_step: Callable[[], int]
     images: torch.Tensor  # a few training inputs as the model gets them, float32 [n, channels, height, width], CPU
-    model: nn.Module  # a copy on the CPU in evaluation mode: a sink may run it
+    model: nn.Module | None  # a copy on the CPU in evaluation mode, which a sink may run; None where there is none
     shown_metrics: tuple[str, ...] = ()  # what a line of text tells of an evaluation, besides its loss
     history: list[Record] = field(default_factory=list)  # the records up to the first step
 

@@ -19,9 +19,10 @@ class TensorboardSink:
         shutil.rmtree(opening.run.tensorboard, ignore_errors=True)
         self._writer = SummaryWriter(str(opening.run.tensorboard))
         self._writer.add_images("train/images", _to_visible(opening.images), global_step=opening.first_step)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the tracer warns of Python values in any model: this one is only drawn
-            self._writer.add_graph(opening.model, opening.images[:1])
+        if opening.model is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the tracer warns of Python values in any model: it is only drawn
+                self._writer.add_graph(opening.model, opening.images[:1])
         for record in opening.history:
             self.write(record)
         self._writer.flush()

@@ -1,0 +1,38 @@
+"""Copies networks, also those that hold tensors which `copy.deepcopy` refuses."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from distrain.errors import ModelError
+
+
+def copy_network(model: nn.Module, *, name: str) -> nn.Module:
+    """Return a copy of a network that shares nothing with it; `name` is that of the recipe, for the message.
+
+    A tensor that a module has computed and keeps, as `torch.nn.utils.weight_norm` and `torch.nn.utils.prune` do, is
+    copied without its history. Raises `ModelError` where the network holds what cannot be copied, a lock for example.
+    """
+    try:
+        with _CopyingComputedTensors():
+            return copy.deepcopy(model)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever an object that refuses to be copied raises
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ModelError(f"model.name={name} cannot be copied: {reason}") from error
+
+
+class _CopyingComputedTensors(TorchFunctionMode):
+    """Lets `copy.deepcopy` take tensors that are results of a computation."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is torch.Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            return memo.setdefault(id(tensor), tensor.detach().clone())
+        return function(*args, **(kwargs or {}))
