@@ -275,7 +275,7 @@ def _must_save(session: Session, step: int) -> bool:
 
 def _record(session: Session, step: int) -> Record:
     record: Record = {"step": step, "epoch": session.epoch(step)}
-    if session.losses.settled:
+    if session.losses.has_settled:
         record["train/loss"] = session.losses.take_mean()
     record["train/lr"] = session.recipe.base_lr * session.schedule(step - 1)
     record["train/samples_per_s"] = session.stopwatch.take_rate()

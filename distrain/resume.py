@@ -54,7 +54,7 @@ def resume(session: Session, found: checkpoint.Checkpoint | None) -> Start:
     followers = session.followers
     load_tensors(found, model=session.model, optimizer=session.optimizer, others=followers, world=world)
     session.precision.load_state(found.state["loss_scale"])
-    session.losses.settled = found.state["losses_since_record"]
+    session.losses.load_state(found.state, session.last_trained(found.step))
     log.info("goes on from checkpoint %s at step %d of %d", found.path.name, found.step, session.total_steps)
     state = found.state
     return Start(step=found.step, best=state["best"], ending=state["ending"], is_record_due=state["is_record_due"])
@@ -79,7 +79,7 @@ def save(session: Session, step: int, *, is_record_due: bool) -> None:
             "best_by": session.metrics.best,
             "evaluation": last if last is not None and last["step"] == step else None,
             "loss_scale": session.precision.state(),
-            "losses_since_record": session.losses.settled,
+            **session.losses.state(has_epoch=session.recipe.train.target_loss is not None),
             "is_record_due": is_record_due,
             "ending": session.ending,
             "data": session.fingerprint,

@@ -98,10 +98,20 @@ class Session:
         return round(step / self.order.steps_per_epoch, 4)
 
     def num_samples(self, first_step: int, last_step: int) -> int:
-        """Return how many samples the steps from `first_step` up to, not including, `last_step` train on."""
+        """Return how many samples the steps from `first_step` up to, not including, `last_step` train on.
+
+        Steps that are left out train on none.
+        """
         size, spe = self.order.batching.global_batch_size, self.order.steps_per_epoch
         missing = size - self.order.window(spe - 1).num_samples  # what the last window of each epoch lacks
-        return (last_step - first_step) * size - (last_step // spe - first_step // spe) * missing
+        left_out = sum(self.order.window(step).num_samples for step in self.skipped if first_step <= step < last_step)
+        return (last_step - first_step) * size - (last_step // spe - first_step // spe) * missing - left_out
+
+    def last_trained(self, step: int) -> list[int]:
+        """Return the steps before `step` that were trained, counted from 0: the last ones, enough for any mean."""
+        most = max(self.order.steps_per_epoch, self.recipe.log.every_steps)
+        first = max(0, step - most - len(self.skipped))
+        return [before for before in range(first, step) if before not in self.skipped]
 
     def rounding(self) -> dict[str, str | int]:
         """Return what the last bits of a training depend on besides the recipe."""

@@ -2,8 +2,9 @@
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from operator import mul
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,12 +15,13 @@ from distrain.world import World
 class LossMeter:
     """The losses of the steps since the last record: on the device while they are fresh, then exact on the host.
 
-    The list of steps is part of a checkpoint, so that a record that spans a resume has the same mean.
+    Means are over samples: a step counts by how many it has trained on, as an epoch's last one may have fewer. The
+    losses are part of a checkpoint, so that a record that spans a resume has the same mean.
     """
 
     def __init__(self, order: TrainOrder, world: World) -> None:
-        self.settled: list[float] = []  # the mean loss of each step over its samples, all ranks'
-        self._last_epoch: deque[float] = deque(maxlen=order.steps_per_epoch)  # the same, of as many steps
+        self._since_record: list[_StepLoss] = []
+        self._last_epoch: deque[_StepLoss] = deque(maxlen=order.steps_per_epoch)
         self._fresh: list[torch.Tensor] = []  # the mean loss of each micro-batch of this rank
         self._order = order
         self._world = world
@@ -44,23 +46,55 @@ class LossMeter:
             losses[torch.tensor(places, device=losses.device)] = torch.stack(self._fresh).double()
             self._fresh.clear()
         rows = self._world.all_reduce(losses).view(-1, width).tolist()  # x + 0 is exact: each is one rank's
+        settled = []
         for row, window in zip(rows, windows, strict=True):
             total = math.fsum(map(mul, row, window.sizes))  # a shorter window leaves the end of its row empty
-            self.settled.append(total / window.num_samples)
-        self._last_epoch += self.settled[-len(steps) :]
-        return self.settled[-len(steps) :]
+            settled.append(_StepLoss(total / window.num_samples, window.num_samples))
+        self._since_record += settled
+        self._last_epoch += settled
+        return [step.mean for step in settled]
+
+    @property
+    def has_settled(self) -> bool:
+        """Whether a step has been settled since the last record."""
+        return bool(self._since_record)
 
     def last_epoch(self) -> float:
-        """Return the mean loss of the last steps, as many as an epoch has; infinite until there are so many."""
+        """Return the mean loss over the samples of the last steps, as many as an epoch has; infinite until then."""
         if len(self._last_epoch) < self._order.steps_per_epoch:
             return math.inf
-        return math.fsum(self._last_epoch) / len(self._last_epoch)
+        return _mean(self._last_epoch)
 
     def take_mean(self) -> float:
-        """Return the mean over the settled steps and begin anew."""
-        mean = math.fsum(self.settled) / len(self.settled)
-        self.settled = []
+        """Return the mean over the samples of the settled steps, of which there is one at least, and begin anew."""
+        mean = _mean(self._since_record)
+        self._since_record = []
         return mean
+
+    def state(self, *, has_epoch: bool) -> dict[str, list[float]]:
+        """Return what a checkpoint holds: the mean losses of the steps since the last record, and of the last epoch."""
+        kept = {"losses_since_record": [step.mean for step in self._since_record]}
+        return kept | ({"losses_of_epoch": [step.mean for step in self._last_epoch]} if has_epoch else {})
+
+    def load_state(self, state: Mapping[str, Any], steps: Sequence[int]) -> None:
+        """Go on from a checkpoint; `steps` are those that were trained up to it, the last ones at least."""
+        self._since_record = self._with_samples(state["losses_since_record"], steps)
+        self._last_epoch.clear()
+        self._last_epoch += self._with_samples(state.get("losses_of_epoch", []), steps)
+
+    def _with_samples(self, means: list[float], steps: Sequence[int]) -> "list[_StepLoss]":
+        last = steps[len(steps) - len(means) :]
+        return [_StepLoss(mean, self._order.window(s).num_samples) for mean, s in zip(means, last, strict=True)]
+
+
+class _StepLoss(NamedTuple):
+    mean: float  # over the samples of the step, all ranks'
+    num_samples: int
+
+
+def _mean(steps: Collection[_StepLoss]) -> float:
+    """Return the mean over the samples of all these steps, exactly rounded but for each step's own."""
+    return math.fsum(mean * samples for mean, samples in steps) / sum(samples for _, samples in steps)
 
 
 class Stopwatch:

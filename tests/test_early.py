@@ -64,6 +64,16 @@ def test_target_that_was_reached_stays_reached_after_a_resume_at_the_end(tmp_pat
     assert (again.step, again.state, again.state_digest) == (4, "finished", ended.state_digest)
 
 
+def test_run_that_reaches_its_target_after_a_resume_ends_at_the_step_of_the_unbroken_run(tmp_path: Path) -> None:
+    target = "train={epochs: 50, target_loss: 2.0}"
+    ended, lines = train(tmp_path, target, "optimizer.lr=0.05", "log.every_steps=1")
+    assert 5 < ended.step < 50 * 4
+    kill_after(tmp_path, (ended.step - 1) // 3 * 3)  # less than an epoch before the end
+    again, same = train(tmp_path, target, "optimizer.lr=0.05", "log.every_steps=1")
+    assert (again.step, again.state_digest) == (ended.step, ended.state_digest)
+    assert same == lines
+
+
 def test_time_of_earlier_attempts_counts(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.create()

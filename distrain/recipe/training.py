@@ -149,7 +149,9 @@ class Train(Section):
     max_rollbacks: int = Field(3, ge=0, description="batches left out at most because their loss was not finite")
     detect_anomaly: bool = Field(default=False, description="slow: name the operation whose gradient is not a number")
     target_loss: Positive | None = Field(
-        None, description="end where an epoch's mean training loss is below this, and fail where it never is; null: no"
+        None,
+        description="end where the mean training loss over an epoch's samples is below this, and fail where it never "
+        "is; null: no",
     )
 
     @model_validator(mode="after")
