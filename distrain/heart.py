@@ -72,6 +72,8 @@ class Heart:
         self._earlier_seconds = status.train_seconds
         self.status = status
         self._has_begun = True
+        with LoopGuard("writing the first heartbeat"):
+            self._write_heartbeat()  # here as well, for an attempt that does not live for a second
         self.beat()
 
     @property
@@ -136,7 +138,7 @@ class Heart:
             if time.monotonic() >= next_s:
                 next_s = time.monotonic() + HEARTBEAT_S
                 with writing:
-                    self._run.write_heartbeat(self._heartbeat())
+                    self._write_heartbeat()
                 with writing:
                     self.beat()
                 with watching:
@@ -145,8 +147,8 @@ class Heart:
             if self._over.wait(LISTEN_S):
                 return
 
-    def _heartbeat(self) -> Heartbeat:
-        return Heartbeat(
+    def _write_heartbeat(self) -> None:
+        heartbeat = Heartbeat(
             rank=self._rank,
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -156,3 +158,5 @@ class Heart:
             progress=self.progress,
             threads=read_own_threads() if self._run.stacks_request.exists() else {},
         )
+        with self._lock:
+            self._run.write_heartbeat(heartbeat)

@@ -27,14 +27,20 @@ _LAST_BREATH_S = 10.0  # a killed process that the kernel still holds after this
 
 @contextmanager
 def stop_on_signal(
-    run: RunDirectory, *, kill: Callable[[], None], requested: StopRequest | None = None, is_last: bool = False
+    run: RunDirectory,
+    *,
+    kill: Callable[[], None],
+    requested: StopRequest | None = None,
+    is_last: bool = False,
+    interrupts_work: bool = False,
 ) -> Iterator[StopRequest]:
     """Turn the stop signals into a stop request, also those that were held; a second SIGINT calls `kill`.
 
     Yields `requested`, or a request of its own. The handler itself sets it, so that the request needs neither a thread
     nor a disk to be heard. The stop file is there for the other processes; the first that answers it may delete it.
     With `is_last` this process has nothing left to do after the block but to tell how it went: the signals are ignored
-    from then on, since one that comes late must not change the exit code.
+    from then on, since one that comes late must not change the exit code. With `interrupts_work` a signal also raises
+    `KeyboardInterrupt`, for work that has nothing to save and need not wait for the end of a batch.
     """
     interrupts, was_asked = 0, requested or StopRequest()
 
@@ -52,6 +58,8 @@ def stop_on_signal(
             pass
         except OSError:  # a full or read-only disk: the ranks of this machine are asked directly
             _signal_ranks(run)
+        if interrupts_work:
+            raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield was_asked  # Python delivers signals to the main thread alone

@@ -164,6 +164,11 @@ def print_failure(console: Console, run: RunDirectory, errors: list[dict[str, An
         if (advice := _advice(run, first)) is not None:
             console.print(f"out of memory: {advice}", markup=False, soft_wrap=True)
         console.print(f"log           {run.log(first['rank'])}", markup=False, soft_wrap=True)
+    print_way_back(console, run)
+
+
+def print_way_back(console: Console, run: RunDirectory) -> None:
+    """Print the newest checkpoint of a run that has failed, and the command that resumes it."""
     console.print(f"checkpoint    {_newest_checkpoint(run)}", markup=False, soft_wrap=True)
     _print_resume(console, run)
 
@@ -246,7 +251,8 @@ def print_run(console: Console, run: RunDirectory) -> None:
     """Print where a run stands, how it got there, its evaluations and its checkpoints."""
     status = run.read_status()
     left = f", {duration(status.eta_s)} left" if status.eta_s and status.state == "running" else ""
-    console.print(f"[bold]{escape(run.path.name)}[/bold]  {read_states([run])[run.path]}{left}")
+    state = read_states([run])[run.path]
+    console.print(f"[bold]{escape(run.path.name)}[/bold]  {state}{left}")
     if (job := run.read_job()) is not None:
         console.print(f"SLURM job   {job.id}", markup=False)
     console.print(f"step        {status.step}/{status.total_steps}, {duration(status.train_seconds)} of training")
@@ -256,8 +262,9 @@ def print_run(console: Console, run: RunDirectory) -> None:
     for number, attempt in enumerate(status.attempts, start=1):
         plural = "" if attempt.world_size == 1 else "es"
         began = time.strftime("%F %T", time.localtime(attempt.started))
+        ended = state if number == len(status.attempts) else attempt.state  # one that died has left another word
         console.print(
-            f"attempt {number:<3} {attempt.state}, steps {attempt.first_step} to {attempt.last_step}, "
+            f"attempt {number:<3} {ended}, steps {attempt.first_step} to {attempt.last_step}, "
             f"{attempt.world_size} process{plural} on {attempt.host}, {began}"
         )
     key = f"val/{status.best_by}"

@@ -172,6 +172,11 @@ class RunDirectory:
         """Whether the folder holds a run: anything else in its place is left alone."""
         return self.recipe.is_file()
 
+    @property
+    def saves_nothing(self) -> bool:
+        """Whether the folder asks for an evaluation or a benchmark: a stop costs all of it, whenever it comes."""
+        return self.examination.exists() or self.measurement.exists()
+
     def log(self, rank: int) -> Path:
         """Return the log of one rank, appended to over restarts."""
         return self.logs / f"rank-{rank}.log"

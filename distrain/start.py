@@ -227,6 +227,8 @@ def _conclude(console: Console, run: RunDirectory, ending: Ending, *, is_new: bo
         if is_new and not any(run.checkpoints.iterdir()) and read_profile(run.profile).nodes == 1:
             run.remove([run.path.parent] if run.path.parent == RUNS.absolute() else [])
         Console(stderr=True, highlight=False).print(f"distrain: {errors[0]['message']}", markup=False, soft_wrap=True)
+        if run.exists:
+            report.print_way_back(console, run)
         return
     _mark_failed(run)
     report.print_failure(console, run, errors, verbose=verbose)

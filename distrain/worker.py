@@ -110,6 +110,8 @@ def run_worker(
                 is_complete = engine.train(recipe, profile, run, world, heart)
         return ExitCode.FINISHED if is_complete else ExitCode.STOPPED
     except BaseException as error:  # noqa: BLE001 - it is reported whole, and the exit code says that the run failed
+        if isinstance(error, KeyboardInterrupt) and stop.is_set() and run.saves_nothing:
+            return ExitCode.STOPPED
         code = error.exit_code if isinstance(error, DistrainError) else ExitCode.FAILED
         if owns_process and isinstance(error, DistrainError):  # distrain's launcher tells it; another one would not
             print(f"distrain: {error}", file=sys.stderr, flush=True)

@@ -44,6 +44,15 @@ def broken_once(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def test_attempt_that_ends_within_a_second_has_said_where_it_began(run: RunDirectory) -> None:
+    with Heart(run, rank=0) as beating:
+        wait_until(lambda: bool(run.read_heartbeats()), "a heartbeat of the start-up")
+        status = Status(step=10)
+        status.begin_attempt(world_size=1, first_step=10)
+        beating.begin(status)
+        assert [heartbeat.step for heartbeat in run.read_heartbeats()] == [10]
+
+
 @pytest.mark.parametrize("duty", ["hear", "write_heartbeat", "write_status", "at_beat"])
 def test_heartbeat_outlives_what_one_of_its_duties_raises(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, duty: str

@@ -87,6 +87,15 @@ def test_runs_with_one_metric_have_it_as_their_heading_and_others_beside_each_nu
     assert last.split()[3:7] == ["MAE", "12.35", "MAE", "11"]
 
 
+def test_attempt_of_a_run_that_died_is_not_called_running(tmp_path: Path) -> None:
+    status = Status(state="running")
+    status.begin_attempt(world_size=1, first_step=0)
+    status.attempts[-1].state = "running"
+    lines = told("print_run", make_run(tmp_path / "run", status))
+    assert lines[0] == "run  died"
+    assert any(line.startswith("attempt 1   died, steps 0 to 0") for line in lines)
+
+
 @pytest.mark.parametrize(
     ("status", "values", "line"),
     [

@@ -28,6 +28,7 @@ from distrain.signals import StopRequest
 
 POLL_S = 0.1
 LOOK_S = 1.0  # between two looks at the heartbeats
+_NOTHING_TO_SAVE_S = 1.0  # how long an evaluation or a benchmark may take to end by itself after a stop request
 _SHARED_FOLDER_S = 5.0  # how long a network file system may show an old status
 
 
@@ -63,7 +64,7 @@ def execute(
     """
     if requested is None:
         kill = end_with_children if plan.in_process else _interrupt
-        with stop_on_signal(run, kill=kill) as requested:
+        with stop_on_signal(run, kill=kill, interrupts_work=plan.in_process and run.saves_nothing) as requested:
             return execute(plan, run, profile, tell=tell, requested=requested, company=company, on_error=on_error)
     if plan.in_process:
         from distrain.worker import run_worker  # the training plane: imported only where it runs
@@ -96,7 +97,7 @@ def _execute_together(
         if (plan := company.gather(was_asked)) is None:
             company.agree(ExitCode.STOPPED)
             return Ending(ExitCode.STOPPED, [])
-        code = _attempt(plan, starter, run, company, profile, tell=tell)
+        code = _attempt(plan, starter, run, company, profile, was_asked=was_asked, tell=tell)
         errors = read_errors(run)
         end: ExitCode | None = code
         if code == ExitCode.FAILED and not run.stop.exists() and not (errors and errors[0]["is_final"]):
@@ -119,6 +120,7 @@ def _attempt(
     company: Company,
     profile: Profile,
     *,
+    was_asked: StopRequest,
     tell: Callable[[str], None],
 ) -> ExitCode:
     """Start the plan's processes and watch them to their end; none of them outlives this call, however it ends.
@@ -134,6 +136,9 @@ def _attempt(
     looks = [ExitWatch(run, log_start=log_start).look]
     if profile.launcher == "slurm":
         looks.append(step_wait.look)
+    unsaved = _UnsavedStop(run, was_asked)
+    if run.saves_nothing:
+        looks.append(unsaved.look)
     if company.leads:
         stalls = StallWatch(run, timeout_s=profile.stall_timeout_s, device=profile.own_device, clocks=clocks)
         looks.append(stalls.look)
@@ -155,7 +160,7 @@ def _attempt(
     company.part()  # from here on the other machines' reports are there as well
     if company.leads:
         clocks.write(run)
-    if state == "stopped" or step_wait.is_stopped:
+    if state == "stopped" or step_wait.is_stopped or unsaved.is_stopped:
         return ExitCode.STOPPED
     if was_ended:
         return ExitCode.FAILED
@@ -178,7 +183,7 @@ def _read_state(run: RunDirectory, earlier: AttemptMark, *, patience_s: float) -
 
     A network file system may show that word late. What examines or measures leaves its results instead of one.
     """
-    if patience_s and (run.examination.exists() or run.measurement.exists()):
+    if patience_s and run.saves_nothing:
         return "finished"
     deadline = time.monotonic() + patience_s
     while True:
@@ -188,6 +193,25 @@ def _read_state(run: RunDirectory, earlier: AttemptMark, *, patience_s: float) -
         if time.monotonic() >= deadline:
             return None
         time.sleep(POLL_S)
+
+
+class _UnsavedStop:
+    """Ends ranks that have nothing to save soon after a stop request, also in the middle of a batch that takes long."""
+
+    def __init__(self, run: RunDirectory, was_asked: StopRequest) -> None:
+        self.is_stopped = False
+        self._run = run
+        self._was_asked = was_asked
+        self._asked_s: float | None = None
+
+    def look(self) -> str | None:
+        """Return why the attempt ends here, once its ranks have had the time to end by themselves."""
+        if not (self._was_asked.is_set() or self._run.stop.exists()):
+            return None
+        now = time.monotonic()
+        self._asked_s = self._asked_s or now
+        self.is_stopped = now - self._asked_s >= _NOTHING_TO_SAVE_S
+        return "stopped in the middle of a batch" if self.is_stopped else None
 
 
 def _forget_earlier(run: RunDirectory) -> None:

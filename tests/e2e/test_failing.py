@@ -100,7 +100,7 @@ def test_stopped_process_is_named_with_its_stack_and_the_run_goes_on(
     assert "rank 1 (" in done.out
     assert "its process is stopped" in done.out
     assert "waits for it: rank 0 in" in done.out
-    assert re.search(r'engine\.py", line \d+ in train\n', done.out), "the stack of the rank that waits"
+    assert re.search(r'engine\.py", line \d+, in train\n', done.out), done.out
     assert "rank 1 failed at step" in done.out
     assert '"type": "Stalled"' in (run / "errors" / "rank-1.json").read_text()
     assert status(run)["weights_digest"] == status(undisturbed)["weights_digest"]
@@ -152,6 +152,21 @@ def test_users_mistake_is_not_tried_again(tmp_path: Path) -> None:
     assert done.code == 2
     assert done.err.endswith("distrain: the label is missing\n")
     assert "restart" not in done.out
+
+
+def test_users_mistake_that_comes_late_names_the_checkpoint_and_the_way_back(tmp_path: Path) -> None:
+    loss = breaking_loss(
+        tmp_path, "CALLS.append(1)\n        if len(CALLS) > 20: raise DataError('the label is missing')"
+    )
+    (tmp_path / "broken.py").write_text(f"CALLS = []\n{(tmp_path / 'broken.py').read_text()}")
+    every = "--set=checkpoint={every_steps: 5, every_epochs: null}"
+    done = distrain("fit", loss, "--run=run", every, *QUIET, cwd=tmp_path)
+    assert done.code == 2
+    assert done.err == "distrain: the label is missing\n"
+    checkpoint, resume = done.out.splitlines()[-2:]
+    assert checkpoint.split()[0] == "checkpoint"
+    assert checkpoint_steps(tmp_path / "run")[-1] == int(checkpoint.rpartition("step-")[2])
+    assert resume == f"resume with   distrain resume {tmp_path / 'run'}"
 
 
 @pytest.mark.slow

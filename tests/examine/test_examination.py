@@ -1,6 +1,9 @@
 """`distrain eval` on a real run: the numbers of training's own evaluation, whatever the number of processes."""
 
 import json
+import os
+import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ from PIL import Image
 
 from distrain.examine.findings import read_answers
 from distrain.rundir import RunDirectory
-from tests.command import Done, distrain, fit, status
+from tests.command import Done, command, distrain, end_of, fit, status, wait_for_phase, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +96,36 @@ def test_all_of_other_data_without_splits_is_examined(tmp_path: Path) -> None:
         found = json.loads(examine(tmp_path / "run", "--json", "--no-pictures", *more).out)
         counts[tuple(more)] = (found["split"], found["num_samples"])
     assert list(counts.values()) == [("val", 4), ("val", 4), ("all", 6), ("all", 6)]
+
+
+SLOW_LOSS = """
+import os, time, torch
+def loss(logits, targets):
+    if "DAWDLE" in os.environ:
+        time.sleep(1000)
+    return torch.nn.functional.cross_entropy(logits, targets)
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_ends_an_examination_in_the_middle_of_a_batch(tmp_path: Path, processes: int) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_LOSS)
+    fit("--set=train.max_steps=2", "--set=loss={name: 'slow:loss'}", "--run=run", cwd=tmp_path)
+    process = subprocess.Popen(
+        command("eval", "run", f"--procs={processes}"),
+        cwd=tmp_path,
+        env={**os.environ, "DAWDLE": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_until(lambda: any(tmp_path.glob("run/evaluations/*/heartbeats/rank-0.json")), "the examination")
+    (folder,) = tmp_path.glob("run/evaluations/*")
+    wait_for_phase(folder, "evaluate")
+    process.send_signal(signal.SIGINT)
+    done = end_of(process, timeout_s=60)
+    assert done.code == 130, done.out
+    assert "stopped on request; nothing was kept" in done.out
+    assert "Traceback" not in done.out
+    assert not folder.exists()
