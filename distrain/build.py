@@ -89,7 +89,7 @@ def build_session(
     order = _order(recipe, recipe.train.micro_batch_size, train_source, world=world)
     total_steps = min(recipe.train.epochs * order.steps_per_epoch, recipe.train.max_steps or 2**63)
     readers = _build_readers(recipe, profile, sources, world=world, epochs=total_steps / order.steps_per_epoch)
-    first = _first_batch(readers["train"], next(order.micro_batches([0])).indices)
+    first = _first_batch(readers["train"], order.first_micro_batch().indices)
     first_val = _first_batch(readers["val"], np.arange(min(NUM_SHOWN_IMAGES, len(sources["val"]))))
     normalize = Normalize(
         recipe.augment,

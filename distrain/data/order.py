@@ -76,6 +76,7 @@ class TrainOrder:
             raise DataError(
                 f"data.drop_last leaves nothing: the data has {num_samples} training samples and data.batch_size={size}"
             )
+        self.num_samples = num_samples
         self.batching = batching
         self.rank = rank
         self._draw = lru_cache(maxsize=1)(sampler)  # of the epoch that is being read
@@ -97,6 +98,17 @@ class TrainOrder:
             for piece in window.own:
                 begin, end = window.ranges[piece]
                 yield places.micro_batch(start + begin, start + end, epoch)
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """The one or two kinds of steps of an epoch: all but the last one, and the last one."""
+        return (self._last,) if self.steps_per_epoch == 1 else (self._full, self._last)
+
+    def first_micro_batch(self) -> MicroBatch:
+        """Return this rank's first micro-batch of step 0, or that of rank 0 where this rank has none."""
+        window = self.window(0)
+        begin, end = window.ranges[window.own.start if window.own else 0]
+        return self._draw(0).micro_batch(begin, end, 0)
 
     def _window(self, num_samples: int) -> Window:
         ranges = tuple(self.batching.cut(num_samples))

@@ -10,6 +10,7 @@ import torch
 from distrain.build import build_session
 from distrain.data.loader import read_batches
 from distrain.engine import set_determinism
+from distrain.errors import DataError
 from distrain.heart import Heart
 from distrain.launchers.profile import Profile
 from distrain.measure import stretches
@@ -36,6 +37,7 @@ def measure(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, h
     order = read_order(run)
     set_determinism(recipe)
     session = build_session(recipe, profile, run, world, heart, skipped=frozenset(), has_checkpoint=False)
+    _check_every_rank_has_work(session)
     _begin(session)
     try:
         with session.checkpointer:
@@ -47,6 +49,15 @@ def measure(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, h
         write_figures(run, figures)
     heart.beat("finished")
     return True
+
+
+def _check_every_rank_has_work(session: Session) -> None:
+    if session.order.window(0).num_pieces < session.world.size:
+        raise DataError(
+            f"the {session.order.num_samples} training samples do not give each of {session.world.size} processes a "
+            f"micro-batch of a step, so there is nothing to measure; measure fewer processes, or use a smaller "
+            f"data.batch_size"
+        )
 
 
 def _measure(session: Session, order: Order) -> Figures:

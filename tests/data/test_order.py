@@ -64,6 +64,20 @@ def test_smaller_window_is_cut_evenly_and_rank_0_always_has_work(num_samples: in
     assert dealt[0]
 
 
+@pytest.mark.parametrize("num_samples", [1, 20, 40, 64])
+def test_rank_without_work_in_the_first_step_looks_at_the_micro_batch_of_another(num_samples: int) -> None:
+    sampler = partial(uniform_places, num_samples=num_samples, seed=3)
+    orders = [
+        TrainOrder(
+            num_samples=num_samples, sampler=sampler, batching=solve_batching(64, 16, 4), drop_last=False, rank=rank
+        )
+        for rank in range(4)
+    ]
+    for order in orders:
+        own = list(order.micro_batches([0])) or list(orders[0].micro_batches([0]))
+        assert order.first_micro_batch().indices.tolist() == own[0].indices.tolist()
+
+
 def test_batch_that_does_not_divide_names_one_that_does() -> None:
     with pytest.raises(RecipeError, match=r"data\.batch_size=99") as caught:
         solve_batching(100, None, 3)

@@ -54,3 +54,26 @@ def test_moving_average_is_what_is_evaluated(tmp_path: Path) -> None:
     without, averaged = status(tmp_path / "plain"), status(tmp_path / "averaged")
     assert averaged["weights_digest"] == without["weights_digest"]
     assert averaged["last"]["val/loss"] != without["last"]["val/loss"]
+
+
+FEW = ["digits", "--set=data.train_samples=20", "--set=train.epochs=2", "--set=log.every_steps=1"]
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "parallel.strategy=auto",
+        *(
+            pytest.param(other, marks=pytest.mark.slow)
+            for other in ("parallel.strategy=ddp", "parallel.strategy=fsdp", "train={epochs: 2, exact: true}")
+        ),
+    ],
+)
+def test_fewer_samples_than_give_every_rank_a_micro_batch_train_as_on_one_process(
+    tmp_path: Path, strategy: str
+) -> None:
+    more = [f"--set={strategy}", "--set=train.micro_batch_size=32"]
+    fit(*FEW, *more, "--procs=1", "--run=one", cwd=tmp_path)
+    fit(*FEW, *more, "--procs=2", "--run=two", cwd=tmp_path)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    assert status(tmp_path / "two")["total_steps"] == 2
