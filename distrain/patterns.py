@@ -4,11 +4,11 @@ A pattern is the name of a weight (`fc.bias`) or of a layer (`layer4`), which st
 of the shell (`layer[12]`, `*.bias`). `head` is the layer that gives the logits, and `backbone` all but that.
 """
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from distrain.errors import ModelError
+from distrain.messages import nearest
 
 
 def select(pattern: str, names: Sequence[str], *, head: str | None, key: str) -> list[str]:
@@ -25,7 +25,8 @@ def select(pattern: str, names: Sequence[str], *, head: str | None, key: str) ->
         found = [name for name in names if any(fnmatchcase(prefix, pattern) for prefix in prefixes(name))]
     if not found:
         known = {prefix: None for name in names for prefix in prefixes(name)}
-        raise ModelError(f"{key}: {pattern!r} is the name of no weight or layer{nearest(pattern, known)}")
+        known |= {} if head is None else {"backbone": None, "head": None}
+        raise ModelError(f"{key}: {pattern!r} is not the name of a weight or layer{nearest(pattern, known)}")
     return found
 
 
@@ -33,11 +34,3 @@ def prefixes(name: str) -> list[str]:
     """Return the name itself and those of all layers around it: `a.b.c`, `a`, `a.b`."""
     parts = name.split(".")
     return [name, *(".".join(parts[:length]) for length in range(1, len(parts)))]
-
-
-def nearest(word: str, known: Iterable[str], *, count: int = 3) -> str:
-    """Return `; did you mean x, y or z?` with the known words that are most like `word`, or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)
-    if not near:
-        return ""
-    return f"; did you mean {' or '.join([', '.join(near[:-1]), near[-1]] if len(near) > 1 else near)}?"

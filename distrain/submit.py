@@ -133,7 +133,7 @@ def _profile(wanted: Wanted, recipes: tuple[Recipe, ...]) -> Profile:
     Where no device is asked for, none is stored: options of sbatch may ask for GPUs in ways of their own.
     """
     if not str(wanted.nodes or 1).isdecimal() or wanted.nodes == 0:
-        raise LaunchError(f"--nodes {wanted.nodes} is no count of machines for SLURM; give 1 or more")
+        raise LaunchError(f"--nodes {wanted.nodes} is not a number of machines for SLURM; give 1 or more")
     return Profile(
         launcher="slurm",
         device=wanted.device or (None if wanted.processes is None else "cuda"),

@@ -99,5 +99,5 @@ def test_blocks_of_a_resnet_are_its_stem_its_residual_blocks_and_its_head() -> N
 
 @pytest.mark.parametrize("option", [{"no_decay": ["fd"]}, {"lr_factors": {"fd": 2}}])
 def test_pattern_that_names_nothing_is_one_sentence(option: dict[str, Any]) -> None:
-    with pytest.raises(ModelError, match=rf"optimizer\.{next(iter(option))}: 'fd' is the name of no weight"):
+    with pytest.raises(ModelError, match=rf"optimizer\.{next(iter(option))}: 'fd' is not the name of a weight"):
         settings(digits_cnn(), **option)

@@ -26,7 +26,11 @@ def test_pattern_names_weights_in_their_order(pattern: str, found: list[str]) ->
 
 
 def test_pattern_that_names_nothing_is_told_with_near_names() -> None:
-    with pytest.raises(ModelError, match=r"^model.freeze: 'layer11' is the name of no weight or layer; did you mean "):
+    with pytest.raises(
+        ModelError, match=r"^model.freeze: 'layer11' is not the name of a weight or layer; did you mean "
+    ):
         select("layer11", NAMES, head="fc", key="model.freeze")
+    with pytest.raises(ModelError, match=r"did you mean backbone\?$"):
+        select("bakbone", NAMES, head="fc", key="model.freeze")
     with pytest.raises(ModelError, match=r"name it with model\.head_name"):
         select("backbone", NAMES, head=None, key="model.freeze")

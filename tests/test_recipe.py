@@ -108,15 +108,15 @@ def test_data_folder_is_made_absolute(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_unknown_recipe_names_the_nearest() -> None:
-    assert "there is no recipe 'digit'; did you mean digits?" in sentence(reference="digit")
+    assert "unknown recipe 'digit'; did you mean digits?" in sentence(reference="digit")
     assert "did you mean" not in sentence(reference="zzz")
 
 
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("train.epoch=3", "the recipe has no key train.epoch; did you mean epochs?"),
-        ("optimiser.lr=3", "the recipe has no key optimiser; did you mean optimizer?"),
+        ("train.epoch=3", "the recipe has no key train.epoch; did you mean train.epochs?"),
+        ("optimiser.lr=3", "the recipe has no key optimiser.lr; did you mean optimizer.lr?"),
         ("checkpoint.keep=3", "the recipe has no key checkpoint.keep"),
     ],
 )
@@ -127,11 +127,11 @@ def test_unknown_key_names_the_nearest(override: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("data.batch_size=abc", ["data.batch_size='abc'", "integer"]),
-        ("data.batch_size=1.5", ["data.batch_size=1.5", "integer"]),
-        ("data.batch_size=null", ["data.batch_size=None", "integer"]),
-        ("data.drop_last=maybe", ["data.drop_last='maybe'", "boolean"]),
-        ("model=resnet18", ["model='resnet18'"]),
+        ("data.batch_size=abc", ["data.batch_size=abc", "whole number"]),
+        ("data.batch_size=1.5", ["data.batch_size=1.5", "whole number"]),
+        ("data.batch_size=null", ["data.batch_size=null", "whole number"]),
+        ("data.drop_last=maybe", ["data.drop_last=maybe", "true or false"]),
+        ("model=resnet18", ["model=resnet18", "did you mean model.name=resnet18?"]),
         ("augment.train=[3]", ["augment.train.0", "a transform is written"]),
     ],
 )
@@ -145,10 +145,10 @@ def test_value_of_the_wrong_type_is_named(override: str, words: list[str]) -> No
     [
         ("data.batch_size=0", ["data.batch_size=0", "greater than 0"]),
         ("optimizer.lr=-1", ["optimizer.lr=-1", "greater than 0"]),
-        ("optimizer.lr=.nan", ["optimizer.lr=nan", "finite"]),
+        ("optimizer.lr=.nan", ["optimizer.lr=.nan", "finite"]),
         ("optimizer.lr_per=0", ["optimizer.lr_per=0", "greater than 0"]),
         ("train.micro_batch_size=0", ["train.micro_batch_size: 0 is not", "above 0", "auto"]),
-        ("train.micro_batch_size=most", ["'most'", "auto"]),
+        ("train.micro_batch_size=most", ["most is not a number of samples", "auto"]),
         ("train={epochs: 1, exact: true, micro_batch_size: auto}", ["train.exact", "give a number"]),
         (
             "train={epochs: 1, exact: true}|compute.compile=whole",
@@ -160,7 +160,7 @@ def test_value_of_the_wrong_type_is_named(override: str, words: list[str]) -> No
         ("schedule={name: triangle, warmup_epochs: 1}", ["schedule.warmup_epochs", "triangle"]),
         ("optimizer.even_decay=true", ["optimizer.even_decay", "lr_factors"]),
         ("train.lookahead={decay: 1}", ["train.lookahead.decay=1", "less than 1"]),
-        ("train.max_time=soon", ["train.max_time", "'soon' is no time", "1h30m"]),
+        ("train.max_time=soon", ["train.max_time", "soon is not a time", "1h30m"]),
         ("train.max_time=0", ["train.max_time=0", "greater than 0"]),
         ("augment.sizes=[[1, 8]]", ["augment.sizes", "from 0 on"]),
         ("augment.sizes=[[0, 8], [2, 9], [2, 10]]", ["[0, 2, 2]", "must rise"]),
@@ -168,9 +168,9 @@ def test_value_of_the_wrong_type_is_named(override: str, words: list[str]) -> No
         ("augment.cutmix=0", ["augment.cutmix=0", "greater than 0"]),
         ("parallel={strategy: fsdp, sync_batchnorm: true}", ["parallel.sync_batchnorm", "fsdp"]),
         ("optimizer.momentum=1", ["optimizer.momentum=1", "less than 1"]),
-        ("train.seed=-1", ["train.seed=-1", "greater than or equal to 0"]),
-        ("precision=fp8", ["precision='fp8'", "'fp32', 'bf16' or 'fp16'"]),
-        ("name=a/b", ["name='a/b'"]),
+        ("train.seed=-1", ["train.seed=-1", "at least 0"]),
+        ("precision=fp8", ["precision=fp8", "fp32, bf16 or fp16"]),
+        ("name=a/b", ["name=a/b"]),
     ],
 )
 def test_value_out_of_range_is_named(override: str, words: list[str]) -> None:
@@ -181,12 +181,18 @@ def test_value_out_of_range_is_named(override: str, words: list[str]) -> None:
 def test_missing_key_is_named(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(MINIMAL.replace("lr: 0.1", "name: sgd"))
-    assert "the recipe lacks optimizer.lr, which has no default" in sentence(reference=str(file))
+    assert "the recipe is missing optimizer.lr, which has no default" in sentence(reference=str(file))
 
 
 def test_momentum_is_refused_for_adam_until_null_unsets_it() -> None:
     text = sentence("optimizer.name=adam", "optimizer.nesterov=null")
     assert text == "optimizer.momentum=0.9 is not used by adam; --set optimizer.momentum=null unsets it"
+    text = sentence("optimizer.name=adamw")
+    assert text == (
+        "optimizer.momentum=0.9 and optimizer.nesterov=true are not used by adamw; write --set 'optimizer={name: "
+        "adamw, lr: 0.1}', or --set optimizer.momentum=null --set optimizer.nesterov=null"
+    )
+    assert digits("optimizer={name: adamw, lr: 0.1}").optimizer.name == "adamw"
     adam = digits("optimizer.name=adam", "optimizer.nesterov=null", "optimizer.momentum=null").optimizer
     assert adam.name == "adam"
     assert adam.momentum is None
@@ -207,9 +213,9 @@ def test_momentum_is_refused_for_adam_until_null_unsets_it() -> None:
         ),
         (["loss.gamma=2"], "loss.gamma=2.0 is not used by cross_entropy; --set loss.gamma=null unsets it"),
         (["loss.name=mine:f"], "loss.label_smoothing=0.05 is not used by mine:f"),
-        (["loss.name=focals"], "loss.name='focals' is no loss; did you mean focal?"),
-        (["eval.metrics=[top1, acc]"], "eval.metrics names 'acc', which is no metric; take loss, top1"),
-        (["eval.best=top2"], "eval.best names 'top2', which is no metric; did you mean top5?"),
+        (["loss.name=focals"], "loss.name=focals: unknown loss; did you mean focal?"),
+        (["eval.metrics=[top1, acc]"], "eval.metrics: unknown metric acc; use loss, top1"),
+        (["eval.best=top2"], "eval.best: unknown metric top2; did you mean top5?"),
         (["eval.best=confusion_matrix"], "eval.best=confusion_matrix is not one number"),
         (["augment.std=null"], "augment.mean and augment.std go together"),
         (["augment.std=[0.3, 0.3]"], "augment.mean and augment.std go together"),
@@ -261,9 +267,20 @@ def test_learning_rate_without_a_dot_is_a_number(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("data: [1,\nmodel: {", "cannot be read as YAML at line 2"),
-        ("- one\n- two\n", "holds list, not sections"),
-        ("", "holds NoneType, not sections"),
+        ("data: [1,\nmodel: {", "cannot be read as YAML: at line 2, column"),
+        ("- one\n- two\n", "is [one, two], not sections"),
+        ("", "is empty; `distrain recipes init digits FILE`"),
+        ("# nothing\n", "is empty"),
+        (
+            "data: {batch_size: 64, batch_size: 32}",
+            "line 1, column 24: the key batch_size is given twice, first at line 1",
+        ),
+        (
+            "model:\n  name: a\ntrain: {}\nmodel: {}\n",
+            "at line 4, column 1: the key model is given twice, first at line 1",
+        ),
+        ("name: 2024-13-45", "cannot be read as YAML: month must be in 1..12"),
+        ("data: " + "[" * 2000, "nested too deeply"),
         ("data: \x00", "cannot be read as YAML"),
     ],
 )
@@ -286,7 +303,7 @@ def test_missing_file_is_named_with_a_way_to_get_one(tmp_path: Path) -> None:
 def test_file_whose_section_is_a_value_is_refused_whatever_is_set_on_it(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(MINIMAL.replace("{source: digits, batch_size: 64}", "digits"))
-    assert "data='digits'" in sentence(reference=str(file))
+    assert "data=digits: must be a section" in sentence(reference=str(file))
     with pytest.raises(RecipeError):
         load_recipe(str(file), overrides=[], data=str(tmp_path))
     file.write_text("data:\n")
@@ -325,6 +342,10 @@ def test_changed_recipe_is_the_one_that_was_read_with_the_changes() -> None:
     assert change_recipe(load_recipe("cifar10", overrides=[]), changes) == load_recipe("cifar10", overrides=changes)
     with pytest.raises(RecipeError, match="no key train"):
         change_recipe(load_recipe("digits", overrides=[]), ["train.epoch=3"])
+
+
+def test_key_that_is_set_twice_in_one_value_is_refused() -> None:
+    assert "the key name is given twice" in sentence("optimizer={name: sgd, lr: 0.1, name: adam}")
 
 
 @pytest.mark.parametrize(

@@ -238,11 +238,11 @@ def test_without_git_the_snapshot_holds_the_modules_and_packages(fake: Path, tmp
     ("arguments", "words"),
     [
         (["--gpus=2", "--procs=2"], "--gpus and --procs both give"),
-        (["--nodes=0"], "--nodes 0 is no count of machines for SLURM; give 1 or more"),
-        (["--restarts=-1"], "--restarts -1 is no count; give 0 or more"),
+        (["--nodes=0"], "--nodes 0 is not a number of machines for SLURM; give 1 or more"),
+        (["--restarts=-1"], "--restarts must be 0 or more, not -1"),
         (["--sbatch=; rm -rf"], "is not KEY=VALUE"),
         (["--snapshot-extra=absent"], "--snapshot-extra absent is no file"),
-        (["--set=train.epoch=1"], "did you mean epochs"),
+        (["--set=train.epoch=1"], "did you mean train.epochs"),
     ],
 )
 def test_bad_input_is_one_sentence_and_makes_nothing(

@@ -16,6 +16,7 @@ from distrain.checkpoint.tensors import Tensors, digest
 from distrain.data.transforms import Normalize, build_transforms
 from distrain.errors import BundleError
 from distrain.models.zoo import build_model
+from distrain.validation import describe
 
 DESCRIPTION = "bundle.json"
 WEIGHTS = "model.safetensors"
@@ -116,9 +117,8 @@ def _read_description(file: Path) -> Description:
     try:
         return Description.model_validate(tree)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{file} is not valid: {key}: {first['msg']}") from None
+        words = describe(error, Description, tree, noun="the description")
+        raise BundleError(f"{file} is not valid: {words}") from None
 
 
 def _build(description: Description, tensors: Tensors) -> nn.Module:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from distrain.errors import LaunchError
+from distrain.messages import nearest
 
 app = typer.Typer(help="List and show launch profiles: where to train, and on how many processes.")
 
@@ -38,5 +39,6 @@ def show(name: Annotated[str, typer.Argument(help="A built-in launch profile.")]
 
     found = builtin_profiles()
     if name not in found:
-        raise LaunchError(f"there is no launch profile {name!r}; take {', '.join(found)}")
+        hint = nearest(name, found, count=1, cutoff=0.6) or f"; use {', '.join(found)}"
+        raise LaunchError(f"unknown launch profile {name!r}{hint}")
     typer.echo(found[name].read_text(encoding="utf-8").rstrip())

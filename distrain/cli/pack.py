@@ -139,7 +139,7 @@ def _data(source: str, place: Path, target: str) -> Any:
     try:
         return Data.model_validate({"source": source, "path": str(place), "target": target, "batch_size": 1})
     except ValidationError:
-        raise DataError(f"--target {target} is not known; take class, labels or values") from None
+        raise DataError(f"--target {target}: must be class, labels or values") from None
 
 
 def _form(order: dict[str, Any]) -> Any:
@@ -152,7 +152,7 @@ def _form(order: dict[str, Any]) -> Any:
     try:
         return Form.model_validate(order)
     except ValidationError:
-        raise DataError(f"--format {order['format']} is not known; take jpeg or pixels") from None
+        raise DataError(f"--format {order['format']}: must be jpeg or pixels") from None
 
 
 def _as_json(outcome: "Outcome", source: str, damages: list[str] | None) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def verify(
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise LaunchError(f"--procs {procs} is not a list of numbers of processes such as 1,2,4")
     if device not in {"cpu", "cuda"}:
-        raise LaunchError(f"--device {device} is not known; take cpu or cuda")
+        raise LaunchError(f"--device {device}: must be cpu or cuda")
     resolved = load_recipe(recipe, overrides=overrides or [], data=data)
     arguments = [recipe, *(f"--set={override}" for override in overrides or [])]
     arguments += [] if data is None else [f"--data={data}"]

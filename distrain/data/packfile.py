@@ -40,6 +40,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from distrain.errors import DataError
 from distrain.metrics import Target
 from distrain.recipe.data import Split
+from distrain.validation import describe
 
 HEADER = "pack.json"
 SMALL = 64 * 64  # pixels
@@ -197,8 +198,11 @@ def _read_header(folder: Path) -> Pack:
         pack = Pack.model_validate(content)
     except OSError as error:
         raise DataError(f"{folder} is no packed dataset: its {HEADER} cannot be read ({error.strerror})") from None
+    except ValidationError as error:
+        what = describe(error, Pack, content, noun="it")
+        raise damaged(folder, f"{HEADER} is not what it was written as ({what})") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else type(error).__name__
+        what = type(error).__name__
         raise damaged(folder, f"{HEADER} is not what it was written as ({what})") from None
     if digest != _digest_of(pack.model_dump(mode="python")):
         raise damaged(folder, f"{HEADER} is not what it was written as (its digest differs)")

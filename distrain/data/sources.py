@@ -1,6 +1,5 @@
 """Owns the list of the sources by name, and how the training and validation samples of a recipe are had from them."""
 
-import difflib
 from collections.abc import Callable
 from importlib import resources
 from typing import Any
@@ -21,6 +20,7 @@ from distrain.data.tensors import read_tensors
 from distrain.data.union import unite
 from distrain.data.vision import PREFIX, open_cifar10, open_torchvision
 from distrain.errors import DataError, RecipeError
+from distrain.messages import nearest
 from distrain.recipe import Data
 from distrain.references import is_reference, load_reference
 
@@ -68,9 +68,9 @@ def _opener(name: str) -> "Opener":
     if name.startswith(PREFIX):
         return open_torchvision
     if name not in SOURCES:
-        near = difflib.get_close_matches(name, SOURCES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"take {', '.join(SOURCES)}, torchvision.NAME"
-        raise RecipeError(f"there is no data.source {name!r}; {hint}{'' if near else ', or package.module:factory'}")
+        hint = nearest(name, SOURCES, count=1, cutoff=0.6)
+        hint = hint or f"; use {', '.join(SOURCES)}, torchvision.NAME or package.module:factory"
+        raise RecipeError(f"unknown data.source {name!r}{hint}")
     return SOURCES[name]
 
 

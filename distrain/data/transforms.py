@@ -16,6 +16,7 @@ from torch import nn
 from distrain.data.order import MicroBatch
 from distrain.errors import RecipeError
 from distrain.generators import seed_generators
+from distrain.messages import joined, nearest
 from distrain.recipe import Augment, Transform, TransformList
 from distrain.references import is_reference, load_reference
 from distrain.seeds import Purpose
@@ -195,7 +196,9 @@ def _build(transform: Transform, *, key: str) -> "Own | Other":
     elif factory is None:
         factory = getattr(v2, transform.name, None)
         if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
-            raise RecipeError(f"{key}: torchvision.transforms.v2 has no transform {transform.name!r}")
+            raise RecipeError(
+                f"{key}: unknown transform {transform.name!r}{nearest(transform.name, _names(), count=1)}"
+            )
     try:
         built: Any = factory(**{name: _read_argument(name, value) for name, value in transform.arguments.items()})
     except (TypeError, ValueError) as error:
@@ -203,6 +206,19 @@ def _build(transform: Transform, *, key: str) -> "Own | Other":
     drawn = None if is_own else geometry.from_torchvision(built) or resampling.from_torchvision(built)
     step: Own | Other = drawn or built
     return step
+
+
+def _names() -> list[str]:
+    """Return the names of all transforms that a recipe may name without a module."""
+    from torchvision.transforms import v2
+
+    from distrain.data import geometry
+
+    every = {name: getattr(v2, name) for name in dir(v2)}
+    return [
+        *geometry.ADDED,
+        *(n for n, kind in every.items() if isinstance(kind, type) and issubclass(kind, nn.Module)),
+    ]
 
 
 def _read_argument(name: str, value: Any) -> Any:
@@ -215,7 +231,7 @@ def _read_argument(name: str, value: Any) -> Any:
     pil_only = {"box", "hamming", "lanczos"}  # and images are tensors here
     members = {member.value: member for member in enumerations[name] if member.value not in pil_only}
     if value not in members:
-        raise ValueError(f"there is no {name} {value!r}; take {', '.join(members)}")
+        raise ValueError(f"unknown {name} {value!r}; use {joined(list(members))}")
     return members[value]
 
 

@@ -1,6 +1,5 @@
 """Owns the datasets of torchvision that give an image and its class: how each is opened, and its classes named."""
 
-import difflib
 import inspect
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from distrain.data.folder import scan_image_folder
 from distrain.data.images import open_files
 from distrain.data.source import DatasetSource, Source, TensorSource
 from distrain.errors import DataError, RecipeError
+from distrain.messages import nearest
 from distrain.recipe.data import Data, Split
 
 CACHE = Path("~/.cache/distrain").expanduser()
@@ -65,9 +65,9 @@ def open_torchvision(config: Data) -> dict[str, Source]:
     """Open `torchvision.NAME` from torchvision's own files below `config.path`, or these downloaded to the cache."""
     name = config.source.removeprefix(PREFIX)
     if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f"did you mean {PREFIX}{near[0]}?" if near else f"take one of {', '.join(DATASETS)}"
-        raise RecipeError(f"data.source={config.source} is no dataset with an image and its class; {hint}")
+        hint = nearest(config.source, [f"{PREFIX}{known}" for known in DATASETS], count=1, cutoff=0.8)
+        hint = hint or f"; use {PREFIX} and one of {', '.join(DATASETS)}"
+        raise RecipeError(f"data.source={config.source} is not a dataset of images and their classes{hint}")
     arguments = dict(zip(("train", "val"), DATASETS[name], strict=True))
     sources: dict[str, Source] = {}
     for split in config.splits:

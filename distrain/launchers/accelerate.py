@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from distrain.errors import LaunchError
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile, Wanted
 from distrain.rundir import RunDirectory
+from distrain.validation import describe
+from distrain.yaml_text import read_yaml_text
 
 # What accelerate's file may also say, and a recipe does: the key, and what to write instead.
 _OWNED_BY_THE_RECIPE = {
@@ -92,15 +95,20 @@ def read_native(path: Path) -> Wanted:
     if not isinstance(count, int) or not isinstance(nodes, int) or nodes < 1 or count < 1 or count % nodes:
         raise LaunchError(f"{path} asks for {count} processes on {nodes} machines; give a multiple of the machines")
     address, port = config.get("main_process_ip"), config.get("main_process_port")
-    return Wanted(
-        launcher="accelerate",
-        device="cpu" if config.get("use_cpu") or kind == "MULTI_CPU" else "cuda",
-        nodes=nodes,
-        node_rank=config.get("machine_rank") if nodes > 1 else None,
-        rendezvous=f"{address}:{port}" if nodes > 1 and address and port else None,
-        processes=count // nodes,
-        accelerate_config=str(path.absolute()),
-    )
+    found = {
+        "launcher": "accelerate",
+        "device": "cpu" if config.get("use_cpu") or kind == "MULTI_CPU" else "cuda",
+        "nodes": nodes,
+        "node_rank": config.get("machine_rank") if nodes > 1 else None,
+        "rendezvous": f"{address}:{port}" if nodes > 1 and address and port else None,
+        "processes": count // nodes,
+        "accelerate_config": str(path.absolute()),
+    }
+    try:
+        return Wanted.model_validate(found)
+    except ValidationError as error:
+        words = describe(error, Wanted, found, noun="it").replace("node_rank", "machine_rank")
+        raise LaunchError(f"{path}: {words}") from None
 
 
 def is_native(tree: dict[str, Any]) -> bool:
@@ -112,10 +120,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a file of keys and values; raises `LaunchError` where it is none."""
     try:
         text = path.read_text(encoding="utf-8")
-        tree = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no YAML"
-        raise LaunchError(f"{path} cannot be read: {reason}") from None
+        tree = json.loads(text) if path.suffix == ".json" else read_yaml_text(text)
+    except OSError as error:
+        raise LaunchError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise LaunchError(f"{path} cannot be read: it is not UTF-8 text") from None
+    except ValueError as error:  # of JSON, or a YamlError
+        raise LaunchError(f"{path} cannot be read as {path.suffix.removeprefix('.').upper()}: {error}") from None
     if not isinstance(tree, dict):
         raise LaunchError(f"{path} holds no keys and values; `distrain launch show cpu-2` shows a launch profile")
     return tree

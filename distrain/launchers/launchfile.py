@@ -8,6 +8,8 @@ from pydantic import ValidationError
 from distrain.errors import LaunchError
 from distrain.launchers.accelerate import is_native, read_native, read_yaml
 from distrain.launchers.profile import Wanted
+from distrain.messages import nearest
+from distrain.validation import describe
 
 
 def builtin_profiles() -> dict[str, Path]:
@@ -30,7 +32,8 @@ def read_launch_profile(reference: str) -> Wanted:
     if path.suffix not in {".yaml", ".yml", ".json"}:
         found = builtin_profiles()
         if reference not in found:
-            raise LaunchError(f"there is no launch profile {reference!r}; take {', '.join(found)}, or a YAML file")
+            hint = nearest(reference, found, count=1, cutoff=0.6) or f"; use {', '.join(found)}, or a YAML file"
+            raise LaunchError(f"unknown launch profile {reference!r}{hint}")
         path = found[reference]
     tree = read_yaml(path)
     if is_native(tree):
@@ -38,14 +41,8 @@ def read_launch_profile(reference: str) -> Wanted:
     try:
         wanted = Wanted.model_validate(tree)
     except ValidationError as error:
-        detail = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in detail["loc"])
-        if detail["type"] == "extra_forbidden":
-            known = ", ".join(Wanted.model_fields)
-            raise LaunchError(f"launch profile {reference} has a key {key}, which is none of {known}") from None
-        raise LaunchError(
-            f"launch profile {reference}: {key}={detail['input']!r}: the value {detail['msg'].removeprefix('Input ')}"
-        ) from None
+        words = describe(error, Wanted, tree, noun="it")
+        raise LaunchError(f"launch profile {reference}: {words} (its keys: {', '.join(Wanted.model_fields)})") from None
     if wanted.accelerate_config is not None:
         config = path.parent / wanted.accelerate_config
         return wanted.over(read_native(config)).model_copy(update={"accelerate_config": str(config.absolute())})

@@ -11,6 +11,8 @@ from distrain.errors import LaunchError, RunError
 from distrain.files import read_whole
 from distrain.launchers.gpus import find_gpus
 from distrain.launchers.network import find_interface, resolve, route_to, split_endpoint
+from distrain.validation import describe
+from distrain.yaml_text import read_yaml_text
 
 LauncherName = Literal["inprocess", "torchrun", "accelerate", "slurm"]
 Device = Literal["cpu", "cuda"]
@@ -138,35 +140,31 @@ def read_options(
         if count is not None and count < 1:
             raise LaunchError(f"{option} {count} starts nothing; give 1 or more")
     if restarts is not None and restarts < 0:
-        raise LaunchError(f"--restarts {restarts} is no count; give 0 or more")
+        raise LaunchError(f"--restarts must be 0 or more, not {restarts}")
     if stall_timeout_s is not None and not stall_timeout_s > 0:
-        raise LaunchError(f"--stall-timeout {stall_timeout_s:g} is no time; give seconds above 0")
+        raise LaunchError(f"--stall-timeout must be greater than 0 seconds, not {stall_timeout_s:g}")
     if gpus is not None and processes is not None:
         raise LaunchError("--gpus and --procs both give the number of processes; leave one out")
     if gpus is not None and device == "cpu":
         raise LaunchError("--gpus does not go with --device cpu; give the number of CPU processes with --procs")
     if processes is not None and device == "cuda":
         raise LaunchError("--procs counts CPU processes; give the number of GPUs with --gpus")
+    given = {
+        "launcher": launcher,
+        "device": "cuda" if gpus else "cpu" if processes else device,
+        "nodes": nodes,
+        "node_rank": node_rank,
+        "rendezvous": rendezvous,
+        "processes": gpus or processes,
+        "restarts": restarts,
+        "stall_timeout_s": stall_timeout_s,
+        "accelerate_config": str(accelerate_config.absolute()) if accelerate_config is not None else None,
+    }
     try:
-        return Wanted.model_validate(
-            {
-                "launcher": launcher,
-                "device": "cuda" if gpus else "cpu" if processes else device,
-                "nodes": nodes,
-                "node_rank": node_rank,
-                "rendezvous": rendezvous,
-                "processes": gpus or processes,
-                "restarts": restarts,
-                "stall_timeout_s": stall_timeout_s,
-                "accelerate_config": str(accelerate_config.absolute()) if accelerate_config is not None else None,
-            }
-        )
+        return Wanted.model_validate(given)
     except ValidationError as error:
-        detail = error.errors(include_url=False)[0]
-        option = f"--{str(detail['loc'][0]).replace('_', '-')} {detail['input']}"
-        if detail["type"] == "literal_error":
-            raise LaunchError(f"{option} is not known; take {detail['ctx']['expected'].replace(chr(39), '')}") from None
-        raise LaunchError(f"{option}: the value {detail['msg'].removeprefix('Input ')}") from None
+        key, _, reason = describe(error, Wanted, given, noun="the command line").partition("=")
+        raise LaunchError(f"--{key.replace('_', '-')} {reason}") from None
 
 
 def resolve_profile(wanted: Wanted, *, threads: int | None, in_one_process: bool, recipe: str) -> Profile:
@@ -239,7 +237,7 @@ def _read_nodes(nodes: int | str | None) -> tuple[int, int]:
     """Return the least and the most machines of `2` or of `1:2`."""
     words = str(1 if nodes is None else nodes).split(":")
     if not all(word.isdecimal() for word in words) or len(words) > 2:
-        raise LaunchError(f"--nodes {nodes} is no count of machines; give for example 2, or 1:2 for one or two")
+        raise LaunchError(f"--nodes {nodes} is not a number of machines; give for example 2, or 1:2 for one or two")
     least, most = int(words[0]), int(words[-1])
     if not 1 <= least <= most:
         raise LaunchError(f"--nodes {nodes} leaves no machine; give for example 2, or 1:2 for one or two")
@@ -257,7 +255,7 @@ def _check_own_address(rendezvous: str, node_rank: int, address: str) -> None:
 
 def read_profile(path: Path) -> Profile:
     """Read the profile of a run directory."""
-    profile = read_whole(path, lambda text: Profile.model_validate(yaml.safe_load(text)))
+    profile = read_whole(path, lambda text: Profile.model_validate(read_yaml_text(text)))
     if profile is None:
         raise RunError(f"{path} is missing; `distrain fit --run {path.parent}` writes it anew")
     return profile

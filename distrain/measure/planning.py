@@ -264,7 +264,7 @@ def cost_of(figures: Figures, *, device: str) -> scale.Cost:
 def _target(recipe: Recipe, wanted: Wanted, *, link: str | None, network: str | None) -> Target:
     text = "1" if wanted.nodes is None else str(wanted.nodes)
     if not text.isdecimal() or int(text) < 1:
-        raise LaunchError(f"--nodes {text} is no count of machines to plan for; give 1 or more")
+        raise LaunchError(f"--nodes {text} is not a number of machines to plan for; give 1 or more")
     nodes, per_node = int(text), wanted.processes or 1
     device = wanted.device or ("cuda" if count_gpus() else "cpu")
     world_size = nodes if recipe.parallel.strategy == "dp" else nodes * per_node  # dp: one process for all GPUs

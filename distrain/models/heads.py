@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from distrain.errors import ModelError
-from distrain.patterns import nearest
+from distrain.messages import nearest
 
 APPENDED = "appended"  # the name of an appended head, and so of its weights: appended.weight, appended.bias
 _LAYERS = (nn.Linear, nn.Conv2d)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from distrain.errors import ModelError
+from distrain.messages import nearest
 from distrain.models.heads import fit_channels
 
 log = logging.getLogger(__name__)
@@ -19,6 +20,7 @@ Weights = dict[str, torch.Tensor]
 
 # Under what training scripts put a state_dict in a file, next to the epoch and the like.
 _WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "module", "network", "weights")
+_WORDS = ("imagenet", "imagenet-if-reachable")  # what model.weights may be besides a file
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel, and of torch.compile
 
 
@@ -60,7 +62,7 @@ def read_weights(file: str) -> Weights:
     """Return the tensors of a .pth, .pt or .safetensors file by name, taken out of what they are wrapped in."""
     path = Path(file).expanduser()
     if not path.is_file():
-        raise ModelError(f"model.weights={file}: there is no such file")
+        raise ModelError(f"model.weights={file}: there is no such file{nearest(file, _WORDS, count=1, cutoff=0.7)}")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError:  # torch's own words advise to switch this protection off

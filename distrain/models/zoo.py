@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from distrain.errors import ModelError, WeightsUnreachableError
+from distrain.messages import nearest
 from distrain.models.alexnet import AlexNet5
 from distrain.models.cifar import CifarPlain, CifarSimpleV3
 from distrain.models.cifar_fast import CifarFast
@@ -15,7 +16,6 @@ from distrain.models.heads import append_head, find_head, replace_first_layer, r
 from distrain.models.lenet import LeNet
 from distrain.models.nets import CifarCnn, DigitsCnn
 from distrain.models.weights import load_weights
-from distrain.patterns import nearest
 from distrain.recipe import Model
 from distrain.references import is_reference, load_reference
 
@@ -66,8 +66,8 @@ def _build(config: Model, *, num_classes: int, in_channels: int) -> nn.Module:
     if not is_reference(name) and name not in NETS:
         if name not in (known := _classifiers()):
             hint = nearest(name, [*NETS, *known], count=1)
-            hint = hint or f"; take {', '.join(NETS)}, a torchvision classifier, or timm.NAME"
-            raise ModelError(f"there is no model {name!r}{hint}")
+            hint = hint or f"; use {', '.join(NETS)}, a torchvision classifier, or timm.NAME"
+            raise ModelError(f"unknown model {name!r}{hint}")
         model = _torchvision_model(config, is_pretrained=wants_imagenet)
         if in_channels != 3:
             replace_first_layer(model, in_channels, name=name, keep_weights=wants_imagenet)

@@ -1,12 +1,12 @@
 """The sections of a recipe that say what is trained, and on what objective."""
 
-import difflib
 import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from distrain.recipe.section import Fraction, NonNegative, Positive, Section, refuse_unused
+from distrain.messages import joined, nearest, shown
+from distrain.recipe.section import Fraction, NonNegative, Positive, Section, Words, refuse_unused
 from distrain.references import is_reference
 
 
@@ -32,7 +32,7 @@ class Model(Section):
     head_name: str | None = Field(
         None, description="the layer that is the head, classifier.6 say; null: the last linear one"
     )
-    freeze: tuple[str, ...] = Field(
+    freeze: Words = Field(
         (),
         description="weights that stay as they are, with their BatchNorm statistics: names of weights or layers, with "
         "* and ?; backbone: all but the head",
@@ -47,7 +47,7 @@ class Model(Section):
     @model_validator(mode="after")
     def _fields_go_together(self) -> Self:
         if "num_classes" in self.arguments and self.head == "replace":
-            raise ValueError("model.arguments.num_classes is known from the data; leave it out")
+            raise ValueError("model.arguments.num_classes is known from the data; remove it")
         if self.partial and self.weights in {None, "imagenet", "imagenet-if-reachable"}:
             raise ValueError(f"model.partial is for a weights file, and model.weights is {self.weights or 'null'}")
         if self.unfreeze_epochs and not self.freeze:
@@ -66,7 +66,7 @@ def _read_class_weights(value: object) -> object:
         return value
     if isinstance(value, list | tuple) and value and all(_is_weight(weight) for weight in value):
         return value
-    raise ValueError(f"loss.class_weights={value!r}: give balanced, or a list of numbers from 0 on, one a class")
+    raise ValueError(f"loss.class_weights={shown(value)}: give balanced, or a list of numbers from 0 on, one a class")
 
 
 def _is_weight(value: object) -> bool:
@@ -103,8 +103,7 @@ class Loss(Section):
             "mse": "",
         }
         if not is_reference(self.name) and self.name not in known:
-            near = difflib.get_close_matches(self.name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"take {', '.join(known)}, or package.module:function"
-            raise ValueError(f"loss.name={self.name!r} is no loss; {hint}")
+            hint = nearest(self.name, known, count=1) or f"; use {joined(list(known))}, or package.module:function"
+            raise ValueError(f"loss.name={shown(self.name)}: unknown loss{hint}")
         refuse_unused(self, {"name", *known.get(self.name, "").split()}, "loss")
         return self

@@ -1,12 +1,12 @@
 """The sections of a recipe that say what a run leaves behind: checkpoints, metrics, evaluations."""
 
-import difflib
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from distrain.messages import joined, nearest, shown
 from distrain.metrics import ALWAYS_MEASURED, METRICS
-from distrain.recipe.section import Positive, Section
+from distrain.recipe.section import Positive, Section, Words
 
 
 class Checkpoint(Section):
@@ -42,7 +42,7 @@ class Eval(Section):
     shift: int | None = Field(
         None, gt=0, description="average them also over the image moved by so many pixels up left and down right"
     )
-    metrics: tuple[str, ...] | None = Field(
+    metrics: Words | None = Field(
         None,
         description=f"of {', '.join(name for name in METRICS if name != ALWAYS_MEASURED)}; null: top1, from 6 classes "
         "on top5; for labels f1, auroc, exact_match; for values mae, rmse",
@@ -56,9 +56,8 @@ class Eval(Section):
         for key, names in (("metrics", self.metrics or ()), ("best", () if self.best is None else (self.best,))):
             for name in names:
                 if name not in METRICS:
-                    near = difflib.get_close_matches(name, METRICS, n=1)
-                    hint = f"did you mean {near[0]}?" if near else f"take {', '.join(METRICS)}"
-                    raise ValueError(f"eval.{key} names {name!r}, which is no metric; {hint}")
+                    hint = nearest(name, METRICS, count=1, cutoff=0.6) or f"; use {joined(list(METRICS))}"
+                    raise ValueError(f"eval.{key}: unknown metric {shown(name)}{hint}")
         if self.best is not None and not METRICS[self.best].is_number:
-            raise ValueError(f"eval.best={self.best} is not one number, so none is the best; take top1, say")
+            raise ValueError(f"eval.best={self.best} is not one number, so none is the best; use top1, for example")
         return self

@@ -1,6 +1,5 @@
-"""Owns the way from YAML and --set to a recipe, and the sentence for what is wrong in them."""
+"""Reads a recipe from YAML and --set, and says in one sentence what is wrong in them."""
 
-import difflib
 import re
 import unicodedata
 from importlib import resources
@@ -12,8 +11,10 @@ import yaml
 from pydantic import ValidationError
 
 from distrain.errors import RecipeError
-from distrain.recipe.section import Section
+from distrain.messages import nearest, shown
 from distrain.recipe.whole import Recipe
+from distrain.validation import describe
+from distrain.yaml_text import YamlError, read_yaml_text
 
 MOST_CHARACTERS = 50  # of a recipe's name: file systems take 255 bytes, and the time of the start is added
 
@@ -57,7 +58,7 @@ def _validate(tree: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError(_first_sentence(error, tree)) from None
+        raise RecipeError(describe(error, Recipe, tree, noun="the recipe")) from None
 
 
 def _find(reference: str) -> tuple[str, str]:
@@ -72,8 +73,8 @@ def _find(reference: str) -> tuple[str, str]:
     recipes = builtin_recipes()
     if reference not in recipes:
         raise RecipeError(
-            f"there is no recipe {reference!r}{_did_you_mean(reference, recipes)}; "
-            f"`distrain recipes` lists them, and your own is given by its path, ending in .yaml"
+            f"unknown recipe {reference!r}{nearest(reference, recipes, count=1)}; "
+            f"`distrain recipes` lists them; name your own by its path, which ends in .yaml"
         )
     return recipes[reference], reference
 
@@ -86,14 +87,13 @@ def _as_name(stem: str) -> str:
 
 def _parse_yaml(text: str, reference: str) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise RecipeError(f"recipe {reference} cannot be read as YAML{place}: {problem}") from None
+        tree = read_yaml_text(text)
+    except YamlError as error:
+        raise RecipeError(f"recipe {reference} cannot be read as YAML: {error}") from None
+    if tree is None:
+        raise RecipeError(f"recipe {reference} is empty; `distrain recipes init digits FILE` writes one to edit")
     if not isinstance(tree, dict):
-        raise RecipeError(f"recipe {reference} holds {type(tree).__name__}, not sections such as data: and model:")
+        raise RecipeError(f"recipe {reference} is {shown(tree)}, not sections such as data: and model:")
     return tree
 
 
@@ -102,9 +102,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not key.strip():
         raise RecipeError(f"--set {override} is not of the form section.key=value")
     try:
-        value = yaml.safe_load(text) if text else ""
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {override}: {text!r} cannot be read as a YAML value; quote it") from None
+        value = read_yaml_text(text) if text else ""
+    except YamlError as error:
+        raise RecipeError(f"--set {override} cannot be read as a YAML value ({error}); quote it") from None
     *parents, leaf = key.strip().split(".")
     node: Any = tree
     for parent in parents:
@@ -125,35 +125,5 @@ def _step_into(node: Any, key: str, override: str) -> Any:
     if child is None:
         child = node[key] = {}
     if not isinstance(child, dict | list):
-        raise RecipeError(f"--set {override}: {key!r} is a value, {child!r}, and has no keys of its own")
+        raise RecipeError(f"--set {override}: {key!r} is a value, {shown(child)}, and has no keys of its own")
     return child
-
-
-def _first_sentence(error: ValidationError, tree: dict[str, Any]) -> str:
-    detail = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        known = _known_keys(detail["loc"][:-1])
-        return f"the recipe has no key {key}{_did_you_mean(str(detail['loc'][-1]), known)}"
-    if detail["type"] == "missing":
-        return f"the recipe lacks {key}, which has no default"
-    if detail["type"] == "value_error":
-        reason = detail["msg"].removeprefix("Value error, ")
-        return reason if "." in reason.split()[0] else f"{key}: {reason}"
-    reason = detail["msg"].removeprefix("Input ")
-    return f"{key}={detail['input']!r}: the value {reason}" if key else f"the recipe {reason}, not {tree!r}"
-
-
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    section: type[Section] = Recipe
-    for part in location:
-        info = section.model_fields.get(str(part))
-        if info is None or not (isinstance(info.annotation, type) and issubclass(info.annotation, Section)):
-            return []
-        section = info.annotation
-    return list(section.model_fields)
-
-
-def _did_you_mean(word: str, known: Any) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else ""

@@ -1,12 +1,22 @@
-"""Owns what every section of a recipe is: frozen, and strict about keys and numbers."""
+"""What every section of a recipe is: frozen, and strict about keys and numbers."""
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from distrain.messages import joined, shown
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+
+
+def _read_words(value: object) -> object:
+    """Take one word as a list of one."""
+    return [value] if isinstance(value, str) and "," not in value else value
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_read_words)]
 
 
 class Section(BaseModel):
@@ -16,9 +26,17 @@ class Section(BaseModel):
 
 
 def refuse_unused(section: Section, known: set[str], title: str) -> None:
-    """Raise `ValueError` for a field that is given though nothing would read it."""
-    for field in type(section).model_fields:
-        value = getattr(section, field)
-        if field not in known and value is not None:
-            name = getattr(section, "name", "")
-            raise ValueError(f"{title}.{field}={value} is not used by {name}; --set {title}.{field}=null unsets it")
+    """Raise `ValueError` with all fields that are given though nothing would read them, and how to do without."""
+    name = str(getattr(section, "name", ""))
+    given = {field: getattr(section, field) for field in type(section).model_fields}
+    unused = {field: value for field, value in given.items() if field not in known and value is not None}
+    if not unused:
+        return
+    listed = joined([f"{title}.{field}={shown(value)}" for field, value in unused.items()], last="and")
+    if len(unused) == 1:
+        (field,) = unused
+        raise ValueError(f"{listed} is not used by {name}; --set {title}.{field}=null unsets it")
+    required = [field for field, info in type(section).model_fields.items() if info.is_required()]
+    whole = ", ".join(f"{field}: {shown(given[field])}" for field in ["name", *required])
+    unset = " ".join(f"--set {title}.{field}=null" for field in unused)
+    raise ValueError(f"{listed} are not used by {name}; write --set '{title}={{{whole}}}', or {unset}")

@@ -5,7 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from distrain.recipe.section import Fraction, NonNegative, Positive, Section, refuse_unused
+from distrain.messages import shown
+from distrain.recipe.section import Fraction, NonNegative, Positive, Section, Words, refuse_unused
 
 
 class Optimizer(Section):
@@ -22,7 +23,7 @@ class Optimizer(Section):
     betas: tuple[Fraction, Fraction] | None = Field(None, description="adam, adamw")
     alpha: Fraction | None = Field(None, description="rmsprop: smoothing of the squared gradient")
     eps: Positive | None = Field(None, description="adam, adamw, rmsprop")
-    no_decay: tuple[str, ...] = Field(
+    no_decay: Words = Field(
         (), description="weights without weight_decay: norm (of norm layers), bias, or names of weights or layers"
     )
     layer_decay: float | None = Field(
@@ -96,7 +97,9 @@ class Schedule(Section):
 def _read_micro_batch_size(value: object) -> object:
     if value is None or value == "auto" or (type(value) is int and value > 0):
         return value
-    raise ValueError(f"{value!r} is not a number of samples above 0; auto finds one, null takes batch / processes")
+    raise ValueError(
+        f"{shown(value)} is not a number of samples above 0; auto finds one, null is data.batch_size / processes"
+    )
 
 
 def _read_minutes(value: object) -> object:
@@ -109,7 +112,7 @@ def _read_minutes(value: object) -> object:
             raise ValueError
         hours, minutes, seconds = (float(part or 0) for part in found.groups())
     except ValueError:
-        raise ValueError(f"{value!r} is no time; give minutes, or text such as 90s, 45m, 2h or 1h30m") from None
+        raise ValueError(f"{shown(value)} is not a time; give minutes, or text such as 90s, 45m, 2h or 1h30m") from None
     return hours * 60 + minutes + seconds / 60
 
 

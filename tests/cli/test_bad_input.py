@@ -31,10 +31,10 @@ def make_images(folder: Path, *classes: str, count: int = 2) -> None:
     [
         (["digit"], ["'digit'", "did you mean digits?"]),
         (["missing.yaml"], ["missing.yaml does not exist"]),
-        (["--set=train.epoch=3"], ["train.epoch", "did you mean epochs?"]),
-        (["--set=data.batch_size=abc"], ["data.batch_size='abc'", "integer"]),
+        (["--set=train.epoch=3"], ["train.epoch", "did you mean train.epochs?"]),
+        (["--set=data.batch_size=abc"], ["data.batch_size=abc", "whole number"]),
         (["--set=optimizer.lr=-1"], ["optimizer.lr=-1", "greater than 0"]),
-        (["--set=precision=fp8"], ["precision='fp8'", "bf16"]),
+        (["--set=precision=fp8"], ["precision=fp8", "bf16"]),
         (["--set=epochs"], ["section.key=value"]),
         (["--set=optimizer.name=adam"], ["optimizer.momentum", "--set optimizer.momentum=null"]),
         (["--set=data.batch_size=63", "--procs=2"], ["data.batch_size=63", "2 processes", "data.batch_size=64"]),
@@ -116,7 +116,7 @@ def test_label_out_of_range_names_the_sample(tmp_path: Path) -> None:
     [
         ("model.name=resnet19", ["did you mean resnet18?"]),
         ("model.name=nowhere:net", ["no module 'nowhere'"]),
-        ("augment.train=[Flop]", ["no transform 'Flop'"]),
+        ("augment.train=[Flop]", ["unknown transform 'Flop'"]),
         ("data.source=digit", ["did you mean digits?"]),
         ("model.weights=none.pth", ["no such file"]),
         ("model.name=alexnet", ["alexnet does not take images of 1x8x8"]),

@@ -53,9 +53,11 @@ def test_ingredients_of_known_recipes_give_the_same_image_for_the_same_sample(
     [
         (
             "Resize: {size: 32, interpolation: bilinaer}",
-            "there is no interpolation 'bilinaer'; take nearest, nearest-exact, bilinear, bicubic",
+            "unknown interpolation 'bilinaer'; use nearest, nearest-exact, bilinear or bicubic",
         ),
-        ("AutoAugment: {policy: coco}", "there is no policy 'coco'; take imagenet, cifar10, svhn"),
+        ("AutoAugment: {policy: coco}", "unknown policy 'coco'; use imagenet, cifar10 or svhn"),
+        ("RandomCropp: {size: 32}", r"augment.train: unknown transform 'RandomCropp'; did you mean RandomCrop\?"),
+        ("cutout", r"unknown transform 'cutout'; did you mean Cutout\?"),
     ],
 )
 def test_word_that_torchvision_does_not_have_is_said_with_those_that_it_has(text: str, sentence: str) -> None:

@@ -102,7 +102,7 @@ def test_dataset_without_a_split_needs_one_and_mixed_images_are_all_rgb(tmp_path
     ("name", "fields", "words"),
     [
         ("FashionMnist", {}, "did you mean torchvision.FashionMNIST"),
-        ("CocoDetection", {}, "is no dataset with an image and its class; take one of CIFAR10"),
+        ("CocoDetection", {}, "is not a dataset of images and their classes; use torchvision. and one of CIFAR10"),
         ("FakeData", {"arguments": {"sise": 3}}, "torchvision.FakeData has no 'sise'"),
         ("FakeData", {"path": "/here"}, "FakeData is made up"),
         ("FakeData", {"target": "labels"}, "data.target=labels, and data.source=torchvision.FakeData has target class"),

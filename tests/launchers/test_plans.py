@@ -93,7 +93,8 @@ def test_elastic_run_may_train_on_every_number_of_machines_between() -> None:
 )
 def test_what_a_recipe_owns_is_refused_in_accelerates_file(tmp_path: Path, line: str, sentence: str) -> None:
     file = tmp_path / "own.yaml"
-    file.write_text(f"distributed_type: MULTI_GPU\nnum_processes: 2\n{line}\n")
+    config = {"distributed_type": "MULTI_GPU", "num_processes": 2, **yaml.safe_load(line)}
+    file.write_text(yaml.safe_dump(config))
     with pytest.raises(LaunchError) as caught:
         read_launch_profile(str(file))
     assert sentence in str(caught.value)
@@ -103,16 +104,16 @@ def test_what_a_recipe_owns_is_refused_in_accelerates_file(tmp_path: Path, line:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--launcher=mpirun"], "--launcher mpirun is not known; take inprocess, torchrun"),
+        (["--launcher=mpirun"], "--launcher mpirun: must be inprocess, torchrun"),
         (["--launcher=inprocess", "--procs=2"], "--launcher inprocess is one process, and 2 were asked for"),
-        (["--launch=nowhere"], "there is no launch profile 'nowhere'; take accelerate-cpu-2"),
+        (["--launch=nowhere"], "unknown launch profile 'nowhere'; use accelerate-cpu-2"),
         (["--launch=missing.yaml"], "missing.yaml cannot be read: No such file"),
-        (["--launch=bad.yaml"], "launch profile bad.yaml has a key gpus, which is none of launcher, device"),
+        (["--launch=bad.yaml"], "launch profile bad.yaml: it has no key gpus (its keys: launcher, device"),
         (["--launch=accelerate-cpu-2", "--launcher=torchrun"], "--accelerate-config does not go with"),
         (["--nodes=2", "--run=r"], "find each other at --rendezvous HOST:PORT"),
-        (["--nodes=x"], "--nodes x is no count of machines"),
+        (["--nodes=x"], "--nodes x is not a number of machines"),
         (["--nodes=3:2"], "--nodes 3:2 leaves no machine"),
-        (["--node-rank=-1"], "--node-rank -1: the value should be greater than or equal to 0"),
+        (["--node-rank=-1"], "--node-rank -1: must be at least 0"),
         (["--rendezvous=here:5"], "--rendezvous and --node-rank are for several nodes"),
         (["--nodes=2", "--node-rank=2", "--rendezvous=127.0.0.1:5"], "--node-rank 2 is none of 2 nodes"),
         (["--nodes=2", "--node-rank=0", "--rendezvous=127.0.0.1"], "--rendezvous 127.0.0.1 is not of the form"),
@@ -151,4 +152,4 @@ def test_ranks_whose_gpus_are_traced_are_programs_and_no_forks(device: str, trac
 def test_profiles_are_listed_and_shown(tmp_path: Path) -> None:
     assert "cpu-2             Two CPU processes" in distrain("launch", cwd=tmp_path).out
     assert distrain("launch", "show", "gpu-4", cwd=tmp_path).out.startswith("# torchrun --standalone")
-    assert "there is no launch profile 'x'" in distrain("launch", "show", "x", cwd=tmp_path).err
+    assert "unknown launch profile 'x'" in distrain("launch", "show", "x", cwd=tmp_path).err

@@ -161,7 +161,7 @@ def test_norm_layer_without_weights_is_frozen_with_the_layer_around_it() -> None
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"freeze": ("features.9",)}, r"model\.freeze: 'features\.9' is the name of no weight"),
+        ({"freeze": ("features.9",)}, r"model\.freeze: 'features\.9' is not the name of a weight"),
         ({"freeze": ("*",)}, "leaves no weight to train"),
         ({"freeze": ("*",), "unfreeze_epochs": {"fc": 1}}, "leaves no weight to train in the first step"),
         ({"freeze": ("fc",), "unfreeze_epochs": {"features": 1}}, r"model\.unfreeze_epochs: 'features' names nothing"),

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from distrain.errors import ModelError
+from distrain.models.weights import read_weights
 from distrain.models.zoo import build_model
 from distrain.recipe import Model
 
@@ -171,3 +172,10 @@ def test_weights_for_colour_images_are_made_to_fit_grey_ones(tmp_path: Path) -> 
     image = torch.rand(2, 1, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(grey(image), donor(image.expand(-1, 3, -1, -1)), rtol=1e-3, atol=1e-4)
+
+
+def test_misspelt_word_for_weights_is_told_as_a_file_that_is_not_there() -> None:
+    with pytest.raises(ModelError, match=r"^model\.weights=imagnet: there is no such file; did you mean imagenet\?$"):
+        read_weights("imagnet")
+    with pytest.raises(ModelError, match=r"there is no such file$"):
+        read_weights("none.pth")

@@ -99,7 +99,7 @@ def test_arguments_come_to_the_factory(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"name": "resnet-18"}, "there is no model 'resnet-18'; did you mean resnet18?"),
+        ({"name": "resnet-18"}, "unknown model 'resnet-18'; did you mean resnet18?"),
         (
             {"name": "digits-cnn", "weights": "imagenet"},
             "model.weights=imagenet is for torchvision's and timm's models",

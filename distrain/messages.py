@@ -1,0 +1,45 @@
+"""Words that messages share: how a value is shown, what was probably meant, and names that hold control characters."""
+
+import difflib
+import json
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import yaml
+
+LONGEST_VALUE = 60  # characters of a value that are shown
+_CONTROL = {"Cc", "Zl", "Zp"}  # control characters, and what separates lines and paragraphs
+
+
+def shown(value: Any) -> str:
+    """Return a value as a recipe writes it, on one line and not longer than `LONGEST_VALUE`."""
+    if isinstance(value, str):
+        text = value if value and value.isprintable() else json.dumps(value, ensure_ascii=False)
+    else:
+        try:
+            dump = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)
+            text = " ".join(dump.removesuffix("...\n").split())
+        except yaml.YAMLError:  # an object, which came from Python and not from a file
+            text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
+
+
+def nearest(word: str, known: Iterable[str], *, count: int = 3, cutoff: float = 0.5) -> str:
+    """Return `; did you mean x, y or z?` with the known words that are most like `word`, or nothing."""
+    return did_you_mean(difflib.get_close_matches(word, list(known), n=count, cutoff=cutoff))
+
+
+def did_you_mean(words: Sequence[str]) -> str:
+    """Return `; did you mean x, y or z?`, or nothing where there are no words."""
+    return f"; did you mean {joined(words)}?" if words else ""
+
+
+def joined(words: Sequence[str], *, last: str = "or") -> str:
+    """Return `x, y or z`; takes one word or more."""
+    return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def on_one_line(text: str) -> str:
+    r"""Return a message with the control characters that names in it hold as escape sequences, such as `\n`."""
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in _CONTROL else c for c in text)
