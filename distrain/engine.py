@@ -326,6 +326,7 @@ def run_evaluation(session: Session) -> Evaluation | None:
 
 
 def _keep_best(status: Status, step: int, metrics: Record) -> None:
+    """Note an evaluation; that of step 0, of which there is no checkpoint, is never the best."""
     status.last = {"step": step, **metrics}
-    if is_better(status.best_by, metrics, status.best):
+    if step > 0 and is_better(status.best_by, metrics, status.best):
         status.best = status.last

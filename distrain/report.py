@@ -19,7 +19,7 @@ from distrain.metrics import ALWAYS_MEASURED, METRICS, in_words, number_in_words
 from distrain.process import IN_WORDS
 from distrain.recipe import Recipe, read_recipe
 from distrain.rundir import RunDirectory, Status
-from distrain.runs import find_fault, read_states, resume_command
+from distrain.runs import best_checkpoint, find_fault, read_states, resume_command
 from distrain.stacks import MAIN_THREAD, RankStack
 from distrain.verify import Finding
 
@@ -81,7 +81,9 @@ def print_summary(console: Console, run: RunDirectory, status: Status) -> None:
     if status.last is not None:
         by, best, loss = status.best_by, "", ""
         if status.best is not None:
-            best = f" (best {number_in_words(by, status.best)} at step {status.best['step']:.0f})"
+            number, step = number_in_words(by, status.best), f"step {status.best['step']:.0f}"
+            is_kept = best_checkpoint(run, status) is not None
+            best = f" (best {number} at {step})" if is_kept else f" ({number} at {step}, which has no checkpoint)"
         if by != ALWAYS_MEASURED:
             loss = f"validation loss {number_in_words(ALWAYS_MEASURED, status.last)}, "
         console.print(
@@ -235,11 +237,12 @@ def print_runs(console: Console, found: list[RunDirectory], root: Path) -> None:
     words = in_words if is_mixed else number_in_words
     for run in found:
         status = statuses[run.path]
+        kept = None if best_checkpoint(run, status) is None else status.best
         table.add_row(
             escape(run.path.name),
             states[run.path],
             f"{status.step}/{status.total_steps}",
-            *("-" if metrics is None else words(status.best_by, metrics) for metrics in (status.last, status.best)),
+            *("-" if metrics is None else words(status.best_by, metrics) for metrics in (status.last, kept)),
             duration(status.train_seconds),
         )
     console.print(table)
@@ -258,7 +261,9 @@ def print_run(console: Console, run: RunDirectory) -> None:
     console.print(f"step        {status.step}/{status.total_steps}, {duration(status.train_seconds)} of training")
     for title, metrics in (("newest", status.last), ("best", status.best)):
         if metrics is not None:
-            console.print(f"{title:<11} {in_words(status.best_by, metrics)} at step {metrics['step']:.0f}")
+            words = f"{in_words(status.best_by, metrics)} at step {metrics['step']:.0f}"
+            is_lost = title == "best" and best_checkpoint(run, status) is None
+            console.print(f"{title:<11} {f'not kept: {words} has no checkpoint' if is_lost else words}")
     for number, attempt in enumerate(status.attempts, start=1):
         plural = "" if attempt.world_size == 1 else "es"
         began = time.strftime("%F %T", time.localtime(attempt.started))

@@ -56,8 +56,10 @@ def resume(session: Session, found: checkpoint.Checkpoint | None) -> Start:
     session.precision.load_state(found.state["loss_scale"])
     session.losses.load_state(found.state, session.last_trained(found.step))
     log.info("goes on from checkpoint %s at step %d of %d", found.path.name, found.step, session.total_steps)
-    state = found.state
-    return Start(step=found.step, best=state["best"], ending=state["ending"], is_record_due=state["is_record_due"])
+    state, best = found.state, found.state["best"]
+    if best is not None and best["step"] == 0:  # in checkpoints of earlier versions; nothing was kept of that step
+        best = None
+    return Start(step=found.step, best=best, ending=state["ending"], is_record_due=state["is_record_due"])
 
 
 def save(session: Session, step: int, *, is_record_due: bool) -> None:

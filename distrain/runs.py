@@ -57,9 +57,9 @@ def find_run(reference: str, root: Path) -> RunDirectory:
 def find_checkpoint(reference: str, root: Path, *, must_be_best: bool) -> tuple[RunDirectory, Path, str]:
     """Find a checkpoint to use by its own path, or by its run as `find_run` does; nothing in it is verified.
 
-    Of a run it is the best by evaluation, or the newest where none that is kept was evaluated, unless `must_be_best`.
-    Returns the run, the checkpoint's folder, and in a few words why it is this one. Raises `RunError` where there is
-    none.
+    Of a run it is the best by evaluation. Where that was not kept, and unless it `must_be_best`, it is the strongest of
+    those that are, or the newest where none of them was evaluated. Returns the run, the checkpoint's folder, and in a
+    few words why it is this one. Raises `RunError` where there is none.
     """
     path = Path(reference).expanduser().absolute()
     run = RunDirectory(path.parents[1]) if len(path.parts) > 2 else RunDirectory(path)
@@ -70,10 +70,22 @@ def find_checkpoint(reference: str, root: Path, *, must_be_best: bool) -> tuple[
             raise RunError(f"{reference} is one checkpoint, and --best chooses among those of a run; leave one out")
         return run, path, "as named"
     run = find_run(reference, root)
-    is_evaluated = any(entry.evaluation for entry in checkpoint.take_inventory(run.checkpoints))
-    if must_be_best or is_evaluated:
+    entries = checkpoint.take_inventory(run.checkpoints)
+    if must_be_best or checkpoint.find_best(entries) is not None:
         return run, checkpoint.choose(run.checkpoints, "best"), "the best by evaluation"
+    if (entry := checkpoint.strongest(entries)) is not None:
+        step = checkpoint.run_best_step(entries)
+        better = "" if step is None else f"; that of step {step} has no checkpoint"
+        return run, entry.path, f"the strongest by evaluation of those kept{better}"
     return run, checkpoint.choose(run.checkpoints, "last"), "the newest; none was evaluated"
+
+
+def best_checkpoint(run: RunDirectory, status: Status) -> Path | None:
+    """Return the checkpoint of the best evaluation; None where it is not kept, or there was no such evaluation."""
+    if status.best is None:
+        return None
+    path = checkpoint.final_path(run.checkpoints, int(status.best["step"]))
+    return path if path.is_dir() else None
 
 
 def find_fault(run: RunDirectory) -> str | None:
@@ -223,7 +235,9 @@ def facts(run: RunDirectory) -> dict[str, Any]:
     if (fault := find_fault(run)) is not None:
         return {"run": str(run.path), "state": "unreadable", "fault": fault}
     status = run.read_status()
-    return {"run": str(run.path), **status.model_dump(), "state": read_states([run])[run.path]}
+    best = best_checkpoint(run, status)
+    more = {"state": read_states([run])[run.path], "best_checkpoint": None if best is None else str(best)}
+    return {"run": str(run.path), **status.model_dump(), **more}
 
 
 def read_log(run: RunDirectory, rank: int, *, follow: bool) -> Iterator[str]:

@@ -10,9 +10,10 @@ import pytest
 from rich.console import Console
 
 from distrain import report
+from distrain.checkpoint import final_path
 from distrain.launchers.profile import Profile
 from distrain.rundir import RunDirectory, Status
-from distrain.runs import resume_command
+from distrain.runs import facts, resume_command
 
 CLASSES = Status(
     state="finished",
@@ -38,6 +39,8 @@ def make_run(path: Path, status: Status) -> RunDirectory:
     run.create()
     run.recipe.touch()
     run.write_status(status)
+    if status.best is not None:
+        final_path(run.checkpoints, int(status.best["step"])).mkdir()
     return run
 
 
@@ -60,6 +63,20 @@ def told(tell: str, *arguments: object) -> list[str]:
 )
 def test_summary_tells_the_metric_that_the_best_is_chosen_by(tmp_path: Path, status: Status, line: str) -> None:
     assert told("print_summary", make_run(tmp_path / "run", status), status)[0] == line
+
+
+def test_evaluation_without_a_checkpoint_is_not_called_the_best(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", CLASSES)
+    assert facts(run)["best_checkpoint"] == str(final_path(run.checkpoints, 6))
+    assert "best        top-1 87.50% at step 6" in told("print_run", run)
+    final_path(run.checkpoints, 6).rmdir()
+    assert facts(run)["best_checkpoint"] is None
+    line = (
+        "finished  top-1 75.00% (87.50% at step 6, which has no checkpoint), validation loss 0.5000, 9 steps in 0.0 s"
+    )
+    assert told("print_summary", run, CLASSES)[0] == line
+    assert "best        not kept: top-1 87.50% at step 6 has no checkpoint" in told("print_run", run)
+    assert told("print_runs", [run], tmp_path)[1].split()[3:5] == ["75.00%", "-"]
 
 
 @pytest.mark.parametrize(("classes", "shown"), [(3, 3), (21, 20)])

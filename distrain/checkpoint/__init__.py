@@ -9,7 +9,7 @@ and `writer` (saving), `load` (reading), `consolidate` (one file for other progr
 """
 
 from distrain.checkpoint.folder import Checkpoint, committed, final_path, newest_step, read, remove, remove_drafts
-from distrain.checkpoint.inventory import Entry, choose, take_inventory
+from distrain.checkpoint.inventory import Entry, choose, find_best, run_best_step, strongest, take_inventory
 from distrain.checkpoint.retention import superfluous
 from distrain.checkpoint.verify import find_fault, newest_good
 
@@ -19,12 +19,15 @@ __all__ = [
     "choose",
     "committed",
     "final_path",
+    "find_best",
     "find_fault",
     "newest_good",
     "newest_step",
     "read",
     "remove",
     "remove_drafts",
+    "run_best_step",
+    "strongest",
     "superfluous",
     "take_inventory",
 ]

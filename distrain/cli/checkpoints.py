@@ -194,9 +194,9 @@ def _check(path: Path) -> None:
 
 
 def _facts(entries: list["Entry"]) -> list[dict[str, Any]]:
-    from distrain.checkpoint.inventory import best_step
+    from distrain.checkpoint import find_best
 
-    best = best_step([(entry.step, entry.score) for entry in entries])
+    best = find_best(entries)
     return [
         {
             "step": entry.step,
@@ -204,7 +204,7 @@ def _facts(entries: list["Entry"]) -> list[dict[str, Any]]:
             "bytes": entry.num_bytes,
             "written": entry.written,
             "evaluation": entry.evaluation,
-            "best": entry.step == best,
+            "best": entry == best,
         }
         for entry in entries
     ]

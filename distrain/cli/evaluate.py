@@ -48,7 +48,7 @@ def evaluate(
     root: Annotated[Path, typer.Option("--root", help="The folder that holds the runs.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Evaluate a checkpoint: the run's best, or the newest if none was evaluated; the same on any number of processes.
+    """Evaluate a checkpoint: the run's best, else the strongest that was kept; the same on any number of processes.
 
     Prints the metrics, a table of the classes, what is confused with what, and the worst mistakes. All of it, with the
     answer for every sample and the pictures, is written to a folder below RUN/evaluations, or to --out.

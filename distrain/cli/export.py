@@ -50,7 +50,7 @@ def export(
     root: Annotated[Path, typer.Option("--root", help="The folder that holds the runs.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Write the network of a checkpoint for other programs: the best by evaluation, or the newest if none was.
+    """Write the network of a checkpoint for other programs: the best by evaluation, if it was kept.
 
     A graph (torch, onnx) takes batches of any size. It is compared with the network on real images before it gets its
     name; exit code 1, and no file, where they differ. How a picture becomes its input is written beside it as JSON.

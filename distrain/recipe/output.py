@@ -36,7 +36,11 @@ class Eval(Section):
 
     every_epochs: int | None = Field(1, gt=0, description="epochs between two evaluations; null: not by epochs")
     every_steps: int | None = Field(None, gt=0, description="steps between two evaluations; null: not by steps")
-    at_start: bool = Field(default=False, description="also before the first step: a fault in it shows at once")
+    at_start: bool = Field(
+        default=False,
+        description="also before the first step, so that a fault shows at once; step 0 has no checkpoint, is never the "
+        "best, and does not count for train.patience",
+    )
     batch_size: int = Field(256, gt=0, description="samples of one forward pass")
     flips: bool = Field(default=False, description="average the outputs over each image and its mirror image")
     shift: int | None = Field(
