@@ -37,9 +37,12 @@ def resolve_run(
     return existing, recipe, changes
 
 
-def check_data(recipe: Recipe, *, needs_validation: bool = True) -> None:
-    """Find what is missing or wrong in the data before any process is started; only names and tables are read."""
-    check_requirements(recipe.data, needs_validation=needs_validation)
+def check_data(recipe: Recipe, *, needs_validation: bool = True) -> list[str]:
+    """Find what is missing or wrong in the data before any process is started; only names and tables are read.
+
+    Returns in a sentence each what a user may not expect of data that is fine.
+    """
+    return check_requirements(recipe.data, needs_validation=needs_validation)
 
 
 def write_request(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Plan) -> None:

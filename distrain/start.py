@@ -59,7 +59,7 @@ def start(
     is_finished = directory.exists and directory.read_status().state == "finished"
     if not dry_run and not is_finished:
         directory.check_writable(otherwise=_elsewhere(directory))
-    profile, batchings = _check(
+    profile, batchings, notes = _check(
         directory, resolved, wanted, aids, reference=reference, preflight=preflight and not (dry_run or is_finished)
     )
     plan = LAUNCHERS[profile.launcher](profile, directory.path)
@@ -90,8 +90,8 @@ def start(
             if requested.is_set():
                 directory.stop.touch()  # it was deleted as one of an earlier attempt
         report.print_header(console, resolved, profile, batchings[-1], directory)
-        if note is not None:
-            report.print_event(console, f"note: {note}")
+        for words in notes if note is None else [note, *notes]:
+            report.print_event(console, f"note: {words}")
         _log(console, directory)
         try:
             tell = _teller(console, directory)
@@ -122,14 +122,15 @@ def _elsewhere(run: RunDirectory) -> str:
 
 def _check(
     directory: RunDirectory, recipe: Recipe, wanted: Wanted, aids: Aids, *, reference: str | None, preflight: bool
-) -> tuple[Profile, list[Batching]]:
-    """Return the profile and how the batch is cut at each number of processes that it allows.
+) -> tuple[Profile, list[Batching], list[str]]:
+    """Return the profile, how the batch is cut at each number of processes that it allows, and notes on the data.
 
     Raises a `PreflightError` with all that is wrong or lacking, found before any process is started.
     """
     train, faults = recipe.train, list[str]()
     profile = None
     batchings: list[Batching] = []
+    notes: list[str] = []
     with noted(faults):
         threads = train.threads or (1 if train.exact else None)
         if wanted.launcher == "slurm":
@@ -146,7 +147,7 @@ def _check(
             for world_size in profile.world_sizes
         ]
     with noted(faults):
-        check_data(recipe)
+        notes = check_data(recipe)
     if preflight:
         count = (wanted.processes or 1) if profile is None else profile.processes
         faults += find_shortages(recipe, directory, processes=count)
@@ -156,7 +157,7 @@ def _check(
             faults += [] if fault is None else [fault]
     if faults or not batchings or profile is None:
         raise PreflightError(faults)
-    return profile, batchings
+    return profile, batchings, notes
 
 
 def _lead(console: Console, run: RunDirectory, profile: Profile, identity: str) -> Host:

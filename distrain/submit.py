@@ -46,12 +46,13 @@ class Order:
 
 @dataclass(frozen=True)
 class Submission:
-    """Runs that one call of sbatch submits: one, or the tasks of an array."""
+    """Runs that one call of sbatch submits: one, or the tasks of an array; `notes` tell of their data."""
 
     runs: tuple[RunDirectory, ...]
     recipes: tuple[Recipe, ...]
     profile: Profile
     plan: Plan
+    notes: tuple[str, ...]
 
 
 def resolve(
@@ -74,13 +75,14 @@ def resolve(
     ]
     runs, recipes = tuple(run for run, _ in found), tuple(recipe for _, recipe in found)
     profile = _profile(order.wanted, recipes)
+    notes: dict[str, None] = {}  # each once
     for directory, recipe in found:
         solve_batching(
             recipe.data.batch_size, recipe.train.micro_batch_size, profile.world_size, is_exact=recipe.train.exact
         )
-        check_data(recipe)
+        notes |= dict.fromkeys(check_data(recipe))
         check_is_idle(directory)
-    return Submission(runs, recipes, profile, _plan(order, runs, recipes, profile))
+    return Submission(runs, recipes, profile, _plan(order, runs, recipes, profile), tuple(notes))
 
 
 def submit(submission: Submission, *, is_snapshot: bool, extras: list[Path]) -> str:

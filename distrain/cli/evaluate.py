@@ -68,7 +68,9 @@ def evaluate(
     folder, recipe, order = resolve(run, path, split=split, overrides=changes, data=data, out=out)
     options = read_options(gpus=gpus, device=device, processes=procs)
     errors = Console(stderr=True, highlight=False)
-    result = examine(folder, recipe, order, options, tell=lambda words: errors.print(words, markup=False))
+    result = examine(
+        folder, recipe, order, options, tell=lambda words: errors.print(words, markup=False, soft_wrap=True)
+    )
     answers = found.read_answers(folder)
     drawn = _draw(folder.path, result, answers, recipe_source=folder.recipe) if pictures else []
     if as_json:

@@ -133,7 +133,7 @@ def _write_graph(
 
 
 def _find_pictures(named: list[Path]) -> list[Path]:
-    from distrain.data.folder import images_below
+    from distrain.data.walk import images_below
 
     found: list[Path] = []
     for path in named:

@@ -95,11 +95,15 @@ def _find_paths(named: list[str]) -> tuple[Iterable[str], int | None]:
 
 
 def _below(name: str) -> list[str]:
-    from distrain.data.folder import images_below
+    from distrain.data.walk import Walk, images_below
 
     if not Path(name).is_dir():
         return [name]
-    found = images_below(Path(name))
+    walk = Walk(Path(name))
+    walk.begin([name])
+    found = images_below(Path(name), walk)
+    for note in walk.notes():
+        typer.echo(f"note: {note}", err=True)
     if not found:
         raise DataError(f"folder {name} has no image in it, at any depth")
     return found

@@ -88,3 +88,5 @@ def submit(
         return
     job_id = submission.submit(found, is_snapshot=snapshot, extras=snapshot_extra or [])
     report.print_submitted(console, job_id, list(found.runs))
+    for note in found.notes:
+        report.print_event(console, f"note: {note}")

@@ -1,15 +1,17 @@
 """Owns image folders: a folder a split, in it a folder a class, in it the images. It reads names alone, no image."""
 
-import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from distrain.data.listing import Listing
+from distrain.data.walk import IMAGE_SUFFIXES, Walk, images_below
+from distrain.encoding import on_one_line
 from distrain.errors import DataError
 from distrain.recipe.data import Split
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-VALIDATION_NAMES = ("val", "valid", "validation", "test")
+TEST = "test"
+VALIDATION_NAMES = ("val", "valid", "validation", TEST)
 LABEL_ENDING = "_image"  # what the class folders of `labelfolders` end in
 
 
@@ -19,8 +21,9 @@ def scan_image_folder(
     """List the images of `root`/train and `root`/val (or valid, validation, test), sorted by class and name.
 
     Class folders right below `root` are all training images. A class is named by its folder, less `ending`, without
-    which no folder is one. Both splits number their classes as train does; val is left out where there is none. Raises
-    `DataError` where a folder or its classes are missing, or where the validation split has a class that train lacks.
+    which no folder is one; what a `Walk` passes over is neither a class nor an image. Both splits number their classes
+    as train does; val is left out where there is none. Raises `DataError` where a folder or its classes are missing,
+    or where the validation split has a class that train lacks.
     """
     if root is None:
         raise DataError("the recipe reads an image folder and none was given; name it with --data DIR")
@@ -29,19 +32,26 @@ def scan_image_folder(
         if not base.exists():
             raise DataError(f"data folder {root} does not exist")
         raise DataError(f"{root} is not a folder; a table of images is read with --set data.source=manifest")
+    walk = Walk(base)
     validation = next((name for name in VALIDATION_NAMES if (base / name).is_dir()), None)
+    found: dict[Split, Listing] = {}
     if not (base / "train").is_dir():
         if validation is not None:
             raise DataError(f"data folder {root} has {validation}/ and no train/; it must hold train/ and val/")
-        return {"train": _scan_split(base, None, ending)}
-    train = _scan_split(base / "train", None, ending)
-    if validation is None or "val" not in splits:
-        return {"train": train}
-    return {"train": train, "val": _scan_split(base / validation, train.classes, ending)}
+        found["train"] = _scan_split(walk, base, None, ending)
+    else:
+        found["train"] = _scan_split(walk, base / "train", None, ending)
+        if validation is not None and "val" in splits:
+            found["val"] = _scan_split(walk, base / validation, found["train"].classes, ending)
+    notes = walk.notes()
+    if "val" in found and validation == TEST:
+        notes.append(f"{on_one_line(root)} has no val/: validating on test/")
+    found["train"] = replace(found["train"], notes=tuple(notes), may_repeat=walk.may_repeat())
+    return found
 
 
-def _scan_split(folder: Path, classes: tuple[str, ...] | None, ending: str) -> Listing:
-    names = [e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")]
+def _scan_split(walk: Walk, folder: Path, classes: tuple[str, ...] | None, ending: str) -> Listing:
+    names, _ = walk.look_in(folder)
     found = {name.removesuffix(ending): name for name in names if name.endswith(ending) and name != ending}
     if not found:
         named = f"CLASS{ending}, " if ending else ""
@@ -52,23 +62,14 @@ def _scan_split(folder: Path, classes: tuple[str, ...] | None, ending: str) -> L
     classes = classes or tuple(sorted(found))
     if unknown := sorted(set(found) - set(classes)):
         raise DataError(f"{folder} has class {unknown[0]!r}, which train lacks; the model could not learn it")
+    walk.begin([folder / name for name in found.values()])
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        images = images_below(folder / found[name]) if name in found else []
+        images = images_below(folder / found[name], walk) if name in found else []
         paths += images
         labels += [label] * len(images)
     if not paths:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise DataError(f"{folder} has class folders and no image in them; images end in {kinds}")
     return Listing(classes, tuple(paths), tuple(labels))
-
-
-def images_below(folder: Path) -> list[str]:
-    """Return the paths of all images below `folder`, at any depth, sorted."""
-    return sorted(
-        os.path.join(parent, name)  # noqa: PTH118 - Path objects for a million files take seconds
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
-    )

@@ -4,9 +4,12 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from distrain.data.arrays import array_file, names_in, prefixes
-from distrain.data.folder import LABEL_ENDING, scan_image_folder
+from distrain.data.folder import LABEL_ENDING, TEST, scan_image_folder
+from distrain.data.listing import Listing
 from distrain.data.manifest import read_manifest
 from distrain.data.packfile import is_packed, read_pack
+from distrain.data.repeats import find_repeats
+from distrain.encoding import on_one_line
 from distrain.errors import DataError, RecipeError
 from distrain.metrics import Target
 from distrain.recipe.data import Data, Split
@@ -15,19 +18,29 @@ from distrain.references import is_reference
 _ANY_TARGET = ("manifest", "packed", "tensors")  # the other sources of ours have classes
 
 
-def check_requirements(config: Data, *, needs_validation: bool = True) -> None:
-    """Raise a `UserError` for data that is not there or not of the form that its source has."""
+Checked = tuple[Collection[Split], list[str]]  # the splits that there are, and sentences on them
+
+
+def check_requirements(config: Data, *, needs_validation: bool = True) -> list[str]:
+    """Raise a `UserError` for data that is not there or not of the form that its source has.
+
+    Returns in a sentence each what was chosen or passed over, which a user may not expect.
+    """
     splits: list[Collection[Split]] = []
+    notes: list[str] = []
     for part in config.parts:
         if may_be_packed(part.source) and is_packed(part.path):
-            splits.append(_check_packed(part))
+            splits.append(_check_packed(part)[0])
             continue
         check_target(part)
         if part.path is not None and not Path(part.path).exists():
             raise DataError(f"data {'folder ' if not Path(part.path).suffix else ''}{part.path} does not exist")
-        splits.append(_CHECKS[part.source](part) if part.source in _CHECKS else ("train", "val"))
+        found, told = _CHECKS[part.source](part) if part.source in _CHECKS else (("train", "val"), [])
+        splits.append(found)
+        notes += told
     if needs_validation and config.val_fraction is None and not any("val" in found for found in splits):
         raise missing_validation(config)
+    return notes
 
 
 def may_be_packed(source: str) -> bool:
@@ -55,32 +68,44 @@ def missing_validation(config: Data) -> DataError:
     )
 
 
-def _check_image_folder(config: Data) -> Collection[Split]:
-    return scan_image_folder(config.path, splits=config.splits)
+def _check_image_folder(config: Data) -> Checked:
+    return _describe(scan_image_folder(config.path, splits=config.splits))
 
 
-def _check_label_folders(config: Data) -> Collection[Split]:
-    return scan_image_folder(config.path, splits=config.splits, ending=LABEL_ENDING)
+def _check_label_folders(config: Data) -> Checked:
+    return _describe(scan_image_folder(config.path, splits=config.splits, ending=LABEL_ENDING))
 
 
-def _check_tensors(config: Data) -> Collection[Split]:
+def _check_manifest(config: Data) -> Checked:
+    return _describe(read_manifest(config))
+
+
+def _check_tensors(config: Data) -> Checked:
     path = array_file(config)
     names = names_in(path)
-    return config.splits if names is None else prefixes(path, names, config)
+    if names is None:
+        return config.splits, []
+    found = prefixes(path, names, config)
+    is_test = found.get("val") == f"{TEST}_"
+    return found, [f"{on_one_line(str(path))} has no val_images: validating on {TEST}_images"] if is_test else []
 
 
-def _check_packed(config: Data) -> Collection[Split]:
+def _check_packed(config: Data) -> Checked:
     if config.path is None:
         raise DataError("the recipe reads a packed dataset and none was given; name it with --data DIR")
     pack = read_pack(config.path)
     check_target(config, gives=pack.target)
-    return pack.splits.keys() & set(config.splits)
+    return pack.splits.keys() & set(config.splits), []
 
 
-_CHECKS: dict[str, Callable[[Data], Collection[Split]]] = {
+def _describe(listings: dict[Split, Listing]) -> Checked:
+    return listings, [*listings["train"].notes, *find_repeats(listings)]
+
+
+_CHECKS: dict[str, Callable[[Data], Checked]] = {
     "imagefolder": _check_image_folder,
     "labelfolders": _check_label_folders,
-    "manifest": read_manifest,
+    "manifest": _check_manifest,
     "packed": _check_packed,
     "tensors": _check_tensors,
 }

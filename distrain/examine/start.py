@@ -25,7 +25,8 @@ def examine(
     profile = resolve_profile(wanted, threads=recipe.train.threads, in_one_process=False, recipe=recipe.name)
     if profile.nodes > 1:
         raise RunError("an examination runs on one machine; leave --nodes out")
-    check_data(recipe, needs_validation=order.split == "val")
+    for note in check_data(recipe, needs_validation=order.split == "val"):
+        tell(f"note: {note}")
     is_new = not folder.exists
     with ExitStack() as held:
         with folder.created():

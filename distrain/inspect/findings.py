@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from distrain.data.decoders import MOST_PIXELS
-from distrain.data.folder import IMAGE_SUFFIXES
+from distrain.data.walk import IMAGE_SUFFIXES
 from distrain.inspect.decoding import BROKEN, Trait
 from distrain.inspect.ledger import Indices, Ledger
 from distrain.inspect.listing import Listing
@@ -186,9 +186,14 @@ def _layout(listing: Listing, others: Ledger) -> Iterator[Finding]:
         items = tuple(Item((listing.others[int(i)],), others.reasons[int(i)]) for i in indices)
         message = f"{_number(items, 'image')} that a training passes over, for their suffix"
         yield Finding("warning", "unnoticed-image", message, "save them as .jpg or .png", items)
-    if hidden := [path for path in listing.paths if "/." in f"/{path}"]:
-        message = f"{_number(hidden, 'hidden image')}, which a training reads as any other"
-        yield Finding("warning", "hidden-image", message, "remove them, or name them without the dot", _plain(hidden))
+    if listing.skipped:
+        message = (
+            f"{_number(listing.skipped, 'file or folder', 'files and folders')} skipped, as hidden or the system's"
+        )
+        yield Finding("note", "skipped", message, "nothing if that is meant", _plain(listing.skipped))
+    if listing.links:
+        message = f"{_number(listing.links, 'link')} to folders that are read anyway, not followed"
+        yield Finding("note", "link", message, "nothing if that is meant", _plain(listing.links))
     if listing.nested:
         nested = tuple(Item((f"{path}/",), f"{count:,} images") for path, count in sorted(listing.nested.items()))
         message = f"{_number(nested, 'folder')} within class folders; their images count for the class above"

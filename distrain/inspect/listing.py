@@ -10,8 +10,9 @@ from typing import cast
 
 import numpy as np
 
-from distrain.data.folder import IMAGE_SUFFIXES, VALIDATION_NAMES
+from distrain.data.folder import VALIDATION_NAMES
 from distrain.data.packfile import PackedImages, is_packed, read_pack
+from distrain.data.walk import Walk
 from distrain.errors import DataError
 from distrain.inspect.opening import packed_address
 from distrain.recipe.data import Split
@@ -67,6 +68,8 @@ class Listing:
     stray_files: list[str] = field(default_factory=list)  # beside class folders or beside splits
     stray_folders: list[str] = field(default_factory=list)  # beside splits
     packed: dict[Split, int] = field(default_factory=dict)  # of a packed dataset: the first image of each split
+    skipped: list[str] = field(default_factory=list)  # hidden, or a system's own; folders end in /
+    links: list[str] = field(default_factory=list)  # to folders that are read anyway
     nested: Counter[str] = field(default_factory=Counter)  # folders in class folders, and the images right in each
 
     @property
@@ -105,6 +108,10 @@ class Listing:
         """Return the path from which a file of this folder is opened."""
         return os.path.join(self.root, path)  # noqa: PTH118 - called once an image
 
+    def relative(self, path: str) -> str:
+        """Return the path below this folder of what lies in it."""
+        return path.removeprefix(os.path.join(self.root, ""))  # noqa: PTH118 - called once an image
+
 
 def list_data(folder: Path) -> Listing:
     """List an image folder, or a packed dataset; raises `DataError` where it is neither."""
@@ -115,26 +122,22 @@ def list_folder(folder: Path) -> Listing:
     """List an image folder: train/ and val/ with a folder a class in each, or class folders alone.
 
     Raises `DataError` where the folder is missing, is no folder, or holds nothing like it. Images are what a training
-    takes for one, by its suffix; folders in class folders belong to the class. Hidden folders are left out where a
-    training leaves them out too: at the level of splits and of classes.
+    takes for one; folders in class folders belong to the class.
     """
     if not folder.is_dir():
         raise DataError(f"data folder {folder} {'is a file' if folder.exists() else 'does not exist'}")
-    try:
-        below, files = _entries(folder)
-        splits = [name for name in ("train", *VALIDATION_NAMES) if name in below]
-        has_splits = "train" in splits or (bool(splits) and len(splits) == len(below))
-        if not below:
-            raise DataError(f"data folder {folder} holds no folder; put the images of each class into one of its own")
-        if not has_splits:
-            listing = _begin(folder, {WHOLE: folder})
-        else:
-            listing = _begin(folder, {name: folder / name for name in splits})
-            listing.stray_folders += [name for name in below if name not in splits]
-            listing.stray_files += files
-        return listing
-    except PermissionError as error:
-        raise DataError(f"{error.filename} may not be read; change its permissions") from None
+    walk = Walk(folder)
+    below, files = walk.look_in(folder)
+    splits = [name for name in ("train", *VALIDATION_NAMES) if name in below]
+    has_splits = "train" in splits or (bool(splits) and len(splits) == len(below))
+    if not below:
+        raise DataError(f"data folder {folder} holds no folder; put the images of each class into one of its own")
+    if not has_splits:
+        return _list_splits(folder, walk, {WHOLE: (below, files)})
+    listing = _list_splits(folder, walk, {name: walk.look_in(folder / name) for name in splits})
+    listing.stray_folders += [name for name in below if name not in splits]
+    listing.stray_files += files
+    return listing
 
 
 def _list_pack(folder: Path) -> Listing:
@@ -156,43 +159,32 @@ def _list_pack(folder: Path) -> Listing:
     return listing
 
 
-def _begin(root: Path, folders: dict[str, Path]) -> Listing:
-    found = {split: _entries(path) for split, path in folders.items()}
+def _list_splits(root: Path, walk: Walk, found: dict[str, tuple[list[str], list[str]]]) -> Listing:
+    """List the splits, of each of which the names of its class folders and of the files beside them are known."""
     classes = tuple(sorted({name for names, _ in found.values() for name in names}))
     listing = Listing(root, tuple(found), classes, {split: tuple(names) for split, (names, _) in found.items()})
     number = {name: label for label, name in enumerate(classes)}
     for position, (split, (names, files)) in enumerate(found.items()):
         prefix = "" if split == WHOLE else f"{split}/"
         listing.stray_files += [prefix + name for name in files]
+        walk.begin([root / f"{prefix}{name}" for name in names])
         for name in names:
-            _list_class(listing, prefix + name, split=position, label=number[name])
+            _list_class(listing, walk, prefix + name, split=position, label=number[name])
+    listing.skipped += map(listing.relative, [*walk.files, *(f"{path}/" for path in walk.folders)])
+    listing.links += map(listing.relative, walk.links)
     return listing
 
 
-def _list_class(listing: Listing, top: str, *, split: int, label: int) -> None:
-    """Add the files of one class, as deep as a training goes, links followed."""
-    start = listing.absolute(top)
-    for parent, below, names in os.walk(start, followlinks=True):
-        below.sort()
-        where = top + parent[len(start) :]
-        num_images = 0
-        for name in sorted(names):
-            path = f"{where}/{name}"
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 - as data/folder.py does
-                listing.paths.append(path)
-                listing.split_of.append(split)
-                listing.label_of.append(label)
-                num_images += 1
-            elif not name.startswith("."):
-                listing.others.append(path)
-        if where != top and (num_images or not below):
-            listing.nested[where] = num_images
-
-
-def _entries(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names of the folders and of the other files in a folder, sorted, hidden ones left out."""
-    folders, files = list[str](), list[str]()
-    for entry in os.scandir(folder):
-        if not entry.name.startswith("."):
-            (folders if entry.is_dir() else files).append(entry.name)
-    return sorted(folders), sorted(files)
+def _list_class(listing: Listing, walk: Walk, top: str, *, split: int, label: int) -> None:
+    """Add the files of one class, as deep as a training goes."""
+    for folder in walk.below(listing.absolute(top)):
+        where = listing.relative(folder.path)
+        names = sorted(image.name for image in folder.images)
+        for name in names:
+            listing.paths.append(f"{where}/{name}")
+            listing.split_of.append(split)
+            listing.label_of.append(label)
+        for path in sorted(folder.others):
+            listing.others.append(listing.relative(path))
+        if where != top and (names or not folder.has_folders):
+            listing.nested[where] = len(names)

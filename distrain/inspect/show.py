@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from distrain.encoding import on_one_line
 from distrain.inspect.findings import SEVERITIES, Finding, Item
 from distrain.inspect.listing import WHOLE, Listing
 from distrain.inspect.pictures import Gallery, preview, printable
@@ -94,6 +95,8 @@ def figures_as_json(
         "mean": None if channels is None else [round(value, 4) for value in channels.mean],
         "std": None if channels is None else [round(value, 4) for value in channels.std],
         "sampled": 0 if channels is None else channels.num_images,
+        "skipped": listing.skipped,
+        "links_not_followed": listing.links,
         "contact_sheet": None if sheet is None else str(sheet),
     }
 
@@ -109,6 +112,12 @@ def print_figures(console: Console, listing: Listing, figures: Figures, channels
     )
     if figures.num_unreadable:
         _print_line(console, f"unreadable  {figures.num_unreadable:,}; distrain data check tells which")
+    if listing.skipped:
+        _print_line(
+            console, f"skipped     {len(listing.skipped):,}, as hidden or the system's: {_few(listing.skipped)}"
+        )
+    if listing.links:
+        _print_line(console, f"not read    {len(listing.links):,} links to folders read anyway: {_few(listing.links)}")
     if figures.sizes:
         console.print(_size_table(figures))
         common = ", ".join(f"{size} ({count:,})" for size, count in figures.most_common(5))
@@ -129,6 +138,11 @@ def _told(item: Item) -> str:
     paths = " = ".join(printable(path) for path in item.paths[:PATHS_SHOWN])
     more = f" and {len(item.paths) - PATHS_SHOWN:,} more" if len(item.paths) > PATHS_SHOWN else ""
     return f"{paths}{more}{f': {printable(item.words)}' if item.words else ''}"
+
+
+def _few(paths: list[str]) -> str:
+    shown = ", ".join(map(on_one_line, paths[:PATHS_SHOWN]))
+    return f"{shown}, ..." if len(paths) > PATHS_SHOWN else shown
 
 
 def _next_step(listing: Listing, counts: Counter[str]) -> str:

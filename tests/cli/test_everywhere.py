@@ -171,6 +171,7 @@ def test_names_in_any_script_and_of_any_bytes_pass_through_every_command(tmp_pat
             for count in range(2):
                 file = place / photos / split / name / os.fsdecode(b"[i]%d\xfc.png" % count)
                 Image.new("RGB", (16, 16), (90 * number, 50 * count, len(split) * 9)).save(file)
+    (place / photos / split / name / os.fsdecode(b"._\n\xfc.png")).touch()  # is skipped, which is said
     recipe = ["imagefolder-resnet18", f"--data={photos}", "--set=model.name=cifar-cnn", "--set=model.weights=null"]
     steps = ["--set=data.batch_size=2", "--set=train.max_steps=2", "--device=cpu", *QUIET]
     picture = f"{photos}/val/$\u65e5 n\n/{os.fsdecode(b'[i]1')}" + os.fsdecode(b"\xfc.png")

@@ -87,13 +87,24 @@ def photographs(folder: Path, numbers: range) -> None:
 def test_all_of_other_data_without_splits_is_examined(tmp_path: Path) -> None:
     photographs(tmp_path / "photos", range(8))
     photographs(tmp_path / "others", range(100, 103))
+    for folder in ("photos", "others"):
+        (tmp_path / folder / "dark/._0.png").touch()
+        (tmp_path / folder / "dark/up").symlink_to("..")
     changes = ["data.val_fraction=0.25", "data.num_workers=0", "model.name=lenet", "train.max_steps=2"]
     fixed = ["augment={mean: null, std: null}", "train.threads=1"]
     settings = [f"--set={change}" for change in changes + fixed]
-    fit("imagefolder-resnet18", "--data=photos", "--run=run", *settings, cwd=tmp_path)
+    done = fit("imagefolder-resnet18", "--data=photos", "--run=run", *settings, cwd=tmp_path)
+    notes = [
+        f"note: {tmp_path / 'photos'}: skipped as hidden or the system's: 1 file (dark/._0.png)",
+        f"note: {tmp_path / 'photos'}: did not follow 1 link to a folder that is read anyway (dark/up)",
+    ]
+    assert [line for line in done.out.splitlines() if line.startswith("note: ")] == notes
     counts = {}
     for more in ([], ["--data=photos"], ["--data=others"], ["--data=others", "--split=train"]):
-        found = json.loads(examine(tmp_path / "run", "--json", "--no-pictures", *more).out)
+        done = examine(tmp_path / "run", "--json", "--no-pictures", *more)
+        found = json.loads(done.out)
+        if not more:
+            assert [line for line in done.err.splitlines() if line.startswith("note: ")] == notes
         counts[tuple(more)] = (found["split"], found["num_samples"])
     assert list(counts.values()) == [("val", 4), ("val", 4), ("all", 6), ("all", 6)]
 

@@ -187,14 +187,21 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[Found]]] = {
     ),
     "stray files": (
         lambda f: [(f / name).write_text("notes") for name in ("README", "train/a.txt", "val/ants/b.txt", ".hidden")],
-        [("note", "stray-file", [("train/a.txt",), ("README",), ("val/ants/b.txt",)])],
+        [
+            ("note", "skipped", [(".hidden",)]),
+            ("note", "stray-file", [("train/a.txt",), ("README",), ("val/ants/b.txt",)]),
+        ],
     ),
     "stray folder": (lambda f: (f / "masks").mkdir(), [("warning", "stray-folder", [("masks/",)])]),
-    "hidden folders": (lambda f: make_folders(f, ".git", "train/.cache"), []),
-    "hidden image": (
-        lambda f: save(f, "train/ants/.x.png", "PNG"),
-        [("warning", "hidden-image", [("train/ants/.x.png",)])],
+    "hidden folders": (
+        lambda f: make_folders(f, ".git", "train/__MACOSX"),
+        [("note", "skipped", [(".git/",), ("train/__MACOSX/",)])],
     ),
+    "hidden image": (
+        lambda f: save(f, "train/ants/._x.png", "PNG"),
+        [("note", "skipped", [("train/ants/._x.png",)])],
+    ),
+    "loop": (lambda f: (f / "train/ants/up").symlink_to(".."), [("note", "link", [("train/ants/up",)])]),
     "nested": (nest, [("warning", "nested-folder", [("train/ants/more/",)])]),
     "image without a suffix": (
         lambda f: save(f, "train/ants/picture", "PNG"),

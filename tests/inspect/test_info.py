@@ -21,21 +21,26 @@ def folder(tmp_path: Path, real_images: Path) -> Path:
 
 def test_figures_are_those_of_the_pixels(folder: Path, tmp_path: Path) -> None:
     (folder / "val/ants/0.png").write_bytes(b"broken")
+    (folder / "val/ants/._0.png").touch()
+    (folder / "val/ants/up").symlink_to("..")
     report = json.loads(distrain("data", "info", str(folder), "--json", cwd=tmp_path).out)
     paths = sorted((folder / "train").rglob("*.png"))
     pixels = np.stack([np.asarray(Image.open(path)) for path in paths]) / 255  # [n, height, width, 3]
     assert report["mean"] == pytest.approx(pixels.mean(axis=(0, 1, 2)), abs=1e-4)
     assert report["std"] == pytest.approx(pixels.std(axis=(0, 1, 2)), abs=1e-4)
+    assert (report["skipped"], report["links_not_followed"]) == (["val/ants/._0.png"], ["val/ants/up"])
     assert (report["sampled"], report["images"], report["unreadable"]) == (20, 24, 1)
-    assert report["bytes"] == sum(path.stat().st_size for path in folder.rglob("*.png"))
+    assert report["bytes"] == sum(path.stat().st_size for path in folder.rglob("[0-9]*.png"))
     assert report["sizes"]["most_common"] == {f"{SIDE}x{SIDE}": 23}
 
 
 def test_contact_sheet_shows_each_class_and_lies_outside_the_data(folder: Path, tmp_path: Path) -> None:
+    (folder / "train/.git").mkdir()
     before = sorted(folder.rglob("*"))
     done = distrain("data", "info", str(folder), "--per-class=3", cwd=tmp_path)
     assert done.code == 0, done.err
     assert "photos-contact-sheet.png" in done.out
+    assert "skipped     1, as hidden or the system's: train/.git/" in done.out
     assert sorted(folder.rglob("*")) == before
     with Image.open(tmp_path / "photos-contact-sheet.png") as sheet:
         pixels = np.asarray(sheet.convert("L"))
