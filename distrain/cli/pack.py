@@ -171,6 +171,7 @@ def _as_json(outcome: "Outcome", source: str, damages: list[str] | None) -> dict
         "skipped": [skipped.model_dump() for part in splits.values() for skipped in part.skipped],
         "fingerprint": {split: part.fingerprint for split, part in splits.items()},
         "damaged": damages,
+        "notes": outcome.notes,
         "command": _command(outcome, source),
     }
 
@@ -192,9 +193,10 @@ def _print(outcome: "Outcome", source: str, *, is_verified: bool) -> None:
         f"bytes    {f'{before / MEBIBYTE:,.1f} MiB before, ' if before else ''}{after / MEBIBYTE:,.1f} MiB packed",
     ]
     skipped = [skipped for part in splits.values() for skipped in part.skipped]
-    lines += [f"skipped  {one.reason.partition(';')[0]}" for one in skipped[:SKIPPED_SHOWN]]
-    if len(skipped) > SKIPPED_SHOWN:
-        lines.append(f"         and {len(skipped) - SKIPPED_SHOWN:,} more; pack.json lists them")
+    if skipped:
+        lines.append(f"skipped  {len(skipped):,} image{'' if len(skipped) == 1 else 's'}; pack.json lists them all")
+    lines += [f"         {one.reason.partition(';')[0]}" for one in skipped[:SKIPPED_SHOWN]]
+    lines += [f"note     {note}" for note in outcome.notes]
     if is_verified:
         lines.append("verified every byte of it was read again")
     for line in [*lines, f"next     {_command(outcome, source)}"]:

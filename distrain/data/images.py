@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
 
 class FileSource:
-    """Images read from the files of a listing, as RGB."""
+    """Images read from the files of a listing, as RGB; `notes` are those of the listing."""
 
     is_thread_safe = True
 
     def __init__(self, listing: Listing, *, decode_size: int | None = None) -> None:
         self.classes = listing.classes
         self.target = listing.target
+        self.notes = listing.notes
         self.targets = torch.tensor(listing.targets, dtype=torch.int64 if listing.target == "class" else torch.float32)
         self._paths = listing.paths
         self._decode_size = decode_size

@@ -13,6 +13,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from distrain.data.images import FileSource
 from distrain.data.packfile import (
     HEADER,
     INDEX,
@@ -60,13 +61,17 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A pack that is whole: `num_packed` images were stored now, the others of it by earlier runs, in `seconds`."""
+    """A pack that is whole: `num_packed` images were stored now, the others of it by earlier runs, in `seconds`.
+
+    `notes` say what of the source was passed over unseen, a sentence each.
+    """
 
     folder: Path
     pack: Pack
     num_packed: int
     seconds: float
     was_complete: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def pack_dataset(
@@ -82,12 +87,14 @@ def pack_dataset(
     _check_place(out, config)
     opened = open_sources(config)
     splits: tuple[Split, ...] = ("train", "val")
+    notes = tuple(note for source in opened.values() if isinstance(source, FileSource) for note in source.notes)
     origins = {split: describe_origin(opened[split], config, skips=skips) for split in splits if split in opened}
     try:
         if is_packed(out) and not anew and not (draft / "pack").exists():
             if (draft / "journal.jsonl").exists():
                 shutil.rmtree(draft)  # the pack was whole, and the process killed before this was gone
-            return Outcome(out, check_complete(out, config, form, origins), 0, 0.0, was_complete=True)
+            pack = check_complete(out, config, form, origins)
+            return Outcome(out, pack, 0, 0.0, was_complete=True, notes=notes)
         estimates = {split: estimate_bytes(origin, form, jobs=jobs) for split, origin in origins.items()}
         begun = Begun(
             form=form,
@@ -97,10 +104,10 @@ def pack_dataset(
         )
         out.parent.mkdir(parents=True, exist_ok=True)
         with open_journal(draft, begun, anew=anew) as journal:
-            num_kept = _keep(journal, origins, skips=skips, progress=progress)
+            kept = _keep(journal, origins, skips=skips, progress=progress)
             _check_space(journal, out, sum(estimates.values()))
-            total = sum(len(origin) for origin in origins.values())
-            with progress("packing", total - num_kept, unit="images") as advance:
+            num_left = sum(len(origin) for origin in origins.values()) - sum(record.count for record in kept)
+            with progress("packing", num_left, unit="images") as advance:
                 for split, origin in origins.items():
                     _pack_split(journal, split, origin, jobs=jobs, skips=skips, advance=advance)
             pack = _finish(journal, origins, config)
@@ -111,7 +118,8 @@ def pack_dataset(
                 f"the disk of {out} is full; free some room and run the same command again, which goes on where it was"
             ) from None
         raise
-    return Outcome(out, pack, total - num_kept, time.monotonic() - begin)
+    num_packed = sum(part.images for part in pack.splits.values()) - sum(record.images for record in kept)
+    return Outcome(out, pack, num_packed, time.monotonic() - begin, notes=notes)
 
 
 def _check_place(out: Path, config: Data) -> None:
@@ -123,14 +131,14 @@ def _check_place(out: Path, config: Data) -> None:
         raise DataError(f"{out} is there and no packed dataset; name another folder, or move it away")
 
 
-def _keep(journal: Journal, origins: dict[Split, Origin], *, skips: bool, progress: Progress) -> int:
-    """Find out what of an unfinished pack still holds, forget the rest, and return the number of its samples."""
+def _keep(journal: Journal, origins: dict[Split, Origin], *, skips: bool, progress: Progress) -> list[Record]:
+    """Find out what of an unfinished pack still holds, forget the rest, and return the records of it."""
     total = sum(record.bytes for split in origins for record in journal.of_split(split))
     with progress("verifying", total // MEBIBYTE, unit="MiB") as advance:
         count = in_mebibytes(advance)
         kept = {s: list(journal.check(s, origin, skips=skips, advance=count)) for s, origin in origins.items()}
     journal.keep(kept)
-    return sum(record.count for records in kept.values() for record in records)
+    return [record for records in kept.values() for record in records]
 
 
 def _check_space(journal: Journal, out: Path, estimate: int) -> None:

@@ -170,9 +170,31 @@ def test_image_that_is_a_dangling_link_is_skipped_as_any_other(tmp_path: Path) -
     with pytest.raises(DataError, match="cannot be read"):
         pack(folder, out)
     assert not out.exists()
-    (skipped,) = pack(folder, out, skips=True).pack.splits["train"].skipped
+    outcome = pack(folder, out, skips=True)
+    (skipped,) = outcome.pack.splits["train"].skipped
     assert "No such file" in skipped.reason
+    assert outcome.num_packed == 5 + 2
     assert pack(folder, out, skips=True).was_complete
+
+
+def test_what_is_skipped_unseen_is_not_packed_and_is_said(tmp_path: Path) -> None:
+    folder, out = make_folder(tmp_path / "photos"), tmp_path / "packed"
+    names = [
+        opened(folder)[split].describe(index) for split, count in (("train", 6), ("val", 2)) for index in range(count)
+    ]
+    shutil.copytree(folder / "val", folder / "train/__MACOSX")
+    (folder / "train/ants/._0.jpg").touch()
+    (folder / "val/ants/up").symlink_to("..")
+    for was_complete in (False, True):
+        outcome = pack(folder, out)
+        assert (outcome.num_packed, outcome.was_complete) == (0 if was_complete else 8, was_complete)
+        assert [note.removeprefix(f"{folder}: ") for note in outcome.notes] == [
+            "skipped as hidden or the system's: 1 file (train/ants/._0.jpg) and 1 folder (train/__MACOSX)",
+            "did not follow 1 link to a folder that is read anyway (val/ants/up)",
+        ]
+    assert [opened(out)["train"].describe(i).partition(" of ")[0] for i in range(6)] == [
+        str(Path(name).relative_to(folder)) for name in names[:6]
+    ]
 
 
 def test_skipped_images_are_tried_again_without_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
