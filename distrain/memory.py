@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from distrain.preflight import available_memory_bytes
+from distrain.host_memory import available_memory_bytes
 
 MOST_MORE = 0.5  # of the memory that is needed, to be held for what comes next
 _STEPS_TO_LEARN = 3  # looks at which another step had been reached: by then the largest has been

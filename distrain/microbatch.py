@@ -9,13 +9,13 @@ from torch import nn
 from distrain.average import WeightAverage
 from distrain.data.source import Batch
 from distrain.errors import LaunchError, ModelError, RecipeError
+from distrain.host_memory import available_memory_bytes
 from distrain.losses import LossFunction
 from distrain.memory import forget_peak, release_unused, resident_bytes
 from distrain.mixing import Preparation
 from distrain.models.copies import copy_network
 from distrain.optim import build_optimizer
 from distrain.precision import Precision, place, set_tf32
-from distrain.preflight import MEBIBYTE, available_memory_bytes
 from distrain.recipe import Recipe
 from distrain.rundir import RunDirectory
 from distrain.world import World
@@ -79,7 +79,7 @@ def find_micro_batch_size(trial: Trial, *, largest: int, limit_bytes: int, is_ca
     if peaks:
         log.info(
             "train.micro_batch_size=auto: %d samples take %.0f MiB at most, and %.0f MiB may be taken",
-            *(peaks[-1][0], peaks[-1][1] / MEBIBYTE, limit_bytes / MEBIBYTE),
+            *(peaks[-1][0], peaks[-1][1] / 2**20, limit_bytes / 2**20),
         )
     return found
 

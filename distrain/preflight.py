@@ -8,11 +8,12 @@ import errno
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from distrain.checkpoint import take_inventory
 from distrain.errors import UserError
+from distrain.host_memory import available_memory_bytes
 from distrain.recipe import Recipe
 from distrain.rundir import RunDirectory
 
@@ -104,44 +105,6 @@ def find_rendezvous_fault(host: str, port: int, *, is_own: bool) -> str | None:
                 return f"the rendezvous host {host} is not this machine, whose node rank is 0; give its own address"
             return f"port {port} of {host} cannot be opened here ({error.strerror}); give a free one"
     return None
-
-
-def available_memory_bytes(system: Path = Path("/")) -> int | None:
-    """Return what programs may still take, of the machine and of the control groups of this process; None if unknown.
-
-    Reads /proc/meminfo (proc_meminfo(5)) and the memory controllers of control groups, versions 1 and 2.
-    """
-    left: list[int] = []
-    with suppress(OSError, ValueError, StopIteration):
-        lines = (system / "proc/meminfo").read_text(encoding="utf-8").splitlines()
-        left.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")))
-    with suppress(OSError):
-        for line in (system / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers == "":
-                left += _left_in_groups(system / "sys/fs/cgroup", path, "memory.max", "memory.current")
-            elif "memory" in controllers.split(","):
-                root = system / "sys/fs/cgroup/memory"
-                left += _left_in_groups(root, path, "memory.limit_in_bytes", "memory.usage_in_bytes")
-    return min(left, default=None)
-
-
-def _left_in_groups(root: Path, path: str, limit: str, usage: str) -> Iterator[int]:
-    """Yield what is left in a control group and in those around it; files that the kernel would drop count as left."""
-    group = root / path.lstrip("/")
-    for folder in (group, *group.parents):
-        with suppress(OSError, ValueError):  # no such group in this container, or a limit of `max`
-            statistics = dict(
-                line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
-            )
-            cached = int(statistics.get("total_inactive_file", statistics.get("inactive_file", 0)))
-            yield (
-                int((folder / limit).read_text(encoding="utf-8"))
-                - int((folder / usage).read_text(encoding="utf-8"))
-                + cached
-            )
-        if folder == root:
-            return
 
 
 def _size(num_bytes: int) -> str:

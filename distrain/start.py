@@ -24,13 +24,14 @@ from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile, Wanted, read_profile, resolve_profile
 from distrain.launchers.supervise import Ending, execute
 from distrain.preflight import find_rendezvous_fault, find_shortages, noted
-from distrain.process import stop_on_signal
 from distrain.recipe import Recipe
 from distrain.request import RUNS, check_data, resolve_run, write_request
 from distrain.rundir import RunDirectory
 from distrain.runlog import append_to_log
 from distrain.signals import StopRequest, ignore_signals
+from distrain.stop_requests import stop_on_signal
 from distrain.terminal import tolerating_loss
+from distrain.worker import run_worker
 
 
 def start(
@@ -94,9 +95,15 @@ def start(
             report.print_event(console, f"note: {words}")
         _log(console, directory)
         try:
-            tell = _teller(console, directory)
             ending = execute(
-                plan, directory, profile, tell=tell, requested=requested, company=company, on_error=on_error
+                plan,
+                directory,
+                profile,
+                tell=_teller(console, directory),
+                requested=requested,
+                company=company,
+                run_worker=run_worker,
+                on_error=on_error,
             )
         except LaunchError:  # the other machines do not come
             _mark_failed(directory)

@@ -23,18 +23,13 @@ from distrain.heart import Heart
 from distrain.launchers.profile import read_profile
 from distrain.launchers.stall import collective_timeout_s
 from distrain.preload import preload
-from distrain.process import (
-    die_with_parent,
-    fetch_signals,
-    hold_signals,
-    is_orphan,
-    stop_on_signal,
-)
+from distrain.process import die_with_parent, hold_signals, is_orphan
 from distrain.recipe import read_recipe
 from distrain.rundir import DYING_S, RunDirectory
 from distrain.runlog import open_log
 from distrain.signals import StopRequest
 from distrain.stacks import answer_requests
+from distrain.stop_requests import fetch_signals, stop_on_signal
 from distrain.terminal import guard_output, logged_already, tolerating_loss, write_last_words
 
 log = logging.getLogger("distrain.worker")  # this module is run as __main__

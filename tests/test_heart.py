@@ -16,10 +16,11 @@ from distrain.launchers import supervise
 from distrain.launchers.company import Alone
 from distrain.launchers.plan import Plan
 from distrain.launchers.stall import StallWatch
-from distrain.process import children, fetch_signals, hold_signals, stop_on_signal
+from distrain.process import children, hold_signals
 from distrain.rundir import RunDirectory, Status
 from distrain.signals import StopRequest
 from distrain.sinks.background import Background
+from distrain.stop_requests import fetch_signals, stop_on_signal
 from tests.command import wait_until
 from tests.forks import server
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from distrain.host_memory import available_memory_bytes
 from distrain.preflight import (
     MEBIBYTE,
-    available_memory_bytes,
     find_disk_shortage,
     find_memory_shortage,
     find_rendezvous_fault,

@@ -62,6 +62,7 @@ def evaluate(
     from distrain.examine.order import resolve
     from distrain.examine.start import examine
     from distrain.launchers.profile import read_options
+    from distrain.worker import run_worker
 
     run, path, why = runs.find_checkpoint(reference, root, must_be_best=best)
     changes = [*(overrides or []), *([f"eval.metrics=[{metrics}]"] if metrics is not None else [])]
@@ -69,7 +70,12 @@ def evaluate(
     options = read_options(gpus=gpus, device=device, processes=procs)
     errors = Console(stderr=True, highlight=False)
     result = examine(
-        folder, recipe, order, options, tell=lambda words: errors.print(words, markup=False, soft_wrap=True)
+        folder,
+        recipe,
+        order,
+        options,
+        run_worker=run_worker,
+        tell=lambda words: errors.print(words, markup=False, soft_wrap=True),
     )
     answers = found.read_answers(folder)
     drawn = _draw(folder.path, result, answers, recipe_source=folder.recipe) if pictures else []

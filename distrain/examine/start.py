@@ -8,16 +8,22 @@ from distrain.examine.findings import Findings, read_findings
 from distrain.examine.order import Order, write_order
 from distrain.launchers import LAUNCHERS
 from distrain.launchers.profile import Wanted, resolve_profile
-from distrain.launchers.supervise import execute
+from distrain.launchers.supervise import RunWorker, execute
 from distrain.recipe import Recipe
 from distrain.request import check_data, write_request
 from distrain.rundir import RunDirectory
 
 
 def examine(
-    folder: RunDirectory, recipe: Recipe, order: Order, wanted: Wanted, *, tell: Callable[[str], None]
+    folder: RunDirectory,
+    recipe: Recipe,
+    order: Order,
+    wanted: Wanted,
+    *,
+    run_worker: RunWorker,
+    tell: Callable[[str], None],
 ) -> Findings:
-    """Have the order done on as many processes as wanted and return what was found.
+    """Have the order done on as many processes as wanted and return what was found; one process is this one.
 
     Raises a `UserError` for what is wrong with the question, `RunError` with the first failure of a process, and
     `StoppedError` after a stop.
@@ -34,7 +40,7 @@ def examine(
             plan = LAUNCHERS[profile.launcher](profile, folder.path)
             write_order(folder, order)
             write_request(folder, recipe, profile, plan)
-        ending = execute(plan, folder, profile, tell=tell)
+        ending = execute(plan, folder, profile, run_worker=run_worker, tell=tell)
         if ending.code == ExitCode.FINISHED and folder.findings.exists():
             return read_findings(folder)
         errors = ending.errors

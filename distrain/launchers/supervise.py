@@ -21,11 +21,13 @@ from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile
 from distrain.launchers.stall import StallWatch
 from distrain.launchers.step_wait import StepWait
-from distrain.process import kill_below, pause_together, stop_on_signal
+from distrain.process import kill_below, pause_together
 from distrain.references import look_in
 from distrain.rundir import AttemptMark, RunDirectory, write_atomically
 from distrain.signals import StopRequest
+from distrain.stop_requests import stop_on_signal
 
+RunWorker = Callable[..., ExitCode]  # `distrain.worker.run_worker`, which a plan in this process calls
 POLL_S = 0.1
 LOOK_S = 1.0  # between two looks at the heartbeats
 _NOTHING_TO_SAVE_S = 1.0  # how long an evaluation or a benchmark may take to end by itself after a stop request
@@ -48,11 +50,12 @@ def execute(
     tell: Callable[[str], None],
     requested: StopRequest | None = None,
     company: Company | None = None,
+    run_worker: RunWorker | None = None,
     on_error: Callable[[BaseException], None] | None = None,
 ) -> Ending:
     """Run the plan to its end and return what its end means; `tell` says what happens on the way.
 
-    A plan in this process calls the worker here, so that `breakpoint()` stops where the user put it, and `on_error`,
+    A plan in this process calls `run_worker` here, so that `breakpoint()` stops where the user put it, and `on_error`,
     with what ended the training, where the objects of the training are at hand. Others are child
     processes, started anew after a failure: the worker then goes on from the newest good checkpoint. As many failures
     in a row as `profile.restarts` are borne; a newer checkpoint than at the last one begins a new row. A user's mistake
@@ -65,10 +68,18 @@ def execute(
     if requested is None:
         kill = end_with_children if plan.in_process else _interrupt
         with stop_on_signal(run, kill=kill, interrupts_work=plan.in_process and run.saves_nothing) as requested:
-            return execute(plan, run, profile, tell=tell, requested=requested, company=company, on_error=on_error)
+            return execute(
+                plan,
+                run,
+                profile,
+                tell=tell,
+                requested=requested,
+                company=company,
+                run_worker=run_worker,
+                on_error=on_error,
+            )
     if plan.in_process:
-        from distrain.worker import run_worker  # the training plane: imported only where it runs
-
+        assert run_worker is not None, "a plan in this process needs the worker"
         look_in(plan.cwd)
         _forget_earlier(run)
         return Ending(run_worker(run, stop=requested, on_error=on_error), read_errors(run))

@@ -2,10 +2,10 @@
 
 import torch
 
+from distrain.host_memory import available_memory_bytes
 from distrain.measure.figures import Memory
 from distrain.memory import forget_peak, resident_bytes
 from distrain.parallel.exact import Exact
-from distrain.preflight import available_memory_bytes
 from distrain.session import Session
 from distrain.sharding import own_part
 
