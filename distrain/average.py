@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from distrain.module_state import split
 from distrain.recipe import Lookahead
 from distrain.sharding import own_part, reshard
 
@@ -79,4 +80,4 @@ class SlowWeights:
 
 def _floating_point(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return the weights and buffers of a network that are not whole numbers; they share its memory."""
-    return {name: tensor.detach() for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+    return {name: tensor.detach() for name, tensor in split(module)[0].items() if tensor.is_floating_point()}

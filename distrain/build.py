@@ -24,6 +24,7 @@ from distrain.data.sources import choose_samples, open_sources
 from distrain.data.transforms import Normalize, build_transforms
 from distrain.due import Due
 from distrain.errors import DataError, ModelError, RecipeError, WeightsUnreachableError
+from distrain.extra_state import ExtraState
 from distrain.generators import seed_generators
 from distrain.heart import Heart
 from distrain.launchers.profile import Profile
@@ -47,7 +48,7 @@ from distrain.session import Session
 from distrain.stop_agreement import StopAgreement
 from distrain.telemetry import LossMeter, Stopwatch
 from distrain.tracing import Tracer
-from distrain.trial import check_outputs, undisturbed
+from distrain.trial import check_outputs, check_state, undisturbed
 from distrain.world import World
 
 NUM_SHOWN_IMAGES = 8
@@ -85,6 +86,7 @@ def build_session(
         device=world.device,
         class_weights=class_weights,
     )
+    check_state(loss_function, name=f"loss.name={recipe.loss.name}")
     metrics = choose_metrics(recipe.eval, target=train_source.target, classes=train_source.classes)
     order = _order(recipe, recipe.train.micro_batch_size, train_source, world=world)
     total_steps = min(recipe.train.epochs * order.steps_per_epoch, recipe.train.max_steps or 2**63)
@@ -104,6 +106,7 @@ def build_session(
     model = _build_model(recipe, wants, train_source, in_channels=shown_images.shape[1], world=world)
     if wants is None and not has_checkpoint:
         initialize(model, lambda: _first_images(recipe, train_source))
+    check_state(model, name=f"model.name={recipe.model.name}")
     bare_copy = _copy_for_sinks(recipe, model)
     with undisturbed(model):
         check_sizes(recipe, model.eval(), num_channels=shown_images.shape[1])
@@ -112,16 +115,18 @@ def build_session(
     ends = end_steps(recipe.model, model, head=head, steps_per_epoch=order.steps_per_epoch)
     settings = plan_settings(recipe.optimizer, model, head=head, example=shown_images.cpu())
     if recipe.train.micro_batch_size == "auto":
-        size = _find_micro_batch_size(recipe, profile, run, world, order, model, first, prepare, loss_function)
+        with undisturbed(loss_function):
+            size = _find_micro_batch_size(recipe, profile, run, world, order, model, first, prepare, loss_function)
         order = _order(recipe, size, train_source, world=world)
         log.info("%s", order.batching)
-    check_mixing(
-        recipe,
-        loss_function,
-        first[1].to(world.device),  # where the weights of the loss are
-        num_classes=num_classes,
-        micro_batch_size=order.batching.micro_batch_size,
-    )
+    with undisturbed(loss_function):
+        check_mixing(
+            recipe,
+            loss_function,
+            first[1].to(world.device),  # where the weights of the loss are
+            num_classes=num_classes,
+            micro_batch_size=order.batching.micro_batch_size,
+        )
     check_sync_batchnorm(recipe, world, order)
     lookahead = recipe.train.lookahead
     set_tf32(recipe, world.device)
@@ -132,7 +137,8 @@ def build_session(
             check_outputs(
                 model, normalize(images[:2].to(world.device)), name=recipe.model.name, num_outputs=num_classes
             )
-        check_loss(loss_function, recipe.loss, first[1].to(world.device), num_outputs=num_classes)
+        with undisturbed(loss_function):
+            check_loss(loss_function, recipe.loss, first[1].to(world.device), num_outputs=num_classes)
         idle = find_idle(model, shown_images[:2]) if must_agree(recipe, world) else []
     compilation = compile_network(
         recipe,
@@ -170,6 +176,7 @@ def build_session(
         stopwatch=Stopwatch(),
         checkpointer=Checkpointer(run.checkpoints, config=recipe.checkpoint, world=world),
         shown_images=shown_images.cpu(),
+        extra=ExtraState(model, loss_function, device=world.device),
         bare_copy=bare_copy,
         skipped=skipped,
         fingerprint={split: source.fingerprint() for split, source in sources.items()} if world.is_main else {},

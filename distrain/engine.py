@@ -77,7 +77,7 @@ def _train_once(
         raise
     if is_complete:
         heart.status.weights_digest = weights_digest(session.model)
-        heart.status.state_digest = digest(session.tensors)
+        heart.status.state_digest = digest(session.tensors())
     heart.beat("finished" if is_complete else "stopped")
     if world.is_main and not is_complete:
         with suppress(OSError):  # a start takes it away, too
@@ -310,7 +310,11 @@ def run_evaluation(session: Session) -> Evaluation | None:
 
     session.checkpointer.let_change()  # the averages take the place of the weights
     is_collective = session.parallel.needs_even_passes
-    with closing(reading) as batches, nullcontext() if session.average is None else session.average.in_place():
+    with (
+        closing(reading) as batches,
+        session.extra.of_main(world),
+        nullcontext() if session.average is None else session.average.in_place(),
+    ):
         return evaluate(
             session.model,
             normalized(batches),

@@ -63,8 +63,9 @@ def evaluate(
     where every call is a collective one; None where the model is the rank's own. `witness` is shown each batch of this
     rank: its number, logits [n, outputs] and targets.
     """
-    was_training = model.training
-    model.eval()
+    modes = [(part, part.training) for part in (model, loss_function) if isinstance(part, nn.Module)]
+    for part, _ in modes:
+        part.eval()
     counters = build_counters(chosen, world.device)
     has_errors = chosen.target == "values"
     # Of each batch: samples, loss and, of values, absolute and squared errors, all summed over the samples.
@@ -86,7 +87,8 @@ def evaluate(
         with precision.autocast():
             predict_views(model, idle_batch, views)
     reshard(model)
-    model.train(was_training)
+    for part, was_training in modes:
+        part.train(was_training)
     rows, counts = _add_over_ranks(sums, counters, world)
     return None if any(row[0] == 0 for row in rows) else _conclude(rows, counters, counts, chosen)
 

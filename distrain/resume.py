@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from distrain import checkpoint
-from distrain.checkpoint.tensors import changed_by_update
+from distrain.checkpoint.tensors import LOSS, changed_by_update
 from distrain.errors import RunError
 from distrain.rollback import NotFiniteError
 from distrain.rundir import RunDirectory
@@ -49,10 +49,25 @@ def resume(session: Session, found: checkpoint.Checkpoint | None) -> Start:
         return Start(step=0, is_record_due=session.recipe.eval.at_start)
     if world.is_main:
         _check_resumable(session, found)
-    from distrain.checkpoint.load import load_tensors  # a second of imports: only where there is something to load
+    from distrain.checkpoint.load import (
+        load_tensors,
+        read_extra,
+    )  # a second of imports: only where there is something to load
 
     followers = session.followers
     load_tensors(found, model=session.model, optimizer=session.optimizer, others=followers, world=world)
+    extra = session.extra
+    if extra.exists:
+        packed = read_extra(
+            found.path,
+            network=extra.network_names,
+            has_loss=extra.has_loss,
+            rank=world.rank,
+            world_size=world.size,
+        )
+        if extra.has_loss and not any(name.startswith(LOSS) for name in packed):
+            log.warning("checkpoint %s holds no state of the loss, which starts anew", found.path.name)
+        extra.write(packed)
     session.precision.load_state(found.state["loss_scale"])
     session.losses.load_state(found.state, session.last_trained(found.step))
     log.info("goes on from checkpoint %s at step %d of %d", found.path.name, found.step, session.total_steps)
@@ -71,7 +86,7 @@ def save(session: Session, step: int, *, is_record_due: bool) -> None:
     if session.world.any_rank(not _are_weights_finite(session)):
         raise NotFiniteError(step - 1)
     last = session.heart.status.last
-    tensors = session.tensors
+    tensors = session.tensors()
     session.checkpointer.save(
         step,
         tensors=tensors,

@@ -15,6 +15,7 @@ from distrain.data.loader import BatchReader
 from distrain.data.order import TrainOrder
 from distrain.data.transforms import Normalize
 from distrain.due import Due
+from distrain.extra_state import ExtraState
 from distrain.heart import Heart
 from distrain.launchers.profile import Profile
 from distrain.losses import LossFunction
@@ -64,6 +65,7 @@ class Session:
     stopwatch: Stopwatch
     checkpointer: Checkpointer
     shown_images: torch.Tensor
+    extra: ExtraState
     bare_copy: nn.Module | None  # for the sinks: on the CPU, not wrapped; None where it cannot be copied
     skipped: frozenset[int]  # steps whose batch is left out, since its loss was not finite
     fingerprint: dict[str, str]
@@ -83,10 +85,12 @@ class Session:
         averages = {} if self.average is None else average_tensors(self.average.tensors)
         return averages | ({} if self.slow is None else slow_tensors(self.slow.tensors))
 
-    @property
     def tensors(self) -> Tensors:
-        """All tensors of the training by their names in a checkpoint; they share their memory with it."""
-        return {**gather_tensors(self.model, self.optimizer), **self.followers}
+        """Return all tensors of the training by their names in a checkpoint; they share their memory with it.
+
+        Extra state is copied. All ranks call it together.
+        """
+        return {**gather_tensors(self.model, self.optimizer), **self.followers, **self.extra.gather(self.world)}
 
     def close(self) -> None:
         """Give back threads and process groups; all ranks call it together, when the process goes on without it."""

@@ -7,26 +7,68 @@ import torch
 from torch import nn
 
 from distrain.errors import ModelError
+from distrain.module_state import Stateful, Tensors, load_extra_state, pack, split, unpack
 from distrain.references import is_reference
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Give back, after passes in any mode, the modes and buffers of a network, and torch's random numbers."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+def undisturbed(owner: object) -> Iterator[None]:
+    """Give back, after passes in any mode, a network's or a loss's modes, buffers and extra state, and torch's draws.
+
+    Of what is no module, and has no state, only the draws are given back.
+    """
+    module = owner if isinstance(owner, nn.Module) else nn.Module()
+    modes = [(part, part.training) for part in module.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    extra = _pack_extra(owner, name="the network or loss")
     may_search = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False  # no search for the fastest kernels of a batch that never comes again
     try:
-        with torch.random.fork_rng(devices={weight.device.index for weight in model.parameters() if weight.is_cuda}):
+        with torch.random.fork_rng(devices={weight.device.index for weight in module.parameters() if weight.is_cuda}):
             yield
     finally:
         torch.backends.cudnn.benchmark = may_search
-        for module, was_training in modes:
-            module.training = was_training
+        for part, was_training in modes:
+            part.training = was_training
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
+        if extra:
+            _load_extra(owner, extra)
+
+
+def check_state(owner: object, *, name: str) -> None:
+    """Raise `ModelError`, which calls it `name`, where a network or loss has extra state that no resume could restore.
+
+    It cannot be stored, or is not taken back. What has no extra state passes.
+    """
+    packed = _pack_extra(owner, name=name)
+    if not packed or not isinstance(owner, Stateful):
+        return
+    state = owner.state_dict()
+    state.update(unpack(packed))
+    try:
+        owner.load_state_dict(state)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(
+            f"{name} does not take back the state that it gives ({reason[:200]}); define set_extra_state beside "
+            f"get_extra_state, so that a resume can restore it"
+        ) from error
+
+
+def _pack_extra(owner: object, *, name: str) -> Tensors:
+    """Return what a module has besides weights and buffers, or all that another object gives as its state."""
+    if isinstance(owner, nn.Module):
+        return pack(split(owner)[1], owner=name)
+    return pack(owner.state_dict(), owner=name) if isinstance(owner, Stateful) else {}
+
+
+def _load_extra(owner: object, packed: Tensors) -> None:
+    if isinstance(owner, nn.Module):
+        load_extra_state(owner, packed)
+    elif isinstance(owner, Stateful):
+        owner.load_state_dict(unpack(packed))
 
 
 def check_outputs(model: nn.Module, images: torch.Tensor, *, name: str, num_outputs: int) -> None:

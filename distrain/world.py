@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,8 @@ from torch.distributed.distributed_c10d import PrefixStore, Store, default_pg_ti
 from torch.distributed.rendezvous import rendezvous
 
 from distrain.errors import LaunchError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,20 @@ class World:
         found = torch.tensor(value)
         dist.all_reduce(found, op=dist.ReduceOp.MIN)
         return int(found)
+
+    def gather(self, value: T) -> list[T]:
+        """Return on every rank the values of all, by their ranks: what can be pickled, and lies on the CPU."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def from_main(self, value: T) -> T:
+        """Return on every rank rank 0's value: what can be pickled, and lies on the CPU."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
 
     @contextmanager
     def main_first(self) -> Iterator[None]:

@@ -14,6 +14,7 @@ from torch import nn
 from distrain.bundle.load import Bundle
 from distrain.data.transforms import Normalize
 from distrain.errors import BundleError, ExportError
+from distrain.module_state import split
 
 OPSET = 18  # the one that torch's exporter writes without converting
 TOLERANCE = 1e-4  # of the largest output, or of 1 where all are less
@@ -79,7 +80,7 @@ def read_program(file: Path) -> Runner:
 
 def write_onnx(model: nn.Module, example: torch.Tensor, file: Path) -> None:
     """Write an ONNX file of opset `OPSET` with a batch of any size. Raises `ExportError` where that is not possible."""
-    if sum(tensor.nbytes for tensor in model.state_dict().values()) >= ONNX_BYTES:
+    if sum(tensor.nbytes for tensor in split(model)[0].values()) >= ONNX_BYTES:
         raise BundleError("the weights are more than the 2 GiB that one ONNX file can hold; take --format torch")
     with _refusals_of("torch.onnx"):
         torch.onnx.export(

@@ -16,6 +16,7 @@ from distrain.checkpoint.tensors import Tensors, digest
 from distrain.data.transforms import Normalize, build_transforms
 from distrain.errors import BundleError
 from distrain.models.zoo import build_model
+from distrain.module_state import is_part_of, split, unpack
 from distrain.validation import describe
 
 DESCRIPTION = "bundle.json"
@@ -47,7 +48,8 @@ class Bundle:
 
     `model` takes normalised images float32 [n, channels, height, width] on `device` and gives float32 [n, outputs];
     `classes` are the names of the outputs; `description` is all that bundle.json says. A picture is a path, a PIL
-    image, or a tensor uint8 [channels, height, width].
+    image, or a tensor uint8 [channels, height, width]. `extra_state` is what the network holds besides weights and
+    buffers, packed as `distrain.module_state` says.
     """
 
     def __init__(self, description: Description, tensors: Tensors, *, device: torch.device) -> None:
@@ -55,6 +57,7 @@ class Bundle:
         self.classes = description.classes
         self.device = _checked(device)
         self.model = _build(description, tensors).to(device)
+        self.extra_state = _extra_of(self.model, tensors)
         preprocessing = description.preprocessing
         self._transforms = build_transforms(preprocessing.transforms, key="transforms")
         num_channels = preprocessing.input_shape[0]
@@ -128,11 +131,17 @@ def _build(description: Description, tensors: Tensors) -> nn.Module:
             config, num_classes=len(description.classes), in_channels=description.preprocessing.input_shape[0]
         )
     try:
-        model.load_state_dict(tensors)
+        model.load_state_dict(unpack(tensors))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise BundleError(f"the weights do not fit {config.name} as it is built here: {reason}") from None
     return model.eval()
+
+
+def _extra_of(model: nn.Module, tensors: Tensors) -> Tensors:
+    """Return the extra state, packed, as it was given: what the network would give now need not have the same bits."""
+    names = split(model)[1]
+    return {name: tensor for name, tensor in tensors.items() if is_part_of(name, names)}
 
 
 def _checked(device: torch.device) -> torch.device:

@@ -15,6 +15,7 @@ from distrain.bundle.load import CLASS_INDICES, DESCRIPTION, WEIGHTS, Bundle, lo
 from distrain.checkpoint.tensors import Tensors
 from distrain.errors import ExportError
 from distrain.filesystem import explain, name_path
+from distrain.module_state import split
 from distrain.rundir import sync
 
 
@@ -26,7 +27,8 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
     draft, old = _draft_of(folder), folder.with_name(f".{os.getpid()}.old.{folder.name}")
     try:
         draft.mkdir()
-        save_tensors({n: t.cpu() for n, t in bundle.model.state_dict().items()}, draft / WEIGHTS, {"format": "pt"})
+        tensors = {n: t.cpu() for n, t in split(bundle.model)[0].items()} | bundle.extra_state
+        save_tensors(tensors, draft / WEIGHTS, {"format": "pt"})
         (draft / DESCRIPTION).write_text(files.to_json(bundle.description), encoding="utf-8")
         indices = {str(index): name for index, name in enumerate(bundle.classes)}
         (draft / CLASS_INDICES).write_text(_readable_json(indices), encoding="utf-8")

@@ -15,10 +15,12 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 
 from distrain.checkpoint.folder import METADATA, Checkpoint
-from distrain.checkpoint.tensors import AVERAGE, MODEL, Tensors, model_tensors, optimizer_prefix
+from distrain.checkpoint.tensors import AVERAGE, LOSS, MODEL, Tensors, extra_names, model_tensors, optimizer_prefix
 from distrain.checkpoint.verify import read_manifest
 from distrain.errors import CheckpointError
 from distrain.world import World
+
+_NEVER_AVERAGED = "._extra_state"  # of what older versions took for an average of it, only the first value was kept
 
 
 def load_tensors(
@@ -53,17 +55,45 @@ def load_tensors(
     _read_into(tensors, reader, no_dist=world.size == 1)
 
 
+def read_extra(path: Path, *, network: set[str], has_loss: bool, rank: int, world_size: int) -> Tensors:
+    """Return a rank's extra state from a verified checkpoint, packed, as `ExtraState.read` gave it, on the CPU.
+
+    `network` holds the names of the network's entries. What a loss has is missing in checkpoints from before it was
+    saved. Raises `CheckpointError` as `load_tensors` does.
+    """
+    reader = _SafeReader(path)
+    stored = _describe(reader)
+    names = extra_names(stored, network=network, has_loss=has_loss, rank=rank, world_size=world_size)
+    if lacking := sorted(network - {name.rpartition(":")[0] for name in names} - names.keys()):
+        raise CheckpointError(f"checkpoint {path} lacks {lacking[0]}")
+    found = _empty({place: stored[place] for place in names.values()})
+    _read_into(found, reader, no_dist=True)  # other ranks may have other names
+    return {name: found[place] for name, place in names.items()}
+
+
+def read_loss(path: Path) -> Tensors:
+    """Return the state of the loss from a verified checkpoint, packed, on the CPU; nothing where it has none."""
+    reader = _SafeReader(path)
+    found = _empty({name: entry for name, entry in _describe(reader).items() if name.startswith(LOSS)})
+    _read_into(found, reader, no_dist=True)
+    return {name.removeprefix(LOSS): tensor for name, tensor in found.items()}
+
+
 def read_model(path: Path) -> Tensors:
     """Return the weights and buffers of a verified checkpoint by their names in the plain model, whole and on the CPU.
+
+    Extra state of modules is among them, packed: `module_state.unpack` gives what `load_state_dict` takes.
 
     Moving averages take the place of what they are averages of, as in evaluation. Raises `CheckpointError` as
     `load_tensors` does.
     """
     reader = _SafeReader(path)
     stored = _describe(reader)
-    averaged = {f"{MODEL}{name.removeprefix(AVERAGE)}" for name in stored if name.startswith(AVERAGE)}
-    described = {name: e for name, e in stored.items() if name.startswith((MODEL, AVERAGE)) and name not in averaged}
-    tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in described.items()}
+    averages = {name for name in stored if name.startswith(AVERAGE) and not name.endswith(_NEVER_AVERAGED)}
+    averaged = {f"{MODEL}{name.removeprefix(AVERAGE)}" for name in averages}
+    tensors = _empty(
+        {name: e for name, e in stored.items() if name in averages or (name.startswith(MODEL) and name not in averaged)}
+    )
     _read_into(tensors, reader, no_dist=True)
     return {name.removeprefix(MODEL).removeprefix(AVERAGE): tensor for name, tensor in tensors.items()}
 
@@ -72,6 +102,10 @@ def describe_tensors(path: Path) -> dict[str, tuple[list[int], str]]:
     """Return (shape, dtype) of every tensor of a checkpoint by its name; no tensor is read."""
     described = sorted(_describe(_SafeReader(path)).items())
     return {name: (list(entry.size), str(entry.properties.dtype).removeprefix("torch.")) for name, entry in described}
+
+
+def _empty(described: dict[str, TensorStorageMetadata]) -> Tensors:
+    return {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in described.items()}
 
 
 def _describe(reader: "_SafeReader") -> dict[str, TensorStorageMetadata]:

@@ -1,24 +1,29 @@
 """Owns which tensors are the training, and their names.
 
 `model.<name>`, `optimizer.<parameter's name>.<key>`, and where the recipe keeps moving averages and slow weights
-`average.<name>` and `slow.<name>`.
+`average.<name>` and `slow.<name>`. Where modules have extra state, it stands below `model.`, packed as `module_state`
+says, and so does the state of a loss below `loss.`; what another rank than 0 has of them, below `ranks.<rank>.`.
 """
+
+from collections.abc import Iterable
 
 import torch
 import xxhash
 from torch import nn
 
+from distrain.module_state import Tensors as Tensors
+from distrain.module_state import is_part_of, pack, split
 from distrain.sharding import whole
-
-Tensors = dict[str, torch.Tensor]
 
 MODEL = "model."
 AVERAGE = "average."
 SLOW = "slow."
+LOSS = "loss."
+RANKS = "ranks."
 
 
 def gather_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
-    """Return all tensors of the training by name; they share their memory with the model and the optimizer."""
+    """Return the weights, buffers and optimizer state by name; they share their memory with model and optimizer."""
     tensors = model_tensors(model)
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -29,13 +34,13 @@ def gather_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensor
 
 def model_tensors(model: nn.Module) -> Tensors:
     """Return the weights and buffers by the names that they have in a checkpoint."""
-    return {f"{MODEL}{name}": tensor for name, tensor in model.state_dict().items()}
+    return {f"{MODEL}{name}": tensor for name, tensor in split(model)[0].items()}
 
 
 def changed_by_update(model: nn.Module, tensors: Tensors) -> set[str]:
-    """Return which of a training's tensors change in the update alone: all but buffers, which forward passes change."""
+    """Return which of a training's tensors change in the update alone: not what forward passes change, as buffers."""
     weights = {f"{MODEL}{name}" for name, _ in model.named_parameters()}
-    return {name for name in tensors if name in weights or not name.startswith(MODEL)}
+    return {name for name in tensors if name in weights or not name.startswith((MODEL, LOSS, RANKS))}
 
 
 def optimizer_prefix(parameter_name: str) -> str:
@@ -53,9 +58,24 @@ def slow_tensors(slow: Tensors) -> Tensors:
     return {f"{SLOW}{name}": tensor for name, tensor in slow.items()}
 
 
+def extra_names(
+    stored: Iterable[str], *, network: set[str], has_loss: bool, rank: int, world_size: int
+) -> dict[str, str]:
+    """Return which of the `stored` tensors are a rank's extra state, by the names that they have as rank 0's.
+
+    `network` names the network's extra state, not packed. Rank 0's is everyone's where the ranks were not as many.
+    """
+    own = f"{RANKS}{rank}."
+    ranks = {name.removeprefix(RANKS).partition(".")[0] for name in stored if name.startswith(RANKS)}
+    prefix = own if own.split(".")[1] in ranks and len(ranks) + 1 == world_size else ""
+    names = {name.removeprefix(prefix): name for name in stored if name.startswith(prefix)}
+    return {n: s for n, s in names.items() if is_part_of(n, network) or (has_loss and n.startswith(LOSS))}
+
+
 def weights_digest(model: nn.Module) -> str:
-    """Return the digest of all weights and buffers."""
-    return digest(model.state_dict())
+    """Return the digest of all weights and buffers, and of extra state where modules have one."""
+    live, extra = split(model)
+    return digest(live | pack(extra, owner="the network"))
 
 
 def digest(tensors: Tensors) -> str:

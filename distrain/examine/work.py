@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from distrain import checkpoint
-from distrain.checkpoint.load import describe_tensors, read_model
+from distrain.checkpoint.load import describe_tensors, read_loss, read_model
 from distrain.checkpoint.tensors import AVERAGE
 from distrain.class_weights import resolve_class_weights
 from distrain.data.labels import class_counts
@@ -34,11 +34,13 @@ from distrain.examine.findings import (
 )
 from distrain.examine.order import Order, Samples, read_order
 from distrain.examine.samples import open_samples
+from distrain.extra_state import load_loss
 from distrain.heart import Heart
 from distrain.losses import LossFunction, build_loss
 from distrain.metrics import Target
 from distrain.metrics.choice import ChosenMetrics, choose_metrics
 from distrain.models.zoo import build_model
+from distrain.module_state import unpack
 from distrain.precision import MEMORY_FORMATS, Precision, place, set_tf32
 from distrain.recipe import Recipe, read_recipe
 from distrain.rundir import RunDirectory
@@ -106,6 +108,7 @@ def examine(recipe: Recipe, folder: RunDirectory, world: World, heart: Heart) ->
     num_batches = -(-num_samples // batch_size)
     own = evaluation_order(num_samples=num_samples, batch_size=batch_size, rank=world.rank, world_size=world.size)
     _begin(folder, heart, world, len(own))
+    load_loss(subject.loss_function, read_loss(Path(order.checkpoint)))
     witness = _Witness(num_samples, subject.chosen.target, len(subject.chosen.classes), batch_size, world)
     reading = read_batches(
         subject.reader,
@@ -169,7 +172,7 @@ def _prepare(recipe: Recipe, order: Order, world: World) -> _Subject:
     in_channels = first[0].shape[1]
     bare = recipe.model.model_copy(update={"weights": None})  # those of the checkpoint take their place
     model = build_model(bare, num_classes=len(source.classes), in_channels=in_channels)
-    model.load_state_dict(read_model(path))
+    model.load_state_dict(unpack(read_model(path)))
     names = {"class": ("confusion_matrix",), "labels": (), "values": ()}[target]
     metrics = choose_metrics(recipe.eval, target=target, classes=source.classes)
     wanted = recipe.eval.model_copy(update={"metrics": (*metrics.names, *names), "best": metrics.best})

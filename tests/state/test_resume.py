@@ -1,0 +1,35 @@
+"""What a network or a loss gives in its state_dict is there again after a resume, whatever it is."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoint.making import ALONE
+from tests.processes import run_ranks
+from tests.state import making
+from tests.state.making import train_and_resume
+
+NETWORKS = ["CountingInADict", "CountingInATensor", "CountingInAStream", "CountingInItsOwnWay", "Deeper"]
+LOSSES = ["Centred", "plain_centred"]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_extra_state_of_a_network_comes_back(tmp_path: Path, network: str) -> None:
+    train_and_resume(ALONE, tmp_path, f"model.name={making.__name__}:{network}")
+
+
+@pytest.mark.parametrize("network", ["CountingInADict", "CountingInATensor"])
+def test_extra_state_comes_back_beside_averages_and_slow_weights(tmp_path: Path, network: str) -> None:
+    followed = "train={epochs: 2, micro_batch_size: 4, ema_decay: 0.9, lookahead: {every_steps: 3}}"
+    train_and_resume(ALONE, tmp_path, f"model.name={making.__name__}:{network}", followed)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_state_of_a_loss_comes_back(tmp_path: Path, loss: str) -> None:
+    train_and_resume(ALONE, tmp_path, f"loss.name={making.__name__}:{loss}")
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ddp", "fsdp"])
+def test_each_process_gets_its_own_extra_state_back(tmp_path: Path, strategy: str) -> None:
+    overrides = [f"model.name={making.__name__}:Deeper", f"loss.name={making.__name__}:Centred"]
+    run_ranks(train_and_resume, tmp_path, 2, tmp_path, *overrides, f"parallel.strategy={strategy}")
