@@ -30,6 +30,9 @@ Pixels = NDArray[np.uint8]  # [height, width, 3]
 
 MOST_PIXELS = 178_956_970  # Pillow's own limit for what may be meant to fill the memory: 1 GiB of RGB with padding
 LEAST_TORCHCODEC = (0, 17)
+TIFF_MARKS = {b"II*\0", b"MM\0*"}
+UNREAD_TIFF = "it is a TIFF of a kind that is not read; save it as a PNG, with 8 or 16 bits"
+_COLOURS_OF_TIFF = 262  # the tag that tells what its numbers mean
 _PIXELS_AT_ONCE = 2**20  # of a large image that are converted to RGB
 _LONGEST_WEBP = 16_383  # pixels of a side, as its format has it
 _JPEG = b"\xff\xd8\xff"
@@ -48,6 +51,10 @@ _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {  # by EXIF orientation; any 
 }
 # The chunks that leave a PNG's pixels as they are stored; libpng prints its doubts about colour profiles.
 _PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"pHYs", b"tIME", b"tEXt"}
+# Text that is about the picture and not in it, by keyword; Pillow takes an orientation or a colour key from others.
+_PLAIN_TEXTS = {b"Author", b"Comment", b"Copyright", b"Creation Time", b"Description", b"Disclaimer", b"Software"}
+_PLAIN_TEXTS |= {b"Source", b"Title", b"Warning", b"date:create", b"date:modify", b"date:timestamp"}
+_LONGEST_KEYWORD = 79  # bytes, as the format has it
 
 
 class DecodeError(Exception):
@@ -67,7 +74,7 @@ def decode(content: Bytes, *, decode_size: int | None = None) -> Pixels:
             pixels = _decode_png(content)
         return _decode_by_pillow(content, decode_size) if pixels is None else pixels
     except Exception as error:
-        raise DecodeError(_reason(error)) from error
+        raise DecodeError(_reason(error, content)) from error
 
 
 def is_upright_jpeg(content: Bytes) -> bool:
@@ -171,9 +178,12 @@ def _is_plain_png(content: Bytes) -> bool:
     place, kind = len(_PNG), b""
     while kind != b"IEND" and place + 12 <= len(content):  # the chunks: length, kind, content, checksum
         kind = content[place + 4 : place + 8].tobytes()
-        is_profile = kind == b"tEXt" and content[place + 8 : place + 19].tobytes() == b"Raw profile"  # of ImageMagick
-        if kind not in _PLAIN_CHUNKS or is_profile:
+        if kind not in _PLAIN_CHUNKS:
             return False
+        if kind == b"tEXt":
+            keyword, _, _ = content[place + 8 : place + 9 + _LONGEST_KEYWORD].tobytes().partition(b"\0")
+            if keyword not in _PLAIN_TEXTS:
+                return False
         place += 12 + int.from_bytes(content[place : place + 4].tobytes(), "big")
     return kind == b"IEND"
 
@@ -188,15 +198,29 @@ def _decode_by_pillow(content: Bytes, decode_size: int | None) -> Pixels:
         _check_size(*image.size)
         if decode_size is not None and _is_jpeg(content) and min(image.size) >= 2 * decode_size:
             image.draft(None, (decode_size, decode_size))
+        has_white_at_0 = _has_white_at_0(image)
         ImageOps.exif_transpose(image, in_place=True)
-        if image.width * image.height <= _PIXELS_AT_ONCE:
-            return np.array(_flatten(image))
-        pixels = np.empty((image.height, image.width, 3), np.uint8)
-        num_rows = max(1, _PIXELS_AT_ONCE // image.width)
-        for top in range(0, image.height, num_rows):  # in strips: every conversion of a whole one would be held
-            end = min(top + num_rows, image.height)
-            pixels[top:end] = np.asarray(_flatten(image.crop((0, top, image.width, end))))
-        return pixels
+        pixels = _flatten_in_strips(image)
+        return 255 - pixels if has_white_at_0 else pixels
+
+
+def _has_white_at_0(image: Image.Image) -> bool:
+    """Whether an image that was just opened has 0 for white, and 16 bits: with 8 Pillow sees to it."""
+    if image.format != "TIFF" or not image.mode.startswith("I;16"):
+        return False
+    tiff: Any = image
+    return bool(tiff.tag_v2.get(_COLOURS_OF_TIFF) == 0)
+
+
+def _flatten_in_strips(image: Image.Image) -> Pixels:
+    if image.width * image.height <= _PIXELS_AT_ONCE:
+        return np.array(_flatten(image))
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    num_rows = max(1, _PIXELS_AT_ONCE // image.width)
+    for top in range(0, image.height, num_rows):  # every conversion of a whole one would be held
+        end = min(top + num_rows, image.height)
+        pixels[top:end] = np.asarray(_flatten(image.crop((0, top, image.width, end))))
+    return pixels
 
 
 def _check_size(width: int, height: int, *, most: int = MOST_PIXELS) -> None:
@@ -227,9 +251,9 @@ def _upper_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, content: Bytes) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "its format is not known"
+        return UNREAD_TIFF if content[:4].tobytes() in TIFF_MARKS else "its format is not known"
     if isinstance(error, MemoryError):
         return "there is not enough memory to decode it"
     words = str(error).strip()

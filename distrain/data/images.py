@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from distrain.data import decoders
 from distrain.data.decoders import Bytes, DecodeError, to_rgb
@@ -104,8 +104,9 @@ def unreadable(name: str, error: OSError | DecodeError, *, advice: str = "mend o
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
-    """Return a Pillow image that a dataset gives, uint8: [1, height, width] where it is plain grey, RGB otherwise."""
-    pixels = np.atleast_3d(np.array(image if image.mode == "L" else to_rgb(image)))  # [height, width, channels]
+    """Return an image that a dataset gives, upright, uint8: [1, height, width] where it is grey, [3, ...] otherwise."""
+    upright = ImageOps.exif_transpose(image) if image.mode == "L" else to_rgb(image)
+    pixels = np.atleast_3d(np.array(upright))  # [height, width, channels]
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

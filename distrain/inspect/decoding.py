@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 import xxhash
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from distrain.data.decoders import DecodeError, Pixels, decode
+from distrain.data.decoders import TIFF_MARKS, UNREAD_TIFF, DecodeError, Pixels, decode
 from distrain.inspect.opening import open_picture, suffix_of
 
 NO_DIGEST = bytes(16)
@@ -106,6 +106,8 @@ def examine_image(path: str) -> ImageFacts:
                 height, width, _ = pixels.shape
                 return ImageFacts(width, height, traits, _digest(image, pixels), reason)
     except UnidentifiedImageError:
+        if head[:4] in TIFF_MARKS:
+            return _broken(Trait.UNREADABLE, UNREAD_TIFF)
         kind = next((words for start, words in _OTHER_FILES if head.lstrip().startswith(start)), "of no known format")
         return _broken(Trait.NOT_AN_IMAGE, kind)
     except FileNotFoundError:
@@ -121,7 +123,7 @@ def _traits(image: Image.Image, suffix: str) -> Trait:
     found = {
         Trait.MISNAMED: bool(suffix) and form not in _FORMATS[suffix],
         Trait.CMYK: mode == "CMYK",
-        Trait.DEEP: mode in _DEEP,
+        Trait.DEEP: mode in _DEEP or _is_stored_deep(image),
         Trait.ALPHA: image.has_transparency_data,
         Trait.PALETTE: mode in {"P", "PA"} and form != "GIF",  # a GIF has one always
         Trait.GREY: mode in {"1", "L", "LA", *_DEEP},
@@ -131,6 +133,11 @@ def _traits(image: Image.Image, suffix: str) -> Trait:
     for trait, is_there in found.items():
         traits |= trait if is_there else Trait(0)
     return traits
+
+
+def _is_stored_deep(image: Image.Image) -> bool:
+    """Whether an image whose pixels are not loaded yet has 16 bits a channel in its file, where Pillow gives 8."""
+    return isinstance(image, ImageFile.ImageFile) and any(";16" in str(tile.args) for tile in image.tile)
 
 
 def _digest(image: Image.Image, pixels: Pixels) -> bytes:

@@ -20,6 +20,7 @@ from distrain.data.decoders import MOST_PIXELS, DecodeError, Pixels, decode
 from distrain.data.images import read_image
 from tests.data.pngs import CHANNELS, KINDS, SIGNATURE, chunk, png
 from tests.data.test_images import UPRIGHT
+from tests.data.tiffs import tiff
 from tests.data.writing import gradient
 
 
@@ -157,21 +158,48 @@ def test_transparent_value_of_16_bits_is_white() -> None:
     assert np.array_equal(decode(bytes_of(content)), np.broadcast_to(expected, (25, 26, 3)))
 
 
+@pytest.mark.parametrize("white_at_0", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("height", [5, 1200])  # the latter in strips
+def test_tiff_of_16_bits_keeps_the_upper_ones(channels: int, height: int, white_at_0: bool) -> None:
+    samples = np.random.default_rng(0).integers(0, 2**16, (height, 900, channels)).astype(np.uint16)
+    upper = np.broadcast_to(samples >> 8, (height, 900, 3))
+    found = decode(bytes_of(tiff(samples, white_at_0=white_at_0)))
+    assert np.array_equal(found, 255 - upper if white_at_0 and channels == 1 else upper)
+
+
+@pytest.mark.parametrize("kind", ["f2", "f8", "f4"])
+def test_tiff_without_an_agreed_range_is_refused_as_what_it_is(kind: str) -> None:
+    for channels in (1, 3):
+        with pytest.raises(DecodeError, match=r"a TIFF of a kind that is not read|floating-point pixels"):
+            decode(bytes_of(tiff(np.zeros((4, 5, channels), kind))))
+
+
 @pytest.mark.usefixtures("_installed")
 @pytest.mark.parametrize("orientation", UPRIGHT)
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
 def test_png_is_turned_by_its_metadata_of_every_kind(mode: str, orientation: int) -> None:
     upright = UPRIGHT[orientation](by_pillow(saved(noise(mode), "PNG")))
-    text, compressed, international = PngInfo(), PngInfo(), PngInfo()
+    text, compressed, international, packet = PngInfo(), PngInfo(), PngInfo(), PngInfo()
     text.add_text("Raw profile type exif", raw_profile(orientation))
     compressed.add_text("Raw profile type exif", raw_profile(orientation), zip=True)
     international.add_itxt("XML:com.adobe.xmp", xmp(orientation).decode())
+    packet.add_text("XML:com.adobe.xmp", xmp(orientation).decode())
     plain = saved(noise(mode), "PNG")
     end = plain.index(b"IEND") - 4
     late = plain[:end] + chunk(b"tEXt", b"Raw profile type exif\0" + raw_profile(orientation).encode()) + plain[end:]
-    written = [saved(noise(mode), "PNG", pnginfo=info) for info in (text, compressed, international)]
+    written = [saved(noise(mode), "PNG", pnginfo=info) for info in (text, compressed, international, packet)]
     for content in [saved(noise(mode), "PNG", exif=exif(orientation)), *written, late]:
         assert np.array_equal(decode(bytes_of(content)), upright)
+
+
+def test_text_in_a_png_that_only_describes_it_leaves_it_to_the_quick_decoder() -> None:
+    info = PngInfo()
+    for keyword in ("Software", "Comment", "date:create"):
+        info.add_text(keyword, "6")
+    assert decoders._is_plain_png(bytes_of(saved(noise("RGB"), "PNG", pnginfo=info)))
+    info.add_text("XML:com.adobe.xmp", "")
+    assert not decoders._is_plain_png(bytes_of(saved(noise("RGB"), "PNG", pnginfo=info)))
 
 
 @pytest.mark.usefixtures("_installed")

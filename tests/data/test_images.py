@@ -206,6 +206,16 @@ def test_picture_of_a_dataset_keeps_one_channel_only_if_it_is_plain_grey() -> No
     assert set(shapes.values()) == {(3, 24, 32)}
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_picture_of_a_dataset_stands_upright(tmp_path: Path, mode: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    gradient().convert(mode).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as image:
+        found = to_tensor(image).permute(1, 2, 0).numpy()
+    assert np.array_equal(found, np.rot90(np.atleast_3d(np.array(gradient().convert(mode))), -1))
+
+
 @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "folder", "missing"])
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tif", "gif", "webp"])
 def test_damaged_image_is_an_error_of_one_line_with_its_path(tmp_path: Path, suffix: str, damage: str) -> None:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
@@ -17,6 +18,7 @@ from distrain.inspect.ledger import read_everything
 from distrain.inspect.listing import list_folder
 from distrain.inspect.reading import reading_processes
 from tests.command import distrain
+from tests.data.tiffs import tiff
 from tests.inspect.making import make_clean_folder, tiles
 
 Found = tuple[str, str, list[tuple[str, ...]]]  # severity, kind, the paths of each item
@@ -78,6 +80,15 @@ def save_deep(folder: Path) -> None:
     photograph(folder).convert("I").point(lambda value: value * 200).convert("I;16").save(
         folder / "train/ants/deep.png"
     )
+
+
+def save_deep_colours(folder: Path) -> None:
+    samples = np.random.default_rng(0).integers(0, 2**16, (64, 64, 3)).astype(np.uint16)
+    (folder / "train/ants/deep.tif").write_bytes(tiff(samples))
+
+
+def save_floats(folder: Path) -> None:
+    (folder / "train/ants/floats.tif").write_bytes(tiff(np.zeros((64, 64, 1))))
 
 
 def enlarge(folder: Path) -> None:
@@ -238,6 +249,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[Found]]] = {
         save_deep,
         [("note", "deep", [("train/ants/deep.png",)]), ("note", "grey", [("train/ants/deep.png",)])],
     ),
+    "16 bits in colour": (save_deep_colours, [("note", "deep", [("train/ants/deep.tif",)])]),
+    "floating-point numbers": (save_floats, [("error", "unreadable", [("train/ants/floats.tif",)])]),
     "turned": (turn, [("note", "rotated", [("train/ants/turned.jpg",)])]),
     "few": (
         lambda f: (f / "train/ants/0.png").unlink(),
