@@ -7,7 +7,7 @@ deal depends on the world size, and it gives every process a run of neighbours.
 from dataclasses import dataclass
 from typing import Literal
 
-from distrain.errors import RecipeError
+from distrain.errors import DataError, RecipeError
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,17 @@ def solve_batching(
         )
     accumulation = global_batch_size // (micro_batch_size * world_size)
     return Batching(global_batch_size, micro_batch_size, accumulation, world_size)
+
+
+def count_steps_per_epoch(num_samples: int, batch_size: int, *, drop_last: bool) -> int:
+    """Return the optimizer steps of an epoch; raises `DataError` where `drop_last` leaves none."""
+    steps = num_samples // batch_size if drop_last else -(-num_samples // batch_size)
+    if steps == 0:
+        raise DataError(
+            f"data.drop_last leaves nothing: the data has {num_samples} training samples and "
+            f"data.batch_size={batch_size}; lower the batch, or --set data.drop_last=false"
+        )
+    return steps
 
 
 def _solve_exact(global_batch_size: int, micro_batch_size: int | None, world_size: int) -> Batching:

@@ -1,6 +1,7 @@
 """Owns `train.micro_batch_size: auto`: the largest micro-batch that memory holds, found by trying, once for a run."""
 
 import logging
+import math
 from collections.abc import Callable
 
 import torch
@@ -64,7 +65,8 @@ def find_micro_batch_size(trial: Trial, *, largest: int, limit_bytes: int, is_ca
     exceed the limit, since nothing catches what follows on the CPU.
     """
     least = min(2, largest)  # BatchNorm may refuse a single sample
-    divisors = {size for size in range(least, largest + 1) if largest % size == 0}
+    small = [size for size in range(1, math.isqrt(largest) + 1) if largest % size == 0]
+    divisors = {size for divisor in small for size in (divisor, largest // divisor) if size >= least}
     doublings = {1 << exponent for exponent in range(1, largest.bit_length()) if 1 << exponent < largest}
     found = 0
     peaks: list[tuple[int, int]] = []

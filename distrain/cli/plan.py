@@ -69,6 +69,8 @@ def plan(
     resolved = load_recipe(recipe, overrides=overrides or [], data=data)
     question = planning.resolve(resolved, wanted, reference=recipe, link=link, network=network, steps=steps)
     errors = Console(stderr=True, highlight=False)
+    for sentence in question.unknown:
+        errors.print(f"not known    {sentence}", soft_wrap=True, markup=False)
     found = planning.make(question, place=place, limit_s=limit_s, console=errors)
     if as_json:
         typer.echo(to_json(found))

@@ -10,8 +10,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from distrain.batching import Batching
-from distrain.errors import DataError
+from distrain.batching import Batching, count_steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,7 @@ class TrainOrder:
 
     def __init__(self, *, num_samples: int, sampler: Sampler, batching: Batching, drop_last: bool, rank: int) -> None:
         size = batching.global_batch_size
-        self.steps_per_epoch = num_samples // size if drop_last else -(-num_samples // size)
-        if self.steps_per_epoch == 0:
-            raise DataError(
-                f"data.drop_last leaves nothing: the data has {num_samples} training samples and data.batch_size={size}"
-            )
+        self.steps_per_epoch = count_steps_per_epoch(num_samples, size, drop_last=drop_last)
         self.num_samples = num_samples
         self.batching = batching
         self.rank = rank

@@ -92,7 +92,7 @@ def run(question: Question, *, place: Path, console: Console) -> Report:
     start_up_s = 0.0
     for profile, recipe in question.ways:
         is_largest = profile is question.ways[-1][0]
-        order = question.order.model_copy(update={"has_parts": is_largest})
+        order = question.order.model_copy(update={"has_parts": is_largest, "has_checkpoint": is_largest})
         done = measure(recipe, profile, order, place=place, title=_title(profile), console=console)
         points.append((profile.processes * profile.devices, done.figures))
         start_up_s = done.start_up_s

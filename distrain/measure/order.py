@@ -13,7 +13,9 @@ class Order(BaseModel):
 
     steps: int | None = None  # of a stretch; None takes as many as fit into `stretch_s`
     stretch_s: float = 5.0
-    has_parts: bool = False  # loader alone, compute alone, the parts of a step, a checkpoint
+    least_samples: int | None = None  # fewer training samples give the epochs that are planned no step
+    has_parts: bool = False  # loader alone, compute alone, the parts of a step
+    has_checkpoint: bool = False
     has_evaluation: bool = False
     largest_micro_batch: int | None = None  # find the largest divisor of it that memory holds; None: do not look
 

@@ -3,7 +3,9 @@
 import math
 import re
 from dataclasses import dataclass
+from itertools import combinations
 
+from distrain.batching import count_steps_per_epoch
 from distrain.errors import LaunchError
 from distrain.recipe import Recipe
 
@@ -33,7 +35,7 @@ def read_time_limit(text: str) -> float:
     """Return the seconds of a time limit as sbatch takes it; raises `LaunchError` for any other text."""
     found = _LIMIT.fullmatch(text.strip())
     if found is None:
-        raise LaunchError(f"--time {text} is no time limit; give H:M:S, minutes, or D-H:M:S, as sbatch takes them")
+        raise LaunchError(f"--time {text} is not a time limit; give H:M:S, minutes, or D-H:M:S, as sbatch takes them")
     numbers = [int(number) for number in found["rest"].split(":")]
     if found["days"] is not None:
         hours, minutes, seconds = [*numbers, 0, 0][:3]
@@ -44,15 +46,16 @@ def read_time_limit(text: str) -> float:
 
 
 def plan_course(recipe: Recipe, *, num_samples: int) -> Course:
-    """Return what a training on `num_samples` samples an epoch comes to."""
-    size = recipe.data.batch_size
-    per_epoch = num_samples // size if recipe.data.drop_last else -(-num_samples // size)
+    """Return what a training on `num_samples` samples an epoch comes to; raises `DataError` where it has no step."""
+    per_epoch = count_steps_per_epoch(num_samples, recipe.data.batch_size, drop_last=recipe.data.drop_last)
     total = min(recipe.train.epochs * per_epoch, recipe.train.max_steps or 2**63)
-    evaluations = _due(total, per_epoch, recipe.eval.every_steps, recipe.eval.every_epochs)
-    checkpoints = _due(total, per_epoch, recipe.checkpoint.every_steps, recipe.checkpoint.every_epochs)
+    evaluations = _intervals(per_epoch, recipe.eval.every_steps, recipe.eval.every_epochs)
+    checkpoints = _intervals(per_epoch, recipe.checkpoint.every_steps, recipe.checkpoint.every_epochs)
     if recipe.checkpoint.keep_best:
-        checkpoints |= evaluations
-    return Course(per_epoch, total, len(evaluations) + recipe.eval.at_start, len(checkpoints))
+        checkpoints += evaluations
+    return Course(
+        per_epoch, total, _count_due(total, evaluations) + recipe.eval.at_start, _count_due(total, checkpoints)
+    )
 
 
 def kept_checkpoints(recipe: Recipe, course: Course) -> int:
@@ -73,8 +76,21 @@ def cut_into_jobs(training_s: float, *, limit_s: float, start_up_s: float, warni
     return Jobs(math.ceil(training_s / usable_s) if usable_s > 0 else None, max(0.0, usable_s))
 
 
-def _due(total: int, per_epoch: int, every_steps: int | None, every_epochs: int | None) -> set[int]:
-    """Return the steps after which something is due; at the last step everything is."""
-    intervals = [] if every_epochs is None else [every_epochs * per_epoch]
-    intervals += [] if every_steps is None else [every_steps]
-    return {total}.union(*(range(interval, total + 1, interval) for interval in intervals))
+def _intervals(per_epoch: int, every_steps: int | None, every_epochs: int | None) -> list[int]:
+    """Return the intervals in steps."""
+    return [
+        *([] if every_epochs is None else [every_epochs * per_epoch]),
+        *([] if every_steps is None else [every_steps]),
+    ]
+
+
+def _count_due(total: int, intervals: list[int]) -> int:
+    """Return after how many of `total` steps something is due: multiples of any interval, and the last step.
+
+    By inclusion and exclusion: a training may have more steps than could be listed.
+    """
+    count = 0
+    for size in range(1, len(intervals) + 1):
+        for chosen in combinations(intervals, size):
+            count -= (-1) ** size * (total // math.lcm(*chosen))
+    return count + all(total % interval for interval in intervals)

@@ -20,11 +20,17 @@ from distrain.measure.figures import Figures, Memory
 from distrain.measure.order import Order
 from distrain.measure.outlook import Course, cut_into_jobs, kept_checkpoints, plan_course
 from distrain.measure.start import measure
+from distrain.measure.unknown import find_unknown
 from distrain.recipe import Recipe, change_recipe
 from distrain.request import check_data
 
-_SUBSTITUTE_BATCH = 8  # images: enough to see what does not depend on the device
-_SUBSTITUTE_STRETCH_S = 2.0
+# Where there is no GPU to measure on, a few steps on the CPU tell what does not depend on the device: sizes, not speed.
+_SUBSTITUTE_STEPS = 2
+_SUBSTITUTE = [
+    *("data.batch_size=2", "data.drop_last=false", "train.micro_batch_size=null", "train.exact=false"),
+    *("precision=fp32", "parallel={}", "compute={}"),
+    "optimizer.lr=1.0e-9",  # so small a batch may carry the weights away, and then no checkpoint is written
+]
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class Question:
     measured: Recipe
     order: Order
     is_substitute: bool  # measured on the CPU since GPUs were asked for and there is none
+    unknown: tuple[str, ...]  # what will not be known, a sentence each
 
 
 class Step(BaseModel):
@@ -142,14 +149,20 @@ def resolve(
     available = count_gpus() if target.device == "cuda" else len(os.sched_getaffinity(0))
     is_substitute = available == 0
     count = 1 if is_substitute else min(target.per_node, available)
+    least = recipe.data.batch_size if recipe.data.drop_last else None
     if is_substitute:
-        changes = [f"data.batch_size={_SUBSTITUTE_BATCH}", "train.micro_batch_size=null", "train.exact=false"]
-        changes += ["precision=fp32", "parallel={}"]
-        measured = change_recipe(recipe, changes)
-        order = Order(steps=steps, stretch_s=_SUBSTITUTE_STRETCH_S, has_parts=True)
+        measured = change_recipe(recipe, _SUBSTITUTE)
+        order = Order(steps=_SUBSTITUTE_STEPS, stretch_s=0.0, has_checkpoint=True, least_samples=least)
     else:
         measured = with_batch(recipe, target.share * (1 if recipe.parallel.strategy == "dp" else count))
-        order = Order(steps=steps, has_parts=True, has_evaluation=True, largest_micro_batch=target.share)
+        order = Order(
+            steps=steps,
+            has_parts=True,
+            has_checkpoint=True,
+            has_evaluation=True,
+            largest_micro_batch=target.share,
+            least_samples=least,
+        )
     local = Wanted(device="cpu" if is_substitute else target.device, processes=count)
     profile = resolve_profile(
         local,
@@ -158,7 +171,16 @@ def resolve(
         recipe=reference,
     )
     profile = profile.model_copy(update={"restarts": 0})
-    return Question(recipe, target, profile, measured, order, is_substitute)
+    unknown = find_unknown(
+        recipe,
+        profile,
+        device=target.device,
+        nodes=target.nodes,
+        per_node=target.per_node,
+        link=target.link,
+        network=target.network,
+    )
+    return Question(recipe, target, profile, measured, order, is_substitute, tuple(unknown))
 
 
 def make(question: Question, *, place: Path, limit_s: float | None, console: Console) -> Plan:
@@ -172,22 +194,15 @@ def conclude(question: Question, figures: Figures, start_up_s: float, *, place: 
     """Return the plan that follows from what was measured."""
     recipe, target = question.recipe, question.target
     course = plan_course(recipe, num_samples=figures.num_train_samples)
-    unknown, assumed = [*figures.notes], list[str]()
+    assumed: list[str] = []
     step = times = None
-    if question.is_substitute:
-        unknown.append(
-            "this machine has no GPU: the speed there, the memory of the passes, the largest micro-batch and the time "
-            "to finish are not known; run `distrain plan` on a machine with one"
-        )
-    else:
-        step = _step(question, figures, unknown, assumed)
+    if not question.is_substitute:
+        step = _step(question, figures, assumed)
         times = _times(course, step, figures, target, start_up_s)
         assumed.append(
             f"evaluation: {course.num_evaluations} times {figures.num_val_samples:,} images; "
             f"{course.num_checkpoints} checkpoints, if each evaluation is better than all before it"
         )
-        if recipe.augment.sizes is not None:
-            unknown.append("augment.sizes was measured at its first size; larger images take longer, and more memory")
         if recipe.train.max_time is not None and times.total > recipe.train.max_time * 60:
             assumed.append(
                 f"train.max_time ends the training after {recipe.train.max_time:g} minutes, before its last step"
@@ -213,7 +228,7 @@ def conclude(question: Question, figures: Figures, start_up_s: float, *, place: 
         disk=_disk(recipe, course, figures, place),
         limit=None if limit_s is None or times is None or step is None else _limit(limit_s, times, step),
         figures=figures,
-        unknown=unknown,
+        unknown=[*figures.notes, *question.unknown],
         assumptions=assumed,
     )
 
@@ -227,7 +242,7 @@ def read_link(text: str | None, known: dict[str, scale.Link], *, option: str) ->
     except ValueError:
         bandwidth = 0.0
     if not bandwidth > 0:
-        raise LaunchError(f"{option} {text} is no link; give GB/s each way, or {', '.join(known)}")
+        raise LaunchError(f"{option} {text} is not a link; give GB/s each way, or {', '.join(known)}")
     latency_s = min(link.latency_s for link in known.values())
     return scale.Link(bandwidth * 1e9, latency_s)
 
@@ -281,7 +296,7 @@ def _target(recipe: Recipe, wanted: Wanted, *, link: str | None, network: str | 
     )
 
 
-def _step(question: Question, figures: Figures, unknown: list[str], assumed: list[str]) -> Step:
+def _step(question: Question, figures: Figures, assumed: list[str]) -> Step:
     target = question.target
     if target.processes == figures.processes:
         return Step(is_measured=True, step_s=figures.step_s.median, images_per_s=figures.images_per_s, efficiency=None)
@@ -291,20 +306,6 @@ def _step(question: Question, figures: Figures, unknown: list[str], assumed: lis
     if inside is None and reduction is not None:
         inside = scale.fit_link(
             [(figures.processes, reduction.gradient_bytes, reduction.all_reduce_s, reduction.latency_s)]
-        )
-    if (strategy := question.recipe.parallel.strategy) in {"dp", "fsdp"}:
-        unknown.append(
-            f"the scale model is that of DistributedDataParallel, and parallel.strategy={strategy} is not it"
-        )
-    if inside is None and target.per_node > 1:
-        unknown.append("the link within a node is not known: give it with --link, or plan where there are two devices")
-    if target.network is None and target.nodes > 1:
-        unknown.append("the network between the nodes is not known: give it with --network; the speed is one at best")
-    cpus = len(os.sched_getaffinity(0))
-    if target.device == "cpu" and target.per_node * figures.threads > cpus:
-        unknown.append(
-            f"{target.per_node} processes of {figures.threads} threads would share {cpus} CPUs here: the speed is that "
-            "of machines with enough of them"
         )
     machines = scale.Machines(
         per_node=target.per_node,

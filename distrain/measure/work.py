@@ -7,6 +7,7 @@ from contextlib import closing
 
 import torch
 
+from distrain.batching import count_steps_per_epoch
 from distrain.build import build_session
 from distrain.data.loader import read_batches
 from distrain.engine import set_determinism
@@ -38,6 +39,8 @@ def measure(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, h
     set_determinism(recipe)
     session = build_session(recipe, profile, run, world, heart, skipped=frozenset(), has_checkpoint=False)
     _check_every_rank_has_work(session)
+    if order.least_samples is not None:  # raises now, and not after the measurement
+        count_steps_per_epoch(len(session.train_reader.source), order.least_samples, drop_last=True)
     _begin(session)
     try:
         with session.checkpointer:
@@ -121,12 +124,13 @@ def _measure_around(session: Session, order: Order, figures: Figures, *, num_ste
     if order.has_evaluation:
         _tell(session, "evaluation")
         figures.evaluation_images_per_s = stretches.evaluation_rate(session, order)
-    if order.has_parts:
+    if order.has_checkpoint:
         _tell(session, "checkpoint")
         try:
             figures.saving = stretches.saving(session, next_step)
         except NotFiniteError:
             figures.notes.append("no checkpoint was measured: the weights are no numbers after so few steps")
+    if order.has_parts:
         _tell(session, "compute alone")
         compute_s = stretches.compute_step_s(session, num_steps)
         figures.compute_images_per_s = figures.global_batch_size / compute_s

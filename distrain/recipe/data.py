@@ -36,7 +36,7 @@ class Data(Section):
         None, description="validate on this share of each class of the training samples, not on the source's own"
     )
     more: tuple[MoreData, ...] = Field((), description="sources whose samples are added, their classes by name")
-    batch_size: int = Field(gt=0, description="samples in one optimizer step, over all processes")
+    batch_size: int = Field(gt=0, lt=2**31, description="samples in one optimizer step, over all processes")
     num_workers: int = Field(
         0,
         ge=0,

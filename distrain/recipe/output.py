@@ -41,7 +41,7 @@ class Eval(Section):
         description="also before the first step, so that a fault shows at once; step 0 has no checkpoint, is never the "
         "best, and does not count for train.patience",
     )
-    batch_size: int = Field(256, gt=0, description="samples of one forward pass")
+    batch_size: int = Field(256, gt=0, lt=2**31, description="samples of one forward pass")
     flips: bool = Field(default=False, description="average the outputs over each image and its mirror image")
     shift: int | None = Field(
         None, gt=0, description="average them also over the image moved by so many pixels up left and down right"

@@ -51,7 +51,7 @@ def measure_here(arguments: argparse.Namespace) -> dict[int, Figures]:
             found[count] = measure(
                 own,
                 profile,
-                Order(steps=arguments.steps, has_parts=True),
+                Order(steps=arguments.steps, has_parts=True, has_checkpoint=True),
                 place=Path(folder),
                 title=f"{count} processes",
                 console=Console(stderr=True),

@@ -132,8 +132,8 @@ def test_bench_on_a_gpu(tmp_path: Path) -> None:
         (["bench", "--procs=3"], "data.batch_size=64 does not divide over 3 processes"),
         (["bench", "--plot=bench.doc"], "--plot bench.doc does not say what kind of picture"),
         (["bench", "imagefolder-resnet18", "--data=nowhere"], "nowhere does not exist"),
-        (["plan", "--time=tomorrow"], "--time tomorrow is no time limit"),
-        (["plan", "--network=slow"], "--network slow is no link"),
+        (["plan", "--time=tomorrow"], "--time tomorrow is not a time limit"),
+        (["plan", "--network=slow"], "--network slow is not a link"),
         (["plan", "--nodes=0"], "--nodes 0"),
     ],
 )

@@ -1,5 +1,6 @@
 """What a plan concludes from figures, without measuring any."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from distrain.launchers.profile import Wanted
 from distrain.measure import planning
 from distrain.measure.scale import LINKS
 from distrain.recipe import load_recipe
+from tests.command import distrain
 from tests.measure.making import MEBIBYTE, figures, reduction
 
 RECIPE = load_recipe("digits", overrides=["data.batch_size=800", "train.epochs=10"])  # 2 steps an epoch
@@ -78,3 +80,50 @@ def test_link_by_name_or_by_its_speed() -> None:
 
 def test_batch_script_warns_before_the_limit() -> None:
     assert planning.warning_s() == 120
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wanted", "words"),
+    [
+        ([], Wanted(device="cuda", processes=8), ["this machine has no GPU"]),
+        (["augment.sizes=[[0, 8]]"], Wanted(device="cuda", processes=8), ["this machine has no GPU"]),
+        ([], Wanted(device="cpu", processes=1), []),
+        ([], Wanted(device="cpu", processes=1, nodes=4), ["--network"]),
+        (["augment.sizes=[[0, 8]]"], Wanted(device="cpu", processes=1), ["augment.sizes"]),
+        (
+            ["parallel.strategy=fsdp"],
+            Wanted(device="cpu", processes=1, nodes=2),
+            ["parallel.strategy=fsdp", "--network"],
+        ),
+    ],
+)
+def test_what_will_not_be_known_is_known_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, overrides: list[str], wanted: Wanted, words: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    recipe = load_recipe("digits", overrides=overrides)
+    question = planning.resolve(recipe, wanted, reference="digits", link=None, network=None, steps=None)
+    assert len(question.unknown) == len(words)
+    for sentence, word in zip(question.unknown, words, strict=True):
+        assert word in sentence
+
+
+def test_plan_for_gpus_that_are_not_here_is_told_before_it_is_measured_and_never_crashes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that leaves no step came to light as a traceback after minutes; the batches are those of the README."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    arguments = ["plan", "digits", "--gpus=8", "--nodes=2", "--set=data.drop_last=true"]
+    done = distrain(*arguments, "--set=data.batch_size=2048", cwd=tmp_path)
+    assert done.code == 2
+    first, _, last = done.err.splitlines()
+    assert first.startswith("not known    this machine has no GPU")
+    assert last.startswith("distrain: data.drop_last leaves nothing: the data has 1438 training samples and data.batch")
+
+    done = distrain(*arguments, "--json", cwd=tmp_path)
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["total_steps"] == 330
+    assert found["disk"]["checkpoint_bytes"] > 0
+    assert found["times"] is found["step"] is found["measured_step_s"] is None
+    assert not list(tmp_path.iterdir())
