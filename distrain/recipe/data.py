@@ -17,12 +17,16 @@ class MoreData(Section):
     path: str | None = Field(None, description="as data.path")
 
 
+def _read_delimiter(value: object) -> object:
+    return "\t" if value in ("tab", "\\t") else value
+
+
 class Data(Section):
     """Which samples are trained on, and how they are read."""
 
     source: str = Field(
-        description="digits, cifar10, imagefolder, labelfolders (CLASS_image/), manifest (CSV, JSON), tensors (.npz, "
-        ".pt, .safetensors), packed (by `distrain data pack`; the other sources of files read one too), "
+        description="digits, cifar10, imagefolder, labelfolders (CLASS_image/), manifest (CSV, TSV, JSON), tensors "
+        "(.npz, .pt, .safetensors), packed (by `distrain data pack`; the other sources of files read one too), "
         "torchvision.NAME of a dataset, or package.module:name of your own dataset factory"
     )
     path: str | None = Field(None, description="folder or file of the data; --data sets it")
@@ -31,6 +35,15 @@ class Data(Section):
     )
     target: Target = Field(
         "class", description="what a sample has: one class, any number of labels, or values to be predicted"
+    )
+    path_column: str | None = Field(
+        None, description="of a manifest: the column of the images' paths; null: path, filename, file or image"
+    )
+    label_column: str | None = Field(
+        None, description="of a manifest: the column of the labels; null: label, class, category, target or tags"
+    )
+    delimiter: Annotated[str, Field(min_length=1, max_length=1), BeforeValidator(_read_delimiter)] | None = Field(
+        None, description="of a manifest in CSV: what separates its columns, such as ; or tab; null: as its first line"
     )
     val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="validate on this share of each class of the training samples, not on the source's own"
@@ -87,6 +100,14 @@ class Data(Section):
                 f"data.arguments go to torchvision.NAME or to package.module:name, and data.source is {self.source}; "
                 f"leave them out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _columns_are_of_a_manifest(self) -> Self:
+        if "manifest" not in (self.source, *(part.source for part in self.more)):
+            for key in ("path_column", "label_column", "delimiter"):
+                if (value := getattr(self, key)) is not None:
+                    raise ValueError(f"data.{key}={value} is for data.source=manifest, not {self.source}; leave it out")
         return self
 
 

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from distrain.data.listing import Listing
 from distrain.data.manifest import read_manifest
+from distrain.data.repeats import find_repeats
 from distrain.errors import DataError
 from distrain.recipe import Data
 from tests.data.writing import write
@@ -63,6 +65,89 @@ def test_table_of_any_format_gives_classes_in_alphabetical_order(folder: Path, n
     assert found["train"].targets == (1, 0)
     assert found["train"].paths == (str(folder / "images/a.png"), str(folder / "images/b.png"))
     assert (found["val"].targets, found["val"].paths) == ((1,), (str(folder / "images/c.png"),))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "fields"),
+    [
+        ("all.csv", "path;label;split\nimages/a.png;cat;train\nimages/b.png;ant;train\nimages/c.png;cat;val\n", {}),
+        ("all.csv", as_csv(ROWS).replace(",", "\t"), {}),
+        ("all.tsv", as_csv(ROWS).replace(",", "\t"), {}),
+        ("all.csv", as_csv(ROWS).replace(",", "|"), {}),
+        ("all.csv", as_csv(ROWS).replace(",", "~"), {"delimiter": "~"}),
+        ("all.csv", as_csv(ROWS).replace(",", "\t"), {"delimiter": "tab"}),
+        ("all.csv", as_csv(ROWS).replace("path,label", "filename,class"), {}),
+        ("all.csv", as_csv(ROWS).replace("path,label", "Image,Category").replace(",", ";"), {}),
+        ("all.csv", as_csv(ROWS).replace("path,label", "where,what"), {"path_column": "where", "label_column": "what"}),
+        (
+            "all.csv",
+            as_csv([{"label": "no", **row, "kind": row["label"]} for row in ROWS]),
+            {"label_column": "kind"},
+        ),
+        ("all.json", json.dumps(ROWS).replace('"path"', '"file_name"').replace('"label"', '"target"'), {}),
+        ("all.jsonl", as_lines(ROWS).replace('"path"', '"where"'), {"path_column": "where"}),
+    ],
+)
+def test_columns_are_found_by_their_delimiter_and_by_their_names(
+    folder: Path, name: str, text: str, fields: dict[str, Any]
+) -> None:
+    (folder / name).write_text(text)
+    found = read(folder / name, **fields)
+    assert (found["train"].classes, found["train"].targets, found["val"].targets) == (("ant", "cat"), (1, 0), (1,))
+    assert found["train"].paths == (str(folder / "images/a.png"), str(folder / "images/b.png"))
+
+
+def notes(path: Path, **fields: Any) -> list[str]:
+    found = read(path, **fields)
+    return [words.replace(str(path), "FILE") for words in (*found["train"].notes, *find_repeats(found))]
+
+
+def test_what_is_decided_without_being_asked_is_said(folder: Path) -> None:
+    file = folder / "all.csv"
+    file.write_text(as_csv(ROWS))
+    assert notes(file) == []
+    file.write_text("filename;class;split\nimages/a.png;cat;train\nimages/b.png;ant;test\n".replace("ant", "cat"))
+    assert notes(file) == [
+        "FILE: reading paths from column 'filename' and labels from column 'class'",
+        "FILE has no validation rows: validating on its test rows",
+    ]
+    assert notes(file, path_column="filename", label_column="class", val_fraction=0.5) == []
+
+
+def test_image_that_is_listed_twice_is_said(folder: Path) -> None:
+    file = folder / "all.csv"
+    file.write_text("path,label\nimages/a.png,x\nimages/a.png,y\nimages/b.png,x\nimages/b.png,x\n")
+    assert notes(file) == [
+        f"2 images are listed more than once (1 under different labels), such as {folder / 'images/a.png'}"
+    ]
+    file.write_text("path,label,split\nimages/a.png,x,train\nimages/b.png,x,train\nimages/a.png,x,val\n")
+    assert notes(file) == [
+        f"1 image is listed more than once (1 in both train and val), such as {folder / 'images/a.png'}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "first"),
+    [
+        (("ants;green", "ants", "bees;green"), "ants;green"),
+        (('"[""ants"", ""green""]"', "ants", "x"), '["ants", "green"]'),
+        (("this; that", "other", "more"), None),  # a name with a semicolon, of which nothing comes again
+    ],
+)
+def test_several_labels_in_one_cell_are_hinted_at(folder: Path, labels: tuple[str, ...], first: str | None) -> None:
+    file = folder / "all.csv"
+    rows = [f"images/{name}.png,{label}\n" for name, label in zip("abc", labels, strict=True)]
+    file.write_text("".join(["path,label\n", *rows]))
+    hint = f"FILE: {first!r} is read as one class; --set data.target=labels reads several"
+    assert notes(file) == ([] if first is None else [hint])
+    assert notes(file, target="labels") == []
+
+
+def test_keys_of_a_manifest_are_refused_for_other_sources() -> None:
+    for key, value in (("path_column", "x"), ("label_column", "x"), ("delimiter", ";")):
+        with pytest.raises(ValidationError, match=f"data.{key}={value} is for data.source=manifest, not imagefolder"):
+            Data.model_validate({"source": "imagefolder", "batch_size": 1, key: value})
+        Data.model_validate({"source": "digits", "more": [{"source": "manifest"}], "batch_size": 1, key: value})
 
 
 def test_folder_holds_a_table_for_each_split(folder: Path) -> None:
@@ -133,12 +218,33 @@ HEAD = "path,label\nimages/a.png,x\n"
         ("all.csv", HEAD + "images/b.png, \n", {}, ["line 3 has label ''"]),
         ("all.csv", HEAD + ",x\n", {}, ["line 3 has no path"]),
         ("all.csv", HEAD + '"images/b.png,x\n', {}, ["cannot be read as CSV near line 2"]),
-        ("all.csv", "path;label\nimages/a.png;x\n", {}, ["columns path;label", "with commas"]),
-        ("all.csv", "path,label,label\nimages/a.png,x,y\n", {}, ["once each"]),
-        ("all.csv", "path,kind\nimages/a.png,x\n", {}, ["line 2 has no label; it has path, kind"]),
+        ("all.csv", "path,label,label\nimages/a.png,x,y\n", {}, ["the columns path, label, label; name each once"]),
+        (
+            "all.csv",
+            "path,kind\nimages/a.png,x\n",
+            {},
+            ["columns path, kind, and none called label", "label_column"],
+        ),
+        ("all.csv", "images/a.png,x\n", {}, ["columns images/a.png, x, and none called path", "data.path_column"]),
+        ("all.csv", "where;what\nimages/a.png;x\n", {}, ["columns where, what, and none called path"]),
+        ("all.csv", HEAD, {"path_column": "file"}, ["and no 'file', as data.path_column says"]),
+        ("all.csv", HEAD, {"label_column": "kind"}, ["and no 'kind', as data.label_column says"]),
+        ("all.csv", HEAD, {"delimiter": ";"}, ["columns path,label, and none called path"]),
+        (
+            "all.jsonl",
+            '{"path": "images/a.png", "kind": "x"}',
+            {},
+            ["line 1 has the columns path, kind, and none called label"],
+        ),
+        (
+            "all.csv",
+            "path,label,split\nimages/a.png,x,train\nimages/b.png,x;y,val\n",
+            {},
+            ["label 'x;y', which no row to train on has", "or it is several labels: --set data.target=labels"],
+        ),
         ("all.csv", "path,label\n", {}, ["has no rows"]),
         ("all.csv", "", {}, ["columns none"]),
-        ("all.csv", "path,label,split\nimages/a.png,x,trian\n", {}, ["line 2 has split 'trian'; take train or val"]),
+        ("all.csv", "path,label,split\nimages/a.png,x,trian\n", {}, ["line 2 has split 'trian'; use train or val"]),
         ("all.csv", "path,label,split\nimages/a.png,x,val\n", {}, ["no row to train on"]),
         (
             "all.csv",
@@ -157,8 +263,8 @@ HEAD = "path,label\nimages/a.png,x\n"
         ("all.jsonl", '\n{"path": "images/a.png",', {}, ["line 2 cannot be read as JSON"]),
         ("all.jsonl", "[1, 2]\n", {}, ["line 1 is [1, 2], not an object"]),
         ("all.json", '{"path": "images/a.png"}', {}, ["holds dict, not a list"]),
-        ("all.json", '[{"label": "x"}]', {}, ["entry 1 has no path; it has label"]),
-        ("all.txt", HEAD, {}, ["a name that tells no format", ".csv, .json or .jsonl"]),
+        ("all.json", '[{"label": "x"}]', {}, ["entry 1 has the columns label, and none called path"]),
+        ("all.txt", HEAD, {}, ["a name that tells no format", ".csv, .tsv, .json or .jsonl"]),
     ],
 )
 def test_bad_manifest_is_one_sentence_with_the_line(

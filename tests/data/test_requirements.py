@@ -18,7 +18,7 @@ from tests.data.writing import write
     [
         ({"source": "imagefolder"}, "name it with --data DIR"),
         ({"source": "labelfolders"}, "name it with --data DIR"),
-        ({"source": "manifest"}, "name it with --data: a .csv, .json or .jsonl file"),
+        ({"source": "manifest"}, "name it with --data: a .csv, .tsv, .json or .jsonl file"),
         ({"source": "tensors"}, "name it with --data: a .npz, .pt or .safetensors file"),
         ({"source": "imagefolder", "path": "nowhere"}, "data folder nowhere does not exist"),
         ({"source": "manifest", "path": "none.csv"}, "none.csv does not exist"),
