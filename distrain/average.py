@@ -20,33 +20,26 @@ class WeightAverage:
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        live = _floating_point(module)
-        self.tensors = {name: tensor.clone() for name, tensor in live.items()}
-        self._module = module
+        self._live = _FloatingPoint(module)
+        self.tensors = self._live.clones()
         self._decay = decay
         self._averages = [own_part(tensor) for tensor in self.tensors.values()]
-        self._live = [own_part(tensor) for tensor in live.values()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move the average towards the weights after step `step`, counted from 0."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._averages, self._live, 1 - decay)
+        torch._foreach_lerp_(self._averages, self._live.parts(), 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Let the network have the averaged weights, and its own again at the end."""
-        own = [live.clone() for live in self._live]
-        self._write(self._averages)
+        own = [live.clone() for live in self._live.parts()]
+        self._live.write(self._averages)
         try:
             yield
         finally:
-            self._write(own)
-
-    def _write(self, values: list[torch.Tensor]) -> None:
-        reshard(self._module)
-        with torch.no_grad():
-            torch._foreach_copy_(self._live, values)
+            self._live.write(own)
 
 
 class SlowWeights:
@@ -57,13 +50,11 @@ class SlowWeights:
     """
 
     def __init__(self, module: nn.Module, config: Lookahead, *, total_steps: int) -> None:
-        live = _floating_point(module)
-        self.tensors = {name: tensor.clone() for name, tensor in live.items()}
-        self._module = module
+        self._live = _FloatingPoint(module)
+        self.tensors = self._live.clones()
         self._config = config
         self._total_steps = total_steps
         self._slow = [own_part(tensor) for tensor in self.tensors.values()]
-        self._live = [own_part(tensor) for tensor in live.values()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -71,13 +62,48 @@ class SlowWeights:
         taken = step + 1
         if taken % self._config.every_steps == 0:
             decay = self._config.decay * (taken / self._total_steps) ** self._config.power
-            torch._foreach_lerp_(self._slow, self._live, 1 - decay)
+            torch._foreach_lerp_(self._slow, self._live.parts(), 1 - decay)
         elif taken != self._total_steps:
             return
+        self._live.write(self._slow)
+
+
+class _FloatingPoint:
+    """The weights and buffers of a network that are not whole numbers, as they are at each moment.
+
+    A forward pass may put another tensor into the place of a buffer.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._named = {name: tensor for name, tensor in split(module)[0].items() if tensor.is_floating_point()}
+        self._parts = [own_part(tensor) for tensor in self._named.values()]
+        places = {
+            (f"{path}.{name}" if path else name): (part, name)
+            for path, part in module.named_modules()
+            for name in part._buffers
+        }
+        self._buffers = [
+            (number, *places[name], places[name][0].get_buffer(places[name][1]))
+            for number, name in enumerate(self._named)
+            if name in places
+        ]
+
+    def clones(self) -> dict[str, torch.Tensor]:
+        """Return copies by the names of the network's `state_dict`."""
+        return {name: tensor.detach().clone() for name, tensor in self._named.items()}
+
+    def parts(self) -> list[torch.Tensor]:
+        """Return what this rank has of them; they share their memory with the network."""
+        for place, (number, module, name, known) in enumerate(self._buffers):
+            buffer = module._buffers[name]
+            if buffer is not known and buffer is not None:
+                self._parts[number] = own_part(buffer)
+                self._buffers[place] = (number, module, name, buffer)
+        return self._parts
+
+    def write(self, values: list[torch.Tensor]) -> None:
+        """Let the network have other values, in the order of `parts`."""
         reshard(self._module)
-        torch._foreach_copy_(self._live, self._slow)
-
-
-def _floating_point(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the weights and buffers of a network that are not whole numbers; they share its memory."""
-    return {name: tensor.detach() for name, tensor in split(module)[0].items() if tensor.is_floating_point()}
+        with torch.no_grad():
+            torch._foreach_copy_(self.parts(), values)

@@ -148,7 +148,10 @@ def build_session(
         num_pieces=len(order.window(0).own),
         processes=profile.processes,
     )
-    parallel = build_parallel(recipe, model, world, batching=order.batching, example=shown_images, idle=idle)
+    extra = ExtraState(model, loss_function, device=world.device)
+    parallel = build_parallel(
+        recipe, model, world, batching=order.batching, example=shown_images, extra=extra, idle=idle
+    )
     return Session(
         recipe=recipe,
         profile=profile,
@@ -176,7 +179,7 @@ def build_session(
         stopwatch=Stopwatch(),
         checkpointer=Checkpointer(run.checkpoints, config=recipe.checkpoint, world=world),
         shown_images=shown_images.cpu(),
-        extra=ExtraState(model, loss_function, device=world.device),
+        extra=extra,
         bare_copy=bare_copy,
         skipped=skipped,
         fingerprint={split: source.fingerprint() for split, source in sources.items()} if world.is_main else {},

@@ -19,7 +19,9 @@ class ExtraState:
     Each rank has its own, since each sees other samples. What is evaluated, and used after the training, is rank 0's.
     """
 
-    def __init__(self, model: nn.Module, loss_function: LossFunction, *, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, loss_function: LossFunction | None = None, *, device: torch.device | None = None
+    ) -> None:
         self._model = model
         function: object = loss_function
         self._loss = function if isinstance(function, Stateful) and function.state_dict() else None
@@ -72,11 +74,15 @@ class ExtraState:
 
         All ranks call it together.
         """
-        if not self.exists:
+        with self.kept():
+            if self.exists:
+                self.share(self.read(), world)
             yield
-            return
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Give this rank's back at the end."""
         own = self.read()
-        self.share(own, world)
         try:
             yield
         finally:

@@ -6,7 +6,8 @@ it refers to as `NAME:0`, `NAME:1` and so on.
 """
 
 from collections import OrderedDict
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
@@ -100,6 +101,28 @@ def unpack(packed: Mapping[str, torch.Tensor], *, device: torch.device | None = 
         tensors = [found[str(place)] for place in range(len(found))]
         state[owner] = decode(text, tensors, device=device)
     return state
+
+
+def buffer_slots(module: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Return where a module has its buffers, each one once: a forward pass may put another tensor there."""
+    found: dict[int, tuple[nn.Module, str]] = {}
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            found.setdefault(id(buffer), (part, name))
+    return list(found.values())
+
+
+@contextmanager
+def kept_buffers(module: nn.Module) -> Iterator[None]:
+    """Give a module its buffers back at the end, the very tensors with the numbers that they had."""
+    kept = [(part, name, part.get_buffer(name)) for part, name in buffer_slots(module)]
+    values = [buffer.clone() for _, _, buffer in kept]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for (part, name, buffer), value in zip(kept, values, strict=True):
+                part._buffers[name] = buffer.copy_(value)
 
 
 def is_part_of(packed_name: str, names: Container[str]) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from distrain.errors import ModelError
-from distrain.module_state import Stateful, Tensors, load_extra_state, pack, split, unpack
+from distrain.module_state import Stateful, Tensors, kept_buffers, load_extra_state, pack, split, unpack
 from distrain.references import is_reference
 
 
@@ -19,20 +19,17 @@ def undisturbed(owner: object) -> Iterator[None]:
     """
     module = owner if isinstance(owner, nn.Module) else nn.Module()
     modes = [(part, part.training) for part in module.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     extra = _pack_extra(owner, name="the network or loss")
     may_search = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False  # no search for the fastest kernels of a batch that never comes again
     try:
-        with torch.random.fork_rng(devices={weight.device.index for weight in module.parameters() if weight.is_cuda}):
+        gpus = {weight.device.index for weight in module.parameters() if weight.is_cuda}
+        with kept_buffers(module), torch.random.fork_rng(devices=gpus):
             yield
     finally:
         torch.backends.cudnn.benchmark = may_search
         for part, was_training in modes:
             part.training = was_training
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
         if extra:
             _load_extra(owner, extra)
 

@@ -9,6 +9,7 @@ from torch import nn
 from distrain.batching import Batching
 from distrain.data.order import TrainOrder
 from distrain.errors import RecipeError
+from distrain.extra_state import ExtraState
 from distrain.parallel.ddp import Ddp
 from distrain.parallel.exact import Exact
 from distrain.parallel.flat import Flat, fits_in_one
@@ -31,9 +32,10 @@ def build_parallel(
     *,
     batching: Batching,
     example: torch.Tensor,
+    extra: ExtraState | None = None,
     idle: Sequence[str] = (),
 ) -> Parallel:
-    """Return the strategy of a recipe for this world.
+    """Return the strategy of a recipe for this world, for a network and a loss with `extra` state.
 
     `example` is a small batch as the network gets it, `idle` names the weights on which the loss does not depend, where
     `must_agree` asks for them.
@@ -48,10 +50,13 @@ def build_parallel(
         )
     with kept_out(module, idle):
         if recipe.train.exact:
-            return Exact(module, world, batching)
+            return Exact(module, world, batching, extra=extra)
         if recipe.parallel.sync_batchnorm and world.size > 1:
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-        return STRATEGIES[recipe.parallel.strategy](module, world, example, DTYPES[recipe.precision])
+        dtype = DTYPES[recipe.precision]
+        if recipe.parallel.strategy == "fsdp":
+            return _fsdp(module, world, example, dtype, extra=extra)
+        return STRATEGIES[recipe.parallel.strategy](module, world, example, dtype)
 
 
 def must_agree(recipe: Recipe, world: World) -> bool:
@@ -122,11 +127,13 @@ def _none(module: nn.Module, world: World, _: torch.Tensor, __: Dtype) -> Parall
     return Single(module)
 
 
-def _fsdp(module: nn.Module, world: World, example: torch.Tensor, dtype: Dtype) -> Parallel:
+def _fsdp(
+    module: nn.Module, world: World, example: torch.Tensor, dtype: Dtype, *, extra: ExtraState | None
+) -> Parallel:
     from distrain.parallel.fsdp import Fsdp  # takes a second to import: only where it is used
 
     # One process has all parts anyway.
-    return Single(module) if world.size == 1 else Fsdp(module, world, example, dtype=dtype)
+    return Single(module) if world.size == 1 else Fsdp(module, world, example, extra=extra, dtype=dtype)
 
 
 STRATEGIES: dict[str, Callable[[nn.Module, World, torch.Tensor, Dtype], Parallel]] = {
@@ -134,5 +141,4 @@ STRATEGIES: dict[str, Callable[[nn.Module, World, torch.Tensor, Dtype], Parallel
     "ddp": _ddp,
     "dp": _data_parallel,
     "none": _none,
-    "fsdp": _fsdp,
 }

@@ -17,6 +17,8 @@ from torch.utils.hooks import RemovableHandle
 from distrain.batching import Batching
 from distrain.data.order import Window
 from distrain.errors import ModelError
+from distrain.extra_state import ExtraState
+from distrain.module_state import Tensors
 from distrain.parallel.exchange import Exchange, lay_out
 from distrain.parallel.statistics import BatchStatistics, broadcast_together
 from distrain.parallel.tree import Node, merge
@@ -33,12 +35,13 @@ class Exact:
     loss_scale = 1
     needs_even_passes = False
 
-    def __init__(self, module: nn.Module, world: World, batching: Batching) -> None:
+    def __init__(self, module: nn.Module, world: World, batching: Batching, *, extra: ExtraState | None = None) -> None:
         self.module = module
         self._world = world
+        self._extra = extra or ExtraState(module)
+        self._start_extra: Tensors = {}
         self._statistics = BatchStatistics(module)
         values = self._statistics.values
-        self._buffers = ([] if values is None else [values]) + self._statistics.others
         self._starts = [torch.clone(buffer) for buffer in self._buffers]
         parameters = [p for p in module.parameters() if p.requires_grad]
         if len({p.dtype for p in parameters}) != 1:
@@ -67,6 +70,7 @@ class Exact:
         """Remember the buffers as every micro-batch of the step will find them."""
         for start, buffer in zip(self._starts, self._buffers, strict=True):
             start.copy_(buffer)
+        self._start_extra = self._extra.read()
         self._step, self._num_pieces, self._fresh = step, window.num_pieces, None
         return self.module
 
@@ -89,6 +93,7 @@ class Exact:
             self._changes.add_(self._statistics.values - self._starts[0])  # one addition a node, as in the tree
         if piece == 0 and window.own[-1] != 0:
             self._first_others = [buffer.clone() for buffer in self._statistics.others]
+            self._first_extra = self._extra.read()
 
     def finish_window(self, window: Window, step: int) -> None:
         """Wait for the last buckets, and give the buffers their new values."""
@@ -113,11 +118,17 @@ class Exact:
             hook.remove()
         self._exchange.close()
 
+    @property
+    def _buffers(self) -> list[torch.Tensor]:
+        values = self._statistics.values
+        return ([] if values is None else [values]) + self._statistics.others
+
     def _rewind(self, *, is_first: bool) -> None:
         """Let a micro-batch find the buffers as they were at the start of the step."""
         if not is_first:
             for start, buffer in zip(self._starts, self._buffers, strict=True):
                 buffer.copy_(start)
+            self._extra.write(self._start_extra)
         if self._statistics.counts is not None:
             self._statistics.counts.fill_(self._step)
 
@@ -156,10 +167,13 @@ class Exact:
         self._exchange.submit(out, nodes, self._num_pieces)
 
     def _share_other_buffers(self, window: Window) -> None:
-        """Give every rank the other buffers as the step's first micro-batch left them."""
+        """Give every rank the other buffers, and extra state, as the step's first micro-batch left them."""
         others = self._statistics.others
         if self._world.is_main and window.own[-1] != 0:
             for buffer, first in zip(others, self._first_others, strict=True):
                 buffer.copy_(first)
+            self._extra.write(self._first_extra)
         if self._world.size > 1:
             broadcast_together(others)
+            if self._extra.exists:
+                self._extra.share(self._extra.read(), self._world)  # over the hosts: a device waits, where it has any

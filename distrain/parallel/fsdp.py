@@ -11,7 +11,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from distrain.data.order import Window
+from distrain.extra_state import ExtraState
 from distrain.models.blocks import divide
+from distrain.module_state import kept_buffers
 from distrain.parallel.statistics import BatchStatistics, average_together
 from distrain.precision import autocast
 from distrain.world import World
@@ -31,9 +33,16 @@ class Fsdp:
     needs_even_passes = True
 
     def __init__(
-        self, module: nn.Module, world: World, example: torch.Tensor, *, dtype: torch.dtype | None = None
+        self,
+        module: nn.Module,
+        world: World,
+        example: torch.Tensor,
+        *,
+        extra: ExtraState | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.module = module
+        self._extra = extra or ExtraState(module)
         self.loss_scale = world.size
         self._world = world
         self._example = example
@@ -63,13 +72,11 @@ class Fsdp:
     def finish_window(self, window: Window, step: int) -> None:  # noqa: ARG002
         """Join the passes in which this rank has no micro-batch, and average what FSDP does not."""
         for number in range(len(window.own), self._num_passes):
-            kept = [(tensor, tensor.clone()) for tensor in self.module.buffers()]
             self._sharded.set_requires_gradient_sync(number == self._num_passes - 1)
-            with autocast(self._dtype, self._world.device.type):
-                answer = self.module(self._example)
-            (answer.sum() * 0).backward()
-            for tensor, before in kept:
-                tensor.copy_(before)
+            with kept_buffers(self.module), self._extra.kept():
+                with autocast(self._dtype, self._world.device.type):
+                    answer = self.module(self._example)
+                (answer.sum() * 0).backward()
         self._average_vectors()
         self._statistics.average(window, self._world)
 

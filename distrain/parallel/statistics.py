@@ -6,14 +6,15 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distrain.data.order import Window
+from distrain.module_state import buffer_slots
 from distrain.world import World
 
 
 class BatchStatistics:
     """All running means and variances of a network, moved into `values`, of which the modules keep views.
 
-    `counts` holds their `num_batches_tracked` in the same way. `others` are the network's remaining buffers. Most of
-    them are constants, tables of positions for example; only those travel that have changed on some rank.
+    `counts` holds their `num_batches_tracked` in the same way. Most of the network's other buffers are constants,
+    tables of positions for example; only those travel that have changed on some rank.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -21,18 +22,24 @@ class BatchStatistics:
         self.values = _flatten(norms, ("running_mean", "running_var"))  # float32 [2 x channels of all norms]
         self.counts = _flatten(norms, ("num_batches_tracked",))  # int64 [norms]
         owned = {id(buffer) for norm in norms for buffer in norm.buffers(recurse=False)}
-        self.others = [buffer for buffer in module.buffers() if id(buffer) not in owned]
+        self._slots = [(part, name) for part, name in buffer_slots(module) if id(part.get_buffer(name)) not in owned]
         self._changing: set[int] = set()  # the places in `others` of those that have ever changed in a step
-        self._versions: list[int] = []
+        self._before: list[tuple[torch.Tensor, int]] = []  # the tensors before the passes of a step, their versions
         self._before_first: list[torch.Tensor] | None = None
+
+    @property
+    def others(self) -> list[torch.Tensor]:
+        """The remaining buffers, as they are now: a network may put another tensor into the place of one."""
+        return [buffer for part, name in self._slots if (buffer := part._buffers[name]) is not None]
 
     def begin(self) -> None:
         """Note how the other buffers are before the passes of a step."""
-        if not self.others:
+        if not self._slots:
             return
-        if not self._versions:
-            self._before_first = [buffer.clone() for buffer in self.others]
-        self._versions = [buffer._version for buffer in self.others]
+        others = self.others
+        if not self._before:
+            self._before_first = [buffer.clone() for buffer in others]
+        self._before = [(buffer, buffer._version) for buffer in others]
 
     def average(self, window: Window, world: World) -> None:
         """Give all ranks the mean of the statistics of those that had work in `window`, and rank 0's other buffers."""
@@ -47,20 +54,23 @@ class BatchStatistics:
         """Give all ranks what is not averaged: the true counts, and rank 0's other buffers."""
         if self.counts is not None and window.num_pieces % world.size:
             dist.broadcast(self.counts, src=0)  # rank 0 always has work: it has the true count
-        steady = [place for place in range(len(self.others)) if place not in self._changing]
+        others = self.others
+        steady = [place for place in range(len(others)) if place not in self._changing]
         if steady:  # one number each, over the hosts: no device waits
-            have_changed = world.all_reduce(torch.tensor([int(self._has_changed(place)) for place in steady]))
+            have_changed = world.all_reduce(
+                torch.tensor([int(self._has_changed(place, others[place])) for place in steady])
+            )
             self._changing |= {place for place, count in zip(steady, have_changed.tolist(), strict=True) if count}
             self._before_first = None
-        broadcast_together([self.others[place] for place in sorted(self._changing)])
+        broadcast_together([others[place] for place in sorted(self._changing)])
 
-    def _has_changed(self, place: int) -> bool:
+    def _has_changed(self, place: int, buffer: torch.Tensor) -> bool:
         """Whether a buffer has changed in this step on this rank.
 
         torch counts what is written in place, except through `.data`: so the first step compares the numbers as well.
         """
-        buffer = self.others[place]
-        if buffer._version != self._versions[place]:
+        before, version = self._before[place]
+        if buffer is not before or buffer._version != version:
             return True
         return self._before_first is not None and not torch.equal(buffer, self._before_first[place])
 

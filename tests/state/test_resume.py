@@ -5,11 +5,19 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoint.making import ALONE
+from tests.command import comparable, status
 from tests.processes import run_ranks
 from tests.state import making
-from tests.state.making import train_and_resume
+from tests.state.making import train, train_and_resume, unfinish
 
-NETWORKS = ["CountingInADict", "CountingInATensor", "CountingInAStream", "CountingInItsOwnWay", "Deeper"]
+NETWORKS = [
+    "CountingInADict",
+    "CountingInATensor",
+    "CountingInAStream",
+    "CountingInItsOwnWay",
+    "CountingInABuffer",
+    "Deeper",
+]
 LOSSES = ["Centred", "plain_centred"]
 
 
@@ -18,7 +26,7 @@ def test_extra_state_of_a_network_comes_back(tmp_path: Path, network: str) -> No
     train_and_resume(ALONE, tmp_path, f"model.name={making.__name__}:{network}")
 
 
-@pytest.mark.parametrize("network", ["CountingInADict", "CountingInATensor"])
+@pytest.mark.parametrize("network", ["CountingInADict", "CountingInATensor", "CountingInABuffer"])
 def test_extra_state_comes_back_beside_averages_and_slow_weights(tmp_path: Path, network: str) -> None:
     followed = "train={epochs: 2, micro_batch_size: 4, ema_decay: 0.9, lookahead: {every_steps: 3}}"
     train_and_resume(ALONE, tmp_path, f"model.name={making.__name__}:{network}", followed)
@@ -30,6 +38,21 @@ def test_state_of_a_loss_comes_back(tmp_path: Path, loss: str) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["auto", "ddp", "fsdp"])
-def test_each_process_gets_its_own_extra_state_back(tmp_path: Path, strategy: str) -> None:
-    overrides = [f"model.name={making.__name__}:Deeper", f"loss.name={making.__name__}:Centred"]
+@pytest.mark.parametrize("network", ["Deeper", "CountingInABuffer"])
+def test_each_process_gets_its_own_extra_state_back(tmp_path: Path, strategy: str, network: str) -> None:
+    overrides = [f"model.name={making.__name__}:{network}", f"loss.name={making.__name__}:Centred"]
     run_ranks(train_and_resume, tmp_path, 2, tmp_path, *overrides, f"parallel.strategy={strategy}")
+
+
+@pytest.mark.parametrize("network", ["Deeper", "CountingInABuffer"])
+def test_exact_mode_has_the_same_extra_state_on_any_number_of_processes(tmp_path: Path, network: str) -> None:
+    overrides = [f"model.name={making.__name__}:{network}", f"loss.name={making.__name__}:Centred"]
+    overrides += ["train={epochs: 2, micro_batch_size: 4, exact: true, ema_decay: 0.9}"]
+    alone = train(tmp_path / "alone", *overrides)
+    run_ranks(train_and_resume, tmp_path, 2, tmp_path, *overrides)
+    facts = [(found["weights_digest"], found["state_digest"]) for found in map(status, sorted(tmp_path.glob("*/")))]
+    assert facts == [(alone.weights_digest, alone.state_digest)] * 3
+    unfinish(tmp_path / "resumed")  # killed on two processes, resumed on one
+    again = train(tmp_path / "resumed", *overrides)
+    assert (again.weights_digest, again.state_digest) == facts[0]
+    assert comparable(tmp_path / "resumed") == comparable(tmp_path / "alone")
