@@ -8,7 +8,7 @@ from torch import nn
 
 from distrain.checkpoint.tensors import LOSS, MODEL, RANKS
 from distrain.losses import LossFunction
-from distrain.module_state import Stateful, Tensors, load_extra_state, pack, split, unpack
+from distrain.module_state import Tensors, as_stateful, load_extra_state, pack, split, unpack
 from distrain.sharding import whole
 from distrain.world import World
 
@@ -23,8 +23,8 @@ class ExtraState:
         self, model: nn.Module, loss_function: LossFunction | None = None, *, device: torch.device | None = None
     ) -> None:
         self._model = model
-        function: object = loss_function
-        self._loss = function if isinstance(function, Stateful) and function.state_dict() else None
+        loss = as_stateful(loss_function)
+        self._loss = loss if loss is not None and loss.state_dict() else None
         self._device = device
         self.network_names = {f"{MODEL}{name}" for name in split(model)[1]}  # not packed
 
@@ -95,9 +95,8 @@ class ExtraState:
 
 def load_loss(loss_function: LossFunction, packed: Tensors) -> None:
     """Give a loss the state that a checkpoint holds of it, packed; where it holds none, the loss stays as it is."""
-    function: object = loss_function
-    if packed and isinstance(function, Stateful):
-        function.load_state_dict(unpack(packed))
+    if packed and (loss := as_stateful(loss_function)) is not None:
+        loss.load_state_dict(unpack(packed))
 
 
 def _prefixed(prefix: str, tensors: Tensors) -> Tensors:

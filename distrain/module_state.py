@@ -36,6 +36,11 @@ class Stateful(Protocol):
         ...
 
 
+def as_stateful(owner: object) -> Stateful | None:
+    """Return a module, or another object with a state, as such; None for what has none, such as a function or class."""
+    return owner if isinstance(owner, Stateful) and not isinstance(owner, type) else None
+
+
 def split(module: nn.Module) -> tuple[Tensors, dict[str, Any]]:
     """Return the two parts of a module's `state_dict`: weights and buffers, which share its memory, and extra state."""
     own = dict(chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)))
@@ -123,6 +128,11 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for (part, name, buffer), value in zip(kept, values, strict=True):
                 part._buffers[name] = buffer.copy_(value)
+
+
+def is_packed(name: str) -> bool:
+    """Whether a name is that of a value that is no tensor, packed."""
+    return name.endswith(_TEXT)
 
 
 def is_part_of(packed_name: str, names: Container[str]) -> bool:

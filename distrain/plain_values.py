@@ -61,14 +61,14 @@ def _encode(value: Any, place: str, tensors: list[torch.Tensor]) -> Any:
         return {key: _encode(item, f"{place}[{key!r}]", tensors) for key, item in value.items()}
     if kind in {dict, *_DICTS.values()}:
         pairs = [
-            [_encode(key, f"{place} key", tensors), _encode(item, f"{place}[{key!r}]", tensors)]
+            [_encode(key, f"{place} (a key)", tensors), _encode(item, f"{place}[{key!r}]", tensors)]
             for key, item in value.items()
         ]
         return {_tag(kind, _DICTS): pairs}
     if kind in {tuple, torch.Size}:
         return {_tag(kind, _SEQUENCES): _encode_all(value, place, tensors)}
     if kind in {set, frozenset}:
-        items = sorted((_encode(item, f"{place} item", tensors) for item in value), key=json.dumps)
+        items = sorted((_encode(item, f"{place} (an item)", tensors) for item in value), key=json.dumps)
         return {_tag(kind, _SEQUENCES): items}
     if kind is deque:
         return {"$deque": _encode_all(value, place, tensors), "maxlen": value.maxlen}

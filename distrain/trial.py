@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from distrain.errors import ModelError
-from distrain.module_state import Stateful, Tensors, kept_buffers, load_extra_state, pack, split, unpack
+from distrain.module_state import Tensors, as_stateful, kept_buffers, load_extra_state, pack, split, unpack
 from distrain.references import is_reference
 
 
@@ -39,13 +39,13 @@ def check_state(owner: object, *, name: str) -> None:
 
     It cannot be stored, or is not taken back. What has no extra state passes.
     """
-    packed = _pack_extra(owner, name=name)
-    if not packed or not isinstance(owner, Stateful):
+    packed, stateful = _pack_extra(owner, name=name), as_stateful(owner)
+    if not packed or stateful is None:
         return
-    state = owner.state_dict()
+    state = stateful.state_dict()
     state.update(unpack(packed))
     try:
-        owner.load_state_dict(state)
+        stateful.load_state_dict(state)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(
@@ -58,14 +58,15 @@ def _pack_extra(owner: object, *, name: str) -> Tensors:
     """Return what a module has besides weights and buffers, or all that another object gives as its state."""
     if isinstance(owner, nn.Module):
         return pack(split(owner)[1], owner=name)
-    return pack(owner.state_dict(), owner=name) if isinstance(owner, Stateful) else {}
+    stateful = as_stateful(owner)
+    return {} if stateful is None else pack(stateful.state_dict(), owner=name)
 
 
 def _load_extra(owner: object, packed: Tensors) -> None:
     if isinstance(owner, nn.Module):
         load_extra_state(owner, packed)
-    elif isinstance(owner, Stateful):
-        owner.load_state_dict(unpack(packed))
+    elif (stateful := as_stateful(owner)) is not None:
+        stateful.load_state_dict(unpack(packed))
 
 
 def check_outputs(model: nn.Module, images: torch.Tensor, *, name: str, num_outputs: int) -> None:

@@ -4,6 +4,6 @@
 checkpoint is imported from `trained`, what writes bundles and graphs from `write` and `graph`.
 """
 
-from distrain.bundle.load import Bundle, load
+from distrain.bundle.load import Bundle, load, read_state
 
-__all__ = ["Bundle", "load"]
+__all__ = ["Bundle", "load", "read_state"]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -41,6 +42,18 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> "Bundle":
     if digest(tensors) != description.weights_digest:
         raise BundleError(f"bundle {folder}: {WEIGHTS} holds other bits than {DESCRIPTION} says; export it again")
     return Bundle(description, tensors, device=torch.device(device))
+
+
+def read_state(file: str | Path) -> dict[str, Any]:
+    """Return what `load_state_dict` of the plain network takes, strictly, from a safetensors file that distrain wrote.
+
+    That is what `safetensors.torch.load_file` gives, and any extra state of the network's modules besides: values that
+    are no tensors. Raises `BundleError` where the file cannot be read.
+    """
+    try:
+        return unpack(load_file(Path(file).expanduser()))
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"{file} cannot be read as safetensors: {error}") from None
 
 
 class Bundle:

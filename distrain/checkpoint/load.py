@@ -18,6 +18,7 @@ from distrain.checkpoint.folder import METADATA, Checkpoint
 from distrain.checkpoint.tensors import AVERAGE, LOSS, MODEL, Tensors, extra_names, model_tensors, optimizer_prefix
 from distrain.checkpoint.verify import read_manifest
 from distrain.errors import CheckpointError
+from distrain.module_state import is_packed
 from distrain.world import World
 
 _NEVER_AVERAGED = "._extra_state"  # of what older versions took for an average of it, only the first value was kept
@@ -96,6 +97,11 @@ def read_model(path: Path) -> Tensors:
     )
     _read_into(tensors, reader, no_dist=True)
     return {name.removeprefix(MODEL).removeprefix(AVERAGE): tensor for name, tensor in tensors.items()}
+
+
+def has_packed_state(path: Path) -> bool:
+    """Whether the network of a verified checkpoint has extra state that is no tensor."""
+    return any(name.startswith(MODEL) and is_packed(name) for name in _describe(_SafeReader(path)))
 
 
 def describe_tensors(path: Path) -> dict[str, tuple[list[int], str]]:

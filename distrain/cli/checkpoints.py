@@ -174,9 +174,14 @@ def consolidate(
     path = checkpoint.choose(run.checkpoints, target[0] if len(target) == 2 else "last")
     _check(path)
     from distrain.checkpoint.consolidate import consolidate as write  # torch: only for a checkpoint that is good
+    from distrain.checkpoint.load import has_packed_state
 
     num_bytes = write(path, file, recipe_name=read_recipe(run.recipe).name)
     typer.echo(f"wrote {file}: the model of {path.name}, {num_bytes / MEBIBYTE:.1f} MiB")
+    if has_packed_state(path):
+        typer.echo(
+            "its extra state is not all tensors: load_state_dict takes what distrain.bundle.read_state reads of it"
+        )
 
 
 def _find(reference: str, root: Path) -> "RunDirectory":

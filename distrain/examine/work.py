@@ -108,7 +108,8 @@ def examine(recipe: Recipe, folder: RunDirectory, world: World, heart: Heart) ->
     num_batches = -(-num_samples // batch_size)
     own = evaluation_order(num_samples=num_samples, batch_size=batch_size, rank=world.rank, world_size=world.size)
     _begin(folder, heart, world, len(own))
-    load_loss(subject.loss_function, read_loss(Path(order.checkpoint)))
+    if recipe.loss.name == read_recipe(RunDirectory(Path(order.run)).recipe).loss.name:  # not another one by --set
+        load_loss(subject.loss_function, read_loss(Path(order.checkpoint)))
     witness = _Witness(num_samples, subject.chosen.target, len(subject.chosen.classes), batch_size, world)
     reading = read_batches(
         subject.reader,

@@ -31,15 +31,20 @@ SHORT = [
 ]
 
 
+SAMPLES_SEEN = 2 * 77
+
+
 def train(path: Path, *overrides: str, world: World = ALONE) -> Status:
     """Train from the newest checkpoint of `path`, or from the start, and return the status at the end."""
     run = RunDirectory(path)
+    recipe = load_recipe("digits", overrides=[*SHORT, *overrides])
     if world.is_main and not path.exists():
         run.create()
+        run.recipe.write_text(recipe.to_yaml())
     world.barrier()
     profile = Profile(launcher="torchrun", device="cpu", processes=world.size, threads=1)
     with Heart(run, rank=world.rank) as heart:
-        assert engine.train(load_recipe("digits", overrides=[*SHORT, *overrides]), profile, run, world, heart)
+        assert engine.train(recipe, profile, run, world, heart)
         world.barrier()
         return heart.status
 
@@ -195,3 +200,20 @@ class PlainCentred:
 
 
 plain_centred = PlainCentred()
+
+
+class Unstorable(CountingInADict):
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"seen": self.seen, "log": [object()]}
+
+
+class Giving(Base):
+    """Defines one half of the pair alone."""
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+
+class Forgetful(CountingInADict):
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        raise KeyError("count")

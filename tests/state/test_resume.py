@@ -1,9 +1,11 @@
 """What a network or a loss gives in its state_dict is there again after a resume, whatever it is."""
 
+import logging
 from pathlib import Path
 
 import pytest
 
+from distrain.errors import CheckpointError
 from tests.checkpoint.making import ALONE
 from tests.command import comparable, status
 from tests.processes import run_ranks
@@ -56,3 +58,20 @@ def test_exact_mode_has_the_same_extra_state_on_any_number_of_processes(tmp_path
     again = train(tmp_path / "resumed", *overrides)
     assert (again.weights_digest, again.state_digest) == facts[0]
     assert comparable(tmp_path / "resumed") == comparable(tmp_path / "alone")
+
+
+def test_checkpoint_from_before_the_loss_was_saved_is_loaded_and_it_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(tmp_path / "run")
+    unfinish(tmp_path / "run")
+    with caplog.at_level(logging.WARNING):
+        train(tmp_path / "run", f"loss.name={making.__name__}:Centred")
+    assert "checkpoint step-00000005 holds no state of the loss, which starts anew" in caplog.text
+
+
+def test_checkpoint_of_a_network_that_had_no_extra_state_names_what_it_lacks(tmp_path: Path) -> None:
+    train(tmp_path / "run", f"model.name={making.__name__}:Base")
+    unfinish(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"step-00000005 lacks model\._extra_state"):
+        train(tmp_path / "run", f"model.name={making.__name__}:CountingInADict")
