@@ -4,7 +4,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from distrain.errors import DataError, ExitCode
 from distrain.files import whole_file
 from distrain.filesystem import check_writable
 
+if TYPE_CHECKING:
+    from distrain.inspect.listing import Listing
+
 CHECK_EPILOG = """
 **Examples**
 
@@ -22,6 +25,8 @@ CHECK_EPILOG = """
 `distrain data check photos --strict && distrain fit imagefolder-resnet18 --data photos` - train only on clean data
 
 `distrain data check photos.packed` - a packed dataset, its digests too
+
+`distrain data check photos.csv --set data.target=labels` - a manifest, with several labels an image
 
 `distrain data check photos --json > findings.json` - every path of every finding
 """
@@ -37,7 +42,13 @@ app = typer.Typer(help="Check images, look at them, and pack them, before a trai
 
 Folder = Annotated[
     Path,
-    typer.Argument(metavar="DIR", help="train/ and val/ with a folder a class, or class folders, or a packed dataset."),
+    typer.Argument(
+        metavar="DIR", help="train/ and val/ with a folder a class, class folders, a packed dataset, or a manifest."
+    ),
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="How DIR is read, by a key of the recipe's data section; repeatable."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Workers = Annotated[
@@ -50,6 +61,7 @@ def check(
     folder: Folder,
     as_json: AsJson = False,
     workers: Workers = None,
+    changes: Changes = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 on warnings too.")] = False,
 ) -> None:
     """Read every image in full and tell what would stop or spoil a training; exit code 1 if there is an error.
@@ -65,12 +77,11 @@ def check(
     from distrain.inspect import show
     from distrain.inspect.findings import find_damages, find_faults
     from distrain.inspect.ledger import read_everything
-    from distrain.inspect.listing import list_data
     from distrain.inspect.reading import reading_processes
 
     begin = time.monotonic()
     damages = verify_pack(folder, read_pack(folder)) if is_packed(folder) else []
-    listing = list_data(folder)
+    listing = _list_data(folder, changes or [])
     with (
         reading_processes(workers or len(os.sched_getaffinity(0)), has_pngs=listing.paths.has(".png")) as readers,
         progress("checking", len(listing.paths)) as advance,
@@ -95,8 +106,9 @@ def info(
     per_class: Annotated[int, typer.Option("--per-class", min=1, max=100, help="Pictures of each class.")] = 6,
     as_json: AsJson = False,
     workers: Workers = None,
+    changes: Changes = None,
 ) -> None:
-    """Show what is in an image folder or a packed dataset: classes, sizes, channels, and pictures.
+    """Show what is in an image folder, a packed dataset or a manifest: classes, sizes, channels, and pictures.
 
     The pictures of the training classes go to a PNG, which is written anew each time, and some of them to the terminal.
     Mean and deviation come from up to 5,000 training images, in each the same weight, ready for augment.mean and
@@ -105,10 +117,9 @@ def info(
     from rich.console import Console
 
     from distrain.inspect import pictures, show, statistics
-    from distrain.inspect.listing import list_data
     from distrain.inspect.reading import reading_processes
 
-    listing = list_data(folder)
+    listing = _list_data(folder, changes or [])
     sheet = _sheet_path(folder, out)
     if not listing.paths:
         raise DataError(f"data folder {folder} holds no image in its class folders; distrain data check tells more")
@@ -136,9 +147,28 @@ def info(
 app.command("pack", epilog=PACK_EPILOG.replace("\n\n", "\n\n\n"))(pack)
 
 
+def _list_data(folder: Path, changes: list[str]) -> "Listing":
+    """List a folder or file: as a manifest if it looks like one, or as the changes say."""
+    from distrain.data.manifest import is_manifest
+    from distrain.errors import RecipeError
+    from distrain.inspect.folders import list_data
+    from distrain.recipe import load_recipe
+
+    for change in changes:
+        if not change.startswith("data."):
+            raise RecipeError(f"--set {change} says nothing about how data is read; use a key such as data.target")
+    source = "manifest" if is_manifest(folder) else "imagefolder"
+    recipe = load_recipe("imagefolder-resnet18", overrides=[f"data.source={source}", *changes])
+    listing = list_data(recipe.data.model_copy(update={"path": str(folder)}))
+    listing.changes = tuple(changes)
+    return listing
+
+
 def _sheet_path(folder: Path, out: Path | None) -> Path:
     """Return the file that the contact sheet goes to, never one below the data folder."""
-    path = out or Path(f"{folder.resolve().name or 'data'}-contact-sheet.png")
+    path = out or Path(
+        f"{folder.resolve().stem if folder.is_file() else folder.resolve().name or 'data'}-contact-sheet.png"
+    )
     if path.suffix.lower() != ".png":
         raise DataError(f"--out {path} does not end in .png")
     if not path.absolute().parent.is_dir():

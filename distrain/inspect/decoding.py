@@ -111,7 +111,7 @@ def examine_image(path: str) -> ImageFacts:
         kind = next((words for start, words in _OTHER_FILES if head.lstrip().startswith(start)), "of no known format")
         return _broken(Trait.NOT_AN_IMAGE, kind)
     except FileNotFoundError:
-        return _broken(Trait.UNREADABLE, "a link to nothing" if os.path.islink(path) else "gone meanwhile")  # noqa: PTH114
+        return _broken(Trait.UNREADABLE, "a link to nothing" if os.path.islink(path) else "it does not exist")  # noqa: PTH114
     except Exception as error:  # noqa: BLE001 - a broken file leads PIL to errors of every kind
         words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return _broken(Trait.UNREADABLE, (words or type(error).__name__).splitlines()[0])

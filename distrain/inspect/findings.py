@@ -89,25 +89,30 @@ def _splits(listing: Listing) -> Iterator[Finding]:
         yield Finding(
             "note",
             "single-folder",
-            "class folders without train/ and val/; both are needed for a training",
+            "class folders without train/ and val/; a training needs both, or data.val_fraction",
             "move a part of each class, such as a tenth, to val/CLASS and the rest to train/CLASS",
         )
         return
     if "train" not in listing.splits:
         yield Finding("error", "no-train", "there is no train/ folder", "name the folder to train on train/")
-    if listing.validation is None:
+    if listing.validation is None and listing.form == "folders":
         message = "there is no validation folder: val/, valid/, validation/ or test/"
         yield Finding("error", "no-validation", message, "move a part of each class, such as a tenth, to val/CLASS")
-    counts = listing.counts()
+    elif listing.validation is None:
+        message = "there are no validation samples; a training needs some, or data.val_fraction"
+        yield Finding("note", "no-validation", message, "train with --set data.val_fraction=0.2")
+    counts, images = listing.counts(), listing.num_images()
     for split in listing.splits:
-        if not sum(counts[split].values()):
+        if not images[split]:
             what = "no image in its class folders" if counts[split] else "no class folder"
             suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
             advice = f"put a folder a class into it, in each its images, which end in {suffixes}"
-            yield Finding("error", "empty-split", f"{split}/ has {what}", advice)
+            yield Finding("error", "empty-split", f"{listing.name_split(split)} has {what}", advice)
     if unused := [Item((f"{name}/",)) for name in listing.splits if name not in {"train", listing.validation}]:
         message = f"{_number(unused, 'more split')} that no training uses: it validates on {listing.validation}/"
         yield Finding("note", "unused-split", message, "nothing; they were read and compared all the same", (*unused,))
+    for note in listing.notes:
+        yield Finding("note", "reading", note, "nothing if that is meant")
 
 
 def _broken(listing: Listing, images: Ledger) -> Iterator[Finding]:
@@ -129,23 +134,26 @@ def _broken(listing: Listing, images: Ledger) -> Iterator[Finding]:
 
 def _classes(listing: Listing) -> Iterator[Finding]:
     counts = listing.counts()
-    prefix = {split: "" if listing.is_whole else f"{split}/" for split in listing.splits}
-    empty = [Item((f"{prefix[s]}{name}/",)) for s in listing.splits for name, count in counts[s].items() if not count]
+    empty = [
+        Item((listing.name_class(s, name),)) for s in listing.splits for name, count in counts[s].items() if not count
+    ]
     if empty:
         message = f"{_number(empty, 'class folder')} without an image; a training counts the class all the same"
         yield Finding("warning", "empty-class", message, "add images, or remove the folder from every split", (*empty,))
     if listing.is_whole or "train" not in listing.splits:
         return
+    train = listing.name_split("train")
     for split in listing.splits[1:]:
-        trained, here = counts["train"], counts[split]
+        trained, here, place = counts["train"], counts[split], listing.name_split(split)
         is_used = split == listing.validation
-        if extra := [Item((f"{split}/{name}/",)) for name in here if name not in trained]:
-            message = f"{_number(extra, 'class', 'classes')} in {split}/ that train/ lacks; a model cannot learn them"
-            advice = "add their images to train/, or remove them"
+        if extra := [Item((listing.name_class(split, name),)) for name in here if name not in trained]:
+            message = f"{_number(extra, 'class', 'classes')} in {place} that {train} lacks; a model cannot learn them"
+            advice = f"add their images to {train}, or remove them"
             yield Finding("error" if is_used else "warning", "extra-class", message, advice, (*extra,))
-        if missing := [Item((f"train/{name}/",)) for name in trained if name not in here]:
-            message = f"{_number(missing, 'class', 'classes')} of train/ without a folder in {split}/: never evaluated"
-            yield Finding("warning", "missing-class", message, f"add some of their images to {split}/", (*missing,))
+        if missing := [Item((listing.name_class("train", name),)) for name in trained if name not in here]:
+            what = "a folder" if listing.form == "folders" else "an image"
+            message = f"{_number(missing, 'class', 'classes')} of {train} without {what} in {place}: never evaluated"
+            yield Finding("warning", "missing-class", message, f"add some of their images to {place}", (*missing,))
 
 
 def _duplicates(listing: Listing, images: Ledger) -> Iterator[Finding]:
@@ -153,7 +161,7 @@ def _duplicates(listing: Listing, images: Ledger) -> Iterator[Finding]:
     contradictory, leaking, repeated = list[Item](), list[Item](), list[Item]()
     for group in images.duplicates():
         item = Item(tuple(listing.paths[int(index)] for index in group))
-        has_labels = len({listing.label_of[int(index)] for index in group}) > 1
+        has_labels = len({listing.group_of[int(index)] for index in group}) > 1
         has_splits = len({listing.split_of[int(index)] for index in group}) > 1
         if has_labels:
             contradictory.append(item)
@@ -162,12 +170,13 @@ def _duplicates(listing: Listing, images: Ledger) -> Iterator[Finding]:
         if not has_labels and not has_splits:
             repeated.append(item)
     if contradictory:
-        message = f"{_number(contradictory, 'picture')} in more than one class: their labels contradict each other"
-        advice = "keep each in the class that it shows, and remove the others"
+        where = "in more than one class" if listing.target == "class" else "more than once, with other targets"
+        message = f"{_number(contradictory, 'picture')} {where}: their labels contradict each other"
+        advice = "keep each with what it shows, and remove the others"
         yield Finding("error", "contradictory-label", message, advice, (*contradictory,))
     if leaking:
         message = f"{_number(leaking, 'picture')} in more than one split: the evaluation counts what was trained on"
-        yield Finding("error", "leak", message, "remove them from train/", (*leaking,))
+        yield Finding("error", "leak", message, f"remove them from {listing.name_split('train')}", (*leaking,))
     if repeated:
         surplus = sum(len(item.paths) - 1 for item in repeated)
         message = (
@@ -217,8 +226,8 @@ def _balance(listing: Listing, images: Ledger) -> Iterator[Finding]:
     counts = Counter({name: count for name, count in listing.counts()[listing.training].items() if count})
     for index in images.having(BROKEN):
         if listing.split_of[int(index)] == split:
-            counts[listing.classes[listing.label_of[int(index)]]] -= 1
-    name = "the folder" if listing.is_whole else "train/"
+            counts.subtract(listing.classes_of(int(index)))
+    name = "the folder" if listing.is_whole else listing.name_split(listing.training)
     if few := [Item((cls,), f"{count} images") for cls, count in counts.items() if count < FEW_IMAGES]:
         message = f"{_number(few, 'class', 'classes')} with fewer than {FEW_IMAGES} good images in {name}"
         advice = "add images; with so few, start from weights that were trained elsewhere (model.weights)"

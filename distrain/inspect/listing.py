@@ -1,4 +1,4 @@
-"""Owns the list of what lies in an image folder or a pack: its images by split and class, and all else."""
+"""Owns the list of what lies in an image folder, a pack or a manifest: its images by split and class, and all else."""
 
 import os
 from array import array
@@ -6,15 +6,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 
 from distrain.data.folder import VALIDATION_NAMES
-from distrain.data.packfile import PackedImages, is_packed, read_pack
-from distrain.data.walk import Walk
-from distrain.errors import DataError
 from distrain.inspect.opening import packed_address
+from distrain.metrics import Target
 from distrain.recipe.data import Split
 
 WHOLE = "all"  # the one split of a folder that has class folders and no train/ or val/
@@ -52,24 +50,31 @@ class Paths:
 
 @dataclass
 class Listing:
-    """What lies in `root`: image i is `paths[i]`, of `splits[split_of[i]]` and `classes[label_of[i]]`.
+    """What lies in `root`: image i is `paths[i]`, of `splits[split_of[i]]` and of the classes `groups[group_of[i]]`.
 
+    A group has one class, or any number where images have labels; two images of one group have the same targets.
     `others` are the files in class folders that have no image suffix: a training passes over them.
     """
 
     root: Path
     splits: tuple[str, ...]
     classes: tuple[str, ...]  # of all splits, sorted
-    folders: dict[str, tuple[str, ...]]  # split to its class folders, empty ones too
+    folders: dict[str, tuple[str, ...]]  # split to its classes, with those of empty class folders
+    groups: tuple[tuple[int, ...], ...]  # numbers of `classes`
+    form: Literal["folders", "pack", "manifest"] = "folders"
+    target: Target = "class"
+    source: Path | None = None  # what was named, where it is not `root`
     paths: Paths = field(default_factory=Paths)
     split_of: "array[int]" = field(default_factory=lambda: array("B"))
-    label_of: "array[int]" = field(default_factory=lambda: array("I"))
+    group_of: "array[int]" = field(default_factory=lambda: array("I"))
     others: Paths = field(default_factory=Paths)
     stray_files: list[str] = field(default_factory=list)  # beside class folders or beside splits
     stray_folders: list[str] = field(default_factory=list)  # beside splits
     packed: dict[Split, int] = field(default_factory=dict)  # of a packed dataset: the first image of each split
     skipped: list[str] = field(default_factory=list)  # hidden, or a system's own; folders end in /
     links: list[str] = field(default_factory=list)  # to folders that are read anyway
+    changes: tuple[str, ...] = ()  # what was set to have it read so, as `data.A=B`
+    notes: tuple[str, ...] = ()  # on how a manifest was read
     nested: Counter[str] = field(default_factory=Counter)  # folders in class folders, and the images right in each
 
     @property
@@ -89,13 +94,33 @@ class Listing:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return the number of images by split and class, for the class folders that the split has."""
-        places = np.array(self.split_of, np.int64) * len(self.classes) + np.array(self.label_of, np.int64)
-        tally = np.bincount(places, minlength=len(self.splits) * len(self.classes)).reshape(len(self.splits), -1)
-        number = {name: label for label, name in enumerate(self.classes)}
-        return {
-            split: {name: int(tally[position, number[name]]) for name in self.folders[split]}
-            for position, split in enumerate(self.splits)
-        }
+        places = np.array(self.split_of, np.int64) * len(self.groups) + np.array(self.group_of, np.int64)
+        tally = np.bincount(places, minlength=len(self.splits) * len(self.groups)).reshape(len(self.splits), -1)
+        counts = {split: dict.fromkeys(self.folders[split], 0) for split in self.splits}
+        for split, row in zip(self.splits, tally.tolist(), strict=True):
+            for group, count in zip(self.groups, row, strict=True):
+                for label in group if count else ():
+                    counts[split][self.classes[label]] += count
+        return counts
+
+    def num_images(self) -> dict[str, int]:
+        """Return the number of images of each split."""
+        tally = np.bincount(np.array(self.split_of, np.int64), minlength=len(self.splits))
+        return dict(zip(self.splits, tally.tolist(), strict=True))
+
+    def classes_of(self, index: int) -> tuple[str, ...]:
+        """Return the classes of image `index`."""
+        return tuple(self.classes[label] for label in self.groups[self.group_of[index]])
+
+    def name_split(self, split: str) -> str:
+        """Return what a split is called in a message."""
+        return f"{split}/" if self.form == "folders" else split
+
+    def name_class(self, split: str, name: str) -> str:
+        """Return what a class of a split is called in a message."""
+        if self.form != "folders":
+            return f"{name} in {split}"
+        return f"{name}/" if self.is_whole else f"{split}/{name}/"
 
     def address(self, index: int) -> str:
         """Return what opens image `index`, by `open_picture`."""
@@ -111,80 +136,3 @@ class Listing:
     def relative(self, path: str) -> str:
         """Return the path below this folder of what lies in it."""
         return path.removeprefix(os.path.join(self.root, ""))  # noqa: PTH118 - called once an image
-
-
-def list_data(folder: Path) -> Listing:
-    """List an image folder, or a packed dataset; raises `DataError` where it is neither."""
-    return _list_pack(folder) if is_packed(folder) else list_folder(folder)
-
-
-def list_folder(folder: Path) -> Listing:
-    """List an image folder: train/ and val/ with a folder a class in each, or class folders alone.
-
-    Raises `DataError` where the folder is missing, is no folder, or holds nothing like it. Images are what a training
-    takes for one; folders in class folders belong to the class.
-    """
-    if not folder.is_dir():
-        raise DataError(f"data folder {folder} {'is a file' if folder.exists() else 'does not exist'}")
-    walk = Walk(folder)
-    below, files = walk.look_in(folder)
-    splits = [name for name in ("train", *VALIDATION_NAMES) if name in below]
-    has_splits = "train" in splits or (bool(splits) and len(splits) == len(below))
-    if not below:
-        raise DataError(f"data folder {folder} holds no folder; put the images of each class into one of its own")
-    if not has_splits:
-        return _list_splits(folder, walk, {WHOLE: (below, files)})
-    listing = _list_splits(folder, walk, {name: walk.look_in(folder / name) for name in splits})
-    listing.stray_folders += [name for name in below if name not in splits]
-    listing.stray_files += files
-    return listing
-
-
-def _list_pack(folder: Path) -> Listing:
-    """List a packed dataset; samples with labels or values count as one class."""
-    pack = read_pack(folder)
-    classes = pack.classes if pack.target == "class" else (f"with {pack.target}",)
-    splits = tuple(pack.splits)
-    listing = Listing(folder, splits, classes, dict.fromkeys(splits, classes))
-    for position, split in enumerate(splits):
-        images = PackedImages(folder, pack, split)
-        listing.packed[split] = len(listing.paths)
-        labels = images.targets() if pack.target == "class" else np.zeros(len(images), np.int64)
-        for name in images.names():
-            listing.paths.append(name)
-        listing.split_of.extend([position] * len(images))
-        listing.label_of.extend(labels.tolist())
-        if position:
-            listing.folders[split] = tuple(classes[label] for label in np.unique(labels).tolist())
-    return listing
-
-
-def _list_splits(root: Path, walk: Walk, found: dict[str, tuple[list[str], list[str]]]) -> Listing:
-    """List the splits, of each of which the names of its class folders and of the files beside them are known."""
-    classes = tuple(sorted({name for names, _ in found.values() for name in names}))
-    listing = Listing(root, tuple(found), classes, {split: tuple(names) for split, (names, _) in found.items()})
-    number = {name: label for label, name in enumerate(classes)}
-    for position, (split, (names, files)) in enumerate(found.items()):
-        prefix = "" if split == WHOLE else f"{split}/"
-        listing.stray_files += [prefix + name for name in files]
-        walk.begin([root / f"{prefix}{name}" for name in names])
-        for name in names:
-            _list_class(listing, walk, prefix + name, split=position, label=number[name])
-    listing.skipped += map(listing.relative, [*walk.files, *(f"{path}/" for path in walk.folders)])
-    listing.links += map(listing.relative, walk.links)
-    return listing
-
-
-def _list_class(listing: Listing, walk: Walk, top: str, *, split: int, label: int) -> None:
-    """Add the files of one class, as deep as a training goes."""
-    for folder in walk.below(listing.absolute(top)):
-        where = listing.relative(folder.path)
-        names = sorted(image.name for image in folder.images)
-        for name in names:
-            listing.paths.append(f"{where}/{name}")
-            listing.split_of.append(split)
-            listing.label_of.append(label)
-        for path in sorted(folder.others):
-            listing.others.append(listing.relative(path))
-        if where != top and (names or not folder.has_folders):
-            listing.nested[where] = len(names)

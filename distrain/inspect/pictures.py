@@ -34,9 +34,10 @@ def collect_pictures(readers: Readers, listing: Listing, *, per_class: int) -> G
     """
     split = listing.splits.index(listing.training)
     by_class: dict[str, list[int]] = {name: [] for name in listing.folders[listing.training]}
-    for index, (place, label) in enumerate(zip(listing.split_of, listing.label_of, strict=True)):
+    for index, place in enumerate(listing.split_of):
         if place == split:
-            by_class[listing.classes[label]].append(index)
+            for name in listing.classes_of(index):
+                by_class[name].append(index)
     chosen = {name: _spread(indices, per_class) for name, indices in by_class.items() if indices}
     side = cell_side(len(chosen))
     paths = [listing.address(index) for indices in chosen.values() for index in indices]

@@ -2,6 +2,7 @@
 
 import shlex
 from collections import Counter
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def findings_as_json(listing: Listing, findings: list[Finding], *, seconds: floa
     """Return all that `data check` found, each path in it."""
     counts = _severities(findings)
     return {
-        "folder": str(listing.root),
+        "folder": str(listing.source or listing.root),
         "images": len(listing.paths),
         "seconds": round(seconds, 3),
         "errors": counts["error"],
@@ -67,7 +68,7 @@ def print_findings(console: Console, listing: Listing, findings: list[Finding], 
     console.print(
         Text.assemble(
             ("checked  ", f"bold {COLOURS.get(worst, 'green')}"),
-            f"{len(listing.paths):,} images of {len(listing.classes):,} classes in {seconds:.1f} s: {', '.join(parts)}",
+            f"{len(listing.paths):,} images {_count_classes(listing)} in {seconds:.1f} s: {', '.join(parts)}",
         ),
         soft_wrap=True,
     )
@@ -80,7 +81,7 @@ def figures_as_json(
     """Return all that `data info` measured."""
     quantiles = figures.quantiles().tolist() if figures.sizes else [None, None]
     return {
-        "folder": str(listing.root),
+        "folder": str(listing.source or listing.root),
         "images": len(listing.paths),
         "unreadable": figures.num_unreadable,
         "bytes": figures.num_bytes,
@@ -146,12 +147,32 @@ def _few(paths: list[str]) -> str:
 
 
 def _next_step(listing: Listing, counts: Counter[str]) -> str:
-    folder = shlex.quote(printable(str(listing.root)))
+    folder = shlex.quote(printable(str(listing.source or listing.root)))
+    given = _options(listing.changes)
     if counts["error"]:
-        return f"mend the errors, then: distrain data check {folder}"
+        return f"mend the errors, then: distrain data check {folder}{given}"
     if listing.is_whole:
-        return f"have a look: distrain data info {folder}"
-    return f"distrain fit imagefolder-resnet18 --data {folder}"
+        return f"have a look: distrain data info {folder}{given}"
+    changes = dict.fromkeys(["data.source=manifest"] if listing.form == "manifest" else [])
+    changes |= dict.fromkeys(listing.changes)
+    if listing.validation is None:
+        changes["data.val_fraction=0.2"] = None
+    if listing.target != "class":
+        loss = "bce" if listing.target == "labels" else "mse"
+        changes |= dict.fromkeys([f"data.target={listing.target}", f"loss={{name: {loss}}}"])
+    return f"distrain fit imagefolder-resnet18 --data {folder}{_options(changes)}"
+
+
+def _options(changes: Iterable[str]) -> str:
+    return "".join(f" --set {shlex.quote(change)}" for change in changes)
+
+
+def _count_classes(listing: Listing) -> str:
+    count = len(listing.classes)
+    if listing.target == "values":
+        return "with values"
+    one, many = ("class", "classes") if listing.target == "class" else ("label", "labels")
+    return f"of {count:,} {one if count == 1 else many}"
 
 
 def _severities(findings: list[Finding]) -> Counter[str]:
@@ -162,7 +183,7 @@ def _class_table(listing: Listing) -> Table:
     """Return the classes with the number of images in each split; the middle of a long list is left out."""
     counts = listing.counts()
     table = Table(box=None, header_style="bold")
-    table.add_column("class", overflow="ellipsis")
+    table.add_column("class" if listing.target == "class" else listing.target, overflow="ellipsis")
     for split in listing.splits:
         table.add_column("images" if split == WHOLE else split, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
@@ -178,8 +199,10 @@ def _class_table(listing: Listing) -> Table:
         numbers = (f"{counts[split][name]:,}" if name in counts[split] else "-" for split in listing.splits)
         table.add_row(Text(printable(name)), *numbers, Text(bar, "cyan"))
     table.add_section()
-    totals = (f"{sum(counts[split].values()):,}" for split in listing.splits)
-    table.add_row(f"{len(listing.classes):,} classes", *totals, "", style="bold")
+    totals = (f"{count:,}" for count in listing.num_images().values())
+    table.add_row(
+        f"{len(listing.classes):,} classes" if listing.target == "class" else "images", *totals, "", style="bold"
+    )
     return table
 
 

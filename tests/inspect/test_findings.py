@@ -14,8 +14,8 @@ from PIL import ExifTags, Image
 
 from distrain.errors import DataError
 from distrain.inspect.findings import Finding, find_faults
+from distrain.inspect.folders import list_folder
 from distrain.inspect.ledger import read_everything
-from distrain.inspect.listing import list_folder
 from distrain.inspect.reading import reading_processes
 from tests.command import distrain
 from tests.data.tiffs import tiff
