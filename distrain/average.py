@@ -24,12 +24,13 @@ class WeightAverage:
         self.tensors = self._live.clones()
         self._decay = decay
         self._averages = [own_part(tensor) for tensor in self.tensors.values()]
+        self._constants = not_finite(self._averages)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move the average towards the weights after step `step`, counted from 0."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._averages, self._live.parts(), 1 - decay)
+        _approach(self._averages, self._live.parts(), 1 - decay, constants=self._constants)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -55,6 +56,7 @@ class SlowWeights:
         self._config = config
         self._total_steps = total_steps
         self._slow = [own_part(tensor) for tensor in self.tensors.values()]
+        self._constants = not_finite(self._slow)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -62,10 +64,25 @@ class SlowWeights:
         taken = step + 1
         if taken % self._config.every_steps == 0:
             decay = self._config.decay * (taken / self._total_steps) ** self._config.power
-            torch._foreach_lerp_(self._slow, self._live.parts(), 1 - decay)
+            _approach(self._slow, self._live.parts(), 1 - decay, constants=self._constants)
         elif taken != self._total_steps:
             return
         self._live.write(self._slow)
+
+
+def not_finite(tensors: list[torch.Tensor]) -> list[int]:
+    """Return the places of the tensors that hold values that are not finite, such as a mask with -inf in it."""
+    return [place for place, tensor in enumerate(tensors) if not tensor.isfinite().all()]
+
+
+def _approach(followers: list[torch.Tensor], live: list[torch.Tensor], weight: float, *, constants: list[int]) -> None:
+    """Move tensors towards others; those at the places `constants` become equal to them.
+
+    The mean of -inf and -inf, as it is computed, is NaN.
+    """
+    torch._foreach_lerp_(followers, live, weight)
+    for place in constants:
+        followers[place].copy_(live[place])
 
 
 class _FloatingPoint:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from distrain.average import SlowWeights
+from distrain.average import SlowWeights, WeightAverage
 from distrain.recipe import Lookahead
 
 TOTAL = 8
@@ -32,3 +32,26 @@ def test_slow_weights_meet_the_networks_own_every_few_steps_and_at_the_end(power
     assert torch.equal(net.weight, slow.tensors["weight"])
     assert torch.equal(net.running_var, slow.tensors["running_var"])  # type: ignore[arg-type]
     assert net.num_batches_tracked is not None and "num_batches_tracked" not in slow.tensors
+
+
+def test_constants_that_are_not_finite_stay_as_they_are() -> None:
+    net = nn.Linear(2, 2)
+    net.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    average = WeightAverage(net, 0.9)
+    slow = SlowWeights(net, Lookahead(every_steps=1, decay=0.6), total_steps=2)
+    for step in range(2):
+        average.update(step)
+        slow.update(step)
+        assert average.tensors["mask"].tolist() == slow.tensors["mask"].tolist() == [0.0, -torch.inf]
+        assert net.get_buffer("mask").tolist() == [0.0, -torch.inf]
+    with average.in_place():
+        assert net.get_buffer("mask").tolist() == [0.0, -torch.inf]
+
+
+def test_average_follows_a_buffer_that_is_infinite_at_the_start() -> None:
+    net = nn.Linear(2, 2)
+    net.register_buffer("least", torch.tensor(torch.inf))
+    average = WeightAverage(net, 0.9)
+    net.get_buffer("least").fill_(3.0)
+    average.update(0)
+    assert average.tensors["least"] == 3.0
