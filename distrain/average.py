@@ -9,6 +9,7 @@ from torch import nn
 from distrain.module_state import split
 from distrain.recipe import Lookahead
 from distrain.sharding import own_part, reshard
+from distrain.watch import not_finite
 
 
 class WeightAverage:
@@ -68,11 +69,6 @@ class SlowWeights:
         elif taken != self._total_steps:
             return
         self._live.write(self._slow)
-
-
-def not_finite(tensors: list[torch.Tensor]) -> list[int]:
-    """Return the places of the tensors that hold values that are not finite, such as a mask with -inf in it."""
-    return [place for place, tensor in enumerate(tensors) if not tensor.isfinite().all()]
 
 
 def _approach(followers: list[torch.Tensor], live: list[torch.Tensor], weight: float, *, constants: list[int]) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -42,13 +43,15 @@ from distrain.parallel.idle import find_idle
 from distrain.param_groups import plan_settings
 from distrain.precision import MEMORY_FORMATS, Precision, place, set_tf32
 from distrain.recipe import Model, Recipe
-from distrain.rundir import RunDirectory
+from distrain.rundir import RunDirectory, SkippedBatch
 from distrain.seeds import Purpose
 from distrain.session import Session
+from distrain.skipping import SkippedSteps
 from distrain.stop_agreement import StopAgreement
 from distrain.telemetry import LossMeter, Stopwatch
 from distrain.tracing import Tracer
 from distrain.trial import check_outputs, check_state, undisturbed
+from distrain.watch import Watch
 from distrain.world import World
 
 NUM_SHOWN_IMAGES = 8
@@ -64,10 +67,10 @@ def build_session(
     world: World,
     heart: Heart,
     *,
-    skipped: frozenset[int],
+    skipped: Sequence[SkippedBatch],
     has_checkpoint: bool,
 ) -> Session:
-    """Make everything that a training needs; `skipped` are the steps to leave out.
+    """Make everything that a training needs; `skipped` are the batches to leave out.
 
     The weights that a recipe starts from are not asked for where a checkpoint takes their place.
     Raises a `UserError` where recipe, data and network do not go together.
@@ -152,6 +155,7 @@ def build_session(
     parallel = build_parallel(
         recipe, model, world, batching=order.batching, example=shown_images, extra=extra, idle=idle
     )
+    watch = Watch(model)
     return Session(
         recipe=recipe,
         profile=profile,
@@ -175,13 +179,14 @@ def build_session(
         average=WeightAverage(model, recipe.train.ema_decay) if recipe.train.ema_decay is not None else None,
         schedule=build_schedule(recipe.schedule, steps_per_epoch=order.steps_per_epoch, total_steps=total_steps),
         precision=precision,
-        losses=LossMeter(order, world),
+        watch=watch,
+        losses=LossMeter(order, world, watch),
         stopwatch=Stopwatch(),
         checkpointer=Checkpointer(run.checkpoints, config=recipe.checkpoint, world=world),
         shown_images=shown_images.cpu(),
         extra=extra,
         bare_copy=bare_copy,
-        skipped=skipped,
+        skipped=SkippedSteps(skipped, order),
         fingerprint={split: source.fingerprint() for split, source in sources.items()} if world.is_main else {},
         heart=heart,
         stop=StopAgreement(world, lambda: heart.is_stop_requested, name=f"stop-{len(skipped)}"),

@@ -1,7 +1,6 @@
 """Owns training: the loop over the steps, with records, evaluations and checkpoints, told top to bottom."""
 
 import logging
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from distrain.recipe import Recipe
 from distrain.references import is_reference
 from distrain.resume import Start, find_checkpoint, resume, save
 from distrain.rollback import NotFiniteError, leave_out
-from distrain.rundir import RunDirectory, Status
+from distrain.rundir import RunDirectory, SkippedBatch, Status
 from distrain.seeds import Purpose, derive_seed
 from distrain.session import Session
 from distrain.sinks import Sinks
@@ -41,21 +40,22 @@ def train(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, hea
     """Train from the newest good checkpoint of the run directory, or from step 0, to the end or to a stop request.
 
     Returns whether the end was reached. Raises a `UserError` where recipe, data and run directory do not go together,
-    and `TrainingError` where losses that are not finite do not end.
+    and `TrainingError` where one step after the other makes numbers that are not finite.
     """
     set_determinism(recipe)
-    skipped = frozenset(run.read_status().skipped_steps)
+    skipped = run.read_status().skipped_batches
     while True:
-        try:
-            return _train_once(recipe, profile, run, world, heart, skipped)
-        except NotFiniteError as error:
-            skipped = leave_out(error.step, recipe, skipped, heart)
+        result = _train_once(recipe, profile, run, world, heart, skipped)
+        if isinstance(result, bool):
+            return result
+        skipped = result
         release_unused(world.device)  # the network, before another one is built: there may be no room for two
 
 
 def _train_once(
-    recipe: Recipe, profile: Profile, run: RunDirectory, world: World, heart: Heart, skipped: frozenset[int]
-) -> bool:
+    recipe: Recipe, profile: Profile, run: RunDirectory, world: World, heart: Heart, skipped: list[SkippedBatch]
+) -> bool | list[SkippedBatch]:
+    """Train up to the end or a stop, and return whether it was the end; or the batches to leave out in another try."""
     found = find_checkpoint(run, world)
     session = build_session(recipe, profile, run, world, heart, skipped=skipped, has_checkpoint=found is not None)
     start = resume(session, found)
@@ -72,9 +72,11 @@ def _train_once(
             session.stop,
         ):
             is_complete = run_to_end(session, start, sinks)
-    except NotFiniteError:
-        session.close()
-        raise
+    except NotFiniteError as error:
+        try:
+            return leave_out(session, error)
+        finally:
+            session.close()
     if is_complete:
         heart.status.weights_digest = weights_digest(session.model)
         heart.status.state_digest = digest(session.tensors())
@@ -145,7 +147,7 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
     order, parallel, precision, losses = session.order, session.parallel, session.precision, session.losses
     optimizer, loss_function, prepare = session.optimizer, session.loss_function, session.prepare
     average, skipped, heart, stop = session.average, session.skipped, session.heart, session.stop
-    slow = session.slow
+    slow, watch = session.slow, session.watch
     train, gpus, freezing = session.recipe.train, session.world.gpus, session.freezing
     base_lr, schedule, checkpointer = session.recipe.base_lr, session.schedule, session.checkpointer
     weights = list(parallel.module.parameters())
@@ -178,7 +180,7 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
         set_learning_rate(optimizer, base_lr * schedule(step))
         checkpointer.let_change()
         with freezing.untouched(step):
-            precision.step(optimizer, weights, clip_norm=train.clip_norm)
+            watch.note(precision.step(optimizer, weights, clip_norm=train.clip_norm))
         parallel.drop_gradients()
         if slow is not None:
             slow.update(step)
@@ -189,11 +191,17 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
 
 
 def settle(session: Session, steps: range) -> None:
-    """Bring the losses of the steps to the host; raises `NotFiniteError` for the first one that is not finite."""
+    """Bring the losses of the steps to the host, and whether what else the steps made is finite.
+
+    Raises `NotFiniteError` for the first step of which that is not so.
+    """
     trained = [step for step in steps if step not in session.skipped]
-    for step, loss in zip(trained, session.losses.settle(trained), strict=True):
-        if not math.isfinite(loss):
-            raise NotFiniteError(step)
+    for place, (step, settled) in enumerate(zip(trained, session.losses.settle(trained), strict=True)):
+        if settled.bad_pieces:
+            raise NotFiniteError(step, "the loss", settled.bad_pieces)
+        if settled.is_marked:
+            cause = session.watch.explain(place, session.world)
+            raise NotFiniteError(step, cause, range(session.order.window(step).num_pieces))
 
 
 def write_records(session: Session, step: int, sinks: Sinks) -> tuple[Session, bool]:
@@ -249,7 +257,7 @@ def _begin_attempt(session: Session, start: Start) -> Status:
     status = session.run.read_status()
     status.begin_attempt(world_size=session.world.size, first_step=start.step)
     status.step, status.total_steps = start.step, session.total_steps
-    status.best, status.best_by, status.skipped_steps = start.best, session.metrics.best, sorted(session.skipped)
+    status.best, status.best_by, status.skipped_batches = start.best, session.metrics.best, session.skipped.batches
     return status
 
 
@@ -281,7 +289,7 @@ def _record(session: Session, step: int) -> Record:
     record["train/samples_per_s"] = session.stopwatch.take_rate()
     if (blocked_s := session.checkpointer.take_blocked_s()) is not None:
         record["checkpoint/blocked_s"] = blocked_s
-    if skipped := [left_out for left_out in session.skipped if left_out < step]:
+    if skipped := session.skipped.between(0, step):
         record["train/skipped_batches"] = len(skipped)
     return record
 

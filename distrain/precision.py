@@ -11,6 +11,7 @@ from distrain.errors import RecipeError
 from distrain.optim import begin_momentum, update
 from distrain.recipe import Recipe
 from distrain.sharding import is_sharded, own_part, whole
+from distrain.watch import norms_of
 
 _NO_CONTEXT: AbstractContextManager[Any] = nullcontext()
 
@@ -69,13 +70,18 @@ class Precision:
 
     def step(
         self, optimizer: torch.optim.Optimizer, weights: Sequence[nn.Parameter], *, clip_norm: float | None
-    ) -> None:
-        """Clip the gradient's 2-norm to `clip_norm` and update the weights; float16 overflow skips the update."""
+    ) -> list[torch.Tensor]:
+        """Clip the gradient's 2-norm to `clip_norm` and update the weights; float16 overflow skips the update.
+
+        Returns the 2-norms of the gradients before that, by weight, of sharded ones those of this rank's parts; none
+        where loss scaling has looked whether they are finite.
+        """
         if not self._scaler.is_enabled():
-            if clip_norm is not None:
-                clip_gradients(weights, clip_norm)
+            norms = gradient_norms(weights) if clip_norm is None else clip_gradients(weights, clip_norm)
             update(optimizer)
-            return
+            return norms
+        if all(weight.grad is None for weight in weights):  # torch's scaler does not take a step without gradients
+            return []
         with _alike(weights):
             if clip_norm is not None:
                 self._scaler.unscale_(optimizer)
@@ -83,6 +89,7 @@ class Precision:
             begin_momentum(optimizer)
             self._scaler.step(optimizer)
             self._scaler.update()
+        return []
 
     def state(self) -> dict[str, Any]:
         """Return the loss scale and its history, as numbers that JSON keeps exactly."""
@@ -94,22 +101,35 @@ class Precision:
             self._scaler.load_state_dict(state)
 
 
+def gradient_norms(weights: Sequence[nn.Parameter]) -> list[torch.Tensor]:
+    """Return the 2-norm of each gradient there is, of sharded ones that of this rank's part."""
+    return norms_of([own_part(weight.grad) for weight in weights if weight.grad is not None])
+
+
 @torch.no_grad()
-def clip_gradients(weights: Sequence[nn.Parameter], clip_norm: float) -> None:
-    """Do what torch's `clip_grad_norm_` does, to the bit, without its bookkeeping where the gradients are all alike."""
+def clip_gradients(weights: Sequence[nn.Parameter], clip_norm: float) -> list[torch.Tensor]:
+    """Do what torch's `clip_grad_norm_` does, to the bit, without its bookkeeping where the gradients are all alike.
+
+    Returns what `gradient_norms` does, of the gradients as they were before.
+    """
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     kinds = {(type(gradient), gradient.dtype, gradient.device) for gradient in gradients}
     if len(kinds) != 1 or kinds.pop()[0] is not torch.Tensor:  # weights in parts, for example
+        norms = gradient_norms(weights)
         _clip_mixed(gradients, clip_norm)
-        return
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        return norms
+    norms = list(torch._foreach_norm(gradients))
+    norm = torch.linalg.vector_norm(torch.stack(norms))
     factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
     if factor.device.type != "cpu" or float(factor) != 1:  # elsewhere to look at it would synchronise the device
         torch._foreach_mul_(gradients, factor)
+    return norms
 
 
 def _clip_mixed(gradients: Sequence[torch.Tensor], clip_norm: float) -> None:
     """Clip gradients of several kinds, those that are in parts by the norm of the whole; the ranks call it together."""
+    if not gradients:
+        return
     parts = [gradient for gradient in gradients if is_sharded(gradient)]
     others = [gradient for gradient in gradients if not is_sharded(gradient)]
     norms = [whole(nn.utils.get_total_norm(kind)) for kind in (parts, others) if kind]

@@ -264,6 +264,9 @@ def print_run(console: Console, run: RunDirectory) -> None:
             words = f"{in_words(status.best_by, metrics)} at step {metrics['step']:.0f}"
             is_lost = title == "best" and best_checkpoint(run, status) is None
             console.print(f"{title:<11} {f'not kept: {words} has no checkpoint' if is_lost else words}")
+    if status.skipped_batches:
+        steps = ", ".join(str(batch.step) for batch in status.skipped_batches)
+        console.print(f"rollbacks   {status.rollbacks}, for what was not finite after step {steps}", soft_wrap=True)
     for number, attempt in enumerate(status.attempts, start=1):
         plural = "" if attempt.world_size == 1 else "es"
         began = time.strftime("%F %T", time.localtime(attempt.started))

@@ -8,10 +8,8 @@ import torch
 from distrain import checkpoint
 from distrain.checkpoint.tensors import LOSS, changed_by_update
 from distrain.errors import RunError
-from distrain.rollback import NotFiniteError
 from distrain.rundir import RunDirectory
 from distrain.session import Ending, Session
-from distrain.sharding import own_part
 from distrain.world import World
 
 log = logging.getLogger(__name__)
@@ -42,9 +40,13 @@ def find_checkpoint(run: RunDirectory, world: World) -> checkpoint.Checkpoint | 
 
 
 def resume(session: Session, found: checkpoint.Checkpoint | None) -> Start:
-    """Load a checkpoint into the session, or leave it as it is at step 0."""
+    """Load a checkpoint into the session, or leave it as it is at step 0.
+
+    Raises `ModelError` where weights or statistics are not finite there.
+    """
     world = session.world
     if found is None:
+        session.watch.check_start()
         log.info("starts at step 0 of %d", session.total_steps)
         return Start(step=0, is_record_due=session.recipe.eval.at_start)
     if world.is_main:
@@ -78,13 +80,8 @@ def resume(session: Session, found: checkpoint.Checkpoint | None) -> Start:
 
 
 def save(session: Session, step: int, *, is_record_due: bool) -> None:
-    """Begin the checkpoint of `step`: with it, a run of any process goes on as if it had never ended.
-
-    Raises `NotFiniteError` where the weights are not finite, since such a checkpoint would be of no use.
-    """
+    """Begin the checkpoint of `step`: with it, a run of any process goes on as if it had never ended."""
     session.heart.phase = "save"
-    if session.world.any_rank(not _are_weights_finite(session)):
-        raise NotFiniteError(step - 1)
     last = session.heart.status.last
     tensors = session.tensors()
     session.checkpointer.save(
@@ -106,11 +103,6 @@ def save(session: Session, step: int, *, is_record_due: bool) -> None:
         },
         steady=changed_by_update(session.model, tensors),
     )
-
-
-def _are_weights_finite(session: Session) -> bool:
-    norms = torch._foreach_norm([own_part(parameter) for parameter in session.model.parameters()])
-    return bool(torch.stack(norms).isfinite().all())  # synchronises the device, as the save does anyway
 
 
 def _check_resumable(session: Session, found: checkpoint.Checkpoint) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, computed_field, model_validator
 
 from distrain import locks
 from distrain.errors import RunError
@@ -43,6 +43,15 @@ class Attempt(BaseModel):
     ended: float | None = None
 
 
+class SkippedBatch(BaseModel):
+    """A batch that is left out, since something that its step made was not finite."""
+
+    step: int  # the number of its step, counted from 1
+    cause: str  # what was not finite
+    samples: list[int] = []  # numbers of the samples among which the cause is
+    bad_samples: list[int] = []  # those that are known to be the cause: later batches with one are left out, too
+
+
 class Status(BaseModel):
     """Where a run stands: `status.json`, written whole by rank 0 and read by anyone."""
 
@@ -60,8 +69,23 @@ class Status(BaseModel):
     train_seconds: float = 0.0  # spent in this run over all attempts, start-up left out
     weights_digest: str | None = None  # of the weights and buffers at the end
     state_digest: str | None = None  # of these, the optimizer's state and the moving averages
-    skipped_steps: list[int] = []  # steps whose batch is left out, since its loss was not finite
+    skipped_batches: list[SkippedBatch] = []
     attempts: list[Attempt] = []
+
+    @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated property
+    @property
+    def rollbacks(self) -> int:
+        """How often training has gone back to a checkpoint, over all attempts: each time for one batch more."""
+        return len(self.skipped_batches)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_skipped_steps(cls, data: Any) -> Any:
+        """Take over what runs of earlier versions have left out; they counted steps from 0."""
+        if isinstance(data, dict) and "skipped_steps" in data and "skipped_batches" not in data:
+            steps = data["skipped_steps"]
+            return {**data, "skipped_batches": [{"step": step + 1, "cause": "the loss"} for step in steps]}
+        return data
 
     @property
     def mark(self) -> AttemptMark:

@@ -27,9 +27,11 @@ from distrain.parallel import Parallel
 from distrain.precision import Precision
 from distrain.recipe import Recipe
 from distrain.rundir import RunDirectory
+from distrain.skipping import SkippedSteps
 from distrain.stop_agreement import StopAgreement
 from distrain.telemetry import LossMeter, Stopwatch
 from distrain.tracing import Tracer
+from distrain.watch import Watch
 from distrain.world import World
 
 Ending = Literal["target_loss", "max_time", "patience"]  # the field of `train` that has ended a run
@@ -61,13 +63,14 @@ class Session:
     average: WeightAverage | None
     schedule: Factor
     precision: Precision
+    watch: Watch
     losses: LossMeter
     stopwatch: Stopwatch
     checkpointer: Checkpointer
     shown_images: torch.Tensor
     extra: ExtraState
     bare_copy: nn.Module | None  # for the sinks: on the CPU, not wrapped; None where it cannot be copied
-    skipped: frozenset[int]  # steps whose batch is left out, since its loss was not finite
+    skipped: SkippedSteps
     fingerprint: dict[str, str]
     heart: Heart
     stop: StopAgreement
@@ -108,13 +111,13 @@ class Session:
         """
         size, spe = self.order.batching.global_batch_size, self.order.steps_per_epoch
         missing = size - self.order.window(spe - 1).num_samples  # what the last window of each epoch lacks
-        left_out = sum(self.order.window(step).num_samples for step in self.skipped if first_step <= step < last_step)
+        left_out = sum(self.order.window(step).num_samples for step in self.skipped.between(first_step, last_step))
         return (last_step - first_step) * size - (last_step // spe - first_step // spe) * missing - left_out
 
     def last_trained(self, step: int) -> list[int]:
         """Return the steps before `step` that were trained, counted from 0: the last ones, enough for any mean."""
         most = max(self.order.steps_per_epoch, self.recipe.log.every_steps)
-        first = max(0, step - most - len(self.skipped))
+        first = max(0, step - most - len(self.skipped.between(0, step)))
         return [before for before in range(first, step) if before not in self.skipped]
 
     def rounding(self) -> dict[str, str | int]:

@@ -9,7 +9,15 @@ from typing import Any, NamedTuple
 import torch
 
 from distrain.data.order import TrainOrder
+from distrain.watch import Watch
 from distrain.world import World
+
+
+class Settled(NamedTuple):
+    """What the host knows of a step besides its mean loss."""
+
+    bad_pieces: tuple[int, ...]  # the micro-batches whose loss is not finite
+    is_marked: bool  # by the watch: a gradient, a weight or a buffer is not finite
 
 
 class LossMeter:
@@ -19,22 +27,23 @@ class LossMeter:
     losses are part of a checkpoint, so that a record that spans a resume has the same mean.
     """
 
-    def __init__(self, order: TrainOrder, world: World) -> None:
+    def __init__(self, order: TrainOrder, world: World, watch: Watch) -> None:
         self._since_record: list[_StepLoss] = []
         self._last_epoch: deque[_StepLoss] = deque(maxlen=order.steps_per_epoch)
         self._fresh: list[torch.Tensor] = []  # the mean loss of each micro-batch of this rank
         self._order = order
         self._world = world
+        self._watch = watch
 
     def add(self, loss: torch.Tensor) -> None:
         """Take the mean loss of this rank's next micro-batch, without waiting for the device."""
         self._fresh.append(loss.detach())
 
-    def settle(self, steps: Sequence[int]) -> list[float]:
-        """Bring the losses of `steps` to the host and return them: the loop's only regular device synchronisation.
+    def settle(self, steps: Sequence[int]) -> list[Settled]:
+        """Bring the losses of `steps` to the host, and for each whether it, and what else the step made, is finite.
 
-        Each step's mean is taken over the micro-batches of all ranks, exactly rounded, so that it is the same however
-        they were dealt.
+        It is the loop's only regular device synchronisation. Each step's mean is taken over the micro-batches of all
+        ranks, exactly rounded, so that it is the same however they were dealt.
         """
         if not steps:
             return []
@@ -45,14 +54,18 @@ class LossMeter:
         if self._fresh:
             losses[torch.tensor(places, device=losses.device)] = torch.stack(self._fresh).double()
             self._fresh.clear()
-        rows = self._world.all_reduce(losses).view(-1, width).tolist()  # x + 0 is exact: each is one rank's
-        settled = []
-        for row, window in zip(rows, windows, strict=True):
-            total = math.fsum(map(mul, row, window.sizes))  # a shorter window leaves the end of its row empty
-            settled.append(_StepLoss(total / window.num_samples, window.num_samples))
-        self._since_record += settled
-        self._last_epoch += settled
-        return [step.mean for step in settled]
+        found = self._world.all_reduce(torch.cat([losses, self._watch.take_marks(losses.device)]))
+        rows = found[: len(losses)].view(-1, width).tolist()  # x + 0 is exact: each is one rank's
+        means, settled = [], []
+        for row, window, mark in zip(rows, windows, found[len(losses) :].tolist(), strict=True):
+            bad = tuple(piece for piece, loss in enumerate(row) if not math.isfinite(loss))
+            # A shorter window leaves the end of its row empty.
+            total = math.nan if bad else math.fsum(map(mul, row, window.sizes))
+            means.append(_StepLoss(total / window.num_samples, window.num_samples))
+            settled.append(Settled(bad, mark > 0))
+        self._since_record += means
+        self._last_epoch += means
+        return settled
 
     @property
     def has_settled(self) -> bool:

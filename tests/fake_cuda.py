@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import v2
 
-from distrain import build, engine, evaluate, microbatch, mixing, optim, param_groups
+from distrain import average, build, engine, evaluate, microbatch, mixing, optim, param_groups, watch
 from distrain.data.loader import BatchReader, read_batches
 from distrain.data.source import Batch, TensorSource
 from distrain.heart import Heart
@@ -75,7 +75,7 @@ def session_on_gpu(recipe: Recipe, folder: Path) -> Session:
     world = World(rank=0, size=1, local_rank=0, device=GPU)
     with unset_fake_temporarily():
         engine.set_determinism(recipe)
-    return build.build_session(recipe, profile, run, world, Heart(run, 0), skipped=frozenset(), has_checkpoint=False)
+    return build.build_session(recipe, profile, run, world, Heart(run, 0), skipped=(), has_checkpoint=False)
 
 
 def take_steps(session: Session, *, num_steps: int) -> list[str]:
@@ -183,6 +183,8 @@ def _keep_real(patch: pytest.MonkeyPatch) -> None:
             return param_groups.plan_settings(config, model, head=head, example=torch.zeros(example.shape))
 
     patch.setattr(build, "plan_settings", plan)
+    patch.setattr(average, "not_finite", lambda tensors: [])
+    patch.setattr(watch, "has_finite_norm", lambda tensor: True)
 
 
 def _real(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -104,6 +104,20 @@ def test_clipping_bounds_the_length_of_an_update(name: Name) -> None:
     assert clipped == pytest.approx(0.5 * 1e-2, rel=1e-2)  # the learning rate times the bound
 
 
+@pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_step_without_any_gradient_changes_nothing(name: Name, clip_norm: float | None) -> None:
+    """As with `model.freeze_epochs={"*": 1}`: from the second epoch on no weight has one."""
+    model, optimizer = make()
+    precision = Precision(name, CPU)
+    take_steps(precision, model, optimizer, steps=1, clip_norm=clip_norm)
+    before, state = [p.detach().clone() for p in model.parameters()], precision.state()
+    optimizer.zero_grad()
+    assert precision.step(optimizer, list(model.parameters()), clip_norm=clip_norm) == []
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+    assert precision.state() == state
+
+
 @pytest.mark.parametrize(("clip_norm", "dtype"), [(0.1, torch.float32), (1e6, torch.float32), (0.1, torch.float64)])
 def test_clipping_has_the_bits_of_torchs_own(clip_norm: float, dtype: torch.dtype) -> None:
     def clipped(clip: Callable[[list[nn.Parameter], float], object]) -> list[torch.Tensor]:

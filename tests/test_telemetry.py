@@ -7,15 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from distrain.batching import solve_batching
 from distrain.data.order import Places, TrainOrder
 from distrain.telemetry import LossMeter
+from distrain.watch import Watch
 from distrain.world import World
 from tests.processes import run_ranks
 
 SAMPLES, BATCH = 81, 20  # five steps an epoch, of which the last has one sample
 PER_EPOCH = 5
+WATCH = Watch(nn.Linear(1, 1))
 
 
 def build(world: World, micro_batch_size: int | None = None) -> tuple[LossMeter, TrainOrder]:
@@ -26,7 +29,7 @@ def build(world: World, micro_batch_size: int | None = None) -> tuple[LossMeter,
         drop_last=False,
         rank=world.rank,
     )
-    return LossMeter(order, world), order
+    return LossMeter(order, world, WATCH), order
 
 
 def losses() -> torch.Tensor:
@@ -41,6 +44,7 @@ def take(meter: LossMeter, order: TrainOrder, steps: range) -> None:
         for piece in window.own:
             begin, end = window.ranges[piece]
             meter.add(losses()[epoch, place * BATCH + begin : place * BATCH + end].mean())
+        WATCH.note([])
     meter.settle(steps)
 
 

@@ -3,7 +3,7 @@
 Step k of an epoch covers the positions from k x global_batch_size on, so a resume at any step starts at once.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -74,6 +74,7 @@ class TrainOrder:
         self.num_samples = num_samples
         self.batching = batching
         self.rank = rank
+        self._sampler = sampler
         self._draw = lru_cache(maxsize=1)(sampler)  # of the epoch that is being read
         self._full = self._window(size)
         tail = num_samples - (self.steps_per_epoch - 1) * size
@@ -104,6 +105,21 @@ class TrainOrder:
         window = self.window(0)
         begin, end = window.ranges[window.own.start if window.own else 0]
         return self._draw(0).micro_batch(begin, end, 0)
+
+    def samples(self, step: int, pieces: Iterable[int] | None = None) -> NDArray[np.int64]:
+        """Return the samples of a step over all ranks, int64[n]; of some of its micro-batches only where given."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        window, start = self.window(step), step_in_epoch * self.batching.global_batch_size
+        indices = self._draw(epoch).indices[start : start + window.num_samples]
+        if pieces is None:
+            return indices
+        return np.concatenate([indices[slice(*window.ranges[piece])] for piece in pieces])
+
+    def steps_with(self, samples: Sequence[int], epoch: int) -> list[int]:
+        """Return the steps of an epoch that train on any of `samples`."""
+        positions = np.flatnonzero(np.isin(self._sampler(epoch).indices, samples))
+        steps = np.unique(positions // self.batching.global_batch_size)
+        return (epoch * self.steps_per_epoch + steps[steps < self.steps_per_epoch]).tolist()  # type: ignore[no-any-return]
 
     def _window(self, num_samples: int) -> Window:
         ranges = tuple(self.batching.cut(num_samples))

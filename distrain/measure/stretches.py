@@ -238,10 +238,7 @@ def _reduction_s(session: Session, tensor: torch.Tensor, repetitions: int) -> fl
 
 
 def saving(session: Session, step: int) -> Saving:
-    """Save twice, at `step` and after, and return what the second save took.
-
-    Raises `NotFiniteError` where the weights are not finite.
-    """
+    """Save twice, at `step` and after, and return what the second save took."""
     blocked: list[float] = []
     commit_s = 0.0
     for number in (step, step + 1):

@@ -22,7 +22,6 @@ from distrain.measure.stretches import StoppedError, Walk
 from distrain.microbatch import memory_limit_bytes, try_micro_batch_sizes
 from distrain.parallel.fsdp import Fsdp
 from distrain.recipe import Recipe
-from distrain.rollback import NotFiniteError
 from distrain.rundir import RunDirectory, write_atomically
 from distrain.session import Session
 from distrain.world import World
@@ -37,7 +36,7 @@ def measure(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, h
     """
     order = read_order(run)
     set_determinism(recipe)
-    session = build_session(recipe, profile, run, world, heart, skipped=frozenset(), has_checkpoint=False)
+    session = build_session(recipe, profile, run, world, heart, skipped=(), has_checkpoint=False)
     _check_every_rank_has_work(session)
     if order.least_samples is not None:  # raises now, and not after the measurement
         count_steps_per_epoch(len(session.train_reader.source), order.least_samples, drop_last=True)
@@ -126,10 +125,7 @@ def _measure_around(session: Session, order: Order, figures: Figures, *, num_ste
         figures.evaluation_images_per_s = stretches.evaluation_rate(session, order)
     if order.has_checkpoint:
         _tell(session, "checkpoint")
-        try:
-            figures.saving = stretches.saving(session, next_step)
-        except NotFiniteError:
-            figures.notes.append("no checkpoint was measured: the weights are no numbers after so few steps")
+        figures.saving = stretches.saving(session, next_step)
     if order.has_parts:
         _tell(session, "compute alone")
         compute_s = stretches.compute_step_s(session, num_steps)

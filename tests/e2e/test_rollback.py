@@ -26,6 +26,9 @@ class Samples(torch.utils.data.Dataset):
     def __getitem__(self, index):
         return self.images[index], int(self.labels[index])
 
+def no_loss(logits, targets):
+    return logits.sum() * float("nan")
+
 def samples(split, path):
     return Samples(400, [100]) if split == "train" else Samples(100, [])
 """
@@ -45,10 +48,12 @@ def test_batch_whose_loss_is_not_finite_is_left_out_and_noted(tmp_path: Path, pr
     (tmp_path / "poisoned.py").write_text(POISONED)
     done = fit(*RECIPE, f"--procs={processes}", cwd=tmp_path)
     found = status(tmp_path / "run")
-    assert len(found["skipped_steps"]) == 3
-    assert [step // 20 for step in found["skipped_steps"]] == [0, 1, 2]
-    for step in found["skipped_steps"]:
-        assert done.out.count(f"warning: the loss of step {step} is not finite") == 1
+    (skipped,) = found["skipped_batches"]  # its image is known for the cause from then on
+    assert (found["rollbacks"], skipped["bad_samples"]) == (1, [100])
+    assert done.out.count(f"warning: the loss is not finite in step {skipped['step']}: ") == 1
+    assert "in the pixels of sample 100 of poisoned:samples there are values that are not finite" in done.out
+    assert "later batches with sample 100 of poisoned:samples are left out, too" in done.out
+    assert "sample 100 of poisoned:samples" in (tmp_path / "run" / "logs" / "rank-0.log").read_text()
     records = metrics(tmp_path / "run")
     assert [record["step"] for record in records] == sorted({record["step"] for record in records})
     assert records[-1]["step"] == 60
@@ -60,7 +65,8 @@ def test_batch_whose_loss_is_not_finite_is_left_out_and_noted(tmp_path: Path, pr
 
 def test_training_that_does_not_get_on_fails_with_the_cause_and_is_not_tried_again(tmp_path: Path) -> None:
     (tmp_path / "poisoned.py").write_text(POISONED)
-    done = distrain("fit", *RECIPE, "--set=train.max_rollbacks=1", "--procs=2", cwd=tmp_path)
+    own = ["--set=train.max_rollbacks=1", "--set=loss={name: 'poisoned:no_loss'}"]
+    done = distrain("fit", *RECIPE, *own, "--procs=2", cwd=tmp_path)
     assert done.code == 1
     assert "restart 1" not in done.out
     assert "is not finite" in done.out
@@ -68,4 +74,4 @@ def test_training_that_does_not_get_on_fails_with_the_cause_and_is_not_tried_aga
     assert "optimizer.lr" in done.out
     found = status(tmp_path / "run")
     assert found["state"] == "failed"
-    assert len(found["skipped_steps"]) == 1
+    assert found["rollbacks"] == 1
