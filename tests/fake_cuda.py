@@ -5,11 +5,9 @@ events, questions about memory, generators, and the backward pass. Sources, netw
 made outside of it.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -174,9 +172,8 @@ def _keep_real(patch: pytest.MonkeyPatch) -> None:
             return gather(reader, images, *rest)
 
     patch.setattr(BatchReader, "_gather", gather_real)
-    copying = SimpleNamespace(deepcopy=_real(copy.deepcopy))
-    patch.setattr(build, "copy", copying)
-    patch.setattr(microbatch, "copy", copying)
+    for module in (build, microbatch):
+        patch.setattr(module, "copy_network", _real(module.copy_network))
 
     def plan(config: Any, model: nn.Module, *, head: str | None, example: torch.Tensor) -> Any:
         with unset_fake_temporarily():
