@@ -11,6 +11,7 @@ from distrain.data.source import Batch
 from distrain.losses import LossFunction
 from distrain.metrics.choice import ChosenMetrics
 from distrain.metrics.counters import Confusion, Counter, LabelConfusion, build_counters
+from distrain.metrics.curves import build_curves
 from distrain.precision import Precision
 from distrain.recipe import Eval
 from distrain.sharding import reshard
@@ -66,7 +67,7 @@ def evaluate(
     modes = [(part, part.training) for part in (model, loss_function) if isinstance(part, nn.Module)]
     for part, _ in modes:
         part.eval()
-    counters = build_counters(chosen, world.device)
+    counters, curves = build_counters(chosen, world.device), build_curves(chosen, world.device)
     has_errors = chosen.target == "values"
     # Of each batch: samples, loss and, of values, absolute and squared errors, all summed over the samples.
     sums = torch.zeros(num_batches, 4 if has_errors else 2, dtype=torch.float64, device=world.device)
@@ -81,6 +82,8 @@ def evaluate(
         sums[number] = torch.stack(row + _errors(logits, targets) if has_errors else row)
         for counter in counters:
             counter.update(logits.float(), targets)
+        if curves is not None:
+            curves.update(logits.float(), targets)
         if witness is not None:
             witness(number, logits, targets)
     if idle_batch is not None and len(own) < -(-num_batches // world.size):
@@ -90,7 +93,10 @@ def evaluate(
     for part, was_training in modes:
         part.train(was_training)
     rows, counts = _add_over_ranks(sums, counters, world)
-    return None if any(row[0] == 0 for row in rows) else _conclude(rows, counters, counts, chosen)
+    if any(row[0] == 0 for row in rows):
+        return None
+    areas = {} if curves is None else curves.results(world)
+    return _conclude(rows, counters, counts, areas, chosen)
 
 
 def _errors(outputs: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
@@ -115,7 +121,11 @@ def _add_over_ranks(
 
 
 def _conclude(
-    rows: list[list[float]], counters: list[Counter], counts: list[torch.Tensor], chosen: ChosenMetrics
+    rows: list[list[float]],
+    counters: list[Counter],
+    counts: list[torch.Tensor],
+    areas: dict[str, float],
+    chosen: ChosenMetrics,
 ) -> Evaluation:
     samples, loss, *errors = (math.fsum(column) for column in zip(*rows, strict=True))
     found = {"loss": loss / samples}
@@ -127,4 +137,5 @@ def _conclude(
         found |= counter.results(total, int(samples))
         if isinstance(counter, Confusion | LabelConfusion):
             confusion = total
+    found |= areas
     return Evaluation({f"val/{name}": value for name, value in found.items()}, int(samples), confusion)

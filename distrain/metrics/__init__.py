@@ -1,6 +1,7 @@
 """Metrics: what an evaluation measures, by name: for which targets, which way is better, and in which words.
 
-The names here need no torch. `choice` says what a recipe measures on its data, `counters` counts it on the device.
+The names here need no torch. `choice` says what a recipe measures on its data, `counters` counts it on the device, and
+`curves` computes areas under curves.
 """
 
 import math

@@ -12,10 +12,6 @@ from torch import Tensor
 
 from distrain.metrics.choice import ChosenMetrics
 
-# AUROC and average precision tell two scores apart where one of these log-odds lies between them. See `Scores`.
-LOWEST_LOG_ODDS, HIGHEST_LOG_ODDS, LOG_ODDS_STEP = -12.8, 12.8, 0.1
-NUM_THRESHOLDS = round((HIGHEST_LOG_ODDS - LOWEST_LOG_ODDS) / LOG_ODDS_STEP) + 1
-
 
 class Counter(Protocol):
     """Counts something over batches; `counts` is int64, on the device, and a sum over the samples."""
@@ -32,7 +28,7 @@ class Counter(Protocol):
 
 
 def build_counters(chosen: ChosenMetrics, device: torch.device) -> list[Counter]:
-    """Return what counts the chosen metrics; together they give every one of them that is not a mean of floats."""
+    """Return what counts the chosen metrics: all but means of floats and areas under curves."""
     size, names = len(chosen.classes), set(chosen.names)
     counters: list[Counter] = []
     if ranks := [rank for rank in (1, 5) if f"top{rank}" in names]:
@@ -46,8 +42,6 @@ def build_counters(chosen: ChosenMetrics, device: torch.device) -> list[Counter]
             counters.append(Confusion(size, wanted, classes, device))
         else:
             counters.append(LabelConfusion(size, wanted, device))
-    if wanted := names & set(_CURVES):
-        counters.append(Scores(size, wanted, device))
     return counters
 
 
@@ -133,49 +127,6 @@ class LabelConfusion:
         return _rates(self._rates, hits, false, missed, num_samples, is_multilabel=True)
 
 
-class Scores:
-    """How many samples with and without each class or label have a score between two thresholds.
-
-    Counts int64 [without, with; outputs; thresholds + 1]. A score is the log-odds of a class or label; the thresholds
-    are 257, every 0.1 from -12.8 to 12.8, and so tell probabilities apart near 0 and 1 as well as near 0.5. Two samples
-    between the same thresholds count as tied. The area under the ROC curve is thus within half the share of such pairs,
-    among all pairs of a sample with the class and one without, of what it is without thresholds.
-    """
-
-    def __init__(self, size: int, curves: set[str], device: torch.device) -> None:
-        self.counts = torch.zeros(2, size, NUM_THRESHOLDS + 1, dtype=torch.int64, device=device)
-        self._curves = curves
-        self._thresholds = torch.linspace(LOWEST_LOG_ODDS, HIGHEST_LOG_ODDS, NUM_THRESHOLDS, device=device)
-        self._labels = torch.arange(size, device=device)
-
-    def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Count a batch."""
-        if targets.is_floating_point():
-            is_so, log_odds = targets > 0.5, logits
-        else:
-            is_so, log_odds = targets[:, None] == self._labels, _log_odds_of_classes(logits)
-        bins = torch.bucketize(log_odds.contiguous(), self._thresholds, right=True)
-        _, size, num_bins = self.counts.shape
-        places = ((is_so * size + self._labels) * num_bins + bins).flatten()
-        self.counts.view(-1).index_add_(0, places, torch.ones_like(places))
-
-    def results(self, counts: Tensor, num_samples: int) -> dict[str, float]:  # noqa: ARG002 - the protocol's
-        """Return the mean area over what has samples with it and without it; NaN where nothing has."""
-        at_least = torch.cat([counts.flip(2).cumsum(2).flip(2), torch.zeros_like(counts[:, :, :1])], dim=2)
-        cells = torch.stack([at_least[:, :, :1] - at_least, at_least], dim=-1)  # [truth, size, thresholds, prediction]
-        has_both = (at_least[:, :, 0] > 0).all(dim=0)  # else there is no pair, and no curve
-        found = {}
-        for name in sorted(self._curves):
-            each = _area(name, cells.permute(2, 1, 0, 3))[has_both]
-            found[name] = each.mean().item()  # NaN where no class has both
-        return found
-
-
-def _log_odds_of_classes(logits: Tensor) -> Tensor:
-    log_p = logits.log_softmax(dim=1)
-    return log_p - torch.log(-torch.expm1(log_p))
-
-
 def _rates(
     wanted: set[str], hits: Tensor, false: Tensor, missed: Tensor, num_samples: int, *, is_multilabel: bool
 ) -> dict[str, float]:
@@ -196,19 +147,5 @@ def _rates(
     return found
 
 
-def _area(name: str, cells: Tensor) -> Tensor:
-    """Return the area under a curve, float64 [size], of cells int64 [thresholds, size, truth, prediction]."""
-    from torchmetrics import classification
-
-    thresholds = torch.linspace(0, 1, len(cells))  # their number counts: the cells are there already
-    metric = getattr(classification, _CURVES[name])(
-        cells.shape[1], average="none", thresholds=thresholds, validate_args=False
-    )
-    metric.merge_state({"confmat": cells.double()})
-    areas: Tensor = inspect.unwrap(metric.compute)()
-    return areas
-
-
-# torchmetrics' names: of rates less their beginning, which is Multiclass or Multilabel.
+# torchmetrics' names less their beginning, which is Multiclass or Multilabel.
 _RATES = {"f1": "F1Score", "precision": "Precision", "recall": "Recall"}
-_CURVES = {"auroc": "MultilabelAUROC", "average_precision": "MultilabelAveragePrecision"}
