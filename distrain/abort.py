@@ -11,6 +11,7 @@ from rich.console import Console
 from distrain import report
 from distrain.errors import ExitCode
 from distrain.exits import end_process
+from distrain.live import erase_line
 from distrain.process import children, kill_below
 from distrain.rundir import AttemptMark, RunDirectory
 from distrain.runlog import append_to_log
@@ -37,8 +38,8 @@ def end_at_once(run: RunDirectory, *, earlier: AttemptMark, cleanup: tuple[str, 
             for pid in started:
                 subprocess.run([*cleanup, str(pid)], check=False)
         text = io.StringIO()  # the handler may have interrupted a write to the terminal: it goes past all buffers
-        console = Console(file=text, force_terminal=sys.stdout.isatty(), highlight=False, record=True)
-        console.show_cursor()  # a live line has hidden it
+        console = Console(file=text, force_terminal=sys.stdout.isatty(), highlight=False, soft_wrap=True, record=True)
+        erase_line(console)
         report.print_killed(console, run)
         write_last_words(text.getvalue())
         append_to_log(run.spoken_log, console.export_text())

@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import closing, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 
 import torch
 
@@ -30,7 +30,7 @@ from distrain.seeds import Purpose, derive_seed
 from distrain.session import Session
 from distrain.sinks import Sinks
 from distrain.sinks.jsonl import rewind_metrics
-from distrain.sinks.protocol import Opening, Record
+from distrain.sinks.protocol import Moment, Opening, Record
 from distrain.world import World
 
 log = logging.getLogger(__name__)
@@ -61,11 +61,12 @@ def _train_once(
     start = resume(session, found)
     if start.ending is not None:
         session = end_at(session, start.step, start.ending)
-    heart.begin(_begin_attempt(session, start))
+    heart.begin(_begin_attempt(session, start), steps_per_epoch=session.order.steps_per_epoch)
     history = rewind_metrics(run, start.step - start.is_record_due) if world.is_main else []
     try:
         with (
             Sinks(_opening(session, history) if world.is_main else None) as sinks,
+            _closing_after(heart),
             run.room_for_last_words() if world.is_main else nullcontext(),
             session.checkpointer,
             session.tracer,
@@ -124,7 +125,8 @@ def _run_on(session: Session, batches: Iterator[Batch], step: int, sinks: Sinks)
         if session.compilation is not None:
             session.compilation.tell()
         session = end_early(session, step)
-        session.stopwatch.add(time.perf_counter() - started, session.num_samples(first_step, step))
+        seconds, epoch = time.perf_counter() - started, (step - 1) // session.order.steps_per_epoch
+        session.stopwatch.add(seconds, session.num_samples(first_step, step), epoch=epoch)
 
         session, is_recorded = write_records(session, step, sinks)  # before the checkpoint: no resume repeats a record
         must_stop = session.stop.is_reached(step) or not is_recorded
@@ -267,12 +269,35 @@ def _opening(session: Session, history: list[Record]) -> Opening:
         recipe=session.recipe,
         first_step=session.heart.step,
         total_steps=session.total_steps,
-        current_step=lambda: session.heart.step,
+        steps_per_epoch=session.order.steps_per_epoch,
+        now=lambda: _now(session),
         images=session.shown_images,
         model=session.bare_copy,
         history=history,
         shown_metrics=session.metrics.shown,
     )
+
+
+def _now(session: Session) -> Moment:
+    """Return where the training is, in plain numbers: the thread that draws the live line waits for no device."""
+    heart = session.heart
+    return Moment(
+        step=heart.step,
+        phase=heart.phase,
+        evaluated=heart.evaluated,
+        to_evaluate=heart.to_evaluate,
+        epoch_loss=session.losses.epoch_mean,
+        epoch_samples_per_s=session.stopwatch.epoch_rate,
+    )
+
+
+@contextmanager
+def _closing_after(heart: Heart) -> Iterator[None]:
+    """Say, once the block is over, that the loggers are being closed."""
+    try:
+        yield
+    finally:
+        heart.phase = "close"
 
 
 def _must_save(session: Session, step: int) -> bool:
@@ -315,7 +340,9 @@ def run_evaluation(session: Session) -> Evaluation | None:
         for images, targets in batches:
             heart.progress += 1
             yield session.normalize(images), targets
+            heart.evaluated += 1
 
+    heart.evaluated, heart.to_evaluate = 0, len(own)
     session.checkpointer.let_change()  # the averages take the place of the weights
     is_collective = session.parallel.needs_even_passes
     with (

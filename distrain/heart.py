@@ -22,7 +22,18 @@ HEARTBEAT_S = 1.0
 LISTEN_S = 0.1  # how long a stop request may go unheard
 
 Phase = Literal[
-    "start-up", "data", "forward", "backward", "reduce", "update", "sync", "evaluate", "record", "save", "measure"
+    "start-up",
+    "data",
+    "forward",
+    "backward",
+    "reduce",
+    "update",
+    "sync",
+    "evaluate",
+    "record",
+    "save",
+    "measure",
+    "close",  # the loggers: what they still hold goes to disk or over the network
 ]
 log = logging.getLogger(__name__)
 
@@ -41,6 +52,8 @@ class Heart:
         self.step = 0
         self.phase: Phase = "start-up"
         self.progress = 0  # counts micro-batches and batches: a long step or evaluation moves, a stalled one does not
+        self.evaluated = 0  # batches of the evaluation in progress, of this rank
+        self.to_evaluate = 0  # batches that it has
         self.status = Status()
         self.at_beat: Callable[[int], None] | None = None  # called at each beat with the step, in the thread
         self._stop = stop or StopRequest()
@@ -50,6 +63,7 @@ class Heart:
         self._is_behind = False  # whether the newest status could not be written
         self._started = time.monotonic()
         self._first_step = 0
+        self._steps_per_epoch = 0
         self._earlier_seconds = 0.0
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -65,9 +79,10 @@ class Heart:
         if kind is not None:
             self.beat("failed")
 
-    def begin(self, status: Status) -> None:
-        """Tell from now on where the run stands, too: start-up is over."""
+    def begin(self, status: Status, *, steps_per_epoch: int = 0) -> None:
+        """Tell from now on where the run stands, too: start-up is over. What is not a training has no epochs."""
         self._started = time.monotonic()
+        self._steps_per_epoch = steps_per_epoch
         self.step = self._first_step = status.step
         self._earlier_seconds = status.train_seconds
         self.status = status
@@ -97,6 +112,7 @@ class Heart:
             pace_s = self.seconds_per_step
             status.state = state or status.state
             status.step = self.step
+            status.epoch = round(self.step / self._steps_per_epoch, 4) if self._steps_per_epoch else 0.0
             status.heartbeat = now
             status.train_seconds = self.train_seconds
             status.eta_s = None if pace_s is None else (status.total_steps - self.step) * pace_s

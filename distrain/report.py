@@ -8,10 +8,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from distrain.batching import Batching, solve_batching
 from distrain.checkpoint import committed, final_path, newest_step
+from distrain.display import console_width, counted, duration
 from distrain.error_reports import read_errors
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile, read_profile
@@ -19,43 +19,34 @@ from distrain.metrics import ALWAYS_MEASURED, METRICS, in_words, number_in_words
 from distrain.process import IN_WORDS
 from distrain.recipe import Recipe, read_recipe
 from distrain.rundir import RunDirectory, Status
-from distrain.runs import best_checkpoint, find_fault, read_states, resume_command
+from distrain.runs import best_checkpoint, read_states, resume_command
 from distrain.stacks import MAIN_THREAD, RankStack
 from distrain.verify import Finding
 
 _BARS = "▁▂▃▄▅▆▇█"
+_MOST_BARS = 100
 _OF_CLASS = "val/top1/"
 _MOST_CLASSES = 20  # in a summary
 _OUT_OF_MEMORY = ("outofmemoryerror", "memoryerror", "can't allocate memory", "cannot allocate memory")
 
 
-def duration(seconds: float) -> str:
-    """Return a time in at most two units, such as `3 h 20 min`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes, rest_s = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest_s} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"
-
-
 def print_header(console: Console, recipe: Recipe, profile: Profile, batching: Batching, run: RunDirectory) -> None:
     """Print what is about to be trained, on what, and where its run directory is."""
-    devices = "GPU" if profile.device == "cuda" else "CPU process"
-    plural = "" if profile.world_size == 1 else ("s" if profile.device == "cuda" else "es")
+    names = ("GPU", "GPUs") if profile.device == "cuda" else ("CPU process", "CPU processes")
+    steps = f" ({counted(recipe.train.max_steps, 'step')} at most)" if recipe.train.max_steps is not None else ""
     console.print(
         f"[bold]{escape(recipe.name)}[/bold]: {escape(recipe.model.name)} on {escape(recipe.data.source)}, "
-        f"{recipe.train.epochs} epochs, {recipe.precision}, on {profile.world_size} {devices}{plural}",
+        f"{counted(recipe.train.epochs, 'epoch')}{steps}, {recipe.precision}, on {counted(profile.world_size, *names)}",
         soft_wrap=True,
     )
     if recipe.train.micro_batch_size == "auto":
-        console.print(f"global batch {batching.global_batch_size}, its micro-batch size is found when training starts")
+        words = f"global batch {batching.global_batch_size}, its micro-batch size is found when training starts"
+        console.print(words, soft_wrap=True)
     else:
-        console.print(f"{batching}")
+        console.print(f"{batching}", soft_wrap=True)
     if recipe.optimizer.lr_per is not None:
         sizes = f"{recipe.data.batch_size}/{recipe.optimizer.lr_per}"
-        console.print(f"learning rate {recipe.optimizer.lr:g} x {sizes} = {recipe.base_lr:g}")
+        console.print(f"learning rate {recipe.optimizer.lr:g} x {sizes} = {recipe.base_lr:g}", soft_wrap=True)
     console.print(f"run directory {run.path}", soft_wrap=True, markup=False)
 
 
@@ -79,26 +70,26 @@ def print_plan(console: Console, recipe: Recipe, plan: Plan) -> None:
 def print_summary(console: Console, run: RunDirectory, status: Status) -> None:
     """Print how a finished run did, where it is, and what to do next."""
     if status.last is not None:
-        by, best, loss = status.best_by, "", ""
+        by, rest = status.best_by, ""
         if status.best is not None:
             number, step = number_in_words(by, status.best), f"step {status.best['step']:.0f}"
             is_kept = best_checkpoint(run, status) is not None
-            best = f" (best {number} at {step})" if is_kept else f" ({number} at {step}, which has no checkpoint)"
+            rest = f" (best {number} at {step})" if is_kept else f" ({number} at {step}, which has no checkpoint)"
         if by != ALWAYS_MEASURED:
-            loss = f"validation loss {number_in_words(ALWAYS_MEASURED, status.last)}, "
+            rest += f", validation loss {number_in_words(ALWAYS_MEASURED, status.last)}"
         console.print(
-            f"[bold green]finished[/bold green]  {METRICS[by].title} [bold]{number_in_words(by, status.last)}[/bold]"
-            f"{best}, {loss}"
-            f"{status.step} steps in {duration(status.train_seconds)}",
+            f"[bold green]finished[/bold green]  {METRICS[by].title} "
+            f"[bold]{number_in_words(by, status.last)}[/bold]{rest}",
             soft_wrap=True,
         )
         _print_classes(console, status.last)
+    console.print(f"trained   {counted(status.step, 'step')} in {duration(status.train_seconds)}", markup=False)
     console.print(f"run       {run.path}", markup=False, soft_wrap=True)
     console.print(f"weights   {status.weights_digest} (digest)", markup=False)
-    console.print("next      " + f"distrain runs show {_quote(run)}", markup=False, soft_wrap=True)
-    console.print(
-        "          " + f"tensorboard --logdir {shlex.quote(str(run.tensorboard))}", markup=False, soft_wrap=True
-    )
+    console.print(f"next      distrain runs show {_quote(run)}", markup=False, soft_wrap=True)
+    if run.tensorboard.is_dir():
+        command = f"tensorboard --logdir {shlex.quote(str(run.tensorboard))}"
+        console.print(f"          {command}", markup=False, soft_wrap=True)
 
 
 def print_stopped(console: Console, run: RunDirectory, status: Status) -> None:
@@ -219,37 +210,6 @@ def print_stacks(console: Console, stacks: list[RankStack]) -> None:
             console.print(f"{heading}{lines.rstrip()}", markup=False, soft_wrap=True)
 
 
-def print_runs(console: Console, found: list[RunDirectory], root: Path) -> None:
-    """Print a table of runs, a line each."""
-    if not found:
-        console.print(f"no runs in {root.absolute()}; `distrain fit` makes one", markup=False, soft_wrap=True)
-        return
-    faults = {run.path: fault for run in found if (fault := find_fault(run)) is not None}
-    found = [run for run in found if run.path not in faults]
-    table = Table(box=None, header_style="bold")
-    statuses = {run.path: run.read_status() for run in found}
-    measures = {status.best_by for status in statuses.values() if status.last is not None} or {"top1"}
-    is_mixed = len(measures) > 1  # then each number has its metric beside it
-    newest = "newest" if is_mixed else METRICS[next(iter(measures))].title
-    for column in ("run", "state", "step", newest, "best", "time"):
-        table.add_column(column, no_wrap=True, justify="left" if column in {"run", "state"} else "right")
-    states = read_states(found)
-    words = in_words if is_mixed else number_in_words
-    for run in found:
-        status = statuses[run.path]
-        kept = None if best_checkpoint(run, status) is None else status.best
-        table.add_row(
-            escape(run.path.name),
-            states[run.path],
-            f"{status.step}/{status.total_steps}",
-            *("-" if metrics is None else words(status.best_by, metrics) for metrics in (status.last, kept)),
-            duration(status.train_seconds),
-        )
-    console.print(table)
-    for path, fault in faults.items():
-        console.print(f"{path.name} cannot be read: {fault}", markup=False, soft_wrap=True)
-
-
 def print_run(console: Console, run: RunDirectory) -> None:
     """Print where a run stands, how it got there, its evaluations and its checkpoints."""
     status = run.read_status()
@@ -268,18 +228,21 @@ def print_run(console: Console, run: RunDirectory) -> None:
         steps = ", ".join(str(batch.step) for batch in status.skipped_batches)
         console.print(f"rollbacks   {status.rollbacks}, for what was not finite after step {steps}", soft_wrap=True)
     for number, attempt in enumerate(status.attempts, start=1):
-        plural = "" if attempt.world_size == 1 else "es"
         began = time.strftime("%F %T", time.localtime(attempt.started))
         ended = state if number == len(status.attempts) else attempt.state  # one that died has left another word
         console.print(
             f"attempt {number:<3} {ended}, steps {attempt.first_step} to {attempt.last_step}, "
-            f"{attempt.world_size} process{plural} on {attempt.host}, {began}"
+            f"{counted(attempt.world_size, 'process', 'processes')} on {attempt.host}, {began}",
+            markup=False,
+            soft_wrap=True,
         )
     key = f"val/{status.best_by}"
     values = [record[key] for record in run.read_metrics() if key in record]
     if values:
-        curve = _curve(status.best_by, values[-60:])
-        console.print(f"{METRICS[status.best_by].title:<11} {curve}, {len(values)} evaluations)")
+        title = f"{METRICS[status.best_by].title:<11} "
+        width = console_width(console)
+        curve = _curve(status.best_by, values, width=None if width is None else width - len(title))
+        console.print(f"{title}{curve}", markup=False, soft_wrap=True)
     names = ", ".join(path.name for path in committed(run.checkpoints)) or "none yet"
     console.print(f"checkpoints {names}", soft_wrap=True)
     console.print(f"directory   {run.path}", markup=False, soft_wrap=True)
@@ -301,17 +264,26 @@ def _print_classes(console: Console, evaluation: dict[str, float]) -> None:
         console.print(f"  {name:<{width}}  {value:>7.2%}", markup=False, soft_wrap=True)
 
 
-def _curve(by: str, values: list[float]) -> str:
-    """Return a bar for each value, and from where to where the bars reach; a value that is NaN is left blank."""
+def _curve(by: str, values: list[float], *, width: int | None) -> str:
+    """Return a bar for each value and from where to where they reach, in `width` cells; one that is NaN is blank.
+
+    The lowest bar is the smallest value and the highest the largest one. Where there are more values than bars, each
+    is the mean of as many as it takes.
+    """
     finite = [value for value in values if math.isfinite(value)]
-    is_share = METRICS[by].is_higher_better
-    low, high = (0.0, 1.0) if is_share else (min(finite, default=0.0), max(finite, default=0.0))
+    low, high = min(finite, default=math.nan), max(finite, default=math.nan)
+    ends = [number_in_words(by, {f"val/{by}": value}) for value in (low, high)]
+    facts = f"  ({' to '.join(dict.fromkeys(ends))}, {counted(len(values), 'evaluation')})"
+    count = min(len(values), _MOST_BARS, max(1, width - len(facts)) if width is not None else _MOST_BARS)
+    means = [_mean(values[i * len(values) // count : (i + 1) * len(values) // count]) for i in range(count)]
     top = len(_BARS) - 1
-    bars = "".join(
-        _BARS[round((value - low) / (high - low or 1) * top)] if math.isfinite(value) else " " for value in values
-    )
-    span = "0 to 100%" if METRICS[by].is_percent else f"{low:.4g} to {high:.4g}"
-    return f"{bars}  ({span}"
+    bars = (_BARS[round((mean - low) / (high - low or 1) * top)] if math.isfinite(mean) else " " for mean in means)
+    return "".join(bars) + facts
+
+
+def _mean(values: list[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return math.fsum(finite) / len(finite) if finite else math.nan
 
 
 def _print_resume(console: Console, run: RunDirectory) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, computed_field, model_validator
+from pydantic import BaseModel, ConfigDict, computed_field, field_validator, model_validator
 
 from distrain import locks
 from distrain.errors import RunError
@@ -60,7 +60,7 @@ class Status(BaseModel):
     state: State = "queued"
     step: int = 0
     total_steps: int = 0
-    epoch: float = 0.0
+    epoch: float = 0.0  # epochs finished, the fraction of the one that was begun included
     eta_s: float | None = None
     heartbeat: float = 0.0
     best: dict[str, float] | None = None  # step and metrics of the best evaluation
@@ -71,6 +71,11 @@ class Status(BaseModel):
     state_digest: str | None = None  # of these, the optimizer's state and the moving averages
     skipped_batches: list[SkippedBatch] = []
     attempts: list[Attempt] = []
+
+    @field_validator("best", "last")
+    @classmethod
+    def _step_is_whole(cls, evaluation: dict[str, float] | None) -> dict[str, float] | None:
+        return evaluation and {name: int(value) if name == "step" else value for name, value in evaluation.items()}
 
     @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated property
     @property

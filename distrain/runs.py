@@ -41,7 +41,7 @@ def find_run(reference: str, root: Path) -> RunDirectory:
     Raises `RunError` where none or several match.
     """
     for path in (Path(reference).expanduser(), root / reference):
-        if (run := RunDirectory(path)).exists:
+        if (run := RunDirectory(path if path.name not in {"", ".."} else path.resolve())).exists:  # `.` has no name
             return run
     runs = find_runs(root)
     if reference == "last" and runs:

@@ -23,6 +23,7 @@ from distrain.launchers.network import split_endpoint
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile, Wanted, read_profile, resolve_profile
 from distrain.launchers.supervise import Ending, execute
+from distrain.live import erase_line
 from distrain.preflight import find_rendezvous_fault, find_shortages, noted
 from distrain.recipe import Recipe
 from distrain.request import RUNS, check_data, resolve_run, write_request
@@ -52,7 +53,7 @@ def start(
     Raises a `UserError`, with nothing made, where what is asked for is not valid, and a `PreflightError` with all that
     this machine lacks; `preflight` is whether what is only an estimate counts.
     """
-    console = Console(highlight=False, record=True)  # what is printed is written to the run's log as well
+    console = Console(highlight=False, soft_wrap=True, record=True)  # what it prints goes to the run's log as well
     wanted = read_wanted(launch, options)
     if wanted.node_rank is None or wanted.launcher == "slurm":  # else each task of srun is one of several machines
         slurm.check_started_once(os.environ, command="fit")
@@ -109,7 +110,7 @@ def start(
             _mark_failed(directory)
             raise
         finally:
-            console.show_cursor()  # a rank that was killed could not: its live line had hidden it
+            erase_line(console)  # a rank that was killed could not take its live line away
         ignore_signals()  # how the run has ended is settled
         _conclude(console, directory, ending, is_new=is_new, verbose=verbose or aids.debug)
         _log(console, directory)
@@ -198,6 +199,7 @@ def _follow(
 
 def _teller(console: Console, run: RunDirectory) -> Callable[[str], None]:
     def tell(words: str) -> None:
+        erase_line(console)
         report.print_event(console, words)
         _log(console, run)
 

@@ -30,6 +30,7 @@ class LossMeter:
     def __init__(self, order: TrainOrder, world: World, watch: Watch) -> None:
         self._since_record: list[_StepLoss] = []
         self._last_epoch: deque[_StepLoss] = deque(maxlen=order.steps_per_epoch)
+        self._epoch, self._epoch_sum, self._epoch_samples = 0, 0.0, 0  # all samples' losses of the epoch so far
         self._fresh: list[torch.Tensor] = []  # the mean loss of each micro-batch of this rank
         self._order = order
         self._world = world
@@ -57,12 +58,16 @@ class LossMeter:
         found = self._world.all_reduce(torch.cat([losses, self._watch.take_marks(losses.device)]))
         rows = found[: len(losses)].view(-1, width).tolist()  # x + 0 is exact: each is one rank's
         means, settled = [], []
-        for row, window, mark in zip(rows, windows, found[len(losses) :].tolist(), strict=True):
+        for step, row, window, mark in zip(steps, rows, windows, found[len(losses) :].tolist(), strict=True):
             bad = tuple(piece for piece, loss in enumerate(row) if not math.isfinite(loss))
             # A shorter window leaves the end of its row empty.
             total = math.nan if bad else math.fsum(map(mul, row, window.sizes))
             means.append(_StepLoss(total / window.num_samples, window.num_samples))
             settled.append(Settled(bad, mark > 0))
+            if (epoch := step // self._order.steps_per_epoch) != self._epoch:
+                self._epoch, self._epoch_sum, self._epoch_samples = epoch, 0.0, 0
+            self._epoch_sum += total
+            self._epoch_samples += window.num_samples
         self._since_record += means
         self._last_epoch += means
         return settled
@@ -71,6 +76,11 @@ class LossMeter:
     def has_settled(self) -> bool:
         """Whether a step has been settled since the last record."""
         return bool(self._since_record)
+
+    @property
+    def epoch_mean(self) -> float | None:
+        """The mean loss over the samples of the newest epoch so far; None where none of its steps is known."""
+        return self._epoch_sum / self._epoch_samples if self._epoch_samples else None
 
     def last_epoch(self) -> float:
         """Return the mean loss over the samples of the last steps, as many as an epoch has; infinite until then."""
@@ -85,8 +95,14 @@ class LossMeter:
         return mean
 
     def state(self, *, has_epoch: bool) -> dict[str, list[float]]:
-        """Return what a checkpoint holds: the mean losses of the steps since the last record, and of the last epoch."""
-        kept = {"losses_since_record": [step.mean for step in self._since_record]}
+        """Return what a checkpoint holds: the mean losses of the steps since the last record, and of the last epoch.
+
+        `epoch_loss` is the sum of the losses of the newest epoch so far, over its samples, and how many these are.
+        """
+        kept = {
+            "losses_since_record": [step.mean for step in self._since_record],
+            "epoch_loss": [self._epoch_sum, self._epoch_samples],
+        }
         return kept | ({"losses_of_epoch": [step.mean for step in self._last_epoch]} if has_epoch else {})
 
     def load_state(self, state: Mapping[str, Any], steps: Sequence[int]) -> None:
@@ -94,6 +110,8 @@ class LossMeter:
         self._since_record = self._with_samples(state["losses_since_record"], steps)
         self._last_epoch.clear()
         self._last_epoch += self._with_samples(state.get("losses_of_epoch", []), steps)
+        self._epoch = steps[-1] // self._order.steps_per_epoch if steps else 0
+        self._epoch_sum, self._epoch_samples = state.get("epoch_loss", (0.0, 0))  # not in those of earlier versions
 
     def _with_samples(self, means: list[float], steps: Sequence[int]) -> "list[_StepLoss]":
         last = steps[len(steps) - len(means) :]
@@ -111,16 +129,26 @@ def _mean(steps: Collection[_StepLoss]) -> float:
 
 
 class Stopwatch:
-    """Seconds spent in training steps alone since the last reading, and samples trained on in them."""
+    """Seconds spent in training steps alone and their samples, since the last reading and in the newest epoch."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
         self._samples = 0
+        self._epoch, self._epoch_seconds, self._epoch_samples = 0, 0.0, 0
 
-    def add(self, seconds: float, samples: int) -> None:
-        """Count one stretch of steps."""
+    def add(self, seconds: float, samples: int, *, epoch: int) -> None:
+        """Count one stretch of steps, the last of which belongs to `epoch`."""
         self._seconds += seconds
         self._samples += samples
+        if epoch != self._epoch:
+            self._epoch, self._epoch_seconds, self._epoch_samples = epoch, 0.0, 0
+        self._epoch_seconds += seconds
+        self._epoch_samples += samples
+
+    @property
+    def epoch_rate(self) -> float | None:
+        """Samples a second over all ranks in the newest epoch so far; None where this attempt took no step of it."""
+        return self._epoch_samples / max(self._epoch_seconds, 1e-9) if self._epoch_samples else None
 
     def take_rate(self) -> float:
         """Return samples a second over all ranks, and begin anew."""

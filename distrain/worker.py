@@ -16,6 +16,7 @@ from pathlib import Path
 from distrain.abort import end_at_once
 from distrain.caches import provide_caches
 from distrain.consequences import is_consequence
+from distrain.display import Line, stream_width
 from distrain.errors import DistrainError, ExitCode
 from distrain.exits import describe_end, exits_raised
 from distrain.flight_recorder import FlightRecorder
@@ -146,8 +147,11 @@ class _Terminal(logging.Handler):
         """Print one message; errors are told by the launcher, once."""
         if record.levelno < logging.ERROR:
             prefix = "warning: " if record.levelno == logging.WARNING else ""
+            text = record.getMessage()
+            if isinstance(record.msg, Line):  # a narrow terminal gets fewer of its columns than the log
+                text = record.msg.within(stream_width(sys.stdout))
             with logged_already():
-                print(f"{prefix}{record.getMessage()}", flush=True)
+                print(f"{prefix}{text}", flush=True)
 
 
 def _start_log(path: Path, *, is_shown: bool) -> list[logging.Handler]:

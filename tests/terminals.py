@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import select
+import struct
 import subprocess
 import termios
 import threading
@@ -18,8 +19,9 @@ from tests.command import wait_until
 class Terminal:
     """One side of a pseudo-terminal; a thread reads what is shown on the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, columns: int) -> None:
         self._master, self._slave = pty.openpty()
+        fcntl.ioctl(self._slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         self._shown = b""
         self._is_closed = threading.Event()
         self._started: list[subprocess.Popen[bytes]] = []
@@ -76,8 +78,8 @@ class Terminal:
 
 
 @contextmanager
-def terminal() -> Iterator[Terminal]:
-    made = Terminal()
+def terminal(columns: int = 80) -> Iterator[Terminal]:
+    made = Terminal(columns)
     try:
         yield made
     finally:

@@ -44,9 +44,25 @@ def make_run(path: Path, status: Status) -> RunDirectory:
     return run
 
 
-def told(tell: str, *arguments: object) -> list[str]:
-    """Return the lines that one of the report's functions prints."""
-    console = Console(file=io.StringIO(), width=160, highlight=False)
+def run_with(path: Path, status: Status, values: list[float]) -> RunDirectory:
+    """Make a run that has recorded these values of its metric."""
+    run = make_run(path, status)
+    records = [{"step": i, "val/loss": 0.0, f"val/{status.best_by}": value} for i, value in enumerate(values)]
+    run.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return run
+
+
+def told(tell: str, *arguments: object, width: int | None = None) -> list[str]:
+    """Return the lines that one of the report's functions prints to a pipe, or to a terminal of `width` cells."""
+    is_terminal = width is not None
+    console = Console(
+        file=io.StringIO(),
+        width=width or 80,
+        force_terminal=is_terminal,
+        no_color=True,
+        highlight=False,
+        soft_wrap=True,
+    )
     getattr(report, tell)(console, *arguments)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
@@ -55,14 +71,22 @@ def told(tell: str, *arguments: object) -> list[str]:
 @pytest.mark.parametrize(
     ("status", "line"),
     [
-        (CLASSES, "finished  top-1 75.00% (best 87.50% at step 6), validation loss 0.5000, 9 steps in 0.0 s"),
-        (VALUES, "finished  MAE 12.35 (best 11 at step 3), validation loss 0.2500, 9 steps in 0.0 s"),
-        (BY_LOSS, "finished  val loss 0.2500 (best 0.2000 at step 3), 9 steps in 0.0 s"),
-        (ONLY_NAN, "finished  top-1 10.00%, validation loss nan, 9 steps in 0.0 s"),
+        (CLASSES, "finished  top-1 75.00% (best 87.50% at step 6), validation loss 0.5000"),
+        (VALUES, "finished  MAE 12.35 (best 11 at step 3), validation loss 0.2500"),
+        (BY_LOSS, "finished  val loss 0.2500 (best 0.2000 at step 3)"),
+        (ONLY_NAN, "finished  top-1 10.00%, validation loss nan"),
     ],
 )
 def test_summary_tells_the_metric_that_the_best_is_chosen_by(tmp_path: Path, status: Status, line: str) -> None:
-    assert told("print_summary", make_run(tmp_path / "run", status), status)[0] == line
+    lines = told("print_summary", make_run(tmp_path / "run", status), status)
+    assert lines[:2] == [line, "trained   9 steps in 0.0 s"]
+
+
+def test_summary_names_tensorboard_only_where_there_is_something_for_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", CLASSES)
+    assert not any("tensorboard --logdir" in line for line in told("print_summary", run, CLASSES))
+    run.tensorboard.mkdir()
+    assert told("print_summary", run, CLASSES)[-1] == f"          tensorboard --logdir {run.tensorboard}"
 
 
 def test_evaluation_without_a_checkpoint_is_not_called_the_best(tmp_path: Path) -> None:
@@ -71,12 +95,9 @@ def test_evaluation_without_a_checkpoint_is_not_called_the_best(tmp_path: Path) 
     assert "best        top-1 87.50% at step 6" in told("print_run", run)
     final_path(run.checkpoints, 6).rmdir()
     assert facts(run)["best_checkpoint"] is None
-    line = (
-        "finished  top-1 75.00% (87.50% at step 6, which has no checkpoint), validation loss 0.5000, 9 steps in 0.0 s"
-    )
+    line = "finished  top-1 75.00% (87.50% at step 6, which has no checkpoint), validation loss 0.5000"
     assert told("print_summary", run, CLASSES)[0] == line
     assert "best        not kept: top-1 87.50% at step 6 has no checkpoint" in told("print_run", run)
-    assert told("print_runs", [run], tmp_path)[1].split()[3:5] == ["75.00%", "-"]
 
 
 @pytest.mark.parametrize(("classes", "shown"), [(3, 3), (21, 20)])
@@ -91,19 +112,6 @@ def test_summary_lists_each_class_or_the_lowest_of_many(tmp_path: Path, classes:
     assert (["[b]0", "100.00%"] in table) is (shown == classes)
 
 
-def test_runs_with_one_metric_have_it_as_their_heading_and_others_beside_each_number(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path / "classes", CLASSES), make_run(tmp_path / "waiting", Status(best_by="mae"))]
-    header, first, waiting = told("print_runs", runs, tmp_path)
-    assert header.split() == ["run", "state", "step", "top-1", "best", "time"]
-    assert first.split()[3:5] == ["75.00%", "87.50%"]
-    assert waiting.split()[3:5] == ["-", "-"]
-    runs.append(make_run(tmp_path / "values", VALUES))
-    header, first, _, last = told("print_runs", runs, tmp_path)
-    assert header.split() == ["run", "state", "step", "newest", "best", "time"]
-    assert first.split()[3:7] == ["top-1", "75.00%", "top-1", "87.50%"]
-    assert last.split()[3:7] == ["MAE", "12.35", "MAE", "11"]
-
-
 def test_attempt_of_a_run_that_died_is_not_called_running(tmp_path: Path) -> None:
     status = Status(state="running")
     status.begin_attempt(world_size=1, first_step=0)
@@ -116,16 +124,25 @@ def test_attempt_of_a_run_that_died_is_not_called_running(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("status", "values", "line"),
     [
-        (CLASSES, [0.0, 0.5, 1.0], "top-1       ▁▅█  (0 to 100%, 3 evaluations)"),
+        (CLASSES, [0.98, 0.99, 1.0], "top-1       ▁▅█  (98.00% to 100.00%, 3 evaluations)"),
         (VALUES, [8.0, math.nan, 4.0], "MAE         █ ▁  (4 to 8, 3 evaluations)"),
-        (VALUES, [8.0], "MAE         ▁  (8 to 8, 1 evaluations)"),
+        (VALUES, [8.0], "MAE         ▁  (8, 1 evaluation)"),
+        (VALUES, [math.nan], "MAE            (nan, 1 evaluation)"),
     ],
 )
 def test_curve_reaches_over_all_values(tmp_path: Path, status: Status, values: list[float], line: str) -> None:
-    run = make_run(tmp_path / "run", status)
-    records = [{"step": i, "val/loss": 0.0, f"val/{status.best_by}": value} for i, value in enumerate(values)]
-    run.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert line in told("print_run", run)
+    assert line in told("print_run", run_with(tmp_path / "run", status, values))
+
+
+@pytest.mark.parametrize(("width", "cells"), [(60, 60), (None, 143)])
+def test_curve_of_many_values_shows_all_of_them_in_one_line(tmp_path: Path, width: int | None, cells: int) -> None:
+    run = run_with(tmp_path / "run", VALUES, [float(i) for i in range(1000)])
+    (line,) = (line for line in told("print_run", run, width=width) if line.startswith("MAE"))
+    bars = line.split()[1]
+    assert line == f"MAE         {bars}  (0 to 999, 1,000 evaluations)"
+    assert len(line) == cells
+    assert list(bars) == sorted(bars)
+    assert (bars[0], bars[-1]) == ("▁", "█")
 
 
 @pytest.mark.parametrize(

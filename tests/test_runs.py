@@ -67,3 +67,10 @@ def test_run_elsewhere_that_has_ended_is_dead_whatever_its_clock_said(run: RunDi
     write(run, behind_s=behind_s)
     assert not runs.is_alive(run)
     assert runs.read_states([run]) == {run.path: "died"}
+
+
+def test_run_that_is_the_current_folder_has_its_name(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run.path / "below").mkdir()
+    for folder, reference in ((run.path, "."), (run.path / "below", "..")):
+        monkeypatch.chdir(folder)
+        assert runs.find_run(reference, run.path / "runs").path.name == run.path.name

@@ -58,7 +58,7 @@ def bench(
     resolved = load_recipe(recipe, overrides=overrides or [], data=data)
     options = read_options(gpus=gpus, device=device, processes=procs)
     question = benchmark.resolve(resolved, options, reference=recipe, steps=steps, is_weak=weak)
-    errors = Console(stderr=True, highlight=False)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
     report = benchmark.run(question, place=place, console=errors)
     if plot is not None:
         from distrain.measure.plot import draw
@@ -67,13 +67,15 @@ def bench(
     if as_json:
         typer.echo(to_json(report))
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     _print(console, report)
     if plot is not None:
         console.print(f"picture      {plot}", soft_wrap=True, markup=False)
 
 
 def _print(console: "Console", report: "Report") -> None:
+    from distrain.display import counted
+
     figures = report.figures
     versions = report.environment["versions"]
 
@@ -84,7 +86,7 @@ def _print(console: "Console", report: "Report") -> None:
         f"[bold]{report.recipe}[/bold]: {report.model} on {report.source}, {report.precision}", soft_wrap=True
     )
     line("machine", f"{figures.device}, {report.environment['cpus']} CPUs, torch {versions['torch']}")
-    line("processes", f"{figures.processes}, of {_count(figures.threads, 'thread')}; {_batch(report)}")
+    line("processes", f"{figures.processes}, of {counted(figures.threads, 'thread')}; {_batch(report)}")
     step = figures.step_s
     middle = f"{step.lower * 1e3:.2f} to {step.upper * 1e3:.2f} in the middle half of {step.count} x {step.steps} steps"
     line("throughput", f"{figures.images_per_s:,.0f} images/s, {step.median * 1e3:.2f} ms a step ({middle})")
@@ -94,7 +96,7 @@ def _print(console: "Console", report: "Report") -> None:
         line("left out", words)
     _print_parts(console, report)
     if figures.loader_images_per_s is not None and figures.compute_images_per_s is not None:
-        workers = _count(figures.num_workers, "loader process", "es")
+        workers = counted(figures.num_workers, "loader process", "loader processes")
         line("loader", f"{figures.loader_images_per_s:,.0f} images/s by itself ({workers} for each process)")
         line("compute", f"{figures.compute_images_per_s:,.0f} images/s by itself, on the same batch again and again")
     if (reduction := figures.communication) is not None:
@@ -127,42 +129,38 @@ def _print(console: "Console", report: "Report") -> None:
 
 
 def _print_scaling(console: "Console", report: "Report") -> None:
-    from rich.table import Table
+    from distrain.display import Heading, print_table
 
     if len(report.scaling) < 2:
         return
-    table = Table(box=None, header_style="bold")
-    for column in ("processes", "batch", "images/s", "ms a step", "efficiency"):
-        table.add_column(column, justify="right")
-    for point in report.scaling:
-        share = "-" if point.efficiency is None else f"{point.efficiency:.0%}"
-        row = (str(point.processes), f"{point.global_batch_size:,}", f"{point.images_per_s:,.0f}")
-        table.add_row(*row, f"{point.step_ms:.2f}", share)
-    console.print(table)
+    titles = ("processes", "batch", "images/s", "ms a step", "efficiency")
+    rows = [
+        [
+            str(point.processes),
+            f"{point.global_batch_size:,}",
+            f"{point.images_per_s:,.0f}",
+            f"{point.step_ms:.2f}",
+            "-" if point.efficiency is None else f"{point.efficiency:.0%}",
+        ]
+        for point in report.scaling
+    ]
+    print_table(console, [Heading(title, is_right=True) for title in titles], rows)
 
 
 def _print_parts(console: "Console", report: "Report") -> None:
-    from rich.table import Table
-
+    from distrain.display import Heading, print_table
     from distrain.measure.parts import PARTS
 
     parts = report.figures.parts_s
     if parts is None:
         return
     whole = sum(parts.values())
-    table = Table(box=None, header_style="bold")
-    for column in ("part of a step", "ms", "share"):
-        table.add_column(column, justify="left" if column == "part of a step" else "right")
-    for name, words in PARTS.items():
-        table.add_row(words, f"{parts.get(name, 0.0) * 1e3:.3f}", f"{parts.get(name, 0.0) / whole:.1%}")
-    console.print(table)
+    headings = [Heading("part of a step"), Heading("ms", is_right=True), Heading("share", is_right=True)]
+    shown = {words: parts.get(name, 0.0) for name, words in PARTS.items()}
+    print_table(console, headings, [[words, f"{s * 1e3:.3f}", f"{s / whole:.1%}"] for words, s in shown.items()])
 
 
 def _batch(report: "Report") -> str:
     figures = report.figures
     accumulated = f" x {figures.accumulation}" if figures.accumulation > 1 else ""
     return f"global batch {figures.global_batch_size}, micro-batch {figures.micro_batch_size}{accumulated}"
-
-
-def _count(number: int, noun: str, plural: str = "s") -> str:
-    return f"{number} {noun}{'' if number == 1 else plural}"

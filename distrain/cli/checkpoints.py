@@ -3,7 +3,6 @@
 import json
 import time
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,32 +29,33 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def list_checkpoints(reference: Reference, root: Root = Path("runs"), as_json: AsJson = False) -> None:
     """List the checkpoints of a run, the oldest first; nothing is verified."""
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
     from distrain import checkpoint
+    from distrain.display import Heading, duration, print_table
     from distrain.metrics import ALWAYS_MEASURED, METRICS, number_in_words
-    from distrain.report import duration
 
     run = _find(reference, root)
     rows = _facts(checkpoint.take_inventory(run.checkpoints))
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
-    table = Table(box=None, header_style="bold")
     shown = list(dict.fromkeys((ALWAYS_MEASURED, run.read_status().best_by)))
-    for column in ("step", "size", "age", *(METRICS[name].title for name in shown), ""):
-        table.add_column(column, no_wrap=True, justify="right")
-    for row in rows:
-        table.add_row(
+    titles = ("step", "size", "age", *(METRICS[name].title for name in shown), "")
+    cells = [
+        [
             str(row["step"]),
             f"{row['bytes'] / MEBIBYTE:.1f} MiB",
             duration(max(0.0, time.time() - row["written"])),
             *(number_in_words(name, row["evaluation"] or {}) for name in shown),
             "best" if row["best"] else "",
-        )
-    console = Console(highlight=False)
-    console.print(table if rows else escape(f"no checkpoints in {run.checkpoints}"), soft_wrap=True)
+        ]
+        for row in rows
+    ]
+    console = Console(highlight=False, soft_wrap=True)
+    if rows:
+        print_table(console, [Heading(title, is_right=True) for title in titles], cells)
+    else:
+        console.print(f"no checkpoints in {run.checkpoints}", markup=False)
     if bad := sorted(path.name for path in run.checkpoints.glob("quarantine/step-*")):
         console.print(f"quarantined: {', '.join(bad)}", soft_wrap=True)
 
@@ -69,22 +69,21 @@ def verify(
 ) -> None:
     """Read every byte and compare it with its digest; exit code 1 if a checkpoint is bad. Nothing is moved."""
     from rich.console import Console
-    from rich.progress import Progress
 
     from distrain import checkpoint
+    from distrain.live import LiveProgress
 
     run = _find(reference, root)
     entries = checkpoint.take_inventory(run.checkpoints)
     chosen = checkpoint.choose(run.checkpoints, which or "last")
     entries = [entry for entry in entries if which is None or entry.path == chosen]
     faults: dict[str, str | None] = {}
-    console = Console(stderr=True, highlight=False)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        for entry in entries:
-            task = progress.add_task(entry.path.name, total=entry.num_bytes)
-            fault = checkpoint.find_fault(entry.path, advance=partial(progress.advance, task))
-            if entry.path.is_dir():  # else a training has deleted it meanwhile
-                faults[entry.path.name] = fault
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for entry in entries:
+        with LiveProgress(console, f"verifying {entry.path.name}", entry.num_bytes) as progress:
+            fault = checkpoint.find_fault(entry.path, advance=progress.advance)
+        if entry.path.is_dir():  # else a training has deleted it meanwhile
+            faults[entry.path.name] = fault
     if as_json:
         typer.echo(json.dumps([{"checkpoint": name, "fault": fault} for name, fault in faults.items()], indent=1))
     else:

@@ -92,7 +92,7 @@ def check(
     if as_json:
         typer.echo(json.dumps(show.findings_as_json(listing, findings, seconds=seconds), indent=1))
     else:
-        show.print_findings(Console(highlight=False), listing, findings, seconds=seconds)
+        show.print_findings(Console(highlight=False, soft_wrap=True), listing, findings, seconds=seconds)
     fatal = {"error", "warning"} if strict else {"error"}
     raise typer.Exit(ExitCode.FAILED if any(finding.severity in fatal for finding in findings) else ExitCode.FINISHED)
 
@@ -137,7 +137,7 @@ def info(
     if as_json:
         typer.echo(json.dumps(show.figures_as_json(listing, figures, channels, written), indent=1))
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     show.print_figures(console, listing, figures, channels)
     if written is not None:
         show.print_preview(console, gallery)

@@ -103,7 +103,7 @@ def _print(facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     torch_facts, driver = facts["torch"], facts["driver"]
     rows = {
         "python": f"{facts['python']} on {facts['platform']}",

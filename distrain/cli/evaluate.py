@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MOST_CLASSES = 50  # rows of the table; of more classes the least accurate are shown
 MOST_LINES = 5  # pairs and mistakes told in the terminal
+_CLASS_COLUMNS = ("class", "samples", "accuracy", "precision", "F1")
 
 
 def evaluate(
@@ -82,7 +83,7 @@ def evaluate(
     if as_json:
         typer.echo(to_json(result))
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     console.print(f"checkpoint  {path} ({why})", soft_wrap=True, markup=False)
     _print(console, result, answers)
     console.print(f"folder      {folder.path}", soft_wrap=True, markup=False)
@@ -91,9 +92,7 @@ def evaluate(
 
 
 def _print(console: "Console", result: "Findings", answers: "Answers") -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
+    from distrain.display import Heading, print_table
     from distrain.examine.findings import confused_pairs
     from distrain.metrics import METRICS, in_words
 
@@ -106,15 +105,16 @@ def _print(console: "Console", result: "Findings", answers: "Answers") -> None:
         if len(shown) > MOST_CLASSES:
             shown = sorted(shown, key=lambda row: (row.accuracy is None, row.accuracy))[:MOST_CLASSES]
             console.print(f"the {MOST_CLASSES} least accurate of {len(result.classes)} classes")
-        table = Table(box=None, header_style="bold")
-        for column in ("class", "samples", "accuracy", "precision", "F1"):
-            table.add_column(column, justify="left" if column == "class" else "right", no_wrap=True)
-        for row in shown:
-            shares = (row.accuracy, row.precision, row.f1)
-            table.add_row(
-                escape(on_one_line(row.name)), f"{row.samples:,}", *("-" if s is None else f"{s:.2%}" for s in shares)
-            )
-        console.print(table)
+        headings = [Heading(title, is_right=title != "class") for title in _CLASS_COLUMNS]
+        cells = [
+            [
+                on_one_line(row.name),
+                f"{row.samples:,}",
+                *("-" if share is None else f"{share:.2%}" for share in (row.accuracy, row.precision, row.f1)),
+            ]
+            for row in shown
+        ]
+        print_table(console, headings, cells)
         every = [row.name for row in result.classes]
         for true, taken, count in confused_pairs(every, answers.confusion, MOST_LINES):
             console.print(f"confused    {true} taken for {taken}: {count}", markup=False)

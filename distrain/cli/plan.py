@@ -128,7 +128,7 @@ def _speed_rows(found: "Plan") -> list[tuple[str, str]]:
 
 
 def _time_rows(found: "Plan") -> list[tuple[str, str]]:
-    from distrain.report import duration
+    from distrain.display import duration
 
     rows = [("steps", f"{found.total_steps:,}, {found.epochs:.4g} epochs")]
     times, limit = found.times, found.limit

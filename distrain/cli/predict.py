@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from itertools import chain
@@ -138,27 +137,19 @@ def _open(reference: str, root: Path, *, device: str | None) -> "Bundle":
 
 
 def _with_progress(batches: Iterable[list["Prediction"]], count: int | None) -> Iterator[list["Prediction"]]:
-    """Pass the batches on, with a bar on standard error where that is a terminal and there is more than one picture."""
+    """Pass the batches on; a terminal on standard error shows how far it is, where there is more than one picture."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
-    columns = (TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=count == 1 or not console.is_terminal,
-        redirect_stdout=sys.stdout.isatty(),  # rows to a terminal scroll above the bar, to a file they stay bare
-    ) as progress:
-        task = progress.add_task("", total=count, rate="")
-        begun = time.monotonic()
-        done = 0
+    from distrain.live import LiveProgress
+
+    if count == 1:
+        yield from batches
+        return
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    with LiveProgress(console, "predicting", count, unit="images") as progress:
         for batch in batches:
             yield batch
-            done += len(batch)
-            progress.update(task, completed=done, rate=f"{done / (time.monotonic() - begun):.0f} images/s")
+            progress.advance(len(batch))
 
 
 def _print(kind: str, batch: list["Prediction"], bundle: "Bundle", top_k: int) -> None:

@@ -6,37 +6,37 @@ from typing import Annotated
 
 import typer
 
+from distrain.cli.groups import refuse_misplaced
 from distrain.errors import RecipeError
 from distrain.rundir import write_atomically
 
 app = typer.Typer(help="List, show and copy the built-in recipes.", invoke_without_command=True)
 
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
 @app.callback()
-def _default(context: typer.Context) -> None:
+def _default(context: typer.Context, as_json: AsJson = False) -> None:
     if context.invoked_subcommand is None:
-        list_recipes()
+        list_recipes(as_json)
+    refuse_misplaced(context)
 
 
 @app.command("list")
-def list_recipes(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def list_recipes(as_json: AsJson = False) -> None:
     """List the built-in recipes."""
     from rich.console import Console
-    from rich.table import Table
 
     from distrain import recipe as recipes
+    from distrain.display import Heading, print_table
 
     found = {name: _headline(text) for name, text in recipes.builtin_recipes().items()}
     if as_json:
         typer.echo(json.dumps(found, indent=1))
         return
-    table = Table(box=None, header_style="bold")
-    table.add_column("recipe", no_wrap=True)
-    table.add_column("what it trains")
-    for name, headline in found.items():
-        table.add_row(name, headline)
-    console = Console(highlight=False)
-    console.print(table)
+    console = Console(highlight=False, soft_wrap=True)
+    print_table(console, [Heading("recipe"), Heading("what it trains", is_text=True)], list(found.items()))
     console.print("\n`distrain recipes show NAME` prints one, `distrain recipes keys` explains every key.")
 
 
@@ -88,7 +88,7 @@ def init(
 @app.command("keys")
 def keys(
     section: Annotated[str, typer.Argument(help="Only keys that begin so, for example `train`.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Explain every key that a recipe may hold and that --set can change."""
     from rich.console import Console
@@ -103,7 +103,7 @@ def keys(
         names = ("key", "type", "default", "meaning")
         typer.echo(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=1))
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     for key, kind, default, meaning in rows:
         facts = escape(f"{kind}; {'' if default == 'required' else 'default '}{default}")
         console.print(f"[bold]{key}[/bold]  [dim]{facts}[/dim]")

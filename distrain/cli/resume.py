@@ -20,7 +20,7 @@ def resume(
 
     run = runs.find_run(reference, root)
     run = type(run)(run.path.absolute())
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     if run.read_status().state == "finished":
         report.print_summary(console, run, run.read_status())
         return

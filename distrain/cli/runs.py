@@ -6,30 +6,39 @@ from typing import Annotated
 
 import typer
 
+from distrain.cli.groups import refuse_misplaced
+
 app = typer.Typer(help="List runs and show one.", invoke_without_command=True)
 
 Root = Annotated[Path, typer.Option("--root", help="The folder that holds the runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Sort = Annotated[
+    str, typer.Option(metavar="KEY", help="start (the oldest first), name, state, step, best, loss or time.")
+]
 
 
 @app.callback()
-def _default(context: typer.Context) -> None:
+def _default(context: typer.Context, root: Root = Path("runs"), as_json: AsJson = False, sort: Sort = "start") -> None:
     if context.invoked_subcommand is None:
-        list_runs()
+        list_runs(root, as_json, sort)
+    refuse_misplaced(context)
 
 
 @app.command("list")
-def list_runs(root: Root = Path("runs"), as_json: AsJson = False) -> None:
-    """List the runs, the oldest first."""
+def list_runs(root: Root = Path("runs"), as_json: AsJson = False, sort: Sort = "start") -> None:
+    """List the runs: where they stand, how good they are, and in which values of their recipe they differ.
+
+    A terminal shows the columns that it has room for, a pipe all of them.
+    """
     from rich.console import Console
 
-    from distrain import report, runs
+    from distrain import run_table, runs
 
-    found = runs.find_runs(root)
+    found = run_table.sort_runs(runs.find_runs(root), sort)
     if as_json:
-        typer.echo(json.dumps([runs.facts(run) for run in found], indent=1))
+        typer.echo(json.dumps([runs.facts(run) | {"recipe": run_table.recipe_name(run)} for run in found], indent=1))
     else:
-        report.print_runs(Console(highlight=False), found, root)
+        run_table.print_runs(Console(highlight=False, soft_wrap=True), found, root)
 
 
 @app.command("show")
@@ -41,10 +50,10 @@ def show(
     """Show where a run stands, its attempts, its evaluations and its checkpoints."""
     from rich.console import Console
 
-    from distrain import report, runs
+    from distrain import report, run_table, runs
 
     run = runs.find_run(reference, root)
     if as_json:
-        typer.echo(json.dumps(runs.facts(run), indent=1))
+        typer.echo(json.dumps(runs.facts(run) | {"recipe": run_table.recipe_name(run)}, indent=1))
     else:
-        report.print_run(Console(highlight=False), run)
+        report.print_run(Console(highlight=False, soft_wrap=True), run)

@@ -29,7 +29,7 @@ def stacks(
     runs.check_alive(run)
     found = read_stacks(run, world_size=read_profile(run.profile).world_size, all_threads=all_threads)
     if not as_json:
-        report.print_stacks(Console(highlight=False), found)
+        report.print_stacks(Console(highlight=False, soft_wrap=True), found)
         return
     facts = []
     for stack in found:

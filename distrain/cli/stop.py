@@ -18,7 +18,7 @@ def stop(
 
     run = runs.find_run(reference, root)
     cancelled = runs.request_stop(run)
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     if cancelled is not None:
         console.print(f"cancelled job {cancelled}, which was not training; `distrain resume` queues it anew")
         return

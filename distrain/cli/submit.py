@@ -82,7 +82,7 @@ def submit(
     found = submission.resolve(
         references=recipes or [], tasks=array or [], overrides=overrides or [], data=data, run=run, order=order
     )
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     if dry_run:
         report.print_plan(console, found.recipes[0], found.plan)
         return

@@ -44,7 +44,7 @@ def verify(
     arguments = [recipe, *(f"--set={override}" for override in overrides or [])]
     arguments += [] if data is None else [f"--data={data}"]
     ways = verification.ways_to_train([int(part) for part in parts], is_exact=resolved.train.exact)
-    console = Console(highlight=False, quiet=as_json)
+    console = Console(highlight=False, soft_wrap=True, quiet=as_json)
     console.print(f"{resolved.name}: {steps} steps, in {len(ways)} ways")
     findings: list[verification.Finding] = []
     with tempfile.TemporaryDirectory(prefix="distrain-verify-") as folder:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
 
 from distrain import checkpoint
 from distrain.checkpoint.load import describe_tensors, read_loss, read_model
@@ -36,6 +35,7 @@ from distrain.examine.order import Order, Samples, read_order
 from distrain.examine.samples import open_samples
 from distrain.extra_state import load_loss
 from distrain.heart import Heart
+from distrain.live import LiveProgress
 from distrain.losses import LossFunction, build_loss
 from distrain.metrics import Target
 from distrain.metrics.choice import ChosenMetrics, choose_metrics
@@ -118,15 +118,14 @@ def examine(recipe: Recipe, folder: RunDirectory, world: World, heart: Heart) ->
         device=world.device,
         loader=recipe.data.loader,
     )
-    with closing(reading) as batches, _progress(world) as progress:
-        task = progress.add_task("examine", total=len(own))
+    with closing(reading) as batches, _progress(world, len(own)) as progress:
 
         def normalized(read: Iterator[Batch]) -> Iterator[Batch]:
             for images, targets in read:
                 heart.progress += 1
                 heart.step += 1
-                progress.update(task, completed=heart.step)
                 yield subject.normalize(images), targets
+                progress.advance()
 
         evaluation = evaluate(
             subject.model,
@@ -227,10 +226,9 @@ def _begin(folder: RunDirectory, heart: Heart, world: World, num_batches: int) -
     heart.beat("running")
 
 
-def _progress(world: World) -> Progress:
-    console = Console(stderr=True)
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    return Progress(*columns, console=console, transient=True, disable=not (world.is_main and console.is_terminal))
+def _progress(world: World, num_batches: int) -> LiveProgress:
+    console = Console(stderr=True, highlight=False, soft_wrap=True, force_terminal=None if world.is_main else False)
+    return LiveProgress(console, "evaluating", num_batches, unit="batches")
 
 
 def _conclude(order: Order, recipe: Recipe, subject: _Subject, evaluation: Evaluation, answers: Answers) -> Findings:

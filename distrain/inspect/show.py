@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from distrain.display import Heading, counted, print_table
 from distrain.encoding import on_one_line
 from distrain.inspect.findings import SEVERITIES, Finding, Item
 from distrain.inspect.listing import WHOLE, Listing
@@ -104,7 +104,7 @@ def figures_as_json(
 
 def print_figures(console: Console, listing: Listing, figures: Figures, channels: ChannelStatistics | None) -> None:
     """Print the numbers of images by class and split, their sizes, and the channels' mean and deviation."""
-    console.print(_class_table(listing))
+    _print_classes(console, listing)
     formats = ", ".join(f"{name} {count:,}" for name, count in figures.formats.most_common())
     things = "packed images" if listing.packed else "files"
     console.print()
@@ -120,7 +120,7 @@ def print_figures(console: Console, listing: Listing, figures: Figures, channels
     if listing.links:
         _print_line(console, f"not read    {len(listing.links):,} links to folders read anyway: {_few(listing.links)}")
     if figures.sizes:
-        console.print(_size_table(figures))
+        _print_sizes(console, figures)
         common = ", ".join(f"{size} ({count:,})" for size, count in figures.most_common(5))
         _print_line(console, f"most common {common}")
     if channels is not None:
@@ -179,14 +179,11 @@ def _severities(findings: list[Finding]) -> Counter[str]:
     return Counter(finding.severity for finding in findings)
 
 
-def _class_table(listing: Listing) -> Table:
-    """Return the classes with the number of images in each split; the middle of a long list is left out."""
+def _print_classes(console: Console, listing: Listing) -> None:
+    """Print the classes with the number of images in each split; the middle of a long list is left out."""
     counts = listing.counts()
-    table = Table(box=None, header_style="bold")
-    table.add_column("class" if listing.target == "class" else listing.target, overflow="ellipsis")
-    for split in listing.splits:
-        table.add_column("images" if split == WHOLE else split, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    splits = [Heading("images" if split == WHOLE else split, is_right=True) for split in listing.splits]
+    rows: list[list[str]] = []
     training = counts[listing.training]
     ranked = sorted(listing.classes, key=lambda name: -training.get(name, 0))
     cut = len(ranked) > CLASSES_SHOWN
@@ -194,25 +191,21 @@ def _class_table(listing: Listing) -> Table:
     largest = max([1, *training.values()])
     for place, name in enumerate(shown):
         if cut and place == CLASSES_SHOWN // 2:
-            table.add_row(f"... {len(ranked) - CLASSES_SHOWN:,} classes between", *("" for _ in counts), "")
+            rows.append([f"... {len(ranked) - CLASSES_SHOWN:,} classes between", *("" for _ in listing.splits), ""])
         bar = "█" * max(round(BAR * training.get(name, 0) / largest), bool(training.get(name)))
         numbers = (f"{counts[split][name]:,}" if name in counts[split] else "-" for split in listing.splits)
-        table.add_row(Text(printable(name)), *numbers, Text(bar, "cyan"))
-    table.add_section()
+        rows.append([printable(name), *numbers, bar])
     totals = (f"{count:,}" for count in listing.num_images().values())
-    table.add_row(
-        f"{len(listing.classes):,} classes" if listing.target == "class" else "images", *totals, "", style="bold"
-    )
-    return table
+    is_class = listing.target == "class"
+    rows.append([counted(len(listing.classes), "class", "classes") if is_class else "images", *totals, ""])
+    print_table(console, [Heading(listing.target), *splits, Heading("", 1)], rows)
 
 
-def _size_table(figures: Figures) -> Table:
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for column in ("pixels    ", *("smallest" if q == 0 else "largest" if q == 1 else f"{q:.0%}" for q in QUANTILES)):
-        table.add_column(column, justify="left" if column.startswith("pixels") else "right", no_wrap=True)
-    for name, row in zip(("width", "height"), figures.quantiles().tolist(), strict=True):
-        table.add_row(name, *(f"{value:,}" for value in row))
-    return table
+def _print_sizes(console: Console, figures: Figures) -> None:
+    columns = ["smallest" if q == 0 else "largest" if q == 1 else f"{q:.0%}" for q in QUANTILES]
+    headings = [Heading("pixels    "), *(Heading(column, is_right=True) for column in columns)]
+    sizes = zip(("width", "height"), figures.quantiles().tolist(), strict=True)
+    print_table(console, headings, [[name, *(f"{value:,}" for value in row)] for name, row in sizes])
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Owns what a person sees while training: a live line in a terminal, and now and then a plain line elsewhere."""
+"""Shows a person how a training is doing: a live line in a terminal, and a line that stays for every evaluation."""
 
 import logging
 import os
@@ -9,115 +9,131 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.text import Text
 
+from distrain.display import Column, Line, duration
+from distrain.live import LiveLine, with_bar
 from distrain.metrics import ALWAYS_MEASURED, in_words
-from distrain.report import duration
-from distrain.sinks.protocol import Opening, Record
+from distrain.sinks.protocol import Moment, Opening, Record
 
-REFRESHES_PER_S = 4
 PLAIN_LINE_EVERY_S = 10.0
+_LOSS_WIDTH, _RATE_WIDTH, _TIME_WIDTH = len("loss 0.1234"), len("12,345/s"), len("ETA 9 h 59 min")
+_WIDE = 100  # cells from which on a live line says what it has so many of a second
 
 log = logging.getLogger(__name__)
 
 
 class ConsoleSink:
-    """Shows epoch, step, losses, metrics, samples/s and the time left, and logs a line for every evaluation."""
+    """Shows epoch, step, losses, metrics, samples/s and the time left, and logs a line for every evaluation.
+
+    A line tells what it was measured for: after an evaluation the means over the epoch so far and that evaluation, at
+    any other record the means since the record before. The live line shows the newest numbers that are known.
+    """
 
     def __init__(self, opening: Opening) -> None:
         self._opening = opening
-        self._console = Console(highlight=False)
-        self._latest: Record = {}
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._newest: Record = {}
         for record in opening.history:
-            self._latest |= record
-        self._last_line = time.monotonic()
-        self._progress = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(bar_width=None),
-            _StepColumn(opening.current_step),
-            TextColumn("{task.fields[metrics]}"),
-            _TimeLeftColumn(opening.current_step, opening.first_step),
-            console=self._console,
-            refresh_per_second=REFRESHES_PER_S,
-            transient=True,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._progress.add_task("train", total=opening.total_steps, epoch="-", metrics="")
-        self._show()
+            self._newest |= record
+        self._began_s = self._last_line_s = time.monotonic()
+        self._evaluating_since_s: float | None = None
+        self._live = LiveLine(self._console, self._draw)
         self._breakpoint: Callable[..., Any] = sys.breakpointhook
         sys.breakpointhook = self._stop_and_break
-        self._progress.start()
+        self._live.start()
 
     def write(self, record: Record) -> None:
         """Take the newest numbers; an evaluation also leaves a line behind."""
-        self._latest |= record
-        self._show()
-        is_late = not self._console.is_terminal and time.monotonic() - self._last_line > PLAIN_LINE_EVERY_S
-        is_due = is_late or self._opening.recipe.log.verbose
-        if "val/loss" in record or is_due:
-            self._last_line = time.monotonic()
-            step = f"{int(record['step'])}/{self._opening.total_steps}"
-            log.info("epoch %s  step %s  %s", self._epoch(), step, self._metrics())
+        is_evaluation, is_verbose = "val/loss" in record, self._opening.recipe.log.verbose
+        is_late = not self._console.is_terminal and time.monotonic() - self._last_line_s > PLAIN_LINE_EVERY_S
+        told = dict(record)
+        if is_evaluation and not (is_verbose and "train/loss" in record):
+            told |= _of_epoch(self._opening.now())
+        self._newest |= told
+        if is_evaluation or is_verbose or is_late:
+            self._last_line_s = time.monotonic()
+            log.info(self._line(told))
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-        self._progress.stop()
+        self._live.stop()
         sys.breakpointhook = self._breakpoint
 
-    def _show(self) -> None:
-        if self._progress.disable:
-            return
-        self._progress.update(
-            self._task,
-            completed=self._latest.get("step", self._opening.first_step),
-            epoch=self._epoch(),
-            metrics=self._metrics(),
-        )
+    def _line(self, record: Record) -> Line:
+        step = int(record["step"])
+        columns = [Column(self._epoch(step), width=len(self._epoch(self._opening.total_steps)))]
+        return Line((*columns, Column(self._step(step), 5, self._step_width), *self._numbers(record)))
 
-    def _epoch(self) -> str:
-        return f"{self._latest.get('epoch', 0):.4g}/{self._opening.recipe.train.epochs}"
+    def _draw(self, width: int) -> str:
+        """Return the live line: what is going on takes the place of the step's numbers where there is little room."""
+        now = self._opening.now()
+        columns = [
+            Column(self._epoch(max(1, now.step)), width=len(self._epoch(self._opening.total_steps))),
+            Column(self._step(now.step), 0, self._step_width),
+            Column(_activity(now), 0),
+            *self._numbers(self._newest, unit=" samples/s" if width >= _WIDE else "/s"),
+            Column(self._time_left(now), 1, _TIME_WIDTH),
+        ]
+        share = now.step / self._opening.total_steps
+        if now.phase == "evaluate" and now.to_evaluate:
+            share = now.evaluated / now.to_evaluate
+        return with_bar(columns, width, share=share)
 
-    def _metrics(self) -> str:
-        parts = []
-        if "train/loss" in self._latest:
-            parts.append(f"loss {self._latest['train/loss']:.4f}")
-        if "val/loss" in self._latest:
-            parts += [in_words(name, self._latest) for name in (ALWAYS_MEASURED, *self._opening.shown_metrics)]
-        if "train/samples_per_s" in self._latest:
-            parts.append(f"{self._latest['train/samples_per_s']:,.0f} samples/s")
-        return "  ".join(parts)
+    def _epoch(self, step: int) -> str:
+        """Return the epoch that the step belongs to; 0 before the first one."""
+        return f"epoch {-(-step // self._opening.steps_per_epoch)}/{self._opening.recipe.train.epochs}"
+
+    def _step(self, step: int) -> str:
+        return f"step {step}/{self._opening.total_steps}"
+
+    @property
+    def _step_width(self) -> int:
+        return len(self._step(self._opening.total_steps))
+
+    def _numbers(self, record: Record, *, unit: str = " samples/s") -> list[Column]:
+        """Return what the record holds of loss, metrics and speed, the most important ones last to be dropped."""
+        columns = []
+        if "train/loss" in record:
+            columns.append(Column(f"loss {record['train/loss']:.4f}", 1, _LOSS_WIDTH))
+        if "val/loss" in record:
+            columns.append(Column(in_words(ALWAYS_MEASURED, record), 4))
+            shown = [name for name in self._opening.shown_metrics if name != ALWAYS_MEASURED]
+            columns += [Column(in_words(name, record), 4 if number else 2) for number, name in enumerate(shown)]
+        if "train/samples_per_s" in record:
+            columns.append(Column(f"{record['train/samples_per_s']:,.0f}{unit}", 3, _RATE_WIDTH))
+        return columns
+
+    def _time_left(self, now: Moment) -> str:
+        """Return the time left at the mean pace of this attempt, its evaluations and checkpoints included."""
+        clock_s = time.monotonic()
+        done, left = now.step - self._opening.first_step, self._opening.total_steps - now.step
+        seconds = left * (clock_s - self._began_s) / done if done else None
+        if now.phase != "evaluate":
+            self._evaluating_since_s = None
+        else:
+            self._evaluating_since_s = self._evaluating_since_s or clock_s
+            took_s, rest = clock_s - self._evaluating_since_s, now.to_evaluate - now.evaluated
+            seconds = seconds + rest * took_s / now.evaluated if seconds is not None and now.evaluated else None
+        if now.phase == "close":
+            return ""
+        return "ETA -" if seconds is None else f"ETA {duration(seconds)}"
 
     def _stop_and_break(self, *args: Any, **kwargs: Any) -> Any:
         """Give the terminal to the debugger, in the frame of the caller: a live line would write over its prompt."""
-        self._progress.stop()
+        self._live.stop()
         sys.breakpointhook = self._breakpoint
         if self._breakpoint is sys.__breakpointhook__ and "PYTHONBREAKPOINT" not in os.environ:
             return pdb.Pdb().set_trace(sys._getframe(1))
         return self._breakpoint(*args, **kwargs)
 
 
-class _StepColumn(ProgressColumn):
-    """The step that the loop is at right now, between two records."""
-
-    def __init__(self, current_step: Callable[[], int]) -> None:
-        super().__init__()
-        self._current_step = current_step
-
-    def render(self, task: Task) -> Text:
-        return Text(f"step {self._current_step()}/{task.total:.0f}")
+def _activity(now: Moment) -> str:
+    """Return what the training does instead of taking steps; nothing while it does."""
+    if now.phase == "evaluate":
+        return f"evaluating {now.evaluated}/{now.to_evaluate}" if now.to_evaluate else "evaluating"
+    return "closing the loggers" if now.phase == "close" else ""
 
 
-class _TimeLeftColumn(ProgressColumn):
-    """The time left at the mean pace of this attempt, its evaluations and checkpoints included."""
-
-    def __init__(self, current_step: Callable[[], int], first_step: int) -> None:
-        super().__init__()
-        self._current_step = current_step
-        self._first_step = first_step
-
-    def render(self, task: Task) -> Text:
-        done = self._current_step() - self._first_step
-        if not done or task.elapsed is None or task.total is None:
-            return Text("ETA -")
-        return Text(f"ETA {duration((task.total - self._first_step - done) * task.elapsed / done)}")
+def _of_epoch(now: Moment) -> Record:
+    means = {"train/loss": now.epoch_loss, "train/samples_per_s": now.epoch_samples_per_s}
+    return {name: value for name, value in means.items() if value is not None}

@@ -64,6 +64,7 @@ def test_version_is_printed(tmp_path: Path) -> None:
 
 def test_recipes_are_listed_shown_explained_and_copied(tmp_path: Path) -> None:
     names = json.loads(distrain("recipes", "list", "--json", cwd=tmp_path).out)
+    assert json.loads(distrain("recipes", "--json", cwd=tmp_path).out) == names
     assert {"digits", "cifar10", "imagefolder-resnet18"} <= names.keys()
     for name in names:
         text = distrain("recipes", "show", name, cwd=tmp_path).out
@@ -92,6 +93,10 @@ def test_dry_run_prints_recipe_and_command_and_makes_nothing(tmp_path: Path) -> 
 
 def test_runs_of_an_empty_folder_are_none(tmp_path: Path) -> None:
     assert json.loads(distrain("runs", "list", "--json", cwd=tmp_path).out) == []
+    assert json.loads(distrain("runs", "--json", "--root=elsewhere", cwd=tmp_path).out) == []
+    misplaced = distrain("runs", "--root=elsewhere", "list", cwd=tmp_path)
+    assert misplaced.code == 2
+    assert misplaced.err == "distrain: --root must come after the command: distrain runs list --root ...\n"
     missing = distrain("runs", "show", "last", cwd=tmp_path)
     assert missing.code == 2
     assert "there is no run" in missing.err

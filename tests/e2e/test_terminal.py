@@ -1,5 +1,6 @@
 """A training outlasts its terminal: what it would have shown is in its log."""
 
+import re
 import shlex
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from distrain.process import state_of
 from tests.command import QUIET, Launch, checkpoint_steps, command, heartbeat, status, wait_for_step, wait_until
+from tests.screen import Screen
 from tests.terminals import terminal
 
 ENDLESS = ["--set=train.epochs=20000", "--set=log.every_steps=1000000", "--device=cpu", "--run=run"]
@@ -102,6 +104,37 @@ def test_ctrl_c_that_also_ends_the_reader_of_the_output_is_a_stop(
     assert process.wait(60) == 75
     assert_stopped(tmp_path)
     assert log_of(tmp_path).splitlines()[-1].endswith(f"resume with   distrain resume {tmp_path / 'run'}")
+
+
+@pytest.mark.parametrize(("columns", "processes"), [(80, 1), pytest.param(60, 2, marks=pytest.mark.slow)])
+def test_training_fits_into_its_terminal_and_leaves_whole_lines_in_it(
+    tmp_path: Path, columns: int, processes: int
+) -> None:
+    """The run's name is short: paths are never cut, and a terminal that is narrower than one wraps it."""
+    arguments = ["--set=train.epochs=3", "--device=cpu", f"--procs={processes}", "--run=run", *QUIET]
+    with terminal(columns) as shown:
+        process = shown.start(command("fit", *arguments), cwd=tmp_path)
+        assert process.wait(120) == 0
+        shown.wait_for("distrain runs show")
+        screen = Screen(columns)
+        screen.feed(shown.shown)
+    words = ["loss", "top-1", "samples/s"]
+    lines = [line for line in screen.lines if line and str(tmp_path) not in line]
+    assert [line.split("  ")[0] for line in lines if line.startswith("epoch")] == [
+        "epoch 1/3",
+        "epoch 2/3",
+        "epoch 3/3",
+    ]
+    assert all(word in line for line in lines for word in words if line.startswith("epoch"))
+    assert not any("ETA" in line for line in lines)
+    assert "ETA" in shown.shown
+    assert screen.num_wrapped <= 3  # the path of the run, three times
+    log = log_of(tmp_path)
+    for epoch in (1, 2, 3):
+        assert re.search(
+            rf"epoch {epoch}/3  step {23 * epoch}/69  loss .*  val loss .*  top-1 .*  .* samples/s$", log, re.M
+        )
+    assert status(tmp_path / "run")["epoch"] == 3.0
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -10,7 +10,7 @@ from distrain.heart import Heart
 from distrain.recipe import load_recipe
 from distrain.rundir import Attempt, RunDirectory, Status
 from distrain.sinks.jsonl import JsonlSink, rewind_metrics
-from distrain.sinks.protocol import Opening, Record
+from distrain.sinks.protocol import Moment, Opening, Record
 from tests.disk import fill, small_disk
 
 
@@ -21,7 +21,8 @@ def open_sink(run: RunDirectory) -> JsonlSink:
             recipe=load_recipe("digits", overrides=[]),
             first_step=0,
             total_steps=9,
-            current_step=lambda: 0,
+            steps_per_epoch=3,
+            now=lambda: Moment(0),
             images=torch.zeros(1, 1, 8, 8),
             model=torch.nn.Identity(),
         )
