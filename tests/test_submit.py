@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.command import Done, distrain
+from tests.data.writing import write
 
 FAKE_SBATCH = """#!/usr/bin/env python3
 import json, os, sys
@@ -76,6 +77,13 @@ def test_options_reach_sbatch_in_its_words(fake: Path, tmp_path: Path) -> None:
     profile = yaml.safe_load((run / "profile.yaml").read_text())
     assert (profile["launcher"], profile["device"], profile["nodes"], profile["processes"]) == ("slurm", "cuda", 2, 4)
     assert (profile["restarts"], profile["stall_timeout_s"]) == (5, 60)
+
+
+def test_what_may_surprise_of_the_data_is_said_at_the_submission(fake: Path, tmp_path: Path) -> None:
+    for place in ("train/a", "train/b", "test/a", "test/b"):
+        write(tmp_path / "photos" / place / "0.png")
+    done = submit("imagefolder-resnet18", "--data=../photos", "--procs=1", cwd=tmp_path / "work")
+    assert f"note: {tmp_path / 'photos'} has no val/: validating on test/" in done.out.splitlines()
 
 
 def test_options_of_sbatch_that_ask_for_gpus_leave_the_device_to_slurm(fake: Path, tmp_path: Path) -> None:

@@ -150,16 +150,11 @@ app.command("pack", epilog=PACK_EPILOG.replace("\n\n", "\n\n\n"))(pack)
 def _list_data(folder: Path, changes: list[str]) -> "Listing":
     """List a folder or file: as a manifest if it looks like one, or as the changes say."""
     from distrain.data.manifest import is_manifest
-    from distrain.errors import RecipeError
     from distrain.inspect.folders import list_data
-    from distrain.recipe import load_recipe
+    from distrain.recipe import load_data
 
-    for change in changes:
-        if not change.startswith("data."):
-            raise RecipeError(f"--set {change} says nothing about how data is read; use a key such as data.target")
     source = "manifest" if is_manifest(folder) else "imagefolder"
-    recipe = load_recipe("imagefolder-resnet18", overrides=[f"data.source={source}", *changes])
-    listing = list_data(recipe.data.model_copy(update={"path": str(folder)}))
+    listing = list_data(load_data(folder, source=source, overrides=changes))
     listing.changes = tuple(changes)
     return listing
 

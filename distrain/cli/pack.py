@@ -10,6 +10,7 @@ import typer
 
 from distrain.cli.progress import progress
 from distrain.errors import DataError, ExitCode
+from distrain.messages import joined
 
 if TYPE_CHECKING:
     from distrain.data.packfile import Pack
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 MEBIBYTE = 2**20
 SKIPPED_SHOWN = 3
+TARGETS = ("class", "labels", "values")
 FILE_SOURCES = {"imagefolder", "labelfolders", "manifest"}
 RECIPES = {"imagefolder": "imagefolder-resnet18", "labelfolders": "imagefolder-resnet18", "cifar10": "cifar10"}
 
@@ -27,7 +29,7 @@ PACK_EPILOG = """
 
 `distrain data pack photos --format pixels --size 256 --square` - pixels, all of one size: large, and never decoded
 
-`distrain data pack table.csv fruit --source manifest --target labels` - a manifest, packed into the folder fruit
+`distrain data pack table.csv fruit --target labels` - a manifest with several labels an image, into the folder fruit
 
 `distrain fit imagefolder-resnet18 --data photos.packed` - the recipe that trains from photos trains from the pack
 """
@@ -37,11 +39,22 @@ def pack(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The data, as --data of a training names it.")],
     out: Annotated[Path | None, typer.Argument(metavar="OUT", help="The folder to write; DIR.packed.")] = None,
     source: Annotated[
-        str, typer.Option("--source", help="What DIR is, as data.source: imagefolder, manifest, torchvision.NAME, ...")
-    ] = "imagefolder",
+        str | None,
+        typer.Option(
+            "--source",
+            help="What DIR is, as data.source: labelfolders, torchvision.NAME, ...; if left out, a manifest where it "
+            "looks like one, and else an image folder.",
+        ),
+    ] = None,
     target: Annotated[
         str, typer.Option("--target", help="What a sample has, as data.target: class, labels or values.")
     ] = "class",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="A.B=C", help="How DIR is read, by a key of the recipe's data section; repeatable."
+        ),
+    ] = None,
     form: Annotated[
         str | None,
         typer.Option(
@@ -96,12 +109,17 @@ def pack(
     """
     from distrain.data.packfile import read_pack
     from distrain.packing import dataset as packing
+    from distrain.recipe import load_data
 
     place = folder.expanduser().absolute()
     where = out.expanduser() if out is not None else place.with_name(f"{place.name}.packed")
+    source = source or _guess_source(place)
+    if target not in TARGETS:
+        raise DataError(f"--target {target}: must be {joined(TARGETS)}")
+    config = load_data(place, source=source, overrides=[f"data.target={target}", *(changes or [])])
     order = {"format": form or ("jpeg" if source in FILE_SOURCES else "pixels"), "size": size, "square": square}
     outcome = packing.pack_dataset(
-        _data(source, place, target),
+        config,
         where.absolute(),
         _form({**order, "quality": quality}),
         jobs=jobs or len(os.sched_getaffinity(0)),
@@ -131,15 +149,10 @@ def verify_pack(folder: Path, pack: "Pack") -> list[str]:
     return [f"{d.file}, bytes {d.offset:,} to {d.offset + d.bytes:,}: {d.reason}" for d in damages]
 
 
-def _data(source: str, place: Path, target: str) -> Any:
-    from pydantic import ValidationError
+def _guess_source(place: Path) -> str:
+    from distrain.data.manifest import is_manifest
 
-    from distrain.recipe import Data
-
-    try:
-        return Data.model_validate({"source": source, "path": str(place), "target": target, "batch_size": 1})
-    except ValidationError:
-        raise DataError(f"--target {target}: must be class, labels or values") from None
+    return "manifest" if is_manifest(place) else "imagefolder"
 
 
 def _form(order: dict[str, Any]) -> Any:

@@ -43,10 +43,9 @@ def scan_image_folder(
         found["train"] = _scan_split(walk, base / "train", None, ending)
         if validation is not None and "val" in splits:
             found["val"] = _scan_split(walk, base / validation, found["train"].classes, ending)
-    notes = walk.notes()
+    found["train"] = replace(found["train"], notes=tuple(walk.notes()), may_repeat=walk.may_repeat())
     if "val" in found and validation == TEST:
-        notes.append(f"{on_one_line(root)} has no val/: validating on test/")
-    found["train"] = replace(found["train"], notes=tuple(notes), may_repeat=walk.may_repeat())
+        found["val"] = replace(found["val"], notes=(f"{on_one_line(root)} has no val/: validating on test/",))
     return found
 
 

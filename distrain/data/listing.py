@@ -9,8 +9,8 @@ from distrain.metrics import Target
 class Listing:
     """One split's images: `paths[i]` has `targets[i]`, the number of its class or a number for each of `classes`.
 
-    That of the training images tells what is worth knowing of all splits: in `notes`, a sentence each, what was chosen
-    or passed over, and in `may_repeat` whether two paths may lead to the same file.
+    `notes` are what is worth knowing of how it was made, a sentence each. Those of the training images also tell of
+    what was passed over in any split, as `may_repeat` tells whether two paths of any split may lead to the same file.
     """
 
     classes: tuple[str, ...]

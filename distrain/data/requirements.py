@@ -76,6 +76,14 @@ def _check_label_folders(config: Data) -> Checked:
     return _describe(scan_image_folder(config.path, splits=config.splits, ending=LABEL_ENDING))
 
 
+def _check_cifar10(config: Data) -> Checked:
+    """Check CIFAR-10 in image files; its `test/` is what it validates on always."""
+    if config.path is None or not (Path(config.path) / "train").is_dir():
+        return config.splits, []
+    found = scan_image_folder(config.path, splits=config.splits)
+    return found, [*found["train"].notes, *find_repeats(found)]
+
+
 def _check_manifest(config: Data) -> Checked:
     return _describe(read_manifest(config))
 
@@ -99,10 +107,11 @@ def _check_packed(config: Data) -> Checked:
 
 
 def _describe(listings: dict[Split, Listing]) -> Checked:
-    return listings, [*listings["train"].notes, *find_repeats(listings)]
+    return listings, [*(note for listing in listings.values() for note in listing.notes), *find_repeats(listings)]
 
 
 _CHECKS: dict[str, Callable[[Data], Checked]] = {
+    "cifar10": _check_cifar10,
     "imagefolder": _check_image_folder,
     "labelfolders": _check_label_folders,
     "manifest": _check_manifest,

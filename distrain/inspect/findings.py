@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from distrain.data.decoders import MOST_PIXELS
+from distrain.data.folder import TEST
 from distrain.data.walk import IMAGE_SUFFIXES
 from distrain.inspect.decoding import BROKEN, Trait
 from distrain.inspect.ledger import Indices, Ledger
@@ -101,6 +102,9 @@ def _splits(listing: Listing) -> Iterator[Finding]:
     elif listing.validation is None:
         message = "there are no validation samples; a training needs some, or data.val_fraction"
         yield Finding("note", "no-validation", message, "train with --set data.val_fraction=0.2")
+    if listing.validation == TEST and listing.form == "folders":
+        advice = "nothing if that is meant; else rename it, or make val/ of a part of train/"
+        yield Finding("note", "test-validates", "there is no val/: a training validates on test/", advice)
     counts, images = listing.counts(), listing.num_images()
     for split in listing.splits:
         if not images[split]:

@@ -13,7 +13,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from distrain.data.images import FileSource
+from distrain.data.images import FileSource, open_files
+from distrain.data.manifest import read_manifest
 from distrain.data.packfile import (
     HEADER,
     INDEX,
@@ -85,7 +86,10 @@ def pack_dataset(
     begin = time.monotonic()
     draft = out.with_name(f"{out.name}.tmp")
     _check_place(out, config)
-    opened = open_sources(config)
+    if skips and config.source == "manifest":  # whose rows may name what is not there
+        opened = open_files(read_manifest(config, may_lack=True), config)
+    else:
+        opened = open_sources(config)
     splits: tuple[Split, ...] = ("train", "val")
     notes = tuple(note for source in opened.values() if isinstance(source, FileSource) for note in source.notes)
     origins = {split: describe_origin(opened[split], config, skips=skips) for split in splits if split in opened}

@@ -8,7 +8,7 @@ from distrain.recipe.data import Augment, Data, Transform, TransformList
 from distrain.recipe.fields import fields
 from distrain.recipe.model import Loss, Model
 from distrain.recipe.output import Checkpoint, Eval, Log
-from distrain.recipe.read import builtin_recipes, change_recipe, load_recipe, read_recipe
+from distrain.recipe.read import builtin_recipes, change_recipe, load_data, load_recipe, read_recipe
 from distrain.recipe.training import Lookahead, Optimizer, Parallel, Schedule, Train
 from distrain.recipe.whole import Recipe
 
@@ -32,6 +32,7 @@ __all__ = [
     "builtin_recipes",
     "change_recipe",
     "fields",
+    "load_data",
     "load_recipe",
     "read_recipe",
 ]

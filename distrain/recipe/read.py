@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from distrain.errors import RecipeError
 from distrain.messages import nearest, shown
+from distrain.recipe.data import Data
 from distrain.recipe.whole import Recipe
 from distrain.validation import describe
 from distrain.yaml_text import YamlError, read_yaml_text
@@ -45,6 +46,18 @@ def change_recipe(recipe: Recipe, overrides: list[str]) -> Recipe:
 def read_recipe(path: Path) -> Recipe:
     """Read the resolved recipe of a run directory."""
     return load_recipe(str(path), overrides=[])
+
+
+def load_data(path: Path, *, source: str, overrides: list[str]) -> Data:
+    """Return how the data at a path is read, by commands that train nothing; `overrides` are as `data.a=b` alone.
+
+    Raises `RecipeError` as `load_recipe` does.
+    """
+    for override in overrides:
+        if not override.startswith("data."):
+            raise RecipeError(f"--set {override} says nothing about how data is read; use a key such as data.target")
+    recipe = load_recipe("imagefolder-resnet18", overrides=[f"data.source={source}", *overrides])
+    return recipe.data.model_copy(update={"path": str(path)})
 
 
 def builtin_recipes() -> dict[str, str]:

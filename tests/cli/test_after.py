@@ -135,3 +135,17 @@ def test_bad_request_is_one_sentence(folder: Path, arguments: list[str], words: 
     (folder / "empty").mkdir(exist_ok=True)
     (folder / "empty" / "recipe.yaml").write_bytes((folder / "run" / "recipe.yaml").read_bytes())
     assert_one_sentence(distrain(*arguments, cwd=folder), *words)
+
+
+def test_folder_is_predicted_without_hidden_files_and_once(folder: Path) -> None:
+    write_digits(folder / "odd", 3)
+    expected = predict("bundle", "odd", "--csv", cwd=folder).out
+    (folder / "odd/._0.png").touch()
+    (folder / "odd/__MACOSX").mkdir()
+    (folder / "odd/up").symlink_to("..")
+    done = predict("bundle", "odd", "--csv", cwd=folder)
+    assert done.out == expected
+    assert done.err.splitlines() == [
+        "note: odd: skipped as hidden or the system's: 1 file (._0.png) and 1 folder (__MACOSX)",
+        "note: odd: did not follow 1 link to a folder that is read anyway (up)",
+    ]

@@ -47,6 +47,17 @@ def held(source: Source) -> TensorSource:
     return source
 
 
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_test_images_that_validate_are_said(tmp_path: Path, suffix: str) -> None:
+    arrays = splits(torch.tensor([0, 1, 1, 0, 2, 1]))
+    file = save(
+        tmp_path / f"a.{suffix}", {name.replace("val_", "test_"): array for name, array in arrays.items()}, None
+    )
+    assert check_requirements(config(file)) == [f"{file} has no val_images: validating on test_images"]
+    file = save(tmp_path / f"b.{suffix}", arrays, None)
+    assert check_requirements(config(file)) == []
+
+
 @pytest.mark.parametrize("suffix", ["npz", "pt", "safetensors"])
 @pytest.mark.parametrize("classes", [None, ["x", "y", "z"]])
 def test_images_and_classes_are_read_as_they_were_saved(tmp_path: Path, suffix: str, classes: list[str] | None) -> None:

@@ -8,8 +8,10 @@ import pytest
 
 from distrain.data.folder import scan_image_folder
 from distrain.data.repeats import find_repeats
+from distrain.data.requirements import check_requirements
 from distrain.data.walk import Walk, images_below
 from distrain.errors import DataError
+from distrain.recipe import Data
 from tests.data.writing import write
 
 
@@ -39,7 +41,8 @@ def read(folder: Path) -> dict[str, list[str]]:
 
 def notes(folder: Path) -> list[str]:
     found = scan_image_folder(str(folder))
-    return [words.replace(str(folder), "DIR") for words in (*found["train"].notes, *find_repeats(found))]
+    words = [*(note for listing in found.values() for note in listing.notes), *find_repeats(found)]
+    return [sentence.replace(str(folder), "DIR") for sentence in words]
 
 
 PLAIN = {
@@ -168,8 +171,11 @@ def test_note_is_one_line_of_text_whatever_a_name_holds(folder: Path) -> None:
 def test_test_that_validates_is_said(folder: Path) -> None:
     (folder / "val").rename(folder / "test")
     assert notes(folder) == ["DIR has no val/: validating on test/"]
+    config = Data(source="imagefolder", path=str(folder), batch_size=1)
+    assert check_requirements(config) == [f"{folder} has no val/: validating on test/"]
+    assert check_requirements(config.model_copy(update={"source": "cifar10"})) == []  # which has always test/
     (folder / "test").rename(folder / "valid")
-    assert notes(folder) == []
+    assert notes(folder) == check_requirements(config) == []
 
 
 def test_folder_that_cannot_be_read_is_named(folder: Path) -> None:

@@ -153,6 +153,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[Found]]] = {
         [("error", "no-train", []), ("warning", "small-class", [("ants",), ("bees",)])],
     ),
     "no validation": (lambda f: shutil.rmtree(f / "val"), [("error", "no-validation", [])]),
+    "test validates": (lambda f: (f / "val").rename(f / "test"), [("note", "test-validates", [])]),
     "empty split": (
         empty_split,
         [("error", "empty-split", []), ("warning", "missing-class", [("train/ants/",), ("train/bees/",)])],

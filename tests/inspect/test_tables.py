@@ -132,6 +132,9 @@ def test_commands_read_a_manifest_by_its_name_and_keys_of_the_data(folder: Path)
     done = distrain("data", "info", "all.csv", *keys, cwd=folder)
     assert done.code == 0, done.err
     assert json.loads(done.out)["contact_sheet"] == "all-contact-sheet.png"
+    done = distrain("data", "pack", "all.csv", "packed", "--target=labels", keys[1], "--json", cwd=folder)
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["images"] == {"train": 40, "val": 8}
     shown = distrain("data", "check", "all.csv", *keys[:2], cwd=folder)
     assert shown.out.splitlines()[-1] == (
         "next     distrain fit imagefolder-resnet18 --data all.csv --set data.source=manifest --set data.target=labels "

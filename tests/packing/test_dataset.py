@@ -177,6 +177,18 @@ def test_image_that_is_a_dangling_link_is_skipped_as_any_other(tmp_path: Path) -
     assert pack(folder, out, skips=True).was_complete
 
 
+def test_row_of_a_manifest_without_its_image_is_skipped_as_any_other(tmp_path: Path) -> None:
+    folder, out = make_folder(tmp_path / "photos"), tmp_path / "packed"
+    names = [Path(opened(folder)["train"].describe(index)).relative_to(folder) for index in range(3)]
+    table = folder / "all.csv"
+    table.write_text("".join(["path,label\n", *(f"{name},x\n" for name in (*names, "none.jpg"))]))
+    with pytest.raises(DataError, match=r"none\.jpg, which does not exist"):
+        pack(table, out, source="manifest")
+    outcome = pack(table, out, source="manifest", skips=True)
+    assert outcome.num_packed == 3
+    assert [skipped.name for skipped in outcome.pack.splits["train"].skipped] == ["none.jpg"]
+
+
 def test_what_is_skipped_unseen_is_not_packed_and_is_said(tmp_path: Path) -> None:
     folder, out = make_folder(tmp_path / "photos"), tmp_path / "packed"
     names = [
