@@ -82,7 +82,7 @@ def test_options_reach_sbatch_in_its_words(fake: Path, tmp_path: Path) -> None:
 def test_what_may_surprise_of_the_data_is_said_at_the_submission(fake: Path, tmp_path: Path) -> None:
     for place in ("train/a", "train/b", "test/a", "test/b"):
         write(tmp_path / "photos" / place / "0.png")
-    done = submit("imagefolder-resnet18", "--data=../photos", "--procs=1", cwd=tmp_path / "work")
+    done = submit("imagefolder-resnet18", f"--data={tmp_path / 'photos'}", "--procs=1", cwd=tmp_path / "work")
     assert f"note: {tmp_path / 'photos'} has no val/: validating on test/" in done.out.splitlines()
 
 
