@@ -13,6 +13,7 @@ DistrainError             exit 1
 │   └── PreflightError    all that is known to be wrong before anything is started, a sentence each
 ├── CheckpointError       exit 1: a checkpoint that cannot be written or read
 ├── ExportError           exit 1: an export that does not compute what the model computes
+├── MeasurementError      exit 1: a process of `bench` or `plan` has failed; its traceback is in the message
 ├── OutputError           exit 1: what a command prints cannot be written, for want of disk or the like
 ├── StoppedError          exit 130: a command that keeps nothing was asked to stop
 └── TrainingError         exit 1: a training that does not get on, whatever is tried
@@ -35,6 +36,11 @@ class DistrainError(Exception):
     """Anything distrain itself raises; `exit_code` is what the process ends with."""
 
     exit_code = ExitCode.FAILED
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The message as it is printed: one line, unless a subclass has more to say."""
+        return (str(self),)
 
 
 class UserError(DistrainError):
@@ -80,6 +86,12 @@ class PreflightError(UserError):
 
     def __init__(self, faults: list[str]) -> None:
         super().__init__("\n".join(faults))
+        self._faults = tuple(faults)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The faults."""
+        return self._faults
 
 
 class CheckpointError(DistrainError):
@@ -88,6 +100,15 @@ class CheckpointError(DistrainError):
 
 class ExportError(DistrainError):
     """A network cannot be written as a graph, or the graph does not compute what the network computes."""
+
+
+class MeasurementError(DistrainError):
+    """A process of a measurement has failed: its folder with the logs is gone, so the message ends in the traceback."""
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The message, then the traceback."""
+        return tuple(str(self).splitlines())
 
 
 class OutputError(DistrainError):

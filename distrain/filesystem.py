@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from distrain.errors import ExitCode, StorageError
+from distrain.messages import on_one_line
 
 MEBIBYTE = 2**20
 _NO_PERMISSION = {errno.EACCES, errno.EPERM}
@@ -127,7 +128,13 @@ def _path_of(error: OSError) -> Path | None:
 def _no_permission(path: Path) -> str:
     above = reversed(path.absolute().parents)
     closed = next((folder for folder in above if folder.is_dir() and not os.access(folder, os.X_OK)), None)
-    return f"{_denied(closed or path)}; {_ELSEWHERE}"
+    if closed is None and os.path.lexists(path) and not os.access(path, os.R_OK):
+        closed = path
+    if closed is None:
+        return f"{_denied(path)}; {_ELSEWHERE}"
+    if is_own(closed):
+        return _denied(closed)
+    return f"{_denied(closed)}; ask {owner_of(closed) or 'its owner'} for access, or name another path"
 
 
 def _denied(path: Path) -> str:
@@ -160,4 +167,4 @@ def _user_name(uid: int) -> str:
 
 def _shown(path: Path) -> str:
     """Return the path on one line: a name may hold a newline."""
-    return str(path).replace("\n", "\\n").replace("\r", "\\r")
+    return on_one_line(str(path))

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, computed_field, field_validator, mod
 from distrain import locks
 from distrain.errors import RunError
 from distrain.files import read_readable, read_whole, texts_of, to_json
-from distrain.filesystem import check_writable, name_path
+from distrain.filesystem import check_writable
 
 State = Literal["queued", "starting", "running", "stopping", "stopped", "preempted", "failed", "finished"]
 
@@ -396,7 +396,8 @@ def write_atomically(path: Path, text: str) -> None:
     except OSError as error:  # a full disk: what was written of the draft would take up space
         with suppress(OSError):
             draft.unlink(missing_ok=True)
-        raise name_path(error, path) from None
+        error.filename, error.filename2 = str(path), None  # not the draft, which the user does not know
+        raise
 
 
 def sync(path: Path) -> None:

@@ -54,22 +54,34 @@ def find_run(reference: str, root: Path) -> RunDirectory:
     raise RunError(f"there is no run {reference!r} here or in {root}; `distrain runs` lists them")
 
 
-def find_checkpoint(reference: str, root: Path, *, must_be_best: bool) -> tuple[RunDirectory, Path, str]:
+def find_checkpoint(
+    reference: str, root: Path, *, must_be_best: bool, which: str | None = None
+) -> tuple[RunDirectory, Path, str]:
     """Find a checkpoint to use by its own path, or by its run as `find_run` does; nothing in it is verified.
 
-    Of a run it is the best by evaluation. Where that was not kept, and unless it `must_be_best`, it is the strongest of
-    those that are, or the newest where none of them was evaluated. Returns the run, the checkpoint's folder, and in a
-    few words why it is this one. Raises `RunError` where there is none.
+    Of a run it is `which`, a step, `best` or `last`, if that is given, else the best by evaluation. Where that was not
+    kept, and unless it `must_be_best`, it is the strongest of those that are, or the newest where none of them was
+    evaluated. Returns the run, the checkpoint's folder, and in a few words why it is this one. Raises `RunError` where
+    there is none.
     """
-    path = Path(reference).expanduser().absolute()
-    run = RunDirectory(path.parents[1]) if len(path.parts) > 2 else RunDirectory(path)
-    if run.exists and path.parent == run.checkpoints:
-        if path not in checkpoint.committed(run.checkpoints):
+    if must_be_best and which is not None:
+        raise RunError(f"{which} and --best both choose the checkpoint; leave one out")
+    for path in (Path(reference).expanduser().absolute(), (root / reference).absolute()):
+        run = RunDirectory(path.parents[1]) if len(path.parts) > 2 else RunDirectory(path)
+        if not run.exists or path.parent != run.checkpoints:
+            continue
+        number = path.name.removeprefix("step-")
+        named = checkpoint.final_path(run.checkpoints, int(number)) if number.isdecimal() else path
+        if named not in checkpoint.committed(run.checkpoints):
             raise RunError(f"there is no checkpoint {reference}; `distrain checkpoints list {run.path}` lists them")
-        if must_be_best:
-            raise RunError(f"{reference} is one checkpoint, and --best chooses among those of a run; leave one out")
-        return run, path, "as named"
+        if must_be_best or which is not None:
+            raise RunError(
+                f"{reference} is one checkpoint, and {which or '--best'} chooses among those of a run; leave one out"
+            )
+        return run, named, "as named"
     run = find_run(reference, root)
+    if which is not None:
+        return run, checkpoint.choose(run.checkpoints, which), "as named"
     entries = checkpoint.take_inventory(run.checkpoints)
     if must_be_best or checkpoint.find_best(entries) is not None:
         return run, checkpoint.choose(run.checkpoints, "best"), "the best by evaluation"

@@ -24,6 +24,7 @@ from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile, Wanted, read_profile, resolve_profile
 from distrain.launchers.supervise import Ending, execute
 from distrain.live import erase_line
+from distrain.messages import on_one_line
 from distrain.preflight import find_rendezvous_fault, find_shortages, noted
 from distrain.recipe import Recipe
 from distrain.request import RUNS, check_data, resolve_run, write_request
@@ -236,7 +237,9 @@ def _conclude(console: Console, run: RunDirectory, ending: Ending, *, is_new: bo
             console.print(errors[0]["traceback"].rstrip(), markup=False)
         if is_new and not any(run.checkpoints.iterdir()) and read_profile(run.profile).nodes == 1:
             run.remove([run.path.parent] if run.path.parent == RUNS.absolute() else [])
-        Console(stderr=True, highlight=False).print(f"distrain: {errors[0]['message']}", markup=False, soft_wrap=True)
+        Console(stderr=True, highlight=False).print(
+            f"distrain: {on_one_line(str(errors[0]['message']))}", markup=False, soft_wrap=True
+        )
         if run.exists:
             report.print_way_back(console, run)
         return

@@ -119,7 +119,7 @@ def _expected(path: Path, faults: list[ErrorDetails], model: type[BaseModel], tr
     fault, value = faults[0], _at(path, tree)
     if fault["type"] == "missing":  # of a list of a fixed length
         return f"a list of {len(value) + len(faults)}"
-    wanted = joined(list(dict.fromkeys(_must_be(one) for one in faults)))
+    wanted = joined(list(dict.fromkeys(must_be(one) for one in faults)))
     hint = ""
     if fault["type"] == "literal_error":
         options = re.findall(r"'([^']*)'", fault["ctx"]["expected"])
@@ -138,7 +138,8 @@ def _expected(path: Path, faults: list[ErrorDetails], model: type[BaseModel], tr
     return f"{wanted}{hint}"
 
 
-def _must_be(fault: ErrorDetails) -> str:
+def must_be(fault: ErrorDetails) -> str:
+    """Return what a value must be by one of pydantic's errors, such as `a whole number`."""
     words = _MUST_BE.get(fault["type"], "another value")
     facts = {name: f"{v:g}" if isinstance(v, float) else str(v) for name, v in fault.get("ctx", {}).items()}
     return words.format_map(facts).replace("'", "")

@@ -4,11 +4,13 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from types import FrameType
 
 from distrain import filesystem
 from distrain.caches import provide_caches
 from distrain.errors import DistrainError, ExitCode
+from distrain.messages import on_one_line
 from distrain.signals import ignore_signals
 from distrain.terminal import guard_output
 
@@ -34,28 +36,32 @@ def _run() -> int:
     code = int(ExitCode.FINISHED)
     try:
         from distrain.cli.app import app
+        from distrain.cli.usage import UsageError, explain, is_request_for_help
 
         try:
-            app()
+            code = app(standalone_mode=False) or ExitCode.FINISHED
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else ExitCode.FINISHED
+        except UsageError as error:
+            if not is_request_for_help(error):
+                code = _tell([explain(error)], ExitCode.BAD_INPUT)
         sys.stdout.flush()  # here, and not when Python exits: an error has an exit code
     except SystemExit as end:  # whoever read the output has left (`distrain runs | head`), or Ctrl-C
         code = end.code if isinstance(end.code, int) and end.code else code
     except DistrainError as error:
-        code = _tell(str(error), error.exit_code)
+        code = _tell(error.lines, error.exit_code)
     except OSError as error:
         if (sentence := filesystem.explain(error)) is None:
             raise
-        code = _tell(sentence, filesystem.exit_code(error))
+        code = _tell([sentence], filesystem.exit_code(error))
     return code
 
 
-def _tell(message: str, code: ExitCode) -> ExitCode:
+def _tell(lines: Sequence[str], code: ExitCode) -> ExitCode:
     if os.environ.get("DISTRAIN_TRACEBACK"):
         traceback.print_exc()
-    for line in message.splitlines():
-        print(f"distrain: {line}", file=sys.stderr)
+    for line in lines:
+        print(f"distrain: {on_one_line(line)}", file=sys.stderr)
     return code
 
 

@@ -21,8 +21,14 @@ _CLASS_COLUMNS = ("class", "samples", "accuracy", "precision", "F1")
 def evaluate(
     reference: Annotated[
         str,
-        typer.Argument(metavar="RUN|CHECKPOINT|last", help="A run, as for `distrain checkpoints`, or a step-N folder."),
+        typer.Argument(metavar="RUN", help="A run's path, name, beginning of it, or `last`; or a checkpoint's folder."),
     ],
+    which: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[STEP|best|last]", help="A checkpoint of the run.", show_default="the best by evaluation"
+        ),
+    ] = None,
     data: Annotated[str | None, typer.Option(metavar="DIR", help="Other data with the same classes.")] = None,
     split: Annotated[
         Literal["train", "val"] | None,
@@ -65,7 +71,7 @@ def evaluate(
     from distrain.launchers.profile import read_options
     from distrain.worker import run_worker
 
-    run, path, why = runs.find_checkpoint(reference, root, must_be_best=best)
+    run, path, why = runs.find_checkpoint(reference, root, must_be_best=best, which=which)
     changes = [*(overrides or []), *([f"eval.metrics=[{metrics}]"] if metrics is not None else [])]
     folder, recipe, order = resolve(run, path, split=split, overrides=changes, data=data, out=out)
     options = read_options(gpus=gpus, device=device, processes=procs)

@@ -22,8 +22,14 @@ MEBIBYTE = 2**20
 def export(
     reference: Annotated[
         str,
-        typer.Argument(metavar="RUN|CHECKPOINT|last", help="A run, as for `distrain checkpoints`, or a step-N folder."),
+        typer.Argument(metavar="RUN", help="A run's path, name, beginning of it, or `last`; or a checkpoint's folder."),
     ],
+    which: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[STEP|best|last]", help="A checkpoint of the run.", show_default="the best by evaluation"
+        ),
+    ] = None,
     form: Annotated[
         str,
         typer.Option(
@@ -63,7 +69,7 @@ def export(
         raise BundleError(f"there is no format {form!r}; take {', '.join(FILES)}")
     if (with_normalize or images) and form not in {"torch", "onnx"}:
         raise BundleError(f"--with-normalize and --images are for the formats torch and onnx, not for {form}")
-    run, path, why = runs.find_checkpoint(reference, root, must_be_best=best)
+    run, path, why = runs.find_checkpoint(reference, root, must_be_best=best, which=which)
     place = run.export / FILES[form] if out is None else out.expanduser()
     if out is not None and (suffix := Path(FILES[form]).suffix) and place.suffix != suffix:
         raise BundleError(f"--out {out} does not end in {suffix}, as the format {form} does")

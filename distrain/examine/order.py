@@ -41,6 +41,8 @@ def resolve(
     is_other = data is not None and Path(data).resolve() != Path(read_recipe(run.recipe).data.path or "").resolve()
     whole = ["data.val_fraction=null"] if is_other else []
     recipe = load_recipe(str(run.recipe), overrides=[*whole, *overrides], data=data)
+    if recipe.model != (trained := read_recipe(run.recipe).model):
+        raise RunError(f"the checkpoint has the weights of model.name={trained.name}; leave out --set model.*")
     wanted: Samples = split or ("given" if is_other and recipe.data.val_fraction is None else "val")
     order = Order(run=str(run.path.absolute()), checkpoint=str(checkpoint.absolute()), split=wanted)
     question = "".join(map(to_json, (recipe.data, recipe.augment, recipe.eval)))

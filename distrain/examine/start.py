@@ -55,6 +55,7 @@ def examine(
 def _as_raised(error: dict[str, object], folder: RunDirectory) -> RunError:
     if error["exit_code"] == ExitCode.BAD_INPUT:
         return RunError(str(error["message"]))
-    failure = RunError(f"rank {error['rank']} failed: {error['message']} (log {folder.log(int(str(error['rank'])))})")
+    reason = (str(error["message"]).splitlines() or [""])[0]
+    failure = RunError(f"rank {error['rank']} failed: {reason} (log {folder.log(int(str(error['rank'])))})")
     failure.exit_code = ExitCode.FAILED
     return failure

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from distrain.errors import ExitCode, RunError, StoppedError
+from distrain.errors import ExitCode, MeasurementError, RunError, StoppedError
 from distrain.launchers import LAUNCHERS
 from distrain.launchers.profile import Profile
 from distrain.launchers.supervise import execute
@@ -41,7 +41,7 @@ def measure(recipe: Recipe, profile: Profile, order: Order, *, place: Path, titl
     """Have the order done on the processes of the profile; its run directory is made in `place`, and removed.
 
     `console` shows how it goes. Raises `StoppedError` after a stop, a `UserError` for what is wrong with the question,
-    and `RunError` with the first failure of a process.
+    and `MeasurementError` with the first failure of a process.
     """
     remove_leftovers(place)
     with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=place) as name:
@@ -111,7 +111,7 @@ def _shown(run: RunDirectory, title: str, console: Console) -> Iterator[None]:
             thread.join()
 
 
-def _as_raised(run: RunDirectory, errors: list[dict[str, Any]]) -> RunError:
+def _as_raised(run: RunDirectory, errors: list[dict[str, Any]]) -> RunError | MeasurementError:
     """Return what to tell of the first failure: the run directory with its logs will be gone."""
     if not errors:
         tail = (
@@ -119,14 +119,12 @@ def _as_raised(run: RunDirectory, errors: list[dict[str, Any]]) -> RunError:
             if run.launcher_log.exists()
             else []
         )
-        return _failed(f"the processes ended without leaving an error: {tail[-1] if tail else 'they said nothing'}")
+        return MeasurementError(
+            f"the processes ended without leaving an error: {tail[-1] if tail else 'they said nothing'}"
+        )
     first = errors[0]
     if first["exit_code"] == ExitCode.BAD_INPUT:
         return RunError(str(first["message"]))
-    return _failed(f"rank {first['rank']} failed: {first['type']}: {first['message']}\n{first['traceback'].rstrip()}")
-
-
-def _failed(words: str) -> RunError:
-    failure = RunError(words)
-    failure.exit_code = ExitCode.FAILED
-    return failure
+    return MeasurementError(
+        f"rank {first['rank']} failed: {first['type']}: {first['message']}\n{first['traceback'].rstrip()}"
+    )

@@ -60,3 +60,27 @@ def test_newest_is_taken_where_none_was_evaluated(run: RunDirectory) -> None:
     assert (path.name, why) == ("step-00000020", "the newest; none was evaluated")
     with pytest.raises(RunError, match="was evaluated, so none is the best"):
         choose(run.checkpoints, "best")
+
+
+@pytest.mark.parametrize(
+    ("reference", "which"),
+    [
+        ("run", "20"),
+        ("run", "last"),
+        ("run/checkpoints/step-00000020", None),
+        ("run/checkpoints/step-20", None),
+        ("run/checkpoints/20", None),
+    ],
+)
+def test_checkpoint_is_found_by_its_step_below_the_folder_of_the_runs(
+    run: RunDirectory, reference: str, which: str | None
+) -> None:
+    write(run, 10, 0.9, best=10)
+    write(run, 20, 0.8, best=10)
+    for place in (reference, str(run.path.parent / reference)):
+        _, path, why = find_checkpoint(place, run.path.parent, must_be_best=False, which=which)
+        assert (path.name, why) == ("step-00000020", "as named")
+    with pytest.raises(RunError, match="leave one out"):
+        find_checkpoint(reference, run.path.parent, must_be_best=True, which=which or "10")
+    with pytest.raises(RunError, match="there is no checkpoint"):
+        find_checkpoint("run/checkpoints/step-30", run.path.parent, must_be_best=False)

@@ -99,6 +99,22 @@ def test_paths_come_from_standard_input_and_a_closed_pipe_is_no_failure(folder: 
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["digits/000.png", "digits/001.png"]
 
 
+def test_piped_name_that_no_file_can_have_is_told_and_the_others_go_on(folder: Path) -> None:
+    done = subprocess.run(
+        command("predict", "bundle", "-"),
+        input="digits/000.png\na\0b.png\n\0\ndigits/001.png\n",
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["digits/000.png", "digits/001.png"]
+    assert done.stderr.splitlines() == [
+        rf"distrain: image {name} cannot be read (there is no such file)" for name in (r"a\x00b.png", r"\x00")
+    ]
+
+
 def test_import_takes_an_old_file_and_training_takes_what_it_wrote(folder: Path) -> None:
     tensors = load_file(folder / "bundle" / "model.safetensors")
     torch.save({"net": {f"module.{n}": t for n, t in tensors.items()}, "epoch": 7, "acc": 97.5}, folder / "old.pth")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -159,6 +160,7 @@ def test_read_only_disk_is_one_sentence_for_all_that_write_and_none_for_all_that
         elif name not in {"submit", "verify", "doctor", "stacks", "import"}:
             assert walked.code == 2, walked
             assert "read-only" in walked.err, walked
+            assert not re.search(r"/\.[^/]*\.\d+\b|/\.\d+\.", walked.err), walked  # the name of no draft
     assert sorted(place.rglob("*")) == before
 
 
@@ -200,6 +202,16 @@ def test_refused_evaluation_leaves_no_folder(place: Path) -> None:
     assert_told(refused)
     assert refused.code == 2
     assert not (place / "runs" / "done" / "evaluations").exists()
+
+
+def test_run_that_is_closed_to_others_names_whom_to_ask_and_no_option_that_does_not_help(place: Path) -> None:
+    under = as_another_user(place)
+    (place / "runs" / "done").chmod(0o700)
+    for walked in walk([["eval", "runs/done"], ["runs", "show", "done"]], cwd=place, under=under):
+        assert_told(walked)
+        assert walked.code == 2
+        assert re.search("belongs to .*, and you .* have no permission; ask .* for access, or name", walked.err), walked
+        assert "--out" not in walked.err
 
 
 def as_another_user(place: Path) -> list[str]:
