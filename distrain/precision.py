@@ -103,7 +103,10 @@ class Precision:
 
 def gradient_norms(weights: Sequence[nn.Parameter]) -> list[torch.Tensor]:
     """Return the 2-norm of each gradient there is, of sharded ones that of this rank's part."""
-    return norms_of([own_part(weight.grad) for weight in weights if weight.grad is not None])
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    if any(type(gradient) is not torch.Tensor for gradient in gradients):
+        gradients = [own_part(gradient) for gradient in gradients]
+    return norms_of(gradients)
 
 
 @torch.no_grad()

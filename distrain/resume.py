@@ -42,11 +42,13 @@ def find_checkpoint(run: RunDirectory, world: World) -> checkpoint.Checkpoint | 
 def resume(session: Session, found: checkpoint.Checkpoint | None) -> Start:
     """Load a checkpoint into the session, or leave it as it is at step 0.
 
-    Raises `ModelError` where weights or statistics are not finite there.
+    Raises `ModelError` where weights or statistics are not finite.
     """
     world = session.world
     if found is None:
-        session.watch.check_start()
+        session.watch.check(
+            world, owner="the network at the start", advice="look at model.weights, or at how the network makes its own"
+        )
         log.info("starts at step 0 of %d", session.total_steps)
         return Start(step=0, is_record_due=session.recipe.eval.at_start)
     if world.is_main:
@@ -58,6 +60,11 @@ def resume(session: Session, found: checkpoint.Checkpoint | None) -> Start:
 
     followers = session.followers
     load_tensors(found, model=session.model, optimizer=session.optimizer, others=followers, world=world)
+    session.watch.check(
+        world,
+        owner=f"checkpoint {found.path.name}",
+        advice=f"remove {found.path}, and training resumes from the one before it",
+    )
     extra = session.extra
     if extra.exists:
         packed = read_extra(

@@ -57,7 +57,7 @@ def leave_out(session: Session, error: NotFiniteError) -> list[SkippedBatch]:
                 batch.bad_samples = common
     if len(before) >= most:
         raise TrainingError(
-            f"{found}, and train.max_rollbacks={most} batches were left out before; {clue}; correct or remove a sample "
+            f"{found}, and train.max_rollbacks={most} allows no further rollback; {clue}; correct or remove a sample "
             f"that is the cause, lower optimizer.lr, or set train.clip_norm"
         )
     log.warning(

@@ -164,9 +164,9 @@ PLACES = {
     "update": (
         ["marked_image", "plain"],
         [f"loss={{name: '{HERE}:steep_loss'}}", "optimizer={name: sgd, lr: 1000}"],
-        "the weight 1.weight after the update",
+        "a weight after the update",
     ),
-    "statistics": (["huge_image", "normed"], ["train.ema_decay=0.9"], "the statistics 0.running_var"),
+    "statistics": (["huge_image", "normed"], ["train.ema_decay=0.9"], "the statistic 0.running_var"),
 }
 
 
@@ -275,7 +275,7 @@ def always_nan(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def endless(world: World, path: Path, overrides: list[str]) -> None:
-    with pytest.raises(TrainingError, match=r"train\.max_rollbacks=2 batches were left out before"):
+    with pytest.raises(TrainingError, match=r"train\.max_rollbacks=2 allows no further rollback"):
         train(world, path / "run", "image", [f"loss={{name: '{HERE}:always_nan'}}", *overrides])
     status = RunDirectory(path / "run").read_status()
     assert status.rollbacks == 2
@@ -311,7 +311,7 @@ def test_constants_that_are_not_finite_are_no_fault_and_their_average_is_theirs(
 
 def test_weights_that_are_not_finite_before_the_first_step_are_named(tmp_path: Path) -> None:
     PLACES["start"] = (["marked_image", "nan_weights"], [], "")
-    with pytest.raises(ModelError, match=r"^1\.bias holds values that are not finite before the first step"):
+    with pytest.raises(ModelError, match=r"^1\.bias of the network at the start holds values that are not finite"):
         train(ALONE, tmp_path / "run", "start", [])
 
 
@@ -321,3 +321,14 @@ def test_what_an_earlier_version_left_out_stays_left_out() -> None:
     again = Status.model_validate_json(status.model_dump_json())
     assert again == status
     assert again.model_dump()["rollbacks"] == 2
+
+
+def test_checkpoint_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    """As one of an earlier version may be, which looked at the weights alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distrain.engine.settle", lambda session, steps: session.losses.settle(steps))
+        train(ALONE, tmp_path / "run", "statistics", [], epochs=1)
+    with pytest.raises(
+        ModelError, match=r"^0\.running_var of checkpoint step-00000006 holds values that are not finite"
+    ):
+        train(ALONE, tmp_path / "run", "statistics", [])

@@ -149,7 +149,9 @@ class Train(Section):
     clip_norm: Positive | None = Field(None, description="largest 2-norm of the gradient; null: not clipped")
     ema_decay: Fraction | None = Field(None, description="moving average of the weights, evaluated in their place")
     lookahead: Lookahead | None = Field(None, description="let slow weights follow the network's own, and lead them")
-    max_rollbacks: int = Field(3, ge=0, description="how often a step that is not finite is taken back, at most")
+    max_rollbacks: int = Field(
+        3, ge=0, description="how often at most to go back for a step that is not finite, and leave out its batch"
+    )
     detect_anomaly: bool = Field(default=False, description="slow: name the operation whose gradient is not a number")
     target_loss: Positive | None = Field(
         None,
