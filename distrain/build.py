@@ -51,6 +51,7 @@ from distrain.stop_agreement import StopAgreement
 from distrain.telemetry import LossMeter, Stopwatch
 from distrain.tracing import Tracer
 from distrain.trial import check_outputs, check_state, undisturbed
+from distrain.unsaved import report_unsaved
 from distrain.watch import Watch
 from distrain.world import World
 
@@ -142,6 +143,9 @@ def build_session(
             )
         with undisturbed(loss_function):
             check_loss(loss_function, recipe.loss, first[1].to(world.device), num_outputs=num_classes)
+        unsaved = report_unsaved(
+            recipe, model, loss_function, shown_images[:2], first[1][:2].to(world.device), num_classes=num_classes
+        )
         idle = find_idle(model, shown_images[:2]) if must_agree(recipe, world) else []
     compilation = compile_network(
         recipe,
@@ -185,6 +189,7 @@ def build_session(
         checkpointer=Checkpointer(run.checkpoints, config=recipe.checkpoint, world=world),
         shown_images=shown_images.cpu(),
         extra=extra,
+        unsaved=unsaved,
         bare_copy=bare_copy,
         skipped=SkippedSteps(skipped, order),
         fingerprint={split: source.fingerprint() for split, source in sources.items()} if world.is_main else {},

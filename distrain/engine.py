@@ -260,6 +260,7 @@ def _begin_attempt(session: Session, start: Start) -> Status:
     status.begin_attempt(world_size=session.world.size, first_step=start.step)
     status.step, status.total_steps = start.step, session.total_steps
     status.best, status.best_by, status.skipped_batches = start.best, session.metrics.best, session.skipped.batches
+    status.unsaved_state = session.unsaved
     return status
 
 

@@ -44,11 +44,11 @@ def as_stateful(owner: object) -> Stateful | None:
 def split(module: nn.Module) -> tuple[Tensors, dict[str, Any]]:
     """Return the two parts of a module's `state_dict`: weights and buffers, which share its memory, and extra state."""
     own = dict(chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)))
-    memory = {_memory(tensor) for tensor in own.values()} - {0}
+    memory = {memory_of(tensor) for tensor in own.values()} - {0}
     live: Tensors = {}
     extra: dict[str, Any] = {}
     for name, value in module.state_dict().items():
-        is_live = isinstance(value, torch.Tensor) and (name in own or _memory(value) in memory)
+        is_live = isinstance(value, torch.Tensor) and (name in own or memory_of(value) in memory)
         (live if is_live else extra)[name] = value
     return live, extra
 
@@ -121,6 +121,7 @@ def buffer_slots(module: nn.Module) -> list[tuple[nn.Module, str]]:
 def kept_buffers(module: nn.Module) -> Iterator[None]:
     """Give a module its buffers back at the end, the very tensors with the numbers that they had."""
     kept = [(part, name, part.get_buffer(name)) for part, name in buffer_slots(module)]
+    empty = [(part, name) for part in module.modules() for name, buffer in part._buffers.items() if buffer is None]
     values = [buffer.clone() for _, _, buffer in kept]
     try:
         yield
@@ -128,6 +129,8 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for (part, name, buffer), value in zip(kept, values, strict=True):
                 part._buffers[name] = buffer.copy_(value)
+        for part, name in empty:
+            part._buffers[name] = None
 
 
 def is_packed(name: str) -> bool:
@@ -140,6 +143,6 @@ def is_part_of(packed_name: str, names: Container[str]) -> bool:
     return packed_name in names or packed_name.rpartition(":")[0] in names
 
 
-def _memory(tensor: torch.Tensor) -> int:
+def memory_of(tensor: torch.Tensor) -> int:
     """Return the address of what a tensor shares with its views; 0 where there is none."""
     return own_part(tensor).untyped_storage().data_ptr()

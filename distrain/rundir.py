@@ -70,6 +70,7 @@ class Status(BaseModel):
     weights_digest: str | None = None  # of the weights and buffers at the end
     state_digest: str | None = None  # of these, the optimizer's state and the moving averages
     skipped_batches: list[SkippedBatch] = []
+    unsaved_state: list[str] = []  # what network and loss change in training and no checkpoint holds
     attempts: list[Attempt] = []
 
     @field_validator("best", "last")

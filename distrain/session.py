@@ -69,6 +69,7 @@ class Session:
     checkpointer: Checkpointer
     shown_images: torch.Tensor
     extra: ExtraState
+    unsaved: list[str]  # what the user's own code changes in training and no checkpoint holds
     bare_copy: nn.Module | None  # for the sinks: on the CPU, not wrapped; None where it cannot be copied
     skipped: SkippedSteps
     fingerprint: dict[str, str]

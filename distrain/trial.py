@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from distrain.attributes import kept_attributes
 from distrain.errors import ModelError
 from distrain.module_state import Tensors, as_stateful, kept_buffers, load_extra_state, pack, split, unpack
 from distrain.references import is_reference
@@ -13,9 +14,9 @@ from distrain.references import is_reference
 
 @contextmanager
 def undisturbed(owner: object) -> Iterator[None]:
-    """Give back, after passes in any mode, a network's or a loss's modes, buffers and extra state, and torch's draws.
+    """Give back, after passes in any mode, all that they have changed in a network or a loss, and torch's draws.
 
-    Of what is no module, and has no state, only the draws are given back.
+    These are modes, buffers, extra state and plain attributes; of what is no module, its state, if it has one.
     """
     module = owner if isinstance(owner, nn.Module) else nn.Module()
     modes = [(part, part.training) for part in module.modules()]
@@ -24,7 +25,7 @@ def undisturbed(owner: object) -> Iterator[None]:
     torch.backends.cudnn.benchmark = False  # no search for the fastest kernels of a batch that never comes again
     try:
         gpus = {weight.device.index for weight in module.parameters() if weight.is_cuda}
-        with kept_buffers(module), torch.random.fork_rng(devices=gpus):
+        with kept_attributes(module), kept_buffers(module), torch.random.fork_rng(devices=gpus):
             yield
     finally:
         torch.backends.cudnn.benchmark = may_search

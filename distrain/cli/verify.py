@@ -48,11 +48,14 @@ def verify(
     console.print(f"{resolved.name}: {steps} steps, in {len(ways)} ways")
     findings: list[verification.Finding] = []
     with tempfile.TemporaryDirectory(prefix="distrain-verify-") as folder:
-        first = None
+        first, unsaved = None, list[str]()
         for number, way in enumerate(ways):
             with console.status(way.title):
                 run = verification.train(way, Path(folder) / str(number), arguments, steps=steps, device=device)
-            first = first or run
+            if first is None:
+                first, unsaved = run, run.read_status().unsaved_state
+                if unsaved:
+                    report.print_event(console, f"not saved, and so not the same after a resume: {', '.join(unsaved)}")
             findings.append(verification.compare(way, run, first))
             if number:
                 report.print_finding(console, findings[-1])
@@ -62,10 +65,16 @@ def verify(
     console.print(
         f"[bold green]the promise holds[/bold green], {_SCOPE[resolved.train.exact]}"
         if holds
-        else "[bold red]the promise does not hold[/bold red]: please report it, with `distrain doctor` and the recipe",
+        else f"[bold red]the promise does not hold[/bold red]: {_reason(unsaved)}",
         soft_wrap=True,
     )
     raise typer.Exit(ExitCode.FINISHED if holds else ExitCode.FAILED)
+
+
+def _reason(unsaved: list[str]) -> str:
+    if unsaved:
+        return "what the network or the loss changes in training is not all saved; register buffers, or get_extra_state"
+    return "please report it, with `distrain doctor` and the recipe"
 
 
 _SCOPE = {
