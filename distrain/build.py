@@ -50,7 +50,7 @@ from distrain.skipping import SkippedSteps
 from distrain.stop_agreement import StopAgreement
 from distrain.telemetry import LossMeter, Stopwatch
 from distrain.tracing import Tracer
-from distrain.trial import check_outputs, check_state, undisturbed
+from distrain.trial import check_state, try_network, undisturbed
 from distrain.unsaved import report_unsaved
 from distrain.watch import Watch
 from distrain.world import World
@@ -136,11 +136,18 @@ def build_session(
     set_tf32(recipe, world.device)
     model = place(model, recipe, world.device)
     precision = Precision(recipe.precision, world.device)
+    try_network(
+        recipe,
+        model,
+        order,
+        precision,
+        in_training=[prepare.inputs(first[0].to(world.device), step=s) for s in (0, prepare.smallest_step)],
+        in_evaluation=normalize(first_val[0].to(world.device)),
+        num_val_samples=len(sources["val"]),
+        num_outputs=num_classes,
+        num_devices=world.num_devices,
+    )
     with precision.autocast():
-        for images in {batch[0].shape[1:]: batch[0] for batch in (first, first_val)}.values():  # one of each size
-            check_outputs(
-                model, normalize(images[:2].to(world.device)), name=recipe.model.name, num_outputs=num_classes
-            )
         with undisturbed(loss_function):
             check_loss(loss_function, recipe.loss, first[1].to(world.device), num_outputs=num_classes)
         unsaved = report_unsaved(

@@ -9,7 +9,7 @@ import os
 import sysconfig
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from pathlib import Path
 LOADER_THREADS = "distrain-loader"
 end_process = os._exit  # as Python has it: for the ends that distrain itself decides on
 _FAILED = 1
+_FRAMES = "distrain_frames"  # an attribute of errors that come from another process
 
 
 class ProcessExit(SystemExit):
@@ -81,14 +82,41 @@ def as_exception(error: BaseException) -> Exception:
     return RuntimeError(words or f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)
 
 
+def own_frame(error: BaseException, packages: Collection[str] = ()) -> traceback.FrameSummary | None:
+    """Return the innermost line of the user's code that an error came through; None where it came through none.
+
+    That is code outside of Python's library, of distrain and of what is installed, unless it is one of `packages`. A
+    syntax error is where the code that does not parse stands.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    frames += getattr(error, _FRAMES, [])
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        frames.append(traceback.FrameSummary(error.filename, error.lineno, "this module"))
+    return next((frame for frame in reversed(frames) if _is_own(frame, packages)), None)
+
+
+def keep_frames(error: BaseException, *, of: BaseException) -> None:
+    """Let `own_frame` find, in the process that `error` is sent to, the lines that `of` came through in this one."""
+    setattr(error, _FRAMES, [*traceback.extract_tb(of.__traceback__)])
+
+
+def _is_own(frame: traceback.FrameSummary, packages: Collection[str]) -> bool:
+    path = Path(frame.filename)
+    if frame.filename.startswith("<") or path.is_relative_to(Path(__file__).parent):
+        return False
+    for folder in ("site-packages", "dist-packages"):
+        if folder in path.parts:
+            return Path(path.parts[path.parts.index(folder) + 1]).stem in packages
+    return not any(path.is_relative_to(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
+
+
+def place_of(frame: traceback.FrameSummary) -> str:
+    """Return where a line is, as text."""
+    return f"at {frame.filename}:{frame.lineno}, in {frame.name}"
+
+
 def _place(frames: traceback.StackSummary) -> str:
     """Return where it happened: the innermost line of the user's code if there is one, else the innermost of all."""
-    libraries = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    libraries.add(str(Path(__file__).parent))
-    own = [
-        frame
-        for frame in frames
-        if not frame.filename.startswith("<") and not any(Path(frame.filename).is_relative_to(p) for p in libraries)
-    ]
+    own = [frame for frame in frames if _is_own(frame, ())]
     innermost = [*frames, *own][-1:]  # of the user's, if one is
-    return "".join(f"at {frame.filename}:{frame.lineno}, in {frame.name}" for frame in innermost) or "somewhere"
+    return "".join(map(place_of, innermost)) or "somewhere"

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distrain.errors import ModelError, RecipeError
+from distrain.errors import ModelError, RecipeError, UserError
+from distrain.exits import own_frame
 from distrain.metrics import Target
 from distrain.recipe import Loss
-from distrain.references import is_reference, load_reference
+from distrain.references import find_refusal, is_reference, load_reference
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -67,6 +68,11 @@ def _own_loss(name: str, device: torch.device) -> LossFunction:
     """Return the user's function, or module, which is made first where its class is named."""
     function = load_reference(name, key="loss.name")
     if isinstance(function, type) and issubclass(function, nn.Module):
+        if (refusal := find_refusal(function, {})) is not None:
+            raise RecipeError(
+                f"loss.name={name} is a class that is called without arguments ({refusal}); name a function of logits "
+                f"and targets instead, or give its arguments defaults"
+            )
         function = function()
     if isinstance(function, nn.Module):
         learnt = [weight for weight, value in function.named_parameters() if value.requires_grad]
@@ -80,15 +86,33 @@ def _own_loss(name: str, device: torch.device) -> LossFunction:
 
 
 def check_loss(function: LossFunction, config: Loss, targets: torch.Tensor, *, num_outputs: int) -> None:
-    """Raise `RecipeError` where a loss of the user's does not give one number for logits and some `targets`."""
+    """Raise `RecipeError` where a loss of the user's does not give one number for logits and some `targets`.
+
+    So does one of a library, such as torch.nn's, that refuses them. What the user's own code raises is theirs to read.
+    """
     if not is_reference(config.name):
         return
-    value = function(torch.zeros(len(targets), num_outputs, device=targets.device), targets)
+    num_samples = 2 if num_outputs != 2 else 3  # of as many as there are outputs, a wrong loss may broadcast targets
+    targets = targets[torch.arange(num_samples, device=targets.device) % len(targets)]
+    logits = torch.zeros(num_samples, num_outputs, device=targets.device)
+    try:
+        value = function(logits, targets)
+    except Exception as error:
+        if isinstance(error, UserError | torch.OutOfMemoryError) or own_frame(error) is not None:
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        numbers = "" if targets.is_floating_point() else ", or cross_entropy, which takes classes"
+        raise RecipeError(
+            f"loss.name={config.name} does not take logits {_describe(logits)} and targets {_describe(targets)} "
+            f"({reason}); use a loss that does{numbers}"
+        ) from error
     if not (isinstance(value, torch.Tensor) and value.ndim == 0 and value.is_floating_point()):
-        seen = f"{value!r:.60}"
-        if isinstance(value, torch.Tensor):
-            seen = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+        seen = _describe(value) if isinstance(value, torch.Tensor) else f"{value!r:.60}"
         raise RecipeError(f"loss.name={config.name} gives {seen}; return the mean over the samples, one number")
+
+
+def _describe(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def _weighted_cross_entropy(

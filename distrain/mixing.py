@@ -24,14 +24,17 @@ class Preparation:
 
     def __call__(self, images: torch.Tensor, targets: torch.Tensor, *, step: int, piece: int) -> Batch:
         """Return images float32 [n, channels, height, width], and targets: as they are, or float32 [n, classes]."""
-        images = self._normalize(images)
-        if self._sizes:
-            images = resize(images, self.pixels(step))
+        images = self.inputs(images, step=step)
         if self._mixing is not None:
             images, targets = self._mixing(images, targets, step=step, piece=piece)
         if self._is_channels_last:  # as they mostly are by now; what was mixed may have lost it
             images = images.contiguous(memory_format=torch.channels_last)
         return images, targets
+
+    def inputs(self, images: torch.Tensor, *, step: int) -> torch.Tensor:
+        """Return images as the network gets them at a step, but not mixed."""
+        images = self._normalize(images)
+        return resize(images, self.pixels(step)) if self._sizes else images
 
     def pixels(self, step: int) -> int:
         """Return the side of the images at a step, counted from 0, where the recipe gives sizes."""
@@ -41,6 +44,11 @@ class Preparation:
     def largest_step(self) -> int:
         """The first step at which the images are as large as they become."""
         return max(self._sizes, key=lambda size: size[1], default=(0, 0))[0]
+
+    @property
+    def smallest_step(self) -> int:
+        """The first step at which the images are as small as they become."""
+        return min(self._sizes, key=lambda size: size[1], default=(0, 0))[0]
 
 
 class Mixing:

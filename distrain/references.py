@@ -1,7 +1,9 @@
 """Owns the way to the user's own code: `package.module:name` in a recipe names an object in it."""
 
 import importlib
+import inspect
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,17 @@ def load_reference(text: str, *, key: str) -> Any:
     if not hasattr(module, attribute):
         raise RecipeError(f"{key}={text}: module {module_name} has no {attribute!r}")
     return getattr(module, attribute)
+
+
+def find_refusal(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> str | None:
+    """Return why a factory cannot be called with these keyword arguments, or None; what it does is not tried."""
+    try:
+        inspect.signature(factory).bind(**arguments)
+    except TypeError as error:
+        return str(error)
+    except ValueError:  # a factory written in C does not tell what it takes
+        return None
+    return None
 
 
 def look_in(folder: Path) -> None:

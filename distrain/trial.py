@@ -1,36 +1,50 @@
-"""Owns passes through a network that leave it as it was, and what the first of them says of images and outputs."""
+"""Makes passes through a network that leave it as it was, and says what the first of them tell of its outputs."""
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import nn
 
 from distrain.attributes import kept_attributes
+from distrain.data.order import TrainOrder
 from distrain.errors import ModelError
 from distrain.module_state import Tensors, as_stateful, kept_buffers, load_extra_state, pack, split, unpack
+from distrain.precision import Precision
+from distrain.recipe import Recipe
 from distrain.references import is_reference
+from distrain.single_samples import Lone, find_in_evaluation, find_in_training
 
 
 @contextmanager
 def undisturbed(owner: object) -> Iterator[None]:
-    """Give back, after passes in any mode, all that they have changed in a network or a loss, and torch's draws.
+    """Restore, after passes in any mode, all that they have changed in a network or a loss, and the random numbers.
 
-    These are modes, buffers, extra state and plain attributes; of what is no module, its state, if it has one.
+    These are modes, weights, buffers, extra state and plain attributes; of what is not a module, its state, if it has
+    one. Weights are kept on the host meanwhile: a layer may set them by its first batch.
     """
     module = owner if isinstance(owner, nn.Module) else nn.Module()
     modes = [(part, part.training) for part in module.modules()]
+    weights = [(weight, weight.detach().to("cpu", copy=True)) for weight in module.parameters()]
     extra = _pack_extra(owner, name="the network or loss")
+    gpus = {weight.device.index for weight in module.parameters() if weight.is_cuda}
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     may_search = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False  # no search for the fastest kernels of a batch that never comes again
     try:
-        gpus = {weight.device.index for weight in module.parameters() if weight.is_cuda}
         with kept_attributes(module), kept_buffers(module), torch.random.fork_rng(devices=gpus):
             yield
     finally:
         torch.backends.cudnn.benchmark = may_search
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
         for part, was_training in modes:
             part.training = was_training
+        with torch.no_grad():
+            for weight, value in weights:
+                weight.copy_(value)
         if extra:
             _load_extra(owner, extra)
 
@@ -55,6 +69,99 @@ def check_state(owner: object, *, name: str) -> None:
         ) from error
 
 
+def try_network(
+    recipe: Recipe,
+    model: nn.Module,
+    order: TrainOrder,
+    precision: Precision,
+    *,
+    in_training: Sequence[torch.Tensor],
+    in_evaluation: torch.Tensor,
+    num_val_samples: int,
+    num_outputs: int,
+    num_devices: int,
+) -> None:
+    """Raise `ModelError` where a network cannot train or evaluate, with as many samples at once as there will be.
+
+    Images float32 [n, channels, height, width] are some as the network gets them, on its device: `in_training` at
+    the first step, and where they are smallest. With `num_devices` in one process micro-batches are split over them.
+    """
+    name = recipe.model.name
+    largest = max(max(window.sizes) for window in order.windows)
+    pairs = [(images[torch.arange(min(2, largest)) % len(images)], True) for images in in_training[:1]]
+    for images, is_training in [*pairs, (in_evaluation[:2], False)]:
+        with precision.autocast():
+            check_outputs(model, images, name=name, num_outputs=num_outputs, is_training=is_training)
+    is_shared = recipe.parallel.sync_batchnorm and not recipe.train.exact  # statistics over the samples of all GPUs
+    for lone, image, is_training in (
+        (None if is_shared else find_in_training(recipe, order, num_devices=num_devices), in_training[-1][:1], True),
+        (find_in_evaluation(recipe, num_samples=num_val_samples), in_evaluation[:1], False),
+    ):
+        if lone is not None:
+            with precision.autocast():
+                check_single_sample(
+                    model, image, lone=lone, name=name, num_outputs=num_outputs, is_training=is_training
+                )
+
+
+def check_outputs(
+    model: nn.Module, images: torch.Tensor, *, name: str, num_outputs: int, is_training: bool = False
+) -> None:
+    """Raise `ModelError` where a network does not take `images`, or does not give `num_outputs` numbers for each.
+
+    `images` float32 [n, channels, height, width] are some as the network gets them in evaluation or in training, on its
+    device. What the user's own network raises is not translated.
+    """
+    try:
+        outputs = _try(model, images, is_training=is_training)
+    except (ModelError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if is_reference(name):
+            raise
+        raise ModelError(
+            f"model.name={name} does not take images of {_by(images.shape[1:])} ({_reason(error)}); make them "
+            f"what it takes in augment.train and augment.eval"
+        ) from error
+    if (seen := _unlike_logits(outputs, num_samples=len(images), num_outputs=num_outputs)) is not None:
+        when = " in training" if is_training else ""
+        raise ModelError(
+            f"model.name={name} gives {seen}{when}; return a floating-point tensor [samples, {num_outputs}]"
+        )
+
+
+def check_single_sample(
+    model: nn.Module,
+    image: torch.Tensor,
+    *,
+    name: str,
+    num_outputs: int,
+    is_training: bool,
+    lone: Lone,
+) -> None:
+    """Raise `ModelError` where a network that takes two samples does not take one alone, as BatchNorm does not.
+
+    `image` float32 [1, channels, height, width] lies on the network's device; `lone` says in which passes a sample is
+    alone, and what avoids them.
+    """
+    cause: Exception | None = None
+    try:
+        outputs = _try(model, image, is_training=is_training)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - each layer has its own way to refuse a single sample
+        seen, cause = _reason(error), error
+    else:
+        unlike = _unlike_logits(outputs, num_samples=1, num_outputs=num_outputs)
+        if unlike is None:
+            return
+        seen = f"it gives {unlike}"
+    raise ModelError(
+        f"model.name={name} does not take a batch of a single sample{' in training' if is_training else ''} "
+        f"({seen}), and {lone.where}; {lone.remedy}"
+    ) from cause
+
+
 def _pack_extra(owner: object, *, name: str) -> Tensors:
     """Return what a module has besides weights and buffers, or all that another object gives as its state."""
     if isinstance(owner, nn.Module):
@@ -70,32 +177,23 @@ def _load_extra(owner: object, packed: Tensors) -> None:
         stateful.load_state_dict(unpack(packed))
 
 
-def check_outputs(model: nn.Module, images: torch.Tensor, *, name: str, num_outputs: int) -> None:
-    """Raise `ModelError` where a network does not take `images`, or does not give `num_outputs` numbers for each.
+def _try(model: nn.Module, images: torch.Tensor, *, is_training: bool) -> object:
+    with undisturbed(model), torch.set_grad_enabled(is_training):
+        return model.train(is_training)(images.clone())  # a network may write to its input
 
-    `images` float32 [n, channels, height, width] are some as the network gets them in evaluation, on its device. What
-    the user's own network raises is not translated.
-    """
-    try:
-        with undisturbed(model), torch.no_grad():
-            outputs = model.eval()(images)
-    except (ModelError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        if is_reference(name):
-            raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ModelError(
-            f"model.name={name} does not take images of {_by(images.shape[1:])} ({reason}); make them "
-            f"what it takes in augment.train and augment.eval"
-        ) from error
+
+def _unlike_logits(outputs: object, *, num_samples: int, num_outputs: int) -> str | None:
+    """Return what a network gives instead of logits, or None for logits."""
     if not isinstance(outputs, torch.Tensor):
-        seen = f"a {type(outputs).__name__}"
-    elif outputs.shape != (len(images), num_outputs) or not outputs.is_floating_point():
-        seen = f"{str(outputs.dtype).removeprefix('torch.')} {list(outputs.shape)} for {len(images)} samples"
-    else:
-        return
-    raise ModelError(f"model.name={name} gives {seen}; return a floating-point tensor [samples, {num_outputs}]")
+        return f"a {type(outputs).__name__}"
+    if outputs.shape == (num_samples, num_outputs) and outputs.is_floating_point():
+        return None
+    plural = "" if num_samples == 1 else "s"
+    return f"{str(outputs.dtype).removeprefix('torch.')} {list(outputs.shape)} for {num_samples} sample{plural}"
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _by(shape: torch.Size) -> str:

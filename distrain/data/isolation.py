@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from threading import Lock
 from typing import Any, Generic, TypeVar
 
-from distrain.exits import as_exception
+from distrain.exits import as_exception, keep_frames
 from distrain.process import die_with_parent, release_signals
 from distrain.signals import heard_signals
 
@@ -183,12 +183,14 @@ def live_for_parent() -> None:
 
 def portable(error: Exception, *, where: str) -> Exception:
     """Return an error that another process can raise, with the traceback of this one as a note."""
+    keep_frames(error, of=error)
     error.add_note(f"in {where}:\n" + "".join(traceback.format_exception(error)).rstrip())
     try:
         ForkingPickler.loads(ForkingPickler.dumps(error))
     except Exception:  # noqa: BLE001 - whatever the error's own class does
         stand_in = RuntimeError(f"{type(error).__name__}: {error}")
         stand_in.__notes__ = error.__notes__
+        keep_frames(stand_in, of=error)
         return stand_in
     return error
 

@@ -22,7 +22,7 @@ from distrain.data.vision import PREFIX, open_cifar10, open_torchvision
 from distrain.errors import DataError, RecipeError
 from distrain.messages import nearest
 from distrain.recipe import Data
-from distrain.references import is_reference, load_reference
+from distrain.references import find_refusal, is_reference, load_reference
 
 
 def open_sources(config: Data) -> dict[str, Source]:
@@ -78,7 +78,10 @@ def _open_own(config: Data) -> dict[str, Source]:
     factory = load_reference(config.source, key="data.source")
     sources: dict[str, Source] = {}
     for split in config.splits:
-        dataset = factory(split=split, path=config.path, **config.arguments)
+        arguments = {"split": split, "path": config.path, **config.arguments}
+        if (refusal := find_refusal(factory, arguments)) is not None:
+            raise RecipeError(f"data.source={config.source} with split, path and data.arguments: {refusal}")
+        dataset = factory(**arguments)
         if dataset is not None:
             sources[split] = _open_dataset(dataset, config, split=split)
     if "train" not in sources:

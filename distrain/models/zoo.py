@@ -1,6 +1,5 @@
 """Owns the way from a recipe's model section to a network: built-in, torchvision's, timm's, or the user's own."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,7 @@ from distrain.models.lenet import LeNet
 from distrain.models.nets import CifarCnn, DigitsCnn
 from distrain.models.weights import load_weights
 from distrain.recipe import Model
-from distrain.references import is_reference, load_reference
+from distrain.references import find_refusal, is_reference, load_reference
 
 NETS: dict[str, Callable[..., nn.Module]] = {
     "digits-cnn": DigitsCnn,
@@ -95,12 +94,8 @@ def _checked(made: object, *, name: str) -> nn.Module:
 
 def _call(factory: Callable[..., nn.Module], arguments: dict[str, Any], *, name: str) -> nn.Module:
     """Call a factory, after a look at whether it takes these arguments: what goes wrong inside of it is its own."""
-    try:
-        inspect.signature(factory).bind(**arguments)
-    except TypeError as error:
-        raise ModelError(f"model.name={name} with model.arguments: {error}") from None
-    except ValueError:  # a factory written in C does not tell what it takes
-        pass
+    if (refusal := find_refusal(factory, arguments)) is not None:
+        raise ModelError(f"model.name={name} with model.arguments: {refusal}")
     return factory(**arguments)
 
 
