@@ -11,6 +11,7 @@ import torch
 
 from distrain.bundle.graph import FORMATS, OPSET, Comparison, NormalizedModel, compare
 from distrain.bundle.images import Picture
+from distrain.bundle.interface import describe_inputs, describe_outputs, describe_steps
 from distrain.bundle.load import Bundle
 from distrain.bundle.write import whole_file
 from distrain.errors import ExportError
@@ -63,7 +64,9 @@ def _describe(bundle: Bundle, form: str, comparison: Comparison, *, with_normali
     description: dict[str, Any] = json.loads(to_json(bundle.description))
     graph = {
         "format": form,
-        "input": "what the transforms give, not normalised" if with_normalize else "normalised float32",
+        "inputs": describe_inputs(bundle.description, with_normalize=with_normalize),
+        "outputs": describe_outputs(bundle.description),
+        "steps": describe_steps(bundle.description, with_normalize=with_normalize),
         "batch": "any size",
         "normalize_in_graph": with_normalize,
         "comparison": dataclasses.asdict(comparison),

@@ -184,14 +184,33 @@ class Normalize:
         return images.to(torch.float32, memory_format=self._memory_format).sub(self._mean).div_(self._std)
 
 
-def _build(transform: Transform, *, key: str) -> "Own | Other":
-    from torchvision.transforms import v2
+def describe_transform(transform: Transform, *, key: str) -> tuple[str, bool]:
+    """Return a transform with all its arguments, defaults too, and whether torchvision has it; raises `RecipeError`."""
+    from distrain.data import geometry
 
+    if is_reference(transform.name) or transform.name in geometry.ADDED:
+        return f"{transform.name}({', '.join(f'{n}={v}' for n, v in transform.arguments.items())})", False
+    return repr(_make(transform, key=key)), True
+
+
+def _build(transform: Transform, *, key: str) -> "Own | Other":
     from distrain.data import geometry, resampling
 
+    built = _make(transform, key=key)
     is_own = is_reference(transform.name)
+    drawn = None if is_own else geometry.from_torchvision(built) or resampling.from_torchvision(built)
+    step: Own | Other = drawn or built
+    return step
+
+
+def _make(transform: Transform, *, key: str) -> Any:
+    """Return the object that a recipe names: torchvision's, one of ours, or the user's own."""
+    from torchvision.transforms import v2
+
+    from distrain.data import geometry
+
     factory: Any = geometry.ADDED.get(transform.name)
-    if is_own:
+    if is_reference(transform.name):
         factory = load_reference(transform.name, key=key)
     elif factory is None:
         factory = getattr(v2, transform.name, None)
@@ -200,12 +219,9 @@ def _build(transform: Transform, *, key: str) -> "Own | Other":
                 f"{key}: unknown transform {transform.name!r}{nearest(transform.name, _names(), count=1)}"
             )
     try:
-        built: Any = factory(**{name: _read_argument(name, value) for name, value in transform.arguments.items()})
+        return factory(**{name: _read_argument(name, value) for name, value in transform.arguments.items()})
     except (TypeError, ValueError) as error:
         raise RecipeError(f"{key}: {transform.name} refuses {transform.arguments}: {error}") from None
-    drawn = None if is_own else geometry.from_torchvision(built) or resampling.from_torchvision(built)
-    step: Own | Other = drawn or built
-    return step
 
 
 def _names() -> list[str]:

@@ -35,8 +35,10 @@ def write_digits(folder: Path, count: int) -> list[Path]:
 def make_bundle(**changes: object) -> Bundle:
     """A digits network with random weights; `changes` replace fields of its description."""
     torch.manual_seed(0)
-    config = Model(name="digits-cnn", weights=None)
-    tensors = build_model(config, num_classes=3, in_channels=1).state_dict()
+    config = changes.get("model", Model(name="digits-cnn"))
+    assert isinstance(config, Model)
+    in_channels = 1 if config.name == "digits-cnn" else 3
+    tensors = build_model(config, num_classes=3, in_channels=in_channels).state_dict()
     description = Description(
         recipe="made",
         step=0,

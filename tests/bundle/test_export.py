@@ -9,11 +9,16 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+import torchvision.transforms.v2
+from PIL import Image, ImageOps
 from torch import nn
+from torchvision.transforms import v2
 
+from distrain.bundle.description import Preprocessing, normalization_formula
 from distrain.bundle.export import export_graph
 from distrain.bundle.graph import compare
 from distrain.errors import ExportError
+from distrain.recipe import Model, Transform
 from tests.bundle.making import make_bundle, validation_digits
 
 PICTURES = list(validation_digits().images[:40])
@@ -36,6 +41,59 @@ def test_onnx_file_gives_the_networks_outputs(tmp_path: Path, with_normalize: bo
     assert beside["graph"]["normalize_in_graph"] is with_normalize
     assert beside["preprocessing"]["mean"] == [0.3]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.json"]
+
+
+@pytest.mark.parametrize(("target", "with_normalize"), [("class", False), ("labels", True)])
+def test_json_beside_a_graph_is_all_that_a_program_needs(tmp_path: Path, target: str, with_normalize: bool) -> None:
+    """A photograph on its side, with transparency: what the JSON says is done here, by torchvision alone."""
+    transforms = tuple(
+        Transform.model_validate(t)
+        for t in ({"name": "Resize", "arguments": {"size": 40}}, {"name": "CenterCrop", "arguments": {"size": 32}})
+    )
+    made = Preprocessing(
+        image_channels=3,
+        transforms=transforms,
+        input_dtype="uint8",
+        input_shape=(3, 32, 32),
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2, 0.3, 0.4),
+        normalization=normalization_formula("uint8", has_mean=True),
+    )
+    bundle = make_bundle(model=Model(name="cifar-cnn"), preprocessing=made, target=target)
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 50, 4), dtype=np.uint8)
+    pixels[..., 3] = 255
+    pixels[:20, :, 3] = 0
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "photograph.png", exif=exif)
+    pictures = [tmp_path / "photograph.png"] * 2
+    export_graph(bundle, tmp_path / "model.onnx", form="onnx", pictures=pictures, with_normalize=with_normalize)
+
+    told = json.loads((tmp_path / "model.onnx.json").read_text())
+    (taken,), (given,) = told["graph"]["inputs"], told["graph"]["outputs"]
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    for facts, real in ((taken, session.get_inputs()), (given, session.get_outputs())):
+        assert facts["name"] == real[0].name
+        assert facts["shape"] == ["batch", *real[0].shape[1:]]
+        assert f"tensor({facts['dtype']})".replace("float32", "float") == real[0].type
+    opened = ImageOps.exif_transpose(Image.open(tmp_path / "photograph.png"))
+    white = Image.new("RGBA", opened.size, "white")
+    image = v2.functional.pil_to_tensor(Image.alpha_composite(white, opened).convert("RGB"))
+    names = {"torchvision": torchvision, "bilinear": v2.InterpolationMode.BILINEAR}
+    for step in told["graph"]["steps"]:
+        if step.startswith("torchvision."):
+            image = eval(step, names)(image)
+    if not with_normalize:
+        assert taken["values"] == "(image / 255 - mean) / std"
+        mean, std = (torch.tensor(told["preprocessing"][key]).view(3, 1, 1) for key in ("mean", "std"))
+        image = (image / 255 - mean) / std
+    (outputs,) = session.run([given["name"]], {taken["name"]: image[None].numpy()})
+    found = torch.from_numpy(outputs)
+    if "softmax" in given["activation"]:
+        found = found.softmax(dim=1)
+    elif "sigmoid" in given["activation"]:
+        found = found.sigmoid()
+    assert torch.allclose(found, bundle.predict(pictures[:1]), atol=1e-5)
 
 
 def test_program_is_run_by_a_process_that_knows_nothing_of_distrain(tmp_path: Path) -> None:
