@@ -99,7 +99,7 @@ def evaluate(
 
 def _print(console: "Console", result: "Findings", answers: "Answers") -> None:
     from distrain.display import Heading, print_table
-    from distrain.examine.findings import confused_pairs
+    from distrain.examine.findings import badness_in_words, confused_pairs
     from distrain.metrics import METRICS, in_words
 
     names = [name.removeprefix("val/") for name in result.metrics]
@@ -125,12 +125,8 @@ def _print(console: "Console", result: "Findings", answers: "Answers") -> None:
         for true, taken, count in confused_pairs(every, answers.confusion, MOST_LINES):
             console.print(f"confused    {true} taken for {taken}: {count}", markup=False)
     for mistake in result.mistakes[:MOST_LINES]:
-        number = f"{mistake.badness:.1%}" if result.target == "class" else f"{mistake.badness:.4g}"
-        console.print(
-            f"mistake     {mistake.sample}: is {mistake.target}, said {mistake.prediction} ({number})",
-            soft_wrap=True,
-            markup=False,
-        )
+        words = f"is {mistake.target}, said {mistake.prediction} ({badness_in_words(mistake, result.target)})"
+        console.print(f"mistake     {mistake.sample}: {words}", soft_wrap=True, markup=False)
 
 
 def _draw(folder: Path, result: "Findings", answers: "Answers", *, recipe_source: Path) -> list[Path]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from distrain.display import counted
 from distrain.examine.order import Samples
 from distrain.files import to_json
 from distrain.metrics import Target
@@ -65,6 +66,15 @@ class Answers:
     predictions: NDArray[Any]
     scores: NDArray[np.float64]
     confusion: NDArray[np.int64]
+
+
+def badness_in_words(mistake: Mistake, target: Target) -> str:
+    """Return how wrong a mistake is: `61.2%` of the probability, `4 labels wrong`, or by how much values are off."""
+    if target == "class":
+        return f"{mistake.badness:.1%}"
+    if target == "labels":
+        return f"{counted(round(mistake.badness), 'label')} wrong"
+    return f"off by {mistake.badness:.4g}"
 
 
 def write_findings(folder: RunDirectory, findings: Findings, answers: Answers) -> None:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distrain.display import counted
 from distrain.encoding import on_one_line
-from distrain.examine.findings import Answers, Findings
+from distrain.examine.findings import Answers, Findings, badness_in_words
 from distrain.files import whole_file
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ def draw_confusion(findings: Findings, answers: Answers, file: Path) -> None:
     axes.set_xlabel("taken for")
     axes.set_ylabel("is")
     accuracy = counts.trace() / max(counts.sum(), 1)
-    axes.set_title(f"{_cut(Path(findings.run).name)}, step {findings.step}: {accuracy:.2%} of {findings.num_samples:,}")
+    # Beside the accuracy the run's name may be as long as it is: the picture becomes as wide as that.
+    name = on_one_line(Path(findings.run).name).replace("$", r"\$")
+    plot.suptitle(f"{name}\nstep {findings.step:,}: {accuracy:.2%} of {counted(findings.num_samples, 'sample')}")
     _save(plot, file)
 
 
@@ -44,15 +47,16 @@ def draw_mistakes(findings: Findings, images: list[NDArray[Any] | None], file: P
 
     None stands for an image that could not be read.
     """
-    num_rows = -(-len(images) // NUM_COLUMNS)
-    plot, _ = _figure(2.4 * NUM_COLUMNS, 2.9 * num_rows, axes=False)
+    num_columns = min(len(images), NUM_COLUMNS)
+    num_rows = -(-len(images) // num_columns)
+    plot, _ = _figure(2.4 * num_columns, 2.9 * num_rows, axes=False)
     for place, (image, mistake) in enumerate(zip(images, findings.mistakes, strict=False), start=1):
-        axes = plot.add_subplot(num_rows, NUM_COLUMNS, place)
+        axes = plot.add_subplot(num_rows, num_columns, place)
         if image is not None:
             axes.imshow(image, interpolation="nearest" if max(image.shape) < 100 else None)
         axes.set_axis_off()
-        number = f"{mistake.badness:.1%}" if findings.target == "class" else f"{mistake.badness:.4g}"
-        axes.set_title(f"is {_cut(mistake.target)}\nsaid {_cut(mistake.prediction)} ({number})", fontsize=8)
+        badness = badness_in_words(mistake, findings.target)
+        axes.set_title(f"is {_cut(mistake.target)}\nsaid {_cut(mistake.prediction)}\n({badness})", fontsize=8)
     _save(plot, file)
 
 
@@ -68,7 +72,7 @@ def _figure(width: float, height: float, *, axes: bool = True) -> tuple[Any, "Ax
 
 def _save(plot: Any, file: Path) -> None:
     with whole_file(file) as draft:
-        plot.savefig(draft, dpi=110)
+        plot.savefig(draft, dpi=110, bbox_inches="tight", pad_inches=0.1)  # as large as what is drawn
 
 
 def _side(num_classes: int) -> float:
