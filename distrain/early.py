@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 
+from distrain.display import duration
 from distrain.errors import TrainingError
 from distrain.session import Ending, Session
 
@@ -33,7 +34,8 @@ def end_early(session: Session, step: int) -> Session:
         return end_at(session, step, "target_loss")
     if train.max_time is not None and _from_main(session, _seconds_left(session)) <= 0:
         log.info(
-            "train.max_time=%.3g minutes are over at step %d of %d%s", train.max_time, step, planned, _rest(session)
+            "the time limit of %s (train.max_time) is reached at step %d of %d%s",
+            *(duration(train.max_time * 60), step, planned, _rest(session)),
         )
         return end_at(session, step, "max_time")
     return session

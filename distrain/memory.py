@@ -52,7 +52,11 @@ class KeptMemory:
         elif peak > self._limit:
             self._is_over = True
             give_back()
-            log.info("memory that is freed is no longer kept for the next step: %.0f MiB were taken", peak / 2**20)
+            log.info(
+                "this process took %s MiB, half as much again as a step needs; from now on it returns what steps free "
+                "to the system, so they may take longer",
+                f"{peak / 2**20:,.0f}",
+            )
 
 
 def keep_freed() -> None:

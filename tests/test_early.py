@@ -1,9 +1,11 @@
 """A run may end before its planned steps, and a resume knows at which one, and that it has."""
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from distrain import engine
@@ -74,10 +76,12 @@ def test_run_that_reaches_its_target_after_a_resume_ends_at_the_step_of_the_unbr
     assert same == lines
 
 
-def test_time_of_earlier_attempts_counts(tmp_path: Path) -> None:
+def test_time_of_earlier_attempts_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "distrain")
     run = RunDirectory(tmp_path)
     run.create()
     run.write_status(Status(train_seconds=3000))
     ended, lines = train(tmp_path, "train={epochs: 50, max_time: 45m}")
     assert (ended.step, ended.total_steps, ended.state) == (1, 1, "finished")
+    assert "the time limit of 45 min 0 s (train.max_time) is reached at step 1 of 200" in caplog.text
     assert {"train/loss", "val/top1"} <= lines[-1].keys()

@@ -54,7 +54,7 @@ def load_weights(model: nn.Module, file: str, *, head: str | None, is_partial: b
     if is_partial:
         _report(file, misfits, state, expected)
     else:
-        _refuse(file, misfits, head=head)
+        _refuse(file, misfits, state, expected, head=head)
     model.load_state_dict({**expected, **fitting})
 
 
@@ -104,14 +104,21 @@ def _fit_first_layer(model: nn.Module, state: Weights) -> Weights:
     return {**state, first: fit_channels(state[first], wanted[1])}
 
 
-def _refuse(file: str, misfits: Misfits, *, head: str | None) -> None:
-    """Raise `ModelError` where more than the head, which fine-tuning replaces, does not fit."""
+def _refuse(file: str, misfits: Misfits, state: Weights, expected: Weights, *, head: str | None) -> None:
+    """Raise `ModelError` where more than the head, which fine-tuning replaces, does not fit; report a new head."""
     for key in [*misfits.missing, *misfits.misshaped]:
         if key.rpartition(".")[0] != head:
             fault = "missing" if key in misfits.missing else "of another shape"
             raise ModelError(
                 f"model.weights={file} does not fit the model: {key} is {fault}; model.partial=true takes what fits"
             )
+    if head is not None and (key := f"{head}.weight") in {*misfits.missing, *misfits.misshaped}:
+        outputs = len(expected[key])
+        given = f"has {len(state[key])} outputs" if key in misfits.misshaped else "is not in the file"
+        log.info(
+            "model.weights=%s: the head (%s) %s; the new one with %d outputs starts from random weights",
+            *(file, head, given, outputs),
+        )
     if rest := misfits.unexpected:
         some = f"{', '.join(rest[:3])}{' and others' if len(rest) > 3 else ''}"
         log.warning("model.weights=%s: %d of its tensors have no place in the model: %s", file, len(rest), some)

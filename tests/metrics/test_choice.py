@@ -89,7 +89,7 @@ def test_evaluation_without_the_metric_has_no_score() -> None:
     [
         ("top1", 0.9944, "top-1 99.44%"),
         ("loss", 0.31954, "val loss 0.3195"),
-        ("f1", 0.87654, "F1 0.8765"),
+        ("f1", 0.87654, "F1 87.65%"),
         ("mae", 1234.56, "MAE 1235"),
         ("rmse", 0.00012345, "RMSE 0.0001234"),
         ("mae", math.nan, "MAE nan"),

@@ -23,7 +23,10 @@ def digits_cnn(num_classes: int, weights: Path | None = None, **options: Any) ->
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_weights_of_another_head_are_loaded_below_a_new_head(tmp_path: Path, suffix: str) -> None:
+def test_weights_of_another_head_are_loaded_below_a_new_head(
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "distrain")
     donor = digits_cnn(10)
     file = tmp_path / f"weights{suffix}"
     if suffix == ".pth":
@@ -31,7 +34,10 @@ def test_weights_of_another_head_are_loaded_below_a_new_head(tmp_path: Path, suf
     else:
         save_file(donor.state_dict(), file)
     same = digits_cnn(10, file).state_dict()
+    assert not caplog.messages
     other = digits_cnn(4, file).state_dict()
+    words = "the head (fc) has 10 outputs; the new one with 4 outputs starts from random weights"
+    assert caplog.messages == [f"model.weights={file}: {words}"]
     for key, tensor in donor.state_dict().items():
         assert torch.equal(same[key], tensor), key
         if not key.startswith("fc."):
