@@ -100,7 +100,10 @@ def _print(console: "Console", report: "Report") -> None:
         line("loader", f"{figures.loader_images_per_s:,.0f} images/s by itself ({workers} for each process)")
         line("compute", f"{figures.compute_images_per_s:,.0f} images/s by itself, on the same batch again and again")
     if (reduction := figures.communication) is not None:
-        exposed = "" if reduction.exposed_s is None else f"; a step is {reduction.exposed_s * 1e3:.2f} ms longer by it"
+        exposed = ""
+        if reduction.exposed_s is not None:
+            added = f"{reduction.exposed_s * 1e3:.2f} ms longer"
+            exposed = f"; a step is {added if reduction.exposed_s else 'not measurably longer'} by it"
         line(
             "reduction",
             f"{reduction.gradient_bytes / MEBIBYTE:.2f} MiB in {reduction.all_reduce_s * 1e3:.2f} ms "

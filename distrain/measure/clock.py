@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from distrain.data.source import Batch
+from distrain.world import World
 
 
 def wait_for_device(device: torch.device) -> None:
@@ -19,13 +20,15 @@ class PhaseClock:
     """Takes the heart's place in `engine.run_steps`, which tells it each phase as it begins, and adds up the times.
 
     The device is awaited at each border, so that a kernel counts where it was launched; nothing overlaps any more,
-    which is why throughput is never measured with it.
+    which is why throughput is never measured with it. All ranks meet before the reduction: until the last of them is
+    there the others wait, which would else be counted as the reduction's.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, world: World) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.progress = 0
-        self._device = device
+        self._world = world
+        self._device = device = world.device
         self._phase = "other"
         wait_for_device(device)
         self._since = time.perf_counter()
@@ -37,6 +40,12 @@ class PhaseClock:
 
     @phase.setter
     def phase(self, name: str) -> None:
+        if name == "reduce" and self._world.size > 1:
+            self._begin("wait")
+            self._world.barrier()
+        self._begin(name)
+
+    def _begin(self, name: str) -> None:
         wait_for_device(self._device)
         now = time.perf_counter()
         self.seconds[self._phase] += now - self._since

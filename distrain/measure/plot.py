@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from distrain.display import counted
 from distrain.files import whole_file
 from distrain.measure.benchmark import Report
 from distrain.measure.parts import PARTS
 
-_COLOURS = ("#b04a3a", "#d9a441", "#2f6f9f", "#174a70", "#7a5aa6", "#4f8f4f", "#9a9a9a")
+_COLOURS = ("#b04a3a", "#d9a441", "#2f6f9f", "#174a70", "#c9b7de", "#7a5aa6", "#4f8f4f", "#9a9a9a")
 
 
 def draw(report: Report, file: Path) -> None:
@@ -38,8 +39,8 @@ def draw(report: Report, file: Path) -> None:
     right.set_yticks([])
     right.set_ylim(-1.6, 0.6)
     right.set_xlabel("milliseconds of a step, the device awaited between the parts")
-    right.set_title(f"a step on {report.figures.processes} process{'' if report.figures.processes == 1 else 'es'}")
+    right.set_title(f"a step on {counted(report.figures.processes, 'process', 'processes')}")
     right.legend(loc="lower center", ncols=3, frameon=False, fontsize=8)
     plot.suptitle(f"{report.recipe}: {report.model} on {report.source}, {report.precision}, {report.figures.device}")
     with whole_file(file) as draft:
-        plot.savefig(draft, dpi=110)
+        plot.savefig(draft, dpi=110, bbox_inches="tight", pad_inches=0.1)  # a title may be wider than the axes

@@ -99,7 +99,7 @@ class Walk:
     def profile(self, num_steps: int) -> dict[str, float]:
         """Take steps with the device awaited between their parts; returns the seconds of each part of a step."""
         session, first = self._session, self.step
-        clock = PhaseClock(session.world.device)
+        clock = PhaseClock(session.world)
         # The loop tells each phase to the heart: a clock in its place sees the very loop, and no copy of it.
         watched = dataclasses.replace(session, heart=cast("Heart", clock))
         self.step = run_steps(watched, clock.watched(self._batches), first, first + num_steps)

@@ -3,11 +3,13 @@
 import math
 from dataclasses import dataclass
 
+from distrain.display import counted
 from distrain.measure.figures import Figures
 
 MEBIBYTE = 2**20
 LOST_TO_INPUT = 0.08  # of the speed of compute alone: less is noise
 LOST_TO_REDUCTION = 0.15  # of a step
+LOST_TO_WAITING = 0.15  # of a step
 COSTLY_CHECKPOINTS = 0.01  # of the time
 POOR_SCALING = 0.8
 FULL_MEMORY = 0.9
@@ -32,14 +34,14 @@ def judge(figures: Figures, setting: Setting, efficiencies: list[tuple[int, floa
 
     A bound is only told where loader and compute were measured alone.
     """
-    words = [_bound(figures, setting)]
+    words = [_bound(figures, setting, efficiencies[-1][1] if efficiencies else None)]
     words += [_scaling(efficiencies[-1], figures, setting)] if efficiencies else []
     words += [_checkpoints(figures, setting)]
     words += [_memory(figures)]
     return [sentence for sentence in words if sentence is not None]
 
 
-def _bound(figures: Figures, setting: Setting) -> str | None:
+def _bound(figures: Figures, setting: Setting, efficiency: float | None) -> str | None:
     loader, compute = figures.loader_images_per_s, figures.compute_images_per_s
     if loader is None or compute is None:
         return None
@@ -48,7 +50,9 @@ def _bound(figures: Figures, setting: Setting) -> str | None:
             f"input-bound: the loader gives {_rate(loader)} images/s and the network takes {_rate(compute)}, together "
             f"they reach {_rate(figures.images_per_s)}; {_mend_input(figures, setting, loader, compute)}"
         )
-    share = exposed_share(figures)
+    share, waiting = exposed_share(figures), waiting_share(figures)
+    if waiting is not None and waiting > LOST_TO_WAITING:
+        return _waiting(waiting, figures, setting)
     if share is not None and share > LOST_TO_REDUCTION and figures.communication is not None:
         gradients = figures.communication.gradient_bytes / MEBIBYTE
         bandwidth = figures.communication.bus_bandwidth(figures.processes) / 1e9
@@ -59,7 +63,20 @@ def _bound(figures: Figures, setting: Setting) -> str | None:
     reserve = loader / compute
     return (
         f"compute-bound: the network takes {_rate(compute)} images/s and the loader could give {_rate(loader)} "
-        f"({reserve:.1f} times as many); {_mend_compute(setting)}"
+        f"({reserve:.1f} times as many); {_mend_compute(setting, efficiency)}"
+    )
+
+
+def _waiting(share: float, figures: Figures, setting: Setting) -> str:
+    """Return that ranks wait for each other: the gradients' transfer is not what takes the time."""
+    transfer = ""
+    if figures.communication is not None:
+        transfer = f", whose reduction alone takes {_time(figures.communication.all_reduce_s)}"
+    reason = _crowding(figures, setting, figures.processes)
+    if reason is None:
+        reason = "some are slower than others; look for other programs on their devices"
+    return (
+        f"held up by waiting: {share:.0%} of a step is spent until the last rank has its gradients{transfer}; {reason}"
     )
 
 
@@ -98,22 +115,32 @@ def _mend_communication(figures: Figures, setting: Setting) -> str:
     return "fewer GPUs, or a faster link between them"
 
 
-def _mend_compute(setting: Setting) -> str:
+def _mend_compute(setting: Setting, efficiency: float | None) -> str:
+    """Name what makes a step shorter; more processes do not where they were seen to bring little here."""
+    is_scaling = efficiency is None or efficiency >= POOR_SCALING
     if setting.precision == "fp32":
-        return "--set precision=bf16 makes a step shorter where the processor has it; else more devices"
-    return "more devices make it faster"
+        more = "else more devices" if is_scaling else "more processes on this machine do not"
+        return f"--set precision=bf16 makes a step shorter where the processor has it; {more}"
+    return "more devices make it faster" if is_scaling else "more processes on this machine do not make it faster"
+
+
+def _crowding(figures: Figures, setting: Setting, processes: int) -> str | None:
+    """Return that there are fewer CPUs than `processes` keep busy; None where that is not so."""
+    if setting.device != "cpu" or processes * (figures.threads + figures.num_workers) <= setting.cpus:
+        return None
+    loaders = (
+        ""
+        if figures.num_workers == 0
+        else f" and {counted(figures.num_workers, 'loader process', 'loader processes')} each"
+    )
+    return f"{processes} processes of {counted(figures.threads, 'thread')}{loaders} share {setting.cpus} CPUs"
 
 
 def _scaling(last: tuple[int, float], figures: Figures, setting: Setting) -> str:
     count, efficiency = last
     words = f"{count} processes are {efficiency * count:.2f} times as fast as one ({efficiency:.0%} of {count})"
-    if efficiency >= POOR_SCALING:
-        return words
-    if setting.device == "cpu" and count * (figures.threads + figures.num_workers) > setting.cpus:
-        loaders = "" if figures.num_workers == 0 else f" and {figures.num_workers} loader processes each"
-        threads = f"{figures.threads} thread{'' if figures.threads == 1 else 's'}"
-        return f"{words}: {count} processes of {threads}{loaders} share {setting.cpus} CPUs"
-    return words
+    reason = None if efficiency >= POOR_SCALING else _crowding(figures, setting, count)
+    return words if reason is None else f"{words}: {reason}"
 
 
 def _checkpoints(figures: Figures, setting: Setting) -> str | None:
@@ -150,6 +177,12 @@ def exposed_share(figures: Figures) -> float | None:
     if compute_s is None or communication is None or communication.exposed_s is None:
         return None
     return communication.exposed_s / compute_s
+
+
+def waiting_share(figures: Figures) -> float | None:
+    """Return the share of a profiled step in which rank 0 waits for the others; None where that was not measured."""
+    parts = figures.parts_s
+    return None if parts is None or "wait" not in parts else parts["wait"] / sum(parts.values())
 
 
 def checkpoint_interval(figures: Figures, setting: Setting) -> int | None:

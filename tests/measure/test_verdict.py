@@ -98,6 +98,31 @@ def test_scaling_is_told_of_the_largest_number_of_processes() -> None:
     assert "2 processes of 1 thread and 4 loader processes each share" in judge(figures(), CPU, [(2, 0.6)])[1]
 
 
+PARTS = {"data": 0.0, "prepare": 0.0, "forward": 0.02, "backward": 0.04, "wait": 0.03, "reduce": 0.005, "update": 0.005}
+
+
+def test_waiting_for_other_ranks_is_told_apart_from_the_transfer() -> None:
+    waiting = {"processes": 2, "num_workers": 0, "parts_s": PARTS, "communication": reduction(exposed_s=0.0)}
+    (words,) = judge(figures(**waiting), replace(GPU, checkpoint_every_epochs=None), [])
+    assert words == (
+        "held up by waiting: 30% of a step is spent until the last rank has its gradients, whose reduction alone takes "
+        "50.0 ms; some are slower than others; look for other programs on their devices"
+    )
+    crowded = judge(figures(**{**waiting, "threads": 2}), CPU, [])[0]
+    assert crowded.endswith("; 2 processes of 2 threads share 2 CPUs")
+    assert "compute-bound" in judge(figures(**{**waiting, "parts_s": {**PARTS, "wait": 0.01}}), GPU, [])[0]
+
+
+@pytest.mark.parametrize("setting", [CPU, GPU])
+def test_devices_that_were_seen_to_bring_little_are_not_advised(setting: Setting) -> None:
+    measured = figures(**rates(6000, 2000, 1950))
+    assert "more devices" in judge(measured, setting, [(2, 0.99)])[0]
+    bound, scaling, *_ = judge(measured, setting, [(2, 0.55)])
+    assert "more devices" not in bound
+    assert "more processes on this machine do not" in bound
+    assert scaling.startswith("2 processes are 1.10 times as fast as one (55% of 2)")
+
+
 def test_full_memory_is_told() -> None:
     memory = figures().memory.model_copy(update={"peak": 95 * MEBIBYTE})
     assert "95 MiB of 100; a smaller train.micro_batch_size than 100" in judge(figures(memory=memory), GPU, [])[-1]
