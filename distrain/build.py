@@ -36,7 +36,7 @@ from distrain.mixing import Preparation, check_mixing, check_sizes
 from distrain.models.copies import copy_network
 from distrain.models.freezing import Freezing, end_steps, freeze
 from distrain.models.initial import NUM_IMAGES, initialize
-from distrain.models.zoo import build_model, head_of
+from distrain.models.zoo import build_model, heads_of
 from distrain.optim import build_optimizer, build_schedule
 from distrain.parallel import build_parallel, check_sync_batchnorm, must_agree
 from distrain.parallel.idle import find_idle
@@ -114,10 +114,10 @@ def build_session(
     bare_copy = _copy_for_sinks(recipe, model)
     with undisturbed(model):
         check_sizes(recipe, model.eval(), num_channels=shown_images.shape[1])
-    head = head_of(recipe.model, model)
-    thaw_steps = freeze(recipe.model, model, head=head, steps_per_epoch=order.steps_per_epoch)
-    ends = end_steps(recipe.model, model, head=head, steps_per_epoch=order.steps_per_epoch)
-    settings = plan_settings(recipe.optimizer, model, head=head, example=shown_images.cpu())
+    heads = heads_of(recipe.model, model)
+    thaw_steps = freeze(recipe.model, model, heads=heads, steps_per_epoch=order.steps_per_epoch)
+    ends = end_steps(recipe.model, model, heads=heads, steps_per_epoch=order.steps_per_epoch)
+    settings = plan_settings(recipe.optimizer, model, heads=heads, example=shown_images.cpu())
     if recipe.train.micro_batch_size == "auto":
         with undisturbed(loss_function):
             size = _find_micro_batch_size(recipe, profile, run, world, order, model, first, prepare, loss_function)

@@ -6,7 +6,7 @@ DistrainError             exit 1
 │   ├── DataError         a folder, an image, a label
 │   ├── ModelError        a model name, its weights, its head
 │   │   └── WeightsUnreachableError
-│   ├── BundleError       a bundle, an export or a file of weights that cannot be read or made as asked
+│   ├── BundleError       a bundle or an export that cannot be read or made as asked
 │   ├── RunError          a run directory that is missing, in use, or holds another recipe
 │   ├── StorageError      a place where nothing can be read or written
 │   ├── LaunchError       processes and devices that this machine does not have
@@ -66,7 +66,7 @@ class WeightsUnreachableError(ModelError):
 
 
 class BundleError(UserError):
-    """A bundle, an export or a file of weights cannot be read, or not be made as asked."""
+    """A bundle or an export cannot be read, or not be made as asked."""
 
 
 class RunError(UserError):

@@ -18,19 +18,19 @@ def plan_settings(
     config: recipe.Optimizer,
     model: nn.Module,
     *,
-    head: str | None,
+    heads: Sequence[str],
     example: torch.Tensor,
 ) -> dict[str, Setting]:
     """Return the setting of every parameter by its name.
 
-    `example` is a small batch as the network gets it, `head` the name of the head. Raises `ModelError` for a pattern
+    `example` is a small batch as the network gets it, `heads` the names of the heads. Raises `ModelError` for a pattern
     that names nothing.
     """
     names = [name for name, _ in model.named_parameters()]
-    without_decay = _without_decay(config.no_decay, model, names, head=head)
+    without_decay = _without_decay(config.no_decay, model, names, heads=heads)
     factors = dict.fromkeys(names, 1.0)
     for pattern, factor in config.lr_factors.items():
-        factors |= dict.fromkeys(select(pattern, names, head=head, key="optimizer.lr_factors"), factor)
+        factors |= dict.fromkeys(select(pattern, names, heads=heads, key="optimizer.lr_factors"), factor)
     depths = dict.fromkeys(names, 0) if config.layer_decay is None else find_depths(model, example)
     return {
         name: Setting(
@@ -41,7 +41,7 @@ def plan_settings(
     }
 
 
-def _without_decay(patterns: Sequence[str], model: nn.Module, names: list[str], *, head: str | None) -> set[str]:
+def _without_decay(patterns: Sequence[str], model: nn.Module, names: list[str], *, heads: Sequence[str]) -> set[str]:
     found: set[str] = set()
     for pattern in patterns:
         if pattern == "norm":
@@ -50,7 +50,7 @@ def _without_decay(patterns: Sequence[str], model: nn.Module, names: list[str], 
         elif pattern == "bias":
             found |= {name for name in names if name.endswith("bias")}  # in_proj_bias too
         else:
-            found |= set(select(pattern, names, head=head, key="optimizer.no_decay"))
+            found |= set(select(pattern, names, heads=heads, key="optimizer.no_decay"))
     return found
 
 

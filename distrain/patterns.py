@@ -1,7 +1,7 @@
 """Owns how a recipe names weights: by patterns on the names that a network gives them.
 
 A pattern is the name of a weight (`fc.bias`) or of a layer (`layer4`), which stands for all in it, with the wildcards
-of the shell (`layer[12]`, `*.bias`). `head` is the layer that gives the logits, and `backbone` all but that.
+of the shell (`layer[12]`, `*.bias`). `head` is the layer or the layers that give logits, and `backbone` all but those.
 """
 
 from collections.abc import Sequence
@@ -11,21 +11,21 @@ from distrain.errors import ModelError
 from distrain.messages import nearest
 
 
-def select(pattern: str, names: Sequence[str], *, head: str | None, key: str) -> list[str]:
+def select(pattern: str, names: Sequence[str], *, heads: Sequence[str], key: str) -> list[str]:
     """Return those of `names` that a pattern names, in their order.
 
-    `head` is the name of the network's head, None where it has none that is known. Raises `ModelError`, naming the
+    `heads` are the names of the network's heads, none where they are not known. Raises `ModelError`, naming the
     recipe's key, where the pattern names nothing.
     """
     if pattern in {"backbone", "head"}:
-        if head is None:
+        if not heads:
             raise ModelError(f"{key}: {pattern!r} needs to know the network's head; name it with model.head_name")
-        found = [name for name in names if (head in prefixes(name)) == (pattern == "head")]
+        found = [name for name in names if any(head in prefixes(name) for head in heads) == (pattern == "head")]
     else:
         found = [name for name in names if any(fnmatchcase(prefix, pattern) for prefix in prefixes(name))]
     if not found:
         known = {prefix: None for name in names for prefix in prefixes(name)}
-        known |= {} if head is None else {"backbone": None, "head": None}
+        known |= {"backbone": None, "head": None} if heads else {}
         raise ModelError(f"{key}: {pattern!r} is not the name of a weight or layer{nearest(pattern, known)}")
     return found
 

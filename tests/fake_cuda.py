@@ -175,9 +175,9 @@ def _keep_real(patch: pytest.MonkeyPatch) -> None:
     for module in (build, microbatch):
         patch.setattr(module, "copy_network", _real(module.copy_network))
 
-    def plan(config: Any, model: nn.Module, *, head: str | None, example: torch.Tensor) -> Any:
+    def plan(config: Any, model: nn.Module, *, heads: list[str], example: torch.Tensor) -> Any:
         with unset_fake_temporarily():
-            return param_groups.plan_settings(config, model, head=head, example=torch.zeros(example.shape))
+            return param_groups.plan_settings(config, model, heads=heads, example=torch.zeros(example.shape))
 
     patch.setattr(build, "plan_settings", plan)
     patch.setattr(average, "not_finite", lambda tensors: [])

@@ -22,15 +22,15 @@ NAMES = ["conv1.weight", "layer1.0.bn.weight", "layer1.0.bn.bias", "layer10.weig
     ],
 )
 def test_pattern_names_weights_in_their_order(pattern: str, found: list[str]) -> None:
-    assert select(pattern, NAMES, head="fc", key="model.freeze") == found
+    assert select(pattern, NAMES, heads=["fc"], key="model.freeze") == found
 
 
 def test_pattern_that_names_nothing_is_told_with_near_names() -> None:
     with pytest.raises(
         ModelError, match=r"^model.freeze: 'layer11' is not the name of a weight or layer; did you mean "
     ):
-        select("layer11", NAMES, head="fc", key="model.freeze")
+        select("layer11", NAMES, heads=["fc"], key="model.freeze")
     with pytest.raises(ModelError, match=r"did you mean backbone\?$"):
-        select("bakbone", NAMES, head="fc", key="model.freeze")
+        select("bakbone", NAMES, heads=["fc"], key="model.freeze")
     with pytest.raises(ModelError, match=r"name it with model\.head_name"):
-        select("backbone", NAMES, head=None, key="model.freeze")
+        select("backbone", NAMES, heads=[], key="model.freeze")

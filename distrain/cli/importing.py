@@ -24,14 +24,17 @@ def import_(
     num_classes: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Outputs of the model; as many as FILE has if left out.")
     ] = None,
+    entry: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which weights of a file that holds several: model_ema, say.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what stands at --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Take the weights out of a file that another program saved, for `--set model.weights=FILE.safetensors`.
 
-    No code in FILE is run: a pickle of a whole model is refused. The weights may stand under a key such as "net" or
-    "state_dict", and their names may begin with "module.". With --model, nothing is written and the exit code is 1
-    where they do not fit it.
+    No code in FILE is run: a pickle of a whole model is refused. The weights may be under a key such as "net" or
+    "state_dict", and their names may begin with "module.", "_orig_mod." and the like. With --model they get that
+    model's names; where they do not fit it, nothing is written and the exit code is 1.
 
     Example: `distrain import ckpt.pth --model resnet18 --num-classes 10`
     """
@@ -43,20 +46,20 @@ def import_(
     if not file.is_file():
         raise BundleError(f"there is no file {file}")
     check_file(target, may_replace=force)
-    from distrain.bundle.foreign import fit, read_foreign
+    from distrain.bundle.foreign import read_foreign
     from distrain.bundle.write import save_tensors, whole_file
     from distrain.references import look_in
 
-    foreign = read_foreign(file)
     look_in(Path.cwd())
-    found = None if model is None else fit(foreign, model, num_classes=num_classes)
+    foreign = read_foreign(file, wanted=entry, model_name=model, num_classes=num_classes)
+    found = foreign.fit
     is_written = found is None or found.is_good
     if is_written:
         metadata = {"format": "pt", "source": file.name, **{name: str(value) for name, value in foreign.facts.items()}}
         with whole_file(target) as draft:
             save_tensors(foreign.tensors, draft, metadata)
     if as_json:
-        typer.echo(json.dumps(_facts(foreign, found, target if is_written else None), indent=1))
+        typer.echo(json.dumps(_facts(foreign, target if is_written else None), indent=1))
     else:
         _print(foreign)
         if found is not None:
@@ -66,13 +69,15 @@ def import_(
     raise typer.Exit(ExitCode.FINISHED if is_written else ExitCode.FAILED)
 
 
-def _facts(foreign: "Foreign", fit: "Fit | None", written: Path | None) -> dict[str, Any]:
+def _facts(foreign: "Foreign", written: Path | None) -> dict[str, Any]:
+    fit = foreign.fit
     return {
         "written": None if written is None else str(written),
         "tensors": len(foreign.tensors),
         "parameters": foreign.num_parameters,
         "entry": foreign.entry,
-        "prefixes": list(foreign.prefixes),
+        "prefixes": [f"{part}." for part in foreign.prefix.split(".") if part],
+        "is_average": foreign.is_average,
         "facts": foreign.facts,
         "left": foreign.left,
         "fit": None
@@ -89,7 +94,8 @@ def _facts(foreign: "Foreign", fit: "Fit | None", written: Path | None) -> dict[
 
 def _print(foreign: "Foreign") -> None:
     place = "" if foreign.entry is None else f" from {foreign.entry!r}"
-    stripped = f", without the prefix {''.join(foreign.prefixes)}" if foreign.prefixes else ""
+    place += " (a moving average)" if foreign.is_average else ""
+    stripped = f", without the prefix {foreign.prefix}" if foreign.prefix else ""
     typer.echo(f"took     {len(foreign.tensors)} tensors{place}, {foreign.num_parameters:,} parameters{stripped}")
     for name, value in foreign.facts.items():
         typer.echo(f"found    {name}: {value}")
@@ -107,8 +113,8 @@ def _print_fit(model: str, fit: "Fit") -> None:
         typer.echo(f"shape    {name} should be {shapes}")
     title = f"{model} with {fit.num_classes} classes"
     if not fit.is_good:
-        typer.echo(f"does not fit {title}")
-    elif fit.missing or fit.misshaped:
-        typer.echo(f"fits     {title} but for its head {fit.head}, which training draws anew")
+        typer.echo(f"does not fit {title}: {fit.fault}")
+    elif fit.initialised:
+        typer.echo(f"fits     {title} except {fit.initialised}, which training initialises anew")
     else:
         typer.echo(f"fits     {title}")

@@ -80,6 +80,7 @@ def _endless(recipe: Recipe) -> Recipe:
         "train.max_time=null",
         "train.target_loss=null",
         "model.weights=null",  # they take their time to load, and change nothing in that of a step
+        "model.weights_entry=null",
         "model.partial=false",
         "log.tensorboard=false",
         "log.wandb=disabled",

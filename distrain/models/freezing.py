@@ -19,7 +19,7 @@ ThawSteps = dict[
 ]  # the step before which a frozen weight joins in, by its name; infinity where it never does
 
 
-def freeze(config: Model, model: nn.Module, *, head: str | None, steps_per_epoch: int) -> ThawSteps:
+def freeze(config: Model, model: nn.Module, *, heads: Sequence[str], steps_per_epoch: int) -> ThawSteps:
     """Switch off the gradients of what is never trained, and return the step at which each frozen weight thaws.
 
     What thaws keeps its gradients, so that every strategy sees the same weights from beginning to end. A norm layer
@@ -30,9 +30,9 @@ def freeze(config: Model, model: nn.Module, *, head: str | None, steps_per_epoch
     names += [f"{path}.running_mean" for path, norm in _norms(model) if not list(norm.parameters(recurse=False))]
     steps: ThawSteps = {}
     for pattern in config.freeze:
-        steps |= dict.fromkeys(select(pattern, names, head=head, key="model.freeze"), math.inf)
+        steps |= dict.fromkeys(select(pattern, names, heads=heads, key="model.freeze"), math.inf)
     for pattern, epoch in config.unfreeze_epochs.items():
-        thawing = [name for name in select(pattern, names, head=head, key="model.unfreeze_epochs") if name in steps]
+        thawing = [name for name in select(pattern, names, heads=heads, key="model.unfreeze_epochs") if name in steps]
         if not thawing:
             raise ModelError(f"model.unfreeze_epochs: {pattern!r} names nothing that model.freeze has frozen")
         steps |= {name: min(steps[name], _first_step(epoch, steps_per_epoch)) for name in thawing}
@@ -46,7 +46,7 @@ def freeze(config: Model, model: nn.Module, *, head: str | None, steps_per_epoch
     return steps
 
 
-def end_steps(config: Model, model: nn.Module, *, head: str | None, steps_per_epoch: int) -> dict[str, int]:
+def end_steps(config: Model, model: nn.Module, *, heads: Sequence[str], steps_per_epoch: int) -> dict[str, int]:
     """Return the step from which on a weight that is trained at first stays as it is, by its name.
 
     The statistics of norm layers go on. Raises `ModelError` for a pattern that names nothing.
@@ -55,7 +55,7 @@ def end_steps(config: Model, model: nn.Module, *, head: str | None, steps_per_ep
     steps: dict[str, int] = {}
     for pattern, epoch in config.freeze_epochs.items():
         steps |= dict.fromkeys(
-            select(pattern, names, head=head, key="model.freeze_epochs"), _first_step(epoch, steps_per_epoch)
+            select(pattern, names, heads=heads, key="model.freeze_epochs"), _first_step(epoch, steps_per_epoch)
         )
     return steps
 

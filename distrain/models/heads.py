@@ -8,6 +8,7 @@ from distrain.messages import nearest
 
 APPENDED = "appended"  # the name of an appended head, and so of its weights: appended.weight, appended.bias
 _LAYERS = (nn.Linear, nn.Conv2d)
+_AUXILIARY = "InceptionAux"  # the class of the heads that torchvision's GoogLeNet and Inception have in training only
 
 
 def find_head(model: nn.Module, *, name: str, head_name: str | None = None) -> tuple[str, nn.Linear | nn.Conv2d]:
@@ -33,13 +34,26 @@ def find_head(model: nn.Module, *, name: str, head_name: str | None = None) -> t
     return path, layers[path]
 
 
-def replace_head(model: nn.Module, num_classes: int, *, name: str, head_name: str | None = None) -> None:
-    """Replace the head of `model` by a layer of the same kind with `num_classes` outputs, newly drawn."""
-    path, head = find_head(model, name=name, head_name=head_name)
-    if isinstance(head, nn.Linear):
-        _replace(model, path, nn.Linear(head.in_features, num_classes, bias=head.bias is not None))
-    else:
-        _replace(model, path, _convolution_like(head, head.in_channels, num_classes))
+def find_heads(model: nn.Module, *, name: str, head_name: str | None = None) -> list[str]:
+    """Return the paths of all layers that give logits: that of `find_head`, and those of torchvision's auxiliary heads.
+
+    Raises `ModelError` as `find_head` does.
+    """
+    path, _ = find_head(model, name=name, head_name=head_name)
+    if path == APPENDED or head_name is not None:
+        return [path]
+    auxiliary = [
+        [f"{outer}.{inner}" for inner, layer in module.named_modules() if isinstance(layer, nn.Linear)][-1]
+        for outer, module in model.named_modules()
+        if type(module).__name__ == _AUXILIARY
+    ]
+    return [path, *auxiliary]
+
+
+def replace_heads(model: nn.Module, num_classes: int, *, name: str, head_name: str | None = None) -> None:
+    """Replace each head of `model` by a layer of the same kind with `num_classes` outputs, newly initialised."""
+    for path in find_heads(model, name=name, head_name=head_name):
+        _replace_head(model, path, num_classes)
 
 
 def append_head(model: nn.Module, num_classes: int, *, name: str, head_name: str | None = None) -> None:
@@ -89,6 +103,14 @@ def fit_channels(weight: torch.Tensor, in_channels: int) -> torch.Tensor:
         return torch.stack([weight[:, first::in_channels].sum(dim=1) for first in range(in_channels)], dim=1)
     places = torch.arange(in_channels) % num_old
     return weight[:, places] / places.bincount()[places].view(1, -1, 1, 1)
+
+
+def _replace_head(model: nn.Module, path: str, num_classes: int) -> None:
+    head = model.get_submodule(path)
+    if isinstance(head, nn.Linear):
+        _replace(model, path, nn.Linear(head.in_features, num_classes, bias=head.bias is not None))
+    elif isinstance(head, nn.Conv2d):
+        _replace(model, path, _convolution_like(head, head.in_channels, num_classes))
 
 
 def _convolution_like(layer: nn.Conv2d, in_channels: int, out_channels: int) -> nn.Conv2d:

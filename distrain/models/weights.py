@@ -1,98 +1,114 @@
-"""Owns weights that come from a file: reading it without running code, and putting into a network what fits."""
+"""Puts weights that were read from a file or a checkpoint into a network, and says what came of it."""
 
 import logging
-import pickle
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from distrain.errors import ModelError
-from distrain.messages import nearest
 from distrain.models.heads import fit_channels
+from distrain.models.weight_files import read_content
+from distrain.models.weight_sets import Choice, Shapes, Stored, Weights, choose, find_entries
+from distrain.patterns import prefixes
 
 log = logging.getLogger(__name__)
 
-Weights = dict[str, torch.Tensor]
-
-# Under what training scripts put a state_dict in a file, next to the epoch and the like.
-_WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "module", "network", "weights")
-_WORDS = ("imagenet", "imagenet-if-reachable")  # what model.weights may be besides a file
-_PREFIXES = ("module.", "_orig_mod.")  # of DataParallel, and of torch.compile
+ENTRY_KEY = "model.weights_entry"
+MAX_GROUPS = 6  # of names, in a line
+_COUNTER = "num_batches_tracked"  # of BatchNorm: files from before torch 0.4.1 do not have it
 
 
 @dataclass(frozen=True)
 class Misfits:
-    """The names in which a file and a network differ, each in the order of where it stands."""
+    """The names in which a set of weights and a network differ, each in the order of where it stands."""
 
-    missing: list[str]
-    unexpected: list[str]
+    missing: list[str]  # in the file
+    unexpected: list[str]  # by the network
     misshaped: list[str]
 
+    @property
+    def initialised(self) -> list[str]:
+        """The network's tensors that keep the values that they were initialised with."""
+        return [*self.missing, *self.misshaped]
 
-def load_weights(model: nn.Module, file: str, *, head: str | None, is_partial: bool) -> None:
-    """Load the weights of a file into `model`, except for a head of another shape, which stays as it is.
 
-    `is_partial` takes whatever fits and logs each name that does not. Raises `ModelError` where the file cannot be read
-    as tensors by name, where it does not fit, and where nothing in it fits.
+def load_weights(
+    model: nn.Module,
+    reference: str,
+    *,
+    stored: Stored | None,
+    entry: str | None,
+    heads: Sequence[str],
+    num_classes: int,
+    is_partial: bool,
+) -> None:
+    """Load weights into `model`, except for heads of another shape, which stay as they are, and log what was done.
+
+    `stored` is what `reference` names, None where that is a file to read. `entry` chooses among several sets of
+    weights, `heads` are the paths of the heads, which have `num_classes` outputs. `is_partial` loads whatever fits.
+    Raises `ModelError` where the file cannot be read as tensors by name, where it does not fit, and where nothing in it
+    fits.
     """
-    state = _fit_first_layer(model, read_weights(file))
-    expected = model.state_dict()
-    misfits = Misfits(
-        missing=[key for key in expected if key not in state],
-        unexpected=[key for key in state if key not in expected],
-        misshaped=[key for key in expected if key in state and state[key].shape != expected[key].shape],
-    )
-    fitting = {key: state[key] for key in expected if key in state and key not in misfits.misshaped}
+    title = f"model.weights={reference}"
+    if stored is None:
+        stored = find_entries(read_content(Path(reference).expanduser(), title=title))
+    state = model.state_dict()
+    expected = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}  # no extra state
+    choice = choose(stored, shapes_of(expected), wanted=entry, title=title, key=ENTRY_KEY)
+    tensors = {**choice.used.tensors, **_shared(expected, choice.used.tensors)}
+    tensors = fit_first_layer(model, tensors)
+    misfits = find_misfits(tensors, shapes_of(expected))
+    fitting = {n: tensors[n] for n in expected if n in tensors and n not in misfits.misshaped}
     if not fitting:
-        raise ModelError(
-            f"model.weights={file} does not fit the model: no name and shape is that of one of its weights"
-        )
-    if is_partial:
-        _report(file, misfits, state, expected)
-    else:
-        _refuse(file, misfits, state, expected, head=head)
-    model.load_state_dict({**expected, **fitting})
+        raise ModelError(f"{title} does not fit the model: no name and shape is that of one of its weights")
+    if not is_partial and (bad := find_fault(misfits, tensors, expected, heads=heads, num_classes=num_classes)):
+        raise ModelError(f"{title} does not fit the model: {bad}; model.partial=true loads what fits")
+    _report(title, choice, misfits, tensors, expected)
+    model.load_state_dict({**state, **fitting})
 
 
-def read_weights(file: str) -> Weights:
-    """Return the tensors of a .pth, .pt or .safetensors file by name, taken out of what they are wrapped in."""
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise ModelError(f"model.weights={file}: there is no such file{nearest(file, _WORDS, count=1, cutoff=0.7)}")
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except pickle.UnpicklingError:  # torch's own words advise to switch this protection off
-        raise ModelError(
-            f"model.weights={file} is refused: it is not a file of tensors, or names what could run code; "
-            f"save the model's state_dict()"
-        ) from None
-    except Exception as error:  # noqa: BLE001 - torch, pickle, zip and safetensors each have exceptions of their own
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ModelError(f"model.weights={file} cannot be read as tensors by name: {reason}") from None
-    state = _unwrap(state)
-    if state is None:
-        raise ModelError(f"model.weights={file} does not hold tensors by name; save the model's state_dict()")
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-    return state
+def shapes_of(tensors: Weights) -> dict[str, list[int]]:
+    """Return the shape of each tensor by its name."""
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _unwrap(state: Any) -> Weights | None:
-    """Return the tensors by name in what a file holds, or None where there are none."""
-    if not isinstance(state, dict):
-        return None
-    if state and all(isinstance(k, str) and isinstance(tensor, torch.Tensor) for k, tensor in state.items()):
-        return dict(state)
-    inner = next((state[key] for key in _WRAPPINGS if isinstance(state.get(key), dict)), None)
-    return None if inner is None else _unwrap(inner)
+def find_misfits(tensors: Weights, shapes: Shapes) -> Misfits:
+    """Compare weights with the shapes of a network's tensors, by name; a missing count of batches is not a misfit."""
+    return Misfits(
+        missing=[n for n in shapes if n not in tensors and not n.endswith(_COUNTER)],
+        unexpected=[n for n in tensors if n not in shapes],
+        misshaped=[n for n in shapes if n in tensors and list(tensors[n].shape) != list(shapes[n])],
+    )
 
 
-def _fit_first_layer(model: nn.Module, state: Weights) -> Weights:
+def find_fault(
+    misfits: Misfits, tensors: Weights, expected: Weights, *, heads: Sequence[str], num_classes: int
+) -> str | None:
+    """Return what does not fit beyond the heads, which fine-tuning initialises anew; None where all the rest fits.
+
+    A layer with `num_classes` outputs where the file has another number, the same in all such layers, is a head too.
+    """
+    outputs = {
+        tensors[name].shape[0]
+        for name in misfits.misshaped
+        if expected[name].shape[:1] == (num_classes,) and tensors[name].shape[1:] == expected[name].shape[1:]
+        if tensors[name].ndim > 0
+    }
+    for name in misfits.initialised:
+        if any(head in prefixes(name) for head in heads):
+            continue
+        if name in misfits.missing:
+            return f"{name} is missing"
+        is_head = len(outputs) == 1 and expected[name].shape[:1] == (num_classes,)
+        if not (is_head and tensors[name].shape[1:] == expected[name].shape[1:] and tensors[name].ndim > 0):
+            return f"{name} is {_by(tensors[name])} and should be {_by(expected[name])}"
+    return None
+
+
+def fit_first_layer(model: nn.Module, state: Weights) -> Weights:
     """Return the weights with those of the first convolution for as many channels as the network's images have."""
     first = next((f"{path}.weight" for path, m in model.named_modules() if isinstance(m, nn.Conv2d)), None)
     if first is None or first not in state:
@@ -104,39 +120,54 @@ def _fit_first_layer(model: nn.Module, state: Weights) -> Weights:
     return {**state, first: fit_channels(state[first], wanted[1])}
 
 
-def _refuse(file: str, misfits: Misfits, state: Weights, expected: Weights, *, head: str | None) -> None:
-    """Raise `ModelError` where more than the head, which fine-tuning replaces, does not fit; report a new head."""
-    for key in [*misfits.missing, *misfits.misshaped]:
-        if key.rpartition(".")[0] != head:
-            fault = "missing" if key in misfits.missing else "of another shape"
-            raise ModelError(
-                f"model.weights={file} does not fit the model: {key} is {fault}; model.partial=true takes what fits"
-            )
-    if head is not None and (key := f"{head}.weight") in {*misfits.missing, *misfits.misshaped}:
-        outputs = len(expected[key])
-        given = f"has {len(state[key])} outputs" if key in misfits.misshaped else "is not in the file"
-        log.info(
-            "model.weights=%s: the head (%s) %s; the new one with %d outputs starts from random weights",
-            *(file, head, given, outputs),
-        )
-    if rest := misfits.unexpected:
-        some = f"{', '.join(rest[:3])}{' and others' if len(rest) > 3 else ''}"
-        log.warning("model.weights=%s: %d of its tensors have no place in the model: %s", file, len(rest), some)
+def grouped(names: Collection[str], among: Collection[str]) -> str:
+    """Return names in a line: a layer stands for all in it, with how many tensors these are, if there are several."""
+    chosen = set(names)
+    others = {prefix for name in among if name not in chosen for prefix in prefixes(name)}
+    groups: dict[str, int] = {}
+    for name in names:
+        layers = prefixes(name)[1:]
+        group = next((layer for layer in layers if layer not in others), name)
+        groups[group] = groups.get(group, 0) + 1
+    shown = [f"{group} ({count} tensors)" if count > 1 else group for group, count in groups.items()]
+    rest = f" and {len(shown) - MAX_GROUPS} others" if len(shown) > MAX_GROUPS else ""
+    return f"{', '.join(shown[:MAX_GROUPS])}{rest}"
 
 
-def _report(file: str, misfits: Misfits, state: Weights, expected: Weights) -> None:
-    log.info(
-        "model.weights=%s: %d of the model's %d tensors loaded, %d missing, %d unexpected, %d of another shape",
-        file,
-        len(expected) - len(misfits.missing) - len(misfits.misshaped),
-        len(expected),
-        len(misfits.missing),
-        len(misfits.unexpected),
-        len(misfits.misshaped),
-    )
-    for key in misfits.missing:
-        log.info("  missing: %s %s", key, list(expected[key].shape))
-    for key in misfits.unexpected:
-        log.info("  unexpected: %s %s", key, list(state[key].shape))
-    for key in misfits.misshaped:
-        log.info("  of another shape: %s %s, wanted %s", key, list(state[key].shape), list(expected[key].shape))
+def _shared(expected: Weights, state: Weights) -> Weights:
+    """Return the tensors that a file does not have since they share the memory of others, which it has."""
+    groups: dict[tuple[int, torch.Size], list[str]] = {}
+    for name, tensor in expected.items():
+        if tensor.numel():
+            groups.setdefault((tensor.data_ptr(), tensor.shape), []).append(name)
+    found: Weights = {}
+    for names in groups.values():
+        if given := next((name for name in names if name in state), None):
+            found |= {name: state[given] for name in names if name not in state}
+    return found
+
+
+def _report(title: str, choice: Choice, misfits: Misfits, tensors: Weights, expected: Weights) -> None:
+    used = choice.used
+    origin = f", of {used.label!r}" if used.label else ""
+    average = ", which is a moving average" if used.is_average else ""
+    loaded = sum(name in tensors for name in expected) - len(misfits.misshaped)
+    log.info("%s: loaded %d of the model's %d tensors%s%s", title, loaded, len(expected), origin, average)
+    if misfits.initialised:
+        layers = {name.rpartition(".")[0] for name in misfits.initialised}
+        counters = [n for n in expected if n not in tensors and n.endswith(_COUNTER) and n.rpartition(".")[0] in layers]
+        names = dict.fromkeys([*misfits.initialised, *counters])
+        log.info("  initialised anew, not loaded: %s", grouped(names, expected))
+    for name in misfits.misshaped[:MAX_GROUPS]:
+        log.info("  of another shape: %s is %s, wanted %s", name, _by(tensors[name]), _by(expected[name]))
+    if misfits.unexpected:
+        log.warning("%s: the model has no place for %s", title, grouped(misfits.unexpected, tensors))
+    if used.rest:
+        log.info("  beside them, not loaded: %s", grouped(used.rest, [*used.rest, *used.tensors]))
+    if choice.others:
+        example = f"{ENTRY_KEY}={choice.others[0]}"
+        log.info("  other weights in it, not loaded: %s; %s loads those", ", ".join(choice.others), example)
+
+
+def _by(tensor: torch.Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a scalar"

@@ -11,9 +11,10 @@ from distrain.messages import nearest
 from distrain.models.alexnet import AlexNet5
 from distrain.models.cifar import CifarPlain, CifarSimpleV3
 from distrain.models.cifar_fast import CifarFast
-from distrain.models.heads import append_head, find_head, replace_first_layer, replace_head
+from distrain.models.heads import append_head, find_heads, replace_first_layer, replace_heads
 from distrain.models.lenet import LeNet
 from distrain.models.nets import CifarCnn, DigitsCnn
+from distrain.models.weight_sets import Stored
 from distrain.models.weights import load_weights
 from distrain.recipe import Model
 from distrain.references import find_refusal, is_reference, load_reference
@@ -30,31 +31,44 @@ NETS: dict[str, Callable[..., nn.Module]] = {
 TIMM = "timm."
 
 
-def build_model(config: Model, *, num_classes: int, in_channels: int) -> nn.Module:
+def build_model(config: Model, *, num_classes: int, in_channels: int, stored: Stored | None = None) -> nn.Module:
     """Build the network with `num_classes` outputs on the CPU; its draws come from torch's global generator.
 
-    A reference `package.module:factory` is called as `factory(num_classes=..., **arguments)`. Raises `ModelError` for a
-    name that nobody knows, arguments that its factory does not take, and weights that do not fit.
+    A reference `package.module:factory` is called as `factory(num_classes=..., **arguments)`. `stored` is what
+    model.weights names, where that is not a file. Raises `ModelError` for an unknown name, arguments that its factory
+    does not take, and weights that do not fit.
     """
     model = _build(config, num_classes=num_classes, in_channels=in_channels)
     has_own_head = is_reference(config.name) or config.name in NETS or config.name.startswith(TIMM)
     if config.head == "append":
         append_head(model, num_classes, name=config.name, head_name=config.head_name)
     elif config.head_name is not None or not has_own_head:
-        replace_head(model, num_classes, name=config.name, head_name=config.head_name)
+        replace_heads(model, num_classes, name=config.name, head_name=config.head_name)
     if config.weights is not None and config.weights != "imagenet":
-        load_weights(model, config.weights, head=head_of(config, model), is_partial=config.partial)
+        load_weights(
+            model,
+            config.weights,
+            stored=stored,
+            entry=config.weights_entry,
+            heads=heads_of(config, model),
+            num_classes=num_classes,
+            is_partial=config.partial,
+        )
     return model
 
 
-def head_of(config: Model, model: nn.Module) -> str | None:
-    """Return the path of the layer of a built network that gives the logits; None where there is none that is known."""
-    own = getattr(model, "pretrained_cfg", {}).get("classifier") if config.name.startswith(TIMM) else None
-    name = own if isinstance(own, str) and config.head_name is None else config.head_name
+def heads_of(config: Model, model: nn.Module) -> list[str]:
+    """Return the paths of the layers of a built network that give logits; none where they are not known.
+
+    There are several where a network was distilled or has auxiliary heads.
+    """
+    has_own_head = config.name.startswith(TIMM) and config.head == "replace" and config.head_name is None
+    if has_own_head and (paths := _timm_heads(model)):
+        return paths
     try:
-        return find_head(model, name=config.name, head_name=name)[0]
+        return find_heads(model, name=config.name, head_name=config.head_name)
     except ModelError:
-        return None
+        return []
 
 
 def _build(config: Model, *, num_classes: int, in_channels: int) -> nn.Module:
@@ -109,7 +123,7 @@ def _torchvision_model(config: Model, *, is_pretrained: bool) -> nn.Module:
     from torchvision import models
 
     name = config.name
-    # GoogLeNet and Inception have extra heads and give a tuple with them: they are trained without.
+    # GoogLeNet and Inception have auxiliary heads and give a tuple with them: they are trained without.
     arguments: dict[str, Any] = {"aux_logits": False} if name in {"googlenet", "inception_v3"} else {}
     if name in {"googlenet", "inception_v3"} and not is_pretrained:
         arguments["init_weights"] = True
@@ -147,6 +161,21 @@ def _timm_model(config: Model, *, num_classes: int, in_channels: int) -> nn.Modu
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise _wrong_arguments(config, error) from None
     return model
+
+
+def _timm_heads(model: nn.Module) -> list[str]:
+    """Return the paths of a timm network's heads, by its configuration and by what it calls its classifier itself."""
+    known = dict(model.named_modules())
+    named = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    paths = [path for path in ([named] if isinstance(named, str) else named) if path in known]
+    get_classifier: Any = getattr(model, "get_classifier", tuple)  # encoders have none
+    own = get_classifier()
+    layers = own if isinstance(own, tuple) else (own,)
+    for path, module in known.items():
+        is_named = any(other == path or other.startswith(f"{path}.") for other in paths)
+        if any(module is layer for layer in layers) and not is_named and any(True for _ in module.parameters()):
+            paths.append(path)
+    return paths
 
 
 def _no_download(name: str, error: OSError) -> WeightsUnreachableError:

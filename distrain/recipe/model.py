@@ -21,7 +21,12 @@ class Model(Section):
     weights: str | None = Field(
         None,
         description="imagenet (torchvision's or timm's, downloaded once), imagenet-if-reachable (without a network it "
-        "starts from random ones), or a .pth/.pt/.safetensors file",
+        "starts from random ones), a .pth/.pt/.bin/.safetensors file of any trainer's, a run (its best checkpoint, or "
+        "`RUN last`), a checkpoint, or a bundle",
+    )
+    weights_entry: str | None = Field(
+        None,
+        description="which of several sets of weights in a file, model_ema for example; null: those that were trained",
     )
     partial: bool = Field(default=False, description="take of a weights file what fits, and say what does not")
     head: Literal["replace", "append"] = Field(
@@ -50,6 +55,10 @@ class Model(Section):
             raise ValueError("model.arguments.num_classes is known from the data; remove it")
         if self.partial and self.weights in {None, "imagenet", "imagenet-if-reachable"}:
             raise ValueError(f"model.partial is for a weights file, and model.weights is {self.weights or 'null'}")
+        if self.weights_entry is not None and self.weights in {None, "imagenet", "imagenet-if-reachable"}:
+            raise ValueError(
+                f"model.weights_entry is for a weights file, and model.weights is {self.weights or 'null'}"
+            )
         if self.unfreeze_epochs and not self.freeze:
             raise ValueError("model.unfreeze_epochs is for what model.freeze names, and that names nothing")
         return self

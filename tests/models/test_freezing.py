@@ -18,7 +18,7 @@ from distrain.data.order import TrainOrder
 from distrain.data.sampling import uniform_places
 from distrain.errors import ModelError
 from distrain.models.freezing import Freezing, end_steps, freeze
-from distrain.models.zoo import build_model, head_of
+from distrain.models.zoo import build_model, heads_of
 from distrain.optim import build_optimizer
 from distrain.parallel import Parallel
 from distrain.parallel.exact import Exact
@@ -41,10 +41,10 @@ class Training:
         torch.manual_seed(3)
         self.config = Model(name="digits-cnn", **config)
         self.model = build_model(self.config, num_classes=10, in_channels=1)
-        head = head_of(self.config, self.model)
-        thaw_steps = freeze(self.config, self.model, head=head, steps_per_epoch=STEPS_PER_EPOCH)
+        heads = heads_of(self.config, self.model)
+        thaw_steps = freeze(self.config, self.model, heads=heads, steps_per_epoch=STEPS_PER_EPOCH)
         self.parallel = make(self.model)
-        ends = end_steps(self.config, self.model, head=head, steps_per_epoch=STEPS_PER_EPOCH)
+        ends = end_steps(self.config, self.model, heads=heads, steps_per_epoch=STEPS_PER_EPOCH)
         self.freezing = Freezing(self.model, thaw_steps, ends)
         self.optimizer = build_optimizer(Optimizer.model_validate({"lr": 0.1, **optimizer}), self.model)
 
@@ -152,7 +152,7 @@ def test_norm_layer_without_weights_is_frozen_with_the_layer_around_it() -> None
     model = nn.Sequential(
         nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, affine=False)), nn.Flatten(), nn.Linear(2, 2)
     )
-    steps = freeze(Model(name="own", freeze=("0",)), model, head="2", steps_per_epoch=1)
+    steps = freeze(Model(name="own", freeze=("0",)), model, heads=["2"], steps_per_epoch=1)
     freezing = Freezing(model, steps)
     freezing.begin_step(0)
     assert [module.training for module in model.modules() if isinstance(module, nn.BatchNorm2d)] == [False]

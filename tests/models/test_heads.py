@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from distrain.models.heads import fit_channels
-from distrain.models.zoo import build_model, head_of
+from distrain.models.zoo import build_model, heads_of
 from distrain.recipe import Model
 
 
@@ -24,7 +24,7 @@ def test_appended_head_follows_the_outputs_and_leaves_all_names_as_they_are() ->
         expected = plain(images) @ state["appended.weight"].T + state["appended.bias"]
         torch.testing.assert_close(model(images), expected)
         torch.testing.assert_close(copy.deepcopy(model)(images), expected)
-    assert head_of(config, model) == "appended"
+    assert heads_of(config, model) == ["appended"]
 
 
 def test_layer_that_is_named_is_the_one_replaced() -> None:
@@ -32,7 +32,7 @@ def test_layer_that_is_named_is_the_one_replaced() -> None:
     model = build_model(config, num_classes=4, in_channels=3)
     layers = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
     assert layers == [4096, 4, 1000]
-    assert head_of(config, model) == "classifier.3"
+    assert heads_of(config, model) == ["classifier.3"]
 
 
 @pytest.mark.parametrize("num_channels", [1, 2, 4, 6, 7])

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from distrain.errors import ModelError
-from distrain.models.weights import read_weights
+from distrain.models.weight_files import read_content
 from distrain.models.zoo import build_model
 from distrain.recipe import Model
 
@@ -34,10 +34,9 @@ def test_weights_of_another_head_are_loaded_below_a_new_head(
     else:
         save_file(donor.state_dict(), file)
     same = digits_cnn(10, file).state_dict()
-    assert not caplog.messages
+    assert caplog.messages == [f"model.weights={file}: loaded 20 of the model's 20 tensors"]
     other = digits_cnn(4, file).state_dict()
-    words = "the head (fc) has 10 outputs; the new one with 4 outputs starts from random weights"
-    assert caplog.messages == [f"model.weights={file}: {words}"]
+    assert "  initialised anew, not loaded: fc (2 tensors)" in caplog.messages
     for key, tensor in donor.state_dict().items():
         assert torch.equal(same[key], tensor), key
         if not key.startswith("fc."):
@@ -144,16 +143,25 @@ def test_part_of_a_file_is_taken_on_request_and_every_misfit_is_told(
     state = {key: tensor for key, tensor in donor.items() if not key.startswith("features.1.")}
     state |= {"other.weight": torch.zeros(2), "features.0.1.bias": torch.zeros(3)}
     torch.save(state, file)
-    with pytest.raises(ModelError, match=r"features\.1\.0\.weight is missing; model\.partial=true takes what fits"):
+    with pytest.raises(ModelError, match=r"features\.1\.0\.weight is missing; model\.partial=true loads what fits"):
         digits_cnn(10, file)
     loaded = digits_cnn(10, file, partial=True).state_dict()
     assert torch.equal(loaded["features.3.0.weight"], donor["features.3.0.weight"])
     assert not torch.equal(loaded["features.1.0.weight"], donor["features.1.0.weight"])
     lines = caplog.text
-    assert "13 of the model's 20 tensors loaded, 6 missing, 1 unexpected, 1 of another shape" in lines
-    assert "missing: features.1.1.running_var [64]" in lines
-    assert "unexpected: other.weight [2]" in lines
-    assert "of another shape: features.0.1.bias [3], wanted [32]" in lines
+    assert "loaded 13 of the model's 20 tensors" in lines
+    assert "initialised anew, not loaded: features.1 (6 tensors), features.0.1.bias" in lines
+    assert "of another shape: features.0.1.bias is 3, wanted 32" in lines
+    assert "the model has no place for other" in lines
+
+
+def test_head_that_is_initialised_anew_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "distrain")
+    torch.save(digits_cnn(10).state_dict(), tmp_path / "weights.pth")
+    digits_cnn(3, tmp_path / "weights.pth")
+    assert "loaded 18 of the model's 20 tensors" in caplog.text
+    assert "initialised anew, not loaded: fc (2 tensors)" in caplog.text
+    assert "of another shape: fc.weight is 10x512, wanted 3x512" in caplog.text
 
 
 def test_file_of_which_nothing_fits_is_refused_also_in_part(tmp_path: Path) -> None:
@@ -167,7 +175,7 @@ def test_tensors_without_a_place_in_the_model_are_told(tmp_path: Path, caplog: p
     file = tmp_path / "weights.pth"
     torch.save({**digits_cnn(10).state_dict(), "aux.weight": torch.zeros(2)}, file)
     digits_cnn(10, file)
-    assert "1 of its tensors have no place in the model: aux.weight" in caplog.text
+    assert "the model has no place for aux" in caplog.text
 
 
 def test_weights_for_colour_images_are_made_to_fit_grey_ones(tmp_path: Path) -> None:
@@ -182,6 +190,6 @@ def test_weights_for_colour_images_are_made_to_fit_grey_ones(tmp_path: Path) -> 
 
 def test_misspelt_word_for_weights_is_told_as_a_file_that_is_not_there() -> None:
     with pytest.raises(ModelError, match=r"^model\.weights=imagnet: there is no such file; did you mean imagenet\?$"):
-        read_weights("imagnet")
+        read_content(Path("imagnet"), title="model.weights=imagnet")
     with pytest.raises(ModelError, match=r"there is no such file$"):
-        read_weights("none.pth")
+        read_content(Path("none.pth"), title="model.weights=none.pth")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from distrain.errors import ModelError
-from distrain.models.zoo import build_model, head_of
+from distrain.models.zoo import build_model, heads_of
 from distrain.recipe import Model
 
 
@@ -28,7 +28,7 @@ def build(name: str, num_classes: int = 7, in_channels: int = 3, **options: Any)
 )
 def test_head_of_a_torchvision_model_gets_the_classes_of_the_data(name: str, head: str) -> None:
     model = build(name).eval()
-    assert head_of(Model(name=name), model) == head
+    assert heads_of(Model(name=name), model) == [head]
     with torch.no_grad():
         assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
 
@@ -124,7 +124,7 @@ def test_what_cannot_be_built_is_one_sentence(options: dict[str, Any], words: st
 def test_timm_models_get_classes_channels_and_arguments() -> None:
     pytest.importorskip("timm")
     model = build("timm.resnet10t", in_channels=1, arguments={"drop_path_rate": 0.1}).eval()
-    assert head_of(Model(name="timm.resnet10t"), model) == "fc"
+    assert heads_of(Model(name="timm.resnet10t"), model) == ["fc"]
     with torch.no_grad():
         assert model(torch.zeros(2, 1, 64, 64)).shape == (2, 7)
     with pytest.raises(ModelError, match="timm has no model 'resnet10tt'; did you mean resnet10t"):
