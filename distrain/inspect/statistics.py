@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from distrain.data.decoders import DecodeError, decode
 from distrain.inspect.listing import Listing
@@ -23,7 +23,7 @@ Moments: TypeAlias = NDArray[np.float64]
 
 
 class Measures(NamedTuple):
-    """One file: width and height in pixels as its header says (0 if unreadable), its format and its bytes."""
+    """One file: width and height in pixels, upright, as its header says (0 if unreadable), its format and its bytes."""
 
     width: int
     height: int
@@ -132,6 +132,16 @@ def measure_image(path: str) -> Measures:
     try:
         with open_picture(path) as file, Image.open(file) as image:
             is_bare = is_packed_address(path) and image.format == "PPM"
-            return Measures(image.width, image.height, "pixels" if is_bare else str(image.format), length)
+            width, height = image.size[::-1] if _lies_on_its_side(image) else image.size
+            return Measures(width, height, "pixels" if is_bare else str(image.format), length)
     except Exception:  # noqa: BLE001 - a broken file leads PIL to errors of every kind; `data check` tells which
         return Measures(0, 0, "", length)
+
+
+def _lies_on_its_side(image: Image.Image) -> bool:
+    """Whether EXIF in the head of a file says that its rows are columns."""
+    if image.format == "TIFF":
+        return False  # Pillow has turned its size already
+    if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
+        return False  # it would be decoded whole, for what may stand behind its pixels
+    return image.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)

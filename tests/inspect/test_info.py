@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
+from distrain.inspect.statistics import measure_image
 from tests.command import command, distrain, wait_until
 from tests.inspect.making import SIDE, make_clean_folder, tiles
 
@@ -32,6 +33,18 @@ def test_figures_are_those_of_the_pixels(folder: Path, tmp_path: Path) -> None:
     assert (report["sampled"], report["images"], report["unreadable"]) == (20, 24, 1)
     assert report["bytes"] == sum(path.stat().st_size for path in folder.rglob("[0-9]*.png"))
     assert report["sizes"]["most_common"] == {f"{SIDE}x{SIDE}": 23}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize(("orientation", "size"), [(1, (60, 40)), (3, (60, 40)), (6, (40, 60)), (8, (40, 60))])
+def test_sizes_are_those_of_upright_pictures(
+    tmp_path: Path, suffix: str, orientation: int, size: tuple[int, int]
+) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.new("RGB", (60, 40)).save(tmp_path / f"a.{suffix}", exif=exif)
+    found = measure_image(str(tmp_path / f"a.{suffix}"))
+    assert (found.width, found.height) == size
 
 
 def test_contact_sheet_shows_each_class_and_lies_outside_the_data(folder: Path, tmp_path: Path) -> None:
