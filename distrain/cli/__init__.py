@@ -35,11 +35,11 @@ def main() -> None:
 def _run() -> int:
     code = int(ExitCode.FINISHED)
     try:
-        from distrain.cli.app import app
+        from distrain.cli.app import build_command
         from distrain.cli.usage import UsageError, explain, is_request_for_help
 
         try:
-            code = app(standalone_mode=False) or ExitCode.FINISHED
+            code = build_command()(standalone_mode=False) or ExitCode.FINISHED
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else ExitCode.FINISHED
         except UsageError as error:

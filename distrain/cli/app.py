@@ -3,7 +3,7 @@
 A command imports what it works with when it runs, so that `--help` is there at once.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -99,3 +99,26 @@ def _options(
     ] = False,
 ) -> None:
     """Nothing but the options before a command."""
+
+
+def build_command() -> Any:
+    """Return the command line as it is called.
+
+    Its help shows a type for the options that take a value, and none for flags and arguments: typer would print <bool>
+    and <str> beside them.
+    """
+    built = typer.main.get_command(app)
+    _hide_types(built)
+    return built
+
+
+def _hide_types(command: Any) -> None:
+    for param in command.get_params(typer.Context(command, help_option_names=["-h", "--help"])):
+        if param.param_type_name == "argument" or param.is_flag:
+            param.display_type_rich = _nothing
+    for inner in getattr(command, "commands", {}).values():
+        _hide_types(inner)
+
+
+def _nothing(ctx: Any) -> None:  # noqa: ARG001 - typer's signature
+    return None

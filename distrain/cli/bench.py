@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distrain.cli.options import AsJson, DataPath, DeviceName, Overrides, RecipeName, Steps
 from distrain.files import to_json
 
 if TYPE_CHECKING:
@@ -16,27 +17,28 @@ MEBIBYTE = 2**20
 
 
 def bench(
-    recipe: Annotated[str, typer.Argument(help="A built-in recipe (`distrain recipes`) or a YAML file.")] = "digits",
-    data: Annotated[str | None, typer.Option(metavar="DIR", help="Folder of the data: sets data.path.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe; repeatable.")
+    recipe: RecipeName = "digits",
+    data: DataPath = None,
+    overrides: Overrides = None,
+    gpus: Annotated[
+        int | None, typer.Option(metavar="N", help="On 1, 2, 4, ... up to this many GPUs.", show_default="all")
     ] = None,
-    gpus: Annotated[int | None, typer.Option(help="On 1, 2, 4, ... up to this many GPUs; all if left out.")] = None,
-    procs: Annotated[int | None, typer.Option(help="On 1, 2, 4, ... up to this many CPU processes.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    procs: Annotated[
+        int | None, typer.Option(metavar="N", help="On 1, 2, 4, ... up to this many CPU processes.")
+    ] = None,
+    device: DeviceName = None,
     weak: Annotated[
         bool, typer.Option("--weak", help="Weak scaling: data.batch_size is for one process, and grows with them.")
     ] = False,
-    steps: Annotated[
-        int | None, typer.Option(min=2, help="Steps of each stretch; as many as take 5 s if left out.")
-    ] = None,
+    steps: Steps = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw the scaling curve and the parts of a step.")
     ] = None,
     root: Annotated[
-        Path, typer.Option("--root", help="The folder of the runs: checkpoints are measured on its disk.")
+        Path,
+        typer.Option("--root", metavar="DIR", help="The folder of the runs: checkpoints are measured on its disk."),
     ] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a recipe on this machine, by real steps in temporary run directories, and say what holds it up.
 

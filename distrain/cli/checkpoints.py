@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from distrain.cli import complete
+from distrain.cli.options import AsJson, Root, RunName
 from distrain.errors import ExitCode, RunError
 from distrain.filesystem import check_writable
 
@@ -18,16 +20,18 @@ if TYPE_CHECKING:
 MEBIBYTE = 2**20
 LONGEST_SHOWN = 10  # numbers or names of a list in state.json
 
-app = typer.Typer(help="List, verify, show, prune and export the checkpoints of a run.", no_args_is_help=True)
-
-Reference = Annotated[str, typer.Argument(metavar="RUN", help="A run's path, name, beginning of it, or `last`.")]
-Root = Annotated[Path, typer.Option("--root", help="The folder that holds the runs.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+app = typer.Typer(
+    help="List, verify, show, prune and export the checkpoints of a run.\n\nExample: `distrain checkpoints list last`",
+    no_args_is_help=True,
+)
 
 
 @app.command("list")
-def list_checkpoints(reference: Reference, root: Root = Path("runs"), as_json: AsJson = False) -> None:
-    """List the checkpoints of a run, the oldest first; nothing is verified."""
+def list_checkpoints(reference: RunName, root: Root = Path("runs"), as_json: AsJson = False) -> None:
+    """List the checkpoints of a run, the oldest first; nothing is verified.
+
+    Example: `distrain checkpoints list last`
+    """
     from rich.console import Console
 
     from distrain import checkpoint
@@ -62,12 +66,23 @@ def list_checkpoints(reference: Reference, root: Root = Path("runs"), as_json: A
 
 @app.command("verify")
 def verify(
-    reference: Reference,
-    which: Annotated[str | None, typer.Argument(metavar="[STEP|best|last]", help="All of them if left out.")] = None,
+    reference: RunName,
+    which: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="STEP",
+            help="A step, best or last.",
+            show_default="all of them",
+            autocompletion=complete.checkpoints,
+        ),
+    ] = None,
     root: Root = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """Read every byte and compare it with its digest; exit code 1 if a checkpoint is bad. Nothing is moved."""
+    """Read every byte and compare it with its digest; exit code 1 if a checkpoint is bad. Nothing is moved.
+
+    Example: `distrain checkpoints verify last best`
+    """
     from rich.console import Console
 
     from distrain import checkpoint
@@ -94,12 +109,17 @@ def verify(
 
 @app.command("show")
 def show(
-    reference: Reference,
-    which: Annotated[str, typer.Argument(metavar="[STEP|best|last]")] = "last",
+    reference: RunName,
+    which: Annotated[
+        str, typer.Argument(metavar="STEP", help="A step, best or last.", autocompletion=complete.checkpoints)
+    ] = "last",
     root: Root = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """Show the state of a checkpoint, and the shape and type of every tensor in it."""
+    """Show the state of a checkpoint, and the shape and type of every tensor in it.
+
+    Example: `distrain checkpoints show last 46`
+    """
     from distrain import checkpoint
 
     path = checkpoint.choose(_find(reference, root).checkpoints, which)
@@ -121,12 +141,15 @@ def show(
 
 @app.command("prune")
 def prune(
-    reference: Reference,
-    keep_last: Annotated[int, typer.Option("--keep-last", min=1, help="How many of the newest stay.")],
+    reference: RunName,
+    keep_last: Annotated[int, typer.Option("--keep-last", metavar="N", min=1, help="How many of the newest stay.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted, and delete nothing.")] = False,
     root: Root = Path("runs"),
 ) -> None:
-    """Delete older checkpoints; the best and every n-th stay as the run's recipe says. Not while the run trains."""
+    """Delete older checkpoints; the best and every n-th stay as the run's recipe says. Not while the run trains.
+
+    Example: `distrain checkpoints prune last --keep-last 1 --dry-run`
+    """
     from distrain import checkpoint
     from distrain.recipe import read_recipe
 
@@ -151,11 +174,20 @@ def prune(
 
 @app.command("consolidate")
 def consolidate(
-    reference: Reference,
-    target: Annotated[list[str], typer.Argument(metavar="[STEP|best|last] OUT.safetensors", help="last if left out.")],
+    reference: RunName,
+    target: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[STEP] FILE",
+            help="The .safetensors file to write; before it a step, best or last (default: last).",
+        ),
+    ],
     root: Root = Path("runs"),
 ) -> None:
-    """Write the model of a checkpoint as one safetensors file that the plain model loads with strict=True."""
+    """Write the model of a checkpoint as one safetensors file that the plain model loads with strict=True.
+
+    Example: `distrain checkpoints consolidate last best model.safetensors`
+    """
     if len(target) > 2:
         raise RunError(f"{' '.join(target)} is too much; give a step, best or last, and one file")
     file = Path(target[-1]).expanduser()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distrain.cli.options import AsJson
 from distrain.cli.pack import PACK_EPILOG, pack, verify_pack
 from distrain.cli.progress import progress
 from distrain.errors import DataError, ExitCode
@@ -38,7 +39,10 @@ INFO_EPILOG = """
 `distrain data info photos --per-class 10 --out sheet.png` - more pictures, another file
 """
 
-app = typer.Typer(help="Check images, look at them, and pack them, before a training does.", no_args_is_help=True)
+app = typer.Typer(
+    help="Check images, look at them, and pack them, before a training does.\n\nExample: `distrain data check photos`",
+    no_args_is_help=True,
+)
 
 Folder = Annotated[
     Path,
@@ -48,11 +52,13 @@ Folder = Annotated[
 ]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="A.B=C", help="How DIR is read, by a key of the recipe's data section; repeatable."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="How DIR is read, by a key of the recipe's data section; repeatable."
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Workers = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Processes that read images; one a CPU if left out.")
+    int | None,
+    typer.Option("--workers", metavar="N", min=1, help="Processes that read images.", show_default="one a CPU"),
 ]
 
 
@@ -101,9 +107,14 @@ def check(
 def info(
     folder: Folder,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE.png", help="The contact sheet; NAME-contact-sheet.png here.")
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE.png", help="The contact sheet.", show_default="NAME-contact-sheet.png here"
+        ),
     ] = None,
-    per_class: Annotated[int, typer.Option("--per-class", min=1, max=100, help="Pictures of each class.")] = 6,
+    per_class: Annotated[
+        int, typer.Option("--per-class", metavar="N", min=1, max=100, help="Pictures of each class.")
+    ] = 6,
     as_json: AsJson = False,
     workers: Workers = None,
     changes: Changes = None,

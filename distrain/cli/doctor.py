@@ -5,16 +5,21 @@ import os
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
+
+from distrain.cli.options import AsJson
 
 GIBIBYTE = 2**30
 _OWN_ROWS = {"devices", "cuda_fault"}
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Report versions, devices and what is missing; exit code 1 if anything is."""
+def doctor(as_json: AsJson = False) -> None:
+    """Report versions, devices and what is missing; exit code 1 if anything is.
+
+    Example: `distrain doctor --json`
+    """
     from distrain.environment import describe_environment
 
     facts = describe_environment()

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from distrain.cli import complete
+from distrain.cli.options import AsJson, CheckpointName, DeviceName, Overrides, Root, Trained
 from distrain.encoding import on_one_line
 from distrain.files import to_json
 
@@ -19,41 +21,40 @@ _CLASS_COLUMNS = ("class", "samples", "accuracy", "precision", "F1")
 
 
 def evaluate(
-    reference: Annotated[
-        str,
-        typer.Argument(metavar="RUN", help="A run's path, name, beginning of it, or `last`; or a checkpoint's folder."),
-    ],
-    which: Annotated[
+    reference: Trained,
+    which: CheckpointName = None,
+    data: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[STEP|best|last]", help="A checkpoint of the run.", show_default="the best by evaluation"
+        typer.Option(
+            metavar="PATH",
+            help="Other data with the same classes: a folder, a packed dataset, or a CSV, JSON or .npz file.",
         ),
     ] = None,
-    data: Annotated[str | None, typer.Option(metavar="DIR", help="Other data with the same classes.")] = None,
     split: Annotated[
         Literal["train", "val"] | None,
-        typer.Option(help="Which samples; val if left out, or all of --data that has no splits."),
+        typer.Option(help="Which samples.", show_default="val, or all of --data that has no splits"),
     ] = None,
     metrics: Annotated[
         str | None,
-        typer.Option(metavar="NAME,...", help="What to measure, such as top1,f1,auroc; the run's if left out."),
+        typer.Option(
+            metavar="NAME,...",
+            help="What to measure, such as top1,f1,auroc.",
+            show_default="the run's",
+            autocompletion=complete.metrics,
+        ),
     ] = None,
     best: Annotated[bool, typer.Option("--best", help="The best checkpoint by evaluation, and no other.")] = False,
-    gpus: Annotated[int | None, typer.Option(help="Evaluate on this many GPUs, one process each.")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu or cuda; the first GPU, if there is one, if left out.")
-    ] = None,
-    procs: Annotated[int | None, typer.Option(help="Evaluate on this many CPU processes.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe; repeatable.")
-    ] = None,
+    gpus: Annotated[int | None, typer.Option(metavar="N", help="Evaluate on this many GPUs, one process each.")] = None,
+    device: DeviceName = None,
+    procs: Annotated[int | None, typer.Option(metavar="N", help="Evaluate on this many CPU processes.")] = None,
+    overrides: Overrides = None,
     pictures: Annotated[bool, typer.Option(help="Draw the confusion matrix and the worst mistakes.")] = True,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Folder of the results; RUN/evaluations/... if left out."),
+        typer.Option("--out", metavar="DIR", help="Folder of the results.", show_default="RUN/evaluations/..."),
     ] = None,
-    root: Annotated[Path, typer.Option("--root", help="The folder that holds the runs.")] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    root: Root = Path("runs"),
+    as_json: AsJson = False,
 ) -> None:
     """Evaluate a checkpoint: the run's best, else the strongest that was kept; the same on any number of processes.
 

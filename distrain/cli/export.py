@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from distrain.cli import complete
+from distrain.cli.options import AsJson, CheckpointName, Root, Trained
 from distrain.cli.place import check_file, check_folder
 from distrain.errors import BundleError
 
@@ -20,41 +22,37 @@ MEBIBYTE = 2**20
 
 
 def export(
-    reference: Annotated[
-        str,
-        typer.Argument(metavar="RUN", help="A run's path, name, beginning of it, or `last`; or a checkpoint's folder."),
-    ],
-    which: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[STEP|best|last]", help="A checkpoint of the run.", show_default="the best by evaluation"
-        ),
-    ] = None,
+    reference: Trained,
+    which: CheckpointName = None,
     form: Annotated[
         str,
         typer.Option(
             "--format",
             metavar="FORMAT",
+            autocompletion=complete.formats,
             help="bundle: a folder with all that prediction needs; safetensors: the weights alone; torch: a "
             "torch.export program; onnx: an ONNX file.",
         ),
     ] = "bundle",
-    out: Annotated[Path | None, typer.Option("--out", metavar="PATH", help="RUN/export/... if left out.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="PATH", help="What to write.", show_default="RUN/export/...")
+    ] = None,
     best: Annotated[bool, typer.Option("--best", help="The best checkpoint by evaluation, and no other.")] = False,
     images: Annotated[
         list[Path] | None,
         typer.Option(
             "--images",
             metavar="FILE|DIR",
-            help="torch, onnx: pictures to compare on; the run's validation images if left out. Repeatable.",
+            help="torch, onnx: pictures to compare on. Repeatable.",
+            show_default="the run's validation images",
         ),
     ] = None,
     with_normalize: Annotated[
         bool, typer.Option("--with-normalize", help="torch, onnx: the graph takes images that are not normalised.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what stands at PATH.")] = False,
-    root: Annotated[Path, typer.Option("--root", help="The folder that holds the runs.")] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    root: Root = Path("runs"),
+    as_json: AsJson = False,
 ) -> None:
     """Write the network of a checkpoint for other programs: the best by evaluation, if it was kept.
 

@@ -5,25 +5,36 @@ from typing import Annotated
 
 import typer
 
+from distrain.cli import complete
+from distrain.cli.options import DataPath, DeviceName, Overrides, ProfileName, Restarts, RunFolder, StallTimeout
+
 
 def fit(
     recipe: Annotated[
-        str | None, typer.Argument(help="A built-in recipe (`distrain recipes`) or a YAML file; digits if left out.")
+        str | None,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A built-in recipe (`distrain recipes`) or a YAML file.",
+            show_default="digits, or the run's own",
+            autocompletion=complete.recipes,
+        ),
     ] = None,
-    gpus: Annotated[int | None, typer.Option(help="Train on this many GPUs, one process each.")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu or cuda; the first GPU, if there is one, if left out.")
-    ] = None,
-    procs: Annotated[int | None, typer.Option(help="Train on this many CPU processes.")] = None,
-    launch: Annotated[
-        str | None, typer.Option(metavar="PROFILE", help="Where to train: `distrain launch` lists names; or a file.")
-    ] = None,
+    gpus: Annotated[int | None, typer.Option(metavar="N", help="Train on this many GPUs, one process each.")] = None,
+    device: DeviceName = None,
+    procs: Annotated[int | None, typer.Option(metavar="N", help="Train on this many CPU processes.")] = None,
+    launch: ProfileName = None,
     launcher: Annotated[
         str | None,
-        typer.Option(help="inprocess, torchrun, accelerate, or slurm: the SLURM allocation that this runs in."),
+        typer.Option(
+            metavar="NAME",
+            help="inprocess, torchrun, accelerate, or slurm: the SLURM allocation that this runs in.",
+            show_default="inprocess for one process, else torchrun",
+            autocompletion=complete.launchers,
+        ),
     ] = None,
     nodes: Annotated[
-        str | None, typer.Option(metavar="N", help="Machines, all with this run directory; 1:2 for one or two.")
+        str | None,
+        typer.Option(metavar="N", help="Machines, all with this run directory; 1:2 for one or two.", show_default="1"),
     ] = None,
     node_rank: Annotated[int | None, typer.Option(metavar="R", help="Which of the machines this is, from 0.")] = None,
     rendezvous: Annotated[
@@ -32,28 +43,14 @@ def fit(
     accelerate_config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Your own configuration file for --launcher accelerate.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe; repeatable.")
-    ] = None,
-    data: Annotated[str | None, typer.Option(metavar="DIR", help="Folder of the data: sets data.path.")] = None,
-    run: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Run directory: a new one, or one to go on with.")
-    ] = None,
-    restarts: Annotated[
-        int | None,
-        typer.Option(help="Several processes: restarts after a failure without a newer checkpoint, 3 if left out."),
-    ] = None,
-    stall_timeout: Annotated[
-        float | None,
-        typer.Option(
-            metavar="S", help="Several processes: seconds without progress that are a failure, 120 if left out."
-        ),
-    ] = None,
+    overrides: Overrides = None,
+    data: DataPath = None,
+    run: RunFolder = None,
+    restarts: Restarts = None,
+    stall_timeout: StallTimeout = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print recipe and command, and start nothing.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print the traceback of a failure.")] = False,
-    no_preflight: Annotated[
-        bool, typer.Option("--no-preflight", help="Begin even where disk or memory look too small.")
-    ] = False,
+    no_preflight: Annotated[bool, typer.Option("--no-preflight", help="Skip the checks of disk and memory.")] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="A few steps in one process, every check on, to find a fault.")
     ] = False,
@@ -69,9 +66,11 @@ def fit(
 ) -> None:
     """Train a recipe, or go on with a run that was stopped or killed.
 
-    The recipe decides the result; --gpus or --procs only decide how many processes share the work. One process trains
-    in this very process, so that breakpoint() and pdb work; more are started with torchrun, or as --launcher
-    says. Several machines are started one by one, each with its --node-rank, and meet at --rendezvous.
+    The recipe decides the result; --gpus or --procs only decide how many processes share the work. With one process,
+    training runs in the command itself, so that breakpoint() and pdb work; more are started with torchrun, or as
+    --launcher says. Several machines are started one by one, each with its --node-rank, and meet at --rendezvous.
+
+    Example: `distrain fit cifar10 --gpus 4 --set train.epochs=20 --set 'augment.train=[RandomHorizontalFlip]'`
     """
     from distrain.debugging import Aids
     from distrain.launchers.profile import read_options

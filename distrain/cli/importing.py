@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from distrain.cli.options import AsJson
 from distrain.cli.place import check_file
 from distrain.errors import BundleError, ExitCode
 
@@ -16,19 +17,20 @@ if TYPE_CHECKING:
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A .pth, .pt, .bin or .safetensors file of weights.")],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE.safetensors", help="Beside FILE if left out.")
+        Path | None,
+        typer.Option("--out", metavar="FILE.safetensors", help="The file to write.", show_default="beside FILE"),
     ] = None,
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="Say whether the weights fit this model, as model.name has it.")
     ] = None,
     num_classes: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Outputs of the model; as many as FILE has if left out.")
+        int | None, typer.Option(metavar="N", min=1, help="Outputs of the model.", show_default="as many as FILE has")
     ] = None,
     entry: Annotated[
         str | None, typer.Option(metavar="NAME", help="Which weights of a file that holds several: model_ema, say.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what stands at --out.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Take the weights out of a file that another program saved, for `--set model.weights=FILE.safetensors`.
 

@@ -5,10 +5,15 @@ from typing import Annotated
 
 import typer
 
+from distrain.cli import complete
+from distrain.cli.options import AsJson
 from distrain.errors import LaunchError
 from distrain.messages import nearest
 
-app = typer.Typer(help="List and show launch profiles: where to train, and on how many processes.")
+app = typer.Typer(
+    help="List and show launch profiles: where to train, and on how many processes.\n\n"
+    "Example: `distrain launch show cpu-2`"
+)
 
 
 @app.callback(invoke_without_command=True)
@@ -18,8 +23,11 @@ def _default(context: typer.Context) -> None:
 
 
 @app.command("list")
-def list_profiles(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the built-in launch profiles, each with what it stands for."""
+def list_profiles(as_json: AsJson = False) -> None:
+    """List the built-in launch profiles, each with what it stands for.
+
+    Example: `distrain launch list --json`
+    """
     from distrain.launchers.launchfile import builtin_profiles
 
     rows = {
@@ -33,8 +41,15 @@ def list_profiles(as_json: Annotated[bool, typer.Option("--json", help="Print JS
 
 
 @app.command("show")
-def show(name: Annotated[str, typer.Argument(help="A built-in launch profile.")]) -> None:
-    """Print a launch profile, which opens with the raw command that it stands for."""
+def show(
+    name: Annotated[
+        str, typer.Argument(metavar="PROFILE", help="A built-in launch profile.", autocompletion=complete.profiles)
+    ],
+) -> None:
+    """Print a launch profile, which opens with the raw command that it stands for.
+
+    Example: `distrain launch show gpu-4 > mine.yaml`
+    """
     from distrain.launchers.launchfile import builtin_profiles
 
     found = builtin_profiles()

@@ -5,14 +5,19 @@ from typing import Annotated
 
 import typer
 
+from distrain.cli.options import Root, RunName
+
 
 def logs(
-    reference: Annotated[str, typer.Argument(metavar="RUN", help="A run's path, name, beginning of it, or `last`.")],
-    root: Annotated[Path, typer.Option("--root", help="The folder that holds the runs.")] = Path("runs"),
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing until the run ends.")] = False,
-    rank: Annotated[int, typer.Option(help="The rank whose log is printed.", min=0)] = 0,
+    reference: RunName,
+    root: Root = Path("runs"),
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the run ends.")] = False,
+    rank: Annotated[int, typer.Option(metavar="N", help="The rank whose log is printed.", min=0)] = 0,
 ) -> None:
-    """Print the log of one rank, over all attempts of the run."""
+    """Print the log of one rank, over all attempts of the run.
+
+    Example: `distrain logs last -f --rank 1`
+    """
     from distrain import runs
 
     run = runs.find_run(reference, root)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from distrain.cli import complete
+from distrain.cli.options import AsJson
 from distrain.cli.progress import progress
 from distrain.errors import DataError, ExitCode
 from distrain.messages import joined
@@ -37,22 +39,27 @@ PACK_EPILOG = """
 
 def pack(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The data, as --data of a training names it.")],
-    out: Annotated[Path | None, typer.Argument(metavar="OUT", help="The folder to write; DIR.packed.")] = None,
+    out: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="The folder to write.", show_default="DIR.packed")
+    ] = None,
     source: Annotated[
         str | None,
         typer.Option(
             "--source",
-            help="What DIR is, as data.source: labelfolders, torchvision.NAME, ...; if left out, a manifest where it "
-            "looks like one, and else an image folder.",
+            metavar="NAME",
+            help="What DIR is, as data.source: labelfolders, torchvision.NAME, ...",
+            show_default="a manifest where it looks like one, else an image folder",
+            autocompletion=complete.sources,
         ),
     ] = None,
     target: Annotated[
-        str, typer.Option("--target", help="What a sample has, as data.target: class, labels or values.")
+        str,
+        typer.Option("--target", metavar="KIND", help="What a sample has, as data.target: class, labels or values."),
     ] = "class",
     changes: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="A.B=C", help="How DIR is read, by a key of the recipe's data section; repeatable."
+            "--set", metavar="KEY=VALUE", help="How DIR is read, by a key of the recipe's data section; repeatable."
         ),
     ] = None,
     form: Annotated[
@@ -60,13 +67,18 @@ def pack(
         typer.Option(
             "--format",
             metavar="jpeg|pixels",
-            help="jpeg: small on disk, decoded in training. pixels: uint8 RGB, large, and nothing to decode. "
-            "If left out, jpeg for images in files and pixels for others.",
+            help="jpeg: small on disk, decoded in training. pixels: uint8 RGB, large, and nothing to decode.",
+            show_default="jpeg for images in files, pixels for others",
         ),
     ] = None,
     size: Annotated[
         int | None,
-        typer.Option("--size", min=1, help="Pixels that the shorter side is made at most, as Resize with antialias."),
+        typer.Option(
+            "--size",
+            metavar="PIXELS",
+            min=1,
+            help="Pixels that the shorter side is made at most, as Resize with antialias.",
+        ),
     ] = None,
     square: Annotated[
         bool,
@@ -76,24 +88,25 @@ def pack(
         int,
         typer.Option(
             "--quality",
+            metavar="N",
             min=1,
             max=100,
-            help="Of JPEGs that are encoded anew, as Pillow takes it: 75 shows its blocks, above 95 gains only bytes.",
+            help="Of JPEGs that are encoded again, as Pillow takes it: 75 shows its blocks, above 95 gains only bytes.",
         ),
     ] = 90,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", min=1, help="Processes that decode; one a CPU if left out.")
+        int | None, typer.Option("--jobs", metavar="N", min=1, help="Processes that decode.", show_default="one a CPU")
     ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded, and list them.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Begin anew; a finished pack stays until the new one is whole.")
+        bool, typer.Option("--force", help="Begin again; a finished pack stays until the new one is whole.")
     ] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read the finished pack again, and compare every byte with its digest.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a packed dataset, from which a training opens no file for an image.
 

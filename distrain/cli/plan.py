@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distrain.cli.options import AsJson, DataPath, Overrides, ProfileName, RecipeName, Steps
 from distrain.files import to_json
 
 if TYPE_CHECKING:
@@ -17,13 +18,13 @@ NOT_KNOWN = "not known here"
 
 
 def plan(
-    recipe: Annotated[str, typer.Argument(help="A built-in recipe (`distrain recipes`) or a YAML file.")] = "digits",
-    gpus: Annotated[int | None, typer.Option(help="GPUs of each machine that it is to train on.")] = None,
-    procs: Annotated[int | None, typer.Option(help="CPU processes of each machine that it is to train on.")] = None,
-    nodes: Annotated[int | None, typer.Option(metavar="M", help="Machines, 1 if left out.")] = None,
-    launch: Annotated[
-        str | None, typer.Option(metavar="PROFILE", help="A launch profile, such as slurm-2x4, or a YAML file.")
+    recipe: RecipeName = "digits",
+    gpus: Annotated[int | None, typer.Option(metavar="N", help="GPUs of each machine that it is to train on.")] = None,
+    procs: Annotated[
+        int | None, typer.Option(metavar="N", help="CPU processes of each machine that it is to train on.")
     ] = None,
+    nodes: Annotated[int | None, typer.Option(metavar="N", help="Machines.", show_default="1")] = None,
+    launch: ProfileName = None,
     time: Annotated[
         str | None, typer.Option(metavar="H:M:S", help="SLURM's time limit: how many jobs will it take?")
     ] = None,
@@ -35,17 +36,13 @@ def plan(
         str | None,
         typer.Option(metavar="NAME|GB/S", help="Of a machine: 10gbe, 25gbe, 100gbe, hdr, ndr, 8xndr, or GB/s."),
     ] = None,
-    data: Annotated[str | None, typer.Option(metavar="DIR", help="Folder of the data: sets data.path.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe; repeatable.")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=2, help="Steps of each stretch; as many as take 5 s if left out.")
-    ] = None,
-    root: Annotated[Path, typer.Option("--root", help="The folder of the runs: is there room on its disk?")] = Path(
-        "runs"
-    ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    data: DataPath = None,
+    overrides: Overrides = None,
+    steps: Steps = None,
+    root: Annotated[
+        Path, typer.Option("--root", metavar="DIR", help="The folder of the runs: is there room on its disk?")
+    ] = Path("runs"),
+    as_json: AsJson = False,
 ) -> None:
     """Measure a few real steps here, and tell what the training will take on the machines that are named.
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from distrain.cli import complete
+from distrain.cli.options import DeviceName, Root
 from distrain.errors import DataError, ExitCode
 from distrain.filesystem import check_writable
 from distrain.messages import on_one_line
@@ -28,20 +30,32 @@ MOST_WORKERS = 8  # more processes hardly decode more
 
 
 def predict(
-    reference: Annotated[str, typer.Argument(metavar="RUN|BUNDLE", help="A run, a step-N folder, or a bundle.")],
-    images: Annotated[
-        list[str], typer.Argument(metavar="IMAGE|DIR|-...", help="- reads paths from standard input, a line each.")
+    reference: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="A run, as for `distrain runs show`; a checkpoint's folder; or a bundle.",
+            autocompletion=complete.runs,
+        ),
     ],
-    top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Classes of a picture; 5 if left out.")] = None,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE", help="Images, folders of images, or `-` to read paths from standard input, a line each."
+        ),
+    ],
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", metavar="N", min=1, help="Classes of a picture.", show_default="5")
+    ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, a line a picture.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON Lines, an object a picture.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures of one forward pass.")] = 32,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU, if there is one, if left out.")] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures of one forward pass.")] = 32,
+    device: DeviceName = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that decode; one a processor, up to 8, if left out.")
+        int | None, typer.Option(metavar="N", min=1, help="Processes that decode.", show_default="one a CPU, up to 8")
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="One picture: write it annotated, and show it here.")] = False,
-    root: Annotated[Path, typer.Option("--root", help="The folder that holds the runs.")] = Path("runs"),
+    root: Root = Path("runs"),
 ) -> None:
     """Predict pictures with a run's best checkpoint, or with a bundle; the order is that in which they are named.
 

@@ -6,14 +6,16 @@ from typing import Annotated
 
 import typer
 
+from distrain.cli import complete
 from distrain.cli.groups import refuse_misplaced
+from distrain.cli.options import AsJson
 from distrain.errors import RecipeError
 from distrain.rundir import write_atomically
 
-app = typer.Typer(help="List, show and copy the built-in recipes.", invoke_without_command=True)
-
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+app = typer.Typer(
+    help="List, show and copy the built-in recipes.\n\nExample: `distrain recipes init digits my.yaml`",
+    invoke_without_command=True,
+)
 
 
 @app.callback()
@@ -25,7 +27,10 @@ def _default(context: typer.Context, as_json: AsJson = False) -> None:
 
 @app.command("list")
 def list_recipes(as_json: AsJson = False) -> None:
-    """List the built-in recipes."""
+    """List the built-in recipes.
+
+    Example: `distrain recipes list --json`
+    """
     from rich.console import Console
 
     from distrain import recipe as recipes
@@ -42,13 +47,21 @@ def list_recipes(as_json: AsJson = False) -> None:
 
 @app.command("show")
 def show(
-    name: Annotated[str, typer.Argument(help="A built-in recipe or a YAML file.")],
+    name: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A built-in recipe or a YAML file.", autocompletion=complete.recipes)
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Show it with this value; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Show it with this value; repeatable.", autocompletion=complete.keys
+        ),
     ] = None,
     resolved: Annotated[bool, typer.Option("--resolved", help="Print every value, defaults too.")] = False,
 ) -> None:
-    """Print a recipe as it is written, or with every value that it resolves to."""
+    """Print a recipe as it is written, or with every value that it resolves to.
+
+    Example: `distrain recipes show cifar10 --resolved`
+    """
     from rich.console import Console
     from rich.syntax import Syntax
 
@@ -66,10 +79,18 @@ def show(
 
 @app.command("init")
 def init(
-    name: Annotated[str, typer.Argument(help="The built-in recipe to begin with.")] = "digits",
-    path: Annotated[Path | None, typer.Argument(help="The file to write; NAME.yaml here if left out.")] = None,
+    name: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE", help="The built-in recipe to begin with.", autocompletion=complete.recipes),
+    ] = "digits",
+    path: Annotated[
+        Path | None, typer.Argument(metavar="FILE.yaml", help="The file to write.", show_default="RECIPE.yaml here")
+    ] = None,
 ) -> None:
-    """Write a copy of a built-in recipe, to make your own of it."""
+    """Write a copy of a built-in recipe, to make your own of it.
+
+    Example: `distrain recipes init imagefolder-resnet18 my.yaml`
+    """
     from distrain import recipe as recipes
 
     texts = recipes.builtin_recipes()
@@ -87,10 +108,15 @@ def init(
 
 @app.command("keys")
 def keys(
-    section: Annotated[str, typer.Argument(help="Only keys that begin so, for example `train`.")] = "",
+    section: Annotated[
+        str, typer.Argument(metavar="PREFIX", help="Only keys that begin so, for example `train`.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Explain every key that a recipe may hold and that --set can change."""
+    """Explain every key that a recipe may hold and that --set can change.
+
+    Example: `distrain recipes keys optimizer`
+    """
     from rich.console import Console
     from rich.markup import escape
 

@@ -1,16 +1,20 @@
-"""`distrain resume`: go on with a run where it was: here, or on the cluster."""
+"""`distrain resume`: resume a run where it was: here, or on the cluster."""
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
+from distrain.cli.options import Root, RunName
+
 
 def resume(
-    reference: Annotated[str, typer.Argument(metavar="RUN", help="A run's path, name, beginning of it, or `last`.")],
-    root: Annotated[Path, typer.Option("--root", help="The folder that holds the runs.")] = Path("runs"),
+    reference: RunName,
+    root: Root = Path("runs"),
 ) -> None:
-    """Go on with a run on as many processes as before: in this terminal, or as a SLURM job if it was one."""
+    """Resume a run on as many processes as before: in this terminal, or as a SLURM job if it was one.
+
+    Example: `distrain resume last`
+    """
     from rich.console import Console
 
     from distrain import report, runs, submit

@@ -7,11 +7,10 @@ from typing import Annotated
 import typer
 
 from distrain.cli.groups import refuse_misplaced
+from distrain.cli.options import AsJson, Root, RunName
 
-app = typer.Typer(help="List runs and show one.", invoke_without_command=True)
+app = typer.Typer(help="List runs and show one.\n\nExample: `distrain runs --sort best`", invoke_without_command=True)
 
-Root = Annotated[Path, typer.Option("--root", help="The folder that holds the runs.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Sort = Annotated[
     str, typer.Option(metavar="KEY", help="start (the oldest first), name, state, step, best, loss or time.")
 ]
@@ -29,6 +28,8 @@ def list_runs(root: Root = Path("runs"), as_json: AsJson = False, sort: Sort = "
     """List the runs: where they stand, how good they are, and in which values of their recipe they differ.
 
     A terminal shows the columns that it has room for, a pipe all of them.
+
+    Example: `distrain runs list --root /shared/runs --json`
     """
     from rich.console import Console
 
@@ -43,11 +44,14 @@ def list_runs(root: Root = Path("runs"), as_json: AsJson = False, sort: Sort = "
 
 @app.command("show")
 def show(
-    reference: Annotated[str, typer.Argument(metavar="RUN", help="A run's path, name, beginning of it, or `last`.")],
+    reference: RunName,
     root: Root = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """Show where a run stands, its attempts, its evaluations and its checkpoints."""
+    """Show where a run stands, its attempts, its evaluations and its checkpoints.
+
+    Example: `distrain runs show last --json`
+    """
     from rich.console import Console
 
     from distrain import report, run_table, runs

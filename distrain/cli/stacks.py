@@ -6,18 +6,22 @@ from typing import Annotated
 
 import typer
 
+from distrain.cli.options import AsJson, Root, RunName
+
 
 def stacks(
-    reference: Annotated[str, typer.Argument(metavar="RUN", help="A run's path, name, beginning of it, or `last`.")],
-    root: Annotated[Path, typer.Option("--root", help="The folder that holds the runs.")] = Path("runs"),
+    reference: RunName,
+    root: Root = Path("runs"),
     all_threads: Annotated[
         bool, typer.Option("--all", help="The stacks of all threads, not only the main one.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print the Python stack of every rank of a running training, which does not stop for it.
 
     A rank answers even while it hangs in native code. Without --all only its main thread is shown.
+
+    Example: `distrain stacks last --all`
     """
     from rich.console import Console
 

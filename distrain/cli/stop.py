@@ -5,13 +5,18 @@ from typing import Annotated
 
 import typer
 
+from distrain.cli.options import Root, RunName
+
 
 def stop(
-    reference: Annotated[str, typer.Argument(metavar="RUN", help="A run's path, name, beginning of it, or `last`.")],
-    root: Annotated[Path, typer.Option("--root", help="The folder that holds the runs.")] = Path("runs"),
+    reference: RunName,
+    root: Root = Path("runs"),
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the run has ended, and say how.")] = False,
 ) -> None:
-    """Ask a run to stop at its next step, save, and end; `distrain resume` resumes it."""
+    """Ask a run to stop at its next step, save, and end; `distrain resume` resumes it.
+
+    Example: `distrain stop last --wait`
+    """
     from rich.console import Console
 
     from distrain import report, runs

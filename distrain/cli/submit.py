@@ -5,48 +5,44 @@ from typing import Annotated
 
 import typer
 
+from distrain.cli import complete
+from distrain.cli.options import DataPath, Overrides, ProfileName, Restarts, RunFolder, StallTimeout
+
 
 def submit(
     recipes: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="RECIPE...", help="A built-in recipe or a YAML file; several are the tasks of an array."
+            metavar="RECIPE",
+            help="A built-in recipe or a YAML file; several are the tasks of an array.",
+            show_default="digits",
+            autocompletion=complete.recipes,
         ),
     ] = None,
-    launch: Annotated[
-        str | None, typer.Option(metavar="PROFILE", help="A launch profile, such as slurm-2x4, or a YAML file.")
-    ] = None,
-    nodes: Annotated[int | None, typer.Option(help="Machines, 1 if left out.")] = None,
-    gpus: Annotated[int | None, typer.Option(help="GPUs of each machine, one process each.")] = None,
-    procs: Annotated[int | None, typer.Option(help="CPU processes of each machine.")] = None,
+    launch: ProfileName = None,
+    nodes: Annotated[int | None, typer.Option(metavar="N", help="Machines.", show_default="1")] = None,
+    gpus: Annotated[int | None, typer.Option(metavar="N", help="GPUs of each machine, one process each.")] = None,
+    procs: Annotated[int | None, typer.Option(metavar="N", help="CPU processes of each machine.")] = None,
     time: Annotated[str | None, typer.Option(metavar="H:M:S", help="Time limit; the run saves before it.")] = None,
-    partition: Annotated[str | None, typer.Option()] = None,
-    account: Annotated[str | None, typer.Option()] = None,
-    qos: Annotated[str | None, typer.Option()] = None,
-    constraint: Annotated[str | None, typer.Option(help="Features that the machines must have.")] = None,
-    dependency: Annotated[str | None, typer.Option(help="Such as afterok:123.")] = None,
+    partition: Annotated[str | None, typer.Option(metavar="NAME", help="As sbatch takes it.")] = None,
+    account: Annotated[str | None, typer.Option(metavar="NAME", help="As sbatch takes it.")] = None,
+    qos: Annotated[str | None, typer.Option(metavar="NAME", help="As sbatch takes it.")] = None,
+    constraint: Annotated[
+        str | None, typer.Option(metavar="FEATURES", help="Features that the machines must have.")
+    ] = None,
+    dependency: Annotated[str | None, typer.Option(metavar="CONDITION", help="Such as afterok:123.")] = None,
     array: Annotated[
-        list[str] | None, typer.Option(metavar="A.B=C", help="One task of an array with this value; repeatable.")
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="One task of an array with this value; repeatable.")
     ] = None,
     requeue: Annotated[bool, typer.Option(help="Go on by itself after the time limit and a preemption.")] = True,
     sbatch: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any other option of sbatch; repeatable.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe; repeatable.")
-    ] = None,
-    data: Annotated[str | None, typer.Option(metavar="DIR", help="Folder of the data: sets data.path.")] = None,
-    run: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Run directory: a new one, or one to go on with.")
-    ] = None,
-    restarts: Annotated[
-        int | None,
-        typer.Option(help="Restarts after a failure without a newer checkpoint, 3 if left out."),
-    ] = None,
-    stall_timeout: Annotated[
-        float | None,
-        typer.Option(metavar="S", help="Seconds without progress that are a failure, 120 if left out."),
-    ] = None,
+    overrides: Overrides = None,
+    data: DataPath = None,
+    run: RunFolder = None,
+    restarts: Restarts = None,
+    stall_timeout: StallTimeout = None,
     snapshot: Annotated[
         bool, typer.Option(help="Run a copy of this folder's code: what git tracks, else the Python files.")
     ] = True,

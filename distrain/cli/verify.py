@@ -8,19 +8,23 @@ from typing import Annotated
 
 import typer
 
+from distrain.cli import complete
+from distrain.cli.options import AsJson, DataPath, Overrides, RecipeName
+
 
 def verify(
-    recipe: Annotated[str, typer.Argument(help="A built-in recipe (`distrain recipes`) or a YAML file.")] = "digits",
-    steps: Annotated[int, typer.Option(help="Steps of each training.", min=3)] = 24,
+    recipe: RecipeName = "digits",
+    steps: Annotated[int, typer.Option(metavar="N", help="Steps of each training.", min=3)] = 24,
     procs: Annotated[
         str, typer.Option(metavar="N,N,...", help="Numbers of processes to compare; the first also resumes.")
     ] = "1,2",
-    device: Annotated[str, typer.Option(help="cpu, or cuda: a GPU for each process.")] = "cpu",
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe; repeatable.")
-    ] = None,
-    data: Annotated[str | None, typer.Option(metavar="DIR", help="Folder of the data: sets data.path.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: Annotated[
+        str,
+        typer.Option(metavar="cpu|cuda", help="cpu, or cuda: a GPU for each process.", autocompletion=complete.devices),
+    ] = "cpu",
+    overrides: Overrides = None,
+    data: DataPath = None,
+    as_json: AsJson = False,
 ) -> None:
     """Train a few steps undisturbed, killed and resumed, and on other numbers of processes, and compare the bits.
 

@@ -1,0 +1,123 @@
+"""Completes what is typed on a command line: names, keys and files that are there now. Imports no torch."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import typer
+
+_YAML = {".yaml", ".yml"}
+_MOST_RUNS = 50
+
+
+def recipes(incomplete: str) -> list[str]:
+    """Return the built-in recipes, and YAML files."""
+    from importlib import resources
+
+    folder = resources.files("distrain") / "recipes"
+    names = sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+    return [*_beginning(names, incomplete), *_files(incomplete, _YAML)]
+
+
+def profiles(incomplete: str) -> list[str]:
+    """Return the built-in launch profiles, and YAML files."""
+    from distrain.launchers.launchfile import builtin_profiles
+
+    return [*_beginning(builtin_profiles(), incomplete), *_files(incomplete, _YAML)]
+
+
+def runs(context: typer.Context, incomplete: str) -> list[str]:
+    """Return `last` and the runs below --root, the newest first, and folders."""
+    root = Path(context.params.get("root") or "runs")
+    found = [path for path in _entries(root) if (path / "recipe.yaml").is_file()]
+    names = [path.name for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
+    return [*_beginning(["last", *names], incomplete)[:_MOST_RUNS], *_files(incomplete, set())]
+
+
+def checkpoints(context: typer.Context, incomplete: str) -> list[str]:
+    """Return `best`, `last` and the steps of the checkpoints of the run that is named before."""
+    from distrain.checkpoint.folder import committed, step_of
+    from distrain.errors import DistrainError
+    from distrain.runs import find_run
+
+    steps: list[str] = []
+    try:
+        run = find_run(str(context.params["reference"]), Path(context.params.get("root") or "runs"))
+        steps = [str(step_of(path)) for path in committed(run.checkpoints)]
+    except (DistrainError, KeyError, OSError):
+        pass  # nothing is said while a line is being typed
+    return _beginning(["best", "last", *steps], incomplete)
+
+
+def keys(incomplete: str) -> list[str]:
+    """Return the recipe's keys for --set, each with `=`; after it the values of a key that has only a few."""
+    from distrain.recipe import Recipe
+    from distrain.validation import keys_of
+
+    key, equals, _ = incomplete.partition("=")
+    if not equals:
+        return _beginning([f"{key}=" for key in keys_of(Recipe)], incomplete)
+    section: Any = Recipe
+    for part in key.split("."):
+        field = getattr(section, "model_fields", {}).get(part)
+        section = None if field is None else field.annotation
+    choices = (
+        ["true", "false"] if section is bool else [choice for choice in get_args(section) if isinstance(choice, str)]
+    )
+    return _beginning([f"{key}={choice}" for choice in choices], incomplete)
+
+
+def metrics(incomplete: str) -> list[str]:
+    """Return the metrics, behind those that are named already."""
+    from distrain.metrics import METRICS
+
+    before, comma, _ = incomplete.rpartition(",")
+    return _beginning([f"{before}{comma}{name}" for name in METRICS], incomplete)
+
+
+def devices(incomplete: str) -> list[str]:
+    """Return the kinds of devices."""
+    return _beginning(["cpu", "cuda"], incomplete)
+
+
+def launchers(incomplete: str) -> list[str]:
+    """Return the launchers."""
+    from distrain.launchers.profile import LauncherName
+
+    return _beginning(get_args(LauncherName), incomplete)
+
+
+def formats(incomplete: str) -> list[str]:
+    """Return the formats of an export."""
+    from distrain.cli.export import FILES
+
+    return _beginning(FILES, incomplete)
+
+
+def sources(incomplete: str) -> list[str]:
+    """Return the sources of data that are files."""
+    return _beginning(["imagefolder", "labelfolders", "manifest", "tensors", "torchvision."], incomplete)
+
+
+def _beginning(names: Iterable[str], incomplete: str) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def _files(incomplete: str, suffixes: set[str]) -> list[str]:
+    """Return the folders, and the files of a suffix, that a path may be continued to."""
+    folder, _, begun = incomplete.rpartition("/")
+    place = Path(f"{folder}/").expanduser() if "/" in incomplete else Path()
+    prefix = f"{folder}/" if "/" in incomplete else ""
+    found = [path for path in _entries(place) if path.name.startswith(begun) and not path.name.startswith(".")]
+    return [
+        f"{prefix}{path.name}{'/' if path.is_dir() else ''}"
+        for path in found
+        if path.is_dir() or path.suffix in suffixes
+    ]
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    try:
+        yield from sorted(folder.iterdir())
+    except OSError:
+        return
