@@ -54,6 +54,20 @@ def test_attempt_that_ends_within_a_second_has_said_where_it_began(run: RunDirec
         assert [heartbeat.step for heartbeat in run.read_heartbeats()] == [10]
 
 
+def test_time_left_is_that_of_the_steps_left_at_the_pace_of_this_attempt(run: RunDirectory) -> None:
+    status = Status(step=10, total_steps=20, train_seconds=1000)
+    status.begin_attempt(world_size=1, first_step=10)
+    with Heart(run, rank=0) as beating:
+        beating.begin(status)
+        assert run.read_status().eta_s is None
+        beating.step = 14  # four steps of this attempt, six are left
+        wait_until(lambda: beating.train_seconds > 1000.1, "a tenth of a second")
+        beating.beat()
+        found = run.read_status()
+        assert found.eta_s == pytest.approx((found.train_seconds - 1000) / 4 * 6, rel=0.05)
+        assert found.train_seconds > 1000.1
+
+
 @pytest.mark.parametrize("duty", ["hear", "write_heartbeat", "write_status", "at_beat"])
 def test_heartbeat_outlives_what_one_of_its_duties_raises(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, duty: str

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.metrics import confusion_matrix
 
 from distrain.examine.findings import read_answers
 from distrain.rundir import RunDirectory
@@ -48,10 +49,10 @@ def test_every_sample_has_its_answer_and_the_worst_are_shown(run: Path) -> None:
     answers = read_answers(RunDirectory(folder))
     wrong = answers.targets != answers.predictions
     assert answers.confusion.sum() == len(wrong) == 359
-    assert answers.confusion.trace() == (~wrong).sum()
+    assert np.array_equal(answers.confusion, confusion_matrix(answers.targets, answers.predictions))
     mistakes = json.loads((folder / "findings.json").read_text())["mistakes"]
     worst = np.argmax(np.where(wrong, answers.scores, 0))
-    assert mistakes[0]["index"] == worst
+    assert (mistakes[0]["index"], mistakes[0]["badness"]) == (worst, answers.scores[worst])
     assert mistakes[0]["prediction"] == str(answers.predictions[worst])
     assert "F1" in out
     assert f"mistake     sample {worst}: is {answers.targets[worst]}, said {answers.predictions[worst]}" in out

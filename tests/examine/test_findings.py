@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from sklearn import metrics as sk
 
 from distrain.examine.findings import confused_pairs, results_of_classes
 
@@ -23,3 +24,13 @@ def test_pairs_are_told_by_how_often_they_are_confused() -> None:
         ("dog", "cat", 3),
     ]
     assert confused_pairs(NAMES, np.eye(3, dtype=np.int64), 5) == []
+
+
+def test_shares_are_those_of_scikit_learn() -> None:
+    draws = np.random.default_rng(2)
+    truth, answers = draws.integers(0, 3, 60), draws.integers(0, 3, 60)
+    precision, recall, f1, samples = sk.precision_recall_fscore_support(truth, answers)
+    for label, row in enumerate(results_of_classes(NAMES, sk.confusion_matrix(truth, answers))):
+        assert row.samples == samples[label]
+        found = (row.precision, row.accuracy, row.f1)  # the accuracy of a class is its recall
+        assert found == pytest.approx((precision[label], recall[label], f1[label]))

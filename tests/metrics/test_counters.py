@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sklearn import metrics as sk
 from torchmetrics.functional import classification
 
 from distrain.metrics import Target
@@ -70,3 +71,22 @@ def test_metrics_are_those_of_torchmetrics_on_all_samples_at_once(target: Target
     found = measure(target, " ".join(expected), *batches)
     for name, value in expected.items():
         assert found[name] == pytest.approx(value.item(), abs=1e-6), name
+
+
+@pytest.mark.parametrize("target", ["class", "labels"])
+def test_rates_are_those_of_scikit_learn_also_where_a_class_is_missing(target: Target) -> None:
+    generator = torch.Generator().manual_seed(7)
+    logits, truth = torch.randn(50, 7, generator=generator), torch.randn(50, 7, generator=generator)
+    logits[:, 2] -= 9  # never the answer
+    truth[:, 4] -= 9  # never there
+    if target == "class":
+        targets, answers = truth.argmax(dim=1), logits.argmax(dim=1)
+        expected = {"top1": sk.accuracy_score(targets, answers)}
+    else:
+        targets, answers = (truth > 0).float(), (logits > 0).float()
+        expected = {"exact_match": sk.accuracy_score(targets, answers)}
+    present = range(7) if target == "labels" else sorted({*targets.tolist(), *answers.tolist()})
+    rates = {"f1": sk.f1_score, "precision": sk.precision_score, "recall": sk.recall_score}
+    for name, rate in rates.items():
+        expected[name] = rate(targets, answers, average="macro", zero_division=0, labels=list(present))
+    assert measure(target, " ".join(expected), (logits, targets)) == pytest.approx(expected, abs=1e-7)

@@ -1,5 +1,8 @@
 """A small training that keeps its initial weights and everything that the network was trained on, for a replay."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +84,7 @@ class Trained:
     checkpoint: dict[str, Any]  # the newest one's state
     weights: dict[str, torch.Tensor]  # of that checkpoint, or their moving averages
     initial: dict[str, torch.Tensor]
+    lines: list[str]  # that the terminal shows of evaluations
     inputs: list[list[torch.Tensor]]  # of each rank
     shares: list[list[torch.Tensor]]
 
@@ -128,6 +132,7 @@ def train(folder: Path, overrides: list[str], processes: int) -> Trained:
         checkpoint=read(newest).state,
         weights=read_model(newest),
         initial=logs[0]["initial"],
+        lines=logs[0]["lines"],
         inputs=[log["inputs"] for log in logs],
         shares=[log["shares"] for log in logs],
     )
@@ -143,8 +148,31 @@ def _train(world: World, path: Path) -> None:
         shares.clear()
         return run_to_end(*arguments)
 
-    with pytest.MonkeyPatch.context() as patch, Heart(run, rank=world.rank) as heart:
+    lines = _Lines()
+    with pytest.MonkeyPatch.context() as patch, lines.of("distrain.sinks.console"), Heart(run, world.rank) as heart:
         patch.setattr(engine, "run_to_end", begin_to_log)
         assert engine.train(read_recipe(run.recipe), profile, run, world, heart)
         world.barrier()
-    torch.save({"initial": initial, "inputs": inputs, "shares": shares}, path.parent / f"log-{world.rank}.pt")
+    log = {"initial": initial, "inputs": inputs, "shares": shares, "lines": lines.told}
+    torch.save(log, path.parent / f"log-{world.rank}.pt")
+
+
+class _Lines(logging.Handler):
+    """Keeps what a module logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.told.append(record.getMessage())
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        logger = logging.getLogger(name)
+        level = logger.level
+        logger.setLevel(logging.INFO)
+        logger.addHandler(self)
+        yield
+        logger.removeHandler(self)
+        logger.setLevel(level)

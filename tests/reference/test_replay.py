@@ -1,6 +1,6 @@
 """A whole run, replayed in plain PyTorch: the same losses, learning rates, evaluations and weights in the end."""
 
-import math
+import re
 from pathlib import Path
 
 import pytest
@@ -81,19 +81,33 @@ def check(folder: Path, overrides: list[str], processes: int) -> None:
         for start in range(0, samples, per_epoch):
             assert len(set(numbers[start : start + per_epoch])) == per_epoch <= NUM_TRAIN
 
-    before, last = 0, {}
+    before, last, seconds = 0, {}, 0.0
     for record in trained.records:
         step = int(record["step"])
         assert record["epoch"] == round(step / spe, 4)
         if "train/loss" in record:
             assert record["train/loss"] == pytest.approx(plain.mean_loss(before, step), abs=1e-6)
             assert record["train/lr"] == pytest.approx(plain.rates[step], rel=1e-12)
+            num_samples = sum(count for at, (_, count) in plain.losses.items() if before < at <= step)
+            seconds += num_samples / record["train/samples_per_s"] + record.get("checkpoint/blocked_s", 0.0)
             before = step
         if "val/loss" in record:
             last = {name: value for name, value in record.items() if name.startswith("val/")}
             assert last == pytest.approx(plain.evaluations[step], abs=2e-6, nan_ok=True)
     assert before == steps
     assert sum("val/loss" in record for record in trained.records) == len(plain.evaluations)
+
+    told = [
+        re.search(r"step (\d+)/\d+ +loss ([\d.]+) +val loss ([\d.]+) +top-1 ([\d.]+)%", line) for line in trained.lines
+    ]
+    assert [int(line[1]) for line in told if line] == list(plain.evaluations)
+    for line, (step, evaluation) in zip(told, plain.evaluations.items(), strict=True):
+        assert line is not None
+        of_epoch = plain.mean_loss((step - 1) // spe * spe, step)
+        assert [float(number) for number in line.groups()[1:]] == pytest.approx(
+            [of_epoch, evaluation["val/loss"], 100 * evaluation["val/top1"]], abs=6e-3, rel=0
+        )
+        assert float(line[2]) == pytest.approx(of_epoch, abs=6e-5)
 
     for name, value in plain.weights.items():
         assert (trained.weights[name] - value).abs().max() < 2e-6, name
@@ -104,7 +118,7 @@ def check(folder: Path, overrides: list[str], processes: int) -> None:
     assert {name: value for name, value in status.last.items() if name.startswith("val/")} == last
     best = max(plain.evaluations, key=lambda step: (plain.evaluations[step]["val/top1"], -step))
     assert status.best["step"] == best
-    assert math.isfinite(status.train_seconds)
+    assert 0 < seconds < status.train_seconds, "steps and saves are parts of the training"
 
 
 @pytest.mark.parametrize("overrides", ALONE.values(), ids=ALONE)
