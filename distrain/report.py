@@ -16,6 +16,7 @@ from distrain.error_reports import read_errors
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile, read_profile
 from distrain.metrics import ALWAYS_MEASURED, METRICS, in_words, number_in_words
+from distrain.own_code import is_out_of_memory
 from distrain.process import IN_WORDS
 from distrain.recipe import Recipe, read_recipe
 from distrain.rundir import RunDirectory, Status
@@ -27,7 +28,6 @@ _BARS = "▁▂▃▄▅▆▇█"
 _MOST_BARS = 100
 _OF_CLASS = "val/top1/"
 _MOST_CLASSES = 20  # in a summary
-_OUT_OF_MEMORY = ("outofmemoryerror", "memoryerror", "can't allocate memory", "cannot allocate memory")
 
 
 def print_header(console: Console, recipe: Recipe, profile: Profile, batching: Batching, run: RunDirectory) -> None:
@@ -297,8 +297,7 @@ def _newest_checkpoint(run: RunDirectory) -> str:
 
 def _advice(run: RunDirectory, error: dict[str, Any]) -> str | None:
     """Return what to change in a recipe that wants more memory than there is; None for any other failure."""
-    words = f"{error['type']}: {error['message']}".lower()
-    if not any(sign in words for sign in _OUT_OF_MEMORY):
+    if not is_out_of_memory(error["type"], error["message"]):
         return None
     recipe, profile = read_recipe(run.recipe), read_profile(run.profile)
     wanted = run.read_micro_batch_size() or recipe.train.micro_batch_size

@@ -237,8 +237,9 @@ def _conclude(console: Console, run: RunDirectory, ending: Ending, *, is_new: bo
             console.print(errors[0]["traceback"].rstrip(), markup=False)
         if is_new and not any(run.checkpoints.iterdir()) and read_profile(run.profile).nodes == 1:
             run.remove([run.path.parent] if run.path.parent == RUNS.absolute() else [])
+        more = "; --verbose prints the traceback" if errors[0].get("is_mistake") and not (verbose or run.exists) else ""
         Console(stderr=True, highlight=False).print(
-            f"distrain: {on_one_line(str(errors[0]['message']))}", markup=False, soft_wrap=True
+            f"distrain: {on_one_line(str(errors[0]['message']))}{more}", markup=False, soft_wrap=True
         )
         if run.exists:
             report.print_way_back(console, run)

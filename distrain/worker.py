@@ -23,6 +23,7 @@ from distrain.flight_recorder import FlightRecorder
 from distrain.heart import Heart
 from distrain.launchers.profile import read_profile
 from distrain.launchers.stall import collective_timeout_s
+from distrain.own_code import find_mistake
 from distrain.preload import preload
 from distrain.process import die_with_parent, hold_signals, is_orphan
 from distrain.recipe import read_recipe
@@ -73,6 +74,7 @@ def run_worker(
     if owns_process and not is_shown:
         _redirect_output(run.log(rank))
     heart = Heart(run, rank, stop=stop)
+    recipe = None
     try:
         _answer_stack_requests(run, rank, owns_process=owns_process)
         recipe, profile = read_recipe(run.recipe), read_profile(run.profile)
@@ -108,10 +110,13 @@ def run_worker(
     except BaseException as error:  # noqa: BLE001 - it is reported whole, and the exit code says that the run failed
         if isinstance(error, KeyboardInterrupt) and stop.is_set() and run.saves_nothing:
             return ExitCode.STOPPED
+        mistake = None if recipe is None else find_mistake(error, recipe, run, step=heart.step)
+        sentence = str(error) if isinstance(error, DistrainError) else mistake
+        if owns_process and sentence is not None:  # distrain's launcher tells it; another one would not
+            print(f"distrain: {sentence}", file=sys.stderr, flush=True)
         code = error.exit_code if isinstance(error, DistrainError) else ExitCode.FAILED
-        if owns_process and isinstance(error, DistrainError):  # distrain's launcher tells it; another one would not
-            print(f"distrain: {error}", file=sys.stderr, flush=True)
-        _report(run, rank, heart.step, error, code)
+        code = code if mistake is None else ExitCode.BAD_INPUT
+        _report(run, rank, heart.step, error, code, mistake=mistake)
         if on_error is not None:
             on_error(error)
         return code
@@ -180,8 +185,10 @@ def _report_end(run: RunDirectory, rank: int, heart: Heart, error: BaseException
         write_last_words(f"failed at step {heart.step}: {describe_end(error)}; log {run.log(rank)}\n")
 
 
-def _report(run: RunDirectory, rank: int, step: int, error: BaseException, code: ExitCode) -> None:
-    """Write what ended this rank where the launcher reads it."""
+def _report(
+    run: RunDirectory, rank: int, step: int, error: BaseException, code: ExitCode, *, mistake: str | None = None
+) -> None:
+    """Write what ended this rank where the launcher reads it; `mistake` is one of the user's code, in a sentence."""
     text = "".join(traceback.format_exception(error))
     log.error("%s", text)
     report = {
@@ -190,10 +197,12 @@ def _report(run: RunDirectory, rank: int, step: int, error: BaseException, code:
         "host": socket.gethostname(),
         "step": step,
         "type": type(error).__name__,
-        "message": describe_end(error) or str(error).strip() or type(error).__name__,
+        "message": mistake or describe_end(error) or str(error).strip() or type(error).__name__,
         "exit_code": int(code),
         "is_consequence": is_consequence(error),  # of another rank's end
-        "is_final": isinstance(error, DistrainError),  # what distrain itself gives up is not tried again
+        # What distrain itself gives up is not tried again.
+        "is_final": isinstance(error, DistrainError) or mistake is not None,
+        "is_mistake": mistake is not None,
         "traceback": text,
     }
     try:

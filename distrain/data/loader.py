@@ -19,6 +19,7 @@ from distrain.data.source import Batch, DatasetSource, Empty, Source, TensorSour
 from distrain.data.threads import ReadSample, Sample, read_in_threads
 from distrain.data.transforms import DrawnTransforms, Transforms
 from distrain.errors import DataError, RecipeError
+from distrain.exits import own_frame
 from distrain.generators import seed_generators
 from distrain.seeds import Purpose
 
@@ -95,10 +96,19 @@ class BatchReader:
                     image = drawn.apply_leading(image, position, place)
                 except ValueError as error:
                     raise self._refused(indices[position], error) from None
-                image = drawn.apply_seeded_rest(image, position)
+                image = self._transform_seeded(drawn, image, position, indices[position])
             return image, target
 
         return read
+
+    def _transform_seeded(self, drawn: DrawnTransforms, image: torch.Tensor, position: int, index: int) -> torch.Tensor:
+        """Return an image after the transforms that may draw anything; what the user's own raise is theirs to read."""
+        try:
+            return drawn.apply_seeded_rest(image, position)
+        except Exception as error:
+            if isinstance(error, DataError | MemoryError) or own_frame(error) is not None:
+                raise
+            raise self._refused(index, error) from error
 
     def _gather(self, images: torch.Tensor, targets: torch.Tensor, micro_batch: MicroBatch) -> Batch:
         drawn = None if self.transforms is None else self.transforms.draw(micro_batch, seed=self.seed)
@@ -111,9 +121,10 @@ class BatchReader:
         except ValueError as error:
             raise self._refused(int(micro_batch.indices[0]), error) from None
 
-    def _refused(self, index: int, error: ValueError) -> DataError:
+    def _refused(self, index: int, error: Exception) -> DataError:
+        reason = " ".join(str(error).split()) or type(error).__name__
         return DataError(
-            f"{self.source.describe(index)} cannot be transformed ({error}); change augment.train or .eval"
+            f"{self.source.describe(index)} cannot be transformed ({reason}); change augment.train or .eval"
         )
 
     def _read_each(self, micro_batch: MicroBatch, empty: Empty, note: Note) -> Batch:
