@@ -14,6 +14,8 @@ from distrain.encoding import on_one_line
 from distrain.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+# What pictures end in that are not read, in lower case: their formats, or their suffixes.
+UNREAD_SUFFIXES = frozenset({".avif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".psd", ".svg", ".tga"})
 SYSTEM_FOLDERS = frozenset(  # in lower case
     {
         "#recycle",
@@ -58,6 +60,7 @@ class Walk:
         self.files: list[str] = []
         self.folders: list[str] = []
         self.links: list[str] = []
+        self.unread: list[str] = []  # pictures, by their suffix
 
     def look_in(self, folder: str | Path) -> tuple[list[str], list[str]]:
         """Return the names of the folders and of the other files in a folder, sorted, without what is passed over.
@@ -120,6 +123,14 @@ class Walk:
                 else f"{len(self.links):,} links to folders that are"
             )
             found.append(f"{self._root}: did not follow {which} read anyway ({self._name_first(self.links)})")
+        if self.unread:
+            which = (
+                "1 picture whose suffix is"
+                if len(self.unread) == 1
+                else f"{len(self.unread):,} pictures whose suffix is"
+            )
+            advice = "save as .jpg or .png"
+            found.append(f"{self._root}: skipped {which} not read ({self._name_first(self.unread)}); {advice}")
         return list(map(on_one_line, found))
 
     def _scan(self, path: str) -> "tuple[list[os.DirEntry[str]], list[os.DirEntry[str]], list[str]]":
@@ -140,12 +151,14 @@ class Walk:
                             folders.append(entry)
                     elif name[0] == ".":
                         self.files.append(entry.path)
-                    elif name[name.rfind(".") :].lower() in IMAGE_SUFFIXES:
+                    elif (suffix := name[name.rfind(".") :].lower()) in IMAGE_SUFFIXES and not _is_device(entry):
                         images.append(entry)
                     elif name.lower() in SYSTEM_FILES:
                         self.files.append(entry.path)
                     else:
                         others.append(entry.path)
+                        if suffix in UNREAD_SUFFIXES:
+                            self.unread.append(entry.path)
         except OSError as error:
             raise DataError(f"folder {path} cannot be read ({error.strerror}); change its permissions") from None
         return folders, images, others
@@ -191,6 +204,14 @@ def _inode(entry: "os.DirEntry[str]") -> int:
         return entry.stat().st_ino
     except OSError:  # a dangling link
         return entry.inode()
+
+
+def _is_device(entry: "os.DirEntry[str]") -> bool:
+    """Whether what is no folder is no file either: a pipe, for which a reader would wait, a socket, a device."""
+    try:
+        return not (entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)))  # noqa: PTH110
+    except OSError:  # a link to itself
+        return False
 
 
 def _is_below(path: str, folder: str) -> bool:

@@ -72,7 +72,9 @@ NO_IMAGE = ImageFacts(0, 0, 0, NO_DIGEST, "")
 
 
 def find_image(path: str) -> ImageFacts:
-    """Say of a file that has no image suffix whether it holds an image all the same, by its first bytes."""
+    """Say of what has no image suffix whether it holds an image all the same, by its first bytes."""
+    if not os.path.isfile(path):  # noqa: PTH113 - nor is it opened: a pipe would be waited for
+        return NO_IMAGE
     try:
         with Image.open(path) as image:
             return ImageFacts(*image.size, Trait.UNNOTICED, NO_DIGEST, str(image.format))

@@ -11,6 +11,7 @@ from distrain.data.repeats import find_repeats
 from distrain.data.requirements import check_requirements
 from distrain.data.walk import Walk, images_below
 from distrain.errors import DataError
+from distrain.inspect.decoding import NO_IMAGE, find_image
 from distrain.recipe import Data
 from tests.data.writing import write
 
@@ -87,6 +88,23 @@ def test_what_is_skipped_is_counted_in_one_line(folder: Path) -> None:
     assert notes(folder) == [
         "DIR: skipped as hidden or the system's: 3 files (val/cat/._0.png, ...) and 1 folder (train/__MACOSX)"
     ]
+
+
+def test_pictures_of_formats_that_are_not_read_are_said(folder: Path) -> None:
+    for name in ("train/cat/x.HEIC", "val/dog/y.jfif", "val/dog/notes.txt"):
+        (folder / name).touch()
+    assert read(folder) == PLAIN
+    assert notes(folder) == [
+        "DIR: skipped 2 pictures whose suffix is not read (train/cat/x.HEIC, ...); save as .jpg or .png"
+    ]
+
+
+def test_pipe_with_the_name_of_an_image_is_not_waited_for(folder: Path) -> None:
+    os.mkfifo(folder / "train/cat/x.png")
+    (folder / "train/dog/x.png").symlink_to("../cat/x.png")
+    (folder / "train/dog/self.png").symlink_to("self.png")
+    assert read(folder) == {**PLAIN, "train/dog": [*PLAIN["train/dog"], "train/dog/self.png"]}
+    assert find_image(str(folder / "train/cat/x.png")) == NO_IMAGE
 
 
 def test_folder_that_is_named_is_read_whatever_it_is_called(tmp_path: Path) -> None:
