@@ -48,6 +48,7 @@ from distrain.seeds import Purpose
 from distrain.session import Session
 from distrain.skipping import SkippedSteps
 from distrain.stop_agreement import StopAgreement
+from distrain.stored_weights import read_stored
 from distrain.telemetry import LossMeter, Stopwatch
 from distrain.tracing import Tracer
 from distrain.trial import check_state, try_network, undisturbed
@@ -281,9 +282,10 @@ def _build_model(recipe: Recipe, wants: str | None, source: Source, *, in_channe
 
 
 def _draw_model(recipe: Recipe, config: Model, source: Source, *, in_channels: int, world: World) -> nn.Module:
+    stored = read_stored(config)
     seed_generators(recipe.train.seed, Purpose.MODEL_INIT)
     with world.main_first():  # rank 0 downloads weights that are not there yet
-        return build_model(config, num_classes=len(source.classes), in_channels=in_channels)
+        return build_model(config, num_classes=len(source.classes), in_channels=in_channels, stored=stored)
 
 
 def _copy_for_sinks(recipe: Recipe, model: nn.Module) -> nn.Module | None:

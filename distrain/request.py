@@ -11,6 +11,7 @@ from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile
 from distrain.recipe import Recipe, load_recipe, read_recipe
 from distrain.rundir import DYING_S, RunDirectory, Status, new_run_directory, write_atomically
+from distrain.warm_start import pin_weights
 
 DEFAULT_RECIPE = "digits"
 RUNS = Path("runs")
@@ -26,9 +27,11 @@ def resolve_run(
     existing = RunDirectory(path.absolute()) if path is not None else None
     if existing is None or not existing.exists:
         recipe, changes = _load(reference or DEFAULT_RECIPE, overrides, data, aids)
-        return existing or new_run_directory(recipe.name, RUNS.absolute()), recipe, changes
+        run = existing or new_run_directory(recipe.name, RUNS.absolute())
+        return run, pin_weights(recipe, run, stored=None, root=RUNS), changes
     stored = read_recipe(existing.recipe)
     recipe, changes = _load(reference or str(existing.recipe), overrides, data, aids)
+    recipe = pin_weights(recipe, existing, stored=stored, root=RUNS)
     if changed := _differences(stored.identity, recipe.identity):
         raise RunError(
             f"run directory {existing.path} holds a recipe with another {changed[0]}; "

@@ -35,15 +35,17 @@ def find_runs(root: Path) -> list[RunDirectory]:
     return sorted(filter(_is_run, runs), key=_began)
 
 
-def find_run(reference: str, root: Path) -> RunDirectory:
+def find_run(reference: str, root: Path, *, excluding: RunDirectory | None = None) -> RunDirectory:
     """Find a run by its path, its name below `root`, or the beginning of its name; `last` is the newest.
 
-    Raises `RunError` where none or several match.
+    One to be left out, `excluding`, is not found by the beginning of its name or as the newest. Raises `RunError` where
+    none or several match.
     """
     for path in (Path(reference).expanduser(), root / reference):
         if (run := RunDirectory(path if path.name not in {"", ".."} else path.resolve())).exists:  # `.` has no name
             return run
-    runs = find_runs(root)
+    left_out = None if excluding is None else excluding.path.absolute()
+    runs = [run for run in find_runs(root) if run.path.absolute() != left_out]
     if reference == "last" and runs:
         return runs[-1]
     matches = [run for run in runs if run.path.name.startswith(reference)]
@@ -55,14 +57,19 @@ def find_run(reference: str, root: Path) -> RunDirectory:
 
 
 def find_checkpoint(
-    reference: str, root: Path, *, must_be_best: bool, which: str | None = None
+    reference: str,
+    root: Path,
+    *,
+    must_be_best: bool,
+    which: str | None = None,
+    excluding: RunDirectory | None = None,
 ) -> tuple[RunDirectory, Path, str]:
     """Find a checkpoint to use by its own path, or by its run as `find_run` does; nothing in it is verified.
 
     Of a run it is `which`, a step, `best` or `last`, if that is given, else the best by evaluation. Where that was not
     kept, and unless it `must_be_best`, it is the strongest of those that are, or the newest where none of them was
-    evaluated. Returns the run, the checkpoint's folder, and in a few words why it is this one. Raises `RunError` where
-    there is none.
+    evaluated. `excluding` is as in `find_run`. Returns the run, the checkpoint's folder, and in a few words why it is
+    this one. Raises `RunError` where there is none.
     """
     if must_be_best and which is not None:
         raise RunError(f"{which} and --best both choose the checkpoint; leave one out")
@@ -79,7 +86,7 @@ def find_checkpoint(
                 f"{reference} is one checkpoint, and {which or '--best'} chooses among those of a run; leave one out"
             )
         return run, named, "as named"
-    run = find_run(reference, root)
+    run = find_run(reference, root, excluding=excluding)
     if which is not None:
         return run, checkpoint.choose(run.checkpoints, which), "as named"
     entries = checkpoint.take_inventory(run.checkpoints)

@@ -31,16 +31,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> "Bundle":
     Raises `BundleError` where the folder is no bundle, is damaged, or was written in another format; and
     `RecipeError` where the network or a transform is the user's own code and its module is not found.
     """
-    folder = Path(path).expanduser()
-    if not (folder / DESCRIPTION).is_file():
-        raise BundleError(f"{folder} is no bundle: it has no {DESCRIPTION}; `distrain export RUN` writes one")
-    description = _read_description(folder / DESCRIPTION)
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise BundleError(f"bundle {folder}: {WEIGHTS} cannot be read ({error}); export it again") from None
-    if digest(tensors) != description.weights_digest:
-        raise BundleError(f"bundle {folder}: {WEIGHTS} holds other bits than {DESCRIPTION} says; export it again")
+    description, tensors = read_bundle(Path(path).expanduser())
     return Bundle(description, tensors, device=torch.device(device))
 
 
@@ -118,6 +109,20 @@ class Bundle:
         elif self.description.target == "labels":
             outputs = outputs.sigmoid()
         return torch.as_tensor(outputs.cpu())  # synchronises the device
+
+
+def read_bundle(folder: Path) -> tuple[Description, Tensors]:
+    """Return what `bundle.json` says and the weights, verified; raises `BundleError` as `load` does."""
+    if not (folder / DESCRIPTION).is_file():
+        raise BundleError(f"{folder} is no bundle: it has no {DESCRIPTION}; `distrain export RUN` writes one")
+    description = _read_description(folder / DESCRIPTION)
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"bundle {folder}: {WEIGHTS} cannot be read ({error}); export it again") from None
+    if digest(tensors) != description.weights_digest:
+        raise BundleError(f"bundle {folder}: {WEIGHTS} holds other bits than {DESCRIPTION} says; export it again")
+    return description, tensors
 
 
 def _read_description(file: Path) -> Description:

@@ -80,16 +80,16 @@ def read_loss(path: Path) -> Tensors:
     return {name.removeprefix(LOSS): tensor for name, tensor in found.items()}
 
 
-def read_model(path: Path) -> Tensors:
+def read_model(path: Path, *, use_average: bool = True) -> Tensors:
     """Return the weights and buffers of a verified checkpoint by their names in the plain model, whole and on the CPU.
 
     Extra state of modules is among them, packed: `module_state.unpack` gives what `load_state_dict` takes.
 
-    Moving averages take the place of what they are averages of, as in evaluation. Raises `CheckpointError` as
-    `load_tensors` does.
+    Moving averages take the place of what they are averages of, as in evaluation, unless `use_average` is False. Raises
+    `CheckpointError` as `load_tensors` does.
     """
     reader = _SafeReader(path)
-    stored = _describe(reader)
+    stored = {name: e for name, e in _describe(reader).items() if use_average or not name.startswith(AVERAGE)}
     averages = {name for name in stored if name.startswith(AVERAGE) and not name.endswith(_NEVER_AVERAGED)}
     averaged = {f"{MODEL}{name.removeprefix(AVERAGE)}" for name in averages}
     tensors = _empty(

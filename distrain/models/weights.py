@@ -12,6 +12,7 @@ from distrain.errors import ModelError
 from distrain.models.heads import fit_channels
 from distrain.models.weight_files import read_content
 from distrain.models.weight_sets import Choice, Shapes, Stored, Weights, choose, find_entries
+from distrain.module_state import is_part_of, unpack
 from distrain.patterns import prefixes
 
 log = logging.getLogger(__name__)
@@ -56,9 +57,11 @@ def load_weights(
     if stored is None:
         stored = find_entries(read_content(Path(reference).expanduser(), title=title))
     state = model.state_dict()
-    expected = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}  # no extra state
+    expected = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     choice = choose(stored, shapes_of(expected), wanted=entry, title=title, key=ENTRY_KEY)
     tensors = {**choice.used.tensors, **_shared(expected, choice.used.tensors)}
+    packed = {name: tensor for name, tensor in tensors.items() if is_part_of(name, state.keys() - expected.keys())}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in packed}
     tensors = fit_first_layer(model, tensors)
     misfits = find_misfits(tensors, shapes_of(expected))
     fitting = {n: tensors[n] for n in expected if n in tensors and n not in misfits.misshaped}
@@ -67,7 +70,7 @@ def load_weights(
     if not is_partial and (bad := find_fault(misfits, tensors, expected, heads=heads, num_classes=num_classes)):
         raise ModelError(f"{title} does not fit the model: {bad}; model.partial=true loads what fits")
     _report(title, choice, misfits, tensors, expected)
-    model.load_state_dict({**state, **fitting})
+    model.load_state_dict({**state, **fitting, **unpack(packed)})  # packed is what is no tensor in a module's state
 
 
 def shapes_of(tensors: Weights) -> dict[str, list[int]]:
