@@ -73,11 +73,15 @@ class Precision:
     ) -> list[torch.Tensor]:
         """Clip the gradient's 2-norm to `clip_norm` and update the weights; float16 overflow skips the update.
 
-        Returns the 2-norms of the gradients before that, by weight, of sharded ones those of this rank's parts; none
-        where loss scaling has looked whether they are finite.
+        Returns the 2-norms of the gradients before that, by weight, of sharded ones those of this rank's parts. They
+        are left out on a CPU without clipping, and where loss scaling has looked whether the gradients are finite.
         """
         if not self._scaler.is_enabled():
-            norms = gradient_norms(weights) if clip_norm is None else clip_gradients(weights, clip_norm)
+            norms = []
+            if clip_norm is not None:
+                norms = clip_gradients(weights, clip_norm)
+            elif self._device_type != "cpu":
+                norms = gradient_norms(weights)
             update(optimizer)
             return norms
         if all(weight.grad is None for weight in weights):  # torch's scaler does not take a step without gradients
