@@ -25,6 +25,8 @@ _MUST_BE = {
     "bool_parsing": "true or false",
     "string_type": "text",
     "string_unicode": "text",
+    "string_too_long": "text no longer than {max_length}",
+    "string_too_short": "text no shorter than {min_length}",
     "string_pattern_mismatch": "a name of letters, digits, dots, dashes and underscores that begins with a letter or a "
     "digit",
     "none_required": "null",
@@ -60,12 +62,14 @@ def describe(error: ValidationError, model: type[BaseModel], tree: Any, *, noun:
         return f"{noun} is missing {key}, which has no default"
     if fault["type"] == "value_error":  # one of our own, which may name the key itself
         reason = on_one_line(str(fault["ctx"]["error"]))
-        return reason if "." in reason.split()[0] or not path else f"{_dotted(path)}: {reason}"
+        is_named = "." in reason.split()[0] and reason.partition(".")[0] in model.model_fields
+        return reason if is_named or not path else f"{_dotted(path)}: {reason}"
     if not path and not isinstance(tree, Mapping):
         return f"{noun} is {shown(tree)}, not a mapping of keys to values"
     if fault["loc"][-1] == "[key]" or fault["type"] == "invalid_key":
         section = fault["loc"][: -2 if fault["loc"][-1] == "[key]" else -1]
-        return f"{_dotted(_path(section, tree)) or noun}: its key {shown(fault['input'])} must be text; quote it"
+        key = _dotted(_path(section, tree))
+        return f"{key or noun} has a key {shown(fault['input'])}, which must be text; quote it"
     same = [other for other in faults if _path(other["loc"], tree) == path]
     return f"{_dotted(path)}={shown(_at(path, tree))}: must be {_expected(path, same, model, tree)}"
 
@@ -126,6 +130,8 @@ def _expected(path: Path, faults: list[ErrorDetails], model: type[BaseModel], tr
         hint = f"; {_AS_BOOLEAN}" if isinstance(value, bool) else nearest(str(value), options, count=1, cutoff=0.6)
     elif fault["type"] == "string_type" and isinstance(value, bool):
         hint = f"; {_AS_BOOLEAN}"
+    elif fault["type"] == "string_type" and isinstance(value, Mapping):
+        hint = "; quote what ends in a colon"
     elif fault["type"] == "string_type" and isinstance(value, int | float):
         hint = f'; quote it: "{value}"'
     elif fault["type"] in {"tuple_type", "list_type"} and isinstance(value, str | int | float):

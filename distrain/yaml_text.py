@@ -37,4 +37,4 @@ def read_yaml_text(text: str) -> Any:
     except RecursionError:
         raise YamlError("it is nested too deeply") from None
     except ValueError as error:  # a date or a number that does not exist, such as 2024-13-45
-        raise YamlError(str(error)) from None
+        raise YamlError(f"it holds a number or a date that is not one ({str(error).partition(';')[0]})") from None

@@ -138,7 +138,10 @@ def test_option_is_refused_by_its_own_name() -> None:
         ("eval.metrics=top1,f1", "eval.metrics=top1,f1: must be a list: [top1,f1]"),
         ("augment.mean=0.5", "augment.mean=0.5: must be a list: [0.5]"),
         ("augment.mean=[0.5, x]", "augment.mean.1=x: must be a number"),
-        ("model.arguments={1: 2}", "model.arguments: its key 1 must be text; quote it"),
+        ("model.arguments={1: 2}", "model.arguments has a key 1, which must be text; quote it"),
+        ("train.max_time=.h", "train.max_time: .h is not a time"),
+        ("data.delimiter=ab", "data.delimiter=ab: must be text no longer than 1"),
+        ("model.name={mine: null}", "model.name={mine: null}: must be text; quote what ends in a colon"),
         ("name=a/b", "name=a/b: must be a name of letters, digits"),
     ],
 )

@@ -40,13 +40,13 @@ def import_(
 
     Example: `distrain import ckpt.pth --model resnet18 --num-classes 10`
     """
+    if not file.is_file():
+        raise BundleError(f"there is no file {file}")
     target = file.with_suffix(".safetensors") if out is None else out.expanduser()
     if num_classes is not None and model is None:
         raise BundleError("--num-classes says how many outputs the --model has; name one")
     if target.suffix != ".safetensors":
         raise BundleError(f"--out {target} does not end in .safetensors")
-    if not file.is_file():
-        raise BundleError(f"there is no file {file}")
     check_file(target, may_replace=force)
     from distrain.bundle.foreign import read_foreign
     from distrain.bundle.write import save_tensors, whole_file

@@ -121,10 +121,13 @@ def keys(
     from rich.markup import escape
 
     from distrain import recipe as recipes
+    from distrain.messages import did_you_mean
+    from distrain.validation import similar_keys
 
     rows = [row for row in recipes.fields() if row[0].startswith(section)]
     if not rows:
-        raise RecipeError(f"no key begins with {section!r}; `distrain recipes keys` lists all")
+        near = did_you_mean(similar_keys(section, [row[0] for row in recipes.fields()]))
+        raise RecipeError(f"no key begins with {section!r}{near or '; `distrain recipes keys` lists all'}")
     if as_json:
         names = ("key", "type", "default", "meaning")
         typer.echo(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=1))

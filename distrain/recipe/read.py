@@ -86,8 +86,8 @@ def _find(reference: str) -> tuple[str, str]:
     recipes = builtin_recipes()
     if reference not in recipes:
         raise RecipeError(
-            f"unknown recipe {reference!r}{nearest(reference, recipes, count=1)}; "
-            f"`distrain recipes` lists them; name your own by its path, which ends in .yaml"
+            f"unknown recipe {reference!r}{nearest(reference, recipes, count=1) or ';'} `distrain recipes` lists them, "
+            "and your own is named by its path, which ends in .yaml"
         )
     return recipes[reference], reference
 
@@ -112,7 +112,7 @@ def _parse_yaml(text: str, reference: str) -> dict[str, Any]:
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not key.strip():
+    if not equals or not all(part.strip() for part in key.split(".")):
         raise RecipeError(f"--set {override} is not of the form section.key=value")
     try:
         value = read_yaml_text(text) if text else ""

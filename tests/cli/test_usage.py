@@ -32,8 +32,11 @@ SENTENCES = {
     ),
     "fit a\nb.yaml": r"recipe file a\nb.yaml does not exist; `distrain recipes init digits` writes one",
     "fit \x1b[31mred": (
-        r"unknown recipe '\x1b[31mred'; `distrain recipes` lists them; name your own by its path, which ends in .yaml"
+        r"unknown recipe '\x1b[31mred'; `distrain recipes` lists them, and your own is named by its path, which ends "
+        "in .yaml"
     ),
+    "import .": "there is no file .",
+    "recipes keys epochs": "no key begins with 'epochs'; did you mean train.epochs?",
 }
 
 
