@@ -69,7 +69,7 @@ def load_weights(
         raise ModelError(f"{title} does not fit the model: no name and shape is that of one of its weights")
     if not is_partial and (bad := find_fault(misfits, tensors, expected, heads=heads, num_classes=num_classes)):
         raise ModelError(f"{title} does not fit the model: {bad}; model.partial=true loads what fits")
-    _report(title, choice, misfits, tensors, expected)
+    _report(title, choice, misfits, tensors, expected, heads=heads)
     model.load_state_dict({**state, **fitting, **unpack(packed)})  # packed is what is no tensor in a module's state
 
 
@@ -150,7 +150,9 @@ def _shared(expected: Weights, state: Weights) -> Weights:
     return found
 
 
-def _report(title: str, choice: Choice, misfits: Misfits, tensors: Weights, expected: Weights) -> None:
+def _report(
+    title: str, choice: Choice, misfits: Misfits, tensors: Weights, expected: Weights, *, heads: Sequence[str]
+) -> None:
     used = choice.used
     origin = f", of {used.label!r}" if used.label else ""
     average = ", which is a moving average" if used.is_average else ""
@@ -160,8 +162,9 @@ def _report(title: str, choice: Choice, misfits: Misfits, tensors: Weights, expe
         layers = {name.rpartition(".")[0] for name in misfits.initialised}
         counters = [n for n in expected if n not in tensors and n.endswith(_COUNTER) and n.rpartition(".")[0] in layers]
         names = dict.fromkeys([*misfits.initialised, *counters])
-        log.info("  initialised anew, not loaded: %s", grouped(names, expected))
-    for name in misfits.misshaped[:MAX_GROUPS]:
+        log.info("  initialised anew, not loaded: %s%s", grouped(names, expected), _outputs(misfits, tensors, expected))
+    others = [name for name in misfits.misshaped if not any(head in prefixes(name) for head in heads)]
+    for name in others[:MAX_GROUPS]:
         log.info("  of another shape: %s is %s, wanted %s", name, _by(tensors[name]), _by(expected[name]))
     if misfits.unexpected:
         log.warning("%s: the model has no place for %s", title, grouped(misfits.unexpected, tensors))
@@ -170,6 +173,19 @@ def _report(title: str, choice: Choice, misfits: Misfits, tensors: Weights, expe
     if choice.others:
         example = f"{ENTRY_KEY}={choice.others[0]}"
         log.info("  other weights in it, not loaded: %s; %s loads those", ", ".join(choice.others), example)
+
+
+def _outputs(misfits: Misfits, tensors: Weights, expected: Weights) -> str:
+    """Return how many outputs the layers have that differ in nothing else; empty where there is not one such number."""
+    found = {
+        (len(tensors[name]), len(expected[name]))
+        for name in misfits.misshaped
+        if tensors[name].ndim and expected[name].ndim and tensors[name].shape[1:] == expected[name].shape[1:]
+    }
+    if len(found) != 1 or misfits.missing:
+        return ""
+    given, wanted = found.pop()
+    return f", with {wanted} outputs, where the file has {given}"
 
 
 def _by(tensor: torch.Tensor) -> str:
