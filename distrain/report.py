@@ -226,7 +226,7 @@ def print_run(console: Console, run: RunDirectory) -> None:
             console.print(f"{title:<11} {f'not kept: {words} has no checkpoint' if is_lost else words}")
     if status.skipped_batches:
         steps = ", ".join(str(batch.step) for batch in status.skipped_batches)
-        console.print(f"rollbacks   {status.rollbacks}, without the batch of step {steps}", soft_wrap=True)
+        console.print(f"rollbacks   {status.rollbacks}, each leaving out a batch: step {steps}", soft_wrap=True)
     for number, attempt in enumerate(status.attempts, start=1):
         began = time.strftime("%F %T", time.localtime(attempt.started))
         ended = state if number == len(status.attempts) else attempt.state  # one that died has left another word

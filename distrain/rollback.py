@@ -47,12 +47,12 @@ def leave_out(session: Session, error: NotFiniteError) -> list[SkippedBatch]:
     if batch.bad_samples:
         clue = f"in the pixels of {_name(session, batch.bad_samples)} there are values that are not finite"
     else:
-        unexplained = [*(earlier for earlier in before if not earlier.bad_samples), batch]
+        unexplained = [*(earlier for earlier in before if earlier.samples and not earlier.bad_samples), batch]
         common = sorted(set.intersection(*(set(each.samples) for each in unexplained)))
         clue = f"its samples: {_name(session, batch.samples)}"
         if len(unexplained) > 1 and common:
             steps = ", ".join(str(each.step) for each in unexplained)
-            clue = f"each of the batches left out (steps {steps}) has {_name(session, common)}"
+            clue = f"the batches left out (steps {steps}) have in common: {_name(session, common)}"
             if len(unexplained) >= LEAST_BATCHES and len(common) == 1:
                 batch.bad_samples = common
     if len(before) >= most:

@@ -12,7 +12,7 @@ from rich.console import Console
 from distrain import report
 from distrain.checkpoint import final_path
 from distrain.launchers.profile import Profile
-from distrain.rundir import RunDirectory, Status
+from distrain.rundir import RunDirectory, SkippedBatch, Status
 from distrain.runs import facts, resume_command
 
 CLASSES = Status(
@@ -167,3 +167,10 @@ def test_command_resumes_a_run_on_the_processes_that_it_had(tmp_path: Path, fiel
     profile = Profile.model_validate({"device": "cpu", "processes": 1, "threads": 1, **fields})
     run.profile.write_text(profile.to_yaml())
     assert resume_command(run) == words.format(run=f"'{run.path}'")
+
+
+def test_rollbacks_are_told_with_their_steps(tmp_path: Path) -> None:
+    skipped = [SkippedBatch(step=step, cause="the loss") for step in (2, 7)]
+    run = make_run(tmp_path / "run", CLASSES.model_copy(update={"skipped_batches": skipped}))
+    assert json.loads(run.status.read_text())["rollbacks"] == 2
+    assert "rollbacks   2, each leaving out a batch: step 2, 7" in told("print_run", run)
