@@ -9,6 +9,7 @@ from typing import Any
 
 from distrain.errors import RecipeError
 from distrain.exits import describe_end
+from distrain.messages import nearest
 
 
 def is_reference(text: str) -> bool:
@@ -33,7 +34,10 @@ def load_reference(text: str, *, key: str) -> Any:
             f"{key}={text}: there is no module {error.name!r} here; start distrain in its folder, or install it"
         ) from None
     if not hasattr(module, attribute):
-        raise RecipeError(f"{key}={text}: module {module_name} has no {attribute!r}")
+        names = [name for name in vars(module) if not name.startswith("_")]
+        raise RecipeError(
+            f"{key}={text}: module {module_name} has no {attribute!r}{nearest(attribute, names, count=1)}"
+        )
     return getattr(module, attribute)
 
 

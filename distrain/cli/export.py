@@ -11,6 +11,7 @@ from distrain.cli import complete
 from distrain.cli.options import AsJson, CheckpointName, Root, Trained
 from distrain.cli.place import check_file, check_folder
 from distrain.errors import BundleError
+from distrain.messages import joined, nearest
 
 if TYPE_CHECKING:
     from distrain.bundle import Bundle
@@ -64,7 +65,8 @@ def export(
     from distrain import runs
 
     if form not in FILES:
-        raise BundleError(f"there is no format {form!r}; take {', '.join(FILES)}")
+        hint = nearest(form, FILES, count=1, cutoff=0.6) or f"; use {joined(list(FILES))}"
+        raise BundleError(f"unknown format {form!r}{hint}")
     if (with_normalize or images) and form not in {"torch", "onnx"}:
         raise BundleError(f"--with-normalize and --images are for the formats torch and onnx, not for {form}")
     run, path, why = runs.find_checkpoint(reference, root, must_be_best=best, which=which)

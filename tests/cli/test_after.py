@@ -132,7 +132,7 @@ def test_import_takes_an_old_file_and_training_takes_what_it_wrote(folder: Path)
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["export", "run", "--format=tflite"], ["no format 'tflite'", "onnx"]),
+        (["export", "run", "--format=tflite"], ["unknown format 'tflite'", "onnx"]),
         (["export", "nothing"], ["no run 'nothing'"]),
         (["export", "empty"], ["no checkpoint in"]),
         (["export", "run/checkpoints/step-00000023", "--best"], ["--best chooses among"]),
