@@ -1,11 +1,13 @@
 """The best evaluation of a run is one of the trained network, and has a checkpoint."""
 
+import json
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from distrain import checkpoint, engine
+from distrain.checkpoint.verify import describe_files, read_manifest
 from distrain.heart import Heart
 from distrain.launchers.profile import Profile
 from distrain.recipe import load_recipe
@@ -36,7 +38,8 @@ WORSENING = [
 
 def train(path: Path, *overrides: str) -> Status:
     run = RunDirectory(path)
-    run.create()
+    if not run.checkpoints.exists():
+        run.create()
     profile = Profile(launcher="inprocess", device="cpu", processes=1, threads=torch.get_num_threads())
     recipe = load_recipe("digits", overrides=[*WORSENING, *overrides])
     with Heart(run, rank=0) as heart:
@@ -75,3 +78,20 @@ def test_run_that_keeps_no_best_calls_none_of_what_is_left_the_best(tmp_path: Pa
     assert ended.best["step"] == 3
     assert checkpoint_steps(tmp_path) == [20]
     assert checkpoint.find_best(checkpoint.take_inventory(tmp_path / "checkpoints")) is None
+
+
+def test_best_at_step_0_of_an_older_checkpoint_is_forgotten(tmp_path: Path) -> None:
+    train(tmp_path, "train={epochs: 5}", "checkpoint={keep_last: 9, every_steps: 3}")
+    run = RunDirectory(tmp_path)
+    for path in checkpoint.committed(run.checkpoints)[1:]:
+        checkpoint.remove(path)
+    (path,) = checkpoint.committed(run.checkpoints)
+    state = checkpoint.read(path).state
+    state["best"]["step"] = 0
+    (path / "state.json").write_text(json.dumps(state))
+    manifest = {**read_manifest(path), **describe_files([path / "state.json"])}
+    (path / "MANIFEST.json").write_text(json.dumps({"files": manifest}))
+    ended = train(tmp_path, "train={epochs: 5}", "checkpoint={keep_last: 1}")
+    assert ended.best is not None
+    assert ended.best["step"] == 6
+    assert checkpoint_steps(tmp_path) == [6, 20]

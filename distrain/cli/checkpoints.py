@@ -39,7 +39,8 @@ def list_checkpoints(reference: RunName, root: Root = Path("runs"), as_json: AsJ
     from distrain.metrics import ALWAYS_MEASURED, METRICS, number_in_words
 
     run = _find(reference, root)
-    rows = _facts(checkpoint.take_inventory(run.checkpoints))
+    entries = checkpoint.take_inventory(run.checkpoints)
+    rows = _facts(entries)
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
@@ -60,6 +61,8 @@ def list_checkpoints(reference: RunName, root: Root = Path("runs"), as_json: AsJ
         print_table(console, [Heading(title, is_right=True) for title in titles], cells)
     else:
         console.print(f"no checkpoints in {run.checkpoints}", markup=False)
+    if (step := checkpoint.run_best_step(entries)) is not None and checkpoint.find_best(entries) is None:
+        console.print(f"the best evaluation, at step {step}, has no checkpoint")
     if bad := sorted(path.name for path in run.checkpoints.glob("quarantine/step-*")):
         console.print(f"quarantined: {', '.join(bad)}", soft_wrap=True)
 

@@ -4,15 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from distrain.checkpoint.inventory import best_step, choose
-from distrain.checkpoint.retention import steps_to_keep
+from distrain.checkpoint.inventory import Entry, best_step, choose
+from distrain.checkpoint.retention import superfluous
 from distrain.errors import RunError
 from tests.checkpoint.making import make, save
 
 
-def scores(**given: float) -> list[tuple[int, float | None]]:
-    """Steps 10 to 60, some with an evaluation: s20=0.5 says that step 20 has a score of 0.5."""
-    return [(step, given.get(f"s{step}")) for step in range(10, 70, 10)]
+def entries(given: dict[str, float], *, run_best: int | None = None) -> list[Entry]:
+    """Checkpoints of steps 10 to 60, some with an evaluation: "s20": 0.5 says that step 20 has a score of 0.5."""
+    return [
+        Entry(Path(str(step)), step, 1, 0.0, None, score=given.get(f"s{step}"), run_best=run_best)
+        for step in range(10, 70, 10)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -35,13 +38,21 @@ def scores(**given: float) -> list[tuple[int, float | None]]:
 def test_last_k_best_and_every_nth_stay(
     given: dict[str, float], keep_last: int, keep_best: bool, keep_every_steps: int | None, kept: set[int]
 ) -> None:
-    found = scores(**given)
-    for order in (found, found[::-1]):
-        assert kept == steps_to_keep(order, keep_last=keep_last, keep_best=keep_best, keep_every_steps=keep_every_steps)
+    found = entries(given)
+    going = superfluous(found, keep_last=keep_last, keep_best=keep_best, keep_every_steps=keep_every_steps)
+    assert kept == {entry.step for entry in found if entry not in going}
+    assert going == sorted(going, key=lambda entry: entry.step)
+
+
+@pytest.mark.parametrize(("run_best", "kept"), [(20, {20, 60}), (35, {40, 60}), (None, {40, 60})])
+def test_best_that_stays_is_that_of_the_run_or_else_the_strongest(run_best: int | None, kept: set[int]) -> None:
+    found = entries({"s20": 0.5, "s40": 0.7}, run_best=run_best)
+    going = superfluous(found, keep_last=1, keep_best=True, keep_every_steps=None)
+    assert kept == {entry.step for entry in found if entry not in going}
 
 
 def test_nothing_is_kept_of_nothing() -> None:
-    assert steps_to_keep([], keep_last=3, keep_best=True, keep_every_steps=2) == set()
+    assert superfluous([], keep_last=3, keep_best=True, keep_every_steps=2) == []
     assert best_step([]) is None
 
 

@@ -52,6 +52,20 @@ def test_list_shows_step_size_evaluation_and_best(run: Path) -> None:
     assert "quarantined: step-00000046" in checkpoints("list", "run", run=run)
 
 
+def test_best_that_is_not_kept_is_said_and_no_other_is_called_so(run: Path) -> None:
+    file = run / "checkpoints" / "step-00000069" / "state.json"
+    state = json.loads(file.read_text())
+    state["best"]["step"] = 35
+    file.write_text(json.dumps(state))
+    text = checkpoints("list", "run", run=run)
+    assert text.count("best") == 1
+    assert "the best evaluation, at step 35, has no checkpoint" in text
+    assert not any(row["best"] for row in json.loads(checkpoints("list", "run", "--json", run=run)))
+    done = distrain("checkpoints", "consolidate", "run", "best", "model.safetensors", cwd=run.parent)
+    assert_one_sentence(done, "the best evaluation, at step 35, has no checkpoint in")
+    assert not (run.parent / "model.safetensors").exists()
+
+
 def test_verify_finds_the_damage_and_moves_nothing(run: Path) -> None:
     assert checkpoints("verify", "run", run=run).count("good") == 3
     damage(run / "checkpoints" / "step-00000046" / "__0_0.distcp", "flipped")
