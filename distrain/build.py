@@ -34,7 +34,7 @@ from distrain.metrics.choice import choose_metrics
 from distrain.microbatch import memory_limit_bytes, settle_micro_batch_size, try_micro_batch_sizes
 from distrain.mixing import Preparation, check_mixing, check_sizes
 from distrain.models.copies import copy_network
-from distrain.models.freezing import Freezing, end_steps, freeze
+from distrain.models.freezing import Freezing, check_something_trains, end_steps, freeze
 from distrain.models.initial import NUM_IMAGES, initialize
 from distrain.models.zoo import build_model, heads_of
 from distrain.optim import build_optimizer, build_schedule
@@ -118,6 +118,8 @@ def build_session(
     heads = heads_of(recipe.model, model)
     thaw_steps = freeze(recipe.model, model, heads=heads, steps_per_epoch=order.steps_per_epoch)
     ends = end_steps(recipe.model, model, heads=heads, steps_per_epoch=order.steps_per_epoch)
+    if not has_checkpoint:
+        check_something_trains(model, thaw_steps, ends, steps_per_epoch=order.steps_per_epoch, total_steps=total_steps)
     settings = plan_settings(recipe.optimizer, model, heads=heads, example=shown_images.cpu())
     if recipe.train.micro_batch_size == "auto":
         with undisturbed(loss_function):

@@ -60,6 +60,36 @@ def end_steps(config: Model, model: nn.Module, *, heads: Sequence[str], steps_pe
     return steps
 
 
+def check_something_trains(
+    model: nn.Module,
+    thaw_steps: ThawSteps,
+    ends: Mapping[str, int],
+    *,
+    steps_per_epoch: int,
+    total_steps: int,
+) -> None:
+    """Raise `ModelError` for the first of the `total_steps` steps in which every weight is frozen.
+
+    `thaw_steps` and `ends` are what `freeze` and `end_steps` give for the network.
+    """
+    names = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    spans = [(thaw_steps.get(name, 0), ends.get(name, math.inf)) for name in names]
+    step = 0.0
+    while step < total_steps:
+        furthest = max((end for start, end in spans if start <= step), default=0)
+        if furthest <= step:
+            break
+        step = furthest
+    if step >= total_steps or not names:
+        return
+    thaws = [start for start, end in spans if step < start < min(end, total_steps)]
+    until = f"to epoch {min(thaws) / steps_per_epoch:g}" if thaws else "on"
+    raise ModelError(
+        f"model.freeze_epochs leaves no weight to train from epoch {step / steps_per_epoch:g} {until}; remove a weight "
+        f"from it, freeze it later, or train for fewer epochs"
+    )
+
+
 def _first_step(epoch: float, steps_per_epoch: int) -> int:
     return math.ceil(round(epoch * steps_per_epoch, 6))  # 0.1 x 30 is a little more than 3
 

@@ -17,7 +17,7 @@ from distrain.checkpoint.tensors import digest, gather_tensors
 from distrain.data.order import TrainOrder
 from distrain.data.sampling import uniform_places
 from distrain.errors import ModelError
-from distrain.models.freezing import Freezing, end_steps, freeze
+from distrain.models.freezing import Freezing, check_something_trains, end_steps, freeze
 from distrain.models.zoo import build_model, heads_of
 from distrain.optim import build_optimizer
 from distrain.parallel import Parallel
@@ -42,10 +42,10 @@ class Training:
         self.config = Model(name="digits-cnn", **config)
         self.model = build_model(self.config, num_classes=10, in_channels=1)
         heads = heads_of(self.config, self.model)
-        thaw_steps = freeze(self.config, self.model, heads=heads, steps_per_epoch=STEPS_PER_EPOCH)
+        self.thaw_steps = freeze(self.config, self.model, heads=heads, steps_per_epoch=STEPS_PER_EPOCH)
         self.parallel = make(self.model)
-        ends = end_steps(self.config, self.model, heads=heads, steps_per_epoch=STEPS_PER_EPOCH)
-        self.freezing = Freezing(self.model, thaw_steps, ends)
+        self.ends = end_steps(self.config, self.model, heads=heads, steps_per_epoch=STEPS_PER_EPOCH)
+        self.freezing = Freezing(self.model, self.thaw_steps, self.ends)
         self.optimizer = build_optimizer(Optimizer.model_validate({"lr": 0.1, **optimizer}), self.model)
 
     def step(self, step: int, clip_norm: float | None = None) -> dict[str, torch.Tensor]:
@@ -170,3 +170,36 @@ def test_norm_layer_without_weights_is_frozen_with_the_layer_around_it() -> None
 def test_what_cannot_be_frozen_is_one_sentence(config: dict[str, Any], words: str) -> None:
     with pytest.raises(ModelError, match=words):
         Training(Single, {}, **config)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"freeze_epochs": {"*": 1}}, "from epoch 1 on"),
+        ({"freeze_epochs": {"*": 1.5, "fc": 3}}, "from epoch 3 on"),
+        (
+            {"freeze_epochs": {"fc": 0.5}, "freeze": ("features",), "unfreeze_epochs": {"features.1": 2}},
+            "0.5 to epoch 2;",
+        ),
+        ({"freeze_epochs": {"*": 0}}, "from epoch 0 on"),
+        ({"freeze_epochs": {"*": 4}}, None),
+        ({"freeze_epochs": {"fc": 2}, "freeze": ("features",), "unfreeze_epochs": {"features.1": 2}}, None),
+        ({"freeze": ("features",), "unfreeze_epochs": {"features.1": 9}}, None),
+        ({"freeze_epochs": {"features": 0}}, None),
+    ],
+)
+def test_epochs_in_which_nothing_trains_are_one_sentence(config: dict[str, Any], words: str | None) -> None:
+    training = Training(Single, {}, **config)
+    check = partial(
+        check_something_trains,
+        training.model,
+        training.thaw_steps,
+        training.ends,
+        steps_per_epoch=STEPS_PER_EPOCH,
+        total_steps=4 * STEPS_PER_EPOCH,
+    )
+    if words is None:
+        check()
+        return
+    with pytest.raises(ModelError, match=f"leaves no weight to train .*{words}"):
+        check()
