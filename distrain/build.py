@@ -26,6 +26,7 @@ from distrain.data.transforms import Normalize, build_transforms
 from distrain.due import Due
 from distrain.errors import DataError, ModelError, RecipeError, WeightsUnreachableError
 from distrain.extra_state import ExtraState
+from distrain.forewarnings import forewarn
 from distrain.generators import seed_generators
 from distrain.heart import Heart
 from distrain.launchers.profile import Profile
@@ -119,7 +120,10 @@ def build_session(
     thaw_steps = freeze(recipe.model, model, heads=heads, steps_per_epoch=order.steps_per_epoch)
     ends = end_steps(recipe.model, model, heads=heads, steps_per_epoch=order.steps_per_epoch)
     if not has_checkpoint:
-        check_something_trains(model, thaw_steps, ends, steps_per_epoch=order.steps_per_epoch, total_steps=total_steps)
+        lengths = {"steps_per_epoch": order.steps_per_epoch, "total_steps": total_steps}
+        check_something_trains(model, thaw_steps, ends, **lengths)
+        for sentence in forewarn(recipe, sources, **lengths):
+            log.warning("%s", sentence)
     settings = plan_settings(recipe.optimizer, model, heads=heads, example=shown_images.cpu())
     if recipe.train.micro_batch_size == "auto":
         with undisturbed(loss_function):

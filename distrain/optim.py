@@ -161,7 +161,8 @@ def _factor(config: recipe.Schedule, *, steps_per_epoch: int, warmup_steps: int,
             else ends[1] + (1 - ends[1]) * (total_steps - step) / (total_steps - top)
         )
     # Smith and Topin, "Super-Convergence", 2018, in torch's two-phase form with cosine annealing.
-    peak = (0.3 if config.pct_start is None else config.pct_start) * total_steps - 1
+    # Where there are too few steps to rise in, as in a run of one, the peak is the first of them.
+    peak = max(0.0, (0.3 if config.pct_start is None else config.pct_start) * total_steps - 1)
     first = 1 / (config.div_factor or 25.0)
     last = first / (config.final_div_factor or 1e4)
     return lambda step: (

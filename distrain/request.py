@@ -1,12 +1,13 @@
 """Owns what is asked for: the recipe and the run directory that go together, checked, and written before a start."""
 
 import json
+import math
 from pathlib import Path
 
 from distrain.data.requirements import check_requirements
 from distrain.debugging import Aids
 from distrain.environment import describe_environment
-from distrain.errors import RunError
+from distrain.errors import RecipeError, RunError
 from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile
 from distrain.recipe import Recipe, load_recipe, read_recipe
@@ -46,6 +47,18 @@ def check_data(recipe: Recipe, *, needs_validation: bool = True) -> list[str]:
     Returns in a sentence each what a user may not expect of data that is fine.
     """
     return check_requirements(recipe.data, needs_validation=needs_validation)
+
+
+def check_schedule(recipe: Recipe) -> None:
+    """Raise `RecipeError` where the warm-up takes all of the epochs, so that the schedule's curve never begins."""
+    schedule, epochs = recipe.schedule, recipe.train.epochs
+    # A line that rises to the very end, as for finding a learning rate, is a constant rate with as long a warm-up.
+    most = epochs if schedule.name == "constant" else math.nextafter(epochs, 0)
+    if schedule.warmup_epochs > most:
+        raise RecipeError(
+            f"schedule.warmup_epochs={schedule.warmup_epochs:g} is not over before the end of train.epochs={epochs}, "
+            f"so the learning rate would not come to optimizer.lr; set it lower, or --set schedule.warmup_epochs=0"
+        )
 
 
 def write_request(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Plan) -> None:

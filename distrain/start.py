@@ -27,7 +27,7 @@ from distrain.live import erase_line
 from distrain.messages import on_one_line
 from distrain.preflight import find_rendezvous_fault, find_shortages, noted
 from distrain.recipe import Recipe
-from distrain.request import RUNS, check_data, resolve_run, write_request
+from distrain.request import RUNS, check_data, check_schedule, resolve_run, write_request
 from distrain.rundir import RunDirectory
 from distrain.runlog import append_to_log
 from distrain.signals import StopRequest, ignore_signals
@@ -157,6 +157,9 @@ def _check(
         ]
     with noted(faults):
         notes = check_data(recipe)
+    if not directory.exists:  # what was begun with it goes on
+        with noted(faults):
+            check_schedule(recipe)
     if preflight:
         count = (wanted.processes or 1) if profile is None else profile.processes
         faults += find_shortages(recipe, directory, processes=count)

@@ -18,7 +18,7 @@ from distrain.launchers.profile import Profile, Wanted
 from distrain.launchers.scripts import find_script
 from distrain.launchers.slurm import check_started_once
 from distrain.recipe import Recipe
-from distrain.request import check_data, resolve_run, write_request
+from distrain.request import check_data, check_schedule, resolve_run, write_request
 from distrain.rundir import Job, RunDirectory
 from distrain.snapshot import take_snapshot
 
@@ -81,6 +81,8 @@ def resolve(
             recipe.data.batch_size, recipe.train.micro_batch_size, profile.world_size, is_exact=recipe.train.exact
         )
         notes |= dict.fromkeys(check_data(recipe))
+        if not directory.exists:
+            check_schedule(recipe)
         check_is_idle(directory)
     return Submission(runs, recipes, profile, _plan(order, runs, recipes, profile), tuple(notes))
 

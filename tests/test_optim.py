@@ -55,6 +55,14 @@ def test_warm_up_rises_in_a_line_to_the_base_and_cosine_falls_to_its_end() -> No
     assert factor(TOTAL) == pytest.approx(0)
 
 
+@pytest.mark.parametrize("total", [1, 2, 3, 4, 10])
+def test_onecycle_comes_to_its_peak_however_few_steps_it_has(total: int) -> None:
+    factor = build_schedule(Schedule(name="onecycle"), steps_per_epoch=1, total_steps=total)
+    factors = [factor(step) for step in range(total)]
+    assert max(factors) > 0.8
+    assert total < 2 or factors[-1] < 0.01
+
+
 @pytest.mark.parametrize("ends", [(0.2, 0.07), (0.0, 0.0)])
 def test_triangle_rises_in_a_line_and_falls_in_a_line(ends: tuple[float, float]) -> None:
     config = Schedule(name="triangle", first_factor=ends[0], pct_start=0.23, final_factor=ends[1])

@@ -29,6 +29,7 @@ class HeldSource:
     All words and digests are the other's: it makes no difference to a training which of the two it reads.
     """
 
+    has_known_targets = True
     is_thread_safe = True
 
     def __init__(self, source: Source, images: torch.Tensor, targets: torch.Tensor) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 class FileSource:
     """Images read from the files of a listing, as RGB; `notes` are those of the listing."""
 
+    has_known_targets = True
     is_thread_safe = True
 
     def __init__(self, listing: Listing, *, decode_size: int | None = None) -> None:

@@ -51,6 +51,7 @@ class PackedSource:
     in place changes it for the rest of the process, though never in the file.
     """
 
+    has_known_targets = True
     is_thread_safe = True
 
     def __init__(self, images: PackedImages, pack: Pack, *, decode_size: int | None = None) -> None:

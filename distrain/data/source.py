@@ -42,6 +42,11 @@ class Source(Protocol):
         ...
 
     @property
+    def has_known_targets(self) -> bool:
+        """Whether `targets` are known without reading samples."""
+        ...
+
+    @property
     def is_thread_safe(self) -> bool:
         """Whether several threads of a process may call `read` at once, and it costs no more than decoding an image.
 
@@ -77,6 +82,7 @@ class TensorSource:
     images lie in a file, which may be larger than the memory. Raises `DataError` for a target that is not of its kind.
     """
 
+    has_known_targets = True
     is_thread_safe = True
 
     def __init__(
@@ -147,6 +153,11 @@ class DatasetSource:
             if len(targets) != len(self):
                 raise DataError(f"data.source={name}: {len(targets)} targets stand against {len(self)} samples")
             check_targets(targets, self.classes, self.target, describe=self.describe)
+
+    @property
+    def has_known_targets(self) -> bool:
+        """Whether the dataset has given its targets."""
+        return self._known is not None
 
     @cached_property
     def targets(self) -> torch.Tensor:
@@ -240,6 +251,7 @@ class PartSource:
     def __init__(self, source: Source, indices: torch.Tensor) -> None:
         self.classes = source.classes
         self.target = source.target
+        self.has_known_targets = source.has_known_targets
         self.is_thread_safe = source.is_thread_safe
         self._source = source
         self._indices = indices

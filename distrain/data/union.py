@@ -20,6 +20,7 @@ class UnionSource:
     def __init__(self, sources: Sequence[Source], classes: Sequence[str]) -> None:
         self.classes = classes
         self.target = sources[0].target
+        self.has_known_targets = all(source.has_known_targets for source in sources)
         self.is_thread_safe = all(source.is_thread_safe for source in sources)
         numbers = {name: number for number, name in enumerate(classes)}
         self._sources = sources

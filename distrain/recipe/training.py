@@ -132,7 +132,13 @@ class Train(Section):
     """How long and how training runs."""
 
     epochs: int = Field(gt=0, lt=2**31, description="passes over the training samples")
-    max_steps: int | None = Field(None, gt=0, lt=2**63, description="stop after this many optimizer steps, if sooner")
+    max_steps: int | None = Field(
+        None,
+        gt=0,
+        lt=2**63,
+        description="optimizer steps in all, if fewer than the epochs have; the schedule is made for so many, while "
+        "max_time, patience and target_loss end a run in the midst of its schedule",
+    )
     max_time: Annotated[Positive | None, BeforeValidator(_read_minutes)] = Field(
         None, description="minutes of training over all attempts, or text such as 2h; then the run ends; null: no limit"
     )
