@@ -1,6 +1,7 @@
 """`distrain recipes`: the built-in recipes, what their keys mean, and a copy to make your own of."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -92,6 +93,7 @@ def init(
     Example: `distrain recipes init imagefolder-resnet18 my.yaml`
     """
     from distrain import recipe as recipes
+    from distrain.data.requirements import needs_path
 
     texts = recipes.builtin_recipes()
     if name not in texts:
@@ -103,7 +105,8 @@ def init(
     if not target.parent.is_dir():
         raise RecipeError(f"folder {target.parent} does not exist")
     write_atomically(target, texts[name])
-    typer.echo(f"wrote {target}; edit it, then: distrain fit {target}")
+    data = " --data DIR" if needs_path(recipes.load_recipe(str(target), overrides=[]).data) else ""
+    typer.echo(f"wrote {target}; edit it, then: distrain fit {shlex.quote(str(target))}{data}")
 
 
 @app.command("keys")

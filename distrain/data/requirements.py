@@ -15,6 +15,7 @@ from distrain.metrics import Target
 from distrain.recipe.data import Data, Split
 from distrain.references import is_reference
 
+_DOWNLOADED = ("cifar10",)  # where no path is given
 _ANY_TARGET = ("manifest", "packed", "tensors")  # the other sources of ours have classes
 
 
@@ -41,6 +42,11 @@ def check_requirements(config: Data, *, needs_validation: bool = True) -> list[s
     if needs_validation and config.val_fraction is None and not any("val" in found for found in splits):
         raise missing_validation(config)
     return notes
+
+
+def needs_path(config: Data) -> bool:
+    """Whether a source reads files of the user's and is not told where they are."""
+    return any(part.path is None and part.source in _CHECKS and part.source not in _DOWNLOADED for part in config.parts)
 
 
 def may_be_packed(source: str) -> bool:

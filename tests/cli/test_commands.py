@@ -2,12 +2,14 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from tests.command import command, distrain
 
@@ -79,6 +81,18 @@ def test_recipes_are_listed_shown_explained_and_copied(tmp_path: Path) -> None:
     again = distrain("recipes", "init", "cifar10", "mine.yaml", cwd=tmp_path)
     assert again.code == 2
     assert "mine.yaml exists" in again.err
+
+
+def test_command_that_a_new_recipe_is_given_with_works_once_its_folder_is_named(tmp_path: Path) -> None:
+    for name, options in (("digits", ""), ("cifar10", ""), ("imagefolder-resnet18", " --data DIR")):
+        done = distrain("recipes", "init", name, f"my {name}.yaml", cwd=tmp_path)
+        assert done.out.endswith(f"then: distrain fit 'my {name}.yaml'{options}\n")
+    words = shlex.split(done.out.partition("then: distrain ")[2].replace("DIR", "photos"))
+    for path in ("train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/b/1.jpg"):
+        (tmp_path / "photos" / path).parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / path)
+    done = distrain(*words, "--dry-run", cwd=tmp_path)
+    assert done.code == 0, done.err
 
 
 def test_dry_run_prints_recipe_and_command_and_makes_nothing(tmp_path: Path) -> None:

@@ -70,5 +70,5 @@ def test_ddp_and_fsdp_freeze_and_thaw_alike(tmp_path: Path) -> None:
 def test_pattern_that_names_nothing_ends_the_run_in_one_sentence(tmp_path: Path) -> None:
     done = distrain("fit", "digits", "--set=model.freeze=[featurs]", "--run=run", cwd=tmp_path)
     assert done.code == 2
-    assert "model.freeze: 'featurs' is the name of no weight or layer; did you mean features" in done.err
+    assert "model.freeze: 'featurs' is not the name of a weight or layer; did you mean features" in done.err
     assert "Traceback" not in done.out + done.err
