@@ -198,5 +198,7 @@ def test_out_of_memory_says_what_to_change(tmp_path: Path) -> None:
 
 def test_counts_and_times_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     assert distrain("fit", "--restarts=-1", cwd=tmp_path).err.startswith("distrain: --restarts must be 0 or more")
-    assert distrain("fit", "--stall-timeout=0", cwd=tmp_path).err.startswith("distrain: --stall-timeout 0 is no time")
+    assert distrain("fit", "--stall-timeout=0", cwd=tmp_path).err.startswith(
+        "distrain: --stall-timeout must be greater than 0"
+    )
     assert not list(tmp_path.iterdir())
