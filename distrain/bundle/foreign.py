@@ -65,7 +65,9 @@ def read_foreign(
     choice = choose(stored, shapes, wanted=wanted, title=str(file), key="--entry")
     used = choice.used
     left = {
-        entry: f"dict of {len(stored.entries[entry])}" for entry in stored.entries if entry not in {None, used.entry}
+        str(entry): f"{len(tensors)} tensors; --entry {entry} takes them"
+        for entry, tensors in stored.entries.items()
+        if entry != used.entry
     }
     entry_tensors = stored.entries[used.entry]
     left |= {name: f"a tensor {list(entry_tensors[name].shape)}" for name in used.rest}

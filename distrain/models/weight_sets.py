@@ -96,7 +96,8 @@ def choose(stored: Stored, shapes: Shapes | None, *, wanted: str | None, title: 
         if not named:
             labels = [a.label for a in strong if a.label]
             holds = nearest(wanted, labels) or (f"; it holds {', '.join(labels[:6])}" if labels else "")
-            raise ModelError(f"{title} has no weights {wanted!r} for this model ({key}){holds}")
+            what = "" if shapes is None else " for this model"
+            raise ModelError(f"{title} has no weights {wanted!r}{what} ({key}){holds}")
         found = named
     else:
         found = strong

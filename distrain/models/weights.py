@@ -154,10 +154,11 @@ def _report(
     title: str, choice: Choice, misfits: Misfits, tensors: Weights, expected: Weights, *, heads: Sequence[str]
 ) -> None:
     used = choice.used
-    origin = f", of {used.label!r}" if used.label else ""
-    average = ", which is a moving average" if used.is_average else ""
+    origin = f" from {used.entry!r}" if used.entry else ""
+    average = ", a moving average" if used.is_average else ""
+    prefix = f", without {used.prefix!r} before their names" if used.prefix else ""
     loaded = sum(name in tensors for name in expected) - len(misfits.misshaped)
-    log.info("%s: loaded %d of the model's %d tensors%s%s", title, loaded, len(expected), origin, average)
+    log.info("%s: loaded %d of the model's %d tensors%s%s%s", title, loaded, len(expected), origin, average, prefix)
     if misfits.initialised:
         layers = {name.rpartition(".")[0] for name in misfits.initialised}
         counters = [n for n in expected if n not in tensors and n.endswith(_COUNTER) and n.rpartition(".")[0] in layers]

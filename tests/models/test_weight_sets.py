@@ -135,9 +135,11 @@ def test_moving_averages_are_named_and_load_on_request(
     assert f"other weights in it, not loaded: {entry}; model.weights_entry={entry} loads those" in caplog.text
     caplog.clear()
     assert_loaded(load(tmp_path / "saved.pth", weights_entry=entry), average().module.state_dict())
-    assert f"of {entry!r}, which is a moving average" in caplog.text
+    assert f"tensors from {entry!r}, a moving average" in caplog.text
     imported = read_foreign(tmp_path / "saved.pth", wanted=entry)
     assert (imported.entry, imported.is_average) == (entry, True)
+    other = next(name for name in imported.left if name in {"model", "state_dict"})
+    assert imported.left[other] == f"20 tensors; --entry {other} takes them"
     with pytest.raises(ModelError, match=rf"no weights 'ema' for this model \(model.weights_entry\).*{entry}"):
         load(tmp_path / "saved.pth", weights_entry="ema")
 
@@ -154,7 +156,7 @@ def test_averages_alone_are_loaded_and_said_to_be_that(tmp_path: Path, caplog: p
     caplog.set_level(logging.INFO, "distrain")
     torch.save(average().state_dict(), tmp_path / "saved.pth")
     assert_loaded(load(tmp_path / "saved.pth"), average().module.state_dict())
-    assert "which is a moving average" in caplog.text
+    assert "loaded 20 of the model's 20 tensors, a moving average, without 'module.' before their names" in caplog.text
 
 
 def test_two_sets_that_fit_alike_are_not_guessed_between(tmp_path: Path) -> None:
