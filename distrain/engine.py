@@ -99,7 +99,7 @@ def run_to_end(session: Session, start: Start, sinks: Sinks) -> bool:
     if is_recorded and start.is_record_due:
         session, is_recorded = write_records(session, step, sinks)
     if not is_recorded:
-        log.info("stopped on request before step %d was taken", step + 1)
+        log.info("stopped on request at step %d; this attempt took no step", step)
         return False
     wanted = (step for step in range(start.step, session.total_steps) if step not in session.skipped)
     reading = read_batches(
