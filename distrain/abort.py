@@ -8,7 +8,6 @@ from contextlib import suppress
 
 from rich.console import Console
 
-from distrain import report
 from distrain.errors import ExitCode
 from distrain.exits import end_process
 from distrain.live import erase_line
@@ -16,6 +15,7 @@ from distrain.process import children, kill_below
 from distrain.rundir import AttemptMark, RunDirectory
 from distrain.runlog import append_to_log
 from distrain.terminal import write_last_words
+from distrain.way_back import print_way_back
 
 
 def end_at_once(run: RunDirectory, *, earlier: AttemptMark, cleanup: tuple[str, ...] = ()) -> None:
@@ -40,7 +40,8 @@ def end_at_once(run: RunDirectory, *, earlier: AttemptMark, cleanup: tuple[str, 
         text = io.StringIO()  # the handler may have interrupted a write to the terminal: it goes past all buffers
         console = Console(file=text, force_terminal=sys.stdout.isatty(), highlight=False, soft_wrap=True, record=True)
         erase_line(console)
-        report.print_killed(console, run)
+        console.print("[bold red]killed[/bold red]", highlight=False)
+        print_way_back(console, run)
         write_last_words(text.getvalue())
         append_to_log(run.spoken_log, console.export_text())
         if run.node_rank == 0:

@@ -52,7 +52,8 @@ from distrain.stop_agreement import StopAgreement
 from distrain.stored_weights import read_stored
 from distrain.telemetry import LossMeter, Stopwatch
 from distrain.tracing import Tracer
-from distrain.trial import check_state, try_network, undisturbed
+from distrain.trial import check_state, try_network
+from distrain.undisturbed import undisturbed
 from distrain.unsaved import report_unsaved
 from distrain.watch import Watch
 from distrain.world import World

@@ -1,16 +1,16 @@
 """Keeps what forward passes change besides weights and buffers: the extra state of a network, the state of a loss."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-from distrain.checkpoint.tensors import LOSS, MODEL, RANKS
-from distrain.losses import LossFunction
-from distrain.module_state import Tensors, as_stateful, load_extra_state, pack, split, unpack
+from distrain.module_state import LOSS, MODEL, RANKS, Tensors, as_stateful, load_extra_state, pack, split, unpack
 from distrain.sharding import whole
 from distrain.world import World
+
+LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class ExtraState:

@@ -18,6 +18,7 @@ from distrain.errors import ModelError
 from distrain.plain_values import STORABLE, NotPlainError, decode, encode, is_storable
 from distrain.sharding import own_part
 
+MODEL, LOSS, RANKS = "model.", "loss.", "ranks."  # how the names of tensors in a checkpoint begin
 _TEXT = ":json"
 
 Tensors = dict[str, torch.Tensor]

@@ -9,7 +9,7 @@ from torch import nn
 from distrain import recipe
 from distrain.optim import Setting
 from distrain.patterns import prefixes, select
-from distrain.trial import undisturbed
+from distrain.undisturbed import undisturbed
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
 

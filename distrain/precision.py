@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from distrain.autocast import DTYPES, autocast
 from distrain.errors import RecipeError
 from distrain.optim import begin_momentum, update
 from distrain.recipe import Recipe
@@ -16,7 +17,6 @@ from distrain.watch import norms_of
 _NO_CONTEXT: AbstractContextManager[Any] = nullcontext()
 
 
-DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -38,11 +38,6 @@ def place(network: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module
     if recipe.compute.memory_format == "contiguous" or recipe.parallel.strategy == "fsdp":
         return network.to(device)
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
-
-
-def autocast(dtype: torch.dtype | None, device_type: str) -> AbstractContextManager[Any]:
-    """Return the context of a forward pass whose convolutions and matrix products have this dtype; None: their own."""
-    return _NO_CONTEXT if dtype is None else torch.autocast(device_type, dtype)
 
 
 class Precision:

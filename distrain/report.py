@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from distrain.batching import Batching, solve_batching
-from distrain.checkpoint import committed, final_path, newest_step
+from distrain.checkpoint import committed
 from distrain.display import console_width, counted, duration
 from distrain.error_reports import read_errors
 from distrain.launchers.plan import Plan
@@ -20,9 +20,10 @@ from distrain.own_code import is_out_of_memory
 from distrain.process import IN_WORDS
 from distrain.recipe import Recipe, read_recipe
 from distrain.rundir import RunDirectory, Status
-from distrain.runs import best_checkpoint, read_states, resume_command
+from distrain.runs import best_checkpoint, read_states
 from distrain.stacks import MAIN_THREAD, RankStack
 from distrain.verify import Finding
+from distrain.way_back import print_resume, print_way_back
 
 _BARS = "▁▂▃▄▅▆▇█"
 _MOST_BARS = 100
@@ -95,14 +96,7 @@ def print_summary(console: Console, run: RunDirectory, status: Status) -> None:
 def print_stopped(console: Console, run: RunDirectory, status: Status) -> None:
     """Print that a run was stopped on request, and how it is resumed."""
     console.print(f"[bold yellow]stopped[/bold yellow] at step {status.step} of {status.total_steps}; nothing is lost")
-    _print_resume(console, run)
-
-
-def print_killed(console: Console, run: RunDirectory) -> None:
-    """Print that a second Ctrl-C has ended a run, and from where it is resumed."""
-    console.print("[bold red]killed[/bold red]", highlight=False)
-    console.print(f"checkpoint    {_newest_checkpoint(run)}", markup=False, soft_wrap=True)
-    _print_resume(console, run)
+    print_resume(console, run)
 
 
 def print_submitted(console: Console, job_id: str, runs: list[RunDirectory]) -> None:
@@ -158,12 +152,6 @@ def print_failure(console: Console, run: RunDirectory, errors: list[dict[str, An
             console.print(f"out of memory: {advice}", markup=False, soft_wrap=True)
         console.print(f"log           {run.log(first['rank'])}", markup=False, soft_wrap=True)
     print_way_back(console, run)
-
-
-def print_way_back(console: Console, run: RunDirectory) -> None:
-    """Print the newest checkpoint of a run that has failed, and the command that resumes it."""
-    console.print(f"checkpoint    {_newest_checkpoint(run)}", markup=False, soft_wrap=True)
-    _print_resume(console, run)
 
 
 def print_finding(console: Console, finding: Finding) -> None:
@@ -284,15 +272,6 @@ def _curve(by: str, values: list[float], *, width: int | None) -> str:
 def _mean(values: list[float]) -> float:
     finite = [value for value in values if math.isfinite(value)]
     return math.fsum(finite) / len(finite) if finite else math.nan
-
-
-def _print_resume(console: Console, run: RunDirectory) -> None:
-    console.print(f"resume with   {resume_command(run)}", markup=False, soft_wrap=True)
-
-
-def _newest_checkpoint(run: RunDirectory) -> str:
-    step = newest_step(run.checkpoints)
-    return str(final_path(run.checkpoints, step)) if step else "none yet: it begins again at step 0"
 
 
 def _advice(run: RunDirectory, error: dict[str, Any]) -> str | None:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from distrain import checkpoint
-from distrain.checkpoint.tensors import LOSS, changed_by_update
+from distrain.checkpoint.tensors import changed_by_update
 from distrain.errors import RunError
+from distrain.module_state import LOSS
 from distrain.rundir import RunDirectory
 from distrain.session import Ending, Session
 from distrain.world import World

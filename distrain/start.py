@@ -33,6 +33,7 @@ from distrain.runlog import append_to_log
 from distrain.signals import StopRequest, ignore_signals
 from distrain.stop_requests import stop_on_signal
 from distrain.terminal import tolerating_loss
+from distrain.way_back import print_way_back
 from distrain.worker import run_worker
 
 
@@ -245,7 +246,7 @@ def _conclude(console: Console, run: RunDirectory, ending: Ending, *, is_new: bo
             f"distrain: {on_one_line(str(errors[0]['message']))}{more}", markup=False, soft_wrap=True
         )
         if run.exists:
-            report.print_way_back(console, run)
+            print_way_back(console, run)
         return
     _mark_failed(run)
     report.print_failure(console, run, errors, verbose=verbose)

@@ -1,52 +1,18 @@
-"""Makes passes through a network that leave it as it was, and says what the first of them tell of its outputs."""
+"""Tries a network before the first step: what it gives for some images, and for one alone."""
 
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import nn
 
-from distrain.attributes import kept_attributes
 from distrain.data.order import TrainOrder
 from distrain.errors import ModelError
-from distrain.module_state import Tensors, as_stateful, kept_buffers, load_extra_state, pack, split, unpack
+from distrain.module_state import as_stateful, unpack
 from distrain.precision import Precision
 from distrain.recipe import Recipe
 from distrain.references import is_reference
 from distrain.single_samples import Lone, find_in_evaluation, find_in_training
-
-
-@contextmanager
-def undisturbed(owner: object) -> Iterator[None]:
-    """Restore, after passes in any mode, all that they have changed in a network or a loss, and the random numbers.
-
-    These are modes, weights, buffers, extra state and plain attributes; of what is not a module, its state, if it has
-    one. Weights are kept on the host meanwhile: a layer may set them by its first batch.
-    """
-    module = owner if isinstance(owner, nn.Module) else nn.Module()
-    modes = [(part, part.training) for part in module.modules()]
-    weights = [(weight, weight.detach().to("cpu", copy=True)) for weight in module.parameters()]
-    extra = _pack_extra(owner, name="the network or loss")
-    gpus = {weight.device.index for weight in module.parameters() if weight.is_cuda}
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    may_search = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = False  # no search for the fastest kernels of a batch that never comes again
-    try:
-        with kept_attributes(module), kept_buffers(module), torch.random.fork_rng(devices=gpus):
-            yield
-    finally:
-        torch.backends.cudnn.benchmark = may_search
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        for part, was_training in modes:
-            part.training = was_training
-        with torch.no_grad():
-            for weight, value in weights:
-                weight.copy_(value)
-        if extra:
-            _load_extra(owner, extra)
+from distrain.undisturbed import pack_extra, undisturbed
 
 
 def check_state(owner: object, *, name: str) -> None:
@@ -54,7 +20,7 @@ def check_state(owner: object, *, name: str) -> None:
 
     It cannot be stored, or is not taken back. What has no extra state passes.
     """
-    packed, stateful = _pack_extra(owner, name=name), as_stateful(owner)
+    packed, stateful = pack_extra(owner, name=name), as_stateful(owner)
     if not packed or stateful is None:
         return
     state = stateful.state_dict()
@@ -160,21 +126,6 @@ def check_single_sample(
         f"model.name={name} does not take a batch of a single sample{' in training' if is_training else ''} "
         f"({seen}), and {lone.where}; {lone.remedy}"
     ) from cause
-
-
-def _pack_extra(owner: object, *, name: str) -> Tensors:
-    """Return what a module has besides weights and buffers, or all that another object gives as its state."""
-    if isinstance(owner, nn.Module):
-        return pack(split(owner)[1], owner=name)
-    stateful = as_stateful(owner)
-    return {} if stateful is None else pack(stateful.state_dict(), owner=name)
-
-
-def _load_extra(owner: object, packed: Tensors) -> None:
-    if isinstance(owner, nn.Module):
-        load_extra_state(owner, packed)
-    elif (stateful := as_stateful(owner)) is not None:
-        stateful.load_state_dict(unpack(packed))
 
 
 def _try(model: nn.Module, images: torch.Tensor, *, is_training: bool) -> object:

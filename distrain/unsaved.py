@@ -19,7 +19,7 @@ from distrain.plain_values import is_storable
 from distrain.recipe import Recipe
 from distrain.references import is_reference
 from distrain.seeds import Purpose
-from distrain.trial import undisturbed
+from distrain.undisturbed import undisturbed
 
 MAX_NAMED = 3
 _DEEPEST = 8  # containers within containers that are looked into

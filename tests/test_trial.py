@@ -17,7 +17,8 @@ from distrain.errors import ModelError
 from distrain.models.zoo import build_model
 from distrain.recipe import Model, Recipe, load_recipe
 from distrain.single_samples import Lone, find_in_evaluation, find_in_training
-from distrain.trial import check_outputs, check_single_sample, undisturbed
+from distrain.trial import check_outputs, check_single_sample
+from distrain.undisturbed import undisturbed
 
 IMAGES = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(0))
 

@@ -11,15 +11,12 @@ import torch
 import xxhash
 from torch import nn
 
+from distrain.module_state import LOSS, MODEL, RANKS, is_part_of, pack, split
 from distrain.module_state import Tensors as Tensors
-from distrain.module_state import is_part_of, pack, split
 from distrain.sharding import whole
 
-MODEL = "model."
 AVERAGE = "average."
 SLOW = "slow."
-LOSS = "loss."
-RANKS = "ranks."
 
 
 def gather_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from distrain.autocast import DTYPES
 from distrain.batching import Batching
 from distrain.data.order import TrainOrder
 from distrain.errors import RecipeError
@@ -16,7 +17,6 @@ from distrain.parallel.flat import Flat, fits_in_one
 from distrain.parallel.idle import kept_out
 from distrain.parallel.protocol import Parallel
 from distrain.parallel.single import Single
-from distrain.precision import DTYPES
 from distrain.recipe import Recipe
 from distrain.world import World
 

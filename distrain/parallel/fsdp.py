@@ -10,12 +10,12 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from distrain.autocast import autocast
 from distrain.data.order import Window
 from distrain.extra_state import ExtraState
 from distrain.models.blocks import divide
 from distrain.module_state import kept_buffers
 from distrain.parallel.statistics import BatchStatistics, average_together
-from distrain.precision import autocast
 from distrain.world import World
 
 

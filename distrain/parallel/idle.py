@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from distrain.errors import ModelError
-from distrain.trial import undisturbed
+from distrain.undisturbed import undisturbed
 
 MAX_NAMED = 3
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from distrain.autocast import autocast
 from distrain.data.order import Window
-from distrain.precision import autocast
 
 _NO_CONTEXT: AbstractContextManager[None] = nullcontext()
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from distrain.errors import ModelError
-from distrain.trial import undisturbed
+from distrain.undisturbed import undisturbed
 from distrain.unsaved import find_unsaved
 from tests.command import distrain
 from tests.state import making

@@ -1,0 +1,14 @@
+"""Enters autocast by a dtype, for all who make forward passes."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_NO_CONTEXT: AbstractContextManager[Any] = nullcontext()
+
+
+def autocast(dtype: torch.dtype | None, device_type: str) -> AbstractContextManager[Any]:
+    """Return the context of a forward pass whose convolutions and matrix products have this dtype; None: their own."""
+    return _NO_CONTEXT if dtype is None else torch.autocast(device_type, dtype)
