@@ -36,8 +36,7 @@ def find_mistake(error: BaseException, recipe: Recipe, run: RunDirectory, *, ste
     text = " ".join(str(error).split())
     if len(text) > _MOST_CHARACTERS:
         text = f"{text[:_MOST_CHARACTERS]}..."
-    kind = type(error).__name__
-    return f"{place_of(frame)}, before the first step: {f'{kind}: {text}' if text else kind}"
+    return f"{type(error).__name__} before the first step, {place_of(frame)}" + (f": {text}" if text else "")
 
 
 def is_out_of_memory(kind: str, message: str) -> bool:

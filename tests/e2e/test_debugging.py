@@ -138,7 +138,7 @@ def test_pdb_opens_in_the_frame_that_failed_with_nothing_written_over_its_prompt
     os.write(ours, b"\x03p 'still', self.training\n")  # Ctrl-C is no stop request here
     read_until("('still', False)")
     os.write(ours, b"q\n")
-    read_until(", before the first step: ")
+    read_until(" before the first step, at ")
     assert process.wait(30) == 2
     os.close(ours)
     assert not (faults / "run").exists()
