@@ -21,7 +21,6 @@ import logging
 import os
 import socket
 import struct
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -32,6 +31,7 @@ from typing import IO
 
 from distrain.errors import ExitCode
 from distrain.exits import end_process
+from distrain.messages import print_error
 
 BEAT_S = 2.0
 STALE_S = 60.0
@@ -222,7 +222,7 @@ def _end_superseded(path: Path) -> None:
     words = f"{path.parent} was taken over by another process, since this one had shown no sign of life; it ends"
     with suppress(Exception):
         log.error("%s", words)
-        print(f"distrain: {words}", file=sys.stderr, flush=True)
+        print_error(words)
     end_process(ExitCode.FAILED)
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,6 +11,11 @@ import yaml
 
 LONGEST_VALUE = 60  # characters of a value that are shown
 _CONTROL = {"Cc", "Zl", "Zp"}  # control characters, and what separates lines and paragraphs
+
+
+def print_error(sentence: str) -> None:
+    """Print a sentence of distrain's on standard error, on one line whatever the names in it hold."""
+    print(f"distrain: {on_one_line(sentence)}", file=sys.stderr, flush=True)
 
 
 def shown(value: Any) -> str:

@@ -24,7 +24,7 @@ from distrain.launchers.plan import Plan
 from distrain.launchers.profile import Profile, Wanted, read_profile, resolve_profile
 from distrain.launchers.supervise import Ending, execute
 from distrain.live import erase_line
-from distrain.messages import on_one_line
+from distrain.messages import print_error
 from distrain.preflight import find_rendezvous_fault, find_shortages, noted
 from distrain.recipe import Recipe
 from distrain.request import RUNS, check_data, check_schedule, resolve_run, write_request
@@ -242,9 +242,7 @@ def _conclude(console: Console, run: RunDirectory, ending: Ending, *, is_new: bo
         if is_new and not any(run.checkpoints.iterdir()) and read_profile(run.profile).nodes == 1:
             run.remove([run.path.parent] if run.path.parent == RUNS.absolute() else [])
         more = "; --verbose prints the traceback" if errors[0].get("is_mistake") and not (verbose or run.exists) else ""
-        Console(stderr=True, highlight=False).print(
-            f"distrain: {on_one_line(str(errors[0]['message']))}{more}", markup=False, soft_wrap=True
-        )
+        print_error(f"{errors[0]['message']}{more}")
         if run.exists:
             print_way_back(console, run)
         return

@@ -23,6 +23,7 @@ from distrain.flight_recorder import FlightRecorder
 from distrain.heart import Heart
 from distrain.launchers.profile import read_profile
 from distrain.launchers.stall import collective_timeout_s
+from distrain.messages import print_error
 from distrain.own_code import find_mistake
 from distrain.preload import preload
 from distrain.process import die_with_parent, hold_signals, is_orphan
@@ -113,7 +114,7 @@ def run_worker(
         mistake = None if recipe is None else find_mistake(error, recipe, run, step=heart.step)
         sentence = str(error) if isinstance(error, DistrainError) else mistake
         if owns_process and sentence is not None:  # distrain's launcher tells it; another one would not
-            print(f"distrain: {sentence}", file=sys.stderr, flush=True)
+            print_error(sentence)
         code = error.exit_code if isinstance(error, DistrainError) else ExitCode.FAILED
         code = code if mistake is None else ExitCode.BAD_INPUT
         _report(run, rank, heart.step, error, code, mistake=mistake)

@@ -10,7 +10,7 @@ from types import FrameType
 from distrain import filesystem
 from distrain.caches import provide_caches
 from distrain.errors import DistrainError, ExitCode
-from distrain.messages import on_one_line
+from distrain.messages import print_error
 from distrain.signals import ignore_signals
 from distrain.terminal import guard_output
 
@@ -61,7 +61,7 @@ def _tell(lines: Sequence[str], code: ExitCode) -> ExitCode:
     if os.environ.get("DISTRAIN_TRACEBACK"):
         traceback.print_exc()
     for line in lines:
-        print(f"distrain: {on_one_line(line)}", file=sys.stderr)
+        print_error(line)
     return code
 
 

@@ -16,7 +16,7 @@ from distrain.cli import complete
 from distrain.cli.options import DeviceName, Root
 from distrain.errors import DataError, ExitCode
 from distrain.filesystem import check_writable
-from distrain.messages import on_one_line
+from distrain.messages import print_error
 from distrain.preload import uncollected
 
 if TYPE_CHECKING:
@@ -176,9 +176,7 @@ def _print(kind: str, batch: list["Prediction"], bundle: "Bundle", top_k: int) -
                 row = json.dumps(_json_row(prediction, bundle, top_k), ensure_ascii=False)
                 print(row if _is_utf8(row) else json.dumps(json.loads(row)))
             elif prediction.error is not None:
-                print(
-                    f"distrain: {on_one_line(prediction.error)}", file=sys.stderr
-                )  # not typer.echo: it would write into the bar
+                print_error(prediction.error)  # not typer.echo: it would write into the bar
             else:
                 print(_line(prediction, bundle, top_k) if kind == "lines" else _bars(prediction, bundle, top_k))
     sys.stdout.flush()  # a reader of a pipe has each batch when it is done

@@ -10,6 +10,7 @@ from distrain import cluster
 from distrain.errors import ExitCode, LaunchError
 from distrain.launchers.profile import Profile, read_profile
 from distrain.launchers.slurm import address_of_first_node, read_allocation
+from distrain.messages import print_error
 from distrain.process import hold_signals
 from distrain.rundir import RunDirectory
 
@@ -62,7 +63,7 @@ def main() -> None:
         profile = read_profile(run.profile)
         arguments = torchrun(profile, run.path, os.environ, address=address)
     except LaunchError as error:
-        print(f"distrain: {error}", file=sys.stderr)
+        print_error(str(error))
         sys.exit(ExitCode.BAD_INPUT)
     module = "distrain.launchers.agent" if profile.may_fork else "torch.distributed.run"
     os.execv(sys.executable, (sys.executable, "-u", "-m", module, *arguments))

@@ -14,6 +14,7 @@ from distrain import cluster
 from distrain.checkpoint import newest_step
 from distrain.cluster import JobFacts
 from distrain.errors import ExitCode, LaunchError, RunError
+from distrain.messages import print_error
 from distrain.rundir import Job, RunDirectory
 
 Verdict = Literal["over", "requeue", "requeued"]
@@ -95,10 +96,10 @@ def main() -> None:
             begun = {"restarts": int(restarts), "first_step": int(first_step)}
             sys.exit(end(run, int(code), signal, job_id=job_id, **begun))
     except LaunchError as error:
-        print(f"distrain: {error}", file=sys.stderr)
+        print_error(str(error))
         sys.exit(int(rest[0]) if word == "end" else ExitCode.FAILED)
     except RunError as error:
-        print(f"distrain: {error}", file=sys.stderr)
+        print_error(str(error))
         sys.exit(ExitCode.BAD_INPUT)
 
 

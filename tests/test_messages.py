@@ -1,0 +1,44 @@
+"""Values and names stand in messages on one line, as a recipe writes them, and not too long."""
+
+import datetime
+from typing import Any
+
+import pytest
+
+from distrain.messages import LONGEST_VALUE, did_you_mean, nearest, print_error, shown
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("digits", "digits"),
+        ("", '""'),
+        ("a\nb", r'"a\nb"'),
+        (None, "null"),
+        (True, "true"),
+        (0.1, "0.1"),
+        (float("nan"), ".nan"),
+        ([0.5, "x"], "[0.5, x]"),
+        ({"size": [2, 3]}, "{size: [2, 3]}"),
+        (datetime.date(2024, 1, 2), "2024-01-02"),
+        (object, "<class 'object'>"),
+    ],
+)
+def test_value_is_shown_as_a_recipe_writes_it(value: Any, text: str) -> None:
+    assert shown(value) == text
+
+
+def test_long_value_is_cut() -> None:
+    assert shown("x" * 100) == f"{'x' * (LONGEST_VALUE - 3)}..."
+    assert shown(list(range(100))).startswith("[0, 1, 2, ")
+
+
+def test_what_was_meant_is_a_question_or_nothing() -> None:
+    assert nearest("cosin", ["cosine", "step"]) == "; did you mean cosine?"
+    assert nearest("zzz", ["cosine", "step"]) == ""
+    assert did_you_mean(["a", "b", "c"]) == "; did you mean a, b or c?"
+
+
+def test_error_is_one_line_and_no_name_in_it_reaches_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    print_error("there is no run 'a\nb\x1b[31m\u2028\x00' here; Grüße, 日本")
+    assert capsys.readouterr().err == "distrain: there is no run 'a\\nb\\x1b[31m\\u2028\\x00' here; Grüße, 日本\n"
