@@ -6,7 +6,18 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from distrain.module_state import LOSS, MODEL, RANKS, Tensors, as_stateful, load_extra_state, pack, split, unpack
+from distrain.module_state import (
+    LOSS,
+    MODEL,
+    RANKS,
+    Tensors,
+    as_stateful,
+    load_extra_state,
+    pack,
+    split,
+    unpack,
+    with_versions,
+)
 from distrain.sharding import whole
 from distrain.world import World
 
@@ -52,7 +63,7 @@ class ExtraState:
         if of_network := _without(MODEL, packed):
             load_extra_state(self._model, of_network, device=self._device)
         if self._loss is not None and (of_loss := _without(LOSS, packed)):
-            self._loss.load_state_dict(unpack(of_loss, device=self._device))
+            self._loss.load_state_dict(with_versions(unpack(of_loss, device=self._device), self._loss))
 
     def gather(self, world: World) -> Tensors:
         """Return what a checkpoint holds of all ranks', the same on each and on the CPU.
@@ -96,7 +107,7 @@ class ExtraState:
 def load_loss(loss_function: LossFunction, packed: Tensors) -> None:
     """Give a loss the state that a checkpoint holds of it, packed; where it holds none, the loss stays as it is."""
     if packed and (loss := as_stateful(loss_function)) is not None:
-        loss.load_state_dict(unpack(packed))
+        loss.load_state_dict(with_versions(unpack(packed), loss))
 
 
 def _prefixed(prefix: str, tensors: Tensors) -> Tensors:

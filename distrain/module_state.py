@@ -62,12 +62,19 @@ def load_extra_state(
     A tensor within a value that was on a GPU comes to `device`; None leaves it where it is.
     """
     whole = module.state_dict()
-    state = OrderedDict(unpack(packed, device=device))
+    state = unpack(packed, device=device)
     for name, value in state.items():
         if isinstance(value, torch.Tensor) and isinstance(now := whole.get(name), torch.Tensor):
             state[name] = value.to(now.device, copy=True)
-    state._metadata = whole._metadata  # type: ignore[attr-defined]  # the versions of the modules
-    module.load_state_dict(state, strict=False)
+    module.load_state_dict(with_versions(state, module), strict=False)
+
+
+def with_versions(state: Mapping[str, Any], owner: Stateful) -> dict[str, Any]:
+    """Return a state with the versions of the owner's modules: torchvision's MNASNet loads none without them."""
+    versioned = OrderedDict(state)
+    if (metadata := getattr(owner.state_dict(), "_metadata", None)) is not None:
+        versioned._metadata = metadata  # type: ignore[attr-defined]
+    return versioned
 
 
 def pack(state: Mapping[str, Any], *, owner: str) -> Tensors:

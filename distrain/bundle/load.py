@@ -17,7 +17,7 @@ from distrain.checkpoint.tensors import Tensors, digest
 from distrain.data.transforms import Normalize, build_transforms
 from distrain.errors import BundleError
 from distrain.models.zoo import build_model
-from distrain.module_state import is_part_of, split, unpack
+from distrain.module_state import is_part_of, split, unpack, with_versions
 from distrain.validation import describe
 
 DESCRIPTION = "bundle.json"
@@ -149,7 +149,7 @@ def _build(description: Description, tensors: Tensors) -> nn.Module:
             config, num_classes=len(description.classes), in_channels=description.preprocessing.input_shape[0]
         )
     try:
-        model.load_state_dict(unpack(tensors))
+        model.load_state_dict(with_versions(unpack(tensors), model))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise BundleError(f"the weights do not fit {config.name} as it is built here: {reason}") from None

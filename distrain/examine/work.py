@@ -40,7 +40,7 @@ from distrain.losses import LossFunction, build_loss
 from distrain.metrics import Target
 from distrain.metrics.choice import ChosenMetrics, choose_metrics
 from distrain.models.zoo import build_model
-from distrain.module_state import unpack
+from distrain.module_state import unpack, with_versions
 from distrain.precision import MEMORY_FORMATS, Precision, place, set_tf32
 from distrain.recipe import Recipe, read_recipe
 from distrain.rundir import RunDirectory
@@ -172,7 +172,7 @@ def _prepare(recipe: Recipe, order: Order, world: World) -> _Subject:
     in_channels = first[0].shape[1]
     bare = recipe.model.model_copy(update={"weights": None})  # those of the checkpoint take their place
     model = build_model(bare, num_classes=len(source.classes), in_channels=in_channels)
-    model.load_state_dict(unpack(read_model(path)))
+    model.load_state_dict(with_versions(unpack(read_model(path)), model))
     names = {"class": ("confusion_matrix",), "labels": (), "values": ()}[target]
     metrics = choose_metrics(recipe.eval, target=target, classes=source.classes)
     wanted = recipe.eval.model_copy(update={"metrics": (*metrics.names, *names), "best": metrics.best})

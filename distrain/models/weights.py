@@ -12,7 +12,7 @@ from distrain.errors import ModelError
 from distrain.models.heads import fit_channels
 from distrain.models.weight_files import read_content
 from distrain.models.weight_sets import Choice, Shapes, Stored, Weights, choose, find_entries
-from distrain.module_state import is_part_of, unpack
+from distrain.module_state import is_part_of, unpack, with_versions
 from distrain.patterns import prefixes
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,8 @@ def load_weights(
     if not is_partial and (bad := find_fault(misfits, tensors, expected, heads=heads, num_classes=num_classes)):
         raise ModelError(f"{title} does not fit the model: {bad}; model.partial=true loads what fits")
     _report(title, choice, misfits, tensors, expected, heads=heads)
-    model.load_state_dict({**state, **fitting, **unpack(packed)})  # packed is what is no tensor in a module's state
+    loaded = {**state, **fitting, **unpack(packed)}  # packed is what is not a tensor in a module's state
+    model.load_state_dict(with_versions(loaded, model))
 
 
 def shapes_of(tensors: Weights) -> dict[str, list[int]]:
