@@ -65,6 +65,8 @@ class LiveLine(RenderHook):
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
         """Erase the line before what is printed, and draw it again behind that: rich calls it at every print."""
+        if not self._console.is_terminal:  # it was lost meanwhile: what is printed goes to a log, and the line nowhere
+            return renderables
         width = self._console.width - 1  # some terminals begin a new line once the last cell is written
         line = Segment(shortened(self._draw(width), width))
         return [Segments([_ERASE]), *renderables, Segments([line]), Control(ControlType.CARRIAGE_RETURN)]

@@ -83,6 +83,23 @@ def test_line_that_another_process_has_left_is_erased() -> None:
     live.stop()
 
 
+def test_nothing_is_drawn_any_more_once_the_terminal_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = io.StringIO()
+    monkeypatch.setattr(text, "isatty", lambda: True)
+    console = Console(file=text, width=40, _environ={"TERM": "xterm"})
+    live = LiveLine(console, lambda _: "live")
+    live.start()
+    console.print("before")
+    assert "live" in text.getvalue()
+    monkeypatch.setattr(text, "isatty", lambda: False)
+    text.truncate(0)
+    text.seek(0)
+    console.print("after")
+    console.print(Control())
+    live.stop()
+    assert text.getvalue() == "after\n"
+
+
 def test_nothing_is_drawn_where_there_is_no_terminal() -> None:
     console = Console(file=io.StringIO(), width=40)
     live = LiveLine(console, lambda _: "live")
