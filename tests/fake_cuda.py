@@ -159,7 +159,7 @@ def _keep_real(patch: pytest.MonkeyPatch) -> None:
     for module, names in {
         BatchReader: "_read_each",
         build: "open_sources choose_samples hold build_transforms resolve_class_weights class_counts build_sampler "
-        "_build_model initialize check_sizes",
+        "_build_model initialize check_sizes forewarn",
         mixing: "_mixer",
         TensorSource: "fingerprint",
     }.items():
