@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 from distrain import engine
 from distrain.heart import Heart
@@ -154,6 +155,26 @@ class Deeper(nn.Module):
         hidden = torch.tanh(self.second(torch.tanh(self.first(images.flatten(1)))))
         answers: torch.Tensor = self.counting(hidden)
         return answers
+
+
+def old_weight_norm(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.utils.weight_norm(nn.Linear(64, 16)), nn.Tanh(), nn.Linear(16, num_classes))
+
+
+def old_spectral_norm(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.utils.spectral_norm(nn.Linear(64, 16)), nn.Tanh(), nn.Linear(16, num_classes))
+
+
+def parametrized(num_classes: int) -> nn.Module:
+    first = nn.utils.parametrizations.spectral_norm(nn.Linear(64, 16))
+    last = nn.utils.parametrizations.weight_norm(nn.Linear(16, num_classes))
+    return nn.Sequential(nn.Flatten(), first, nn.Tanh(), last)
+
+
+def pruned(num_classes: int) -> nn.Module:
+    first = nn.Linear(64, 16)
+    prune.l1_unstructured(first, "weight", 0.5)  # type: ignore[no-untyped-call]
+    return nn.Sequential(nn.Flatten(), first, nn.Tanh(), nn.Linear(16, num_classes))
 
 
 class Centred(nn.Module):

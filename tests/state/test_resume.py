@@ -34,6 +34,14 @@ def test_extra_state_comes_back_beside_averages_and_slow_weights(tmp_path: Path,
     train_and_resume(ALONE, tmp_path, f"model.name={making.__name__}:{network}", followed)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("network", ["old_weight_norm", "old_spectral_norm", "parametrized", "pruned"])
+def test_weights_that_are_computed_from_others_come_back(tmp_path: Path, network: str, world_size: int) -> None:
+    averaged = "train={epochs: 2, micro_batch_size: 4, ema_decay: 0.9}"
+    run_ranks(train_and_resume, tmp_path, world_size, tmp_path, f"model.name={making.__name__}:{network}", averaged)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_state_of_a_loss_comes_back(tmp_path: Path, loss: str) -> None:
     train_and_resume(ALONE, tmp_path, f"loss.name={making.__name__}:{loss}")
