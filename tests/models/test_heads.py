@@ -1,6 +1,7 @@
 """A network's two ends fit the data: its head by replacement or behind it, its first layer by its channels."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from distrain.models.heads import fit_channels
 from distrain.models.zoo import build_model, heads_of
+from distrain.patterns import select
 from distrain.recipe import Model
 
 
@@ -48,3 +50,31 @@ def test_torchvision_model_takes_images_of_other_channels() -> None:
     with torch.no_grad():
         assert model(torch.zeros(1, 5, 64, 64)).shape == (1, 4)
     assert model.get_submodule("conv1").stride == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "heads"),
+    [
+        ("googlenet", {"aux_logits": True, "init_weights": False}, ["fc", "aux1.fc2", "aux2.fc2"]),
+        ("inception_v3", {"aux_logits": True, "init_weights": False}, ["fc", "AuxLogits.fc"]),
+        ("timm.deit_tiny_distilled_patch16_224", {}, ["head", "head_dist"]),
+        ("timm.levit_384_s8", {}, ["head.linear", "head_dist"]),  # its configuration names the first one only
+        ("timm.repvit_m1", {}, ["head.head.l", "head.head_dist.l"]),
+        ("timm.swiftformer_xs", {}, ["head", "head_dist"]),
+        ("timm.volo_d1_224", {}, ["head", "aux_head"]),
+    ],
+)
+def test_all_heads_have_the_classes_of_the_data_and_are_frozen_apart(
+    name: str, arguments: dict[str, Any], heads: list[str]
+) -> None:
+    if name.startswith("timm."):
+        pytest.importorskip("timm")
+    config = Model(name=name, arguments=arguments)
+    with torch.device("meta"):
+        three, four = (build_model(config, num_classes=count, in_channels=3) for count in (3, 4))
+    assert heads_of(config, three) == heads
+    shapes = {key: tensor.shape for key, tensor in four.state_dict().items()}
+    changed = [key for key, tensor in three.state_dict().items() if tensor.shape != shapes[key]]
+    assert {head for head in heads for key in changed if key.startswith(f"{head}.")} == set(heads)
+    names = [key for key, _ in three.named_parameters()]
+    assert not set(changed) & set(select("backbone", names, heads=heads, key="model.freeze"))
