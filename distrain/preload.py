@@ -17,7 +17,7 @@ def preload() -> None:
         import torchvision.transforms.v2  # noqa: F401
 
         import distrain.checkpoint.shards
-        import distrain.engine  # noqa: F401
+        import distrain.training.trainer  # noqa: F401
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The training plane's entry, once a rank: every launcher starts `python -m distrain.worker RUN_DIR`.
 
-torchrun's ranks are forks of a process that has loaded torch (`distrain.launchers.agent`), and run this file.
+torchrun's ranks are forks of a process that has loaded torch (`distrain.fork_server`), and run this file.
 """
 
 import logging
@@ -13,27 +13,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from distrain.abort import end_at_once
-from distrain.caches import provide_caches
-from distrain.consequences import is_consequence
-from distrain.display import Line, stream_width
+from distrain.config import read_recipe
+from distrain.config.profile import read_profile
 from distrain.errors import DistrainError, ExitCode
-from distrain.exits import describe_end, exits_raised
-from distrain.flight_recorder import FlightRecorder
-from distrain.heart import Heart
-from distrain.launchers.profile import read_profile
-from distrain.launchers.stall import collective_timeout_s
+from distrain.launchers.abort import end_at_once
+from distrain.launchers.watchdog import collective_timeout_s
 from distrain.messages import print_error
-from distrain.own_code import find_mistake
 from distrain.preload import preload
-from distrain.process import die_with_parent, hold_signals, is_orphan
-from distrain.recipe import read_recipe
-from distrain.rundir import DYING_S, RunDirectory
-from distrain.runlog import open_log
-from distrain.signals import StopRequest
-from distrain.stacks import answer_requests
-from distrain.stop_requests import fetch_signals, stop_on_signal
-from distrain.terminal import guard_output, logged_already, tolerating_loss, write_last_words
+from distrain.runs.consequences import is_consequence
+from distrain.runs.directory import DYING_S, RunDirectory
+from distrain.runs.flight_recorder import FlightRecorder
+from distrain.runs.log_file import open_log
+from distrain.runs.stacks import answer_requests
+from distrain.runs.stop_requests import fetch_signals, stop_on_signal
+from distrain.runs.user_errors import find_mistake
+from distrain.system.caches import provide_caches
+from distrain.system.display import Line, stream_width
+from distrain.system.exits import describe_end, exits_raised
+from distrain.system.process import die_with_parent, hold_signals, is_orphan
+from distrain.system.signals import StopRequest
+from distrain.system.terminal import guard_output, logged_already, tolerating_loss, write_last_words
+from distrain.training.heartbeat import Heart
 
 log = logging.getLogger("distrain.worker")  # this module is run as __main__
 
@@ -65,9 +65,9 @@ def run_worker(
     what ended the training, once everything is wound up.
     """
     preload()  # takes seconds: signals and the parent are seen to before
-    from distrain import engine
-    from distrain.memory import KeptMemory
-    from distrain.world import join_world, rank_from_environment, size_from_environment
+    from distrain.distributed.world import join_world, rank_from_environment, size_from_environment
+    from distrain.training import trainer
+    from distrain.training.device.allocator import KeptMemory
 
     rank = rank_from_environment()
     is_shown = rank == 0 and not run.measurement.exists()  # what is measured has the terminal's lines to itself
@@ -98,15 +98,15 @@ def run_worker(
             run.locked(patience_s=DYING_S) if world.is_main else nullcontext(),
         ):
             if run.examination.exists():
-                from distrain.examine.work import examine
+                from distrain.evaluation.worker import examine
 
                 is_complete = examine(recipe, run, world, heart)
             elif run.measurement.exists():
-                from distrain.measure.work import measure
+                from distrain.benchmark.worker import measure
 
                 is_complete = measure(recipe, profile, run, world, heart)
             else:
-                is_complete = engine.train(recipe, profile, run, world, heart)
+                is_complete = trainer.train(recipe, profile, run, world, heart)
         return ExitCode.FINISHED if is_complete else ExitCode.STOPPED
     except BaseException as error:  # noqa: BLE001 - it is reported whole, and the exit code says that the run failed
         if isinstance(error, KeyboardInterrupt) and stop.is_set() and run.saves_nothing:

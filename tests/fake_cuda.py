@@ -17,16 +17,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import v2
 
-from distrain import average, build, engine, evaluate, microbatch, mixing, optim, param_groups, watch
-from distrain.data.loader import BatchReader, read_batches
-from distrain.data.source import Batch, TensorSource
-from distrain.heart import Heart
-from distrain.launchers.profile import Profile
-from distrain.parallel import idle
-from distrain.recipe import Recipe
-from distrain.rundir import RunDirectory
-from distrain.session import Session
-from distrain.world import World
+from distrain.config import Recipe
+from distrain.config.profile import Profile
+from distrain.data.loading.loader import BatchReader, read_batches
+from distrain.data.sources.base import Batch, TensorSource
+from distrain.distributed import unused_parameters
+from distrain.distributed.world import World
+from distrain.runs.directory import RunDirectory
+from distrain.training import build, evaluate, step_watch, trainer
+from distrain.training.device import batch_transforms, micro_batch_size
+from distrain.training.heartbeat import Heart
+from distrain.training.optim import optimizer, param_groups, weight_averaging
+from distrain.training.session import Session
 
 GPU = torch.device("cuda", 0)
 _TOTAL_BYTES = 80 << 30
@@ -72,7 +74,7 @@ def session_on_gpu(recipe: Recipe, folder: Path) -> Session:
     profile = Profile(launcher="inprocess", device="cuda", processes=1, threads=1)
     world = World(rank=0, size=1, local_rank=0, device=GPU)
     with unset_fake_temporarily():
-        engine.set_determinism(recipe)
+        trainer.set_determinism(recipe)
     return build.build_session(recipe, profile, run, world, Heart(run, 0), skipped=(), has_checkpoint=False)
 
 
@@ -81,9 +83,9 @@ def take_steps(session: Session, *, num_steps: int) -> list[str]:
     waits = Waits()
     steps = session.order.micro_batches(range(num_steps))
     batches = read_batches(session.train_reader, steps, num_workers=0, device=GPU, loader=session.recipe.data.loader)
-    engine.run_steps(session, batches, 0, num_steps - 1)
+    trainer.run_steps(session, batches, 0, num_steps - 1)
     with waits:
-        engine.run_steps(session, batches, num_steps - 1, num_steps)
+        trainer.run_steps(session, batches, num_steps - 1, num_steps)
     batches.close()
     return waits.seen
 
@@ -101,7 +103,7 @@ def run_evaluation(session: Session) -> list[str]:
     with pytest.MonkeyPatch.context() as patch, waits:
         patch.setattr(evaluate, "_add_over_ranks", end)
         with pytest.raises(SumsAreThere):
-            engine.run_evaluation(session)
+            trainer.run_evaluation(session)
     return waits.seen
 
 
@@ -160,7 +162,7 @@ def _keep_real(patch: pytest.MonkeyPatch) -> None:
         BatchReader: "_read_each",
         build: "open_sources choose_samples hold build_transforms resolve_class_weights class_counts build_sampler "
         "_build_model initialize check_sizes forewarn",
-        mixing: "_mixer",
+        batch_transforms: "_mixer",
         TensorSource: "fingerprint",
     }.items():
         for name in names.split():
@@ -172,7 +174,7 @@ def _keep_real(patch: pytest.MonkeyPatch) -> None:
             return gather(reader, images, *rest)
 
     patch.setattr(BatchReader, "_gather", gather_real)
-    for module in (build, microbatch):
+    for module in (build, micro_batch_size):
         patch.setattr(module, "copy_network", _real(module.copy_network))
 
     def plan(config: Any, model: nn.Module, *, heads: list[str], example: torch.Tensor) -> Any:
@@ -180,8 +182,8 @@ def _keep_real(patch: pytest.MonkeyPatch) -> None:
             return param_groups.plan_settings(config, model, heads=heads, example=torch.zeros(example.shape))
 
     patch.setattr(build, "plan_settings", plan)
-    patch.setattr(average, "not_finite", lambda tensors: [])
-    patch.setattr(watch, "is_moderate", lambda tensor: True)
+    patch.setattr(weight_averaging, "not_finite", lambda tensors: [])
+    patch.setattr(step_watch, "is_moderate", lambda tensor: True)
 
 
 def _real(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -195,13 +197,13 @@ def _real(function: Callable[..., Any]) -> Callable[..., Any]:
 def _replace_passes(patch: pytest.MonkeyPatch) -> None:
     """Give a backward pass that makes gradients of the right shapes, and draws that need no numbers."""
     weights: list[nn.Parameter] = []
-    build_optimizer = optim.build_optimizer
+    build_optimizer = optimizer.build_optimizer
 
     def building(config: Any, model: nn.Module, settings: Any = None) -> torch.optim.Optimizer:
         weights[:] = [weight for weight in model.parameters() if weight.requires_grad]
         return build_optimizer(config, model, settings)
 
-    for module in (build, microbatch):
+    for module in (build, micro_batch_size):
         patch.setattr(module, "build_optimizer", building)
 
     def backward(loss: torch.Tensor) -> None:
@@ -212,10 +214,12 @@ def _replace_passes(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(torch.Tensor, "backward", backward)
     patch.setattr(torch, "_fused_sgd_", _check_update)
-    patch.setattr(idle, "_reached", lambda model, example: (model(example), set(dict(model.named_parameters())))[1])
+    patch.setattr(
+        unused_parameters, "_reached", lambda model, example: (model(example), set(dict(model.named_parameters())))[1]
+    )
     patch.setattr(v2.MixUp, "make_params", lambda *_: {"lam": 0.3})
     patch.setattr(v2.CutMix, "make_params", lambda *_: {"box": (1, 1, 5, 5), "lam_adjusted": 0.5})
-    patch.setattr(mixing, "torch", _Draws())
+    patch.setattr(batch_transforms, "torch", _Draws())
 
 
 class _Draws:

@@ -16,7 +16,7 @@ LOADED = [
     "torch._dynamo",
     "torchvision.transforms.v2",
     "distrain.checkpoint.shards",
-    "distrain.engine",
+    "distrain.training.trainer",
     "distrain.cli.app",
 ]
 

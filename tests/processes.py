@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from distrain.world import World
+from distrain.distributed.world import World
 from tests.forks import server
 
 TIMEOUT_S = 120

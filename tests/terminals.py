@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from distrain.process import kill_below
+from distrain.system.process import kill_below
 from tests.command import wait_until
 
 

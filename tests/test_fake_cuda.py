@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from distrain.recipe import load_recipe
-from distrain.recipe.read import builtin_recipes
+from distrain.config import load_recipe
+from distrain.config.load import builtin_recipes
 from tests.data.writing import write
 from tests.fake_cuda import fake_gpu, run_evaluation, session_on_gpu, take_steps
 

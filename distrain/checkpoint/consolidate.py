@@ -6,11 +6,11 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save
 
-from distrain.checkpoint.folder import STATE, step_of
 from distrain.checkpoint.load import read_model
 from distrain.errors import CheckpointError
-from distrain.files import whole_file
-from distrain.filesystem import explain
+from distrain.runs.checkpoints.paths import STATE, step_of
+from distrain.system.files import whole_file
+from distrain.system.filesystem import explain
 
 
 def consolidate(path: Path, file: Path, *, recipe_name: str) -> int:

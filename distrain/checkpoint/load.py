@@ -14,12 +14,12 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 
-from distrain.checkpoint.folder import METADATA, Checkpoint
 from distrain.checkpoint.tensors import AVERAGE, Tensors, extra_names, model_tensors, optimizer_prefix
-from distrain.checkpoint.verify import read_manifest
+from distrain.distributed.world import World
 from distrain.errors import CheckpointError
-from distrain.module_state import LOSS, MODEL, is_packed
-from distrain.world import World
+from distrain.runs.checkpoints.integrity import read_manifest
+from distrain.runs.checkpoints.paths import METADATA, Checkpoint
+from distrain.tensors.module_state import LOSS, MODEL, is_packed
 
 _NEVER_AVERAGED = "._extra_state"  # of what older versions took for an average of it, only the first value was kept
 

@@ -7,10 +7,10 @@ from contextlib import contextmanager, nullcontext
 import torch
 
 from distrain.checkpoint.tensors import Tensors
-from distrain.devices import use_device
+from distrain.distributed.world import World
 from distrain.errors import ModelError
-from distrain.sharding import is_sharded, own_part, with_own_part
-from distrain.world import World
+from distrain.tensors.devices import use_device
+from distrain.tensors.dtensor import is_sharded, own_part, with_own_part
 
 
 def written_here(tensors: Tensors, world: World) -> set[str]:

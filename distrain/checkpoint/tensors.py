@@ -11,9 +11,9 @@ import torch
 import xxhash
 from torch import nn
 
-from distrain.module_state import LOSS, MODEL, RANKS, is_part_of, pack, split
-from distrain.module_state import Tensors as Tensors
-from distrain.sharding import whole
+from distrain.tensors.dtensor import whole
+from distrain.tensors.module_state import LOSS, MODEL, RANKS, is_part_of, pack, split
+from distrain.tensors.module_state import Tensors as Tensors
 
 AVERAGE = "average."
 SLOW = "slow."

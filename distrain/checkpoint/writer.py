@@ -14,15 +14,15 @@ from typing import Any, Self, TypeVar
 
 import torch.distributed as dist
 
-from distrain import recipe
-from distrain.checkpoint.folder import committed, draft_path, final_path, remove
-from distrain.checkpoint.inventory import take_inventory
-from distrain.checkpoint.retention import superfluous
+from distrain import config as recipe
 from distrain.checkpoint.staging import Held, Stager, written_here
 from distrain.checkpoint.tensors import Tensors
-from distrain.checkpoint.verify import Manifest, commit, describe_files
+from distrain.distributed.world import World
 from distrain.errors import CheckpointError
-from distrain.world import World
+from distrain.runs.checkpoints.catalog import take_inventory
+from distrain.runs.checkpoints.integrity import Manifest, commit, describe_files
+from distrain.runs.checkpoints.paths import committed, draft_path, final_path, remove
+from distrain.runs.checkpoints.retention import superfluous
 
 FAILING_WAIT_S = 60.0  # a run that fails gives the save under way this long to reach the disk
 MEBIBYTE = 2**20

@@ -7,12 +7,12 @@ import traceback
 from collections.abc import Sequence
 from types import FrameType
 
-from distrain import filesystem
-from distrain.caches import provide_caches
 from distrain.errors import DistrainError, ExitCode
 from distrain.messages import print_error
-from distrain.signals import ignore_signals
-from distrain.terminal import guard_output
+from distrain.system import filesystem
+from distrain.system.caches import provide_caches
+from distrain.system.signals import ignore_signals
+from distrain.system.terminal import guard_output
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from distrain.cli import (
     evaluate,
     export,
     fit,
-    importing,
+    import_weights,
     launch,
     logs,
     plan,
@@ -77,7 +77,7 @@ app.add_typer(data.app, name="data")
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
-app.command("import")(importing.import_)
+app.command("import")(import_weights.import_)
 app.command("bench")(bench.bench)
 app.command("plan")(plan.plan)
 app.command("verify")(verify.verify)

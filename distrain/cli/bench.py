@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from distrain.cli.options import AsJson, DataPath, DeviceName, Overrides, RecipeName, Steps
-from distrain.files import to_json
+from distrain.system.files import to_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from distrain.measure.benchmark import Report
+    from distrain.benchmark.scaling_run import Report
 
 MEBIBYTE = 2**20
 
@@ -49,21 +49,21 @@ def bench(
     """
     from rich.console import Console
 
-    from distrain.launchers.profile import read_options
-    from distrain.measure import benchmark
-    from distrain.measure.place import check_picture, choose_place
-    from distrain.recipe import load_recipe
+    from distrain.benchmark import scaling_run
+    from distrain.benchmark.output_paths import check_picture, choose_place
+    from distrain.config import load_recipe
+    from distrain.config.profile import read_options
 
     place = choose_place(root)
     if plot is not None:
         check_picture(plot)
     resolved = load_recipe(recipe, overrides=overrides or [], data=data)
     options = read_options(gpus=gpus, device=device, processes=procs)
-    question = benchmark.resolve(resolved, options, reference=recipe, steps=steps, is_weak=weak)
+    question = scaling_run.resolve(resolved, options, reference=recipe, steps=steps, is_weak=weak)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    report = benchmark.run(question, place=place, console=errors)
+    report = scaling_run.run(question, place=place, console=errors)
     if plot is not None:
-        from distrain.measure.plot import draw
+        from distrain.benchmark.plot import draw
 
         draw(report, plot)
     if as_json:
@@ -76,7 +76,7 @@ def bench(
 
 
 def _print(console: "Console", report: "Report") -> None:
-    from distrain.display import counted
+    from distrain.system.display import counted
 
     figures = report.figures
     versions = report.environment["versions"]
@@ -134,7 +134,7 @@ def _print(console: "Console", report: "Report") -> None:
 
 
 def _print_scaling(console: "Console", report: "Report") -> None:
-    from distrain.display import Heading, print_table
+    from distrain.system.display import Heading, print_table
 
     if len(report.scaling) < 2:
         return
@@ -153,8 +153,8 @@ def _print_scaling(console: "Console", report: "Report") -> None:
 
 
 def _print_parts(console: "Console", report: "Report") -> None:
-    from distrain.display import Heading, print_table
-    from distrain.measure.parts import PARTS
+    from distrain.benchmark.step_phases import PARTS
+    from distrain.system.display import Heading, print_table
 
     parts = report.figures.parts_s
     if parts is None:

@@ -11,11 +11,11 @@ import typer
 from distrain.cli import complete
 from distrain.cli.options import AsJson, Root, RunName
 from distrain.errors import ExitCode, RunError
-from distrain.filesystem import check_writable
+from distrain.system.filesystem import check_writable
 
 if TYPE_CHECKING:
-    from distrain.checkpoint import Entry
-    from distrain.rundir import RunDirectory
+    from distrain.runs.checkpoints import Entry
+    from distrain.runs.directory import RunDirectory
 
 MEBIBYTE = 2**20
 LONGEST_SHOWN = 10  # numbers or names of a list in state.json
@@ -34,12 +34,12 @@ def list_checkpoints(reference: RunName, root: Root = Path("runs"), as_json: AsJ
     """
     from rich.console import Console
 
-    from distrain import checkpoint
-    from distrain.display import Heading, duration, print_table
-    from distrain.metrics import ALWAYS_MEASURED, METRICS, number_in_words
+    from distrain.config.metrics import ALWAYS_MEASURED, METRICS, number_in_words
+    from distrain.runs import checkpoints
+    from distrain.system.display import Heading, duration, print_table
 
     run = _find(reference, root)
-    entries = checkpoint.take_inventory(run.checkpoints)
+    entries = checkpoints.take_inventory(run.checkpoints)
     rows = _facts(entries)
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
@@ -61,7 +61,7 @@ def list_checkpoints(reference: RunName, root: Root = Path("runs"), as_json: AsJ
         print_table(console, [Heading(title, is_right=True) for title in titles], cells)
     else:
         console.print(f"no checkpoints in {run.checkpoints}", markup=False)
-    if (step := checkpoint.run_best_step(entries)) is not None and checkpoint.find_best(entries) is None:
+    if (step := checkpoints.run_best_step(entries)) is not None and checkpoints.find_best(entries) is None:
         console.print(f"the best evaluation, at step {step}, has no checkpoint")
     if bad := sorted(path.name for path in run.checkpoints.glob("quarantine/step-*")):
         console.print(f"quarantined: {', '.join(bad)}", soft_wrap=True)
@@ -88,18 +88,18 @@ def verify(
     """
     from rich.console import Console
 
-    from distrain import checkpoint
-    from distrain.live import LiveProgress
+    from distrain.runs import checkpoints
+    from distrain.system.live_line import LiveProgress
 
     run = _find(reference, root)
-    entries = checkpoint.take_inventory(run.checkpoints)
-    chosen = checkpoint.choose(run.checkpoints, which or "last")
+    entries = checkpoints.take_inventory(run.checkpoints)
+    chosen = checkpoints.choose(run.checkpoints, which or "last")
     entries = [entry for entry in entries if which is None or entry.path == chosen]
     faults: dict[str, str | None] = {}
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for entry in entries:
         with LiveProgress(console, f"verifying {entry.path.name}", entry.num_bytes) as progress:
-            fault = checkpoint.find_fault(entry.path, advance=progress.advance)
+            fault = checkpoints.find_fault(entry.path, advance=progress.advance)
         if entry.path.is_dir():  # else a training has deleted it meanwhile
             faults[entry.path.name] = fault
     if as_json:
@@ -123,13 +123,13 @@ def show(
 
     Example: `distrain checkpoints show last 46`
     """
-    from distrain import checkpoint
+    from distrain.runs import checkpoints
 
-    path = checkpoint.choose(_find(reference, root).checkpoints, which)
+    path = checkpoints.choose(_find(reference, root).checkpoints, which)
     _check(path)
     from distrain.checkpoint.load import describe_tensors  # torch: only for a checkpoint that is good
 
-    state = checkpoint.read(path).state
+    state = checkpoints.read(path).state
     tensors = describe_tensors(path)
     if as_json:
         shown = {name: {"shape": shape, "dtype": dtype} for name, (shape, dtype) in tensors.items()}
@@ -153,23 +153,23 @@ def prune(
 
     Example: `distrain checkpoints prune last --keep-last 1 --dry-run`
     """
-    from distrain import checkpoint
-    from distrain.recipe import read_recipe
+    from distrain.config import read_recipe
+    from distrain.runs import checkpoints
 
     run = _find(reference, root)
     if not dry_run:
         run.check_writable(otherwise="ask its owner to prune it")
     config = read_recipe(run.recipe).checkpoint
     with nullcontext() if dry_run else run.locked():
-        going = checkpoint.superfluous(
-            checkpoint.take_inventory(run.checkpoints),
+        going = checkpoints.superfluous(
+            checkpoints.take_inventory(run.checkpoints),
             keep_last=keep_last,
             keep_best=config.keep_best,
             keep_every_steps=config.keep_every_steps,
         )
         for entry in going:
             if not dry_run:
-                checkpoint.remove(entry.path)
+                checkpoints.remove(entry.path)
             typer.echo(f"{'would delete' if dry_run else 'deleted'} {entry.path.name}")
     if not going:
         typer.echo("nothing to delete")
@@ -201,11 +201,11 @@ def consolidate(
     if not file.absolute().parent.is_dir():
         raise RunError(f"folder {file.absolute().parent} does not exist")
     check_writable(file.absolute().parent, otherwise="name a file elsewhere")
-    from distrain import checkpoint
-    from distrain.recipe import read_recipe
+    from distrain.config import read_recipe
+    from distrain.runs import checkpoints
 
     run = _find(reference, root)
-    path = checkpoint.choose(run.checkpoints, target[0] if len(target) == 2 else "last")
+    path = checkpoints.choose(run.checkpoints, target[0] if len(target) == 2 else "last")
     _check(path)
     from distrain.checkpoint.consolidate import consolidate as write  # torch: only for a checkpoint that is good
     from distrain.checkpoint.load import has_packed_state
@@ -214,26 +214,26 @@ def consolidate(
     typer.echo(f"wrote {file}: the model of {path.name}, {num_bytes / MEBIBYTE:.1f} MiB")
     if has_packed_state(path):
         typer.echo(
-            "its extra state is not all tensors: load_state_dict takes what distrain.bundle.read_state reads of it"
+            "its extra state is not all tensors: load_state_dict takes what distrain.export.read_state reads of it"
         )
 
 
 def _find(reference: str, root: Path) -> "RunDirectory":
-    from distrain import runs
+    from distrain.runs import query
 
-    return runs.find_run(reference, root)
+    return query.find_run(reference, root)
 
 
 def _check(path: Path) -> None:
-    from distrain.checkpoint import find_fault
     from distrain.errors import CheckpointError
+    from distrain.runs.checkpoints import find_fault
 
     if fault := find_fault(path):
         raise CheckpointError(f"checkpoint {path} is not used: {fault}")
 
 
 def _facts(entries: list["Entry"]) -> list[dict[str, Any]]:
-    from distrain.checkpoint import find_best
+    from distrain.runs.checkpoints import find_best
 
     best = find_best(entries)
     return [

@@ -21,7 +21,7 @@ def recipes(incomplete: str) -> list[str]:
 
 def profiles(incomplete: str) -> list[str]:
     """Return the built-in launch profiles, and YAML files."""
-    from distrain.launchers.launchfile import builtin_profiles
+    from distrain.launchers.profile_files import builtin_profiles
 
     return [*_beginning(builtin_profiles(), incomplete), *_files(incomplete, _YAML)]
 
@@ -36,9 +36,9 @@ def runs(context: typer.Context, incomplete: str) -> list[str]:
 
 def checkpoints(context: typer.Context, incomplete: str) -> list[str]:
     """Return `best`, `last` and the steps of the checkpoints of the run that is named before."""
-    from distrain.checkpoint.folder import committed, step_of
     from distrain.errors import DistrainError
-    from distrain.runs import find_run
+    from distrain.runs.checkpoints.paths import committed, step_of
+    from distrain.runs.query import find_run
 
     steps: list[str] = []
     try:
@@ -51,8 +51,8 @@ def checkpoints(context: typer.Context, incomplete: str) -> list[str]:
 
 def keys(incomplete: str) -> list[str]:
     """Return the recipe's keys for --set, each with `=`; after it the values of a key that has only a few."""
-    from distrain.recipe import Recipe
-    from distrain.validation import keys_of
+    from distrain.config import Recipe
+    from distrain.config.validation import keys_of
 
     key, equals, _ = incomplete.partition("=")
     if not equals:
@@ -69,7 +69,7 @@ def keys(incomplete: str) -> list[str]:
 
 def metrics(incomplete: str) -> list[str]:
     """Return the metrics, behind those that are named already."""
-    from distrain.metrics import METRICS
+    from distrain.config.metrics import METRICS
 
     before, comma, _ = incomplete.rpartition(",")
     return _beginning([f"{before}{comma}{name}" for name in METRICS], incomplete)
@@ -82,7 +82,7 @@ def devices(incomplete: str) -> list[str]:
 
 def launchers(incomplete: str) -> list[str]:
     """Return the launchers."""
-    from distrain.launchers.profile import LauncherName
+    from distrain.config.profile import LauncherName
 
     return _beginning(get_args(LauncherName), incomplete)
 

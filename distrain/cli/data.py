@@ -12,11 +12,11 @@ from distrain.cli.options import AsJson
 from distrain.cli.pack import PACK_EPILOG, pack, verify_pack
 from distrain.cli.progress import progress
 from distrain.errors import DataError, ExitCode
-from distrain.files import whole_file
-from distrain.filesystem import check_writable
+from distrain.system.files import whole_file
+from distrain.system.filesystem import check_writable
 
 if TYPE_CHECKING:
-    from distrain.inspect.listing import Listing
+    from distrain.data.inspection.scan import Listing
 
 CHECK_EPILOG = """
 **Examples**
@@ -79,11 +79,11 @@ def check(
     """
     from rich.console import Console
 
-    from distrain.data.packfile import is_packed, read_pack
-    from distrain.inspect import show
-    from distrain.inspect.findings import find_damages, find_faults
-    from distrain.inspect.ledger import read_everything
-    from distrain.inspect.reading import reading_processes
+    from distrain.data.inspection import output
+    from distrain.data.inspection.image_table import read_everything
+    from distrain.data.inspection.rules import find_damages, find_faults
+    from distrain.data.inspection.worker_pool import reading_processes
+    from distrain.data.packing.format import is_packed, read_pack
 
     begin = time.monotonic()
     damages = verify_pack(folder, read_pack(folder)) if is_packed(folder) else []
@@ -96,9 +96,9 @@ def check(
     findings = find_damages(damages) + find_faults(listing, images, others)
     seconds = time.monotonic() - begin
     if as_json:
-        typer.echo(json.dumps(show.findings_as_json(listing, findings, seconds=seconds), indent=1))
+        typer.echo(json.dumps(output.findings_as_json(listing, findings, seconds=seconds), indent=1))
     else:
-        show.print_findings(Console(highlight=False, soft_wrap=True), listing, findings, seconds=seconds)
+        output.print_findings(Console(highlight=False, soft_wrap=True), listing, findings, seconds=seconds)
     fatal = {"error", "warning"} if strict else {"error"}
     raise typer.Exit(ExitCode.FAILED if any(finding.severity in fatal for finding in findings) else ExitCode.FINISHED)
 
@@ -127,8 +127,8 @@ def info(
     """
     from rich.console import Console
 
-    from distrain.inspect import pictures, show, statistics
-    from distrain.inspect.reading import reading_processes
+    from distrain.data.inspection import contact_sheet, output, statistics
+    from distrain.data.inspection.worker_pool import reading_processes
 
     listing = _list_data(folder, changes or [])
     sheet = _sheet_path(folder, out)
@@ -140,18 +140,18 @@ def info(
     ):
         figures = statistics.measure(readers, listing, advance=advance)
         channels = statistics.measure_channels(readers, listing, advance=advance)
-        gallery = pictures.collect_pictures(readers, listing, per_class=per_class)
+        gallery = contact_sheet.collect_pictures(readers, listing, per_class=per_class)
     written = sheet if gallery else None
     if written is not None:
         with whole_file(written) as draft:
-            pictures.draw_sheet(gallery).save(draft, "PNG")
+            contact_sheet.draw_sheet(gallery).save(draft, "PNG")
     if as_json:
-        typer.echo(json.dumps(show.figures_as_json(listing, figures, channels, written), indent=1))
+        typer.echo(json.dumps(output.figures_as_json(listing, figures, channels, written), indent=1))
         return
     console = Console(highlight=False, soft_wrap=True)
-    show.print_figures(console, listing, figures, channels)
+    output.print_figures(console, listing, figures, channels)
     if written is not None:
-        show.print_preview(console, gallery)
+        output.print_preview(console, gallery)
         console.print(f"\npictures    {written}", markup=False, soft_wrap=True)
 
 
@@ -160,9 +160,9 @@ app.command("pack", epilog=PACK_EPILOG.replace("\n\n", "\n\n\n"))(pack)
 
 def _list_data(folder: Path, changes: list[str]) -> "Listing":
     """List a folder or file: as a manifest if it looks like one, or as the changes say."""
-    from distrain.data.manifest import is_manifest
-    from distrain.inspect.folders import list_data
-    from distrain.recipe import load_data
+    from distrain.config import load_data
+    from distrain.data.inspection.folders import list_data
+    from distrain.data.layout.manifest import is_manifest
 
     source = "manifest" if is_manifest(folder) else "imagefolder"
     listing = list_data(load_data(folder, source=source, overrides=changes))

@@ -20,7 +20,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     Example: `distrain doctor --json`
     """
-    from distrain.environment import describe_environment
+    from distrain.runs.environment import describe_environment
 
     facts = describe_environment()
     facts["free_disk_gib"] = round(shutil.disk_usage(Path.cwd()).free / GIBIBYTE, 1)
@@ -41,10 +41,10 @@ def _ask_torch() -> dict[str, Any] | str:
         import torch.distributed as dist
         import torchvision  # noqa: F401
 
-        from distrain.data.decoders import png_decoder
+        from distrain.data.sources.decoders import png_decoder
     except (ImportError, OSError, RuntimeError) as error:
         return str(error).splitlines()[0]
-    from distrain.launchers.gpus import first_sentence
+    from distrain.system.gpus import first_sentence
 
     count, fault = torch.cuda.device_count(), None
     if not count:
@@ -82,9 +82,9 @@ def _problems(facts: dict[str, Any]) -> list[str]:
 
 
 def _gpu_problems(torch_facts: dict[str, Any]) -> list[str]:
-    from distrain.launchers.gpu_faults import TorchGpus, find_gpu_faults
-    from distrain.launchers.gpus import VISIBLE, is_naming, select_visible
-    from distrain.launchers.nvml import nvidia_files, read_nvml
+    from distrain.system.gpu_faults import TorchGpus, find_gpu_faults
+    from distrain.system.gpus import VISIBLE, is_naming, select_visible
+    from distrain.system.nvml import nvidia_files, read_nvml
 
     nvml, visible = read_nvml(), os.environ.get(VISIBLE)
     seen = TorchGpus(

@@ -7,13 +7,13 @@ import typer
 
 from distrain.cli import complete
 from distrain.cli.options import AsJson, CheckpointName, DeviceName, Overrides, Root, Trained
-from distrain.encoding import on_one_line
-from distrain.files import to_json
+from distrain.system.encoding import on_one_line
+from distrain.system.files import to_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from distrain.examine.findings import Answers, Findings
+    from distrain.evaluation.results import Answers, Findings
 
 MOST_CLASSES = 50  # rows of the table; of more classes the least accurate are shown
 MOST_LINES = 5  # pairs and mistakes told in the terminal
@@ -65,14 +65,14 @@ def evaluate(
     """
     from rich.console import Console
 
-    from distrain import runs
-    from distrain.examine import findings as found
-    from distrain.examine.order import resolve
-    from distrain.examine.start import examine
-    from distrain.launchers.profile import read_options
+    from distrain.config.profile import read_options
+    from distrain.evaluation import results as found
+    from distrain.evaluation.launch import examine
+    from distrain.evaluation.request import resolve
+    from distrain.runs import query
     from distrain.worker import run_worker
 
-    run, path, why = runs.find_checkpoint(reference, root, must_be_best=best, which=which)
+    run, path, why = query.find_checkpoint(reference, root, must_be_best=best, which=which)
     changes = [*(overrides or []), *([f"eval.metrics=[{metrics}]"] if metrics is not None else [])]
     folder, recipe, order = resolve(run, path, split=split, overrides=changes, data=data, out=out)
     options = read_options(gpus=gpus, device=device, processes=procs)
@@ -99,9 +99,9 @@ def evaluate(
 
 
 def _print(console: "Console", result: "Findings", answers: "Answers") -> None:
-    from distrain.display import Heading, print_table
-    from distrain.examine.findings import badness_in_words, confused_pairs
-    from distrain.metrics import METRICS, in_words
+    from distrain.config.metrics import METRICS, in_words
+    from distrain.evaluation.results import badness_in_words, confused_pairs
+    from distrain.system.display import Heading, print_table
 
     names = [name.removeprefix("val/") for name in result.metrics]
     words = ", ".join(in_words(name, result.metrics) for name in names if name in METRICS)
@@ -131,8 +131,8 @@ def _print(console: "Console", result: "Findings", answers: "Answers") -> None:
 
 
 def _draw(folder: Path, result: "Findings", answers: "Answers", *, recipe_source: Path) -> list[Path]:
-    from distrain.examine.pictures import draw_confusion, draw_mistakes
-    from distrain.examine.samples import read_images
+    from distrain.evaluation.plots import draw_confusion, draw_mistakes
+    from distrain.evaluation.samples import read_images
 
     drawn = []
     if result.classes:

@@ -9,14 +9,14 @@ import typer
 
 from distrain.cli import complete
 from distrain.cli.options import AsJson, CheckpointName, Root, Trained
-from distrain.cli.place import check_file, check_folder
+from distrain.cli.output_paths import check_file, check_folder
 from distrain.errors import BundleError
 from distrain.messages import joined, nearest
 
 if TYPE_CHECKING:
-    from distrain.bundle import Bundle
-    from distrain.bundle.graph import Comparison
-    from distrain.rundir import RunDirectory
+    from distrain.export import Bundle
+    from distrain.export.graph import Comparison
+    from distrain.runs.directory import RunDirectory
 
 FILES = {"bundle": "bundle", "safetensors": "model.safetensors", "torch": "model.pt2", "onnx": "model.onnx"}
 MEBIBYTE = 2**20
@@ -62,14 +62,14 @@ def export(
 
     Example: `distrain export last --format onnx --out ants.onnx`
     """
-    from distrain import runs
+    from distrain.runs import query
 
     if form not in FILES:
         hint = nearest(form, FILES, count=1, cutoff=0.6) or f"; use {joined(list(FILES))}"
         raise BundleError(f"unknown format {form!r}{hint}")
     if (with_normalize or images) and form not in {"torch", "onnx"}:
         raise BundleError(f"--with-normalize and --images are for the formats torch and onnx, not for {form}")
-    run, path, why = runs.find_checkpoint(reference, root, must_be_best=best, which=which)
+    run, path, why = query.find_checkpoint(reference, root, must_be_best=best, which=which)
     place = run.export / FILES[form] if out is None else out.expanduser()
     if out is not None and (suffix := Path(FILES[form]).suffix) and place.suffix != suffix:
         raise BundleError(f"--out {out} does not end in {suffix}, as the format {form} does")
@@ -91,20 +91,20 @@ def export(
 def _write(
     form: str, run: "RunDirectory", path: Path, place: Path, *, images: list[Path], with_normalize: bool
 ) -> dict[str, Any]:
-    from distrain.references import look_in
+    from distrain.config.user_code import look_in
 
     look_in(Path.cwd())
-    from distrain.bundle.trained import open_checkpoint
+    from distrain.export.from_checkpoint import open_checkpoint
 
     if form == "onnx":
-        from distrain.bundle.graph import check_onnx
+        from distrain.export.graph import check_onnx
 
         check_onnx()
     pictures = _find_pictures(images)
     bundle = open_checkpoint(run, path, examples=pictures)
     comparison = None
     if form == "bundle":
-        from distrain.bundle.write import write_bundle
+        from distrain.export.write_bundle import write_bundle
 
         write_bundle(bundle, place)
     elif form == "safetensors":
@@ -126,8 +126,8 @@ def _write(
 def _write_graph(
     form: str, bundle: "Bundle", run: "RunDirectory", place: Path, *, pictures: list[Path], with_normalize: bool
 ) -> "Comparison":
-    from distrain.bundle.export import NUM_COMPARED, export_graph
-    from distrain.bundle.trained import validation_pictures
+    from distrain.export.formats import NUM_COMPARED, export_graph
+    from distrain.export.from_checkpoint import validation_pictures
 
     return export_graph(
         bundle,
@@ -139,7 +139,7 @@ def _write_graph(
 
 
 def _find_pictures(named: list[Path]) -> list[Path]:
-    from distrain.data.walk import images_below
+    from distrain.data.layout.walk import images_below
 
     found: list[Path] = []
     for path in named:

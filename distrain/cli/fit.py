@@ -72,9 +72,9 @@ def fit(
 
     Example: `distrain fit cifar10 --gpus 4 --set train.epochs=20 --set 'augment.train=[RandomHorizontalFlip]'`
     """
-    from distrain.debugging import Aids
-    from distrain.launchers.profile import read_options
-    from distrain.start import start
+    from distrain.cli.run_fit import start
+    from distrain.config.debug_presets import Aids
+    from distrain.config.profile import read_options
 
     code = start(
         reference=recipe,

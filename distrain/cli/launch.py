@@ -28,7 +28,7 @@ def list_profiles(as_json: AsJson = False) -> None:
 
     Example: `distrain launch list --json`
     """
-    from distrain.launchers.launchfile import builtin_profiles
+    from distrain.launchers.profile_files import builtin_profiles
 
     rows = {
         name: path.read_text(encoding="utf-8").splitlines()[1].lstrip("# ") for name, path in builtin_profiles().items()
@@ -50,7 +50,7 @@ def show(
 
     Example: `distrain launch show gpu-4 > mine.yaml`
     """
-    from distrain.launchers.launchfile import builtin_profiles
+    from distrain.launchers.profile_files import builtin_profiles
 
     found = builtin_profiles()
     if name not in found:

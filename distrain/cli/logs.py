@@ -18,8 +18,8 @@ def logs(
 
     Example: `distrain logs last -f --rank 1`
     """
-    from distrain import runs
+    from distrain.runs import query
 
-    run = runs.find_run(reference, root)
-    for text in runs.read_log(run, rank, follow=follow):
+    run = query.find_run(reference, root)
+    for text in query.read_log(run, rank, follow=follow):
         typer.echo(text, nl=False)

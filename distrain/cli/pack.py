@@ -15,8 +15,8 @@ from distrain.errors import DataError, ExitCode
 from distrain.messages import joined
 
 if TYPE_CHECKING:
-    from distrain.data.packfile import Pack
-    from distrain.packing.dataset import Outcome
+    from distrain.data.packing.format import Pack
+    from distrain.data.packing.pack import Outcome
 
 MEBIBYTE = 2**20
 SKIPPED_SHOWN = 3
@@ -120,9 +120,9 @@ def pack(
     cannot be read ends it with exit code 2, and it goes on once that is mended or --skip-bad is given. On a finished
     pack it only tells whether DIR has changed since.
     """
-    from distrain.data.packfile import read_pack
-    from distrain.packing import dataset as packing
-    from distrain.recipe import load_data
+    from distrain.config import load_data
+    from distrain.data.packing import pack as packing
+    from distrain.data.packing.format import read_pack
 
     place = folder.expanduser().absolute()
     where = out.expanduser() if out is not None else place.with_name(f"{place.name}.packed")
@@ -152,7 +152,7 @@ def pack(
 
 def verify_pack(folder: Path, pack: "Pack") -> list[str]:
     """Compare all of a pack with its digests behind a bar; returns a sentence for each shard that is damaged."""
-    from distrain.data.packfile import MEBIBYTE, PackedImages, in_mebibytes, verify_shards
+    from distrain.data.packing.format import MEBIBYTE, PackedImages, in_mebibytes, verify_shards
 
     num_bytes = sum(part.bytes for part in pack.splits.values())
     for split in pack.splits:
@@ -163,7 +163,7 @@ def verify_pack(folder: Path, pack: "Pack") -> list[str]:
 
 
 def _guess_source(place: Path) -> str:
-    from distrain.data.manifest import is_manifest
+    from distrain.data.layout.manifest import is_manifest
 
     return "manifest" if is_manifest(place) else "imagefolder"
 
@@ -171,7 +171,7 @@ def _guess_source(place: Path) -> str:
 def _form(order: dict[str, Any]) -> Any:
     from pydantic import ValidationError
 
-    from distrain.data.packfile import Form
+    from distrain.data.packing.format import Form
 
     if order["square"] and order["size"] is None:
         raise DataError("--square makes all images of one size, and none is given; add --size PIXELS")

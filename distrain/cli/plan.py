@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from distrain.cli.options import AsJson, DataPath, Overrides, ProfileName, RecipeName, Steps
-from distrain.files import to_json
+from distrain.system.files import to_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from distrain.measure.planning import Plan
+    from distrain.benchmark.capacity_plan import Plan
 
 MEBIBYTE = 2**20
 NOT_KNOWN = "not known here"
@@ -53,22 +53,22 @@ def plan(
     """
     from rich.console import Console
 
-    from distrain.launchers.launchfile import read_wanted
-    from distrain.launchers.profile import read_options
-    from distrain.measure import planning
-    from distrain.measure.outlook import read_time_limit
-    from distrain.measure.place import choose_place
-    from distrain.recipe import load_recipe
+    from distrain.benchmark import capacity_plan
+    from distrain.benchmark.output_paths import choose_place
+    from distrain.benchmark.schedule_estimate import read_time_limit
+    from distrain.config import load_recipe
+    from distrain.config.profile import read_options
+    from distrain.launchers.profile_files import read_wanted
 
     place = choose_place(root)
     limit_s = None if time is None else read_time_limit(time)
     wanted = read_wanted(launch, read_options(gpus=gpus, processes=procs, nodes=nodes))
     resolved = load_recipe(recipe, overrides=overrides or [], data=data)
-    question = planning.resolve(resolved, wanted, reference=recipe, link=link, network=network, steps=steps)
+    question = capacity_plan.resolve(resolved, wanted, reference=recipe, link=link, network=network, steps=steps)
     errors = Console(stderr=True, highlight=False)
     for sentence in question.unknown:
         errors.print(f"not known    {sentence}", soft_wrap=True, markup=False)
-    found = planning.make(question, place=place, limit_s=limit_s, console=errors)
+    found = capacity_plan.make(question, place=place, limit_s=limit_s, console=errors)
     if as_json:
         typer.echo(to_json(found))
     else:
@@ -125,7 +125,7 @@ def _speed_rows(found: "Plan") -> list[tuple[str, str]]:
 
 
 def _time_rows(found: "Plan") -> list[tuple[str, str]]:
-    from distrain.display import duration
+    from distrain.system.display import duration
 
     rows = [("steps", f"{found.total_steps:,}, {found.epochs:.4g} epochs")]
     times, limit = found.times, found.limit

@@ -15,13 +15,13 @@ import typer
 from distrain.cli import complete
 from distrain.cli.options import DeviceName, Root
 from distrain.errors import DataError, ExitCode
-from distrain.filesystem import check_writable
 from distrain.messages import print_error
 from distrain.preload import uncollected
+from distrain.system.filesystem import check_writable
 
 if TYPE_CHECKING:
-    from distrain.bundle import Bundle
-    from distrain.bundle.predict import Prediction
+    from distrain.export import Bundle
+    from distrain.export.predict import Prediction
 
 TOP_K = 5
 ALL_CLASSES = 20  # for one picture each class is told, unless there are more
@@ -75,7 +75,7 @@ def predict(
     kind = "csv" if as_csv else "json" if as_json else "one" if count == 1 else "lines"
     if top_k is None:
         top_k = ALL_CLASSES if count == 1 and len(bundle.classes) <= ALL_CLASSES else TOP_K
-    from distrain.bundle.predict import predict_files
+    from distrain.export.predict import predict_files
 
     num_workers = workers or min(MOST_WORKERS, len(os.sched_getaffinity(0)))
     has_failed = False
@@ -109,7 +109,7 @@ def _find_paths(named: list[str]) -> tuple[Iterable[str], int | None]:
 
 
 def _below(name: str) -> list[str]:
-    from distrain.data.walk import Walk, images_below
+    from distrain.data.layout.walk import Walk, images_below
 
     if not Path(name).is_dir():
         return [name]
@@ -128,23 +128,23 @@ def _stdin_lines() -> Iterator[str]:
 
 
 def _open(reference: str, root: Path, *, device: str | None) -> "Bundle":
-    from distrain import runs
-    from distrain.launchers.gpus import count_gpus
-    from distrain.references import look_in
+    from distrain.config.user_code import look_in
+    from distrain.runs import query
+    from distrain.system.gpus import count_gpus
 
     folder = Path(reference).expanduser()
     is_bundle = (folder / "bundle.json").is_file()
-    checkpoint = None if is_bundle else runs.find_checkpoint(reference, root, must_be_best=False)
+    checkpoint = None if is_bundle else query.find_checkpoint(reference, root, must_be_best=False)
     look_in(Path.cwd())
     device = device or ("cuda" if count_gpus() else "cpu")  # one that cannot be used is told, and not left aside
     with uncollected():
         import torchvision.transforms.v2  # noqa: F401 - what a bundle's preprocessing is made of
 
-        from distrain import bundle
+        from distrain import export as bundle
 
     if checkpoint is None:
         return bundle.load(folder, device=device)
-    from distrain.bundle.trained import open_checkpoint
+    from distrain.export.from_checkpoint import open_checkpoint
 
     run, path, why = checkpoint
     typer.echo(f"{path.name} of {run.path} ({why})", err=True)
@@ -155,7 +155,7 @@ def _with_progress(batches: Iterable[list["Prediction"]], count: int | None) -> 
     """Pass the batches on; a terminal on standard error shows how far it is, where there is more than one picture."""
     from rich.console import Console
 
-    from distrain.live import LiveProgress
+    from distrain.system.live_line import LiveProgress
 
     if count == 1:
         yield from batches
@@ -234,7 +234,7 @@ def _bars(prediction: "Prediction", bundle: "Bundle", top_k: int) -> str:
 
 def _named(prediction: "Prediction", bundle: "Bundle", top_k: int) -> list[tuple[str, float]]:
     """Return (name, number) of the outputs to tell: the values in their order, or the likeliest classes first."""
-    from distrain.bundle.predict import best_outputs
+    from distrain.export.predict import best_outputs
 
     is_value = bundle.description.target == "values"
     outputs = range(len(prediction.values)) if is_value else best_outputs(prediction.values, top_k)
@@ -244,7 +244,7 @@ def _named(prediction: "Prediction", bundle: "Bundle", top_k: int) -> list[tuple
 def _show(prediction: "Prediction", bundle: "Bundle", top_k: int) -> None:
     from rich.console import Console
 
-    from distrain.bundle.picture import annotate, preview
+    from distrain.export.prediction_image import annotate, preview
 
     picture = Path(prediction.image)
     file = Path(f"{picture.stem}-predicted.png")

@@ -11,7 +11,7 @@ from distrain.cli import complete
 from distrain.cli.groups import refuse_misplaced
 from distrain.cli.options import AsJson
 from distrain.errors import RecipeError
-from distrain.rundir import write_atomically
+from distrain.runs.directory import write_atomically
 
 app = typer.Typer(
     help="List, show and copy the built-in recipes.\n\nExample: `distrain recipes init digits my.yaml`",
@@ -34,8 +34,8 @@ def list_recipes(as_json: AsJson = False) -> None:
     """
     from rich.console import Console
 
-    from distrain import recipe as recipes
-    from distrain.display import Heading, print_table
+    from distrain import config as recipes
+    from distrain.system.display import Heading, print_table
 
     found = {name: _headline(text) for name, text in recipes.builtin_recipes().items()}
     if as_json:
@@ -66,7 +66,7 @@ def show(
     from rich.console import Console
     from rich.syntax import Syntax
 
-    from distrain import recipe as recipes
+    from distrain import config as recipes
 
     full = recipes.load_recipe(name, overrides=overrides or [])
     as_written = recipes.builtin_recipes().get(name) or Path(name).expanduser().read_text(encoding="utf-8")
@@ -92,8 +92,8 @@ def init(
 
     Example: `distrain recipes init imagefolder-resnet18 my.yaml`
     """
-    from distrain import recipe as recipes
-    from distrain.data.requirements import needs_path
+    from distrain import config as recipes
+    from distrain.data.layout.checks import needs_path
 
     texts = recipes.builtin_recipes()
     if name not in texts:
@@ -123,9 +123,9 @@ def keys(
     from rich.console import Console
     from rich.markup import escape
 
-    from distrain import recipe as recipes
+    from distrain import config as recipes
+    from distrain.config.validation import similar_keys
     from distrain.messages import did_you_mean
-    from distrain.validation import similar_keys
 
     rows = [row for row in recipes.fields() if row[0].startswith(section)]
     if not rows:

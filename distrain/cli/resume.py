@@ -17,19 +17,21 @@ def resume(
     """
     from rich.console import Console
 
-    from distrain import report, runs, submit
-    from distrain.debugging import Aids
-    from distrain.launchers.profile import read_profile
-    from distrain.start import start
+    from distrain.cli import output
+    from distrain.cli.run_fit import start
+    from distrain.config.debug_presets import Aids
+    from distrain.config.profile import read_profile
+    from distrain.launchers.slurm import submit
+    from distrain.runs import query
 
-    run = runs.find_run(reference, root)
+    run = query.find_run(reference, root)
     run = type(run)(run.path.absolute())
     console = Console(highlight=False, soft_wrap=True)
     if run.read_status().state == "finished":
-        report.print_summary(console, run, run.read_status())
+        output.print_summary(console, run, run.read_status())
         return
     if run.read_job() is not None:
-        report.print_submitted(console, submit.submit_again(run), [run])
+        output.print_submitted(console, submit.submit_again(run), [run])
         return
     profile = read_profile(run.profile)
     code = start(

@@ -33,11 +33,12 @@ def list_runs(root: Root = Path("runs"), as_json: AsJson = False, sort: Sort = "
     """
     from rich.console import Console
 
-    from distrain import run_table, runs
+    from distrain.cli import run_table
+    from distrain.runs import query
 
-    found = run_table.sort_runs(runs.find_runs(root), sort)
+    found = run_table.sort_runs(query.find_runs(root), sort)
     if as_json:
-        typer.echo(json.dumps([runs.facts(run) | {"recipe": run_table.recipe_name(run)} for run in found], indent=1))
+        typer.echo(json.dumps([query.facts(run) | {"recipe": run_table.recipe_name(run)} for run in found], indent=1))
     else:
         run_table.print_runs(Console(highlight=False, soft_wrap=True), found, root)
 
@@ -54,10 +55,11 @@ def show(
     """
     from rich.console import Console
 
-    from distrain import report, run_table, runs
+    from distrain.cli import output, run_table
+    from distrain.runs import query
 
-    run = runs.find_run(reference, root)
+    run = query.find_run(reference, root)
     if as_json:
-        typer.echo(json.dumps(runs.facts(run) | {"recipe": run_table.recipe_name(run)}, indent=1))
+        typer.echo(json.dumps(query.facts(run) | {"recipe": run_table.recipe_name(run)}, indent=1))
     else:
-        report.print_run(Console(highlight=False, soft_wrap=True), run)
+        output.print_run(Console(highlight=False, soft_wrap=True), run)

@@ -25,15 +25,16 @@ def stacks(
     """
     from rich.console import Console
 
-    from distrain import report, runs
-    from distrain.launchers.profile import read_profile
-    from distrain.stacks import read_stacks
+    from distrain.cli import output
+    from distrain.config.profile import read_profile
+    from distrain.runs import query
+    from distrain.runs.stacks import read_stacks
 
-    run = runs.find_run(reference, root)
-    runs.check_alive(run)
+    run = query.find_run(reference, root)
+    query.check_alive(run)
     found = read_stacks(run, world_size=read_profile(run.profile).world_size, all_threads=all_threads)
     if not as_json:
-        report.print_stacks(Console(highlight=False, soft_wrap=True), found)
+        output.print_stacks(Console(highlight=False, soft_wrap=True), found)
         return
     facts = []
     for stack in found:

@@ -19,10 +19,11 @@ def stop(
     """
     from rich.console import Console
 
-    from distrain import report, runs
+    from distrain.cli import output
+    from distrain.runs import query
 
-    run = runs.find_run(reference, root)
-    cancelled = runs.request_stop(run)
+    run = query.find_run(reference, root)
+    cancelled = query.request_stop(run)
     console = Console(highlight=False, soft_wrap=True)
     if cancelled is not None:
         console.print(f"cancelled job {cancelled}, which was not training; `distrain resume` queues it anew")
@@ -31,6 +32,6 @@ def stop(
         step = run.read_status().step
         console.print(f"asked {run.path.name} to stop; it is at step {step}", markup=False, soft_wrap=True)
         return
-    runs.wait_for_end(run)
-    if not report.print_end(console, run):
+    query.wait_for_end(run)
+    if not output.print_end(console, run):
         raise typer.Exit(1)

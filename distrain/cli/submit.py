@@ -58,10 +58,10 @@ def submit(
     """
     from rich.console import Console
 
-    from distrain import report
-    from distrain import submit as submission
-    from distrain.launchers.launchfile import read_wanted
-    from distrain.launchers.profile import read_options
+    from distrain.cli import output
+    from distrain.config.profile import read_options
+    from distrain.launchers.profile_files import read_wanted
+    from distrain.launchers.slurm import submit as submission
 
     options = read_options(gpus=gpus, processes=procs, nodes=nodes, restarts=restarts, stall_timeout_s=stall_timeout)
     order = submission.Order(
@@ -80,9 +80,9 @@ def submit(
     )
     console = Console(highlight=False, soft_wrap=True)
     if dry_run:
-        report.print_plan(console, found.recipes[0], found.plan)
+        output.print_plan(console, found.recipes[0], found.plan)
         return
     job_id = submission.submit(found, is_snapshot=snapshot, extras=snapshot_extra or [])
-    report.print_submitted(console, job_id, list(found.runs))
+    output.print_submitted(console, job_id, list(found.runs))
     for note in found.notes:
-        report.print_event(console, f"note: {note}")
+        output.print_event(console, f"note: {note}")

@@ -68,7 +68,7 @@ def _fault(error: Any) -> str:
     """Return the value of a parameter, and what is wrong with it."""
     if not isinstance(error.__cause__, ValidationError):
         return f"is refused: {_decapitalised(error.message)}"
-    from distrain.validation import must_be
+    from distrain.config.validation import must_be
 
     faults = error.__cause__.errors(include_url=False)
     value = shown(faults[0]["input"])
@@ -87,8 +87,8 @@ def _option_hint(option: str, context: Any) -> str:
     """Return the options that were probably meant, or the key of the recipe that has that name."""
     known = [] if context is None else [name for param in context.command.params for name in param.opts]
     if "--set" in known:
-        from distrain.recipe import Recipe
-        from distrain.validation import keys_of
+        from distrain.config import Recipe
+        from distrain.config.validation import keys_of
 
         leaf = option.lstrip("-").replace("-", "_")
         keys = [key for key in keys_of(Recipe) if key.rpartition(".")[2] == leaf]

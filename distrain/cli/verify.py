@@ -34,10 +34,10 @@ def verify(
     """
     from rich.console import Console
 
-    from distrain import report
-    from distrain import verify as verification
+    from distrain.benchmark import reproducibility as verification
+    from distrain.cli import output
+    from distrain.config import load_recipe
     from distrain.errors import ExitCode, LaunchError
-    from distrain.recipe import load_recipe
 
     parts = procs.split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
@@ -59,10 +59,10 @@ def verify(
             if first is None:
                 first, unsaved = run, run.read_status().unsaved_state
                 if unsaved:
-                    report.print_event(console, f"not saved, and so not the same after a resume: {', '.join(unsaved)}")
+                    output.print_event(console, f"not saved, and so not the same after a resume: {', '.join(unsaved)}")
             findings.append(verification.compare(way, run, first))
             if number:
-                report.print_finding(console, findings[-1])
+                output.print_finding(console, findings[-1])
     holds = all(finding.is_identical for finding in findings if finding.must_match)
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))

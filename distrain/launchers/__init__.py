@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from distrain.launchers import accelerate, inprocess, slurm, torchrun
+from distrain.config.profile import Profile
+from distrain.launchers import accelerate, inprocess, torchrun
 from distrain.launchers.plan import Plan
-from distrain.launchers.profile import Profile
+from distrain.launchers.slurm import srun
 
 LAUNCHERS: dict[str, Callable[[Profile, Path], Plan]] = {
     "inprocess": inprocess.plan,
     "torchrun": torchrun.plan,
     "accelerate": accelerate.plan,
-    "slurm": slurm.plan,
+    "slurm": srun.plan,
 }

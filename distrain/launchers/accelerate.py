@@ -8,12 +8,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from distrain.config.profile import Profile, Wanted
+from distrain.config.validation import describe
+from distrain.config.yaml_text import read_yaml_text
 from distrain.errors import LaunchError
 from distrain.launchers.plan import Plan
-from distrain.launchers.profile import Profile, Wanted
-from distrain.rundir import RunDirectory
-from distrain.validation import describe
-from distrain.yaml_text import read_yaml_text
+from distrain.runs.directory import RunDirectory
 
 # What accelerate's file may also say, and a recipe does: the key, and what to write instead.
 _OWNED_BY_THE_RECIPE = {

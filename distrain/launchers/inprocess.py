@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
+from distrain.config.profile import Profile
 from distrain.launchers.plan import Plan
-from distrain.launchers.profile import Profile
 
 
 def plan(profile: Profile, run: Path) -> Plan:

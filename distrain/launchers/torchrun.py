@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
+from distrain.config.profile import Profile
 from distrain.launchers.plan import Plan
-from distrain.launchers.profile import Profile
 
 _CONNECT_S = 60  # the machines have met already: who is not here after this cannot reach that port
 

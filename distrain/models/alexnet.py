@@ -6,7 +6,7 @@ Krizhevsky, Sutskever and Hinton, "ImageNet classification with deep convolution
 import torch
 from torch import nn
 
-from distrain.models.sizes import check_size
+from distrain.models.input_size import check_size
 
 
 class AlexNet5(nn.Module):

@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from distrain.models.sizes import check_size
+from distrain.models.input_size import check_size
 
 
 class CifarPlain(nn.Module):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distrain.models.sizes import check_size
+from distrain.models.input_size import check_size
 
 PATCH = 2  # pixels a side
 LEAST_VARIANCE = 5e-4  # added to each direction's, so that those without contrast are not blown up

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from distrain.config import Model
+from distrain.config.parameter_patterns import select
 from distrain.errors import ModelError
-from distrain.patterns import select
-from distrain.recipe import Model
 
 _NO_CONTEXT: AbstractContextManager[None] = nullcontext()
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distrain.models.sizes import check_size
+from distrain.models.input_size import check_size
 
 
 class LeNet(nn.Module):

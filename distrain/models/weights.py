@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from distrain.config.parameter_patterns import prefixes
 from distrain.errors import ModelError
 from distrain.models.heads import fit_channels
 from distrain.models.weight_files import read_content
 from distrain.models.weight_sets import Choice, Shapes, Stored, Weights, choose, find_entries
-from distrain.module_state import is_part_of, unpack, with_versions
-from distrain.patterns import prefixes
+from distrain.tensors.module_state import is_part_of, unpack, with_versions
 
 log = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 from torchvision.models import resnet50
 
-from distrain import recipe
+from distrain import config as recipe
 from distrain.checkpoint.tensors import Tensors, changed_by_update, gather_tensors
 from distrain.checkpoint.writer import Checkpointer
-from distrain.world import World
+from distrain.distributed.world import World
 
 
 class Training:

@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 
-from distrain.compiling import compile_network
-from distrain.data.transforms import Normalize
-from distrain.losses import build_loss
-from distrain.models.zoo import build_model
-from distrain.optim import build_optimizer
-from distrain.precision import MEMORY_FORMATS, Precision, place, set_tf32
-from distrain.recipe import Recipe, load_recipe
-from distrain.world import World
+from distrain.config import Recipe, load_recipe
+from distrain.data.transforms.pipeline import Normalize
+from distrain.distributed.compile import compile_network
+from distrain.distributed.world import World
+from distrain.models.registry import build_model
+from distrain.training.device.precision import MEMORY_FORMATS, Precision, place, set_tf32
+from distrain.training.losses import build_loss
+from distrain.training.optim.optimizer import build_optimizer
 
 MODES = {
     "fp32": [],

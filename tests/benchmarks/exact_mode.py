@@ -24,14 +24,14 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import resnet18
 
-from distrain.batching import Batching
-from distrain.data.order import TrainOrder, Window
-from distrain.data.sampling import uniform_places
+from distrain.config.batching import Batching
+from distrain.data.loading.epoch_order import uniform_places
+from distrain.data.loading.sampler import TrainOrder, Window
+from distrain.distributed.ddp import Ddp
+from distrain.distributed.exact import Exact
+from distrain.distributed.strategy import Parallel
+from distrain.distributed.world import join_world
 from distrain.models.nets import DigitsCnn
-from distrain.parallel.ddp import Ddp
-from distrain.parallel.exact import Exact
-from distrain.parallel.protocol import Parallel
-from distrain.world import join_world
 
 CASES = {  # image size, channels, samples of a micro-batch, micro-batches a process, steps of a turn
     "digits-cnn, 1 micro-batch of 32 a process": (8, 1, 32, 1, 60),

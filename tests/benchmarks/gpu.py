@@ -31,16 +31,16 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from distrain import engine
-from distrain.data.images import FileSource
-from distrain.data.source import TensorSource
-from distrain.data.sources import open_sources
-from distrain.heart import Heart
-from distrain.launchers.profile import Profile
+from distrain.config import Data, Recipe, load_recipe
+from distrain.config.profile import Profile
+from distrain.data.sources.base import TensorSource
+from distrain.data.sources.files import FileSource
+from distrain.data.sources.registry import open_sources
+from distrain.distributed.world import World
 from distrain.models.cifar_fast import CifarFast
-from distrain.recipe import Data, Recipe, load_recipe
-from distrain.rundir import RunDirectory
-from distrain.world import World
+from distrain.runs.directory import RunDirectory
+from distrain.training import trainer
+from distrain.training.heartbeat import Heart
 from tests.benchmarks.compute_modes import machine, wait
 
 QUIET = ["log.tensorboard=false", "log.wandb=disabled", "checkpoint.every_epochs=null", "checkpoint.keep_best=false"]
@@ -71,7 +71,7 @@ def train(recipe: Recipe, device: torch.device) -> tuple[RunDirectory, list[dict
         profile = Profile(launcher="inprocess", device=device.type, processes=1, threads=torch.get_num_threads())
         world = World(rank=0, size=1, local_rank=0, device=device)
         with contextlib.redirect_stdout(io.StringIO()), Heart(run, rank=0) as heart:
-            engine.train(recipe, profile, run, world, heart)
+            trainer.train(recipe, profile, run, world, heart)
         records = [json.loads(line) for line in run.metrics.read_text().splitlines()]
         return run, records, run.read_status()
 

@@ -15,8 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from distrain.rundir import RunDirectory
-from distrain.stacks import MAIN_THREAD, read_stacks
+from distrain.runs.directory import RunDirectory
+from distrain.runs.stacks import MAIN_THREAD, read_stacks
 from tests.command import QUIET, command, wait_until
 
 FAST = """

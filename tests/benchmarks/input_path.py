@@ -32,13 +32,13 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from distrain.data.held import hold
-from distrain.data.loader import BatchReader, Loader, read_batches
-from distrain.data.order import MicroBatch
-from distrain.data.source import Source
-from distrain.data.sources import open_sources
-from distrain.data.transforms import Normalize, build_transforms
-from distrain.recipe import Augment, Data
+from distrain.config import Augment, Data
+from distrain.data.loading.loader import BatchReader, Loader, read_batches
+from distrain.data.loading.sampler import MicroBatch
+from distrain.data.sources.base import Source
+from distrain.data.sources.cached import hold
+from distrain.data.sources.registry import open_sources
+from distrain.data.transforms.pipeline import Normalize, build_transforms
 
 WORKERS = 2
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -36,14 +36,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from distrain import engine
-from distrain.data.source import TensorSource
-from distrain.data.sources import open_sources
-from distrain.heart import Heart
-from distrain.launchers.profile import Profile
-from distrain.recipe import Data, load_recipe
-from distrain.rundir import RunDirectory
-from distrain.world import World, join_world
+from distrain.config import Data, load_recipe
+from distrain.config.profile import Profile
+from distrain.data.sources.base import TensorSource
+from distrain.data.sources.registry import open_sources
+from distrain.distributed.world import World, join_world
+from distrain.runs.directory import RunDirectory
+from distrain.training import trainer as engine
+from distrain.training.heartbeat import Heart
 from tests.benchmarks.step_overhead import BATCH, network, overrides
 
 Turn = Callable[[int, World], float]  # takes so many steps and returns its seconds

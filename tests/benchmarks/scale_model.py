@@ -8,10 +8,10 @@ batch. The link is that of the all-reduce alone, the work that of one process al
 predicted from both and printed beside those that were measured. Where the processes are more than the CPUs, these are
 shared out, which the prediction takes into account.
 
-Then 8, 64 and 512 GPUs are predicted, with links by name or in GB/s; `distrain.measure.scale` says where the names'
-numbers come from, and what the model leaves out. The step of one GPU is given with --compute-ms (forward, backward and
-update of --images images) and --gradient-mb, all of which `distrain bench` prints on a machine with a GPU. Without them
-the CPU's own step is taken: that shows the model at work, and tells nothing of a GPU.
+Then 8, 64 and 512 GPUs are predicted, with links by name or in GB/s; `distrain.benchmark.scaling_model` says where the
+names' numbers come from, and what the model leaves out. The step of one GPU is given with --compute-ms (forward,
+backward and update of --images images) and --gradient-mb, all of which `distrain bench` prints on a machine with a GPU.
+Without them the CPU's own step is taken: that shows the model at work, and tells nothing of a GPU.
 """
 
 import argparse
@@ -26,14 +26,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from distrain.launchers.profile import Profile
-from distrain.measure import scale
-from distrain.measure.benchmark import with_batch
-from distrain.measure.figures import Figures
-from distrain.measure.order import Order
-from distrain.measure.planning import cost_of, read_link
-from distrain.measure.start import measure
-from distrain.recipe import load_recipe
+from distrain.benchmark import scaling_model
+from distrain.benchmark.capacity_plan import cost_of, read_link
+from distrain.benchmark.launch import measure
+from distrain.benchmark.request import Order
+from distrain.benchmark.results import Figures
+from distrain.benchmark.scaling_run import with_batch
+from distrain.config import load_recipe
+from distrain.config.profile import Profile
 
 COUNTS = (1, 2, 4)
 TARGETS = (8, 64, 512)
@@ -59,17 +59,19 @@ def measure_here(arguments: argparse.Namespace) -> dict[int, Figures]:
     return found
 
 
-def validate(found: dict[int, Figures]) -> tuple[scale.Cost, scale.Link, list[dict[str, float]]]:
+def validate(found: dict[int, Figures]) -> tuple[scaling_model.Cost, scaling_model.Link, list[dict[str, float]]]:
     """Predict the steps of several processes from that of one and the link; returns both, beside what was measured."""
     cost = cost_of(found[min(found)], device="cpu")
     reductions = [(count, figures.communication) for count, figures in found.items()]
-    link = scale.fit_link([(n, r.gradient_bytes, r.all_reduce_s, r.latency_s) for n, r in reductions if r is not None])
+    link = scaling_model.fit_link(
+        [(n, r.gradient_bytes, r.all_reduce_s, r.latency_s) for n, r in reductions if r is not None]
+    )
     rows = []
     for count, figures in found.items():
         shared = max(1.0, count / len(os.sched_getaffinity(0)))
         crowded = replace(cost, image_s=cost.image_s * shared, update_s=cost.update_s * shared)
-        machines = scale.Machines(per_node=count, inside=link, between=None)
-        predicted = scale.predict(
+        machines = scaling_model.Machines(per_node=count, inside=link, between=None)
+        predicted = scaling_model.predict(
             crowded, machines, processes=count, batch_size=figures.global_batch_size, is_weak=True
         )
         measured_s = figures.step_s.median
@@ -87,12 +89,12 @@ def validate(found: dict[int, Figures]) -> tuple[scale.Cost, scale.Link, list[di
     return cost, link, rows
 
 
-def cost_of_target(arguments: argparse.Namespace, here: scale.Cost) -> scale.Cost:
+def cost_of_target(arguments: argparse.Namespace, here: scaling_model.Cost) -> scaling_model.Cost:
     """Return the work of one GPU as given, else that of a process here with a GPU's overlap."""
     if arguments.compute_ms is None:
         return replace(here, overlap=arguments.overlap)
     update_s = arguments.update_ms / 1e3
-    return scale.Cost(
+    return scaling_model.Cost(
         image_s=(arguments.compute_ms / 1e3 - update_s) / arguments.images,
         backward_share=arguments.backward_share,
         update_s=update_s,
@@ -108,15 +110,15 @@ def main() -> None:
     found = measure_here(arguments)
     here, link, rows = validate(found)
     cost = cost_of_target(arguments, here)
-    machines = scale.Machines(
+    machines = scaling_model.Machines(
         per_node=arguments.per_node,
-        inside=read_link(arguments.link, scale.LINKS, option="--link"),
-        between=read_link(arguments.network, scale.NETWORKS, option="--network"),
+        inside=read_link(arguments.link, scaling_model.LINKS, option="--link"),
+        between=read_link(arguments.network, scaling_model.NETWORKS, option="--network"),
         input_images_per_s=arguments.input_images_per_s,
     )
     weak, strong = (
         [
-            scale.predict(
+            scaling_model.predict(
                 cost,
                 machines,
                 processes=count,
@@ -132,7 +134,7 @@ def main() -> None:
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} CPUs, gloo on the loopback interface",
         "link_here": asdict(link),
         "here": rows,
-        "assumptions": scale.assumptions(cost, machines),
+        "assumptions": scaling_model.assumptions(cost, machines),
         "weak": [describe(p) for p in weak],
         "strong": [describe(p) for p in strong],
     }
@@ -156,8 +158,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--gradient-mb", type=float, default=102.2, help="ResNet-50 has 25.6 million weights")
     parser.add_argument("--overlap", type=float, default=1.0, help="share of the backward pass that hides a reduction")
     parser.add_argument("--per-node", type=int, default=8, help="GPUs of a node")
-    parser.add_argument("--link", default="nvlink4", help=f"within a node: {', '.join(scale.LINKS)}, or GB/s")
-    parser.add_argument("--network", default="ndr", help=f"of a node: {', '.join(scale.NETWORKS)}, or GB/s")
+    parser.add_argument("--link", default="nvlink4", help=f"within a node: {', '.join(scaling_model.LINKS)}, or GB/s")
+    parser.add_argument("--network", default="ndr", help=f"of a node: {', '.join(scaling_model.NETWORKS)}, or GB/s")
     parser.add_argument("--input-images-per-s", type=float, help="what the loaders of a node give; endless if left out")
     parser.add_argument("--strong-batch", type=int, help="the batch of strong scaling; that of 8 GPUs if left out")
     parser.add_argument("--plot", type=Path, metavar="FILE.png")
@@ -191,7 +193,7 @@ def pictures(split: str, path: str | None) -> Pictures:
     return Pictures()
 
 
-def describe(prediction: scale.Prediction) -> dict[str, Any]:
+def describe(prediction: scaling_model.Prediction) -> dict[str, Any]:
     return {
         **asdict(prediction),
         "step_s": prediction.step_s,

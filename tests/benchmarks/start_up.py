@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 
-from distrain.data import sources
+from distrain.data.sources import registry
 from tests.benchmarks.first_step import RECIPE, bare_commands, begin, read_times, write_programs
 
-DIGITS = Path(sources.__file__).with_name("digits.npz")
+DIGITS = Path(registry.__file__).with_name("digits.npz")
 
 
 def seconds_to_first_step(command: list[str]) -> float:

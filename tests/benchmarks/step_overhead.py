@@ -21,14 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distrain import engine
-from distrain.data.source import TensorSource
-from distrain.data.sources import open_sources
-from distrain.heart import Heart
-from distrain.launchers.profile import Profile
-from distrain.recipe import Data, load_recipe
-from distrain.rundir import RunDirectory
-from distrain.world import World
+from distrain.config import Data, load_recipe
+from distrain.config.profile import Profile
+from distrain.data.sources.base import TensorSource
+from distrain.data.sources.registry import open_sources
+from distrain.distributed.world import World
+from distrain.runs.directory import RunDirectory
+from distrain.training import trainer
+from distrain.training.heartbeat import Heart
 
 HIDDEN = 128
 BATCH = 64
@@ -79,7 +79,7 @@ def distrain_seconds(folder: Path, steps: int) -> float:
     profile = Profile(launcher="inprocess", device="cpu", processes=1, threads=torch.get_num_threads())
     world = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
     with contextlib.redirect_stdout(io.StringIO()), Heart(run, rank=0) as heart:
-        engine.train(recipe, profile, run, world, heart)
+        trainer.train(recipe, profile, run, world, heart)
     return run.read_status().train_seconds
 
 

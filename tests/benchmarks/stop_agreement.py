@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from distrain.stop_agreement import StopAgreement
-from distrain.world import World, join_world
+from distrain.distributed.stop_consensus import StopAgreement
+from distrain.distributed.world import World, join_world
 
 STEP_MS = 20.0  # the step that the share is stated of
 

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distrain import recipe
+from distrain import config as recipe
 from distrain.checkpoint.tensors import gather_tensors
 from distrain.checkpoint.writer import Checkpointer
-from distrain.optim import build_optimizer
-from distrain.world import World
+from distrain.distributed.world import World
+from distrain.training.optim.optimizer import build_optimizer
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 

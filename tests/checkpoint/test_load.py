@@ -13,12 +13,12 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
-from distrain import checkpoint
 from distrain.checkpoint.load import describe_tensors, load_tensors, read_model
 from distrain.checkpoint.tensors import gather_tensors, weights_digest
-from distrain.checkpoint.verify import describe_files
+from distrain.distributed.world import World
 from distrain.errors import CheckpointError
-from distrain.world import World
+from distrain.runs import checkpoints
+from distrain.runs.checkpoints.integrity import describe_files
 from tests.checkpoint.making import ALONE, checkpointer, make, save, take_step
 from tests.processes import run_ranks
 
@@ -32,7 +32,7 @@ def test_training_goes_on_from_a_checkpoint_to_the_bit(tmp_path: Path, rule: str
         take_step(model, optimizer, seed)
     save(tmp_path, model, optimizer, 3)
     other, other_optimizer = make(rule)
-    found, complaints = checkpoint.newest_good(tmp_path)
+    found, complaints = checkpoints.newest_good(tmp_path)
     assert found is not None
     assert (found.step, found.state["n"], complaints) == (3, 3, [])
     load_tensors(found, model=other, optimizer=other_optimizer, world=ALONE)
@@ -48,7 +48,7 @@ def test_weights_buffers_and_optimizer_state_come_back_to_the_bit(tmp_path: Path
     take_step(model, optimizer, 0)
     save(tmp_path, model, optimizer, 1)
     other, other_optimizer = make(rule)
-    load_tensors(checkpoint.read(tmp_path / "step-00000001"), model=other, optimizer=other_optimizer, world=ALONE)
+    load_tensors(checkpoints.read(tmp_path / "step-00000001"), model=other, optimizer=other_optimizer, world=ALONE)
     saved = gather_tensors(model, optimizer)
     loaded = gather_tensors(other, other_optimizer)
     assert any(name.startswith("optimizer.") for name in saved)
@@ -64,7 +64,7 @@ def go_on(world: World, folder: Path, first: int, last: int) -> None:
     model, optimizer = make("adamw")
     if first:
         load_tensors(
-            checkpoint.read(checkpoint.final_path(folder, first)), model=model, optimizer=optimizer, world=world
+            checkpoints.read(checkpoints.final_path(folder, first)), model=model, optimizer=optimizer, world=world
         )
     else:
         torch.manual_seed(0)
@@ -89,9 +89,9 @@ def test_any_number_of_processes_reads_what_any_other_wrote(tmp_path: Path) -> N
     for link, world_size in enumerate([1, 2, 3, 1]):
         run_ranks(go_on, tmp_path, world_size, tmp_path / "chain", 2 * link, 2 * link + 2)
     go_on(ALONE, tmp_path / "alone", 0, 8)
-    assert checkpoint.newest_good(tmp_path / "chain")[1] == []
+    assert checkpoints.newest_good(tmp_path / "chain")[1] == []
     assert len(list((tmp_path / "chain" / "step-00000006").glob("*.distcp"))) == 3
-    ends = [checkpoint.read(tmp_path / name / "step-00000008").state["digest"] for name in ("chain", "alone")]
+    ends = [checkpoints.read(tmp_path / name / "step-00000008").state["digest"] for name in ("chain", "alone")]
     assert ends[0] == ends[1]
 
 
@@ -116,7 +116,7 @@ def save_sharded(world: World, folder: Path) -> None:
 def test_sharded_training_is_read_by_the_plain_model(tmp_path: Path) -> None:
     run_ranks(save_sharded, tmp_path, 2, tmp_path / "run")
     before = torch.load(tmp_path / "run" / "plain.pt", weights_only=True)
-    found, complaints = checkpoint.newest_good(tmp_path / "run")
+    found, complaints = checkpoints.newest_good(tmp_path / "run")
     assert found is not None
     assert (complaints, found.step) == ([], 2)
     first = read_model(tmp_path / "run" / "step-00000001")
@@ -154,16 +154,16 @@ def renew_manifest(path: Path) -> None:
     """Make the digests right again, so that only the reader stands between the checkpoint and the program."""
     files = [file for file in path.iterdir() if file.name != "MANIFEST.json"]
     (path / "MANIFEST.json").write_text(json.dumps({"files": describe_files(files)}))
-    assert checkpoint.find_fault(path) is None
+    assert checkpoints.find_fault(path) is None
 
 
 def assert_refused(folder: Path, *words: str) -> None:
     """The checkpoint is refused by every reader, in one sentence, with nothing run and the checkpoint in its place."""
-    (path,) = checkpoint.committed(folder)
+    (path,) = checkpoints.committed(folder)
     renew_manifest(path)
     model, optimizer = make()
     with pytest.raises(CheckpointError) as caught:
-        load_tensors(checkpoint.read(path), model=model, optimizer=optimizer, world=ALONE)
+        load_tensors(checkpoints.read(path), model=model, optimizer=optimizer, world=ALONE)
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -244,7 +244,7 @@ def test_state_is_json_that_runs_nothing(saved: Path) -> None:
     (saved / "state.json").write_bytes(pickle.dumps(Hostile(saved.parent / "made")))
     files = [file for file in saved.iterdir() if file.name != "MANIFEST.json"]
     (saved / "MANIFEST.json").write_text(json.dumps({"files": describe_files(files)}))
-    found, complaints = checkpoint.newest_good(saved.parent)
+    found, complaints = checkpoints.newest_good(saved.parent)
     assert found is None
     assert "state.json is not valid" in complaints[0]
     assert not (saved.parent / "made").exists()
@@ -254,4 +254,4 @@ def test_checkpoint_of_another_model_is_named(saved: Path) -> None:
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(CheckpointError, match=r"step-00000001 lacks model\.weight"):
-        load_tensors(checkpoint.read(saved), model=model, optimizer=optimizer, world=ALONE)
+        load_tensors(checkpoints.read(saved), model=model, optimizer=optimizer, world=ALONE)

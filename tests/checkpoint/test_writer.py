@@ -13,15 +13,15 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distrain import checkpoint
 from distrain.checkpoint.load import load_tensors, read_model
 from distrain.checkpoint.shards import write_shards
 from distrain.checkpoint.staging import Held, Stager
 from distrain.checkpoint.tensors import Tensors, changed_by_update, digest, gather_tensors, weights_digest
-from distrain.checkpoint.verify import Manifest, commit, describe_files
+from distrain.distributed.fsdp import Fsdp
+from distrain.distributed.world import World
 from distrain.errors import CheckpointError, ModelError
-from distrain.parallel.fsdp import Fsdp
-from distrain.world import World
+from distrain.runs import checkpoints
+from distrain.runs.checkpoints.integrity import Manifest, commit, describe_files
 from tests.checkpoint.making import ALONE, checkpointer, make, save, take_step
 from tests.disk import fill, small_disk
 from tests.processes import run_ranks
@@ -55,7 +55,7 @@ def test_checkpoint_holds_the_moment_of_the_call(tmp_path: Path, held_back: thre
         state["losses"].append(3.0)
         held_back.set()
     other, other_optimizer = make()
-    found = checkpoint.read(tmp_path / "step-00000001")
+    found = checkpoints.read(tmp_path / "step-00000001")
     load_tensors(found, model=other, optimizer=other_optimizer, world=ALONE)
     assert weights_digest(other) == before != weights_digest(model)
     assert found.state["losses"] == [1.0, 2.0]
@@ -93,7 +93,7 @@ def test_synchronous_save_is_done_when_the_call_returns(tmp_path: Path) -> None:
     with checkpointer(tmp_path, asynchronous=False) as writer:
         writer.save(1, tensors=gather_tensors(model, optimizer), state={})
         assert names(tmp_path) == ["step-00000001"]
-        assert checkpoint.find_fault(tmp_path / "step-00000001") is None
+        assert checkpoints.find_fault(tmp_path / "step-00000001") is None
 
 
 def test_copies_are_reused_and_follow_what_is_saved() -> None:
@@ -230,7 +230,7 @@ def test_older_checkpoints_go_only_once_the_newer_one_stands(tmp_path: Path, hel
     with checkpointer(tmp_path, keep_last=1) as writer:
         writer.save(2, tensors=gather_tensors(model, optimizer), state={})
         time.sleep(0.3)
-        assert [path.name for path in checkpoint.committed(tmp_path)] == ["step-00000001"]
+        assert [path.name for path in checkpoints.committed(tmp_path)] == ["step-00000001"]
         held_back.set()
     assert names(tmp_path) == ["step-00000002"]
 
@@ -332,7 +332,7 @@ def save_onto_full_disk(world: World, disk: Path) -> None:
 def test_full_disk_keeps_the_older_checkpoint_and_warns_once_a_save(tmp_path: Path, world_size: int) -> None:
     with small_disk(tmp_path / "disk", mebibytes=5) as disk:
         run_ranks(save_onto_full_disk, tmp_path, world_size, disk)
-        assert checkpoint.find_fault(disk / "checkpoints" / "step-00000004") is None
+        assert checkpoints.find_fault(disk / "checkpoints" / "step-00000004") is None
     warnings = (tmp_path / "log-0").read_text().splitlines()
     assert len(warnings) == 3
     for warning, step, older in zip(warnings, (2, 3, 5), (1, 1, 4), strict=True):

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distrain.bundle import load
+from distrain.export import load
 from distrain.models.nets import DigitsCnn
-from tests.bundle.making import validation_digits, write_digits
 from tests.cli.test_bad_input import assert_one_sentence
 from tests.command import Done, command, distrain, fit, status
+from tests.export.making import validation_digits, write_digits
 
 
 @pytest.fixture(scope="module")

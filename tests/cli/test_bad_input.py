@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from distrain.rundir import RunDirectory
+from distrain.runs.directory import RunDirectory
 from tests.command import Done, distrain, fit
 
 

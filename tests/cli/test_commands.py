@@ -25,8 +25,9 @@ def test_help_answers_in_half_a_second(tmp_path: Path) -> None:
 
 
 def test_control_plane_imports_no_torch() -> None:
-    modules = "cli, start, runs, report, environment, launchers, recipe, rundir, data.folder, seeds, batching"
-    modules += ", inspect.show, inspect.ledger, measure.benchmark, measure.planning, measure.plot"
+    modules = "cli, cli.run_fit, cli.output, runs.query, runs.environment, launchers, config, data.layout.image_folder"
+    modules += ", rng, config.batching, data.inspection.output, data.inspection.image_table"
+    modules += ", benchmark.scaling_run, benchmark.capacity_plan, benchmark.plot"
     imports = "; ".join(f"import distrain.{name}" for name in modules.split(", "))
     check = (
         "import sys; print([name for name in ('torch', 'torchvision', 'wandb', 'accelerate') if name in sys.modules])"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from distrain.checkpoint import final_path
-from distrain.rundir import RunDirectory
+from distrain.runs.checkpoints import final_path
+from distrain.runs.directory import RunDirectory
 
 PROGRAM = (
     "import sys, atexit; sys.argv = ['distrain']\n"

@@ -12,9 +12,9 @@ import pytest
 import typer
 from PIL import Image
 
-from distrain import locks
 from distrain.cli.app import app
-from distrain.rundir import RunDirectory
+from distrain.runs.directory import RunDirectory
+from distrain.system import locks
 from tests.cli.walker import Walked, walk
 from tests.command import QUIET, fit
 

@@ -16,12 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from distrain.data import decoders
-from distrain.data.decoders import to_rgb
-from distrain.data.images import read_image
-from distrain.data.packfile import Form
+from distrain.data.packing.encode import store_file
+from distrain.data.packing.format import Form
+from distrain.data.sources import decoders
+from distrain.data.sources.decoders import to_rgb
+from distrain.data.sources.files import read_image
 from distrain.errors import DataError
-from distrain.packing.recode import store_file
 from tests.data.mutants import PICTURES, mutant
 from tests.forks import server
 

@@ -69,7 +69,7 @@ def test_failure_on_a_machine_with_another_time_is_told_before_what_followed_fro
 
 @pytest.mark.slow
 def test_stop_is_one_also_where_the_ranks_live_before_their_launcher(tmp_path: Path) -> None:
-    env = skewed(tmp_path, -600.0, words="distrain.launchers.agent")
+    env = skewed(tmp_path, -600.0, words="distrain.fork_server")
     process = begin(tmp_path, ["--set=train.epochs=2000", "--procs=2", "--run=run"], env)
     wait_for_step(tmp_path / "run", 5)
     process.send_signal(signal.SIGTERM)

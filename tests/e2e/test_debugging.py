@@ -10,19 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from distrain.recipe import builtin_recipes, read_recipe
-from tests.command import (
-    QUIET,
-    Launch,
-    command,
-    distrain,
-    end_of,
-    fit,
-    heartbeat,
-    metrics,
-    status,
-    wait_until,
-)
+from distrain.config import builtin_recipes, read_recipe
+from tests.command import QUIET, Launch, command, distrain, end_of, fit, heartbeat, metrics, status, wait_until
 
 FAULTS = """
 import torch

@@ -122,7 +122,7 @@ def test_rank_that_hangs_in_the_users_code_is_told_from_the_ones_that_wait(tmp_p
 def test_device_that_does_not_finish_is_told_from_the_update_before_it(tmp_path: Path) -> None:
     """The host of rank 1 waits for its losses for ever, as it does when a device hangs."""
     (tmp_path / "hanging.py").write_text(
-        "import os, time\nfrom torch import nn\nfrom distrain.telemetry import LossMeter\n"
+        "import os, time\nfrom torch import nn\nfrom distrain.training.meters import LossMeter\n"
         "if os.environ['RANK'] == '1':\n    LossMeter.settle = lambda self, steps: time.sleep(1000)\n"
         "def net(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n"
     )

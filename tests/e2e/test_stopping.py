@@ -258,7 +258,7 @@ import os, time
 from collections import deque
 from torch import nn
 import torch.distributed as dist
-from distrain.parallel import flat
+from distrain.distributed.parallelize import flat
 
 class Enqueueing:
     pending = deque()

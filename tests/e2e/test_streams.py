@@ -13,8 +13,8 @@ from tests.e2e.test_resume import kill_after_checkpoint, start
 MINE = """
 import random
 from torch.utils.data import IterableDataset
-from distrain.data.sources import open_sources
-from distrain.recipe import Data
+from distrain.data.sources.registry import open_sources
+from distrain.config import Data
 
 class Plain(IterableDataset):
     def __init__(self, split):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distrain.data.sources import open_sources
-from distrain.recipe import Data
+from distrain.config import Data
+from distrain.data.sources.registry import open_sources
 from tests.command import distrain, fit, status
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from distrain.process import state_of
+from distrain.system.process import state_of
 from tests.command import QUIET, Launch, checkpoint_steps, command, heartbeat, status, wait_for_step, wait_until
 from tests.screen import Screen
 from tests.terminals import terminal

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from distrain.launchers.nvml import read_nvml
+from distrain.system.nvml import read_nvml
 
 FOLDER = Path(__file__).parent
 

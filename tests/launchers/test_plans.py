@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from distrain.config.profile import Profile, Wanted, resolve_profile
 from distrain.errors import LaunchError
 from distrain.launchers import LAUNCHERS
 from distrain.launchers.accelerate import native_config
-from distrain.launchers.launchfile import builtin_profiles, read_launch_profile, read_wanted
-from distrain.launchers.profile import Profile, Wanted, resolve_profile
+from distrain.launchers.profile_files import builtin_profiles, read_launch_profile, read_wanted
 from tests.command import distrain
 
 # What is known only when a run begins; the files write it in capitals.

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distrain.bundle import load
 from distrain.checkpoint.load import read_model
 from distrain.cli import main as command
-from distrain.models.zoo import build_model, heads_of
-from distrain.patterns import prefixes
-from distrain.recipe import Model
+from distrain.config import Model
+from distrain.config.parameter_patterns import prefixes
+from distrain.export import load
+from distrain.models.registry import build_model, heads_of
 
 CLASSES = 3
 WEIGHTS, DATA, RUN, RESUMED, BUNDLE = (Path(n) for n in ("thousand.pth", "data.npz", "run", "resumed", "bundle"))

@@ -3,9 +3,9 @@
 import pytest
 from torch import nn
 
+from distrain.config import Model
 from distrain.models.blocks import divide, find_blocks
-from distrain.models.zoo import build_model
-from distrain.recipe import Model
+from distrain.models.registry import build_model
 
 
 @pytest.mark.parametrize(

@@ -10,22 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distrain.batching import solve_batching
-from distrain.checkpoint import read
 from distrain.checkpoint.load import load_tensors
 from distrain.checkpoint.tensors import digest, gather_tensors
-from distrain.data.order import TrainOrder
-from distrain.data.sampling import uniform_places
+from distrain.config import Model, Optimizer
+from distrain.config.batching import solve_batching
+from distrain.data.loading.epoch_order import uniform_places
+from distrain.data.loading.sampler import TrainOrder
+from distrain.distributed.exact import Exact
+from distrain.distributed.parallelize import Parallel
+from distrain.distributed.single import Single
+from distrain.distributed.world import World
 from distrain.errors import ModelError
 from distrain.models.freezing import Freezing, check_something_trains, end_steps, freeze
-from distrain.models.zoo import build_model, heads_of
-from distrain.optim import build_optimizer
-from distrain.parallel import Parallel
-from distrain.parallel.exact import Exact
-from distrain.parallel.single import Single
-from distrain.precision import Precision
-from distrain.recipe import Model, Optimizer
-from distrain.world import World
+from distrain.models.registry import build_model, heads_of
+from distrain.runs.checkpoints import read
+from distrain.training.device.precision import Precision
+from distrain.training.optim.optimizer import build_optimizer
 from tests.checkpoint.making import save
 
 CPU = torch.device("cpu")

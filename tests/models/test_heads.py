@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from distrain.config import Model
+from distrain.config.parameter_patterns import select
 from distrain.models.heads import fit_channels
-from distrain.models.zoo import build_model, heads_of
-from distrain.patterns import select
-from distrain.recipe import Model
+from distrain.models.registry import build_model, heads_of
 
 
 def test_appended_head_follows_the_outputs_and_leaves_all_names_as_they_are() -> None:

@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from distrain.bundle.foreign import read_foreign
-from distrain.bundle.write import save_tensors
+from distrain.config import Model
 from distrain.errors import ModelError
+from distrain.export.import_weights import read_foreign
+from distrain.export.write_bundle import save_tensors
 from distrain.models.nets import DigitsCnn
-from distrain.models.zoo import build_model
-from distrain.recipe import Model
+from distrain.models.registry import build_model
 
 Weights = dict[str, torch.Tensor]
 

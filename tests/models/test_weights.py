@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from distrain.config import Model
 from distrain.errors import ModelError
+from distrain.models.registry import build_model
 from distrain.models.weight_files import read_content
-from distrain.models.zoo import build_model
-from distrain.recipe import Model
 
 
 def digits_cnn(num_classes: int, weights: Path | None = None, **options: Any) -> nn.Module:

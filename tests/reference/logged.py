@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distrain import engine
-from distrain.checkpoint import committed, read
 from distrain.checkpoint.load import read_model
-from distrain.heart import Heart
-from distrain.launchers.profile import Profile
-from distrain.recipe import Recipe, load_recipe, read_recipe
-from distrain.rundir import RunDirectory, Status
-from distrain.world import World
+from distrain.config import Recipe, load_recipe, read_recipe
+from distrain.config.profile import Profile
+from distrain.distributed.world import World
+from distrain.runs.checkpoints import committed, read
+from distrain.runs.directory import RunDirectory, Status
+from distrain.training import trainer
+from distrain.training.heartbeat import Heart
 from tests.command import metrics
 from tests.processes import run_ranks
 
@@ -141,7 +141,7 @@ def train(folder: Path, overrides: list[str], processes: int) -> Trained:
 def _train(world: World, path: Path) -> None:
     run = RunDirectory(path)
     profile = Profile(launcher="torchrun", device="cpu", processes=world.size, threads=1)
-    run_to_end = engine.run_to_end
+    run_to_end = trainer.run_to_end
 
     def begin_to_log(*arguments: Any) -> bool:
         inputs.clear()  # of passes that only try the network
@@ -149,9 +149,13 @@ def _train(world: World, path: Path) -> None:
         return run_to_end(*arguments)
 
     lines = _Lines()
-    with pytest.MonkeyPatch.context() as patch, lines.of("distrain.sinks.console"), Heart(run, world.rank) as heart:
-        patch.setattr(engine, "run_to_end", begin_to_log)
-        assert engine.train(read_recipe(run.recipe), profile, run, world, heart)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        lines.of("distrain.training.loggers.console"),
+        Heart(run, world.rank) as heart,
+    ):
+        patch.setattr(trainer, "run_to_end", begin_to_log)
+        assert trainer.train(read_recipe(run.recipe), profile, run, world, heart)
         world.barrier()
     log = {"initial": initial, "inputs": inputs, "shares": shares, "lines": lines.told}
     torch.save(log, path.parent / f"log-{world.rank}.pt")

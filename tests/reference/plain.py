@@ -18,7 +18,7 @@ from sklearn import metrics as sk
 from torch import nn
 from torch.optim import lr_scheduler
 
-from distrain.recipe import Recipe, Schedule
+from distrain.config import Recipe, Schedule
 from tests.reference.logged import NUM_CLASSES, NUM_TRAIN, Network, Trained, read_data
 
 OPTIMIZERS = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from distrain.cluster import JobFacts, read_jobs
+from distrain.runs.slurm import JobFacts, read_jobs
 from tests.command import QUIET, distrain, wait_until
 from tests.slurm.cluster import Cluster, missing
 

@@ -10,16 +10,7 @@ import pytest
 
 from tests.command import command, distrain, heartbeat, status, wait_for_step, wait_until
 from tests.slurm.cluster import GPUS, Cluster
-from tests.slurm.test_jobs import (
-    SLOW_NET,
-    TRAINING,
-    minutes_run,
-    said,
-    state,
-    submit,
-    wait_for_job,
-    wait_for_restart,
-)
+from tests.slurm.test_jobs import SLOW_NET, TRAINING, minutes_run, said, state, submit, wait_for_job, wait_for_restart
 
 PYTHON = ["--export=ALL", sys.executable, "-m", "distrain"]
 

@@ -1,0 +1,131 @@
+"""Owns the start of a measurement: in a temporary run directory, by the launchers of a training, without torch."""
+
+import dataclasses
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from distrain.benchmark.request import Order, write_order
+from distrain.benchmark.results import Figures, read_figures
+from distrain.config import Recipe, change_recipe
+from distrain.config.profile import Profile
+from distrain.errors import ExitCode, MeasurementError, RunError, StoppedError
+from distrain.launchers import LAUNCHERS
+from distrain.launchers.prepare import write_request
+from distrain.launchers.supervisor import execute
+from distrain.runs.directory import RunDirectory
+
+POLL_S = 0.2
+_PREFIX = ".distrain-measures-"
+_ABANDONED_S = 1800.0  # a folder so old that nobody works in was left by a killed process; clocks differ by minutes
+_ENDLESS = 1_000_000  # epochs: a short recipe's schedule must not end within the measurement
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one number of processes gave, and what it took from the launch to the end of the first step."""
+
+    figures: Figures
+    start_up_s: float
+
+
+def measure(recipe: Recipe, profile: Profile, order: Order, *, place: Path, title: str, console: Console) -> Measured:
+    """Have the order done on the processes of the profile; its run directory is made in `place`, and removed.
+
+    `console` shows how it goes. Raises `StoppedError` after a stop, a `UserError` for what is wrong with the question,
+    and `MeasurementError` with the first failure of a process.
+    """
+    remove_leftovers(place)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=place) as name:
+        run = RunDirectory(Path(name) / recipe.name)
+        run.create()
+        plan = LAUNCHERS[profile.launcher](profile, run.path)
+        # A process of its own also where there is one only: it begins with nothing in memory, and leaves nothing there.
+        plan = dataclasses.replace(plan, in_process=False, env={**profile.variables, **plan.env})
+        write_order(run, order)
+        write_request(run, _endless(recipe), profile, plan)
+        started = time.time()
+        with run.launching(), _shown(run, title, console):
+            ending = execute(plan, run, profile, tell=lambda words: console.print(words, markup=False))
+        if ending.code == ExitCode.STOPPED:
+            raise StoppedError
+        if ending.code != ExitCode.FINISHED or not run.figures.exists():
+            raise _as_raised(run, ending.errors)
+        figures = read_figures(run)
+    return Measured(figures, figures.began - started)
+
+
+def remove_leftovers(place: Path) -> None:
+    """Delete what measurements that were killed could not delete any more."""
+    for folder in place.glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # another measurement ends at this moment
+            is_old = time.time() - folder.stat().st_mtime > _ABANDONED_S
+            if is_old and not any(RunDirectory(path).is_held for path in folder.iterdir()):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _endless(recipe: Recipe) -> Recipe:
+    """Return what is measured of a recipe: its steps, with random weights, and without an end or copies of records."""
+    changes = [
+        f"train.epochs={_ENDLESS}",
+        "train.max_steps=null",
+        "train.max_time=null",
+        "train.target_loss=null",
+        "model.weights=null",  # they take their time to load, and change nothing in that of a step
+        "model.weights_entry=null",
+        "model.partial=false",
+        "log.tensorboard=false",
+        "log.wandb=disabled",
+    ]
+    return change_recipe(recipe, changes)
+
+
+@contextmanager
+def _shown(run: RunDirectory, title: str, console: Console) -> Iterator[None]:
+    """Show on a terminal what is being measured at the time; elsewhere the title alone."""
+    if not console.is_terminal:
+        console.print(f"measuring {title}", markup=False)
+        yield
+        return
+    over = threading.Event()
+    with console.status(f"{title}: start-up") as status:
+
+        def follow() -> None:
+            while not over.wait(POLL_S):
+                if run.stage.exists():
+                    status.update(f"{title}: {run.stage.read_text(encoding='utf-8')}")
+
+        thread = threading.Thread(target=follow, name="distrain-stage", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+def _as_raised(run: RunDirectory, errors: list[dict[str, Any]]) -> RunError | MeasurementError:
+    """Return what to tell of the first failure: the run directory with its logs will be gone."""
+    if not errors:
+        tail = (
+            run.launcher_log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            if run.launcher_log.exists()
+            else []
+        )
+        return MeasurementError(
+            f"the processes ended without leaving an error: {tail[-1] if tail else 'they said nothing'}"
+        )
+    first = errors[0]
+    if first["exit_code"] == ExitCode.BAD_INPUT:
+        return RunError(str(first["message"]))
+    return MeasurementError(
+        f"rank {first['rank']} failed: {first['type']}: {first['message']}\n{first['traceback'].rstrip()}"
+    )

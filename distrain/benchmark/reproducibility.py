@@ -1,0 +1,139 @@
+"""Owns the user's own proof: a recipe is trained for some steps in several ways, and what they gave is compared."""
+
+import itertools
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distrain.errors import RunError
+from distrain.runs.checkpoints import committed
+from distrain.runs.directory import RunDirectory
+
+KILL_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to train: the processes of its first part, and of its second where it is killed in between."""
+
+    title: str
+    processes: tuple[int, ...]
+    must_match: bool  # whether the promise holds for it: the same bits as in the first way
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one way gave, compared with the first way."""
+
+    title: str
+    must_match: bool
+    has_same_weights: bool
+    has_same_state: bool
+    first_other_loss: int | None  # the first step whose loss has other bits
+    largest_loss_difference: float  # relative
+    has_same_evaluation: bool
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether weights, buffers, optimizer state, averages, every step's loss and the evaluation are the same."""
+        has_same_losses = self.first_other_loss is None
+        return self.has_same_weights and self.has_same_state and has_same_losses and self.has_same_evaluation
+
+
+def ways_to_train(processes: list[int], *, is_exact: bool) -> list[Way]:
+    """Return the ways to compare: undisturbed first, then killed and resumed, then on other numbers of processes."""
+    first, *others = processes
+    ways = [
+        Way(f"on {_count(first)}, undisturbed", (first,), must_match=True),
+        Way(f"on {_count(first)}, killed and resumed", (first, first), must_match=True),
+    ]
+    for other in others:
+        ways.append(Way(f"on {_count(other)}", (other,), must_match=is_exact))
+        ways.append(Way(f"on {_count(first)}, killed, resumed on {other}", (first, other), must_match=is_exact))
+    return ways
+
+
+def train(way: Way, folder: Path, arguments: list[str], *, steps: int, device: str) -> RunDirectory:
+    """Train in one way, in processes of its own, and return its run directory.
+
+    Raises `RunError` with what the training said where it fails, or is over before it could be killed.
+    """
+    options = [
+        *arguments,
+        *(f"--set=train.max_steps={steps}", f"--set=checkpoint.every_steps={max(1, steps // 3)}"),
+        *("--set=log.every_steps=1", "--set=log.tensorboard=false", "--set=log.wandb=disabled"),
+    ]
+    for attempt in range(KILL_ATTEMPTS):
+        run = RunDirectory(folder / f"attempt-{attempt}")
+        was_killed = True
+        for number, processes in enumerate(way.processes):
+            is_last = number == len(way.processes) - 1
+            command = [sys.executable, "-m", "distrain", "fit", *options, f"--run={run.path}"]
+            command += [f"--gpus={processes}"] if device == "cuda" else ["--device=cpu", f"--procs={processes}"]
+            was_killed = _run(command, run, is_to_be_killed=not is_last) and was_killed
+        if was_killed:
+            return run
+    raise RunError(f"the training was over before it could be killed; verify more than --steps {steps}")
+
+
+def compare(way: Way, run: RunDirectory, first: RunDirectory) -> Finding:
+    """Compare what a way gave with what the first way gave, to the bit."""
+    ours, theirs = run.read_status(), first.read_status()
+    differences = list(_loss_differences(run, first))
+    return Finding(
+        title=way.title,
+        must_match=way.must_match,
+        has_same_weights=ours.weights_digest == theirs.weights_digest,
+        has_same_state=ours.state_digest == theirs.state_digest,
+        first_other_loss=next((step for step, difference in differences if difference != 0), None),
+        largest_loss_difference=max((difference for _, difference in differences), default=math.inf),
+        has_same_evaluation=_evaluations(run) == _evaluations(first),
+    )
+
+
+def _run(command: list[str], run: RunDirectory, *, is_to_be_killed: bool) -> bool:
+    """Run a training to its end, or kill it after its first checkpoint; returns False where that came too late."""
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        while is_to_be_killed and process.poll() is None and not committed(run.checkpoints):
+            time.sleep(0.001)
+        if is_to_be_killed and process.poll() is None:
+            process.kill()
+            process.communicate()
+            return True
+        said, _ = process.communicate()
+    except BaseException:  # Ctrl-C: it would write to a folder that is deleted
+        process.kill()
+        process.wait()
+        raise
+    if process.returncode != 0:
+        lines = said.strip().splitlines()
+        raise RunError(f"the training ended with exit code {process.returncode}: {lines[-1] if lines else ''}")
+    return not is_to_be_killed
+
+
+def _loss_differences(run: RunDirectory, first: RunDirectory) -> Iterator[tuple[int, float]]:
+    nothing: dict[str, Any] = {}
+    for ours, theirs in itertools.zip_longest(run.read_metrics(), first.read_metrics(), fillvalue=nothing):
+        before, now = theirs.get("train/loss"), ours.get("train/loss")
+        if before is None or now is None or ours["step"] != theirs["step"]:
+            yield int({**ours, **theirs}["step"]), math.inf
+        else:
+            yield int(ours["step"]), abs(now - before) / max(abs(before), 1e-30)
+
+
+def _evaluations(run: RunDirectory) -> list[str]:
+    """Return what each evaluation found, as text: a metric that is NaN is equal to itself."""
+    found = [record for record in run.read_metrics() if "val/loss" in record]
+    return [repr({k: v for k, v in record.items() if k == "step" or k.startswith("val/")}) for record in found]
+
+
+def _count(processes: int) -> str:
+    return f"{processes} process{'' if processes == 1 else 'es'}"

@@ -1,0 +1,115 @@
+"""Owns what a measurement leaves in its folder: numbers alone, in seconds, bytes and images a second."""
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+
+from pydantic import BaseModel
+
+from distrain.runs.directory import RunDirectory, write_atomically
+from distrain.system.files import to_json
+
+
+class Spread(BaseModel):
+    """A time that was measured several times: seconds."""
+
+    median: float
+    lower: float  # a quarter of the values lie below it
+    upper: float  # and a quarter above this
+    deviation: float  # standard deviation of a single step, by the middle half of the values
+    count: int  # values, each the mean of `steps` steps
+    steps: int = 1
+
+
+class Memory(BaseModel):
+    """Bytes of one rank, the one that needs the most; `peak` is of the process, or of what its GPU has allocated."""
+
+    peak: int
+    peaks: list[int]  # of each rank
+    weights: int  # buffers included
+    gradients: int
+    optimizer: int
+    averages: int
+    activations: int  # and everything else that a step takes beyond what stays between steps
+    total: int | None  # that this machine or GPU has for it
+
+
+class Communication(BaseModel):
+    """The reduction of the gradients over the ranks, by itself and within a step."""
+
+    gradient_bytes: int
+    all_reduce_s: float  # of so many bytes, at once
+    latency_s: float  # of one number
+    exposed_s: float | None = (
+        None  # what a step takes longer than without any reduction; None where it cannot do without
+    )
+
+    def bus_bandwidth(self, processes: int) -> float:
+        """Return bytes a second over each link of a ring: 2 (n - 1) / n of the bytes go over it."""
+        steps = 2 * (processes - 1)
+        transfer_s = max(self.all_reduce_s - self.latency_s, 1e-9)
+        return steps / processes * self.gradient_bytes / transfer_s
+
+
+class Saving(BaseModel):
+    """A checkpoint, the second one: the first also makes the copies that later ones are staged in."""
+
+    num_bytes: int
+    blocked_s: float  # the training stood still
+    commit_s: float  # until it was on disk, verified and renamed
+    first_blocked_s: float
+
+
+class Figures(BaseModel):
+    """One measurement in numbers: `figures.json`. Rates are those of all ranks together."""
+
+    processes: int
+    device: str  # its name
+    threads: int
+    num_workers: int
+    global_batch_size: int
+    micro_batch_size: int
+    accumulation: int
+    num_train_samples: int
+    num_val_samples: int
+    steps_per_epoch: int
+    began: float  # seconds since the epoch, when the first step was done
+    step_s: Spread
+    images_per_s: float
+    memory: Memory
+    communication: Communication | None = None  # of one process there is none
+    loader_images_per_s: float | None = None
+    compute_images_per_s: float | None = None  # the same batch again and again, reduction included
+    lone_step_s: float | None = None  # the same without any reduction; None where the strategy cannot do without
+    parts_s: dict[str, float] | None = None  # of a step in the profiled stretch, on rank 0
+    saving: Saving | None = None
+    evaluation_images_per_s: float | None = None
+    largest_micro_batch: int | None = None
+    notes: list[str] = []  # what could not be measured, and why
+
+    @property
+    def compute_step_s(self) -> float | None:
+        """What a full step takes whose batch is there already."""
+        return None if self.compute_images_per_s is None else self.global_batch_size / self.compute_images_per_s
+
+
+def spread(seconds: Sequence[float], *, steps: int = 1) -> Spread:
+    """Summarise values that are each the mean of `steps` steps; takes two or more of them.
+
+    The deviation of a single step is the half-width of the middle half over 0.6745, as for a normal distribution, times
+    the root of `steps`, as if steps were independent.
+    """
+    lower, median, upper = statistics.quantiles(seconds, n=4, method="inclusive")
+    deviation = (upper - lower) / 2 / statistics.NormalDist().inv_cdf(0.75) * math.sqrt(steps)
+    return Spread(median=median, lower=lower, upper=upper, deviation=deviation, count=len(seconds), steps=steps)
+
+
+def write_figures(folder: RunDirectory, figures: Figures) -> None:
+    """Write what was measured."""
+    write_atomically(folder.figures, to_json(figures))
+
+
+def read_figures(folder: RunDirectory) -> Figures:
+    """Read what was measured."""
+    return Figures.model_validate(json.loads(folder.figures.read_text(encoding="utf-8")))

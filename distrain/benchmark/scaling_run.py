@@ -1,0 +1,182 @@
+"""Owns a benchmark: one recipe measured on 1, 2, 4, ... processes, and the report that is made of it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from rich.console import Console
+
+from distrain.benchmark.diagnosis import Setting, judge
+from distrain.benchmark.launch import measure
+from distrain.benchmark.request import Order
+from distrain.benchmark.results import Figures
+from distrain.config import Recipe
+from distrain.config.batching import solve_batching
+from distrain.config.profile import Profile, Wanted, resolve_profile
+from distrain.errors import LaunchError, RecipeError
+from distrain.launchers.prepare import check_data
+from distrain.runs.environment import describe_environment
+from distrain.system.gpus import count_gpus
+
+
+class Point(BaseModel):
+    """One number of processes of the scaling curve."""
+
+    processes: int
+    global_batch_size: int
+    images_per_s: float
+    step_ms: float
+    efficiency: float | None  # the share of `processes` times the speed of one; None where one was not measured
+
+
+class Report(BaseModel):
+    """A benchmark as it is printed: the figures are those of the largest number of processes."""
+
+    recipe: str
+    model: str
+    source: str
+    data: str | None
+    precision: str
+    is_weak: bool  # the batch grows with the processes
+    environment: dict[str, Any]
+    scaling: list[Point]
+    left_out: list[str]  # numbers of processes that the batch does not divide over
+    start_up_s: float
+    figures: Figures
+    verdict: list[str]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be measured, resolved and checked: a profile and a recipe for each number of processes."""
+
+    recipe: Recipe
+    ways: tuple[tuple[Profile, Recipe], ...]  # the largest last
+    left_out: tuple[str, ...]
+    order: Order
+    is_weak: bool
+
+
+def resolve(recipe: Recipe, wanted: Wanted, *, reference: str, steps: int | None, is_weak: bool) -> Question:
+    """Return what is to be measured; raises a `UserError` where that cannot be.
+
+    Where no number is asked for it is all GPUs, or one process of the CPU, as `distrain fit` takes it.
+    """
+    if wanted.processes is None and wanted.device != "cpu" and (gpus := count_gpus()):
+        wanted = wanted.model_copy(update={"device": "cuda", "processes": gpus})
+    largest = _profile(recipe, wanted, reference=reference)
+    most = largest.processes * largest.devices
+    check_data(recipe)
+    ways: list[tuple[Profile, Recipe]] = []
+    left_out: list[str] = []
+    for count in sizes(most):
+        profile = _profile(recipe, wanted.model_copy(update={"processes": count}), reference=reference)
+        profile = profile.model_copy(update={"threads": largest.threads})  # a process is the same in every company
+        own = with_batch(recipe, recipe.data.batch_size * count) if is_weak else recipe
+        try:
+            _check_batch(own, profile)
+        except RecipeError as error:
+            if count == most:
+                raise
+            left_out.append(f"{count} processes: {error}")
+            continue
+        ways.append((profile, own))
+    return Question(recipe, tuple(ways), tuple(left_out), Order(steps=steps), is_weak)
+
+
+def run(question: Question, *, place: Path, console: Console) -> Report:
+    """Measure it all, the largest number of processes in every part. Raises as `measure` does."""
+    points: list[tuple[int, Figures]] = []
+    start_up_s = 0.0
+    for profile, recipe in question.ways:
+        is_largest = profile is question.ways[-1][0]
+        order = question.order.model_copy(update={"has_parts": is_largest, "has_checkpoint": is_largest})
+        done = measure(recipe, profile, order, place=place, title=_title(profile), console=console)
+        points.append((profile.processes * profile.devices, done.figures))
+        start_up_s = done.start_up_s
+    figures = points[-1][1]
+    recipe = question.recipe
+    scaling = curve(points)
+    return Report(
+        recipe=recipe.name,
+        model=recipe.model.name,
+        source=recipe.data.source,
+        data=recipe.data.path,
+        precision=recipe.precision,
+        is_weak=question.is_weak,
+        environment={key: value for key, value in describe_environment().items() if key != "git"},
+        scaling=scaling,
+        left_out=list(question.left_out),
+        start_up_s=start_up_s,
+        figures=figures,
+        verdict=judge(figures, setting_of(recipe, question.ways[-1][0]), speedups(scaling)),
+    )
+
+
+def sizes(most: int) -> list[int]:
+    """Return 1, 2, 4, ... and `most` itself."""
+    powers = [1 << exponent for exponent in range(most.bit_length()) if 1 << exponent < most]
+    return [*powers, most]
+
+
+def curve(points: list[tuple[int, Figures]]) -> list[Point]:
+    """Return the scaling curve of (processes, figures)."""
+    alone = points[0][1].images_per_s if points[0][0] == 1 else None
+    return [
+        Point(
+            processes=count,
+            global_batch_size=figures.global_batch_size,
+            images_per_s=figures.images_per_s,
+            step_ms=figures.step_s.median * 1e3,
+            efficiency=None if alone is None else figures.images_per_s / (count * alone),
+        )
+        for count, figures in points
+    ]
+
+
+def speedups(scaling: list[Point]) -> list[tuple[int, float]]:
+    """Return (processes, efficiency) of every point beyond one process."""
+    return [(p.processes, p.efficiency) for p in scaling if p.processes > 1 and p.efficiency is not None]
+
+
+def with_batch(recipe: Recipe, batch_size: int) -> Recipe:
+    """Return the recipe with another global batch."""
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"batch_size": batch_size})})
+
+
+def setting_of(recipe: Recipe, profile: Profile) -> Setting:
+    """Return what a verdict must know besides the figures."""
+    checkpoint = recipe.checkpoint
+    return Setting(
+        cpus=len(os.sched_getaffinity(0)),
+        device=profile.own_device,
+        precision=recipe.precision,
+        source=recipe.data.source,
+        path=recipe.data.path,
+        checkpoint_every_steps=checkpoint.every_steps,
+        checkpoint_every_epochs=checkpoint.every_epochs,
+    )
+
+
+def _profile(recipe: Recipe, wanted: Wanted, *, reference: str) -> Profile:
+    threads = recipe.train.threads or (1 if recipe.train.exact else None)
+    in_one_process = recipe.parallel.strategy == "dp"
+    profile = resolve_profile(wanted, threads=threads, in_one_process=in_one_process, recipe=reference)
+    if profile.nodes > 1:
+        raise LaunchError("a measurement runs on one machine; leave --nodes out")
+    return profile.model_copy(update={"restarts": 0})
+
+
+def _check_batch(recipe: Recipe, profile: Profile) -> None:
+    solve_batching(
+        recipe.data.batch_size, recipe.train.micro_batch_size, profile.world_size, is_exact=recipe.train.exact
+    )
+
+
+def _title(profile: Profile) -> str:
+    count = profile.processes * profile.devices
+    kind = "GPU" if profile.device == "cuda" else "CPU process"
+    plural = "" if count == 1 else ("s" if profile.device == "cuda" else "es")
+    return f"{count} {kind}{plural}"

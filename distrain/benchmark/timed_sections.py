@@ -1,0 +1,289 @@
+"""Owns the timed stretches of a measurement on one rank: real steps, the loader alone, compute alone, what goes around.
+
+All ranks call each function together, and raise `StoppedError` together where a stop was asked for.
+"""
+
+import dataclasses
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import nn
+
+from distrain.benchmark.memory import gradient_bytes
+from distrain.benchmark.phase_timer import PhaseClock, wait_for_device
+from distrain.benchmark.request import Order
+from distrain.benchmark.results import Communication, Saving
+from distrain.data.loading.loader import BatchReader, read_batches
+from distrain.data.loading.processes import BATCHES_AHEAD
+from distrain.data.loading.sampler import Window
+from distrain.data.sources.base import Batch, take
+from distrain.distributed.ddp import Ddp
+from distrain.distributed.exact import Exact
+from distrain.distributed.flat_all_reduce import Flat
+from distrain.distributed.world import World
+from distrain.runs.checkpoints import take_inventory
+from distrain.training.resume import save
+from distrain.training.session import Session
+from distrain.training.trainer import run_evaluation, run_steps
+
+if TYPE_CHECKING:
+    from distrain.training.heartbeat import Heart
+
+NUM_BLOCKS = 10  # into which a stretch is cut: the values whose median and spread are told
+LEAST_STEPS, MOST_STEPS = 4, 1000
+LEAST_WARM_UP = 4
+NUM_REDUCTIONS, NUM_PINGS = 15, 100
+
+
+class StoppedError(Exception):
+    """A stop was asked for: every rank raises it at the same place."""
+
+
+def hear(session: Session) -> None:
+    """Raise `StoppedError` on all ranks where one of them has heard a stop request; a sign of life, too."""
+    session.heart.progress += 1
+    if session.world.any_rank(session.heart.hear()):
+        raise StoppedError
+
+
+def agree(world: World, value: float) -> float:
+    """Return rank 0's value on every rank."""
+    return float(world.all_reduce(torch.tensor(value if world.is_main else 0.0, dtype=torch.float64)))
+
+
+def total(world: World, value: float) -> float:
+    """Return the sum of all ranks' values."""
+    return float(world.all_reduce(torch.tensor(value, dtype=torch.float64)))
+
+
+class Walk:
+    """Takes steps of the training one after the other, on its own batches, by the loop that `distrain fit` runs."""
+
+    def __init__(self, session: Session, batches: Iterator[Batch]) -> None:
+        self.step = 0
+        self._session = session
+        self._batches = batches
+
+    def go(self, num_steps: int) -> float:
+        """Take so many steps and return what they took in seconds, until the device was done with them."""
+        session, first = self._session, self.step
+        started = time.perf_counter()
+        self.step = run_steps(session, self._batches, first, first + num_steps)
+        if self.step < first + num_steps:
+            raise StoppedError
+        # Brings the losses to the host, as every record of a training does: the device is awaited with it.
+        session.losses.settle(range(first, self.step))
+        seconds = time.perf_counter() - started
+        session.heart.progress += 1
+        return seconds
+
+    def warm_up(self, order: Order) -> float:
+        """Go until kernels are chosen and the batches that loader processes made ahead are used up; seconds a step."""
+        session = self._session
+        ahead = BATCHES_AHEAD * session.recipe.data.num_workers
+        wanted = LEAST_WARM_UP + -(-ahead // session.order.batching.accumulation)
+        started, taken = time.perf_counter(), [self.go(1)]
+        while len(taken) < wanted:
+            taken.append(self.go(1))
+            is_long = len(taken) >= 2 and time.perf_counter() - started > 2 * order.stretch_s
+            if session.world.any_rank(session.world.is_main and is_long):
+                break
+        return agree(session.world, min(taken[1:]))
+
+    def profile(self, num_steps: int) -> dict[str, float]:
+        """Take steps with the device awaited between their parts; returns the seconds of each part of a step."""
+        session, first = self._session, self.step
+        clock = PhaseClock(session.world)
+        # The loop tells each phase to the heart: a clock in its place sees the very loop, and no copy of it.
+        watched = dataclasses.replace(session, heart=cast("Heart", clock))
+        self.step = run_steps(watched, clock.watched(self._batches), first, first + num_steps)
+        clock.phase = "other"
+        if self.step < first + num_steps:
+            raise StoppedError
+        session.losses.settle(range(first, self.step))
+        return {name: seconds / num_steps for name, seconds in clock.seconds.items()}
+
+
+def plan_steps(order: Order, step_s: float) -> int:
+    """Return how many steps a stretch has, by what one takes: the same on all ranks, as `step_s` is."""
+    if order.steps is not None:
+        return order.steps
+    return min(MOST_STEPS, max(LEAST_STEPS, int(order.stretch_s / step_s)))
+
+
+def cut(num_steps: int) -> list[int]:
+    """Return the steps of each block of a stretch."""
+    blocks = min(NUM_BLOCKS, num_steps)
+    return [num_steps // blocks] * blocks
+
+
+def loader_rate(session: Session, order: Order, first_step: int) -> float:
+    """Return the images a second of all ranks' loaders when nothing else is done, from `first_step` on."""
+    world, workers = session.world, session.recipe.data.num_workers
+    pieces = session.order.micro_batches(itertools.count(first_step))
+    unused = max(1, workers)  # the first of each process also pays for its start
+    least = max(3, 2 * workers)  # they come in bursts
+    most = math.inf if order.steps is None else max(least, order.steps * session.order.batching.accumulation)
+    loader = session.recipe.data.loader
+    reading = read_batches(session.train_reader, pieces, num_workers=workers, device=world.device, loader=loader)
+    with closing(reading) as batches:
+        for _ in itertools.islice(batches, unused):
+            session.heart.progress += 1
+        world.barrier()
+        images = number = 0
+        started = time.perf_counter()
+        for _, targets in batches:
+            images, number = images + len(targets), number + 1
+            session.heart.progress += 1
+            is_long = time.perf_counter() - started > order.stretch_s
+            if number >= most or (number >= least and is_long) or session.heart.is_stop_requested:
+                break
+        wait_for_device(world.device)  # the last copies are part of it
+        seconds = time.perf_counter() - started
+    hear(session)
+    return total(world, images / seconds)
+
+
+def compute_step_s(session: Session, num_steps: int) -> float:
+    """Return the median seconds of a full step on the same batch again and again."""
+    step = 0  # of an epoch's windows only the last one may be smaller
+    own = session.order.micro_batches([step])
+    kept = read_batches(session.train_reader, own, num_workers=0, device=session.world.device)
+    batches = itertools.cycle(list(kept))
+    seconds: list[float] = []
+    for number, length in enumerate([1, *cut(num_steps)]):  # the first warms up
+        session.world.barrier()
+        started = time.perf_counter()
+        for _ in range(length):
+            if run_steps(session, batches, step, step + 1) == step:
+                break  # a stop: told to all ranks below
+        else:
+            session.losses.settle([step] * length)  # awaits the device, as `Walk.go` does
+        if number:
+            seconds.append((time.perf_counter() - started) / length)
+        hear(session)
+    return agree(session.world, statistics.median(seconds))
+
+
+class _Lone:
+    """A strategy in which each rank keeps its gradients to itself: what a step costs without the others."""
+
+    loss_scale = 1
+    needs_even_passes = False
+
+    def __init__(self, session: Session) -> None:
+        self.module = session.model
+        self._drop = session.parallel.drop_gradients
+
+    def begin_window(self, window: Window, step: int) -> nn.Module:  # noqa: ARG002 - the protocol's signature
+        """Return the network itself, whose backward pass reduces nothing."""
+        return self.module
+
+    def micro_batch(self, window: Window, piece: int) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Return an empty context."""
+        return nullcontext()
+
+    def finish_window(self, window: Window, step: int) -> None:
+        """Do nothing."""
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients as the real strategy does."""
+        self._drop()
+
+    def close(self) -> None:
+        """Do nothing: the real strategy has all that is to give back."""
+
+
+def lone_step_s(session: Session, num_steps: int) -> float | None:
+    """Return the same as `compute_step_s` without any reduction; None where the strategy cannot do without.
+
+    The ranks' weights are different after it.
+    """
+    if session.world.size == 1 or not isinstance(session.parallel, Ddp | Exact | Flat):
+        return None
+    return compute_step_s(dataclasses.replace(session, parallel=_Lone(session)), num_steps)
+
+
+def communication(session: Session) -> Communication | None:
+    """Return the time of an all-reduce of the gradients' size, and of one number; None for one process."""
+    world, num_bytes = session.world, gradient_bytes(session)
+    if world.size == 1:
+        return None
+    flat = torch.zeros(max(1, num_bytes // 4), device=world.device)
+    return Communication(
+        gradient_bytes=num_bytes,
+        all_reduce_s=_reduction_s(session, flat, NUM_REDUCTIONS),
+        latency_s=_reduction_s(session, flat[:1].clone(), NUM_PINGS),
+    )
+
+
+def _reduction_s(session: Session, tensor: torch.Tensor, repetitions: int) -> float:
+    world = session.world
+    seconds: list[float] = []
+    for number in range(repetitions + 2):  # the first two connect the ranks
+        wait_for_device(world.device)  # NCCL only queues: the time is that between two empty queues
+        started = time.perf_counter()
+        world.all_reduce(tensor)
+        wait_for_device(world.device)
+        if number >= 2:
+            seconds.append(time.perf_counter() - started)
+    hear(session)
+    return agree(world, statistics.median(seconds))
+
+
+def saving(session: Session, step: int) -> Saving:
+    """Save twice, at `step` and after, and return what the second save took."""
+    blocked: list[float] = []
+    commit_s = 0.0
+    for number in (step, step + 1):
+        session.world.barrier()
+        started = time.perf_counter()
+        save(session, number, is_record_due=False)
+        blocked.append(time.perf_counter() - started)
+        session.checkpointer.wait()
+        commit_s = time.perf_counter() - started
+        session.heart.phase = "measure"
+        hear(session)
+    entries = take_inventory(session.run.checkpoints) if session.world.is_main else []
+    return Saving(
+        num_bytes=int(agree(session.world, entries[-1].num_bytes if entries else 0)),
+        blocked_s=agree(session.world, blocked[-1]),
+        commit_s=agree(session.world, commit_s),
+        first_blocked_s=agree(session.world, blocked[0]),
+    )
+
+
+def evaluation_rate(session: Session, order: Order) -> float:
+    """Return the validation images a second of all ranks, over as many as there is time for."""
+    world, whole = session.world, session.val_reader.source
+    batch_size = session.recipe.eval.batch_size
+    is_held = session.val_reader.is_whole  # all of them are at hand, then
+    images = len(whole) if is_held else min(len(whole), world.size * batch_size)
+    seconds = 0.0
+    while True:
+        some = session
+        if not is_held:
+            part = take(whole, torch.arange(images))
+            reader = BatchReader(part, session.val_reader.transforms, seed=session.val_reader.seed)
+            some = dataclasses.replace(session, val_reader=reader)
+        seconds = _seconds(lambda some=some: run_evaluation(some), session)  # type: ignore[misc]  # bound above
+        hear(session)
+        # What begins with an evaluation is paid once in a real one: so it is spread over as many images as can be.
+        longer = min(len(whole), int(images * order.stretch_s / seconds) // batch_size * batch_size)
+        if longer < 2 * images:
+            return images / seconds
+        images = longer
+
+
+def _seconds(work: Callable[[], object], session: Session) -> float:
+    session.world.barrier()
+    started = time.perf_counter()
+    work()
+    wait_for_device(session.world.device)
+    return agree(session.world, time.perf_counter() - started)

@@ -1,0 +1,183 @@
+"""Owns a measurement on one rank: a session like that of a training, taken through one stretch after the other."""
+
+import itertools
+import logging
+import time
+from contextlib import closing
+
+import torch
+
+from distrain.benchmark import timed_sections
+from distrain.benchmark.memory import MemoryWatch
+from distrain.benchmark.request import Order, read_order
+from distrain.benchmark.results import Figures, spread, write_figures
+from distrain.benchmark.timed_sections import StoppedError, Walk
+from distrain.config import Recipe
+from distrain.config.batching import count_steps_per_epoch
+from distrain.config.profile import Profile
+from distrain.data.loading.loader import read_batches
+from distrain.distributed.fsdp import Fsdp
+from distrain.distributed.world import World
+from distrain.errors import DataError
+from distrain.runs.directory import RunDirectory, write_atomically
+from distrain.training.build import build_session
+from distrain.training.device.micro_batch_size import memory_limit_bytes, try_micro_batch_sizes
+from distrain.training.heartbeat import Heart
+from distrain.training.session import Session
+from distrain.training.trainer import set_determinism
+
+log = logging.getLogger(__name__)
+
+
+def measure(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, heart: Heart) -> bool:
+    """Measure what the run directory's order asks for; returns False where a stop broke it off.
+
+    Raises a `UserError` where recipe, data and network do not go together.
+    """
+    order = read_order(run)
+    set_determinism(recipe)
+    session = build_session(recipe, profile, run, world, heart, skipped=(), has_checkpoint=False)
+    _check_every_rank_has_work(session)
+    if order.least_samples is not None:  # raises now, and not after the measurement
+        count_steps_per_epoch(len(session.train_reader.source), order.least_samples, drop_last=True)
+    _begin(session)
+    try:
+        with session.checkpointer:
+            figures = _measure(session, order)
+    except StoppedError:
+        heart.beat("stopped")
+        return False
+    if world.is_main:
+        write_figures(run, figures)
+    heart.beat("finished")
+    return True
+
+
+def _check_every_rank_has_work(session: Session) -> None:
+    if session.order.window(0).num_pieces < session.world.size:
+        raise DataError(
+            f"the {session.order.num_samples} training samples do not give each of {session.world.size} processes a "
+            f"micro-batch of a step, so there is nothing to measure; measure fewer processes, or use a smaller "
+            f"data.batch_size"
+        )
+
+
+def _measure(session: Session, order: Order) -> Figures:
+    world, batching = session.world, session.order.batching
+    _tell(session, "first steps")
+    reading = read_batches(
+        session.train_reader,
+        session.order.micro_batches(itertools.count()),
+        num_workers=session.recipe.data.num_workers,
+        loader=session.recipe.data.loader,
+        device=world.device,
+    )
+    with closing(reading) as batches:
+        walk = Walk(session, batches)
+        walk.go(1)
+        began = time.time()
+        watch = MemoryWatch(session)
+        walk.go(2)  # in the second of them the optimizer's state is there from the beginning
+        memory = watch.read()
+        step_s = walk.warm_up(order)
+        num_steps = timed_sections.plan_steps(order, step_s)
+        _tell(session, "steps")
+        world.barrier()
+        seconds, rates = [], []
+        for length in timed_sections.cut(num_steps):
+            first, taken = walk.step, walk.go(length)
+            seconds.append(taken / length)
+            rates.append(session.num_samples(first, walk.step) / taken)
+        parts = None
+        if order.has_parts:
+            _tell(session, "parts of a step")
+            parts = walk.profile(max(2, num_steps // 2))
+    figures = Figures(
+        processes=world.size * world.num_devices,
+        device=str(session.rounding()["device"]),
+        threads=session.profile.threads,
+        num_workers=session.recipe.data.num_workers,
+        global_batch_size=batching.global_batch_size,
+        micro_batch_size=batching.micro_batch_size,
+        accumulation=batching.accumulation,
+        num_train_samples=len(session.train_reader.source),
+        num_val_samples=len(session.val_reader.source),
+        steps_per_epoch=session.order.steps_per_epoch,
+        began=began,
+        step_s=spread(seconds if len(seconds) > 1 else seconds * 2, steps=num_steps // len(seconds)),
+        images_per_s=sorted(rates)[len(rates) // 2],
+        memory=memory,
+        parts_s=parts,
+    )
+    return _measure_around(session, order, figures, num_steps=num_steps, next_step=walk.step)
+
+
+def _measure_around(session: Session, order: Order, figures: Figures, *, num_steps: int, next_step: int) -> Figures:
+    """Measure what needs no batches of the training's own; what changes the weights on one rank alone comes last."""
+    if session.world.size > 1:
+        _tell(session, "reduction")
+    figures.communication = timed_sections.communication(session)
+    if order.has_parts:
+        _tell(session, "loader alone")
+        figures.loader_images_per_s = timed_sections.loader_rate(session, order, next_step)
+    if order.has_evaluation:
+        _tell(session, "evaluation")
+        figures.evaluation_images_per_s = timed_sections.evaluation_rate(session, order)
+    if order.has_checkpoint:
+        _tell(session, "checkpoint")
+        figures.saving = timed_sections.saving(session, next_step)
+    if order.has_parts:
+        _tell(session, "compute alone")
+        compute_s = timed_sections.compute_step_s(session, num_steps)
+        figures.compute_images_per_s = figures.global_batch_size / compute_s
+        figures.lone_step_s = timed_sections.lone_step_s(session, num_steps)
+        if figures.communication is not None and figures.lone_step_s is not None:
+            figures.communication.exposed_s = max(0.0, compute_s - figures.lone_step_s)
+    if order.largest_micro_batch is not None:
+        _tell(session, "largest micro-batch")
+        _find_largest_micro_batch(session, order.largest_micro_batch, figures)
+    return figures
+
+
+def _find_largest_micro_batch(session: Session, largest: int, figures: Figures) -> None:
+    world = session.world
+    if isinstance(session.parallel, Fsdp) or world.num_devices > 1:
+        figures.notes.append(
+            "the largest micro-batch is not known: it is tried on one device, not as parallel.strategy=fsdp or dp"
+        )
+        return
+    if session.bare_copy is None:
+        figures.notes.append("the largest micro-batch is not known: the network cannot be copied, as trying it needs")
+        return
+    pieces = session.order.micro_batches([0])
+    images, targets = next(iter(read_batches(session.train_reader, pieces, num_workers=0, device=torch.device("cpu"))))
+    network = session.bare_copy
+    for copied, own in zip(network.parameters(), session.model.parameters(), strict=True):
+        copied.requires_grad_(own.requires_grad)  # what is frozen keeps no gradient
+    found = try_micro_batch_sizes(
+        session.recipe,
+        network,
+        (images[:8], targets[:8]),
+        largest=largest,
+        limit_bytes=memory_limit_bytes(world, processes=session.profile.processes),
+        prepare=session.prepare,
+        loss_function=session.loss_function,
+        world=world,
+    )
+    figures.largest_micro_batch = world.smallest(found)
+
+
+def _tell(session: Session, stage: str) -> None:
+    """Say what is measured next, and end all of it where a stop was asked for."""
+    if session.world.is_main:
+        write_atomically(session.run.stage, stage)
+    timed_sections.hear(session)
+
+
+def _begin(session: Session) -> None:
+    """Say that start-up is over; the stretches are no steps of a training, so none are counted."""
+    status = session.run.read_status()
+    status.begin_attempt(world_size=session.world.size, first_step=0)
+    session.heart.begin(status)
+    session.heart.phase = "measure"
+    session.heart.beat("running")

@@ -1,0 +1,30 @@
+"""Owns the question whether a command may write to the place that it was given; nothing of the user's is lost by it."""
+
+from pathlib import Path
+
+from distrain.errors import BundleError
+from distrain.system.filesystem import check_writable
+
+
+def check_file(path: Path, *, may_replace: bool) -> None:
+    """Raise `BundleError` where no file can be written to `path`, or something stands there that is to be kept."""
+    _check_parent(path)
+    if path.is_dir():
+        raise BundleError(f"{path} is a folder; name a file with --out")
+    if path.exists() and not may_replace:
+        raise BundleError(f"{path} exists; name another file with --out, or replace it with --force")
+
+
+def check_folder(path: Path, *, may_replace: bool, mark: str) -> None:
+    """Raise `BundleError` as `check_file` does; a folder that holds things but no `mark` is never replaced."""
+    _check_parent(path)
+    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / mark).is_file()):
+        raise BundleError(f"{path} is no bundle, so it is not replaced; name another folder with --out")
+    if path.is_dir() and any(path.iterdir()) and not may_replace:
+        raise BundleError(f"{path} exists; name another folder with --out, or replace it with --force")
+
+
+def _check_parent(path: Path) -> None:
+    if not path.absolute().parent.is_dir():
+        raise BundleError(f"folder {path.absolute().parent} does not exist")
+    check_writable(path.absolute().parent, otherwise="name another place with --out")

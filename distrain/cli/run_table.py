@@ -1,0 +1,163 @@
+"""Lists runs as a table: where each stands, how good it is, and in which values of their recipes they differ."""
+
+import json
+import math
+from collections import defaultdict
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from distrain.config.metrics import ALWAYS_MEASURED, METRICS, in_words, number_in_words, score
+from distrain.errors import RunError
+from distrain.runs.directory import RunDirectory, Status
+from distrain.runs.query import best_checkpoint, find_fault, read_states
+from distrain.system.display import Heading, duration, print_table
+
+SORT_KEYS = ("start", "name", "state", "step", "best", "loss", "time")
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a fifth of the time, where libyaml is there
+
+
+@dataclass(frozen=True)
+class _Row:
+    run: RunDirectory
+    status: Status
+    state: str
+    recipe: dict[str, Any]  # its values by dotted key; none where it cannot be read
+    differences: str = ""
+
+    @property
+    def best(self) -> dict[str, float] | None:
+        """The best evaluation, where its checkpoint is there."""
+        return None if best_checkpoint(self.run, self.status) is None else self.status.best
+
+
+def print_runs(console: Console, found: list[RunDirectory], root: Path) -> None:
+    """Print a line for each run, and a sentence for each that cannot be read."""
+    if not found:
+        console.print(f"no runs in {root.absolute()}; `distrain fit` makes one", markup=False, soft_wrap=True)
+        return
+    faults = {run.path: fault for run in found if (fault := find_fault(run)) is not None}
+    rows = _read([run for run in found if run.path not in faults])
+    if rows:
+        print_table(console, *_table(rows))
+    for path, fault in faults.items():
+        console.print(f"{path.name} cannot be read: {fault}", markup=False, soft_wrap=True)
+
+
+def sort_runs(found: list[RunDirectory], key: str) -> list[RunDirectory]:
+    """Return the runs, which are in the order of `start`, in that of another one of `SORT_KEYS`.
+
+    By `best` and `loss` the best come first, and those without a value last. Raises `RunError` for any other key.
+    """
+    if key not in SORT_KEYS:
+        raise RunError(f"--sort {key}: runs are sorted by {', '.join(SORT_KEYS[:-1])} or {SORT_KEYS[-1]}")
+    if key == "start":
+        return found
+    statuses = {run.path: Status() if find_fault(run) else run.read_status() for run in found}
+
+    def rank(run: RunDirectory) -> Any:
+        status = statuses[run.path]
+        if key in {"best", "loss"}:
+            best = None if best_checkpoint(run, status) is None else status.best
+            metrics, name = (best, status.best_by) if key == "best" else (status.last, ALWAYS_MEASURED)
+            value = None if metrics is None else score(name, metrics)
+            return math.inf if value is None else -value
+        return {"name": run.path.name, "state": status.state, "step": status.step, "time": status.train_seconds}[key]
+
+    return sorted(found, key=rank)
+
+
+def recipe_name(run: RunDirectory) -> str | None:
+    """Return the name of the recipe that a run trains; None where it cannot be read."""
+    name = _read_recipe(run).get("name")
+    return None if name is None else str(name)
+
+
+def _read(runs: list[RunDirectory]) -> list[_Row]:
+    states = read_states(runs)
+    rows = [_Row(run, run.read_status(), states[run.path], _read_recipe(run)) for run in runs]
+    of_recipe = defaultdict[Any, list[dict[str, Any]]](list)
+    for row in rows:
+        of_recipe[row.recipe.get("name")].append(row.recipe)
+    keys = {name: _differing(recipes) for name, recipes in of_recipe.items()}
+    return [
+        _Row(row.run, row.status, row.state, row.recipe, _differences(row.recipe, keys[row.recipe.get("name")]))
+        for row in rows
+    ]
+
+
+def _table(rows: list[_Row]) -> tuple[list[Heading], list[list[str]]]:
+    measures = {row.status.best_by for row in rows if row.status.last is not None} or {"top1"}
+    is_mixed = len(measures) > 1  # then each number has its metric beside it
+    newest = "newest" if is_mixed else METRICS[next(iter(measures))].title
+    words = in_words if is_mixed else number_in_words
+    headings = [
+        Heading("run"),
+        Heading("state"),
+        Heading("step", is_right=True),
+        Heading(newest, 3, is_right=True),
+        Heading("best", 1, is_right=True),
+        Heading("val loss", 4, is_right=True),
+        Heading("time", 5, is_right=True),
+        Heading("recipe", 6),
+        Heading("differs in", 2),
+    ]
+    cells = [
+        [
+            row.run.path.name,
+            row.state,
+            f"{row.status.step}/{row.status.total_steps}",
+            *("-" if m is None else words(row.status.best_by, m) for m in (row.status.last, row.best)),
+            "-" if row.status.last is None else number_in_words(ALWAYS_MEASURED, row.status.last),
+            duration(row.status.train_seconds),
+            str(row.recipe.get("name", "-")),
+            row.differences,
+        ]
+        for row in rows
+    ]
+    if measures == {ALWAYS_MEASURED}:  # it is the newest number already
+        headings, cells = [h for h in headings if h.rank != 4], [[*row[:5], *row[6:]] for row in cells]
+    if not any(row.differences for row in rows):
+        headings, cells = headings[:-1], [row[:-1] for row in cells]
+    return headings, cells
+
+
+def _read_recipe(run: RunDirectory) -> dict[str, Any]:
+    """Return the values of a run's recipe by their dotted keys; nothing of one that cannot be read."""
+    with suppress(OSError, ValueError, yaml.YAMLError):
+        tree = yaml.load(run.recipe.read_text(encoding="utf-8"), Loader=_LOADER)
+        return _flat(tree) if isinstance(tree, dict) else {}
+    return {}
+
+
+def _flat(tree: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            values |= _flat(value, f"{prefix}{key}.")
+        else:
+            values[f"{prefix}{key}"] = value
+    return values
+
+
+def _differing(recipes: list[dict[str, Any]]) -> list[str]:
+    """Return the keys that are not the same in all the recipes that could be read; what is logged changes no result."""
+    readable = [recipe for recipe in recipes if recipe]
+    keys = dict.fromkeys(key for recipe in readable for key in recipe)
+    return [
+        key
+        for key in keys
+        if not key.startswith("log.") and any(recipe.get(key) != readable[0].get(key) for recipe in readable)
+    ]
+
+
+def _differences(recipe: dict[str, Any], keys: list[str]) -> str:
+    return " ".join(f"{key}={_shown(recipe.get(key))}" for key in keys) if recipe else ""
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,38 @@
+"""The recipe: what is trained, as one frozen, validated model, read from YAML and changed by --set.
+
+Every field says here what it does. A recipe never says where or on how many devices it runs: that is the profile's.
+"""
+
+from distrain.config.compute import Compute
+from distrain.config.data import Augment, Data, Transform, TransformList
+from distrain.config.load import builtin_recipes, change_recipe, load_data, load_recipe, read_recipe
+from distrain.config.model import Loss, Model
+from distrain.config.outputs import Checkpoint, Eval, Log
+from distrain.config.recipe import Recipe
+from distrain.config.reference import fields
+from distrain.config.training import Lookahead, Optimizer, Parallel, Schedule, Train
+
+__all__ = [
+    "Augment",
+    "Checkpoint",
+    "Compute",
+    "Data",
+    "Eval",
+    "Log",
+    "Lookahead",
+    "Loss",
+    "Model",
+    "Optimizer",
+    "Parallel",
+    "Recipe",
+    "Schedule",
+    "Train",
+    "Transform",
+    "TransformList",
+    "builtin_recipes",
+    "change_recipe",
+    "fields",
+    "load_data",
+    "load_recipe",
+    "read_recipe",
+]

@@ -1,0 +1,59 @@
+"""Owns what is due at which step: records, evaluations and checkpoints, as functions of the step alone."""
+
+import math
+from dataclasses import dataclass
+
+from distrain.config import Recipe
+
+
+@dataclass(frozen=True)
+class Due:
+    """The recipe's intervals, in steps. At the last step everything is due."""
+
+    recipe: Recipe
+    steps_per_epoch: int
+    total_steps: int
+
+    def next_boundary(self, step: int) -> int:
+        """Return the next step after which anything is due: the loop runs up to it without asking."""
+        recipe = self.recipe
+        intervals = [
+            *self._intervals(recipe.log.every_steps, None),
+            *self._intervals(recipe.eval.every_steps, recipe.eval.every_epochs),
+            *self._intervals(recipe.checkpoint.every_steps, recipe.checkpoint.every_epochs),
+        ]
+        return min(self.total_steps, *((step // interval + 1) * interval for interval in intervals))
+
+    def is_record(self, step: int) -> bool:
+        """Whether a record is due after `step` steps."""
+        return self._is_due(step, self.recipe.log.every_steps, None)
+
+    def is_evaluation(self, step: int) -> bool:
+        """Whether an evaluation is due after `step` steps."""
+        if step == 0:
+            return self.recipe.eval.at_start
+        return self._is_due(step, self.recipe.eval.every_steps, self.recipe.eval.every_epochs)
+
+    def num_evaluations(self, first_step: int, last_step: int) -> int:
+        """Return how many evaluations are due after `first_step` and up to `last_step`, of steps before the end."""
+        config = self.recipe.eval
+
+        def until(step: int) -> int:
+            intervals = self._intervals(config.every_steps, config.every_epochs)
+            twice = step // math.lcm(*intervals) if len(intervals) == 2 else 0
+            return sum(step // interval for interval in intervals) - twice
+
+        return until(last_step) - until(first_step)
+
+    def is_checkpoint(self, step: int) -> bool:
+        """Whether a checkpoint is due after `step` steps, by the number of steps or epochs."""
+        return self._is_due(step, self.recipe.checkpoint.every_steps, self.recipe.checkpoint.every_epochs)
+
+    def _is_due(self, step: int, every_steps: int | None, every_epochs: int | None) -> bool:
+        if step == 0:
+            return False
+        return step == self.total_steps or any(step % n == 0 for n in self._intervals(every_steps, every_epochs))
+
+    def _intervals(self, every_steps: int | None, every_epochs: int | None) -> list[int]:
+        by_epochs = [] if every_epochs is None else [every_epochs * self.steps_per_epoch]
+        return by_epochs if every_steps is None else [every_steps, *by_epochs]

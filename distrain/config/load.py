@@ -1,0 +1,142 @@
+"""Reads a recipe from YAML and --set, and says in one sentence what is wrong in them."""
+
+import re
+import unicodedata
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from distrain.config.data import Data
+from distrain.config.recipe import Recipe
+from distrain.config.validation import describe
+from distrain.config.yaml_text import YamlError, read_yaml_text
+from distrain.errors import RecipeError
+from distrain.messages import nearest, shown
+
+MOST_CHARACTERS = 50  # of a recipe's name: file systems take 255 bytes, and the time of the start is added
+
+
+def load_recipe(reference: str, *, overrides: list[str], data: str | None = None) -> Recipe:
+    """Resolve a built-in name or a YAML path, then `a.b=c` overrides in their order, then the data folder.
+
+    Raises `RecipeError` with one sentence that names the key, the value seen and what to do.
+    """
+    text, name = _find(reference)
+    tree = _parse_yaml(text, reference)
+    tree.setdefault("name", name)
+    for override in overrides:
+        _apply_override(tree, override)
+    if data is not None and isinstance(section := tree.setdefault("data", {}), dict):  # else refused below
+        section["path"] = str(Path(data).expanduser().absolute())
+    return _validate(tree)
+
+
+def change_recipe(recipe: Recipe, overrides: list[str]) -> Recipe:
+    """Return a recipe with `a.b=c` overrides made in it, in their order; raises as `load_recipe` does."""
+    tree = yaml.safe_load(recipe.to_yaml())
+    for override in overrides:
+        _apply_override(tree, override)
+    return _validate(tree)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read the resolved recipe of a run directory."""
+    return load_recipe(str(path), overrides=[])
+
+
+def load_data(path: Path, *, source: str, overrides: list[str]) -> Data:
+    """Return how the data at a path is read, by commands that train nothing; `overrides` are as `data.a=b` alone.
+
+    Raises `RecipeError` as `load_recipe` does.
+    """
+    for override in overrides:
+        if not override.startswith("data."):
+            raise RecipeError(f"--set {override} says nothing about how data is read; use a key such as data.target")
+    recipe = load_recipe("imagefolder-resnet18", overrides=[f"data.source={source}", *overrides])
+    return recipe.data.model_copy(update={"path": str(path)})
+
+
+def builtin_recipes() -> dict[str, str]:
+    """Return the text of each built-in recipe by its name."""
+    folder: Traversable = resources.files("distrain") / "recipes"
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
+    return {f.name.removesuffix(".yaml"): f.read_text(encoding="utf-8") for f in files}
+
+
+def _validate(tree: dict[str, Any]) -> Recipe:
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(describe(error, Recipe, tree, noun="the recipe")) from None
+
+
+def _find(reference: str) -> tuple[str, str]:
+    path = Path(reference).expanduser()
+    if path.suffix in {".yaml", ".yml"} or path.is_file():
+        if not path.is_file():
+            raise RecipeError(f"recipe file {reference} does not exist; `distrain recipes init digits` writes one")
+        try:
+            return path.read_text(encoding="utf-8"), _as_name(path.stem)
+        except UnicodeDecodeError:
+            raise RecipeError(f"recipe file {reference} is not UTF-8 text") from None
+    recipes = builtin_recipes()
+    if reference not in recipes:
+        raise RecipeError(
+            f"unknown recipe {reference!r}{nearest(reference, recipes, count=1) or ';'} `distrain recipes` lists them, "
+            "and your own is named by its path, which ends in .yaml"
+        )
+    return recipes[reference], reference
+
+
+def _as_name(stem: str) -> str:
+    """Return a file's name as the name of a recipe: letters and digits of any script, dashes for all else."""
+    words = re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", stem))
+    return words.strip("-._")[:MOST_CHARACTERS] or "recipe"
+
+
+def _parse_yaml(text: str, reference: str) -> dict[str, Any]:
+    try:
+        tree = read_yaml_text(text)
+    except YamlError as error:
+        raise RecipeError(f"recipe {reference} cannot be read as YAML: {error}") from None
+    if tree is None:
+        raise RecipeError(f"recipe {reference} is empty; `distrain recipes init digits FILE` writes one to edit")
+    if not isinstance(tree, dict):
+        raise RecipeError(f"recipe {reference} is {shown(tree)}, not sections such as data: and model:")
+    return tree
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not all(part.strip() for part in key.split(".")):
+        raise RecipeError(f"--set {override} is not of the form section.key=value")
+    try:
+        value = read_yaml_text(text) if text else ""
+    except YamlError as error:
+        raise RecipeError(f"--set {override} cannot be read as a YAML value ({error}); quote it") from None
+    *parents, leaf = key.strip().split(".")
+    node: Any = tree
+    for parent in parents:
+        node = _step_into(node, parent, override)
+    if isinstance(node, list):
+        _step_into(node, leaf, override)
+        node[int(leaf)] = value
+    else:
+        node[leaf] = value
+
+
+def _step_into(node: Any, key: str, override: str) -> Any:
+    if isinstance(node, list):
+        if not key.isdecimal() or int(key) >= len(node):
+            raise RecipeError(f"--set {override}: {key!r} is not a place in a list of {len(node)}, counted from 0")
+        return node[int(key)]
+    child = node.setdefault(key, {})
+    if child is None:
+        child = node[key] = {}
+    if not isinstance(child, dict | list):
+        raise RecipeError(f"--set {override}: {key!r} is a value, {shown(child)}, and has no keys of its own")
+    return child

@@ -1,0 +1,261 @@
+"""Owns the profile: where and on how many processes a recipe trains, checked against what this machine has."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from distrain.config.validation import describe
+from distrain.config.yaml_text import read_yaml_text
+from distrain.errors import LaunchError, RunError
+from distrain.system.files import read_whole
+from distrain.system.gpus import find_gpus
+from distrain.system.network import find_interface, resolve, route_to, split_endpoint
+
+LauncherName = Literal["inprocess", "torchrun", "accelerate", "slurm"]
+Device = Literal["cpu", "cuda"]
+
+
+class Profile(BaseModel):
+    """The processes and the devices of a run; it never changes the mathematics."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    launcher: LauncherName
+    device: Device | None = Field(description="None for a submitted run whose job takes what SLURM gives it")
+    nodes: int = Field(1, gt=0, description="machines")
+    min_nodes: int | None = Field(None, gt=0, description="go on with as few machines when others are lost")
+    node_rank: int = Field(0, ge=0, description="which of the machines this is; 0 writes the run directory")
+    rendezvous: str | None = Field(None, description="host:port of machine 0, where the machines meet")
+    address: str | None = Field(None, description="this machine's own address on the way to machine 0")
+    interface: str | None = Field(None, description="the network interface that has this address")
+    processes: int = Field(gt=0, description="training processes of each machine; on GPUs, one for each of them")
+    devices: int = Field(1, gt=0, description="GPUs of each process; more than one only with DataParallel")
+    threads: int = Field(gt=0, description="intra-op threads of each process; their number changes rounding")
+    restarts: int = Field(3, ge=0, description="failures in a row, without a newer checkpoint, that are borne")
+    stall_timeout_s: float = Field(
+        120.0, gt=0, description="a run of several processes that stands so long has stalled"
+    )
+    trace: bool = Field(default=False, description="trace some steps of each rank with the torch profiler")
+    accelerate_config: str | None = Field(None, description="the user's own configuration file for accelerate")
+
+    @property
+    def own_device(self) -> Device:
+        """The device; every profile has one, except that of a submitted run whose job has not begun."""
+        assert self.device is not None
+        return self.device
+
+    @property
+    def world_size(self) -> int:
+        """The training processes of all machines."""
+        return self.nodes * self.processes
+
+    @property
+    def world_sizes(self) -> list[int]:
+        """Every number of processes that the run may come to train on."""
+        return [nodes * self.processes for nodes in range(self.min_nodes or self.nodes, self.nodes + 1)]
+
+    @property
+    def may_fork(self) -> bool:
+        """Whether ranks may be forks of one process: what traces GPUs is not made for a fork of what has loaded it."""
+        return not (self.trace and self.device == "cuda")
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What every launcher puts into the environment of the training processes."""
+        chosen = {"OMP_NUM_THREADS": str(self.threads)}
+        if self.interface is not None:  # gloo and NCCL would take the one that the host's name resolves to
+            chosen |= {"GLOO_SOCKET_IFNAME": self.interface, "NCCL_SOCKET_IFNAME": self.interface}
+        return chosen
+
+    @property
+    def endpoint(self) -> tuple[str, int]:
+        """Where torchrun's agents meet: beside the port at which the machines themselves do."""
+        assert self.rendezvous is not None
+        host, port = split_endpoint(self.rendezvous)
+        return host, port + 1
+
+    def as_wanted(self) -> "Wanted":
+        """Return what asks for this profile again, on this very machine."""
+        nodes = f"{self.min_nodes}:{self.nodes}" if self.min_nodes is not None else str(self.nodes)
+        return Wanted(
+            launcher=self.launcher,
+            device=self.device,
+            nodes=nodes,
+            node_rank=self.node_rank if self.nodes > 1 else None,
+            rendezvous=self.rendezvous,
+            processes=self.processes * self.devices,
+            restarts=self.restarts,
+            stall_timeout_s=self.stall_timeout_s,
+            accelerate_config=self.accelerate_config,
+        )
+
+    def to_yaml(self) -> str:
+        """Return the profile as YAML."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False)
+
+
+class Wanted(BaseModel):
+    """What a launch profile or the command line says of a profile; None is left to the other, or to the machine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    launcher: LauncherName | None = None
+    device: Device | None = None
+    nodes: int | str | None = None  # or LEAST:MOST
+    node_rank: int | None = Field(None, ge=0)
+    rendezvous: str | None = None
+    processes: int | None = Field(None, gt=0)
+    restarts: int | None = Field(None, ge=0)
+    stall_timeout_s: float | None = Field(None, gt=0)
+    accelerate_config: str | None = None
+
+    @property
+    def patience(self) -> dict[str, Any]:
+        """The fields of a profile that say what a run bears, as far as they are given."""
+        return self.model_dump(include={"restarts", "stall_timeout_s"}, exclude_none=True)
+
+    def over(self, other: Self) -> Self:
+        """Return `other` with what is said here in its place."""
+        return other.model_copy(update=self.model_dump(exclude_none=True))
+
+
+def read_options(
+    *,
+    gpus: int | None = None,
+    device: str | None = None,
+    processes: int | None = None,
+    launcher: str | None = None,
+    nodes: int | str | None = None,
+    node_rank: int | None = None,
+    rendezvous: str | None = None,
+    restarts: int | None = None,
+    stall_timeout_s: float | None = None,
+    accelerate_config: Path | None = None,
+) -> Wanted:
+    """Take the options of the command line; raises `LaunchError` where they make no sense or contradict each other."""
+    for option, count in (("--gpus", gpus), ("--procs", processes)):
+        if count is not None and count < 1:
+            raise LaunchError(f"{option} {count} starts nothing; give 1 or more")
+    if restarts is not None and restarts < 0:
+        raise LaunchError(f"--restarts must be 0 or more, not {restarts}")
+    if stall_timeout_s is not None and not stall_timeout_s > 0:
+        raise LaunchError(f"--stall-timeout must be greater than 0 seconds, not {stall_timeout_s:g}")
+    if gpus is not None and processes is not None:
+        raise LaunchError("--gpus and --procs both give the number of processes; leave one out")
+    if gpus is not None and device == "cpu":
+        raise LaunchError("--gpus does not go with --device cpu; give the number of CPU processes with --procs")
+    if processes is not None and device == "cuda":
+        raise LaunchError("--procs counts CPU processes; give the number of GPUs with --gpus")
+    given = {
+        "launcher": launcher,
+        "device": "cuda" if gpus else "cpu" if processes else device,
+        "nodes": nodes,
+        "node_rank": node_rank,
+        "rendezvous": rendezvous,
+        "processes": gpus or processes,
+        "restarts": restarts,
+        "stall_timeout_s": stall_timeout_s,
+        "accelerate_config": str(accelerate_config.absolute()) if accelerate_config is not None else None,
+    }
+    try:
+        return Wanted.model_validate(given)
+    except ValidationError as error:
+        key, _, reason = describe(error, Wanted, given, noun="the command line").partition("=")
+        raise LaunchError(f"--{key.replace('_', '-')} {reason}") from None
+
+
+def resolve_profile(wanted: Wanted, *, threads: int | None, in_one_process: bool, recipe: str) -> Profile:
+    """Turn what is wanted into a profile; where nothing is, one GPU or else one CPU process.
+
+    `threads` is what the recipe asks for, None for an equal share of the processors. `in_one_process` gives all GPUs to
+    one process.
+    Raises `LaunchError` where this machine has fewer GPUs than asked for, or cannot meet the others.
+    """
+    device, processes = _resolve_devices(wanted, recipe)
+    devices = 1
+    if in_one_process and device == "cuda":
+        processes, devices = 1, processes
+    min_nodes, nodes = _read_nodes(wanted.nodes)
+    launcher = wanted.launcher or ("inprocess" if processes * nodes == 1 else "torchrun")
+    if launcher == "inprocess" and processes * nodes > 1:
+        raise LaunchError(
+            f"--launcher inprocess is one process, and {processes * nodes} were asked for; take --launcher torchrun"
+        )
+    if wanted.accelerate_config is not None and launcher != "accelerate":
+        raise LaunchError(f"--accelerate-config does not go with --launcher {launcher}; take --launcher accelerate")
+    node_rank, address, interface = wanted.node_rank or 0, None, None
+    if nodes > 1:
+        if wanted.rendezvous is None or wanted.node_rank is None:
+            raise LaunchError(
+                f"{nodes} nodes find each other at --rendezvous HOST:PORT, an address of node 0, "
+                "and each is told which one it is with --node-rank 0, 1, ..."
+            )
+        if not node_rank < nodes:
+            raise LaunchError(f"--node-rank {node_rank} is none of {nodes} nodes; give 0 to {nodes - 1}")
+        address = route_to(*split_endpoint(wanted.rendezvous))
+        interface = find_interface(address)
+        _check_own_address(wanted.rendezvous, node_rank, address)
+    elif wanted.rendezvous is not None or node_rank:
+        raise LaunchError("--rendezvous and --node-rank are for several nodes; give their number with --nodes")
+    return Profile(
+        launcher=launcher,
+        device=device,
+        nodes=nodes,
+        min_nodes=min_nodes if min_nodes != nodes else None,
+        node_rank=node_rank,
+        rendezvous=wanted.rendezvous,
+        address=address,
+        interface=interface,
+        processes=processes,
+        devices=devices,
+        threads=threads or max(1, len(os.sched_getaffinity(0)) // processes),
+        accelerate_config=wanted.accelerate_config,
+        **wanted.patience,
+    )
+
+
+def _resolve_devices(wanted: Wanted, recipe: str) -> tuple[Device, int]:
+    """Return the device and the processes of this machine."""
+    if wanted.device == "cpu":
+        return "cpu", wanted.processes or 1
+    available = find_gpus()
+    if wanted.device is None and not available.count:
+        return "cpu", wanted.processes or 1
+    gpus = wanted.processes or 1
+    if gpus > available.count:
+        raise LaunchError(
+            f"{available}, and {gpus} {'was' if gpus == 1 else 'were'} asked for; "
+            f"on its CPU: distrain fit {recipe} --device cpu --procs {gpus}"
+        )
+    return "cuda", gpus
+
+
+def _read_nodes(nodes: int | str | None) -> tuple[int, int]:
+    """Return the least and the most machines of `2` or of `1:2`."""
+    words = str(1 if nodes is None else nodes).split(":")
+    if not all(word.isdecimal() for word in words) or len(words) > 2:
+        raise LaunchError(f"--nodes {nodes} is not a number of machines; give for example 2, or 1:2 for one or two")
+    least, most = int(words[0]), int(words[-1])
+    if not 1 <= least <= most:
+        raise LaunchError(f"--nodes {nodes} leaves no machine; give for example 2, or 1:2 for one or two")
+    return least, most
+
+
+def _check_own_address(rendezvous: str, node_rank: int, address: str) -> None:
+    host, _ = split_endpoint(rendezvous)
+    if node_rank == 0 and resolve(host) != address:
+        raise LaunchError(
+            f"--rendezvous {rendezvous} is to be an address of node 0, which is this machine; "
+            f"{host} is another one's (this one is {address} on the way there)"
+        )
+
+
+def read_profile(path: Path) -> Profile:
+    """Read the profile of a run directory."""
+    profile = read_whole(path, lambda text: Profile.model_validate(read_yaml_text(text)))
+    if profile is None:
+        raise RunError(f"{path} is missing; `distrain fit --run {path.parent}` writes it anew")
+    return profile

@@ -1,0 +1,97 @@
+"""Owns the recipe as a whole: all sections, what must hold between them, and what of it decides the training."""
+
+from functools import cached_property
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from distrain.config.compute import Compute
+from distrain.config.data import Augment, Data
+from distrain.config.model import Loss, Model
+from distrain.config.outputs import Checkpoint, Eval, Log
+from distrain.config.section import Section
+from distrain.config.training import Optimizer, Parallel, Schedule, Train
+
+
+class Recipe(Section):
+    """What is trained: everything that decides the result, and nothing about the machine it runs on."""
+
+    name: str = Field(pattern=r"^\w[\w.-]*$", description="names the run directory")
+    data: Data
+    augment: Augment = Field(default_factory=Augment)
+    model: Model
+    loss: Loss = Field(default_factory=Loss)
+    optimizer: Optimizer
+    schedule: Schedule = Field(default_factory=Schedule)
+    train: Train
+    parallel: Parallel = Field(default_factory=Parallel)
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="arithmetic of the forward pass, by autocast"
+    )
+    compute: Compute = Field(default_factory=Compute)
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+    log: Log = Field(default_factory=Log)
+    eval: Eval = Field(default_factory=Eval)
+
+    @model_validator(mode="after")
+    def _exact_mode_has_its_own_strategy(self) -> Self:
+        if self.train.exact and self.parallel.strategy in {"dp", "fsdp"}:
+            raise ValueError(
+                f"train.exact and parallel.strategy={self.parallel.strategy} exclude each other; choose one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _exact_mode_has_its_own_arithmetic(self) -> Self:
+        if self.train.exact and self.compute.compile != "none":
+            raise ValueError(
+                f"train.exact and compute.compile={self.compute.compile} exclude each other: which micro-batches run "
+                f"compiled would depend on the number of processes; choose one"
+            )
+        if self.train.exact and self.compute.tf32:
+            raise ValueError("train.exact and compute.tf32 exclude each other; choose one")
+        return self
+
+    @property
+    def has_tf32(self) -> bool:
+        """Whether GPUs round the inputs of float32 convolutions and matrix products."""
+        if self.compute.tf32 is None:
+            return not self.train.exact  # it is deterministic
+        return self.compute.tf32
+
+    @property
+    def base_lr(self) -> float:
+        """The learning rate that the schedule multiplies.
+
+        With `optimizer.lr_per` it follows the batch by the linear scaling rule: Goyal et al., "Accurate, large
+        minibatch SGD: training ImageNet in 1 hour", 2017.
+        """
+        per = self.optimizer.lr_per
+        return self.optimizer.lr if per is None else self.optimizer.lr * self.data.batch_size / per
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide the training; a run directory goes on only with these unchanged."""
+        dump = self.model_dump(
+            mode="json",
+            exclude={
+                "log": True,
+                "checkpoint": True,
+                "compute": True,
+                "parallel": {"strategy"},
+                "eval": {"batch_size"},
+            },
+        )
+        for field in ("path", "num_workers", "loader", "hold"):
+            del dump["data"][field]
+        for part in dump["data"]["more"]:
+            del part["path"]
+        return dump
+
+    def to_yaml(self) -> str:
+        """Return the resolved recipe as YAML that `load_recipe` reads back to an equal recipe."""
+        dump = self.model_dump(mode="json")
+        for split in ("train", "eval"):
+            dump["augment"][split] = [{t["name"]: t["arguments"]} for t in dump["augment"][split]]
+        return yaml.safe_dump(dump, sort_keys=False, allow_unicode=True)

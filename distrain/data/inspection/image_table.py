@@ -1,0 +1,71 @@
+"""Owns what is kept of each image that was read: some 30 bytes, so that a million images fit in little memory."""
+
+from array import array
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distrain.data.inspection.probe_image import NO_IMAGE, ImageFacts, Trait, examine_image, find_image, unreadable
+from distrain.data.inspection.scan import Listing
+from distrain.data.inspection.worker_pool import Readers
+
+Words = dict[int, str]
+Indices: TypeAlias = NDArray[np.int64]
+
+
+class Ledger:
+    """The facts of images in the order of a listing; `reasons` has those that are broken or misnamed."""
+
+    def __init__(self) -> None:
+        self._sizes = array("I")
+        self._traits = array("H")
+        self._digests = bytearray()
+        self.reasons: Words = {}
+
+    def append(self, facts: ImageFacts) -> None:
+        """Add the next image."""
+        if facts.reason:
+            self.reasons[len(self._traits)] = facts.reason
+        self._sizes.extend((facts.width, facts.height))
+        self._traits.append(facts.traits)
+        self._digests += facts.digest
+
+    def sizes(self) -> NDArray[np.uint32]:
+        """Return width and height in pixels, uint32 [n, 2]; 0 where they are not known."""
+        return np.array(self._sizes, np.uint32).reshape(-1, 2)
+
+    def having(self, trait: Trait) -> Indices:
+        """Return the indices of the images with any of the traits, int64 [k], ascending."""
+        return np.flatnonzero(np.array(self._traits, np.uint16) & int(trait))
+
+    def duplicates(self) -> list[Indices]:
+        """Return the groups of images with the same pixels, each ascending, by their first image."""
+        digests = np.frombuffer(bytes(self._digests), np.uint64).reshape(-1, 2)
+        decoded = np.flatnonzero(digests.any(axis=1))
+        if not len(decoded):
+            return []
+        digests = digests[decoded]
+        order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: ascending indices within a group
+        digests = digests[order]
+        begins = np.flatnonzero(np.append(True, (digests[1:] != digests[:-1]).any(axis=1)))
+        lengths = np.diff(np.append(begins, len(order)))
+        repeated = np.flatnonzero(lengths > 1)
+        groups = [decoded[order[begins[i] : begins[i] + lengths[i]]] for i in repeated]
+        return sorted(groups, key=lambda group: int(group[0]))
+
+
+def read_everything(readers: Readers, listing: Listing, *, advance: Callable[[], None]) -> tuple[Ledger, Ledger]:
+    """Read every file of a listing; returns the facts of its images, and of its other files.
+
+    `advance` is called after each image.
+    """
+    images, others = Ledger(), Ledger()
+    addresses = map(listing.address, range(len(listing.paths)))
+    for facts in readers.read(examine_image, addresses, when_killed=unreadable):
+        images.append(facts)
+        advance()
+    for facts in readers.read(find_image, map(listing.absolute, listing.others), when_killed=lambda _: NO_IMAGE):
+        others.append(facts)
+    return images, others

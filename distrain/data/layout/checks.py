@@ -1,0 +1,133 @@
+"""Owns what a recipe's data must be, as far as names and tables tell it: no image is read and no torch imported."""
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from distrain.config.data import Data, Split
+from distrain.config.metrics import Target
+from distrain.config.user_code import is_reference
+from distrain.data.layout.array_files import array_file, names_in, prefixes
+from distrain.data.layout.file_list import Listing
+from distrain.data.layout.image_folder import LABEL_ENDING, TEST, scan_image_folder
+from distrain.data.layout.manifest import read_manifest
+from distrain.data.layout.repeats import find_repeats
+from distrain.data.packing.format import is_packed, read_pack
+from distrain.errors import DataError, RecipeError
+from distrain.system.encoding import on_one_line
+
+_DOWNLOADED = ("cifar10",)  # where no path is given
+_ANY_TARGET = ("manifest", "packed", "tensors")  # the other sources of ours have classes
+
+
+Checked = tuple[Collection[Split], list[str]]  # the splits that there are, and sentences on them
+
+
+def check_requirements(config: Data, *, needs_validation: bool = True) -> list[str]:
+    """Raise a `UserError` for data that is not there or not of the form that its source has.
+
+    Returns in a sentence each what was chosen or passed over, which a user may not expect.
+    """
+    splits: list[Collection[Split]] = []
+    notes: list[str] = []
+    for part in config.parts:
+        if may_be_packed(part.source) and is_packed(part.path):
+            splits.append(_check_packed(part)[0])
+            continue
+        check_target(part)
+        if part.path is not None and not Path(part.path).exists():
+            raise DataError(f"data {'folder ' if not Path(part.path).suffix else ''}{part.path} does not exist")
+        found, told = _CHECKS[part.source](part) if part.source in _CHECKS else (("train", "val"), [])
+        splits.append(found)
+        notes += told
+    if needs_validation and config.val_fraction is None and not any("val" in found for found in splits):
+        raise missing_validation(config)
+    return notes
+
+
+def needs_path(config: Data) -> bool:
+    """Whether a source reads files of the user's and is not told where they are."""
+    return any(part.path is None and part.source in _CHECKS and part.source not in _DOWNLOADED for part in config.parts)
+
+
+def may_be_packed(source: str) -> bool:
+    """Whether the path of a source may as well name a packed dataset, which has taken the place of its files."""
+    return source != "digits" and not is_reference(source)
+
+
+def check_target(config: Data, *, gives: Target | None = None) -> None:
+    """Raise `RecipeError` where a source does not have the targets that a recipe wants; `gives` are those it has."""
+    if gives is None:
+        if is_reference(config.source) or config.source in _ANY_TARGET:
+            return
+        gives = "class"
+    if gives != config.target:
+        advice = f"take {', '.join(_ANY_TARGET)} or your own factory, or --set data.target={gives}"
+        raise RecipeError(f"data.target={config.target}, and data.source={config.source} has target {gives}; {advice}")
+
+
+def missing_validation(config: Data) -> DataError:
+    """Return the error of data that has only samples to train on."""
+    form = _VALIDATION.get(config.source, "")
+    return DataError(
+        f"data {config.path or config.source} has no validation samples; {form}split some off the training samples, "
+        f"with --set data.val_fraction=0.2"
+    )
+
+
+def _check_image_folder(config: Data) -> Checked:
+    return _describe(scan_image_folder(config.path, splits=config.splits))
+
+
+def _check_label_folders(config: Data) -> Checked:
+    return _describe(scan_image_folder(config.path, splits=config.splits, ending=LABEL_ENDING))
+
+
+def _check_cifar10(config: Data) -> Checked:
+    """Check CIFAR-10 in image files; its `test/` is what it validates on always."""
+    if config.path is None or not (Path(config.path) / "train").is_dir():
+        return config.splits, []
+    found = scan_image_folder(config.path, splits=config.splits)
+    return found, [*found["train"].notes, *find_repeats(found)]
+
+
+def _check_manifest(config: Data) -> Checked:
+    return _describe(read_manifest(config))
+
+
+def _check_tensors(config: Data) -> Checked:
+    path = array_file(config)
+    names = names_in(path)
+    if names is None:
+        return config.splits, []
+    found = prefixes(path, names, config)
+    is_test = found.get("val") == f"{TEST}_"
+    return found, [f"{on_one_line(str(path))} has no val_images: validating on {TEST}_images"] if is_test else []
+
+
+def _check_packed(config: Data) -> Checked:
+    if config.path is None:
+        raise DataError("the recipe reads a packed dataset and none was given; name it with --data DIR")
+    pack = read_pack(config.path)
+    check_target(config, gives=pack.target)
+    return pack.splits.keys() & set(config.splits), []
+
+
+def _describe(listings: dict[Split, Listing]) -> Checked:
+    return listings, [*(note for listing in listings.values() for note in listing.notes), *find_repeats(listings)]
+
+
+_CHECKS: dict[str, Callable[[Data], Checked]] = {
+    "cifar10": _check_cifar10,
+    "imagefolder": _check_image_folder,
+    "labelfolders": _check_label_folders,
+    "manifest": _check_manifest,
+    "packed": _check_packed,
+    "tensors": _check_tensors,
+}
+_VALIDATION = {
+    "imagefolder": "put them below val/ beside train/, or ",
+    "labelfolders": "put them below val/ beside train/, or ",
+    "manifest": "mark them in a column split, or ",
+    "packed": "pack them with it, or ",
+    "tensors": "add val_images and val_labels, or ",
+}

@@ -1,0 +1,228 @@
+"""Owns manifests: tables that name images and their targets. It opens no image."""
+
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from distrain.config.data import Data, Split
+from distrain.data.layout.file_list import Listing
+from distrain.data.layout.image_folder import TEST, VALIDATION_NAMES
+from distrain.data.layout.tables import COLUMN, FORM, READERS, Row, parse_json, read_table
+from distrain.errors import DataError
+from distrain.messages import on_one_line
+
+
+def read_manifest(config: Data, *, may_lack: bool = False) -> dict[Split, Listing]:
+    """List the images that the manifest `config.path` names, in its order, with the targets of `config.target`.
+
+    The file is one table, or a folder holds train.* and val.*. Each row has a path, relative to its file, and a label:
+    a class; for labels a JSON list or `a;b`; for values a number or several of them in such a list. Labels and values
+    may instead have a column of numbers each, `label_NAME`. A column `split` tells train from val (or valid,
+    validation, test); without one all rows train. Other columns are not read. Raises `DataError`, with the line,
+    for a row that is not of this form and, unless it `may_lack` some, for an image that is not there.
+    """
+    if config.path is None:
+        raise DataError(f"the recipe reads a manifest and none was given; name it with --data: {FORM}")
+    rows, notes = _read_splits(Path(config.path), config)
+    if not may_lack:
+        for found in rows.values():
+            _check_images_exist(found)
+    if config.target == "class":
+        listings = _list_classes(rows)
+        notes += _hint_at_labels(listings["train"].classes, config.path)
+    else:
+        listings = _list_numbers(rows, config)
+    paths = [path for listing in listings.values() for path in listing.paths]
+    may_repeat = len(set(paths)) < len(paths)
+    return listings | {"train": replace(listings["train"], notes=tuple(map(on_one_line, notes)), may_repeat=may_repeat)}
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether a path is a file that may be a manifest, or a folder with one for the training images."""
+    if path.is_dir():
+        return not (path / "train").is_dir() and any((path / f"train{suffix}").is_file() for suffix in READERS)
+    return path.suffix.lower() in READERS
+
+
+def _read_splits(path: Path, config: Data) -> tuple[dict[Split, list[Row]], list[str]]:
+    """Return the rows of each split, and sentences on how they were read."""
+    notes: list[str] = []
+    tables: dict[str, list[Row]] = {}
+    if path.is_dir():
+        for name in ("train", *VALIDATION_NAMES):
+            if (file := _find(path, name)) is not None:
+                tables[name], told = read_table(file, config)
+                notes += told
+        if "train" not in tables:
+            raise DataError(f"data folder {path} holds no train.csv, train.json or train.jsonl; a manifest is {FORM}")
+    elif path.exists():
+        rows, notes = read_table(path, config)
+        for row in rows:
+            tables.setdefault(_split_of(row), []).append(row)
+        if "train" not in tables:
+            raise DataError(f"manifest {path} has no row to train on; give each one a path, a label and split=train")
+    else:
+        raise DataError(f"manifest {path} does not exist")
+    validation = next((name for name in VALIDATION_NAMES if name in tables), None)
+    if validation is None or "val" not in config.splits:
+        return {"train": tables["train"]}, notes
+    if validation == TEST:
+        notes.append(f"{path} has no validation rows: validating on its {TEST} rows")
+    return {"train": tables["train"], "val": tables[validation]}, notes
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    found = sorted(folder / f"{name}{suffix}" for suffix in READERS if (folder / f"{name}{suffix}").is_file())
+    if len(found) > 1:
+        raise DataError(f"data folder {folder} holds {found[0].name} and {found[1].name}; keep one of them")
+    return found[0] if found else None
+
+
+def _split_of(row: Row) -> str:
+    split = row.cells.get("split", "train")
+    if split not in ("train", *VALIDATION_NAMES):
+        raise DataError(f"{row.place} has split {split!r}; use train or {', '.join(VALIDATION_NAMES)}")
+    return str(split)
+
+
+def _hint_at_labels(classes: tuple[str, ...], path: str) -> list[str]:
+    """Return the sentence on classes that look like several labels in one cell, if there are any."""
+    parts = [part.strip() for name in classes for part in name.split(";")]
+    has_repeats = len(set(parts)) < len(parts)
+    lists = [name for name in classes if (";" in name and has_repeats) or (name[0] == "[" and name[-1] == "]")]
+    return [f"{path}: {lists[0]!r} is read as one class; --set data.target=labels reads several"] if lists else []
+
+
+def _path(row: Row) -> str:
+    return os.path.join(row.folder, row.path)  # noqa: PTH118 - Path objects take seconds a million
+
+
+def _check_images_exist(rows: list[Row]) -> None:
+    names: dict[str, set[str]] = {}  # one listing of each folder takes less time than a question for each image
+    for row in rows:
+        folder, name = os.path.split(_path(row))
+        if folder not in names:
+            names[folder] = _names_in(folder or ".")
+        if name not in names[folder]:
+            raise DataError(f"{row.place} names image {_path(row)}, which does not exist; mend or remove the row")
+
+
+def _names_in(folder: str) -> set[str]:
+    return set(os.listdir(folder)) if os.path.isdir(folder) else set()  # noqa: PTH112, PTH208
+
+
+def _list_classes(rows: dict[Split, list[Row]]) -> dict[Split, Listing]:
+    names = {split: [_class_name(row) for row in found] for split, found in rows.items()}
+    classes = _in_order(set(names["train"]))
+    numbers = {name: number for number, name in enumerate(classes)}
+    listings: dict[Split, Listing] = {}
+    for split, found in rows.items():
+        for row, name in zip(found, names[split], strict=True):
+            _check_known(name, numbers, row)
+        listings[split] = Listing(classes, tuple(map(_path, found)), tuple(numbers[name] for name in names[split]))
+    return listings
+
+
+def _list_numbers(rows: dict[Split, list[Row]], config: Data) -> dict[Split, Listing]:
+    """List with a number for each output: given as such, or 1 for each label that a row has and 0 for the others."""
+    first = rows["train"][0]
+    columns = tuple(name for name in first.cells if str(name).startswith(COLUMN) and name != COLUMN)
+    if config.label_column is not None:
+        columns = ()
+    if first.label_column is not None and columns:
+        raise DataError(f"{first.place} has {first.label_column} and {columns[0]}; keep one of the two forms")
+    names = tuple(name.removeprefix(COLUMN) for name in columns)
+    if columns:
+        targets = {s: [tuple(_number(r.cells.get(c), c, r) for c in columns) for r in rows[s]] for s in rows}
+    elif config.target == "values":
+        targets = {s: [tuple(_number(v, _column(r), r) for v in _items(r)) for r in rows[s]] for s in rows}
+        count = len(targets["train"][0])
+        column = _column(first)
+        names = (column,) if count == 1 else tuple(f"{column}_{number}" for number in range(count))
+    else:
+        found = {s: [[_label_name(item, r) for item in _items(r)] for r in rows[s]] for s in rows}
+        names = _in_order({name for labels in found["train"] for name in labels})
+        if not names:
+            raise DataError(f"{first.place} and all other rows to train on have an empty label")
+        for row, labels in zip(rows.get("val", ()), found.get("val", ()), strict=True):
+            for name in labels:
+                _check_known(name, names, row)
+        targets = {s: [tuple(float(name in labels) for name in names) for labels in found[s]] for s in rows}
+    for split, numbers in targets.items():
+        for row, values in zip(rows[split], numbers, strict=True):
+            _check_numbers(values, names, row, config)
+    return {
+        split: Listing(names, tuple(map(_path, found)), tuple(targets[split]), config.target)
+        for split, found in rows.items()
+    }
+
+
+def _class_name(row: Row) -> str:
+    label = _label(row)
+    if isinstance(label, list):
+        raise DataError(f"{row.place} has several labels, {label}; for those, --set data.target=labels")
+    return _label_name(label, row)
+
+
+def _label_name(label: Any, row: Row) -> str:
+    if isinstance(label, bool) or not isinstance(label, str | int) or not str(label).strip():
+        raise DataError(f"{row.place} has label {label!r}; a label is text or a whole number")
+    return str(label).strip()
+
+
+def _label(row: Row) -> Any:
+    column = _column(row)
+    if column not in row.cells:
+        raise DataError(f"{row.place} has no {column}; it has {', '.join(row.cells)}")
+    return row.cells[column]
+
+
+def _column(row: Row) -> str:
+    if row.label_column is None:  # it has label_NAME, and of an object in JSON the first row may be another
+        raise DataError(f"{row.place} has no label; it has {', '.join(row.cells)}")
+    return row.label_column
+
+
+def _items(row: Row) -> list[Any]:
+    """Return the list that a label is or that its text stands for."""
+    label = _label(row)
+    if isinstance(label, str) and label.strip().startswith("["):
+        label = parse_json(label, f"{row.place}: label {label!r}")
+    if isinstance(label, str):
+        return [item.strip() for item in label.split(";") if item.strip()]
+    return label if isinstance(label, list) else [label]
+
+
+def _number(value: Any, column: str, row: Row) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(f"{row.place} has {column} {value!r}, which is not a finite number")
+    return number
+
+
+def _check_numbers(values: tuple[float, ...], names: tuple[str, ...], row: Row, config: Data) -> None:
+    if not values or len(values) != len(names):
+        raise DataError(f"{row.place} has {len(values)} values, the first row to train on has {len(names)}")
+    if config.target == "labels" and not set(values) <= {0, 1}:
+        raise DataError(f"{row.place} has {values}; with data.target=labels the columns {COLUMN}NAME hold 0 or 1")
+
+
+def _check_known(name: str, names: Iterable[str], row: Row) -> None:
+    if name not in names:
+        hint = ", or it is several labels: --set data.target=labels" if ";" in name else ""
+        raise DataError(
+            f"{row.place} has label {name!r}, which no row to train on has; the model could not learn it{hint}"
+        )
+
+
+def _in_order(names: set[str]) -> tuple[str, ...]:
+    """Sort names, numbers by their value."""
+    if all(name.isdecimal() for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))

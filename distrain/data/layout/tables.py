@@ -1,0 +1,163 @@
+"""Reads tables in CSV, JSON or JSON lines whose rows name an image and its label."""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distrain.config.data import Data
+from distrain.errors import DataError
+
+FORM = "a .csv, .tsv, .json or .jsonl file with path and label, or a folder with train.csv and val.csv"
+COLUMN = "label_"  # label_NAME is a column of numbers for the output NAME
+# What columns are called where the recipe does not say it, the first that is there counts; in lower case.
+PATH_COLUMNS = ("path", "filename", "file_name", "filepath", "file_path", "file", "image_path", "image", "img")
+LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", "tags")
+DELIMITERS = (",", ";", "\t", "|")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: `path` as it is written, relative to `folder`; `label_column` is None where no column is one."""
+
+    place: str  # such as "photos.csv, line 3"
+    folder: str
+    path: str
+    label_column: str | None
+    cells: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The names of the columns that are read."""
+
+    path: str
+    label: str | None
+
+
+def read_table(file: Path, config: Data) -> tuple[list[Row], list[str]]:
+    """Return the rows of a file, and a sentence on its columns where they were found by names that are not the usual.
+
+    Raises `DataError` where it cannot be read as what its name says, or for a row without a path.
+    """
+    reader = READERS.get(file.suffix.lower())
+    if reader is None:
+        raise DataError(f"manifest {file} has a name that tells no format; a manifest is {FORM}")
+    rows: list[Row] = []
+    columns: _Columns | None = None
+    folder = os.path.dirname(file)  # noqa: PTH120 - no ./ before a path beside it
+    try:
+        for where, cells in reader(file, config):
+            place = f"{file}, {where}"
+            if not isinstance(cells, dict):
+                raise DataError(f"{place} is {cells!r:.60}, not an object with path and label")
+            columns = columns or _find_columns(list(cells), config, place=place)
+            path = cells.get(columns.path)
+            if not isinstance(path, str) or not path.strip():
+                raise DataError(f"{place} has no {columns.path}; it has {', '.join(map(str, cells)) or 'nothing'}")
+            rows.append(Row(place, folder, path.strip(), columns.label, cells))
+    except UnicodeDecodeError:
+        raise DataError(f"manifest {file} is not UTF-8 text; save it as UTF-8") from None
+    if columns is None:
+        raise DataError(f"manifest {file} has no rows; give each image one, with path and label")
+    return rows, _describe(columns, file, config)
+
+
+def parse_json(text: str, place: str) -> Any:
+    """Return what a JSON text holds; raises `DataError` that names its `place`."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place} cannot be read as JSON ({error})") from None
+
+
+def _read_csv(file: Path, config: Data) -> Iterator[tuple[str, Any]]:
+    with file.open(encoding="utf-8-sig", newline="") as text:  # spreadsheets write a byte-order mark
+        delimiter = config.delimiter or _find_delimiter(text.readline(), config)
+        text.seek(0)
+        reader = csv.DictReader(text, strict=True, skipinitialspace=True, delimiter=delimiter)
+        try:
+            names = list(reader.fieldnames or ())
+            _find_columns(names, config, place=f"manifest {file}")
+            if len(set(names)) < len(names):
+                raise DataError(f"manifest {file} has the columns {', '.join(names)}; name each once in its first line")
+            for cells in reader:
+                if None in cells or None in cells.values():
+                    raise DataError(f"{file}, line {reader.line_num} has not {len(names)} cells as the first line has")
+                yield f"line {reader.line_num}", cells
+        except csv.Error as error:
+            raise DataError(f"manifest {file} cannot be read as CSV near line {reader.line_num} ({error})") from None
+
+
+def _find_delimiter(first_line: str, config: Data) -> str:
+    """Return the first delimiter between which the first line names a path; else that which cuts it most often."""
+    found: dict[str, list[str]] = {}
+    for delimiter in DELIMITERS:
+        try:
+            found[delimiter] = next(csv.reader([first_line], skipinitialspace=True, delimiter=delimiter), [])
+        except csv.Error:
+            found[delimiter] = []
+    named = (delimiter for delimiter, names in found.items() if _choose(names, config.path_column, PATH_COLUMNS))
+    return next(named, max(found, key=lambda delimiter: len(found[delimiter])))
+
+
+def _read_json_lines(file: Path, _: Data) -> Iterator[tuple[str, Any]]:
+    with file.open(encoding="utf-8-sig") as text:
+        for number, line in enumerate(text, start=1):
+            if line.strip():
+                yield f"line {number}", parse_json(line, f"{file}, line {number}")
+
+
+def _read_json(file: Path, _: Data) -> Iterator[tuple[str, Any]]:
+    table = parse_json(file.read_text(encoding="utf-8-sig"), f"manifest {file}")
+    if not isinstance(table, list):
+        raise DataError(f"manifest {file} holds {type(table).__name__}, not a list of objects with path and label")
+    for number, cells in enumerate(table, start=1):
+        yield f"entry {number}", cells
+
+
+READERS: dict[str, Callable[[Path, Data], Iterator[tuple[str, Any]]]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".json": _read_json,
+    ".jsonl": _read_json_lines,
+}
+
+
+def _find_columns(names: Sequence[str], config: Data, *, place: str) -> _Columns:
+    held = f"{place} has the columns {', '.join(map(str, names)) or 'none'}"
+    path = _choose(names, config.path_column, PATH_COLUMNS)
+    if path is None and config.path_column is not None:
+        raise DataError(f"{held}, and no {config.path_column!r}, as data.path_column says")
+    if path is None:
+        advice = "name that of the images with data.path_column, and what separates them with data.delimiter"
+        raise DataError(f"{held}, and none called path, filename or image; {advice}")
+    label = _choose(names, config.label_column, LABEL_COLUMNS)
+    if label is None and config.label_column is not None:
+        raise DataError(f"{held}, and no {config.label_column!r}, as data.label_column says")
+    has_numbers = any(str(name).startswith(COLUMN) and name != COLUMN for name in names)
+    if label is None and (config.target == "class" or not has_numbers):
+        raise DataError(f"{held}, and none called label or class; name that of the labels with data.label_column")
+    if config.label_column is None and config.target != "class" and has_numbers and label != "label":
+        label = None  # `class` may well be one more column beside label_NAME
+    return _Columns(path, label)
+
+
+def _choose(names: Iterable[str], wanted: str | None, usual: Sequence[str]) -> str | None:
+    """Return the column that is wanted, or else the first of the usual ones, in capitals or not."""
+    if wanted is not None:
+        return wanted if wanted in names else None
+    found = {str(name).strip().lower(): name for name in reversed(list(names))}
+    return next((found[name] for name in usual if name in found), None)
+
+
+def _describe(columns: _Columns, file: Path, config: Data) -> list[str]:
+    found = []
+    if columns.path not in (config.path_column, PATH_COLUMNS[0]):
+        found.append(f"paths from column {columns.path!r}")
+    if columns.label is not None and columns.label not in (config.label_column, LABEL_COLUMNS[0]):
+        found.append(f"labels from column {columns.label!r}")
+    return [f"{file}: reading {' and '.join(found)}"] if found else []

@@ -1,0 +1,105 @@
+"""Owns which sample stands at which position of an epoch: as a pure function of the seed and the epoch.
+
+An epoch always has as many positions as there are training samples, whichever way they are drawn.
+"""
+
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distrain.config import Data
+from distrain.data.loading.sampler import Places, Sampler
+from distrain.data.sources.base import Source, is_read_in_order
+from distrain.data.sources.class_counts import class_counts, read_labels
+from distrain.errors import DataError
+from distrain.rng import Purpose, derive_seed, permutation, shuffled
+
+# What an order by class draws for itself, below (seed, order, epoch).
+_CLASS_POSITIONS, _SAMPLES_OF_CLASS, _LARGER_CLASSES = 1, 2, 3
+
+
+def build_sampler(config: Data, source: Source, *, seed: int) -> Sampler:
+    """Return what draws an epoch of the training samples; raises `DataError` where they cannot be drawn as asked."""
+    num_samples = len(source)
+    if is_read_in_order(source):
+        _check_stream_is_read_as_it_comes(config)
+        return partial(stream_places, num_samples=num_samples)
+    num_drawn = -(-num_samples // config.repeats)
+    sampler: Sampler = partial(uniform_places, num_samples=num_samples, num_drawn=num_drawn, seed=seed)
+    if config.sampling == "balanced":
+        _check_no_class_is_empty(source)
+        labels, num_classes = read_labels(source), len(source.classes)
+        sampler = partial(balanced_places, labels=labels, num_classes=num_classes, num_drawn=num_drawn, seed=seed)
+    if config.repeats == 1:
+        return sampler
+    return partial(repeated_places, sampler=sampler, repeats=config.repeats, num_positions=num_samples)
+
+
+def uniform_places(epoch: int, *, num_samples: int, num_drawn: int | None = None, seed: int) -> Places:
+    """Return all samples of an epoch once each, in an order drawn for it; only the first `num_drawn` if given."""
+    return Places(permutation(seed, epoch, num_samples)[:num_drawn])
+
+
+def balanced_places(
+    epoch: int, *, labels: NDArray[np.int64], num_classes: int, num_drawn: int | None = None, seed: int
+) -> Places:
+    """Return an epoch in which the classes stand equally often; `labels` int64[n], every class among them.
+
+    Each class has the floor or the ceiling of `num_drawn` (n if not given) / `num_classes` positions, and which stands
+    where is drawn. Its samples follow each other round and round in an order drawn for the epoch, so that none comes
+    twice before each of the class came once.
+    """
+    num_drawn = len(labels) if num_drawn is None else num_drawn
+    seeds = [
+        derive_seed(seed, Purpose.ORDER, epoch, drawn)
+        for drawn in (_CLASS_POSITIONS, _SAMPLES_OF_CLASS, _LARGER_CLASSES)
+    ]
+    small = np.min_scalar_type(num_classes)  # numpy sorts 8 and 16 bits by radix, in a tenth of the time
+    quotas = num_drawn // num_classes + (shuffled(seeds[2], num_classes) < num_drawn % num_classes)
+    class_at = np.repeat(np.arange(num_classes, dtype=small), quotas)[shuffled(seeds[0], num_drawn)]
+    positions = np.argsort(class_at, kind="stable")  # those of class 0 first, then those of class 1, and so on
+    samples = shuffled(seeds[1], len(labels))
+    samples = samples[np.argsort(labels[samples].astype(small), kind="stable")]  # grouped in the same way
+    counts = np.bincount(labels, minlength=num_classes)
+    turns = np.arange(num_drawn) - np.repeat(np.cumsum(quotas) - quotas, quotas)  # of the class, counted from 0
+    rounds, places = np.divmod(turns, np.repeat(counts, quotas))
+    indices, copies = np.empty(num_drawn, dtype=np.int64), np.empty(num_drawn, dtype=np.int64)
+    indices[positions] = samples[np.repeat(np.cumsum(counts) - counts, quotas) + places]
+    copies[positions] = rounds
+    return Places(indices, copies)
+
+
+def repeated_places(epoch: int, *, sampler: Sampler, repeats: int, num_positions: int) -> Places:
+    """Return `num_positions` in which each sample that `sampler` draws stands `repeats` times in a row.
+
+    Repeated augmentation: Hoffer et al., "Augment your batch: improving generalization through instance repetition",
+    CVPR 2020. The copies are augmented each for itself, and an epoch sees one in `repeats` of the samples.
+    """
+    drawn = sampler(epoch)
+    rank, copy = np.divmod(np.arange(num_positions), repeats)
+    before = 0 if drawn.copies is None else drawn.copies[rank] * repeats
+    return Places(drawn.indices[rank], before + copy)
+
+
+def stream_places(epoch: int, *, num_samples: int) -> Places:
+    """Return the samples of a stream as they come; they are numbered through all epochs, as `Stream` reads them."""
+    return Places(np.arange(epoch * num_samples, (epoch + 1) * num_samples, dtype=np.int64))
+
+
+def _check_no_class_is_empty(source: Source) -> None:
+    counts = class_counts(source)
+    if (counts == 0).any():
+        name = source.classes[int(np.argmin(counts))]
+        raise DataError(
+            f"class {name!r} has no training samples, so data.sampling=balanced cannot draw any; add some, or remove it"
+        )
+
+
+def _check_stream_is_read_as_it_comes(config: Data) -> None:
+    for field, default in (("sampling", "uniform"), ("repeats", 1)):
+        if (value := getattr(config, field)) != default:
+            raise DataError(
+                f"data.source={config.source} is a stream, whose samples are trained on in the order they come in, so "
+                f"data.{field}={value} cannot be had; leave it {default}, or give a dataset with __getitem__"
+            )

@@ -1,0 +1,132 @@
+"""Owns which samples each rank reads at each step: the project's own distributed sampler, without any state.
+
+Step k of an epoch covers the positions from k x global_batch_size on, so a resume at any step starts at once.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distrain.config.batching import Batching, count_steps_per_epoch
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The samples of one forward pass, by their indices int64[n]; in training, of one epoch.
+
+    `copies` int64[n] tells the times apart that a sample is read in an epoch; None where it is read once.
+    """
+
+    indices: NDArray[np.int64]
+    epoch: int = 0
+    copies: NDArray[np.int64] | None = None
+
+    def place(self, position: int) -> tuple[int, ...]:
+        """Return what the draws of a sample are a function of, besides the seed: epoch, index and, from 1 on, copy."""
+        copy = 0 if self.copies is None else int(self.copies[position])
+        return (self.epoch, int(self.indices[position]), *([copy] if copy else []))
+
+
+@dataclass(frozen=True)
+class Places:
+    """The samples of an epoch by position: `indices` int64[n], and `copies` int64[n], as a `MicroBatch` has them."""
+
+    indices: NDArray[np.int64]
+    copies: NDArray[np.int64] | None = None
+
+    def micro_batch(self, start: int, stop: int, epoch: int) -> MicroBatch:
+        """Return what stands at the positions from `start` up to, not including, `stop`."""
+        copies = None if self.copies is None else self.copies[start:stop]
+        return MicroBatch(self.indices[start:stop], epoch, copies)
+
+
+Sampler = Callable[[int], Places]  # draws the epoch of that number, always the same
+
+
+@dataclass(frozen=True)
+class Window:
+    """One optimizer step: its samples over all ranks, and the micro-batches of it that this rank takes."""
+
+    num_samples: int
+    ranges: tuple[tuple[int, int], ...]  # [start, stop) of each micro-batch in the window
+    own: range
+
+    @property
+    def num_pieces(self) -> int:
+        """The number of micro-batches."""
+        return len(self.ranges)
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """The number of samples of each micro-batch."""
+        return [stop - start for start, stop in self.ranges]
+
+
+class TrainOrder:
+    """The training samples of one rank, step by step: a pure function of the step, as `sampler` is of the epoch."""
+
+    def __init__(self, *, num_samples: int, sampler: Sampler, batching: Batching, drop_last: bool, rank: int) -> None:
+        size = batching.global_batch_size
+        self.steps_per_epoch = count_steps_per_epoch(num_samples, size, drop_last=drop_last)
+        self.num_samples = num_samples
+        self.batching = batching
+        self.rank = rank
+        self._sampler = sampler
+        self._draw = lru_cache(maxsize=1)(sampler)  # of the epoch that is being read
+        self._full = self._window(size)
+        tail = num_samples - (self.steps_per_epoch - 1) * size
+        self._last = self._full if tail >= size else self._window(tail)
+
+    def window(self, step: int) -> Window:
+        """Return what step `step`, counted from 0 over the whole run, trains on."""
+        return self._last if (step + 1) % self.steps_per_epoch == 0 else self._full
+
+    def micro_batches(self, steps: Iterable[int]) -> Iterator[MicroBatch]:
+        """Yield this rank's micro-batches of the steps."""
+        for step in steps:
+            epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+            places = self._draw(epoch)
+            window = self.window(step)
+            start = step_in_epoch * self.batching.global_batch_size
+            for piece in window.own:
+                begin, end = window.ranges[piece]
+                yield places.micro_batch(start + begin, start + end, epoch)
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """The one or two kinds of steps of an epoch: all but the last one, and the last one."""
+        return (self._last,) if self.steps_per_epoch == 1 else (self._full, self._last)
+
+    def first_micro_batch(self) -> MicroBatch:
+        """Return this rank's first micro-batch of step 0, or that of rank 0 where this rank has none."""
+        window = self.window(0)
+        begin, end = window.ranges[window.own.start if window.own else 0]
+        return self._draw(0).micro_batch(begin, end, 0)
+
+    def samples(self, step: int, pieces: Iterable[int] | None = None) -> NDArray[np.int64]:
+        """Return the samples of a step over all ranks, int64[n]; of some of its micro-batches only where given."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        window, start = self.window(step), step_in_epoch * self.batching.global_batch_size
+        indices = self._draw(epoch).indices[start : start + window.num_samples]
+        if pieces is None:
+            return indices
+        return np.concatenate([indices[slice(*window.ranges[piece])] for piece in pieces])
+
+    def steps_with(self, samples: Sequence[int], epoch: int) -> list[int]:
+        """Return the steps of an epoch that train on any of `samples`."""
+        positions = np.flatnonzero(np.isin(self._sampler(epoch).indices, samples))
+        steps = np.unique(positions // self.batching.global_batch_size)
+        return (epoch * self.steps_per_epoch + steps[steps < self.steps_per_epoch]).tolist()  # type: ignore[no-any-return]
+
+    def _window(self, num_samples: int) -> Window:
+        ranges = tuple(self.batching.cut(num_samples))
+        return Window(num_samples, ranges, self.batching.deal(len(ranges), self.rank))
+
+
+def evaluation_order(*, num_samples: int, batch_size: int, rank: int, world_size: int) -> list[MicroBatch]:
+    """Return this rank's batches: each sample once over all ranks, and each batch the same at every world size."""
+    starts = range(0, num_samples, batch_size)[rank::world_size]
+    return [MicroBatch(np.arange(s, min(s + batch_size, num_samples), dtype=np.int64)) for s in starts]

@@ -1,0 +1,1 @@
+"""Samples by index, from wherever they lie."""

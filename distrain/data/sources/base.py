@@ -1,0 +1,347 @@
+"""Owns what a source of samples is, and the sources that hold their images, ask a dataset of the user's, or choose.
+
+A source either holds its images whole, as one uint8 tensor, or reads them one by one.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import cached_property
+from typing import Any, Protocol, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from distrain.config.metrics import Target
+from distrain.data.loading.isolation import Isolated, KilledError
+from distrain.data.sources.files import to_tensor
+from distrain.data.sources.stream import Stream
+from distrain.errors import DataError
+
+Batch = tuple[torch.Tensor, torch.Tensor]  # images [n, channels, height, width], targets as `stack_targets` gives them
+
+
+class Source(Protocol):
+    """The samples of one split."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """The names of the outputs: of the classes by their number, of the labels, or of the values."""
+        ...
+
+    @property
+    def target(self) -> Target:
+        """What a sample has: one class, any number of labels, or values."""
+        ...
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """All targets, read without the images where that can be: int64 [n], or float32 [n, outputs]."""
+        ...
+
+    @property
+    def has_known_targets(self) -> bool:
+        """Whether `targets` are known without reading samples."""
+        ...
+
+    @property
+    def is_thread_safe(self) -> bool:
+        """Whether several threads of a process may call `read` at once, and it costs no more than decoding an image.
+
+        Such a source may be read by loader threads, and is held in memory where it is small, unless the recipe says
+        otherwise. Another one may draw random numbers, from generators that are seeded for each sample.
+        """
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
+
+    def read(self, index: int) -> tuple[torch.Tensor, int | torch.Tensor]:
+        """Return a sample's image, uint8 or float [channels, height, width], and its target.
+
+        The target is the number of a class; for labels float32 [outputs] of 0 and 1; for values float32 [outputs].
+        """
+        ...
+
+    def describe(self, index: int) -> str:
+        """Return the words that name a sample in a message, such as its path."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a digest that changes when the samples, their order or their targets change."""
+        ...
+
+
+class TensorSource:
+    """Samples held in memory: `images` uint8 [n, channels, height, width], `targets` int64 [n] or float32 [n, outputs].
+
+    `fingerprint` and `describe` are given where they are known better than from the pixels; `is_mapped` tells that the
+    images lie in a file, which may be larger than the memory. Raises `DataError` for a target that is not of its kind.
+    """
+
+    has_known_targets = True
+    is_thread_safe = True
+
+    def __init__(
+        self,
+        images: torch.Tensor,
+        targets: torch.Tensor,
+        classes: Sequence[str],
+        *,
+        target: Target = "class",
+        fingerprint: str | None = None,
+        describe: Callable[[int], str] | None = None,
+        is_mapped: bool = False,
+    ) -> None:
+        self.images = images
+        self.targets = targets
+        self.classes = classes
+        self.target: Target = target
+        self.is_mapped = is_mapped
+        self._fingerprint = fingerprint
+        self._describe = describe
+        check_targets(targets, classes, target, describe=self.describe)
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.targets)
+
+    def read(self, index: int) -> tuple[torch.Tensor, int | torch.Tensor]:
+        """Return one image and its target."""
+        return self.images[index], target_at(self.targets, index)
+
+    def describe(self, index: int) -> str:
+        """Return the sample's name, or its number."""
+        return f"sample {index}" if self._describe is None else self._describe(index)
+
+    def fingerprint(self) -> str:
+        """Return the digest that was given, or one over all pixels and targets."""
+        if self._fingerprint is not None:
+            return self._fingerprint
+        digest = hashlib.sha256(self.images.numpy().tobytes())
+        digest.update(self.targets.numpy().tobytes())
+        return digest.hexdigest()
+
+
+class DatasetSource:
+    """A dataset of others: `len()`, `dataset[i] -> (image, target)`, `dataset.classes` and, if need be, `.target`.
+
+    `targets` are those of all samples where they are known without reading these; `name` names it in messages, and
+    with `arguments` in its fingerprint. What a dataset does in `dataset[i]` is not known, so one thread reads it.
+    """
+
+    is_thread_safe = False
+
+    def __init__(self, dataset: Any, *, name: str, targets: torch.Tensor | None = None, arguments: str = "") -> None:
+        if not hasattr(dataset, "classes"):
+            raise DataError(f"data.source={name}: the dataset has no `classes`, the list of class names")
+        self.target: Target = getattr(dataset, "target", "class")
+        if self.target not in get_args(Target):
+            raise DataError(
+                f"data.source={name}: the dataset's `target` is {self.target!r}; take {', '.join(get_args(Target))}"
+            )
+        self.classes: Sequence[str] = list(dataset.classes)
+        self.is_stream = isinstance(dataset, Stream)
+        self._dataset = dataset
+        self._name = name
+        self._known = targets
+        self._arguments = arguments
+        if targets is not None:
+            if len(targets) != len(self):
+                raise DataError(f"data.source={name}: {len(targets)} targets stand against {len(self)} samples")
+            check_targets(targets, self.classes, self.target, describe=self.describe)
+
+    @property
+    def has_known_targets(self) -> bool:
+        """Whether the dataset has given its targets."""
+        return self._known is not None
+
+    @cached_property
+    def targets(self) -> torch.Tensor:
+        """All targets; where they are not known every sample is read for them."""
+        if self._known is not None:
+            return self._known
+        if self.is_stream:
+            raise DataError(
+                f"data.source={self._name} is a stream, whose targets are not known before its samples are read; do "
+                f"without data.sampling=balanced, loss.class_weights=balanced and data.val_fraction, which need them"
+            )
+        return self._read_targets()
+
+    def seed_stream(self, seed: int) -> None:
+        """Have what a stream draws be a function of this seed too; other datasets are seeded sample by sample."""
+        if self.is_stream:
+            self._dataset.seed = seed
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self._dataset)
+
+    def read(self, index: int) -> tuple[torch.Tensor, int | torch.Tensor]:
+        """Return one image, made a uint8 tensor where it is a PIL image, and its target, checked."""
+        image, target = self._sample(index)
+        if isinstance(image, Image.Image):
+            image = to_tensor(image)
+        if not isinstance(image, torch.Tensor):
+            kind = type(image).__name__
+            raise DataError(f"{self.describe(index)} is of type {kind}; give a tensor or an image of Pillow")
+        return image, self._target(index, target)
+
+    def describe(self, index: int) -> str:
+        """Return the dataset's name and the sample's number."""
+        return self._dataset.describe(index) if self.is_stream else f"sample {index} of {self._name}"
+
+    def fingerprint(self) -> str:
+        """Return a digest over the dataset's name, arguments, length, classes and, where they are known, targets.
+
+        The images are left out: they may be costly to read.
+        """
+        words = f"{self._name}:{self._arguments}:{len(self)}:{list(self.classes)}"
+        known = b"" if self._known is None else self._known.numpy().tobytes()
+        return hashlib.sha256(words.encode() + known).hexdigest()
+
+    def _read_targets(self) -> torch.Tensor:
+        """Read every sample for its target, in a process of its own: a sample may end it."""
+
+        def read(index: int) -> int | NDArray[np.float32]:
+            target = self._target(index, self._sample(index)[1])
+            return target if isinstance(target, int) else target.numpy()
+
+        found = list[int | torch.Tensor]()
+        with Isolated(read, 1) as process, closing(process.map(range(len(self)))) as targets:
+            for index, target in enumerate(targets):
+                if isinstance(target, KilledError):
+                    raise DataError(f"{self.describe(index)} cannot be read ({target}); mend or remove it")
+                found.append(target if isinstance(target, int) else torch.from_numpy(target))
+        return stack_targets(found)
+
+    def _sample(self, index: int) -> Any:
+        try:
+            sample = self._dataset[index]
+        except ModuleNotFoundError as error:  # some of torchvision's datasets import a package where they need it
+            raise DataError(
+                f"{self.describe(index)} is read with the package {error.name}; install it: pip install {error.name}"
+            ) from error
+        except OSError as error:
+            raise DataError(f"{self.describe(index)} cannot be read ({error}); mend its file") from error
+        if not (isinstance(sample, tuple | list) and len(sample) == 2):
+            seen = f"a {type(sample).__name__} of {len(sample)}" if hasattr(sample, "__len__") else f"{sample!r:.60}"
+            raise DataError(f"{self.describe(index)} is {seen}; give a pair (image, target)")
+        return sample
+
+    def _target(self, index: int, target: Any) -> int | torch.Tensor:
+        dtype = torch.int64 if self.target == "class" else torch.float32
+        try:
+            seen = torch.as_tensor(target)
+        except (TypeError, ValueError, RuntimeError):
+            raise DataError(f"{self.describe(index)} has label {target!r:.60}, which is no number") from None
+        tensor = seen.to(dtype)
+        if self.target == "class" and not (tensor.ndim == 0 and tensor == seen):
+            raise DataError(f"{self.describe(index)} has label {target!r:.60}; a class is one whole number")
+        check_targets(tensor.unsqueeze(0), self.classes, self.target, describe=lambda _: self.describe(index))
+        return int(tensor) if self.target == "class" else tensor
+
+
+class PartSource:
+    """Some samples of another source, by their `indices` int64 [n] in it."""
+
+    def __init__(self, source: Source, indices: torch.Tensor) -> None:
+        self.classes = source.classes
+        self.target = source.target
+        self.has_known_targets = source.has_known_targets
+        self.is_thread_safe = source.is_thread_safe
+        self._source = source
+        self._indices = indices
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """The targets of the chosen samples."""
+        return self._source.targets[self._indices]
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self._indices)
+
+    def read(self, index: int) -> tuple[torch.Tensor, int | torch.Tensor]:
+        """Return one image and its target."""
+        return self._source.read(int(self._indices[index]))
+
+    def describe(self, index: int) -> str:
+        """Return the other source's words for the sample."""
+        return self._source.describe(int(self._indices[index]))
+
+    def fingerprint(self) -> str:
+        """Return a digest over the other source's own and the choice from it."""
+        return hashlib.sha256(self._source.fingerprint().encode() + self._indices.numpy().tobytes()).hexdigest()
+
+
+def take(source: Source, indices: torch.Tensor) -> Source:
+    """Return the samples of a source that `indices` int64 [n] name, in that order."""
+    if isinstance(source, TensorSource) and not source.is_mapped:
+        return TensorSource(source.images[indices], source.targets[indices], source.classes, target=source.target)
+    return PartSource(source, indices)
+
+
+def is_read_in_order(source: Source) -> bool:
+    """Whether a source is a stream, whose samples are read one after the other."""
+    return isinstance(source, DatasetSource) and source.is_stream
+
+
+def target_at(targets: torch.Tensor, index: int) -> int | torch.Tensor:
+    """Return one target of many, as `Source.read` gives it."""
+    return int(targets.numpy()[index]) if targets.ndim == 1 else targets[index]
+
+
+class Empty(Protocol):
+    """What makes uninitialised tensors, as `torch.empty` does, and where it does."""
+
+    def __call__(self, shape: tuple[int, ...], /, *, dtype: torch.dtype) -> torch.Tensor:
+        """Return a tensor of this shape and type."""
+        ...
+
+
+def room_for(image: torch.Tensor, count: int, empty: Empty = torch.empty) -> torch.Tensor:
+    """Return empty images [count, channels, height, width], in memory in the order of `image`, so none is rearranged.
+
+    A batch of decoded images has its channels last; `Normalize` sees to it that the network's input has not.
+    """
+    if image.ndim == 3 and image.stride(0) == 1 and len(image) > 1:
+        channels, height, width = image.shape
+        return empty((count, height, width, channels), dtype=image.dtype).permute(0, 3, 1, 2)
+    return empty((count, *image.shape), dtype=image.dtype)
+
+
+def stack_targets(targets: Sequence[int | torch.Tensor]) -> torch.Tensor:
+    """Return targets, as `Source.read` gives them, as one tensor: int64 [n], or float32 [n, outputs]."""
+    if isinstance(targets[0], int):
+        return torch.tensor(targets)
+    return torch.stack([torch.as_tensor(target) for target in targets])
+
+
+def check_targets(
+    targets: torch.Tensor, classes: Sequence[str], target: Target, *, describe: Callable[[int], str]
+) -> None:
+    """Raise `DataError` for targets that are not classes' numbers, not 0 and 1, or not finite; `describe` names one."""
+    count = len(classes)
+    shape = targets.shape[1:]
+    if target == "class":
+        bad = (targets < 0) | (targets >= count) if not shape else torch.ones(len(targets), dtype=torch.bool)
+    elif shape != (count,):
+        raise DataError(
+            f"{describe(0)} has {target} of shape {list(shape)}; give it {count} numbers, one for each name"
+        )
+    else:
+        bad = ~(targets.isfinite() if target == "values" else (targets == 0) | (targets == 1)).all(dim=1)
+    if not bad.any():
+        return
+    index = int(bad.nonzero()[0])
+    seen = targets[index].tolist()
+    if target == "class":
+        raise DataError(
+            f"{describe(index)} has label {seen}, outside 0 to {count - 1}, the numbers of its {count} classes"
+        )
+    wanted = "labels other than 0 and 1" if target == "labels" else "values that are not finite"
+    raise DataError(f"{describe(index)} has {wanted}: {seen}")

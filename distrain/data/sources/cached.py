@@ -1,0 +1,134 @@
+"""Owns the samples of another source held whole in memory, decoded once, and when that is worth it."""
+
+import logging
+import time
+from contextlib import closing
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distrain.data.loading.isolation import Isolated, KilledError
+from distrain.data.sources.base import Source, TensorSource, is_read_in_order, stack_targets, target_at
+from distrain.data.sources.decoders import load_decoders
+from distrain.errors import DataError, RecipeError
+from distrain.global_rng import seed_generators
+from distrain.rng import Purpose
+
+MOST_HELD_BYTES = 2**30  # of a split, where data.hold=auto
+_MOST_PROCESSES = 8  # more hardly read more: one collects what they give
+
+log = logging.getLogger(__name__)
+
+
+class HeldSource:
+    """The samples of another source with their `images` held, uint8 [n, channels, height, width] on the CPU.
+
+    All words and digests are the other's: it makes no difference to a training which of the two it reads.
+    """
+
+    has_known_targets = True
+    is_thread_safe = True
+
+    def __init__(self, source: Source, images: torch.Tensor, targets: torch.Tensor) -> None:
+        self.classes = source.classes
+        self.target = source.target
+        self.images = images
+        self.targets = targets
+        self._source = source
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.images)
+
+    def read(self, index: int) -> tuple[torch.Tensor, int | torch.Tensor]:
+        """Return one image and its target."""
+        return self.images[index], target_at(self.targets, index)
+
+    def describe(self, index: int) -> str:
+        """Return the other source's words for the sample."""
+        return self._source.describe(index)
+
+    def fingerprint(self) -> str:
+        """Return the other source's digest."""
+        return self._source.fingerprint()
+
+
+def hold(
+    source: Source,
+    how: Literal["auto", "always", "never"],
+    *,
+    name: str,
+    epochs: float,
+    num_processes: int,
+    seed: int = 0,
+) -> Source:
+    """Return the samples of a split held in memory where `data.hold` says so, else the source as it is.
+
+    `auto` holds images of one size, seen while decoding, whose reading is decoding, that take `MOST_HELD_BYTES` at
+    most and are read more than once in `epochs`. Every process holds images of its own: a machine with 8 processes
+    takes 8 times their bytes. Raises `DataError` for an image that cannot be read, and where `always` asks for images
+    that differ in size; `RecipeError` where it asks for a stream.
+    """
+    if how == "never" or isinstance(source, TensorSource):
+        return source
+    if how == "always" and is_read_in_order(source):
+        raise RecipeError("data.hold=always: a stream cannot be held in memory; leave data.hold out")
+    if how == "auto" and (not source.is_thread_safe or epochs <= 1):
+        return source
+    started = time.perf_counter()
+    first, _ = source.read(0)
+    if how == "auto" and first.nbytes * len(source) > MOST_HELD_BYTES:
+        return source
+    if how == "auto" and source.read(len(source) // 2)[0].shape != first.shape:  # photographs: no process is started
+        return source
+    num_processes = min(num_processes, _MOST_PROCESSES) if source.is_thread_safe else 1
+    try:
+        load_decoders()
+        held = _decode(source, first, num_processes=num_processes, seed=seed)
+    except _UnlikeError as error:
+        if how == "auto":
+            return source
+        raise DataError(f"data.hold=always: {error}; leave data.hold out") from None
+    log.info(
+        "%d images of %s are held in memory: %.1f MiB in each process, decoded in %.1f s by %d process%s",
+        *(len(held), name, held.images.nbytes / 2**20, time.perf_counter() - started),
+        *(num_processes, "" if num_processes == 1 else "es"),
+    )
+    return held
+
+
+class _UnlikeError(Exception):
+    """An image cannot be held with the others."""
+
+
+def _decode(source: Source, first: torch.Tensor, *, num_processes: int, seed: int) -> HeldSource:
+    if first.dtype != torch.uint8:
+        raise _UnlikeError(f"{source.describe(0)} is of {first.dtype}, and bytes are held")
+    images, targets = torch.empty((len(source), *first.shape), dtype=torch.uint8), list[int | torch.Tensor]()
+    places = images.numpy()
+
+    def read(index: int) -> tuple[NDArray[np.uint8], int | NDArray[np.float32]]:
+        if not source.is_thread_safe:
+            seed_generators(seed, Purpose.READING, 0, index)
+        image, target = source.read(index)
+        if image.shape != first.shape or image.dtype != torch.uint8:
+            raise _UnlikeError(
+                f"{source.describe(index)} is {image.dtype} {list(image.shape)}, the first image is "
+                f"{first.dtype} {list(first.shape)}, and only images of one size are held"
+            )
+        return image.numpy(), target if isinstance(target, int) else target.numpy()
+
+    # In processes, which an image may end: this one would be gone without a word on which it was.
+    with (
+        Isolated(read, num_processes, begin=partial(torch.set_num_threads, 1)) as processes,
+        closing(processes.map(range(len(source)))) as samples,
+    ):
+        for index, sample in enumerate(samples):  # the first error comes in the order of the samples
+            if isinstance(sample, KilledError):
+                raise DataError(f"{source.describe(index)} cannot be read ({sample}); mend or remove it")
+            places[index], target = sample
+            targets.append(target if isinstance(target, int) else torch.from_numpy(target))
+    return HeldSource(source, images, stack_targets(targets))

@@ -1,0 +1,93 @@
+"""Owns the union of several sources, in which outputs of the same name are the same output."""
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+
+from distrain.data.sources.base import Source
+from distrain.errors import DataError
+
+
+class UnionSource:
+    """The samples of several sources, one after the other, with the outputs `classes`, found by their names.
+
+    A class is renumbered; a label that a source does not name is one that its samples do not have.
+    """
+
+    def __init__(self, sources: Sequence[Source], classes: Sequence[str]) -> None:
+        self.classes = classes
+        self.target = sources[0].target
+        self.has_known_targets = all(source.has_known_targets for source in sources)
+        self.is_thread_safe = all(source.is_thread_safe for source in sources)
+        numbers = {name: number for number, name in enumerate(classes)}
+        self._sources = sources
+        self._numbers = [torch.tensor([numbers[name] for name in source.classes]) for source in sources]
+        self._ends = list(accumulate(len(source) for source in sources))
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """The targets of all sources."""
+        return torch.cat([self._renumber(s.targets, n) for s, n in zip(self._sources, self._numbers, strict=True)])
+
+    def __len__(self) -> int:
+        """Return the number of samples of all sources."""
+        return self._ends[-1]
+
+    def read(self, index: int) -> tuple[torch.Tensor, int | torch.Tensor]:
+        """Return one image and its target among the outputs of all."""
+        number, own = self._find(index)
+        image, target = self._sources[number].read(own)
+        renumbered = self._renumber(torch.as_tensor(target).unsqueeze(0), self._numbers[number])[0]
+        return image, int(renumbered) if self.target == "class" else renumbered
+
+    def describe(self, index: int) -> str:
+        """Return the words of the source that the sample comes from."""
+        number, own = self._find(index)
+        return self._sources[number].describe(own)
+
+    def fingerprint(self) -> str:
+        """Return a digest over those of the sources and over the numbers of their outputs."""
+        digest = hashlib.sha256()
+        for source, numbers in zip(self._sources, self._numbers, strict=True):
+            digest.update(f"{source.fingerprint()}:{numbers.tolist()}\n".encode())
+        return digest.hexdigest()
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """Return which source a sample comes from, and its index there."""
+        number = bisect_right(self._ends, index)
+        return number, index - (self._ends[number] - len(self._sources[number]))
+
+    def _renumber(self, targets: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        if self.target == "class":
+            return numbers[targets]
+        spread = torch.zeros(len(targets), len(self.classes))
+        spread[:, numbers] = targets
+        return spread
+
+
+def unite(parts: Sequence[dict[str, Source]]) -> dict[str, Source]:
+    """Unite the splits of several sources; those of the first keep their numbers, others' classes come after them.
+
+    Raises `DataError` where a source's val has other classes than its train, where the kinds of targets differ, or
+    where a source lacks a value that another has.
+    """
+    kinds = [part["train"].target for part in parts]
+    if len(set(kinds)) > 1:
+        raise DataError(f"the sources of the data have targets of different kinds: {', '.join(kinds)}")
+    for part in parts:
+        if "val" in part and list(part["train"].classes) != list(part["val"].classes):
+            raise DataError("the train and val splits of the data have different classes")
+    if len(parts) == 1:
+        return parts[0]
+    classes = list(dict.fromkeys(name for part in parts for name in part["train"].classes))
+    for part in parts:
+        if kinds[0] == "values" and (missing := set(classes) - set(part["train"].classes)):
+            raise DataError(f"a source of the data has no value {min(missing)!r}, which another has; all must have it")
+    return {
+        split: UnionSource([part[split] for part in parts if split in part], classes)
+        for split in ("train", "val")
+        if any(split in part for part in parts)
+    }

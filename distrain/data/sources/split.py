@@ -1,0 +1,35 @@
+"""Owns which samples of a source train and which validate, where the recipe and not the source says so."""
+
+import numpy as np
+import torch
+
+from distrain.data.sources.base import Source, take
+from distrain.errors import DataError
+from distrain.rng import Purpose, derive_seed, permutation
+
+
+def split_off(source: Source, fraction: float, *, seed: int) -> dict[str, Source]:
+    """Split a source into `train` and `val`, the latter with `fraction` of it, drawn by the seed.
+
+    Each class gives the whole number of samples that is nearest to its fraction, and keeps one to train on. Samples
+    with labels or values are drawn from all alike. Both parts keep the order of the source.
+    """
+    validates = torch.zeros(len(source), dtype=torch.bool)
+    targets = source.targets if source.target == "class" else torch.zeros(len(source), dtype=torch.int64)
+    for number in sorted(set(targets.tolist())):
+        members = (targets == number).nonzero().flatten()
+        count = min(int(len(members) * fraction + 0.5), len(members) - 1)
+        order = permutation(derive_seed(seed, Purpose.VALIDATION, number), 0, len(members))
+        validates[members[torch.from_numpy(order[:count])]] = True
+    if not validates.any():
+        raise DataError(
+            f"data.val_fraction={fraction:g} of {len(source)} training samples leaves none to validate; set it higher"
+        )
+    return {"train": take(source, (~validates).nonzero().flatten()), "val": take(source, validates.nonzero().flatten())}
+
+
+def draw(source: Source, num_samples: int | None, *, seed: int) -> Source:
+    """Return `num_samples` of a source, drawn from all of it by the seed, in its order; None leaves it as it is."""
+    if num_samples is None or num_samples >= len(source):
+        return source
+    return take(source, torch.from_numpy(np.sort(permutation(seed, 0, len(source))[:num_samples])))

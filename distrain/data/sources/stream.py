@@ -1,0 +1,112 @@
+"""Owns a dataset of the user's that can only be iterated: its samples get numbers, by which any process reads them.
+
+In every epoch the stream is begun anew, and sample i of it stands at position i. Its order is its own business,
+shuffling with it: `iter()` must give the same samples in the same order in every process, as a function of the epoch
+alone, which `set_epoch(epoch)` tells it. It must not leave out what other processes train on: that is done here. For
+each `iter()` and each sample the generators of torch, numpy and Python are seeded, and so are its draws alike too.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from distrain.errors import DataError
+from distrain.global_rng import seed_generators
+from distrain.rng import Purpose
+
+
+def is_stream(dataset: Any) -> bool:
+    """Whether a dataset can be iterated and not indexed; torch gives all of its datasets an index that only raises."""
+    has_index = getattr(type(dataset), "__getitem__", Dataset.__getitem__) is not Dataset.__getitem__
+    return hasattr(dataset, "__iter__") and not has_index
+
+
+@dataclass
+class _Cursor:
+    """Where an iterator of this process stands: before `position` of `epoch`."""
+
+    pid: int
+    epoch: int
+    position: int
+    iterator: Iterator[Any]
+
+
+class Stream:
+    """A stream with an index: number `epoch * len(stream) + position`; quick where the numbers that are asked for rise.
+
+    Each process has an iterator of its own. What lies between two numbers is begun behind by `iter_from(epoch, start)`
+    where the dataset has it, and else iterated over.
+    """
+
+    def __init__(self, dataset: Any, *, name: str, num_samples: int) -> None:
+        self.classes = dataset.classes
+        self.seed = 0
+        self._dataset = dataset
+        self._name = name
+        self._num_samples = num_samples
+        self._cursor: _Cursor | None = None
+
+    def __len__(self) -> int:
+        """Return the number of samples of an epoch."""
+        return self._num_samples
+
+    def __getitem__(self, number: int) -> Any:
+        """Return a sample as the dataset gives it; raises `DataError` where the stream has ended before it."""
+        epoch, position = divmod(number, self._num_samples)
+        cursor = self._cursor = self._reach(epoch, position)
+        try:
+            while cursor.position < position:
+                self._next(cursor)
+            return self._next(cursor)
+        except StopIteration:
+            raise DataError(
+                f"data.source={self._name}: in epoch {epoch} the stream has ended before position {position}, counted "
+                f"from 0, and {self._num_samples} samples an epoch are promised; correct its len() or "
+                f"data.samples_per_epoch, and let every iter() begin anew"
+            ) from None
+
+    def _next(self, cursor: _Cursor) -> Any:
+        """Return the sample at the cursor; what it draws is a function of its place, as in any other process."""
+        seed_generators(self.seed, Purpose.READING, cursor.epoch, cursor.position)
+        sample = next(cursor.iterator)
+        cursor.position += 1
+        return sample
+
+    def describe(self, number: int) -> str:
+        """Return the words for a sample's place."""
+        epoch, position = divmod(number, self._num_samples)
+        return f"sample {position} of epoch {epoch} of {self._name}"
+
+    def _reach(self, epoch: int, position: int) -> _Cursor:
+        """Return an iterator that comes to the position, as near to it as can be: the one there is, or a new one."""
+        can_jump = hasattr(self._dataset, "iter_from")
+        cursor, pid = self._cursor, os.getpid()
+        # One from before a fork would share open files, and their offsets, with the other process.
+        is_on_the_way = (
+            cursor is not None and cursor.position <= position and (cursor.pid, cursor.epoch) == (pid, epoch)
+        )
+        if cursor is not None and is_on_the_way and (cursor.position == position or not can_jump):
+            return cursor
+        self._cursor = cursor = None  # what it holds, such as files, goes before it is opened again
+        seed_generators(self.seed, Purpose.READING, epoch)
+        if hasattr(self._dataset, "set_epoch"):
+            self._dataset.set_epoch(epoch)
+        if can_jump:
+            return _Cursor(pid, epoch, position, iter(self._dataset.iter_from(epoch, position)))
+        return _Cursor(pid, epoch, 0, iter(self._dataset))
+
+
+def open_stream(dataset: Any, *, name: str, split: str, num_samples: int | None) -> Stream:
+    """Return the stream of a split, of `num_samples` an epoch, or of its `len()`; raises `DataError` without either."""
+    field = "data.samples_per_epoch" if split == "train" else "data.val_samples"
+    if not hasattr(dataset, "classes"):
+        raise DataError(f"data.source={name}: the dataset has no `classes`, the list of class names")
+    length = len(dataset) if hasattr(dataset, "__len__") else None
+    if num_samples is None and length is None:
+        raise DataError(f"data.source={name}: the {split} split is a stream without len(); say with {field} how long")
+    if num_samples is not None and length is not None and num_samples > length:
+        raise DataError(f"{field}={num_samples} is more than the {length} samples that {name} has by its len()")
+    return Stream(dataset, name=name, num_samples=num_samples or length or 0)

@@ -1,0 +1,1 @@
+"""One update out of many ranks."""

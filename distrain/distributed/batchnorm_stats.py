@@ -1,0 +1,110 @@
+"""Keeps the buffers of a network equal on all ranks: BatchNorm's statistics as one tensor, and what else changes."""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from distrain.data.loading.sampler import Window
+from distrain.distributed.world import World
+from distrain.tensors.module_state import buffer_slots
+
+
+class BatchStatistics:
+    """All running means and variances of a network, moved into `values`, of which the modules keep views.
+
+    `counts` holds their `num_batches_tracked` in the same way. Most of the network's other buffers are constants,
+    tables of positions for example; only those travel that have changed on some rank.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+        self.values = _flatten(norms, ("running_mean", "running_var"))  # float32 [2 x channels of all norms]
+        self.counts = _flatten(norms, ("num_batches_tracked",))  # int64 [norms]
+        owned = {id(buffer) for norm in norms for buffer in norm.buffers(recurse=False)}
+        self._slots = [(part, name) for part, name in buffer_slots(module) if id(part.get_buffer(name)) not in owned]
+        self._changing: set[int] = set()  # the places in `others` of those that have ever changed in a step
+        self._before: list[tuple[torch.Tensor, int]] = []  # the tensors before the passes of a step, their versions
+        self._before_first: list[torch.Tensor] | None = None
+
+    @property
+    def others(self) -> list[torch.Tensor]:
+        """The remaining buffers, as they are now: a network may put another tensor into the place of one."""
+        return [buffer for part, name in self._slots if (buffer := part._buffers[name]) is not None]
+
+    def begin(self) -> None:
+        """Note how the other buffers are before the passes of a step."""
+        if not self._slots:
+            return
+        others = self.others
+        if not self._before:
+            self._before_first = [buffer.clone() for buffer in others]
+        self._before = [(buffer, buffer._version) for buffer in others]
+
+    def average(self, window: Window, world: World) -> None:
+        """Give all ranks the mean of the statistics of those that had work in `window`, and rank 0's other buffers."""
+        if self.values is not None:
+            if not window.own:
+                self.values.zero_()  # this rank has seen nothing of this window
+            dist.all_reduce(self.values)
+            self.values /= min(world.size, window.num_pieces)
+        self.share_rest(window, world)
+
+    def share_rest(self, window: Window, world: World) -> None:
+        """Give all ranks what is not averaged: the true counts, and rank 0's other buffers."""
+        if self.counts is not None and window.num_pieces % world.size:
+            dist.broadcast(self.counts, src=0)  # rank 0 always has work: it has the true count
+        others = self.others
+        steady = [place for place in range(len(others)) if place not in self._changing]
+        if steady:  # one number each, over the hosts: no device waits
+            have_changed = world.all_reduce(
+                torch.tensor([int(self._has_changed(place, others[place])) for place in steady])
+            )
+            self._changing |= {place for place, count in zip(steady, have_changed.tolist(), strict=True) if count}
+            self._before_first = None
+        broadcast_together([others[place] for place in sorted(self._changing)])
+
+    def _has_changed(self, place: int, buffer: torch.Tensor) -> bool:
+        """Whether a buffer has changed in this step on this rank.
+
+        torch counts what is written in place, except through `.data`: so the first step compares the numbers as well.
+        """
+        before, version = self._before[place]
+        if buffer is not before or buffer._version != version:
+            return True
+        return self._before_first is not None and not torch.equal(buffer, self._before_first[place])
+
+
+def broadcast_together(buffers: list[torch.Tensor]) -> None:
+    """Give all ranks rank 0's values of some tensors of whatever dtypes, in one call."""
+    if not buffers:
+        return
+    parts = [buffer.contiguous().reshape(-1).view(torch.uint8) for buffer in buffers]
+    flat = torch.cat(parts)
+    dist.broadcast(flat, src=0)
+    for buffer, part in zip(buffers, torch.split(flat, [len(part) for part in parts]), strict=True):
+        buffer.copy_(part.clone().view(buffer.dtype).view(buffer.shape))  # a clone begins where its dtype may begin
+
+
+def average_together(gradients: list[torch.Tensor], *, size: int) -> None:
+    """Replace some tensors of one dtype by their means over `size` ranks, in one call."""
+    if not gradients:
+        return
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= size
+    for gradient, mean in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view(gradient.shape))
+
+
+def _flatten(norms: list[_BatchNorm], names: tuple[str, ...]) -> torch.Tensor | None:
+    named = [(norm, name) for norm in norms for name in names if getattr(norm, name) is not None]
+    if not named:
+        return None
+    flat = torch.cat([norm.get_buffer(name).flatten() for norm, name in named])
+    offset = 0
+    for norm, name in named:
+        buffer = norm.get_buffer(name)
+        setattr(norm, name, flat[offset : offset + buffer.numel()].view_as(buffer))
+        offset += buffer.numel()
+    return flat

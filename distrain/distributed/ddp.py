@@ -1,0 +1,85 @@
+"""Owns DistributedDataParallel: one replica a rank, gradients averaged while the backward pass runs."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from distrain.data.loading.sampler import Window
+from distrain.distributed.batchnorm_stats import BatchStatistics, average_together
+from distrain.distributed.world import World
+from distrain.errors import ModelError
+
+_NO_CONTEXT: AbstractContextManager[None] = nullcontext()
+
+
+class Ddp:
+    """DistributedDataParallel, except that BatchNorm's running statistics are averaged over the ranks once a step."""
+
+    needs_even_passes = False
+
+    def __init__(self, module: nn.Module, world: World) -> None:
+        self.module = module
+        self.loss_scale = world.size
+        self._world = world
+        # The buffers are kept equal here, with the statistics of all ranks and not of one.
+        names = [name for name, _ in module.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)  # type: ignore[no-untyped-call]
+        self._replica = DistributedDataParallel(
+            module,
+            device_ids=[world.device] if world.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+        )
+        self._parameters = list(module.parameters())
+        self._trained = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+        self._statistics = BatchStatistics(module)
+
+    def begin_window(self, window: Window, step: int) -> nn.Module:  # noqa: ARG002 - the protocol's signature
+        """Return the replica, or the network itself where the ranks have unequal work."""
+        self._statistics.begin()
+        return self.module if self._is_uneven(window) else self._replica
+
+    def micro_batch(self, window: Window, piece: int) -> AbstractContextManager[None]:
+        """Hold the reduction back in all but the last micro-batch."""
+        return _NO_CONTEXT if piece == window.own[-1] else self._replica.no_sync()
+
+    def finish_window(self, window: Window, step: int) -> None:
+        """Average what the backward passes have not: statistics, and the gradients of an uneven window.
+
+        Raises `ModelError` where a weight took no part in the step: its ranks would wait for each other.
+        """
+        if self._is_uneven(window):
+            self._average_gradients()
+        else:
+            self._check_gradients(step)
+        self._statistics.average(window, self._world)
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def close(self) -> None:
+        """Do nothing: there is nothing of its own to give back."""
+
+    def _is_uneven(self, window: Window) -> bool:
+        return window.num_pieces % self._world.size != 0
+
+    def _check_gradients(self, step: int) -> None:
+        lacking = next((name for name, weight in self._trained.items() if weight.grad is None), None)
+        if lacking is not None:
+            raise ModelError(
+                f"{lacking} took no part in step {step + 1} on rank {self._world.rank}, as it had at the start: a "
+                f"network whose parts come and go trains in one process, or with train.exact"
+            )
+
+    def _average_gradients(self) -> None:
+        """Average the gradients without DDP, whose reducer wants a backward pass of every rank."""
+        by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
+        for parameter in self._trained.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            by_dtype.setdefault(parameter.dtype, []).append(parameter.grad)
+        for gradients in by_dtype.values():
+            average_together(gradients, size=self._world.size)

@@ -1,0 +1,90 @@
+"""Owns the reduction of small networks on CPUs: gradients and BatchNorm's statistics, in one buffer and one call."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from distrain.data.loading.sampler import Window
+from distrain.distributed.batchnorm_stats import BatchStatistics
+from distrain.distributed.world import World
+
+# Up to here DistributedDataParallel sends everything at once, too, when the backward pass is over (its first bucket):
+# there is nothing to overlap, and what is left of it is its bookkeeping.
+LARGEST_BYTES = 1 << 20
+
+_NO_CONTEXT: AbstractContextManager[None] = nullcontext()
+
+
+class Flat:
+    """The network as it is; `parameter.grad` are views of one buffer, which is averaged over the ranks once a step.
+
+    It takes the place of DistributedDataParallel where `fits_in_one` says so, and gives the same gradients. A weight
+    on which no rank's loss depends in a step has the gradient 0 there.
+    """
+
+    needs_even_passes = False
+
+    def __init__(self, module: nn.Module, world: World) -> None:
+        self.module = module
+        self.loss_scale = world.size
+        self._world = world
+        self._statistics = BatchStatistics(module)
+        _share_weights(module)
+        trained = [weight for weight in module.parameters() if weight.requires_grad]
+        values = self._statistics.values
+        num_gradients = sum(weight.numel() for weight in trained)
+        self._flat = trained[0].new_zeros(num_gradients + (0 if values is None else values.numel()))
+        self._gradients, self._carried = self._flat[:num_gradients], self._flat[num_gradients:]
+        for weight, gradient in zip(trained, torch.split(self._gradients, [w.numel() for w in trained]), strict=True):
+            weight.grad = gradient.as_strided(weight.shape, weight.stride())  # dense, whatever its memory format
+
+    def begin_window(self, window: Window, step: int) -> nn.Module:  # noqa: ARG002 - the protocol's signature
+        """Return the network."""
+        self._statistics.begin()
+        return self.module
+
+    def micro_batch(self, window: Window, piece: int) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Return an empty context: gradients add up by themselves."""
+        return _NO_CONTEXT
+
+    def finish_window(self, window: Window, step: int) -> None:  # noqa: ARG002
+        """Average gradients and statistics over the ranks; one that had no work in the window gives zeros."""
+        values = self._statistics.values
+        if values is not None and window.own:
+            self._carried.copy_(values)
+        dist.all_reduce(self._flat)
+        self._gradients /= self._world.size
+        if values is not None:
+            torch.div(self._carried, min(self._world.size, window.num_pieces), out=values)
+        self._statistics.share_rest(window, self._world)
+
+    def drop_gradients(self) -> None:
+        """Begin the sums of the next step at zero."""
+        self._flat.zero_()
+
+    def close(self) -> None:
+        """Do nothing: there is nothing of its own to give back."""
+
+
+def fits_in_one(module: nn.Module, world: World) -> bool:
+    """Return whether the ranks are several CPU processes, and what they send in a step is small and all of one kind."""
+    trained = [weight for weight in module.parameters() if weight.requires_grad]
+    num_bytes = sum(weight.numel() * weight.element_size() for weight in trained)
+    is_dense = all(weight.is_contiguous() or _is_channels_last(weight) for weight in trained)
+    are_alike = {weight.dtype for weight in trained} == {torch.float32}  # as BatchNorm's statistics are
+    return world.size > 1 and world.device.type == "cpu" and num_bytes <= LARGEST_BYTES and is_dense and are_alike
+
+
+def _share_weights(module: nn.Module) -> None:
+    """Give all ranks rank 0's weights: a network may draw them in a way of its own."""
+    with torch.no_grad():
+        for weight in module.parameters():
+            value = weight.contiguous()
+            dist.broadcast(value, src=0)
+            weight.copy_(value)
+
+
+def _is_channels_last(weight: torch.Tensor) -> bool:
+    return weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last)

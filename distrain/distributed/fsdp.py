@@ -1,0 +1,113 @@
+"""Trains with FSDP2: every rank keeps a part of each weight, gradient and optimizer state, and gathers what it uses."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from distrain.data.loading.sampler import Window
+from distrain.distributed.batchnorm_stats import BatchStatistics, average_together
+from distrain.distributed.extra_state import ExtraState
+from distrain.distributed.world import World
+from distrain.models.blocks import divide
+from distrain.tensors.autocast import autocast
+from distrain.tensors.module_state import kept_buffers
+
+
+class Fsdp:
+    """torch's `fully_shard` on each block of the network and on the whole of it.
+
+    With a `dtype` of autocast the weights travel in it, rounded once before they are gathered as autocast would round
+    them after; gradients are float32 when they are summed. Vectors (biases, the weights of norm layers, scales), which
+    autocast leaves in float32 or which are next to nothing, are not divided then: every rank has them whole.
+
+    Every forward and backward pass is a collective call: a rank that has fewer micro-batches than others goes through
+    the network with `example` and weight 0 instead.
+    """
+
+    needs_even_passes = True
+
+    def __init__(
+        self,
+        module: nn.Module,
+        world: World,
+        example: torch.Tensor,
+        *,
+        extra: ExtraState | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.module = module
+        self._extra = extra or ExtraState(module)
+        self.loss_scale = world.size
+        self._world = world
+        self._example = example
+        self._dtype = dtype
+        vectors = [] if dtype is None else [weight for weight in module.parameters() if _is_vector(weight)]
+        self._vectors = [weight for weight in vectors if weight.requires_grad]
+        for vector in vectors:  # a network may draw them in a way of its own
+            dist.broadcast(vector.detach(), src=0)
+        _shard(module, world, dtype=dtype, whole=set(vectors))
+        self._sharded = cast("FSDPModule", module)
+        self._parameters = list(module.parameters())
+        self._statistics = BatchStatistics(module)
+        self._num_passes = 0
+
+    def begin_window(self, window: Window, step: int) -> nn.Module:  # noqa: ARG002 - the protocol's signature
+        """Return the network."""
+        self._statistics.begin()
+        self._num_passes = -(-window.num_pieces // self._world.size)
+        return self.module
+
+    @contextmanager
+    def micro_batch(self, window: Window, piece: int) -> Iterator[None]:
+        """Reduce gradients in the last pass only."""
+        self._sharded.set_requires_gradient_sync(piece - window.own[0] == self._num_passes - 1)
+        yield
+
+    def finish_window(self, window: Window, step: int) -> None:  # noqa: ARG002
+        """Join the passes in which this rank has no micro-batch, and average what FSDP does not."""
+        for number in range(len(window.own), self._num_passes):
+            self._sharded.set_requires_gradient_sync(number == self._num_passes - 1)
+            with kept_buffers(self.module), self._extra.kept():
+                with autocast(self._dtype, self._world.device.type):
+                    answer = self.module(self._example)
+                (answer.sum() * 0).backward()
+        self._average_vectors()
+        self._statistics.average(window, self._world)
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def close(self) -> None:
+        """Do nothing: there is nothing of its own to give back."""
+
+    def _average_vectors(self) -> None:
+        """Average the gradients of the weights that are whole."""
+        by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
+        for weight in self._vectors:
+            if weight.grad is not None:
+                by_dtype.setdefault(weight.dtype, []).append(weight.grad)
+        for gradients in by_dtype.values():
+            average_together(gradients, size=self._world.size)
+
+
+def _shard(module: nn.Module, world: World, *, dtype: torch.dtype | None, whole: set[nn.Parameter]) -> None:
+    """Shard every block, then what is left; what is frozen as well, since it has to fit, too."""
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    policy = MixedPrecisionPolicy()
+    if dtype is not None:
+        # What is not a weight has the dtype that autocast gives it.
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for part in (*divide(module), module):
+        fully_shard(part, mesh=mesh, mp_policy=policy, ignored_params=whole)
+
+
+def _is_vector(weight: torch.Tensor) -> bool:
+    return weight.numel() == max(weight.shape, default=1)

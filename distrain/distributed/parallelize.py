@@ -1,0 +1,144 @@
+"""Makes the parallel strategies: each makes the ranks' work on one step one and the same update."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from distrain.config import Recipe
+from distrain.config.batching import Batching
+from distrain.data.loading.sampler import TrainOrder
+from distrain.distributed.ddp import Ddp
+from distrain.distributed.exact import Exact
+from distrain.distributed.extra_state import ExtraState
+from distrain.distributed.flat_all_reduce import Flat, fits_in_one
+from distrain.distributed.single import Single
+from distrain.distributed.strategy import Parallel
+from distrain.distributed.unused_parameters import kept_out
+from distrain.distributed.world import World
+from distrain.errors import RecipeError
+from distrain.tensors.autocast import DTYPES
+
+log = logging.getLogger(__name__)
+
+__all__ = ["Parallel", "build_parallel"]
+
+
+def build_parallel(
+    recipe: Recipe,
+    module: nn.Module,
+    world: World,
+    *,
+    batching: Batching,
+    example: torch.Tensor,
+    extra: ExtraState | None = None,
+    idle: Sequence[str] = (),
+) -> Parallel:
+    """Return the strategy of a recipe for this world, for a network and a loss with `extra` state.
+
+    `example` is a small batch as the network gets it, `idle` names the weights on which the loss does not depend, where
+    `must_agree` asks for them.
+    """
+    if world.num_devices > 1:
+        sizes = torch.arange(batching.micro_batch_size).chunk(world.num_devices)
+        log.info(
+            "each micro-batch of %d is split over %d GPUs: %s",
+            batching.micro_batch_size,
+            world.num_devices,
+            " + ".join(str(len(part)) for part in sizes),
+        )
+    with kept_out(module, idle):
+        if recipe.train.exact:
+            return Exact(module, world, batching, extra=extra)
+        if recipe.parallel.sync_batchnorm and world.size > 1:
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        dtype = DTYPES[recipe.precision]
+        if recipe.parallel.strategy == "fsdp":
+            return _fsdp(module, world, example, dtype, extra=extra)
+        return STRATEGIES[recipe.parallel.strategy](module, world, example, dtype)
+
+
+def must_agree(recipe: Recipe, world: World) -> bool:
+    """Return whether the ranks have to know of each weight beforehand whether it will have a gradient.
+
+    FSDP finds it out by itself; exact mode does in one process what it does in several.
+    """
+    return recipe.train.exact or (world.size > 1 and recipe.parallel.strategy != "fsdp")
+
+
+def check_sync_batchnorm(recipe: Recipe, world: World, order: TrainOrder) -> None:
+    """Raise `RecipeError` where the ranks of `parallel.sync_batchnorm` could not meet in every forward pass."""
+    if not recipe.parallel.sync_batchnorm:
+        return
+    if recipe.train.exact:
+        log.info(
+            "parallel.sync_batchnorm adds nothing to train.exact: BatchNorm is the same there at every number of "
+            "processes, by micro-batches"
+        )
+        return
+    if world.device.type == "cpu":
+        raise RecipeError(
+            "parallel.sync_batchnorm: torch has it on GPUs alone; on the CPU, train.exact=true makes BatchNorm the "
+            "same at every number of processes"
+        )
+    if world.num_devices > 1:
+        raise RecipeError(
+            f"parallel.sync_batchnorm is for one process a GPU, and one has {world.num_devices}; give --gpus without "
+            f"parallel.strategy=dp"
+        )
+    if order.window(order.steps_per_epoch - 1).num_pieces % world.size:
+        raise RecipeError(
+            f"parallel.sync_batchnorm: the last batch of an epoch does not divide over {world.size} processes, which "
+            f"would wait for each other; --set data.drop_last=true"
+        )
+
+
+Dtype = torch.dtype | None  # of autocast, None where there is none
+
+
+def _auto(module: nn.Module, world: World, example: torch.Tensor, dtype: Dtype) -> Parallel:
+    return Flat(module, world) if fits_in_one(module, world) else _ddp(module, world, example, dtype)
+
+
+def _ddp(module: nn.Module, world: World, example: torch.Tensor, dtype: Dtype) -> Parallel:
+    if world.num_devices > 1:
+        log.info(
+            "several GPUs in one process: DataParallel takes the place of DistributedDataParallel, which is faster"
+        )
+    return _data_parallel(module, world, example, dtype) if world.size == 1 else Ddp(module, world)
+
+
+def _data_parallel(module: nn.Module, world: World, _: torch.Tensor, dtype: Dtype) -> Parallel:
+    if world.size > 1:
+        raise RecipeError(
+            f"parallel.strategy=dp trains in one process, and {world.size} were started; "
+            f"give --gpus without --procs, or take parallel.strategy=ddp"
+        )
+    return Single(module, num_devices=world.num_devices, dtype=dtype)
+
+
+def _none(module: nn.Module, world: World, _: torch.Tensor, __: Dtype) -> Parallel:
+    if world.size > 1 or world.num_devices > 1:
+        raise RecipeError(
+            f"parallel.strategy=none is for one device, and {max(world.size, world.num_devices)} were asked for; "
+            f"take parallel.strategy=auto"
+        )
+    return Single(module)
+
+
+def _fsdp(
+    module: nn.Module, world: World, example: torch.Tensor, dtype: Dtype, *, extra: ExtraState | None
+) -> Parallel:
+    from distrain.distributed.fsdp import Fsdp  # takes a second to import: only where it is used
+
+    # One process has all parts anyway.
+    return Single(module) if world.size == 1 else Fsdp(module, world, example, extra=extra, dtype=dtype)
+
+
+STRATEGIES: dict[str, Callable[[nn.Module, World, torch.Tensor, Dtype], Parallel]] = {
+    "auto": _auto,
+    "ddp": _ddp,
+    "dp": _data_parallel,
+    "none": _none,
+}

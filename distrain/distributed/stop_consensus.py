@@ -1,0 +1,128 @@
+"""Stops all ranks before the same step, whether or not a gradient reduction blocks the host.
+
+A reduction over gloo returns once all ranks have contributed. One over NCCL is only enqueued: the host of a rank runs
+ahead of its device, and of the other ranks, by several steps. So nothing here relies on where a reduction holds a rank.
+
+The protocol:
+
+1. Each rank keeps its *next step*: the first step that it has not begun. It is s + 1 once `is_reached(s)` has returned
+   False. Every rank asks before each step, skipped ones included, and again wherever it may end.
+2. A rank that knows of a stop request sets the key `requested`. The stop thread of every rank polls for that key.
+3. A stop thread that finds it holds its rank and posts the rank's next step. A rank that is held begins no step: its
+   next question waits.
+4. The stop thread of rank 0 waits until all ranks have posted, and publishes the largest next step as the stop step.
+5. Each stop thread reads the stop step and releases its rank. From then on `is_reached(s)` returns s >= stop step.
+6. A rank leaves only together with the others: its stop thread answers until all of them have no question left.
+
+Why no rank passes the stop step: a rank that has begun step s has a next step above s, and posts it (or a later one)
+before it is released; the stop step is the largest of these, so s < stop step. Points 1 and 3 exclude each other by
+a lock, so that a rank cannot begin a step between the reading of its next step and the hold.
+
+Why all ranks stop before the same step: every answer equals "s >= stop step" for one number. A False given before the
+hold made the rank's next step s + 1, and the stop step is no smaller; an answer given after the release is that very
+comparison. So all ranks get the same answer to the same question wherever they ask it, before a step, or after an
+evaluation, a save or the last step, and a collective call that follows on an answer is made by all of them or by none.
+Where all ranks have begun the last step before they are held, the stop step lies behind it, and the run finishes.
+
+Why nothing deadlocks: a rank that is held waits for stop threads and the store only, never for another rank's training.
+Stop threads wait for no rank: they post also while their rank is in a collective call, an evaluation or a save, or
+waits in point 6 for the others; PyTorch releases the interpreter lock wherever it waits for a device or another rank.
+So the stop step becomes known, and held ranks continue up to it and contribute to whatever the others wait in. Point 6
+is left out by a rank that fails: the launcher ends the others. If the store is lost, a held rank raises.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from distrain.distributed.world import World
+from distrain.system.loop_guard import LoopGuard
+
+_POLL_S = 0.1  # how long a request may go unheard
+_HELD_POLL_S = 0.01
+_JOIN_S = 1.0  # a thread that a store keeps longer is left alone
+_STORE_PATIENCE_S = 30.0  # how long a held rank bears a store that does not answer
+
+
+class StopAgreement:
+    """Has all ranks stop before the same step; without a request, that costs a step a lock.
+
+    `name` sets one agreement apart from another one between the same ranks.
+    """
+
+    def __init__(self, world: World, is_requested: Callable[[], bool], *, name: str) -> None:
+        self._world = world
+        self._is_alone = world.store is None
+        self._is_requested = is_requested
+        self._request_key = f"distrain/{name}/requested"
+        self._next_keys = [f"distrain/{name}/next-step/{rank}" for rank in range(world.size)]
+        self._stop_key = f"distrain/{name}/stop-step"
+        self._lock = threading.Lock()  # guards the next two
+        self._next_step = 0
+        self._is_held = False
+        self._stop_step = 0
+        self._is_known = threading.Event()  # the stop step is
+        self._answered_s = 0.0  # when the store was last heard of
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="distrain-stop", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._world.store is not None:
+            self._answered_s = time.monotonic()
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        if self._world.store is None:
+            return
+        if kind is None:
+            self._world.barrier()  # point 6; after an exception the others may never come to it
+        self._is_over.set()
+        self._thread.join(_JOIN_S)
+
+    def is_reached(self, step: int) -> bool:
+        """Return whether the ranks stop before they take `step`; every rank gets the same answer.
+
+        Raises `ConnectionError` where a stop was requested and the store is lost.
+        """
+        if self._is_alone and not self._is_held and self._is_requested():
+            self._is_held, self._stop_step = True, self._next_step  # one rank agrees with itself
+            self._is_known.set()
+        with self._lock:
+            if not self._is_held:
+                self._next_step = step + 1
+                return False
+        while not self._is_known.wait(1.0):
+            if time.monotonic() - self._answered_s > _STORE_PATIENCE_S:
+                raise ConnectionError("the store of this process group does not answer, so no stop step is known")
+        return step >= self._stop_step
+
+    def _run(self) -> None:
+        """Take the rounds of the stop thread until the stop step is known; none that fails ends it."""
+        guard = LoopGuard("the agreement on the stop step")
+        while not self._is_known.is_set():
+            if self._is_over.wait(_HELD_POLL_S if self._is_held else _POLL_S):
+                return
+            with guard:
+                self._advance()
+                self._answered_s = time.monotonic()
+
+    def _advance(self) -> None:
+        """Do what can be done of points 2 to 5; each part may be repeated, and none waits for another rank."""
+        store = self._world.store
+        assert store is not None
+        if not self._is_held:
+            if self._is_requested():
+                store.set(self._request_key, "")
+            elif not store.check([self._request_key]):
+                return
+            with self._lock:
+                self._is_held = True
+        store.set(self._next_keys[self._world.rank], str(self._next_step))  # it stands still from here on
+        if self._world.is_main and store.check(self._next_keys):
+            store.set(self._stop_key, str(max(int(step) for step in store.multi_get(self._next_keys))))
+        if store.check([self._stop_key]):
+            self._stop_step = int(store.get(self._stop_key))
+            self._is_known.set()

@@ -1,0 +1,40 @@
+"""Says what a parallel strategy is: how the ranks' work on one step becomes one and the same update."""
+
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from torch import nn
+
+from distrain.data.loading.sampler import Window
+
+
+class Parallel(Protocol):
+    """Called by the loop, for every step in this order: begin_window, micro_batch for each one, finish_window.
+
+    A micro-batch's mean loss is multiplied by its share of the window's samples, times `loss_scale`, before the
+    backward pass. `module` is the network itself, with its own parameter names, whatever wraps it.
+    """
+
+    module: nn.Module
+    loss_scale: int  # the world size where gradients are averaged over the ranks, 1 where they are summed
+    needs_even_passes: bool  # whether each forward pass is a collective call, in evaluation too
+
+    def begin_window(self, window: Window, step: int) -> nn.Module:
+        """Prepare a step, counted from 0 over the whole run, and return what to call in it."""
+        ...
+
+    def micro_batch(self, window: Window, piece: int) -> AbstractContextManager[None]:
+        """Return the context of the forward and backward pass of micro-batch `piece` of the window."""
+        ...
+
+    def finish_window(self, window: Window, step: int) -> None:
+        """Make gradients and buffers those of the whole window, equal on all ranks."""
+        ...
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients once the update is done."""
+        ...
+
+    def close(self) -> None:
+        """Give back threads and process groups of its own; all ranks call it together."""
+        ...

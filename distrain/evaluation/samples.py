@@ -1,0 +1,47 @@
+"""Owns the look at single samples, as they are before any transform."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distrain.config import Recipe, read_recipe
+from distrain.data.sources.base import Source
+from distrain.data.sources.registry import choose_samples, open_sources
+from distrain.errors import DataError
+from distrain.evaluation.request import Samples
+
+
+def open_samples(recipe: Recipe, samples: Samples) -> tuple[Source, Samples]:
+    """Return the samples that are examined, and which they are; `given` are validation samples, or all there are."""
+    sources = open_sources(recipe.data)
+    has_splits = "val" in sources or recipe.data.val_fraction is not None
+    if samples != "val" and not has_splits:
+        return sources["train"], "all"
+    if samples == "given":
+        samples = "val"
+    return choose_samples(sources, recipe.data, seed=recipe.train.seed)[samples], samples
+
+
+def read_images(recipe: Path, samples: Samples, indices: list[int]) -> list[NDArray[Any] | None]:
+    """Return samples of a recipe's data as uint8 [height, width, 3]; None for one that cannot be read."""
+    source, _ = open_samples(read_recipe(recipe), samples)
+    images: list[NDArray[Any] | None] = []
+    for index in indices:
+        try:
+            images.append(_as_picture(source.read(index)[0]))
+        except DataError:
+            images.append(None)
+    return images
+
+
+def _as_picture(image: torch.Tensor) -> NDArray[Any]:
+    """Return [channels, height, width] as a picture: floats are stretched from their least to their greatest value."""
+    if image.dtype != torch.uint8:
+        low, high = image.min(), image.max()
+        image = ((image - low) / (high - low).clamp(min=1e-9) * 255).round().to(torch.uint8)
+    if image.shape[0] not in {1, 3}:
+        image = image[:1]
+    return np.ascontiguousarray(image.expand(3, -1, -1).permute(1, 2, 0).numpy())

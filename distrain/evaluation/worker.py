@@ -1,0 +1,269 @@
+"""Owns the examination of a checkpoint on one rank: the evaluation of training, with an eye on every sample."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from distrain.checkpoint.load import describe_tensors, read_loss, read_model
+from distrain.checkpoint.tensors import AVERAGE
+from distrain.config import Recipe, read_recipe
+from distrain.config.metrics import Target
+from distrain.data.loading.loader import BatchReader, read_batches
+from distrain.data.loading.sampler import evaluation_order
+from distrain.data.sources.base import Batch, Source
+from distrain.data.sources.class_counts import class_counts
+from distrain.data.sources.registry import choose_samples, open_sources
+from distrain.data.transforms.pipeline import Normalize, build_transforms
+from distrain.distributed.extra_state import load_loss
+from distrain.distributed.world import World
+from distrain.errors import CheckpointError, DataError
+from distrain.evaluation.request import Order, Samples, read_order
+from distrain.evaluation.results import NUM_MISTAKES, Answers, Findings, Mistake, results_of_classes, write_findings
+from distrain.evaluation.samples import open_samples
+from distrain.models.registry import build_model
+from distrain.runs import checkpoints
+from distrain.runs.directory import RunDirectory
+from distrain.system.live_line import LiveProgress
+from distrain.tensors.module_state import unpack, with_versions
+from distrain.training.class_weights import resolve_class_weights
+from distrain.training.device.precision import MEMORY_FORMATS, Precision, place, set_tf32
+from distrain.training.evaluate import Evaluation, evaluate
+from distrain.training.heartbeat import Heart
+from distrain.training.losses import LossFunction, build_loss
+from distrain.training.metrics.selection import ChosenMetrics, choose_metrics
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is examined: the source of the samples, the network with its weights, and what came with these."""
+
+    source: Source
+    samples: Samples
+    reader: BatchReader
+    model: torch.nn.Module
+    normalize: Normalize
+    loss_function: LossFunction
+    chosen: ChosenMetrics
+    weights: str
+
+
+class _Witness:
+    """Keeps what the network says of every sample of this rank's batches, by the sample's place in the split.
+
+    One row a sample, float64 on the device: how wrong, then the targets, then the predictions.
+    """
+
+    def __init__(self, num_samples: int, target: Target, num_outputs: int, batch_size: int, world: World) -> None:
+        self._width = 1 if target == "class" else num_outputs
+        self._target = target
+        self._batch_size = batch_size
+        self._table = torch.zeros(num_samples, 1 + 2 * self._width, dtype=torch.float64, device=world.device)
+
+    def __call__(self, number: int, logits: torch.Tensor, targets: torch.Tensor) -> None:
+        """Take the batch `number` of all ranks': logits [n, outputs], targets as the loader gives them."""
+        start = number * self._batch_size
+        rows = self._table[start : start + len(targets)]
+        outputs = logits.double()
+        if self._target == "class":
+            scores, predictions = outputs.softmax(dim=1).max(dim=1)
+            rows[:] = torch.stack([scores, targets.double(), predictions.double()], dim=1)
+            return
+        predictions = (outputs > 0).double() if self._target == "labels" else outputs
+        errors = (predictions - targets.double()).abs()
+        scores = errors.sum(dim=1) if self._target == "labels" else errors.mean(dim=1)
+        rows[:] = torch.cat([scores[:, None], targets.double(), predictions], dim=1)
+
+    def answers(self, world: World, confusion: torch.Tensor | None) -> Answers:
+        """Return the answers of all ranks; each row is one rank's, and x + 0 is exact."""
+        table = world.all_reduce(self._table).cpu().numpy()
+        targets, predictions = table[:, 1 : 1 + self._width], table[:, 1 + self._width :]
+        if self._target == "class":
+            targets, predictions = targets[:, 0].astype(np.int64), predictions[:, 0].astype(np.int64)
+        counts = torch.zeros(0, 0, dtype=torch.int64) if confusion is None or confusion.dim() != 2 else confusion
+        return Answers(targets, predictions, table[:, 0], counts.numpy())
+
+
+def examine(recipe: Recipe, folder: RunDirectory, world: World, heart: Heart) -> bool:
+    """Evaluate the checkpoint that the folder's order names; returns False where a stop broke it off.
+
+    Raises a `UserError` where checkpoint and data do not go together, and `CheckpointError` for a damaged checkpoint.
+    """
+    order = read_order(folder)
+    subject = _prepare(recipe, order, world)
+    batch_size, num_samples = recipe.eval.batch_size, len(subject.source)
+    num_batches = -(-num_samples // batch_size)
+    own = evaluation_order(num_samples=num_samples, batch_size=batch_size, rank=world.rank, world_size=world.size)
+    _begin(folder, heart, world, len(own))
+    if recipe.loss.name == read_recipe(RunDirectory(Path(order.run)).recipe).loss.name:  # not another one by --set
+        load_loss(subject.loss_function, read_loss(Path(order.checkpoint)))
+    witness = _Witness(num_samples, subject.chosen.target, len(subject.chosen.classes), batch_size, world)
+    reading = read_batches(
+        subject.reader,
+        own,
+        num_workers=recipe.data.num_workers,
+        device=world.device,
+        loader=recipe.data.loader,
+    )
+    with closing(reading) as batches, _progress(world, len(own)) as progress:
+
+        def normalized(read: Iterator[Batch]) -> Iterator[Batch]:
+            for images, targets in read:
+                heart.progress += 1
+                heart.step += 1
+                yield subject.normalize(images), targets
+                progress.advance()
+
+        evaluation = evaluate(
+            subject.model,
+            normalized(batches),
+            num_batches=num_batches,
+            idle_batch=None,
+            loss_function=subject.loss_function,
+            chosen=subject.chosen,
+            precision=Precision(recipe.precision, world.device),
+            views=recipe.eval,
+            world=world,
+            must_break_off=lambda: heart.is_stop_requested,
+            witness=witness,
+        )
+    if evaluation is not None:
+        answers = witness.answers(world, evaluation.confusion)
+        if world.is_main:
+            write_findings(folder, _conclude(order, recipe, subject, evaluation, answers), answers)
+    heart.beat("finished" if evaluation is not None else "stopped")
+    return evaluation is not None
+
+
+def _prepare(recipe: Recipe, order: Order, world: World) -> _Subject:
+    set_tf32(recipe, world.device)
+    path = Path(order.checkpoint)
+    fault = checkpoints.find_fault(path) if world.is_main else None
+    if world.any_rank(fault is not None):
+        raise CheckpointError(f"checkpoint {path} is not used: {fault or 'rank 0 has found it damaged'}")
+    state = checkpoints.read(path).state
+    with world.main_first():
+        source, samples = open_samples(recipe, order.split)
+    if len(source) == 0:
+        raise DataError(f"the {samples} split of the data is empty")
+    if list(source.classes) != state["classes"]:
+        raise DataError(
+            f"the data has other classes than the run was trained on: {', '.join(source.classes)[:200]}, not "
+            f"{', '.join(state['classes'])[:200]}; name the data that has them with --data"
+        )
+    reader = BatchReader(source, build_transforms(recipe.augment.eval, key="augment.eval"), seed=recipe.train.seed)
+    target = source.target
+    first = reader.read(evaluation_order(num_samples=1, batch_size=1, rank=0, world_size=1)[0])
+    if isinstance(first, DataError):
+        raise first
+    in_channels = first[0].shape[1]
+    bare = recipe.model.model_copy(update={"weights": None})  # those of the checkpoint take their place
+    model = build_model(bare, num_classes=len(source.classes), in_channels=in_channels)
+    model.load_state_dict(with_versions(unpack(read_model(path)), model))
+    names = {"class": ("confusion_matrix",), "labels": (), "values": ()}[target]
+    metrics = choose_metrics(recipe.eval, target=target, classes=source.classes)
+    wanted = recipe.eval.model_copy(update={"metrics": (*metrics.names, *names), "best": metrics.best})
+    is_averaged = any(name.startswith(AVERAGE) for name in describe_tensors(path))
+    return _Subject(
+        source=source,
+        samples=samples,
+        reader=reader,
+        model=place(model, recipe, world.device),
+        normalize=Normalize(
+            recipe.augment,
+            num_channels=in_channels,
+            device=world.device,
+            memory_format=MEMORY_FORMATS[recipe.compute.memory_format],
+        ),
+        loss_function=build_loss(
+            recipe.loss,
+            num_classes=len(source.classes),
+            target=target,
+            device=world.device,
+            class_weights=_class_weights(recipe, order, state),
+        ),
+        chosen=choose_metrics(wanted, target=target, classes=source.classes),
+        weights="moving average" if is_averaged else "trained",
+    )
+
+
+def _class_weights(recipe: Recipe, order: Order, state: dict[str, Any]) -> torch.Tensor | None:
+    """Return the weights of the classes that the training had in its loss, or those that --set asks for instead.
+
+    Balanced ones are those of the samples that were trained on, whichever are evaluated; a checkpoint holds them. Where
+    it does not, they are counted again.
+    """
+    run = read_recipe(RunDirectory(Path(order.run)).recipe)
+    if recipe.loss.class_weights == run.loss.class_weights and (kept := state.get("class_weights")) is not None:
+        return torch.tensor(kept, dtype=torch.float32)
+
+    def counts() -> NDArray[np.int64]:
+        return class_counts(choose_samples(open_sources(run.data), run.data, seed=run.train.seed)["train"])
+
+    return resolve_class_weights(recipe.loss.class_weights, classes=state["classes"], counts=counts)
+
+
+def _begin(folder: RunDirectory, heart: Heart, world: World, num_batches: int) -> None:
+    """Say that it begins; steps are batches of this rank."""
+    status = folder.read_status()
+    status.begin_attempt(world_size=world.size, first_step=0)
+    status.step, status.total_steps = 0, num_batches
+    heart.begin(status)
+    heart.phase = "evaluate"
+    heart.beat("running")
+
+
+def _progress(world: World, num_batches: int) -> LiveProgress:
+    console = Console(stderr=True, highlight=False, soft_wrap=True, force_terminal=None if world.is_main else False)
+    return LiveProgress(console, "evaluating", num_batches, unit="batches")
+
+
+def _conclude(order: Order, recipe: Recipe, subject: _Subject, evaluation: Evaluation, answers: Answers) -> Findings:
+    classes = [str(name) for name in subject.source.classes]
+    return Findings(
+        run=order.run,
+        checkpoint=order.checkpoint,
+        step=checkpoints.read(Path(order.checkpoint)).step,
+        weights=subject.weights,
+        split=subject.samples,
+        data=recipe.data.path,
+        target=subject.chosen.target,
+        num_samples=evaluation.num_samples,
+        metrics=evaluation.metrics,
+        classes=results_of_classes(classes, answers.confusion) if answers.confusion.size else [],
+        mistakes=_worst_mistakes(subject, answers, classes),
+    )
+
+
+def _worst_mistakes(subject: _Subject, answers: Answers, classes: list[str]) -> list[Mistake]:
+    if subject.chosen.target == "class":
+        badness = np.where(answers.targets != answers.predictions, answers.scores, 0.0)
+    else:
+        badness = answers.scores
+    order = np.argsort(-badness, kind="stable")[:NUM_MISTAKES]
+    return [
+        Mistake(
+            sample=subject.source.describe(int(i)),
+            index=int(i),
+            target=_in_words(answers.targets[i], subject.chosen.target, classes),
+            prediction=_in_words(answers.predictions[i], subject.chosen.target, classes),
+            badness=float(badness[i]),
+        )
+        for i in order
+        if badness[i] > 0
+    ]
+
+
+def _in_words(value: np.generic | np.ndarray, target: Target, classes: list[str]) -> str:
+    if target == "class":
+        return classes[int(value)]
+    numbers = np.atleast_1d(value)
+    if target == "labels":
+        return ", ".join(name for name, is_there in zip(classes, numbers, strict=True) if is_there) or "none"
+    return ", ".join(f"{name} {number:.4g}" for name, number in zip(classes, numbers, strict=True))

@@ -1,0 +1,168 @@
+"""Owns using a bundle: one function reads the folder, and what it gives takes pictures and gives probabilities."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from distrain.checkpoint.tensors import Tensors, digest
+from distrain.config.validation import describe
+from distrain.data.transforms.pipeline import Normalize, build_transforms
+from distrain.errors import BundleError
+from distrain.export.metadata import FORMAT_VERSION, Description
+from distrain.export.read_images import Picture, read_picture
+from distrain.models.registry import build_model
+from distrain.tensors.module_state import is_part_of, split, unpack, with_versions
+
+DESCRIPTION = "bundle.json"
+WEIGHTS = "model.safetensors"
+CLASS_INDICES = "class_indices.json"
+
+
+def load(path: str | Path, *, device: str | torch.device = "cpu") -> "Bundle":
+    """Read a bundle that `distrain export` wrote, and put its network on `device`, ready to predict.
+
+    Raises `BundleError` where the folder is no bundle, is damaged, or was written in another format; and
+    `RecipeError` where the network or a transform is the user's own code and its module is not found.
+    """
+    description, tensors = read_bundle(Path(path).expanduser())
+    return Bundle(description, tensors, device=torch.device(device))
+
+
+def read_state(file: str | Path) -> dict[str, Any]:
+    """Return what `load_state_dict` of the plain network takes, strictly, from a safetensors file that distrain wrote.
+
+    That is what `safetensors.torch.load_file` gives, and any extra state of the network's modules besides: values that
+    are no tensors. Raises `BundleError` where the file cannot be read.
+    """
+    try:
+        return unpack(load_file(Path(file).expanduser()))
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"{file} cannot be read as safetensors: {error}") from None
+
+
+class Bundle:
+    """A trained network, with how a picture becomes its input and what its outputs mean.
+
+    `model` takes normalised images float32 [n, channels, height, width] on `device` and gives float32 [n, outputs];
+    `classes` are the names of the outputs; `description` is all that bundle.json says. A picture is a path, a PIL
+    image, or a tensor uint8 [channels, height, width]. `extra_state` is what the network holds besides weights and
+    buffers, packed as `distrain.tensors.module_state` says.
+    """
+
+    def __init__(self, description: Description, tensors: Tensors, *, device: torch.device) -> None:
+        self.description = description
+        self.classes = description.classes
+        self.device = _checked(device)
+        self.model = _build(description, tensors).to(device)
+        self.extra_state = _extra_of(self.model, tensors)
+        preprocessing = description.preprocessing
+        self._transforms = build_transforms(preprocessing.transforms, key="transforms")
+        num_channels = preprocessing.input_shape[0]
+        self._normalize = Normalize(preprocessing.augment, num_channels=num_channels, device=self.device)
+        self._normalize_here = Normalize(preprocessing.augment, num_channels=num_channels, device=torch.device("cpu"))
+
+    def preprocess(self, picture: Picture) -> torch.Tensor:
+        """Return the network's input for one picture: float32 [channels, height, width], on the CPU.
+
+        Raises `DataError` for a picture that cannot be read.
+        """
+        return self._normalize_here(self.prepare(picture).unsqueeze(0))[0]
+
+    @torch.no_grad()
+    def predict(self, pictures: Sequence[Picture]) -> torch.Tensor:
+        """Return float32 [n, outputs] on the CPU, in one forward pass: probabilities, or the values of a regression.
+
+        The probabilities of classes add up to one; those of labels are each one's own. Raises `DataError` for a
+        picture that cannot be read.
+        """
+        if not pictures:
+            return torch.empty(0, len(self.classes))
+        return self.predict_prepared(torch.stack([self.prepare(picture) for picture in pictures]))
+
+    def prepare(self, picture: Picture) -> torch.Tensor:
+        """Return a picture decoded, transformed and in the network's size, uint8 or float, not yet normalised."""
+        from torchvision.transforms.v2 import functional as image_functional
+
+        preprocessing = self.description.preprocessing
+        image = read_picture(picture, num_channels=preprocessing.image_channels, decode_size=preprocessing.decode_size)
+        if self._transforms is not None:
+            image = self._transforms(image)
+        if image.shape[1:] != preprocessing.input_shape[1:]:
+            image = image_functional.resize(image, list(preprocessing.input_shape[1:]), antialias=True)
+        if image.dtype == torch.uint8 and preprocessing.input_dtype == "float32":
+            image = image_functional.to_dtype(image, torch.float32, scale=True)
+        return image
+
+    @torch.no_grad()
+    def predict_prepared(self, images: torch.Tensor) -> torch.Tensor:
+        """Return what `predict` returns, for a batch [n, channels, height, width] of what `prepare` gave."""
+        outputs = self.model(self._normalize(images.to(self.device))).float()
+        if self.description.target == "class":
+            outputs = outputs.softmax(dim=1)
+        elif self.description.target == "labels":
+            outputs = outputs.sigmoid()
+        return torch.as_tensor(outputs.cpu())  # synchronises the device
+
+
+def read_bundle(folder: Path) -> tuple[Description, Tensors]:
+    """Return what `bundle.json` says and the weights, verified; raises `BundleError` as `load` does."""
+    if not (folder / DESCRIPTION).is_file():
+        raise BundleError(f"{folder} is no bundle: it has no {DESCRIPTION}; `distrain export RUN` writes one")
+    description = _read_description(folder / DESCRIPTION)
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"bundle {folder}: {WEIGHTS} cannot be read ({error}); export it again") from None
+    if digest(tensors) != description.weights_digest:
+        raise BundleError(f"bundle {folder}: {WEIGHTS} holds other bits than {DESCRIPTION} says; export it again")
+    return description, tensors
+
+
+def _read_description(file: Path) -> Description:
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+        version = tree.get("format_version")
+    except (OSError, ValueError, AttributeError) as error:
+        raise BundleError(f"{file} cannot be read as a bundle's description: {error}") from None
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"{file} has format_version {version!r}, and this distrain reads {FORMAT_VERSION}; export the run again"
+        )
+    try:
+        return Description.model_validate(tree)
+    except ValidationError as error:
+        words = describe(error, Description, tree, noun="the description")
+        raise BundleError(f"{file} is not valid: {words}") from None
+
+
+def _build(description: Description, tensors: Tensors) -> nn.Module:
+    config = description.model.model_copy(update={"weights": None})  # the trained ones are here
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers are left as they are
+        model = build_model(
+            config, num_classes=len(description.classes), in_channels=description.preprocessing.input_shape[0]
+        )
+    try:
+        model.load_state_dict(with_versions(unpack(tensors), model))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise BundleError(f"the weights do not fit {config.name} as it is built here: {reason}") from None
+    return model.eval()
+
+
+def _extra_of(model: nn.Module, tensors: Tensors) -> Tensors:
+    """Return the extra state, packed, as it was given: what the network would give now need not have the same bits."""
+    names = split(model)[1]
+    return {name: tensor for name, tensor in tensors.items() if is_part_of(name, names)}
+
+
+def _checked(device: torch.device) -> torch.device:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BundleError(f"device {device}: torch finds no GPU here; `distrain doctor` says why, and device cpu works")
+    return device

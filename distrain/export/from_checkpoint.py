@@ -1,0 +1,102 @@
+"""Owns the way from a run's checkpoint to a bundle, and to the pictures that the run validates on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from distrain.checkpoint.load import describe_tensors, read_model
+from distrain.checkpoint.tensors import AVERAGE, digest
+from distrain.config import Recipe, read_recipe
+from distrain.data.sources.base import Source
+from distrain.data.sources.registry import choose_samples, open_sources
+from distrain.data.transforms.pipeline import build_transforms
+from distrain.errors import BundleError, CheckpointError, DataError, RecipeError
+from distrain.export.bundle import Bundle
+from distrain.export.metadata import Description, Preprocessing, normalization_formula
+from distrain.export.read_images import Picture, read_picture
+from distrain.runs import checkpoints
+from distrain.runs.directory import RunDirectory
+
+PHOTOGRAPHS = (
+    (300, 260),
+    (200, 340),
+)  # heights and widths of two pictures that only transforms of fixed size make equal
+
+
+def open_checkpoint(
+    run: RunDirectory, path: Path, *, device: str | torch.device = "cpu", examples: Sequence[Picture] = ()
+) -> Bundle:
+    """Return a run's checkpoint as a bundle in memory, with the moving average of the weights where it has one.
+
+    What a picture is like is learnt from the first sample that the run validates on; where its data is not here, from
+    the first of the `examples`, or from the transforms, if these make every picture the same size. Raises
+    `CheckpointError` for a checkpoint that is damaged, and `BundleError` where the size of the input stays unknown.
+    """
+    if fault := checkpoints.find_fault(path):
+        raise CheckpointError(f"checkpoint {path} is not used: {fault}")
+    recipe = read_recipe(run.recipe)
+    state = checkpoints.read(path).state
+    tensors = read_model(path)
+    evaluation = state["evaluation"]
+    description = Description(
+        recipe=recipe.name,
+        step=state["step"],
+        metrics=None if evaluation is None else {n: v for n, v in evaluation.items() if n != "step"},
+        weights="moving average" if any(n.startswith(AVERAGE) for n in describe_tensors(path)) else "trained",
+        weights_digest=digest(tensors),
+        model=recipe.model,
+        classes=tuple(state["classes"]),
+        target=recipe.data.target,
+        preprocessing=_describe_preprocessing(recipe, examples),
+        torch=str(torch.__version__),
+    )
+    return Bundle(description, tensors, device=torch.device(device))
+
+
+def validation_pictures(run: RunDirectory, number: int) -> list[Picture]:
+    """Return up to `number` of the pictures that a run validates on, from all over the split.
+
+    Raises a `UserError` where its data is not here.
+    """
+    recipe = read_recipe(run.recipe)
+    source = _open_validation(recipe)
+    number = min(number, len(source))
+    return [source.read(place * len(source) // number)[0] for place in range(number)]
+
+
+def _open_validation(recipe: Recipe) -> Source:
+    return choose_samples(open_sources(recipe.data), recipe.data, seed=recipe.train.seed)["val"]
+
+
+def _describe_preprocessing(recipe: Recipe, examples: Sequence[Picture]) -> Preprocessing:
+    transforms = build_transforms(recipe.augment.eval, key="augment.eval")
+    try:
+        pictures = [_open_validation(recipe).read(0)[0]]
+    except (DataError, RecipeError) as error:
+        if examples:
+            pictures = [read_picture(examples[0], num_channels=3, decode_size=recipe.data.decode_size)]
+        elif transforms is not None:
+            pictures = [torch.zeros(3, *size, dtype=torch.uint8) for size in PHOTOGRAPHS]
+        else:
+            raise BundleError(
+                f"the data, which tells the size of the network's input, cannot be had: {error}"
+            ) from None
+    inputs = [picture if transforms is None else transforms(picture) for picture in pictures]
+    if inputs[0].shape != inputs[-1].shape:
+        raise BundleError("the run's data is not here, and augment.eval leaves the size open: name pictures of it")
+    dtype: Literal["uint8", "float32"] = "uint8" if inputs[0].dtype == torch.uint8 else "float32"
+    num_channels, height, width = inputs[0].shape
+    if pictures[0].shape[0] not in {1, 3}:
+        raise BundleError(f"the images have {pictures[0].shape[0]} channels; a picture has 3 or 1, colours or grey")
+    return Preprocessing(
+        image_channels=3 if pictures[0].shape[0] == 3 else 1,
+        decode_size=recipe.data.decode_size,
+        transforms=recipe.augment.eval,
+        input_dtype=dtype,
+        input_shape=(num_channels, height, width),
+        mean=recipe.augment.mean,
+        std=recipe.augment.std,
+        normalization=normalization_formula(dtype, has_mean=recipe.augment.mean is not None),
+    )

@@ -1,0 +1,112 @@
+"""Reads weights that other programs saved as a training would, and compares them with a model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from distrain.config import Model
+from distrain.errors import ModelError
+from distrain.models.registry import build_model, heads_of
+from distrain.models.weight_files import read_content
+from distrain.models.weight_sets import Fact, Stored, Weights, choose, find_entries
+from distrain.models.weights import find_fault, find_misfits, fit_first_layer, grouped, shapes_of
+
+_NUM_CLASSES = 10  # of a network that is built for its names alone
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the names and shapes of a file go with those of a model."""
+
+    num_classes: int
+    missing: list[str]  # in the file
+    unexpected: list[str]  # by the model
+    misshaped: list[tuple[str, list[int], list[int]]]  # name, shape in the file, shape in the model
+    initialised: str  # what training would not load, in a line
+    fault: str | None  # why `model.weights` refuses the file: more than heads, which training initialises, does not fit
+
+    @property
+    def is_good(self) -> bool:
+        """Whether `model.weights` loads the file."""
+        return self.fault is None
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """The weights of a file by their names in the plain model, and what else it held."""
+
+    tensors: Weights
+    entry: str | None  # the key under which they stood, None where they were the file
+    prefix: str  # taken off their names
+    is_average: bool
+    facts: dict[str, Fact]  # epoch, accuracy and the like
+    left: dict[str, str]  # what was not used, and what it is
+    fit: Fit | None  # with the model, where one was named
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers the floating-point tensors hold, weights and buffers."""
+        return sum(tensor.numel() for tensor in self.tensors.values() if tensor.is_floating_point())
+
+
+def read_foreign(
+    file: Path, *, wanted: str | None = None, model_name: str | None = None, num_classes: int | None = None
+) -> Foreign:
+    """Read a .pth, .pt, .bin or .safetensors file of weights, and compare them with the model `model_name`.
+
+    `wanted` is the entry to use where the file holds several. Without `num_classes` the model has as many as the file's
+    head has outputs. Raises `ModelError` for a file that holds no weights, or code, and for an unknown model.
+    """
+    stored = find_entries(read_content(file, title=str(file)))
+    shapes = None
+    if model_name is not None:
+        shapes = shapes_of(_build(model_name, _NUM_CLASSES, _channels(stored))[0].state_dict())
+    choice = choose(stored, shapes, wanted=wanted, title=str(file), key="--entry")
+    used = choice.used
+    left = {
+        str(entry): f"{len(tensors)} tensors; --entry {entry} takes them"
+        for entry, tensors in stored.entries.items()
+        if entry != used.entry
+    }
+    entry_tensors = stored.entries[used.entry]
+    left |= {name: f"a tensor {list(entry_tensors[name].shape)}" for name in used.rest}
+    left |= stored.left
+    fit = None if model_name is None else _compare(used.tensors, model_name, stored, num_classes=num_classes)
+    return Foreign(used.tensors, used.entry, used.prefix, used.is_average, stored.facts, left, fit)
+
+
+def _compare(tensors: Weights, name: str, stored: Stored, *, num_classes: int | None) -> Fit:
+    if num_classes is None:
+        _, heads = _build(name, _NUM_CLASSES, _channels(stored))
+        found = next((tensors[f"{head}.weight"] for head in heads if f"{head}.weight" in tensors), None)
+        num_classes = 1000 if found is None else found.shape[0]
+    model, heads = _build(name, num_classes, _channels(stored))
+    expected = model.state_dict()
+    tensors = fit_first_layer(model, tensors)
+    misfits = find_misfits(tensors, shapes_of(expected))
+    return Fit(
+        num_classes=num_classes,
+        missing=misfits.missing,
+        unexpected=misfits.unexpected,
+        misshaped=[(n, list(tensors[n].shape), list(expected[n].shape)) for n in misfits.misshaped],
+        initialised=grouped(misfits.initialised, expected),
+        fault=find_fault(misfits, tensors, expected, heads=heads, num_classes=num_classes),
+    )
+
+
+def _channels(stored: Stored) -> int:
+    """Return the channels of the images of the network that a file's weights are from."""
+    convolutions = (t for tensors in stored.entries.values() for t in tensors.values() if t.ndim == 4)
+    first = next(convolutions, None)  # [out, in, height, width]
+    return 3 if first is None else first.shape[1]
+
+
+def _build(name: str, num_classes: int, in_channels: int) -> tuple[nn.Module, list[str]]:
+    """Return a model with random weights, and the paths of its heads."""
+    config = Model(name=name, weights=None)
+    try:
+        model = build_model(config, num_classes=num_classes, in_channels=in_channels)
+    except TypeError as error:
+        raise ModelError(f"{name} cannot be built with num_classes={num_classes}: {error}") from None
+    return model, heads_of(config, model)

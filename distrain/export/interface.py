@@ -1,0 +1,79 @@
+"""Says in full what a graph takes and gives, for programs that know nothing of distrain."""
+
+from typing import Any
+
+from distrain.data.transforms.pipeline import describe_transform
+from distrain.export.graph import INPUT, OUTPUT
+from distrain.export.metadata import Description
+
+_DECODING = (
+    "decode to 8-bit RGB: the first frame or page; turned upright by its EXIF orientation; transparent pixels laid "
+    "over white; of 16 bits the upper 8"
+)
+_GREY = "convert to grey: 0.299 R + 0.587 G + 0.114 B, rounded, as Pillow's convert('L')"
+_RESIZE_RULE = (
+    "a Resize to one number makes the shorter side so many pixels, and the longer side int(size * longer / shorter)"
+)
+# What the outputs are, and what makes the numbers of `distrain predict` of them, by the target.
+_OUTPUTS = {
+    "class": ("logits, one a class", "softmax over the classes (axis 1) gives their probabilities"),
+    "labels": ("logits, one a label", "sigmoid of each gives its probability; labels do not exclude each other"),
+    "values": ("the values themselves", "none"),
+}
+
+
+def describe_inputs(description: Description, *, with_normalize: bool) -> list[dict[str, Any]]:
+    """Return the graph's inputs: name, shape, dtype, and what the numbers are."""
+    preprocessing = description.preprocessing
+    dtype = preprocessing.input_dtype if with_normalize else "float32"
+    given = "0 to 255" if dtype == "uint8" else "0 to 1"
+    values = f"{given}, not normalised: the graph does that" if with_normalize else preprocessing.normalization
+    colours = "RGB" if preprocessing.input_shape[0] == 3 else "grey"
+    return [
+        {
+            "name": INPUT,
+            "dtype": dtype,
+            "shape": ["batch", *preprocessing.input_shape],
+            "layout": f"batch, channel ({colours}), row, column",
+            "values": values,
+        }
+    ]
+
+
+def describe_outputs(description: Description) -> list[dict[str, Any]]:
+    """Return the graph's outputs: name, shape, dtype, what the numbers are, and what is to be applied to them."""
+    values, activation = _OUTPUTS[description.target]
+    return [
+        {
+            "name": OUTPUT,
+            "dtype": "float32",
+            "shape": ["batch", len(description.classes)],
+            "values": values,
+            "activation": activation,
+            "order": "as `classes`",
+        }
+    ]
+
+
+def describe_steps(description: Description, *, with_normalize: bool) -> list[str]:
+    """Return what is done with a picture, in its order, until it is what the graph takes."""
+    preprocessing = description.preprocessing
+    _, height, width = preprocessing.input_shape
+    steps = [_DECODING]
+    if preprocessing.decode_size is not None:
+        steps.append(
+            f"a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, to the means of its pixels, where its shorter side "
+            f"keeps {preprocessing.decode_size} pixels"
+        )
+    if preprocessing.image_channels == 1:
+        steps.append(_GREY)
+    transforms = [describe_transform(transform, key="transforms") for transform in preprocessing.transforms]
+    steps += [f"torchvision.transforms.v2.{text}" if is_known else text for text, is_known in transforms]
+    if any(text.startswith("Resize(size=[") and "," not in text.partition("]")[0] for text, _ in transforms):
+        steps.append(_RESIZE_RULE)
+    steps.append(f"an image of another size is resized to {height} x {width}, bilinear with antialias")
+    if preprocessing.input_dtype == "float32":
+        steps.append("uint8 becomes float32 by image / 255")
+    if not with_normalize:
+        steps.append(f"normalise a channel: {preprocessing.normalization}")
+    return steps

@@ -1,0 +1,57 @@
+"""Owns predicting many files: decoded in parallel, computed in batches, told in the order they were named."""
+
+import heapq
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from distrain.export.bundle import Bundle
+from distrain.export.read_images import prepare_in_order
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a file gave: a probability or a value by output, or the sentence that says why it gave none."""
+
+    image: str
+    values: tuple[float, ...] = ()
+    error: str | None = None
+
+
+def predict_files(
+    bundle: Bundle, paths: Iterable[str], *, batch_size: int, num_workers: int
+) -> Generator[list[Prediction], None, None]:
+    """Yield the predictions of the files in their order, a batch at a time; close it to end early.
+
+    A file that cannot be read is left out of its batch and told in its place, so the batches, and with them the bits,
+    are the same however many of the `num_workers` processes decode.
+    """
+    batch: list[tuple[str, torch.Tensor | str]] = []
+    num_good = 0
+    prepared = prepare_in_order(bundle, paths, num_workers=num_workers, num_ahead=batch_size + 2 * num_workers)
+    try:
+        for path, image in prepared:
+            batch.append((path, image))
+            num_good += isinstance(image, torch.Tensor)
+            if num_good == batch_size:
+                yield _predict(bundle, batch)
+                batch, num_good = [], 0
+        if batch:
+            yield _predict(bundle, batch)
+    finally:
+        prepared.close()
+
+
+def best_outputs(values: tuple[float, ...], number: int) -> list[int]:
+    """Return the `number` outputs with the highest values, the first of equals first."""
+    return heapq.nsmallest(number, range(len(values)), key=lambda output: (-values[output], output))
+
+
+def _predict(bundle: Bundle, batch: list[tuple[str, torch.Tensor | str]]) -> list[Prediction]:
+    images = [image for _, image in batch if isinstance(image, torch.Tensor)]
+    rows = iter(bundle.predict_prepared(torch.stack(images)).tolist() if images else [])
+    return [
+        Prediction(path, error=image) if isinstance(image, str) else Prediction(path, tuple(next(rows)))
+        for path, image in batch
+    ]

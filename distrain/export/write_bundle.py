@@ -1,0 +1,79 @@
+"""Owns writing what a run gave for others to use: bundles and single files, each whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save
+
+from distrain.checkpoint.tensors import Tensors
+from distrain.errors import ExportError
+from distrain.export.bundle import CLASS_INDICES, DESCRIPTION, WEIGHTS, Bundle, load
+from distrain.runs.directory import sync
+from distrain.system import files
+from distrain.system.filesystem import explain, name_path
+from distrain.tensors.module_state import split
+
+
+def write_bundle(bundle: Bundle, folder: Path) -> None:
+    """Write a bundle, and read it back before it gets its name; a bundle that stands there is replaced.
+
+    Raises `ExportError` where it cannot be written.
+    """
+    draft, old = _draft_of(folder), folder.with_name(f".{os.getpid()}.old.{folder.name}")
+    try:
+        draft.mkdir()
+        tensors = {n: t.cpu() for n, t in split(bundle.model)[0].items()} | bundle.extra_state
+        save_tensors(tensors, draft / WEIGHTS, {"format": "pt"})
+        (draft / DESCRIPTION).write_text(files.to_json(bundle.description), encoding="utf-8")
+        indices = {str(index): name for index, name in enumerate(bundle.classes)}
+        (draft / CLASS_INDICES).write_text(_readable_json(indices), encoding="utf-8")
+        load(draft)  # verifies the digest of what was written
+        for file in draft.iterdir():
+            sync(file)
+        if folder.exists():
+            folder.replace(old)
+        try:
+            draft.replace(folder)
+        except OSError:
+            old.replace(folder)
+            raise
+    except OSError as error:
+        raise ExportError(f"could not be written: {explain(name_path(error, folder)) or error}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def save_tensors(tensors: Tensors, file: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file; tensors that share memory are written one by one. Raises `ExportError`."""
+    try:
+        # save_file would give a file that only its owner can read, whatever the umask
+        file.write_bytes(save({name: t.detach().clone().contiguous() for name, t in tensors.items()}, metadata))
+    except (OSError, SafetensorError) as error:
+        reason = (explain(name_path(error, file)) if isinstance(error, OSError) else None) or error
+        raise ExportError(f"could not be written: {reason}") from error
+
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[Path]:
+    """Give the path to write `file` under, in its folder; where all goes well, it gets its name at the end."""
+    try:
+        with files.whole_file(file) as draft:
+            yield draft
+    except OSError as error:
+        raise ExportError(f"could not be written: {explain(error) or error}") from error
+
+
+def _readable_json(names: dict[str, str]) -> str:
+    """Return JSON with names as they are, if they are text: one of a file that is not UTF-8 is escaped."""
+    is_text = not any("\ud800" <= character <= "\udfff" for name in names.values() for character in name)
+    return json.dumps(names, indent=4, ensure_ascii=not is_text)
+
+
+def _draft_of(path: Path) -> Path:
+    return path.with_name(f".{os.getpid()}.{path.name}")  # it keeps its suffix, which torch.export looks at

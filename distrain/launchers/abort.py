@@ -1,0 +1,58 @@
+"""Ends a run at once, for a second Ctrl-C: without a save, and without closing what could take a minute to close."""
+
+import io
+import os
+import subprocess
+import sys
+from contextlib import suppress
+
+from rich.console import Console
+
+from distrain.errors import ExitCode
+from distrain.runs.directory import AttemptMark, RunDirectory
+from distrain.runs.log_file import append_to_log
+from distrain.runs.way_back import print_way_back
+from distrain.system.exits import end_process
+from distrain.system.live_line import erase_line
+from distrain.system.process import children, kill_below
+from distrain.system.terminal import write_last_words
+
+
+def end_at_once(run: RunDirectory, *, earlier: AttemptMark, cleanup: tuple[str, ...] = ()) -> None:
+    """Kill what this process has started, run the command `cleanup` for each, say so, and exit with code 130.
+
+    A signal handler calls it. It returns only where an attempt after the `earlier` one has saved and ended by itself:
+    then its exit code stands.
+    """
+    if run.has_ended(earlier):
+        return
+    started = children()
+    kill_below(os.getpid())
+    if run.has_ended(earlier):
+        return
+    if not run.exists:
+        write_last_words("interrupted before anything was started\n")
+        end_process(ExitCode.INTERRUPTED)
+    with suppress(OSError):
+        if cleanup:
+            for pid in started:
+                subprocess.run([*cleanup, str(pid)], check=False)
+        text = io.StringIO()  # the handler may have interrupted a write to the terminal: it goes past all buffers
+        console = Console(file=text, force_terminal=sys.stdout.isatty(), highlight=False, soft_wrap=True, record=True)
+        erase_line(console)
+        console.print("[bold red]killed[/bold red]", highlight=False)
+        print_way_back(console, run)
+        write_last_words(text.getvalue())
+        append_to_log(run.spoken_log, console.export_text())
+        if run.node_rank == 0:
+            status = run.read_status()
+            status.close("failed")
+            run.write_status(status)  # last of all: until then the heartbeat says something else
+    end_process(ExitCode.INTERRUPTED)
+
+
+def end_with_children() -> None:
+    """Kill what this process has started, and exit with code 130."""
+    kill_below(os.getpid())
+    write_last_words("interrupted\n")
+    end_process(ExitCode.INTERRUPTED)

@@ -1,0 +1,1 @@
+"""Several nodes that train one run without a cluster manager."""

@@ -1,0 +1,67 @@
+"""Owns with whom a launcher executes a plan: alone, or with the launchers of the run's other machines."""
+
+from typing import Protocol
+
+from distrain.errors import ExitCode
+from distrain.launchers.plan import Plan
+from distrain.system.signals import StopRequest
+
+
+class Company(Protocol):
+    """The launchers that begin and end every attempt together."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this launcher watches the ranks and decides how the run goes on."""
+        ...
+
+    def gather(self, was_asked: StopRequest) -> Plan | None:
+        """Wait until all are ready, and return what to start here; None where the run is asked to stop first.
+
+        `was_asked` is set once a signal has asked this very launcher to stop.
+        Raises `LaunchError` where the others do not come.
+        """
+        ...
+
+    def look(self) -> str | None:
+        """Return why the attempt that is under way has to end here; None as long as it goes on."""
+        ...
+
+    def part(self) -> None:
+        """Say that the attempt is over here, and wait until it is over everywhere."""
+        ...
+
+    def agree(self, end: ExitCode | None) -> ExitCode | None:
+        """Agree how the run goes on: with another attempt (None), or not; the leader's `end` decides."""
+        ...
+
+    def close(self) -> None:
+        """Leave the others."""
+        ...
+
+
+class Alone:
+    """One machine, which needs nobody."""
+
+    leads = True
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def gather(self, was_asked: StopRequest) -> Plan:  # noqa: ARG002 - there is nothing to wait for
+        """Return the plan at once."""
+        return self._plan
+
+    def look(self) -> None:
+        """See nobody."""
+        return
+
+    def part(self) -> None:
+        """Wait for nobody."""
+
+    def agree(self, end: ExitCode | None) -> ExitCode | None:
+        """Decide."""
+        return end
+
+    def close(self) -> None:
+        """Leave nobody."""

@@ -1,0 +1,100 @@
+"""Owns what is asked for: the recipe and the run directory that go together, checked, and written before a start."""
+
+import json
+import math
+from pathlib import Path
+
+from distrain.config import Recipe, load_recipe, read_recipe
+from distrain.config.debug_presets import Aids
+from distrain.config.profile import Profile
+from distrain.data.layout.checks import check_requirements
+from distrain.errors import RecipeError, RunError
+from distrain.launchers.plan import Plan
+from distrain.launchers.warm_start import pin_weights
+from distrain.runs.directory import DYING_S, RunDirectory, Status, new_run_directory, write_atomically
+from distrain.runs.environment import describe_environment
+
+DEFAULT_RECIPE = "digits"
+RUNS = Path("runs")
+
+
+def resolve_run(
+    reference: str | None, overrides: list[str], data: str | None, path: Path | None, aids: Aids
+) -> tuple[RunDirectory, Recipe, list[str]]:
+    """Return the run directory, the recipe, and what the aids change in it.
+
+    A run that exists goes on with its own recipe, and with no other.
+    """
+    existing = RunDirectory(path.absolute()) if path is not None else None
+    if existing is None or not existing.exists:
+        recipe, changes = _load(reference or DEFAULT_RECIPE, overrides, data, aids)
+        run = existing or new_run_directory(recipe.name, RUNS.absolute())
+        return run, pin_weights(recipe, run, stored=None, root=RUNS), changes
+    stored = read_recipe(existing.recipe)
+    recipe, changes = _load(reference or str(existing.recipe), overrides, data, aids)
+    recipe = pin_weights(recipe, existing, stored=stored, root=RUNS)
+    if changed := _differences(stored.identity, recipe.identity):
+        raise RunError(
+            f"run directory {existing.path} holds a recipe with another {changed[0]}; "
+            f"go on with its own by `distrain fit --run {existing.path}`, or name a new directory"
+        )
+    return existing, recipe, changes
+
+
+def check_data(recipe: Recipe, *, needs_validation: bool = True) -> list[str]:
+    """Find what is missing or wrong in the data before any process is started; only names and tables are read.
+
+    Returns in a sentence each what a user may not expect of data that is fine.
+    """
+    return check_requirements(recipe.data, needs_validation=needs_validation)
+
+
+def check_schedule(recipe: Recipe) -> None:
+    """Raise `RecipeError` where the warm-up takes all of the epochs, so that the schedule's curve never begins."""
+    schedule, epochs = recipe.schedule, recipe.train.epochs
+    # A line that rises to the very end, as for finding a learning rate, is a constant rate with as long a warm-up.
+    most = epochs if schedule.name == "constant" else math.nextafter(epochs, 0)
+    if schedule.warmup_epochs > most:
+        raise RecipeError(
+            f"schedule.warmup_epochs={schedule.warmup_epochs:g} is not over before the end of train.epochs={epochs}, "
+            f"so the learning rate would not come to optimizer.lr; set it lower, or --set schedule.warmup_epochs=0"
+        )
+
+
+def write_request(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Plan) -> None:
+    """Write what is asked for into the run directory, in which nobody may be training."""
+    with run.locked(patience_s=DYING_S):
+        run.stop.unlink(missing_ok=True)
+        run.stacks_request.unlink(missing_ok=True)
+        run.flight_request.unlink(missing_ok=True)
+        write_atomically(run.recipe, recipe.to_yaml())
+        write_atomically(run.profile, profile.to_yaml())
+        write_atomically(run.environment, json.dumps(describe_environment(), indent=1))
+        write_atomically(
+            run.plan, json.dumps({"argv": plan.argv, "env": dict(plan.env), "cwd": str(plan.cwd)}, indent=1)
+        )
+        if not run.status.exists():
+            run.write_status(Status())
+
+
+def _load(reference: str, overrides: list[str], data: str | None, aids: Aids) -> tuple[Recipe, list[str]]:
+    """Return the recipe with what the aids change in it, and that; --set has the last word."""
+    recipe = load_recipe(reference, overrides=overrides, data=data)
+    chosen = [override.partition("=")[0].strip() for override in overrides]
+    changes = [change for change in aids.overrides(recipe) if not _is_chosen(change.partition("=")[0], chosen)]
+    return load_recipe(reference, overrides=[*overrides, *changes], data=data), changes
+
+
+def _is_chosen(key: str, chosen: list[str]) -> bool:
+    return any(own == key or own.startswith(f"{key}.") for own in chosen)
+
+
+def _differences(before: dict[str, object], after: dict[str, object], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for key in {**before, **after}:
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key} ({old!r}, not {new!r})")
+    return found

@@ -1,0 +1,49 @@
+"""Owns launch profiles: files that say where and on how many processes to train, and nothing of what."""
+
+from importlib import resources
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from distrain.config.profile import Wanted
+from distrain.config.validation import describe
+from distrain.errors import LaunchError
+from distrain.launchers.accelerate import is_native, read_native, read_yaml
+from distrain.messages import nearest
+
+
+def builtin_profiles() -> dict[str, Path]:
+    """Return the launch profiles that ship with distrain, by name; `accelerate-` ones are accelerate's own files."""
+    folder = Path(str(resources.files("distrain") / "launch"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def read_wanted(reference: str | None, options: Wanted) -> Wanted:
+    """Return what a launch profile says, if one is named, with what the command line says in its place."""
+    files = read_launch_profile(reference) if reference is not None else Wanted()
+    if options.accelerate_config is not None:
+        files = read_native(Path(options.accelerate_config)).over(files)
+    return options.over(files)
+
+
+def read_launch_profile(reference: str) -> Wanted:
+    """Read a built-in launch profile by its name, or a file; raises `LaunchError` where it is none."""
+    path = Path(reference).expanduser()
+    if path.suffix not in {".yaml", ".yml", ".json"}:
+        found = builtin_profiles()
+        if reference not in found:
+            hint = nearest(reference, found, count=1, cutoff=0.6) or f"; use {', '.join(found)}, or a YAML file"
+            raise LaunchError(f"unknown launch profile {reference!r}{hint}")
+        path = found[reference]
+    tree = read_yaml(path)
+    if is_native(tree):
+        return read_native(path)
+    try:
+        wanted = Wanted.model_validate(tree)
+    except ValidationError as error:
+        words = describe(error, Wanted, tree, noun="it")
+        raise LaunchError(f"launch profile {reference}: {words} (its keys: {', '.join(Wanted.model_fields)})") from None
+    if wanted.accelerate_config is not None:
+        config = path.parent / wanted.accelerate_config
+        return wanted.over(read_native(config)).model_copy(update={"accelerate_config": str(config.absolute())})
+    return wanted

@@ -1,0 +1,1 @@
+"""Runs as jobs and job steps of SLURM."""

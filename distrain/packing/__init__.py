@@ -1,1 +1,0 @@
-"""Packs datasets: any source of samples becomes a few large files, which `distrain.data.packed` reads."""

@@ -1,0 +1,33 @@
+"""Checkpoints: written whole or not at all, verified before they are read, and never able to run code.
+
+A checkpoint is a folder `step-N`: the tensors in shards of torch.distributed.checkpoint, `state.json` with everything
+that is a number or a word, and MANIFEST.json with the size and the digest of every other file. It is written as
+`step-N.tmp` and renamed once it is whole and on disk; only renamed folders are ever read.
+
+The names here need no torch. What touches tensors is imported from its own module: `tensors` (what is saved), `staging`
+and `writer` (saving), `load` (reading), `consolidate` (one file for other programs).
+"""
+
+from distrain.runs.checkpoints.catalog import Entry, choose, find_best, run_best_step, strongest, take_inventory
+from distrain.runs.checkpoints.integrity import find_fault, newest_good
+from distrain.runs.checkpoints.paths import Checkpoint, committed, final_path, newest_step, read, remove, remove_drafts
+from distrain.runs.checkpoints.retention import superfluous
+
+__all__ = [
+    "Checkpoint",
+    "Entry",
+    "choose",
+    "committed",
+    "final_path",
+    "find_best",
+    "find_fault",
+    "newest_good",
+    "newest_step",
+    "read",
+    "remove",
+    "remove_drafts",
+    "run_best_step",
+    "strongest",
+    "superfluous",
+    "take_inventory",
+]

@@ -1,0 +1,103 @@
+"""Owns what is known of a run's checkpoints without reading a tensor: step, size, age, evaluation, which is best."""
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from distrain.config.metrics import score
+from distrain.errors import RunError
+from distrain.runs.checkpoints.paths import STATE, committed, step_of
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One committed checkpoint; `evaluation` holds the metrics of the evaluation at its step, if there was one.
+
+    `score` says by how much that is good, higher is better, as the run judges its evaluations. `run_best` is the step
+    of the best evaluation that the run had had by then, whether or not a checkpoint of it is kept.
+    """
+
+    path: Path
+    step: int
+    num_bytes: int
+    written: float  # seconds since the epoch
+    evaluation: Metrics | None
+    score: float | None
+    run_best: int | None = None
+
+
+def take_inventory(folder: Path) -> list[Entry]:
+    """Return the committed checkpoints below `folder`, the oldest first; nothing in them is verified."""
+    entries: list[Entry] = []
+    for path in committed(folder):
+        with suppress(FileNotFoundError):  # a training has deleted it just now
+            evaluation, score, run_best = _read_evaluation(path)
+            entries.append(
+                Entry(
+                    path=path,
+                    step=step_of(path),
+                    num_bytes=sum(file.stat().st_size for file in path.iterdir()),
+                    written=path.stat().st_mtime,
+                    evaluation=evaluation,
+                    score=score,
+                    run_best=run_best,
+                )
+            )
+    return entries
+
+
+def best_step(scores: list[tuple[int, float | None]]) -> int | None:
+    """Return the step with the highest score, the first of equals; None where no step has one."""
+    ranked = [(-score, step) for step, score in scores if score is not None]
+    return min(ranked)[1] if ranked else None
+
+
+def strongest(entries: list[Entry]) -> Entry | None:
+    """Return the entry with the highest score, the first of equals; the run may have had a better evaluation."""
+    step = best_step([(entry.step, entry.score) for entry in entries])
+    return next((entry for entry in entries if entry.step == step), None)
+
+
+def run_best_step(entries: list[Entry]) -> int | None:
+    """Return the step of the run's best evaluation, as its newest checkpoint knows it; None where there was none."""
+    return next((entry.run_best for entry in reversed(entries) if entry.run_best is not None), None)
+
+
+def find_best(entries: list[Entry]) -> Entry | None:
+    """Return the checkpoint of the run's best evaluation; None where it was not kept, or there was none."""
+    step = run_best_step(entries)
+    return next((entry for entry in entries if entry.step == step), None)
+
+
+def choose(folder: Path, which: str) -> Path:
+    """Return the checkpoint that `which` names: a step, `best` or `last`; raises `RunError` where there is none."""
+    entries = take_inventory(folder)
+    if not entries:
+        raise RunError(f"there is no checkpoint in {folder}")
+    steps = ", ".join(str(entry.step) for entry in entries)
+    best = find_best(entries)
+    if which == "best" and best is None:
+        if (step := run_best_step(entries)) is not None:
+            raise RunError(f"the best evaluation, at step {step}, has no checkpoint in {folder}; use last, or {steps}")
+        raise RunError(f"no checkpoint in {folder} was evaluated, so none is the best; use last, or {steps}")
+    wanted = {"best": str(best and best.step), "last": str(entries[-1].step)}.get(which, which)
+    for entry in entries:
+        if str(entry.step) == wanted:
+            return entry.path
+    raise RunError(f"there is no checkpoint {which!r} in {folder}; take best, last, or one of {steps}")
+
+
+def _read_evaluation(path: Path) -> tuple[Metrics | None, float | None, int | None]:
+    """Return the metrics of the evaluation at a checkpoint's step, its score, and the step of the run's best one."""
+    run_best = None
+    try:
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        if state.get("best") is not None:
+            run_best = int(state["best"]["step"])
+        evaluation = {str(name): float(value) for name, value in state["evaluation"].items() if name != "step"}
+        return evaluation, score(state["best_by"], evaluation), run_best
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged, or not evaluated at this step
+        return None, None, run_best

@@ -1,0 +1,410 @@
+"""Owns the run directory: every file name in it, how its files are written, and who may write to it.
+
+The folder is the whole contract between the control plane and the training plane.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, computed_field, field_validator, model_validator
+
+from distrain.errors import RunError
+from distrain.system import locks
+from distrain.system.files import read_readable, read_whole, texts_of, to_json
+from distrain.system.filesystem import check_writable
+
+State = Literal["queued", "starting", "running", "stopping", "stopped", "preempted", "failed", "finished"]
+
+RESERVE_BYTES = 1 << 18
+DYING_S = 10.0  # the ranks of a launcher that was killed end within it
+
+
+AttemptMark: TypeAlias = tuple[int, float | None]  # how many attempts there are, and when the newest one has ended
+
+
+class Attempt(BaseModel):
+    """One start of the run, from the step it began at to the step it ended at."""
+
+    started: float  # seconds since the epoch, like every time in this file
+    host: str
+    pid: int
+    world_size: int
+    first_step: int
+    last_step: int
+    state: State
+    ended: float | None = None
+
+
+class SkippedBatch(BaseModel):
+    """A batch that is left out, since something that its step made was not finite."""
+
+    step: int  # the number of its step, counted from 1
+    cause: str  # what was not finite
+    samples: list[int] = []  # numbers of the samples among which the cause is
+    bad_samples: list[int] = []  # those that are known to be the cause: later batches with one are left out, too
+
+
+class Status(BaseModel):
+    """Where a run stands: `status.json`, written whole by rank 0 and read by anyone."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")  # a metric that is NaN is read back as NaN, not refused
+
+    state: State = "queued"
+    step: int = 0
+    total_steps: int = 0
+    epoch: float = 0.0  # epochs finished, the fraction of the one that was begun included
+    eta_s: float | None = None
+    heartbeat: float = 0.0
+    best: dict[str, float] | None = None  # step and metrics of the best evaluation
+    best_by: str = "top1"  # the metric that says which is the best
+    last: dict[str, float] | None = None  # step and metrics of the newest evaluation
+    train_seconds: float = 0.0  # spent in this run over all attempts, start-up left out
+    weights_digest: str | None = None  # of the weights and buffers at the end
+    state_digest: str | None = None  # of these, the optimizer's state and the moving averages
+    skipped_batches: list[SkippedBatch] = []
+    unsaved_state: list[str] = []  # what network and loss change in training and no checkpoint holds
+    attempts: list[Attempt] = []
+
+    @field_validator("best", "last")
+    @classmethod
+    def _step_is_whole(cls, evaluation: dict[str, float] | None) -> dict[str, float] | None:
+        return evaluation and {name: int(value) if name == "step" else value for name, value in evaluation.items()}
+
+    @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated property
+    @property
+    def rollbacks(self) -> int:
+        """How often training has gone back to a checkpoint, over all attempts: each time for one batch more."""
+        return len(self.skipped_batches)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_skipped_steps(cls, data: Any) -> Any:
+        """Take over what runs of earlier versions have left out; they counted steps from 0."""
+        if isinstance(data, dict) and "skipped_steps" in data and "skipped_batches" not in data:
+            steps = data["skipped_steps"]
+            return {**data, "skipped_batches": [{"step": step + 1, "cause": "the loss"} for step in steps]}
+        return data
+
+    @property
+    def mark(self) -> AttemptMark:
+        """What tells the newest attempt from any other, without a clock: those of other machines may differ."""
+        return len(self.attempts), self.attempts[-1].ended if self.attempts else None
+
+    def close(self, state: State) -> None:
+        """End the run in `state`, and the attempt that was still open, if one was: its process cannot say it itself."""
+        self.state = state
+        self.close_attempt(state)
+
+    def begin_attempt(self, *, world_size: int, first_step: int) -> None:
+        """Begin an attempt of this process; one that is open has failed: its rank 0 was killed and could not say so."""
+        self.close_attempt("failed")
+        self.state = "starting"
+        self.attempts.append(
+            Attempt(
+                started=time.time(),
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                world_size=world_size,
+                first_step=first_step,
+                last_step=first_step,
+                state="starting",
+            )
+        )
+
+    def close_attempt(self, state: State) -> None:
+        """End the attempt that is still open, if one is, when it was last heard of."""
+        if self.attempts and self.attempts[-1].ended is None:
+            self.attempts[-1].state, self.attempts[-1].ended = state, self.heartbeat or time.time()
+
+
+class Job(BaseModel):
+    """The SLURM job that trains a run, and the call of sbatch that submitted it: `job.json`."""
+
+    id: str = ""  # SLURM's; one of an array is 123_4
+    argv: list[str] = []  # none for a job that was submitted by hand
+    env: dict[str, str] = {}
+    cwd: str = ""
+
+
+class Heartbeat(BaseModel):
+    """Where one rank stands: `heartbeats/rank-R.json`, written once a second by that rank."""
+
+    rank: int
+    host: str
+    pid: int
+    time: float
+    step: int  # steps taken
+    phase: str
+    progress: int
+    threads: dict[str, str] = {}  # the stacks of all threads by their names, while `stacks-request` exists
+
+
+class RunDirectory:
+    """A run's folder: `path`, the names of all files in it, and the ways in which they are written."""
+
+    def __init__(self, path: Path, *, node_rank: int = 0) -> None:
+        self.path = path
+        self.node_rank = node_rank
+        self.recipe = path / "recipe.yaml"
+        self.profile = path / "profile.yaml"
+        self.plan = path / "plan.json"
+        self.meeting = path / "meeting.json"  # what machine 0 writes for the others to see that they share the folder
+        self.job = path / "job.json"  # the SLURM job that trains the run, and how it was submitted
+        self.code = path / "code"  # a copy of the user's code, which the job runs
+        self.environment = path / "env.json"
+        self.status = path / "status.json"
+        self.stop = path / "stop"
+        self.metrics = path / "metrics.jsonl"
+        self.lock = path / "lock"  # held by rank 0 while it trains
+        self.launcher_lock = path / "launcher-lock"  # held by the launcher, also between two attempts
+        self.reserve = path / "reserve"
+        self.micro_batch = path / "micro-batch.json"  # what train.micro_batch_size=auto has found
+        self.logs = path / "logs"
+        self.launcher_log = self.logs / (f"launcher-{node_rank}.log" if node_rank else "launcher.log")
+        # What this machine's terminal has shown; beside rank 0 that is what this rank has said as well.
+        self.spoken_log = self.launcher_log if node_rank else self.log(0)
+        self.errors = path / "errors"
+        self.attempt_errors = self.errors / "attempt.json"  # which of them are of the newest attempt
+        self.heartbeats = path / "heartbeats"
+        self.stacks = path / "stacks"
+        self.stacks_request = path / "stacks-request"  # while it exists, heartbeats hold the stacks of all threads
+        self.flight_records = path / "flight-recorder"  # NCCL's latest calls, written when an attempt has stalled
+        self.flight_request = path / "flight-recorder-request"  # while it exists, ranks write theirs
+        self.traces = path / "profile"
+        self.checkpoints = path / "checkpoints"
+        self.evaluations = path / "evaluations"  # run directories of their own, one for each question to a checkpoint
+        self.examination = path / "examination.json"  # asks the worker to examine a checkpoint, not to train
+        self.findings = path / "findings.json"
+        self.answers = path / "answers.npz"
+        self.measurement = (
+            path / "measurement.json"
+        )  # asks the worker to measure the training, and not to go on with it
+        self.stage = path / "stage"  # what is being measured now, in words
+        self.figures = path / "figures.json"
+        self.export = path / "export"  # bundles and graphs for other programs
+        self.tensorboard = path / "tensorboard"
+        self.wandb = path / "wandb"
+        self.wandb_id = self.wandb / "run-id"
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder holds a run: anything else in its place is left alone."""
+        return self.recipe.is_file()
+
+    @property
+    def saves_nothing(self) -> bool:
+        """Whether the folder asks for an evaluation or a benchmark: a stop costs all of it, whenever it comes."""
+        return self.examination.exists() or self.measurement.exists()
+
+    def log(self, rank: int) -> Path:
+        """Return the log of one rank, appended to over restarts."""
+        return self.logs / f"rank-{rank}.log"
+
+    def accelerate_config(self, node_rank: int) -> Path:
+        """Return the configuration that accelerate reads on one machine."""
+        return self.path / (f"accelerate-{node_rank}.yaml" if node_rank else "accelerate.yaml")
+
+    def error(self, rank: int) -> Path:
+        """Return where a rank writes the exception that ended it."""
+        return self.errors / f"rank-{rank}.json"
+
+    def flight_record(self, rank: int) -> Path:
+        """Return where a rank writes its latest collective calls over NCCL; torchfrtrace reads files so named."""
+        return self.flight_records / f"rank-{rank}"
+
+    def trace(self, rank: int) -> Path:
+        """Return where a rank writes what the torch profiler saw, a Chrome trace."""
+        return self.traces / f"rank-{rank}.json"
+
+    def heartbeat(self, rank: int) -> Path:
+        """Return where a rank says once a second where it stands."""
+        return self.heartbeats / f"rank-{rank}.json"
+
+    def stack(self, rank: int) -> Path:
+        """Return the file to which a rank writes its Python stack, on request and when a fault kills it."""
+        return self.stacks / f"rank-{rank}.txt"
+
+    def create(self) -> None:
+        """Make the folder; raises `RunError` where something else stands in its place."""
+        self._check_place()
+        for folder in (self.path, *self._folders):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def _check_place(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"run directory {self.path} is a file; name a folder with --run")
+        if self.path.is_dir() and not self.exists and not all(map(self._is_of_a_start, self.path.iterdir())):
+            raise RunError(f"run directory {self.path} holds other files and no run; name a new folder with --run")
+
+    @contextmanager
+    def created(self) -> Iterator[None]:
+        """Make the folder, and remove a new one where the block raises: a start that is refused leaves nothing behind.
+
+        The folders above it that were made for it go as well.
+        """
+        self._check_place()  # before the block below, which deletes
+        is_new = not self.exists
+        missing = [folder for folder in self.path.absolute().parents if not folder.exists()]
+        try:
+            self.create()
+            yield
+        except BaseException:
+            if is_new and not self.is_held:  # another start of the same run may have been faster
+                self.remove(missing)
+            raise
+
+    @property
+    def _folders(self) -> tuple[Path, ...]:
+        return self.logs, self.errors, self.heartbeats, self.checkpoints
+
+    def _is_of_a_start(self, path: Path) -> bool:
+        """Whether a start that was killed at once may have left `path`: an empty folder, or a lock."""
+        if path in self._folders:
+            return path.is_dir() and not any(path.iterdir())
+        return path.name.startswith((self.lock.name, self.launcher_lock.name))
+
+    def check_writable(self, *, otherwise: str) -> None:
+        """Raise `StorageError` where this user cannot write to the run; `otherwise` says what else can be done."""
+        check_writable(self.path, otherwise=otherwise)
+
+    def remove(self, above: Iterable[Path] = ()) -> None:
+        """Delete the folder and all in it, and then the folders `above` it, the nearest first, while they are empty."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        with suppress(OSError):
+            for folder in above:
+                folder.rmdir()
+
+    def read_status(self) -> Status:
+        """Read where the run stands; a folder without a status is a queued run. Raises `RunError` for a damaged one."""
+        return read_whole(self.status, lambda text: Status.model_validate(json.loads(text))) or Status()
+
+    def has_ended(self, earlier: AttemptMark) -> bool:
+        """Return whether an attempt after the `earlier` one has ended well: saved on request, or at its end."""
+        status = self.read_status()
+        return status.state in {"stopped", "finished"} and status.mark != earlier
+
+    def write_status(self, status: Status) -> None:
+        """Replace the status in one step, so that a reader never sees half of it."""
+        write_atomically(self.status, to_json(status))
+
+    def read_micro_batch_size(self) -> int | None:
+        """Return the samples of a micro-batch that the run has found to fit into memory, None where it has not."""
+        return read_whole(self.micro_batch, lambda text: int(json.loads(text)["micro_batch_size"]))
+
+    def write_micro_batch_size(self, size: int) -> None:
+        """Write down what fits into memory, so that every later attempt takes the same."""
+        write_atomically(self.micro_batch, json.dumps({"micro_batch_size": size}))
+
+    def read_job(self) -> Job | None:
+        """Return the SLURM job of the run, None for a run that never had one."""
+        return read_whole(self.job, lambda text: Job.model_validate(json.loads(text)))
+
+    def write_job(self, job: Job) -> None:
+        """Write down which SLURM job trains the run."""
+        write_atomically(self.job, to_json(job))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return the records of metrics; a line that a crash has cut short, or a disk damaged, is left out."""
+        lines = "".join(texts_of([self.metrics])).split("\n")[:-1]
+        return read_readable((line for line in lines if line.endswith("}")), _record)
+
+    def write_error(self, report: dict[str, Any]) -> None:
+        """Write what ended a rank: its `rank`, the `time`, and what `report.print_failure` tells."""
+        write_atomically(self.error(report["rank"]), json.dumps(report, indent=1))
+
+    def write_heartbeat(self, heartbeat: Heartbeat) -> None:
+        """Replace a rank's sign of life."""
+        write_atomically(self.heartbeat(heartbeat.rank), heartbeat.model_dump_json(indent=1))
+
+    def read_heartbeats(self) -> list[Heartbeat]:
+        """Return the last sign of life of each rank that has given one, by rank."""
+        found = read_readable(texts_of(self.heartbeats.glob("rank-*.json")), Heartbeat.model_validate_json)
+        return sorted(found, key=lambda heartbeat: heartbeat.rank)
+
+    @contextmanager
+    def locked(self, patience_s: float = 0.0) -> Iterator[str | None]:
+        """Train in the run, as the only process that does; raises `RunError` where another one does all this time.
+
+        Yields None, or a note for the user about the lock (`distrain.system.locks`).
+        """
+        with self._hold(self.lock, patience_s) as note:
+            yield note
+
+    @contextmanager
+    def launching(self) -> Iterator[str | None]:
+        """Launch the run, as the only process that does; raises `RunError` where another one does.
+
+        Yields what `locked` does.
+        """
+        with self._hold(self.launcher_lock, patience_s=0.0) as note:
+            yield note
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a process on a machine that shares locks with this one launches the run or trains in it."""
+        return any(locks.is_held(path) for path in (self.launcher_lock, self.lock))
+
+    @contextmanager
+    def _hold(self, path: Path, patience_s: float) -> Iterator[str | None]:
+        try:
+            with locks.hold(path, patience_s=patience_s) as note:
+                yield note
+        except locks.HeldError as error:
+            raise RunError(
+                f"run directory {self.path} is in use by {error}; wait for it, or train in another one with --run"
+            ) from None
+
+    @contextmanager
+    def room_for_last_words(self) -> Iterator[None]:
+        """Hold a little of the disk and give it back at the end: a run that a full disk ends can still write why."""
+        with suppress(OSError):  # a disk that is full already
+            self.reserve.write_bytes(bytes(RESERVE_BYTES))
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                self.reserve.unlink(missing_ok=True)
+
+
+def new_run_directory(name: str, root: Path) -> RunDirectory:
+    """Name a new run below `root`: its recipe, its start, and four hex digits against collisions."""
+    return RunDirectory(root / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
+
+
+def _record(line: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(line)
+    return {**record, "step": record["step"]}
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` beside `path`, then rename it there: readers see the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:  # a full disk: what was written of the draft would take up space
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        error.filename, error.filename2 = str(path), None  # not the draft, which the user does not know
+        raise
+
+
+def sync(path: Path) -> None:
+    """Bring what a file holds, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,48 @@
+"""Writes the log of a run: what is said of it, each line with its time."""
+
+import logging
+from contextlib import suppress
+from pathlib import Path
+
+from distrain.system.files import PatientFile
+
+_MOST_WAITING = 10_000  # lines
+_FORMATTER = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+def open_log(path: Path) -> logging.Handler:
+    """Return a handler that appends what is logged to the file."""
+    handler = _LogFile(path)
+    handler.setFormatter(_FORMATTER)
+    return handler
+
+
+def append_to_log(path: Path, text: str) -> None:
+    """Append what the launcher has printed, line by line; a log that cannot be written is left as it is."""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    records = [logging.LogRecord("distrain.launcher", logging.INFO, "", 0, line, None, None) for line in lines]
+    with suppress(OSError), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        file.write("".join(f"{_FORMATTER.format(record)}\n" for record in records))
+
+
+class _LogFile(logging.Handler):
+    """Appends what is logged to a file; never raises, and never prints a traceback of its own.
+
+    What the disk refuses waits in memory and is written with a later record.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = PatientFile(path, most_waiting=_MOST_WAITING, is_shared=True)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append one record."""
+        self._file.append(self.format(record))
+
+    def close(self) -> None:
+        """Write what waits, if that is possible by now."""
+        self._file.flush()
+        self._file.close()
+        super().close()

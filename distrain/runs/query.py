@@ -1,0 +1,289 @@
+"""Owns what the control plane reads of runs: finding them, and telling a live one from one that died."""
+
+import shlex
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from distrain.config.profile import read_profile
+from distrain.errors import RunError
+from distrain.runs import checkpoints, slurm
+from distrain.runs.directory import RunDirectory, State, Status
+from distrain.runs.slurm import JobFacts
+from distrain.system import filesystem
+
+SILENT_AFTER_S = 60.0  # a running run writes its status every second; a long save or evaluation may pause it
+_NEXT_BEAT_S = 3.0  # another heartbeat of a run that is alive is there by then
+_MOST_APART_S = 3600.0  # of two clocks: a heartbeat that is older is the last one
+_ALIVE: tuple[State, ...] = ("starting", "running", "stopping")
+_ENDINGS: dict[State, str] = {
+    "stopped": "was stopped",
+    "failed": "failed",
+    "queued": "never began",
+    "preempted": "was preempted",
+}
+_POLL_S = 0.1
+_FOLLOW_S = 0.5
+
+
+def find_runs(root: Path) -> list[RunDirectory]:
+    """Return the runs directly below `root`, the oldest first."""
+    if not root.is_dir():
+        return []
+    runs = [RunDirectory(path) for path in root.iterdir() if path.is_dir()]
+    return sorted(filter(_is_run, runs), key=_began)
+
+
+def find_run(reference: str, root: Path, *, excluding: RunDirectory | None = None) -> RunDirectory:
+    """Find a run by its path, its name below `root`, or the beginning of its name; `last` is the newest.
+
+    One to be left out, `excluding`, is not found by the beginning of its name or as the newest. Raises `RunError` where
+    none or several match.
+    """
+    for path in (Path(reference).expanduser(), root / reference):
+        if (run := RunDirectory(path if path.name not in {"", ".."} else path.resolve())).exists:  # `.` has no name
+            return run
+    left_out = None if excluding is None else excluding.path.absolute()
+    runs = [run for run in find_runs(root) if run.path.absolute() != left_out]
+    if reference == "last" and runs:
+        return runs[-1]
+    matches = [run for run in runs if run.path.name.startswith(reference)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise RunError(f"{len(matches)} runs begin with {reference!r}: {', '.join(run.path.name for run in matches)}")
+    raise RunError(f"there is no run {reference!r} here or in {root}; `distrain runs` lists them")
+
+
+def find_checkpoint(
+    reference: str,
+    root: Path,
+    *,
+    must_be_best: bool,
+    which: str | None = None,
+    excluding: RunDirectory | None = None,
+) -> tuple[RunDirectory, Path, str]:
+    """Find a checkpoint to use by its own path, or by its run as `find_run` does; nothing in it is verified.
+
+    Of a run it is `which`, a step, `best` or `last`, if that is given, else the best by evaluation. Where that was not
+    kept, and unless it `must_be_best`, it is the strongest of those that are, or the newest where none of them was
+    evaluated. `excluding` is as in `find_run`. Returns the run, the checkpoint's folder, and in a few words why it is
+    this one. Raises `RunError` where there is none.
+    """
+    if must_be_best and which is not None:
+        raise RunError(f"{which} and --best both choose the checkpoint; leave one out")
+    for path in (Path(reference).expanduser().absolute(), (root / reference).absolute()):
+        run = RunDirectory(path.parents[1]) if len(path.parts) > 2 else RunDirectory(path)
+        if not run.exists or path.parent != run.checkpoints:
+            continue
+        number = path.name.removeprefix("step-")
+        named = checkpoints.final_path(run.checkpoints, int(number)) if number.isdecimal() else path
+        if named not in checkpoints.committed(run.checkpoints):
+            raise RunError(f"there is no checkpoint {reference}; `distrain checkpoints list {run.path}` lists them")
+        if must_be_best or which is not None:
+            raise RunError(
+                f"{reference} is one checkpoint, and {which or '--best'} chooses among those of a run; leave one out"
+            )
+        return run, named, "as named"
+    run = find_run(reference, root, excluding=excluding)
+    if which is not None:
+        return run, checkpoints.choose(run.checkpoints, which), "as named"
+    entries = checkpoints.take_inventory(run.checkpoints)
+    if must_be_best or checkpoints.find_best(entries) is not None:
+        return run, checkpoints.choose(run.checkpoints, "best"), "the best by evaluation"
+    if (entry := checkpoints.strongest(entries)) is not None:
+        step = checkpoints.run_best_step(entries)
+        better = "" if step is None else f"; that of step {step} has no checkpoint"
+        return run, entry.path, f"the strongest by evaluation of those kept{better}"
+    return run, checkpoints.choose(run.checkpoints, "last"), "the newest; none was evaluated"
+
+
+def best_checkpoint(run: RunDirectory, status: Status) -> Path | None:
+    """Return the checkpoint of the best evaluation; None where it is not kept, or there was no such evaluation."""
+    if status.best is None:
+        return None
+    path = checkpoints.final_path(run.checkpoints, int(status.best["step"]))
+    return path if path.is_dir() else None
+
+
+def find_fault(run: RunDirectory) -> str | None:
+    """Return in a sentence why it cannot be read where a run stands; None where it can."""
+    try:
+        run.read_status()
+        run.read_job()
+    except RunError as error:
+        return str(error)
+    except OSError as error:
+        return filesystem.explain(error) or str(error)
+    return None
+
+
+def _is_run(run: RunDirectory) -> bool:
+    try:
+        return run.exists
+    except PermissionError:  # another user's closed folder may be one
+        return True
+
+
+def _began(run: RunDirectory) -> float:
+    try:
+        return run.recipe.stat().st_ctime
+    except OSError:
+        return run.path.stat().st_ctime
+
+
+def find_silent(runs: list[RunDirectory]) -> set[Path]:
+    """Return the paths of those runs that claim to be alive and have been silent for too long.
+
+    The heartbeat of a run on another machine has the time of that machine, which may differ by minutes: where it is not
+    of the last minute, what counts is whether another one follows. That takes `_NEXT_BEAT_S`, for all of them together.
+    """
+    silent, doubtful = set[Path](), dict[Path, float]()
+    for run in runs:
+        status = run.read_status()
+        age_s = time.time() - status.heartbeat
+        if status.state not in _ALIVE or 0 <= age_s <= SILENT_AFTER_S:
+            continue
+        if _is_elsewhere(status) and age_s < _MOST_APART_S:
+            doubtful[run.path] = status.heartbeat
+        elif age_s > SILENT_AFTER_S:
+            silent.add(run.path)
+    if doubtful:
+        time.sleep(_NEXT_BEAT_S)
+    return silent | {path for path, beat in doubtful.items() if RunDirectory(path).read_status().heartbeat == beat}
+
+
+def read_states(runs: list[RunDirectory]) -> dict[Path, str]:
+    """Return for each run its state in a word, joined with what SLURM says of its job, if it has one."""
+    jobs = {run.path: job for run in runs if (job := run.read_job()) is not None}
+    facts = slurm.read_jobs(job.id for job in jobs.values())
+    known = {path: facts[job.id] for path, job in jobs.items() if job.id in facts}
+    silent = find_silent([run for run in runs if run.path not in known])
+    return {
+        run.path: state_on_cluster(run.read_status(), known.get(run.path), is_silent=run.path in silent) for run in runs
+    }
+
+
+def state_on_cluster(status: Status, facts: JobFacts | None, *, is_silent: bool = False) -> str:
+    """Return the state of a run whose job is as SLURM says: the status alone knows nothing of what happens to a queue.
+
+    Without facts, or while the job runs, the run's own word counts, or `died` for a run that `is_silent`.
+    """
+    if facts is None:
+        return "died" if is_silent else status.state
+    if facts.is_waiting:
+        return "requeued" if facts.restarts and status.state != "queued" else "queued"
+    if facts.is_over:
+        if status.state in {*_ALIVE, "queued", "preempted"}:
+            return {"CANCELLED": "cancelled", "TIMEOUT": "timed out", "FAILED": "failed"}.get(facts.state, "died")
+        return status.state
+    if facts.state == "RUNNING" and status.state in {"queued", "preempted"}:
+        return "starting"
+    return status.state
+
+
+def request_stop(run: RunDirectory) -> str | None:
+    """Ask a run to stop, which it does at its next step; a job that does not train yet is cancelled.
+
+    Returns the job's id if it was cancelled; raises `RunError` where nothing trains in the run, nor will.
+    """
+    job = None if is_alive(run) else run.read_job()
+    if job is not None and (facts := slurm.read_jobs([job.id]).get(job.id)) and not facts.is_over:
+        run.check_writable(otherwise="ask its owner to stop it")
+        slurm.cancel(job.id)
+        status = run.read_status()
+        status.close("stopped")
+        run.write_status(status)
+        return job.id
+    check_alive(run)
+    run.check_writable(otherwise="ask its owner to stop it")
+    run.stop.touch()
+    return None
+
+
+def check_alive(run: RunDirectory) -> None:
+    """Raise `RunError` where nothing trains in the run, with how it ended."""
+    if not is_alive(run):
+        status = run.read_status()
+        state = "finished" if status.state == "finished" else f"not running (it {_ENDINGS.get(status.state, 'died')})"
+        advice = "" if status.state == "finished" else f"; `{resume_command(run)}` resumes it"
+        raise RunError(f"run {run.path.name} is {state} at step {status.step} of {status.total_steps}{advice}")
+
+
+def resume_command(run: RunDirectory) -> str:
+    """Return the command that resumes a run as it was launched: as many processes, here or on the cluster.
+
+    Each of several machines has its own; this one is that of `run.node_rank`.
+    """
+    path = shlex.quote(str(run.path))
+    profile = read_profile(run.profile) if run.profile.exists() else None
+    if profile is None or profile.nodes == 1 or profile.launcher == "slurm":
+        return f"distrain resume {path}"
+    wanted = profile.as_wanted()
+    processes = f"--gpus {wanted.processes}" if profile.device == "cuda" else f"--procs {wanted.processes}"
+    launcher = "" if profile.launcher == "torchrun" else f" --launcher {profile.launcher}"
+    if profile.accelerate_config is not None:
+        launcher += f" --accelerate-config {shlex.quote(profile.accelerate_config)}"
+    return (
+        f"distrain fit --run {path} --nodes {wanted.nodes} --node-rank {run.node_rank} "
+        f"--rendezvous {wanted.rendezvous} {processes}{launcher}"
+    )
+
+
+def wait_for_end(run: RunDirectory) -> None:
+    """Return once nothing trains in the run any more."""
+    while is_alive(run):
+        time.sleep(_POLL_S)
+
+
+def is_alive(run: RunDirectory) -> bool:
+    """Whether a run is being trained: by the locks that its processes hold, or on another machine by its heartbeat."""
+    status = run.read_status()
+    if run.is_held or not _is_elsewhere(status):
+        return run.is_held
+    return status.state in _ALIVE and not find_silent([run])
+
+
+def _is_elsewhere(status: Status) -> bool:
+    return bool(status.attempts) and status.attempts[-1].host != socket.gethostname()
+
+
+def facts(run: RunDirectory) -> dict[str, Any]:
+    """Return where a run stands as JSON holds it, for scripts; of one that cannot be read, the `fault`."""
+    if (fault := find_fault(run)) is not None:
+        return {"run": str(run.path), "state": "unreadable", "fault": fault}
+    status = run.read_status()
+    best = best_checkpoint(run, status)
+    more = {"state": read_states([run])[run.path], "best_checkpoint": None if best is None else str(best)}
+    return {"run": str(run.path), **status.model_dump(), **more}
+
+
+def read_log(run: RunDirectory, rank: int, *, follow: bool) -> Iterator[str]:
+    """Return the log of a rank, piece by piece; with `follow` until nothing trains in the run nor will by itself.
+
+    Raises `RunError` where the rank has no log, and is not waited for.
+    """
+    path, position = run.log(rank), 0
+    if not path.exists() and not follow:
+        names = ", ".join(sorted(file.name for file in run.logs.glob("*"))) or "none"
+        raise RunError(f"run {run.path.name} has no log of rank {rank}; the logs in {run.logs} are: {names}")
+    while True:
+        goes_on = follow and _goes_on(run)  # asked before reading: what is written last is read as well
+        if path.exists():
+            with path.open(encoding="utf-8", errors="replace") as file:
+                file.seek(position)
+                yield file.read()
+                position = file.tell()
+        if not goes_on:
+            return
+        time.sleep(_FOLLOW_S)
+
+
+def _goes_on(run: RunDirectory) -> bool:
+    if is_alive(run):
+        return True
+    job = run.read_job()
+    facts = slurm.read_jobs([job.id]).get(job.id) if job is not None else None
+    return facts is not None and not facts.is_over

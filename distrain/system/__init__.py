@@ -1,0 +1,1 @@
+"""The host and the process: signals, files, locks, memory, GPUs."""

@@ -1,0 +1,196 @@
+"""Counts the GPUs that training processes started here would see, without importing torch.
+
+NVML is asked. Where it cannot answer, though something suggests that there is a GPU, torch is asked in a process of its
+own: that takes seconds, so a machine without such a sign never pays for it.
+"""
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+
+from distrain.errors import LaunchError
+from distrain.system.nvml import Gpu, MigDevice, Nvml, has_gpus_of_others, nvidia_files, read_nvml
+
+log = logging.getLogger(__name__)
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+_TORCH_S = 180.0  # for its import, from a busy file system
+_QUESTION = """
+import json
+import torch
+count, reason = torch.cuda.device_count(), None
+if not count:
+    try:
+        torch.cuda.init()
+    except Exception as error:
+        reason = str(error)
+print(json.dumps({"count": count, "version": torch.__version__, "cuda": torch.version.cuda, "reason": reason}))
+"""
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """The GPUs that a process started here sees; in words, a sentence that says where the number comes from."""
+
+    count: int
+    origin: str = "this machine shows"  # what stands before the number
+
+    def __str__(self) -> str:
+        return f"{self.origin} {_gpus(self.count)}"
+
+
+def find_gpus() -> Gpus:
+    """Find the GPUs that a process started here sees.
+
+    Raises `LaunchError` where there seems to be a GPU and nothing can use it, and where CUDA_VISIBLE_DEVICES names
+    none of those that are there: a training on the CPU would not be what is wanted.
+    """
+    visible = os.environ.get(VISIBLE)
+    if visible is not None and not is_naming(visible):
+        return Gpus(0, f"this machine with {VISIBLE}={visible!r} shows")
+    nvml = read_nvml()
+    if nvml.driver is None:
+        return _find_by_torch(nvml, visible)
+    if nvml.fault is not None:
+        _note(f"{nvml.fault}; training starts without it")
+    count = len(select_visible(nvml.gpus, visible))
+    if visible is not None and not count:
+        raise LaunchError(
+            f"{VISIBLE}={visible} names no GPU that can be used, of {len(nvml.gpus)} here: a number or a name in it is "
+            "wrong or given twice; correct it, or train on the CPU with --device cpu"
+        )
+    if not count:
+        return _none()
+    with_list = "" if visible is None else f" with {VISIBLE}={visible}"
+    as_mig = " (a process uses one MIG device)" if any(gpu.is_mig for gpu in nvml.gpus) else ""
+    return Gpus(count, f"this machine{with_list}{as_mig} shows")
+
+
+def count_gpus() -> int:
+    """Return how many GPUs a process started here sees; raises as `find_gpus` does."""
+    return find_gpus().count
+
+
+def is_naming(visible: str) -> bool:
+    """Whether a value of CUDA_VISIBLE_DEVICES begins with a device; `-1`, `NoDevFiles` and the like hide all."""
+    first = visible.split(",")[0].strip()
+    return first.startswith(("GPU-", "MIG-")) or _index(first) >= 0
+
+
+def select_visible(gpus: tuple[Gpu, ...], visible: str | None) -> list[Gpu | MigDevice]:
+    """Return the devices that CUDA shows to a process with this value of CUDA_VISIBLE_DEVICES, in its order.
+
+    A list ends before the first entry that names no device, and shows nothing where it names one twice. Where an
+    instance of a GPU in MIG mode is visible, CUDA shows the first one and nothing else.
+    https://docs.nvidia.com/cuda/cuda-programming-guide/05-appendices/environment-variables.html
+    https://docs.nvidia.com/datacenter/tesla/mig-user-guide/
+    """
+    everything = [device for gpu in gpus for device in _devices(gpu)]
+    found = everything if visible is None else _read_list(gpus, visible)
+    instances = [device for device in found if isinstance(device, MigDevice)]
+    return [instances[0]] if instances else found
+
+
+def ask_torch() -> tuple[int, str]:
+    """Return how many GPUs torch sees in a process started here, and where it sees none, why."""
+    return _ask_torch(os.environ.get(VISIBLE))
+
+
+def first_sentence(words: str) -> str:
+    """Return the first sentence of an error's text, without its full stop; CUDA's go on for many lines."""
+    return re.split(r"\.\s", " ".join(words.split()) + " ")[0].strip()
+
+
+def _find_by_torch(nvml: Nvml, visible: str | None) -> Gpus:
+    signs = [f"{path} is there" for path in nvidia_files()[:1]] + ([f"{VISIBLE}={visible}"] if visible else [])
+    if not signs:
+        return _none()
+    count, reason = ask_torch()
+    if not count:
+        raise LaunchError(
+            f"this machine seems to have a GPU ({', '.join(signs)}) that cannot be used: {nvml.fault}; {reason}. "
+            "`distrain doctor` says more; to train on the CPU: --device cpu"
+        )
+    _note(f"NVML cannot be used ({nvml.fault}); torch sees {_gpus(count)} here, and training uses what torch sees")
+    return Gpus(count, "torch on this machine sees")
+
+
+def _none() -> Gpus:
+    if has_gpus_of_others():
+        _note(
+            "this machine has NVIDIA GPUs, and none was given to this process (a container needs docker run --gpus all)"
+        )
+    return Gpus(0)
+
+
+@cache  # told once, however often GPUs are counted
+def _note(words: str) -> None:
+    log.warning("note: %s", words)
+
+
+@cache  # by the value, which decides the answer
+def _ask_torch(_visible: str | None) -> tuple[int, str]:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _QUESTION], capture_output=True, text=True, check=False, timeout=_TORCH_S
+        )
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        return 0, f"torch did not answer in {_TORCH_S:.0f} s"
+    except (IndexError, ValueError):
+        return 0, f"torch does not import: {(done.stderr.strip().splitlines() or ['it says nothing'])[-1]}"
+    if not answer["count"] and answer["cuda"] is None:
+        return 0, f"torch {answer['version']} is a build for the CPU alone"
+    return answer["count"], f"torch {answer['version']}: {first_sentence(answer['reason'] or 'it finds none')}"
+
+
+def _read_list(gpus: tuple[Gpu, ...], visible: str) -> list[Gpu | MigDevice]:
+    entries = visible.split(",")
+    is_numbers = not entries[0].strip().startswith(("GPU-", "MIG-"))
+    found: list[Gpu | MigDevice] = []
+    named: list[str] = []
+    for entry in entries:
+        if is_numbers:
+            index = _index(entry)
+            devices, name = (_devices(gpus[index]), gpus[index].uuid) if 0 <= index < len(gpus) else ([], "")
+        else:
+            devices, name = _by_name(gpus, entry.strip())
+        if not name:
+            break
+        if name in named:
+            return []
+        named.append(name)
+        found += devices
+    return found
+
+
+def _by_name(gpus: tuple[Gpu, ...], name: str) -> tuple[list[Gpu | MigDevice], str]:
+    """Return what a UUID or its beginning names, and the UUID; nothing where that is no device, or several."""
+    if name.startswith("MIG-GPU-"):  # its older form: MIG-GPU-UUID/GPU instance/compute instance
+        parent, _, place = name.removeprefix("MIG-").partition("/")
+        named = [one for gpu in gpus if gpu.uuid == parent for one in gpu.instances if one.place == place]
+    else:
+        named = [one for gpu in gpus for one in gpu.instances if name.startswith("MIG-") and one.uuid.startswith(name)]
+    if len(named) == 1:
+        return [named[0]], named[0].uuid
+    parents = [gpu for gpu in gpus if name.startswith("GPU-") and gpu.uuid.startswith(name)]
+    return (_devices(parents[0]), parents[0].uuid) if len(parents) == 1 else ([], "")
+
+
+def _devices(gpu: Gpu) -> list[Gpu | MigDevice]:
+    return list(gpu.instances) if gpu.is_mig else [gpu]
+
+
+def _index(entry: str) -> int:
+    """Return the number that an entry begins with, as CUDA reads it; -1 where there is none."""
+    number = re.match(r"\s*\+?(\d+)", entry)
+    return int(number.group(1)) if number else -1
+
+
+def _gpus(count: int) -> str:
+    return {0: "no GPU", 1: "1 GPU"}.get(count, f"{count} GPUs")

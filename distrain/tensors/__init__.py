@@ -1,0 +1,1 @@
+"""What torch gives of tensors and modules, put to use: shards, devices, state, values as text."""

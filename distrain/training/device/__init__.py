@@ -1,0 +1,1 @@
+"""What depends on the device: memory, micro-batch size, batch transforms."""

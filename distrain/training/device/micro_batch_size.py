@@ -1,0 +1,218 @@
+"""Owns `train.micro_batch_size: auto`: the largest micro-batch that memory holds, found by trying, once for a run."""
+
+import logging
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from distrain.config import Recipe
+from distrain.data.sources.base import Batch
+from distrain.distributed.world import World
+from distrain.errors import LaunchError, ModelError, RecipeError
+from distrain.models.copies import copy_network
+from distrain.runs.directory import RunDirectory
+from distrain.system.memory import available_memory_bytes
+from distrain.training.device.allocator import forget_peak, release_unused, resident_bytes
+from distrain.training.device.batch_transforms import Preparation
+from distrain.training.device.precision import Precision, place, set_tf32
+from distrain.training.losses import LossFunction
+from distrain.training.optim.optimizer import build_optimizer
+from distrain.training.optim.weight_averaging import WeightAverage
+
+SHARE_TAKEN = 0.9  # of the memory that is left: evaluation, communication and fragments want some, too
+LEAST_LEFT_BYTES = 2**30  # of a GPU's: kernels that are loaded at their first use, and NCCL's buffers, come later
+# How running out of memory is reported apart from torch's own exceptions: by the CPU's allocator, cuBLAS and cuDNN.
+_OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+# What cuDNN reports where no algorithm has memory for its workspace; also for what it cannot compute at any size.
+_NO_ALGORITHM = "unable to find an engine"
+
+log = logging.getLogger(__name__)
+
+Trial = Callable[[int], int | None]  # from a micro-batch size to the peak of its bytes; None: there are not so many
+
+
+def settle_micro_batch_size(run: RunDirectory, world: World, *, largest: int, find: Callable[[], int]) -> int:
+    """Return this run's size: the one that it has found before, or now the least that any rank's `find` gives.
+
+    `largest` is a rank's share of a step, which the size must divide. All ranks call it together. Raises `RecipeError`
+    where nothing fits.
+    """
+    kept = int(world.all_reduce(torch.tensor((run.read_micro_batch_size() or 0) if world.is_main else 0)))
+    if kept and largest % kept == 0:
+        return kept
+    found = world.smallest(find())
+    if found == 0:
+        raise RecipeError(
+            "train.micro_batch_size=auto: a pass of the fewest samples does not fit into the memory that is left; "
+            "end other programs, or take a smaller network or smaller images"
+        )
+    if world.is_main:
+        try:
+            run.write_micro_batch_size(found)
+        except OSError as error:
+            log.warning(
+                "%s could not be written: %s; a later attempt may find another", run.micro_batch, error.strerror
+            )
+    return found
+
+
+def find_micro_batch_size(trial: Trial, *, largest: int, limit_bytes: int, is_cautious: bool) -> int:
+    """Return the largest divisor of `largest` whose trial stays within the limit; 0 where none does.
+
+    Sizes grow, by no more than twice at once. `is_cautious`: a size is not even tried whose memory would by all signs
+    exceed the limit, since nothing catches what follows on the CPU.
+    """
+    least = min(2, largest)  # BatchNorm may refuse a single sample
+    small = [size for size in range(1, math.isqrt(largest) + 1) if largest % size == 0]
+    divisors = {size for divisor in small for size in (divisor, largest // divisor) if size >= least}
+    doublings = {1 << exponent for exponent in range(1, largest.bit_length()) if 1 << exponent < largest}
+    found = 0
+    peaks: list[tuple[int, int]] = []
+    for size in sorted(divisors | doublings):
+        if is_cautious and _expected_bytes(peaks, size) > limit_bytes:
+            break
+        peak = trial(size)
+        if peak is None or peak > limit_bytes:
+            break
+        peaks.append((size, peak))
+        found = size if size in divisors else found
+    if peaks:
+        log.info(
+            "train.micro_batch_size=auto: %d samples take %.0f MiB at most, and %.0f MiB may be taken",
+            *(peaks[-1][0], peaks[-1][1] / 2**20, limit_bytes / 2**20),
+        )
+    return found
+
+
+def memory_limit_bytes(world: World, *, processes: int) -> int:
+    """Return what this rank's training may take, of `processes` on this machine; all ranks call it together."""
+    if world.device.type == "cuda":
+        torch.cuda.empty_cache()
+        free: int | None = torch.cuda.mem_get_info(world.device)[0]
+    else:
+        available = available_memory_bytes()
+        free = None if available is None else available // processes
+    world.barrier()  # no rank begins to take memory before all have looked
+    if free is None:
+        raise LaunchError("train.micro_batch_size=auto cannot see how much memory is left here; give a number")
+    return usable_bytes(free, world.device)
+
+
+def usable_bytes(free: int, device: torch.device) -> int:
+    """Return how much of `free` bytes a training may take; on a small GPU the rest is more than a tenth."""
+    return min(int(free * SHARE_TAKEN), max(0, free - LEAST_LEFT_BYTES if device.type == "cuda" else free))
+
+
+def try_micro_batch_sizes(
+    recipe: Recipe,
+    model: nn.Module,
+    batch: Batch,
+    *,
+    largest: int,
+    limit_bytes: int,
+    prepare: Preparation,
+    loss_function: LossFunction,
+    world: World,
+) -> int:
+    """Return what `find_micro_batch_size` finds by training a copy of `model` on samples of `batch`.
+
+    It leaves nothing behind: no memory, no changed weights or statistics, no generator that has advanced.
+    """
+    with torch.random.fork_rng(devices=list(world.gpus)):
+        passes = _Passes(recipe, model, batch, prepare=prepare, loss_function=loss_function, world=world)
+        is_cautious = world.device.type == "cpu"
+        found = find_micro_batch_size(
+            passes.peak_bytes, largest=largest, limit_bytes=limit_bytes, is_cautious=is_cautious
+        )
+        del passes
+    release_unused(world.device)
+    return found
+
+
+class _Passes:
+    """A copy of the network that is trained for its use of memory, with all that a step holds in it."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: nn.Module,
+        batch: Batch,
+        *,
+        prepare: Preparation,
+        loss_function: LossFunction,
+        world: World,
+    ) -> None:
+        self._device = world.device
+        _take_a_first_step()
+        forget_peak(self._device)
+        self._before = _now_bytes(self._device)
+        set_tf32(recipe, self._device)
+        self._model = place(_copy(model, recipe), recipe, self._device).train()
+        self._optimizer = build_optimizer(recipe.optimizer, self._model)
+        self._average = None if recipe.train.ema_decay is None else WeightAverage(self._model, recipe.train.ema_decay)
+        self._precision = Precision(recipe.precision, self._device)
+        self._clip_norm = recipe.train.clip_norm
+        self._batch, self._prepare, self._loss_function = batch, prepare, loss_function
+        self._has_passed = False  # some size has
+
+    def peak_bytes(self, size: int) -> int | None:
+        """Return what two steps on `size` samples take at most, None where there is not so much."""
+        forget_peak(self._device)
+        try:
+            for _ in range(2):  # in the second one the optimizer's state is there during the passes
+                self._step(size)
+        except (torch.OutOfMemoryError, MemoryError):
+            return None
+        except RuntimeError as error:
+            is_out_of_memory = any(words in str(error) for words in _OUT_OF_MEMORY)
+            if is_out_of_memory or (self._has_passed and _NO_ALGORITHM in str(error)):
+                return None
+            raise
+        self._has_passed = True
+        return max(0, _peak_bytes(self._device) - self._before)
+
+    def _step(self, size: int) -> None:
+        chosen = torch.arange(size) % len(self._batch[1])
+        images, targets = (part[chosen].to(self._device) for part in self._batch)
+        images, targets = self._prepare(images, targets, step=self._prepare.largest_step, piece=0)
+        with self._precision.autocast():
+            loss = self._loss_function(self._model(images), targets)
+        self._precision.backward(loss)
+        self._precision.step(self._optimizer, list(self._model.parameters()), clip_norm=self._clip_norm)
+        self._model.zero_grad()
+        if self._average is not None:
+            self._average.update(0)
+
+
+def _copy(model: nn.Module, recipe: Recipe) -> nn.Module:
+    try:
+        return copy_network(model, name=recipe.model.name)
+    except ModelError as error:
+        raise ModelError(f"train.micro_batch_size=auto trains a copy of the network; {error}; give a number") from error
+
+
+def _take_a_first_step() -> None:
+    """Have torch load what it loads at the first step of any optimizer, a hundred MiB that no other step takes."""
+    network = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    network(torch.ones(1, 1)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _expected_bytes(peaks: list[tuple[int, int]], size: int) -> float:
+    """Continue the straight line through the last two peaks; with less to go by, nothing is expected."""
+    if len(peaks) < 2:
+        return 0.0
+    (size_0, peak_0), (size_1, peak_1) = peaks[-2:]
+    return peak_1 + max(0.0, (peak_1 - peak_0) / (size_1 - size_0)) * (size - size_1)
+
+
+def _now_bytes(device: torch.device) -> int:
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else resident_bytes("VmRSS")
+
+
+def _peak_bytes(device: torch.device) -> int:
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else resident_bytes("VmHWM")

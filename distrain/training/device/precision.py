@@ -1,0 +1,150 @@
+"""Owns numbers on a device: their precision, the loss scaling that float16 gradients need, their order in memory."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from distrain.config import Recipe
+from distrain.errors import RecipeError
+from distrain.tensors.autocast import DTYPES, autocast
+from distrain.tensors.dtensor import is_sharded, own_part, whole
+from distrain.training.optim.optimizer import begin_momentum, update
+from distrain.training.step_watch import norms_of
+
+_NO_CONTEXT: AbstractContextManager[Any] = nullcontext()
+
+
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def set_tf32(recipe: Recipe, device: torch.device) -> None:
+    """Let a GPU round the inputs of float32 convolutions and matrix products to TF32, or not, as the recipe says.
+
+    https://docs.pytorch.org/docs/stable/notes/cuda.html#tensorfloat-32-tf32-on-ampere-and-later-devices
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = recipe.has_tf32
+        torch.backends.cudnn.allow_tf32 = recipe.has_tf32
+
+
+def place(network: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:
+    """Return a network on its device, its weights in the recipe's memory format.
+
+    FSDP wants contiguous weights: with it, images alone bring the format in.
+    """
+    if recipe.compute.memory_format == "contiguous" or recipe.parallel.strategy == "fsdp":
+        return network.to(device)
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
+
+
+class Precision:
+    """The arithmetic of forward and backward passes; weights and optimizer state stay float32."""
+
+    def __init__(self, name: Literal["fp32", "bf16", "fp16"], device: torch.device) -> None:
+        """Raise `RecipeError` for bf16 on a GPU that has no arithmetic for it: its libraries would fail in a step."""
+        if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            major, minor = torch.cuda.get_device_capability(device)
+            raise RecipeError(
+                "precision=bf16 needs a GPU of compute capability 8.0 or above, and "
+                f"{torch.cuda.get_device_name(device)} has {major}.{minor}; take precision=fp16 or fp32"
+            )
+        self._device_type = device.type
+        self._dtype = DTYPES[name]
+        self._scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context of a forward pass."""
+        return autocast(self._dtype, self._device_type)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Run the backward pass of a loss, scaled where gradients are float16."""
+        self._scaler.scale(loss).backward() if self._scaler.is_enabled() else loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(
+        self, optimizer: torch.optim.Optimizer, weights: Sequence[nn.Parameter], *, clip_norm: float | None
+    ) -> list[torch.Tensor]:
+        """Clip the gradient's 2-norm to `clip_norm` and update the weights; float16 overflow skips the update.
+
+        Returns the 2-norms of the gradients before that, by weight, of sharded ones those of this rank's parts. They
+        are left out on a CPU without clipping, and where loss scaling has looked whether the gradients are finite.
+        """
+        if not self._scaler.is_enabled():
+            norms = []
+            if clip_norm is not None:
+                norms = clip_gradients(weights, clip_norm)
+            elif self._device_type != "cpu":
+                norms = gradient_norms(weights)
+            update(optimizer)
+            return norms
+        if all(weight.grad is None for weight in weights):  # torch's scaler does not take a step without gradients
+            return []
+        with _alike(weights):
+            if clip_norm is not None:
+                self._scaler.unscale_(optimizer)
+                clip_gradients(weights, clip_norm)
+            begin_momentum(optimizer)
+            self._scaler.step(optimizer)
+            self._scaler.update()
+        return []
+
+    def state(self) -> dict[str, Any]:
+        """Return the loss scale and its history, as numbers that JSON keeps exactly."""
+        return self._scaler.state_dict()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on with a saved loss scale."""
+        if self._scaler.is_enabled() and state:
+            self._scaler.load_state_dict(state)
+
+
+def gradient_norms(weights: Sequence[nn.Parameter]) -> list[torch.Tensor]:
+    """Return the 2-norm of each gradient there is, of sharded ones that of this rank's part."""
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    if any(type(gradient) is not torch.Tensor for gradient in gradients):
+        gradients = [own_part(gradient) for gradient in gradients]
+    return norms_of(gradients)
+
+
+@torch.no_grad()
+def clip_gradients(weights: Sequence[nn.Parameter], clip_norm: float) -> list[torch.Tensor]:
+    """Do what torch's `clip_grad_norm_` does, to the bit, without its bookkeeping where the gradients are all alike.
+
+    Returns what `gradient_norms` does, of the gradients as they were before.
+    """
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    kinds = {(type(gradient), gradient.dtype, gradient.device) for gradient in gradients}
+    if len(kinds) != 1 or kinds.pop()[0] is not torch.Tensor:  # weights in parts, for example
+        norms = gradient_norms(weights)
+        _clip_mixed(gradients, clip_norm)
+        return norms
+    norms = list(torch._foreach_norm(gradients))
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
+    if factor.device.type != "cpu" or float(factor) != 1:  # elsewhere to look at it would synchronise the device
+        torch._foreach_mul_(gradients, factor)
+    return norms
+
+
+def _clip_mixed(gradients: Sequence[torch.Tensor], clip_norm: float) -> None:
+    """Clip gradients of several kinds, those that are in parts by the norm of the whole; the ranks call it together."""
+    if not gradients:
+        return
+    parts = [gradient for gradient in gradients if is_sharded(gradient)]
+    others = [gradient for gradient in gradients if not is_sharded(gradient)]
+    norms = [whole(nn.utils.get_total_norm(kind)) for kind in (parts, others) if kind]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        own_part(gradient).mul_(factor.to(gradient.device))
+
+
+def _alike(weights: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
+    """Return a context in which one operation takes weights in parts together with others, equal on all ranks."""
+    if len({is_sharded(weight) for weight in weights}) < 2:
+        return _NO_CONTEXT
+    from torch.distributed.tensor.experimental import implicit_replication
+
+    return implicit_replication()

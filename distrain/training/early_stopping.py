@@ -1,0 +1,100 @@
+"""Owns the ends that come before the planned last step: a loss that is reached, no progress any more, time that is up.
+
+An end makes a step the last one, with all that is due then. The schedule of the learning rate stays as it was planned.
+"""
+
+import logging
+import math
+from dataclasses import replace
+
+import torch
+
+from distrain.errors import TrainingError
+from distrain.system.display import duration
+from distrain.training.session import Ending, Session
+
+log = logging.getLogger(__name__)
+
+
+def end_at(session: Session, step: int, ending: Ending) -> Session:
+    """Make `step` the last one."""
+    session.heart.status.total_steps = step
+    return replace(session, total_steps=step, due=replace(session.due, total_steps=step), ending=ending)
+
+
+def end_early(session: Session, step: int) -> Session:
+    """Make `step` the last one where the loss that the recipe wants is reached, or its time is up.
+
+    All ranks call it together.
+    """
+    train, planned = session.recipe.train, session.total_steps
+    if step == planned:
+        return session
+    if train.target_loss is not None and session.losses.last_epoch() < train.target_loss:
+        return end_at(session, step, "target_loss")
+    if train.max_time is not None and _from_main(session, _seconds_left(session)) <= 0:
+        log.info(
+            "the time limit of %s (train.max_time) is reached at step %d of %d%s",
+            *(duration(train.max_time * 60), step, planned, _rest(session)),
+        )
+        return end_at(session, step, "max_time")
+    return session
+
+
+def end_without_progress(session: Session, step: int) -> Session:
+    """Make `step` the last one where the last `train.patience` evaluations were none better than the best one.
+
+    It follows from the best evaluation and the step alone, so that it is the same after any resume.
+    """
+    patience, best = session.recipe.train.patience, session.heart.status.best
+    if patience is None or best is None or step == session.total_steps:
+        return session
+    if session.due.num_evaluations(int(best["step"]), step) < patience:
+        return session
+    log.info(
+        "train.patience=%d: no evaluation since step %d was better, so the run ends at step %d of %d%s",
+        *(patience, int(best["step"]), step, session.total_steps, _rest(session)),
+    )
+    return end_at(session, step, "patience")
+
+
+def last_step_in_time(session: Session, step: int, last_step: int) -> int:
+    """Return up to which step to train on before time is looked at again: `last_step`, or less where time runs out.
+
+    As many steps are taken as the time that is left allows at the pace so far. All ranks call it together.
+    """
+    if session.recipe.train.max_time is None:
+        return last_step
+    pace_s = session.heart.seconds_per_step
+    fitting = 1.0 if pace_s is None else _seconds_left(session) / pace_s
+    return min(last_step, step + max(1, int(_from_main(session, fitting))))
+
+
+def check_target(session: Session) -> None:
+    """Say that the loss that the recipe wants is reached; raises `TrainingError` where it is not."""
+    target, loss = session.recipe.train.target_loss, session.losses.last_epoch()
+    if target is None:
+        return
+    if loss >= target and session.ending != "target_loss":  # after a resume at the end the loss is not known any more
+        reached = f" (it is {loss:.3g})" if math.isfinite(loss) else ""  # not known where no step was left to take
+        raise TrainingError(
+            f"the training loss did not come below train.target_loss={target:g} in {session.total_steps} steps"
+            f"{reached}; look at the learning rate, the labels, and weights that are frozen"
+        )
+    value = f"{loss:.3g} after {session.total_steps} steps, " if math.isfinite(loss) else ""
+    log.info("the training loss is %sbelow the target of %g", value, target)
+
+
+def _seconds_left(session: Session) -> float:
+    assert session.recipe.train.max_time is not None
+    return session.recipe.train.max_time * 60 - session.heart.train_seconds
+
+
+def _from_main(session: Session, value: float) -> float:
+    """Return rank 0's value, whose clock counts."""
+    return float(session.world.all_reduce(torch.tensor(value if session.world.is_main else 0.0, dtype=torch.float64)))
+
+
+def _rest(session: Session) -> str:
+    name = session.recipe.schedule.name
+    return "" if name == "constant" else f"; schedule.name={name} was made for all of these"

@@ -1,0 +1,141 @@
+"""Owns evaluation: the validation samples, each counted exactly once at every world size."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from distrain.config import Eval
+from distrain.data.sources.base import Batch
+from distrain.distributed.world import World
+from distrain.tensors.dtensor import reshard
+from distrain.training.device.precision import Precision
+from distrain.training.losses import LossFunction
+from distrain.training.metrics.accumulators import Confusion, Counter, LabelConfusion, build_counters
+from distrain.training.metrics.curves import build_curves
+from distrain.training.metrics.selection import ChosenMetrics
+from distrain.training.test_time_augmentation import predict_views
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found, the same on every rank.
+
+    `metrics` holds `val/loss` and `val/NAME` for each chosen metric, fractions, not percent, and `val/top1/CLASS` for
+    `accuracy_per_class`. `confusion` is int64 on the CPU where a chosen metric needs it, else None: for classes
+    [classes, classes], a row for a true class, a column for a predicted one; for labels [labels, truth, prediction].
+    """
+
+    metrics: dict[str, float]
+    num_samples: int
+    confusion: torch.Tensor | None
+
+    @property
+    def class_counts(self) -> torch.Tensor | None:
+        """How many samples of each class are right, and how many there are: int64 [classes, 2]."""
+        if self.confusion is None or self.confusion.dim() != 2:
+            return None
+        return torch.stack([self.confusion.diag(), self.confusion.sum(dim=1)], dim=1)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Iterator[Batch],
+    *,
+    num_batches: int,
+    idle_batch: torch.Tensor | None,
+    loss_function: LossFunction,
+    chosen: ChosenMetrics,
+    precision: Precision,
+    views: Eval,
+    world: World,
+    must_break_off: Callable[[], bool],
+    witness: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
+) -> Evaluation | None:
+    """Return the mean loss and the chosen metrics over all samples of all ranks' `batches`.
+
+    None, on every rank, where any of them broke off, which a rank does before the batch at which it finds that it must.
+    Batch i of the `num_batches` of all ranks comes to rank i % world size. What is counted is whole numbers, and the
+    batches' sums of floats are added exactly, so the result does not depend on the number of ranks. `views` says over
+    which views of an image the outputs are averaged. `idle_batch` is what a rank without a batch calls the model with,
+    where every call is a collective one; None where the model is the rank's own. `witness` is shown each batch of this
+    rank: its number, logits [n, outputs] and targets.
+    """
+    modes = [(part, part.training) for part in (model, loss_function) if isinstance(part, nn.Module)]
+    for part, _ in modes:
+        part.eval()
+    counters, curves = build_counters(chosen, world.device), build_curves(chosen, world.device)
+    has_errors = chosen.target == "values"
+    # Of each batch: samples, loss and, of values, absolute and squared errors, all summed over the samples.
+    sums = torch.zeros(num_batches, 4 if has_errors else 2, dtype=torch.float64, device=world.device)
+    own = range(world.rank, num_batches, world.size)
+    for number, (images, targets) in zip(own, batches, strict=True):
+        if must_break_off():
+            break
+        with precision.autocast():
+            logits = predict_views(model, images, views)
+            loss = loss_function(logits, targets)
+        row = [sums.new_full((), len(targets)), loss.double() * len(targets)]
+        sums[number] = torch.stack(row + _errors(logits, targets) if has_errors else row)
+        for counter in counters:
+            counter.update(logits.float(), targets)
+        if curves is not None:
+            curves.update(logits.float(), targets)
+        if witness is not None:
+            witness(number, logits, targets)
+    if idle_batch is not None and len(own) < -(-num_batches // world.size):
+        with precision.autocast():
+            predict_views(model, idle_batch, views)
+    reshard(model)
+    for part, was_training in modes:
+        part.train(was_training)
+    rows, counts = _add_over_ranks(sums, counters, world)
+    if any(row[0] == 0 for row in rows):
+        return None
+    areas = {} if curves is None else curves.results(world)
+    return _conclude(rows, counters, counts, areas, chosen)
+
+
+def _errors(outputs: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
+    """Return the absolute and the squared errors of [n, outputs], their means over the outputs, summed over samples."""
+    errors = outputs.double() - targets.double()
+    return [errors.abs().mean(dim=1).sum(), errors.square().mean(dim=1).sum()]
+
+
+def _add_over_ranks(
+    sums: torch.Tensor, counters: list[Counter], world: World
+) -> tuple[list[list[float]], list[torch.Tensor]]:
+    """Return the rows of all batches and the counts of all ranks, on the host, by one collective call.
+
+    It adds float64, exactly: each row is one rank's, and x + 0 is exact; so are counts below 2^53.
+    """
+    parts = [sums, *(counter.counts for counter in counters)]
+    total = world.all_reduce(torch.cat([part.flatten().double() for part in parts])).cpu()  # synchronises the device
+    rows, *counts = torch.split(total, [part.numel() for part in parts])
+    return rows.view_as(sums).tolist(), [
+        count.long().view(counter.counts.shape) for count, counter in zip(counts, counters, strict=True)
+    ]
+
+
+def _conclude(
+    rows: list[list[float]],
+    counters: list[Counter],
+    counts: list[torch.Tensor],
+    areas: dict[str, float],
+    chosen: ChosenMetrics,
+) -> Evaluation:
+    samples, loss, *errors = (math.fsum(column) for column in zip(*rows, strict=True))
+    found = {"loss": loss / samples}
+    if errors:
+        means = {"mae": errors[0] / samples, "rmse": math.sqrt(errors[1] / samples)}
+        found |= {name: means[name] for name in chosen.names}
+    confusion = None
+    for counter, total in zip(counters, counts, strict=True):
+        found |= counter.results(total, int(samples))
+        if isinstance(counter, Confusion | LabelConfusion):
+            confusion = total
+    found |= areas
+    return Evaluation({f"val/{name}": value for name, value in found.items()}, int(samples), confusion)

@@ -1,0 +1,102 @@
+"""Says at the start of a run what its recipe and its data will not do although they look as if they did."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distrain.config import Recipe
+from distrain.data.sources.base import Source
+from distrain.messages import joined
+
+MAX_NAMED = 3
+
+
+def forewarn(recipe: Recipe, sources: Mapping[str, Source], *, steps_per_epoch: int, total_steps: int) -> list[str]:
+    """Return a sentence for each thing that a user should know before the first step; most runs have none."""
+    return [
+        *find_schedule_faults(recipe, steps_per_epoch=steps_per_epoch, total_steps=total_steps),
+        *find_class_faults(sources),
+        *find_double_weights(recipe),
+    ]
+
+
+def find_schedule_faults(recipe: Recipe, *, steps_per_epoch: int, total_steps: int) -> list[str]:
+    """Return what of the schedule of the learning rate lies behind the last of the `total_steps`."""
+    schedule, faults = recipe.schedule, list[str]()
+    end = f"train.max_steps={total_steps}" if recipe.train.max_steps == total_steps else f"{total_steps} steps"
+    warmup_steps = round(schedule.warmup_epochs * steps_per_epoch)
+    if warmup_steps > 0 and total_steps <= warmup_steps:
+        top = recipe.base_lr * total_steps / (warmup_steps + 1)
+        faults.append(
+            f"schedule.warmup_epochs={schedule.warmup_epochs:g} ({warmup_steps} steps) is not over before the end "
+            f"({end}): the learning rate rises to {top:.3g} of {recipe.base_lr:g} and no further; "
+            f"--set schedule.warmup_epochs=0 trains without it"
+        )
+    drops = {"step": (schedule.step_epochs,), "multistep": schedule.milestones_epochs}.get(schedule.name) or ()
+    late = [epoch for epoch in drops if epoch is not None and math.ceil(epoch * steps_per_epoch) >= total_steps]
+    if late:
+        key = "step_epochs" if schedule.name == "step" else "milestones_epochs"
+        epochs = joined([f"{epoch:g}" for epoch in late], last="and")
+        times = "is a drop" if len(late) == 1 else "are drops"
+        faults.append(
+            f"schedule.{key}: at epoch {epochs} {times} of the learning rate that the run does not come to; it ends "
+            f"after epoch {total_steps / steps_per_epoch:.4g}"
+        )
+    return faults
+
+
+def find_class_faults(sources: Mapping[str, Source]) -> list[str]:
+    """Return which classes or labels have no samples, by split, and whether there is but one class.
+
+    Nothing is said of targets that are not known before the samples are read.
+    """
+    train = sources["train"]
+    if train.target == "values":
+        return []
+    kind = "class" if train.target == "class" else "label"
+    faults = []
+    if kind == "class" and len(train.classes) == 1:
+        faults.append(
+            f"the data has a single class, {train.classes[0]!r}: every answer is right, and there is nothing to learn; "
+            f"add samples of another one"
+        )
+    consequences = {"train": "the network does not learn it", "val": "the validation says nothing about it"}
+    for split, consequence in consequences.items():
+        counts = known_counts(sources[split])
+        empty = [] if counts is None else [train.classes[int(number)] for number in np.flatnonzero(counts == 0)]
+        if empty:
+            names = _name(empty, kind)
+            consequence = consequence if len(empty) == 1 else consequence.removesuffix("it") + "them"
+            faults.append(f"{names} no {'training' if split == 'train' else 'validation'} samples: {consequence}")
+    return faults
+
+
+def find_double_weights(recipe: Recipe) -> list[str]:
+    """Return what two keys do that make up for rare classes, each as if it were alone."""
+    if recipe.data.sampling != "balanced" or recipe.loss.class_weights != "balanced":
+        return []
+    return [
+        "data.sampling=balanced and loss.class_weights=balanced both make up for rare classes, which so count twice "
+        "over; remove one of the two"
+    ]
+
+
+def known_counts(source: Source) -> NDArray[np.int64] | None:
+    """Return how many samples each class or label has, int64 [outputs]; None where they must be read to be counted."""
+    if not source.has_known_targets:
+        return None
+    targets = source.targets
+    if source.target == "labels":
+        return targets.count_nonzero(dim=0).numpy()
+    return np.bincount(targets.numpy(), minlength=len(source.classes))
+
+
+def _name(names: Sequence[str], kind: str) -> str:
+    if len(names) == 1:
+        return f"{kind} {names[0]!r} has"
+    shown = [repr(name) for name in names[:MAX_NAMED]]
+    if len(names) > MAX_NAMED:
+        shown.append(f"{len(names) - MAX_NAMED} more")
+    return f"{len(names)} {'classes' if kind == 'class' else 'labels'} ({joined(shown, last='and')}) have"

@@ -1,0 +1,72 @@
+"""Runs a sink in a thread of its own, so that it can neither delay nor stop the training."""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+
+from distrain.system.loop_guard import LoopGuard
+from distrain.training.loggers.protocol import Opening, Record, Sink
+
+CAPACITY = 10_000  # records that wait for a slow sink; more are dropped from it, metrics.jsonl has them all
+CLOSE_TIMEOUT_S = 60.0
+
+log = logging.getLogger(__name__)
+
+
+class Background:
+    """A sink in its own thread. A record that it fails to write is left out, with one warning for each kind of failure.
+
+    One that cannot be opened, or falls far behind, is given up with a warning.
+
+    It is opened at the first record: an attempt that comes to none leaves the files of the earlier ones as they are.
+    """
+
+    def __init__(self, name: str, factory: Callable[[Opening], Sink], opening: Opening) -> None:
+        self._name = name
+        self._factory = factory
+        self._opening = opening
+        self._queue: queue.Queue[Record | None] = queue.Queue(CAPACITY)
+        self._has_failed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"distrain-{name}", daemon=True)
+        self._thread.start()
+
+    def write(self, record: Record) -> None:
+        """Hand one record over; never waits."""
+        if not self._has_failed.is_set():
+            try:
+                self._queue.put_nowait(record)
+            except queue.Full:
+                self._give_up("it falls behind the training")
+
+    def close(self) -> None:
+        """Wait for the sink to take what it was given, up to a minute."""
+        if not self._has_failed.is_set():
+            self._queue.put(None)
+            self._thread.join(CLOSE_TIMEOUT_S)
+            if self._thread.is_alive():
+                self._give_up(f"it did not finish in {CLOSE_TIMEOUT_S:.0f} s")
+
+    def _run(self) -> None:
+        try:
+            record = self._queue.get()  # its imports take seconds: they shall not slow down the start of the training
+            if record is None:
+                return
+            sink = self._factory(self._opening)
+            guard = LoopGuard(f"writing to {self._name}")
+            while record is not None:
+                with guard:
+                    sink.write(record)
+                record = self._queue.get()
+            sink.close()
+        except Exception as error:
+            lines = str(error).splitlines()
+            self._give_up(f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__)
+            log.debug("%s failed", self._name, exc_info=error)
+
+    def _give_up(self, reason: str) -> None:
+        if not self._has_failed.is_set():
+            self._has_failed.set()
+            log.warning(
+                "%s gets no more records (%s); training goes on, metrics.jsonl has them all", self._name, reason
+            )

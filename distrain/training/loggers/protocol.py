@@ -1,0 +1,53 @@
+"""Owns what a sink is: something that is opened with the run, takes records, and is closed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from distrain.config import Recipe
+from distrain.runs.directory import RunDirectory
+
+Record = dict[str, float]  # `step`, `epoch`, and the metrics of that step by name
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where the training is right now, between two records, and the means over the epoch so far."""
+
+    step: int  # steps taken
+    phase: str = ""  # as in a heartbeat
+    evaluated: int = 0  # batches of the evaluation in progress, of this rank
+    to_evaluate: int = 0  # batches that it has
+    epoch_loss: float | None = None  # over the samples; None where no step of the epoch was taken, or is known
+    epoch_samples_per_s: float | None = None  # in training steps alone, of this attempt
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What sinks may want to know when a run starts or goes on."""
+
+    run: RunDirectory
+    recipe: Recipe
+    first_step: int
+    total_steps: int
+    steps_per_epoch: int
+    now: Callable[[], Moment]
+    images: torch.Tensor  # a few training inputs as the model gets them, float32 [n, channels, height, width], CPU
+    model: nn.Module | None  # a copy on the CPU in evaluation mode, which a sink may run; None where there is none
+    shown_metrics: tuple[str, ...] = ()  # what a line of text tells of an evaluation, besides its loss
+    history: list[Record] = field(default_factory=list)  # the records up to the first step
+
+
+class Sink(Protocol):
+    """Takes records, in the order of their steps."""
+
+    def write(self, record: Record) -> None:
+        """Take the record of one step."""
+        ...
+
+    def close(self) -> None:
+        """Bring to disk, or to the network, what is left."""
+        ...

@@ -1,0 +1,46 @@
+"""Owns the TensorBoard files: scalars, a few input images, and the graph of the model."""
+
+import shutil
+import warnings
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from distrain.training.loggers.protocol import Opening, Record
+
+
+class TensorboardSink:
+    """Writes TensorBoard's event files anew from `metrics.jsonl` at each start, then adds to them.
+
+    Event files are not on disk until they are flushed, so what a killed run left of them is not to be relied on.
+    """
+
+    def __init__(self, opening: Opening) -> None:
+        shutil.rmtree(opening.run.tensorboard, ignore_errors=True)
+        self._writer = SummaryWriter(str(opening.run.tensorboard))
+        self._writer.add_images("train/images", _to_visible(opening.images), global_step=opening.first_step)
+        if opening.model is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the tracer warns of Python values in any model: it is only drawn
+                self._writer.add_graph(opening.model, opening.images[:1])
+        for record in opening.history:
+            self.write(record)
+        self._writer.flush()
+
+    def write(self, record: Record) -> None:
+        """Add a record's metrics as scalars."""
+        for name, value in record.items():
+            if "/" in name:
+                self._writer.add_scalar(name, value, global_step=int(record["step"]))
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self._writer.close()
+
+
+def _to_visible(images: torch.Tensor) -> torch.Tensor:
+    """Stretch normalised inputs [n, channels, height, width] to [0, 1]; channels that are not RGB become one grey."""
+    if images.shape[1] != 3:
+        images = images.mean(dim=1, keepdim=True)
+    low, high = images.aminmax()
+    return (images - low) / (high - low).clamp_min(1e-6)

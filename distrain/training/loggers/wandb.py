@@ -1,0 +1,74 @@
+"""Owns the Weights & Biases run: offline unless asked, one id for all attempts, the step always given."""
+
+import logging
+import secrets
+from typing import Literal
+
+import wandb
+
+from distrain.runs.directory import RunDirectory, write_atomically
+from distrain.training.loggers.protocol import Opening, Record
+
+INIT_TIMEOUT_S = 30.0
+
+log = logging.getLogger(__name__)
+
+
+class WandbSink:
+    """Copies records to one W&B run, whose id is kept in the run directory.
+
+    Offline files are not on disk until the run is finished, so each attempt begins with the records of the earlier
+    ones: the newest offline folder always holds the whole run. Online, only what the server lacks is sent.
+    """
+
+    def __init__(self, opening: Opening) -> None:
+        opening.run.wandb.mkdir(exist_ok=True)
+        self._run = _open(opening)
+        for record in opening.history:
+            if self._run.step <= record["step"]:
+                self.write(record)
+
+    def write(self, record: Record) -> None:
+        """Log a record's metrics at its step."""
+        metrics = {name: value for name, value in record.items() if name != "step"}
+        self._run.log(metrics, step=int(record["step"]))
+
+    def close(self) -> None:
+        """Finish the run, which uploads or writes what is left."""
+        self._run.finish()
+
+
+def _open(opening: Opening) -> wandb.Run:
+    if opening.recipe.log.wandb == "offline":
+        return _init(opening, "offline")
+    try:
+        if wandb.login(prompt=False, verify=False):
+            return _init(opening, "online")
+        reason = "no API key; `wandb login` stores one"
+    except wandb.errors.Error as error:
+        reason = str(error).splitlines()[0]
+        wandb.teardown()  # its service still holds the id of the run that it could not open
+    log.warning("wandb is not reached (%s), so this run is kept offline; `wandb sync` uploads it later", reason)
+    return _init(opening, "offline")
+
+
+def _init(opening: Opening, mode: Literal["online", "offline"]) -> wandb.Run:
+    return wandb.init(
+        project=opening.recipe.log.wandb_project,
+        name=opening.run.path.name,
+        id=_run_id(opening.run),
+        dir=str(opening.run.path),
+        config=opening.recipe.model_dump(mode="json"),
+        mode=mode,
+        resume="allow" if mode == "online" else None,
+        reinit="create_new",
+        settings=wandb.Settings(
+            silent=True, console="off", init_timeout=INIT_TIMEOUT_S, disable_git=True, disable_code=True
+        ),
+    )
+
+
+def _run_id(run: RunDirectory) -> str:
+    if not run.wandb_id.exists():
+        write_atomically(run.wandb_id, secrets.token_hex(4))
+    return run.wandb_id.read_text(encoding="utf-8")

@@ -1,0 +1,214 @@
+"""Owns the losses: functions of (logits, targets) that give the mean over the samples of a batch.
+
+A mean over samples: the loss of a batch is the mean of the losses of its parts, weighted by their sizes. Training cuts
+a batch into micro-batches and counts on it.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from distrain.config import Loss
+from distrain.config.metrics import Target
+from distrain.config.user_code import find_refusal, is_reference, load_reference
+from distrain.errors import ModelError, RecipeError, UserError
+from distrain.system.exits import own_frame
+
+LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+_FITTING: dict[str, tuple[Target, ...]] = {
+    "cross_entropy": ("class",),
+    "bce": ("class", "labels"),
+    "focal": ("class", "labels"),
+    "l1": ("class", "values"),
+    "mse": ("class", "values"),
+}
+_LEAST_DOUBT = torch.finfo(torch.float32).eps  # below it a power under 1 would have an infinite gradient
+
+
+def build_loss(
+    config: Loss,
+    *,
+    num_classes: int,
+    target: Target,
+    device: torch.device,
+    class_weights: torch.Tensor | None = None,
+) -> LossFunction:
+    """Return the loss of a recipe: logits [n, classes] and targets to a mean over samples, without dimensions.
+
+    Targets are classes int64 [n], or float32 [n, classes]: the share of each class, a 0 or 1 for each label, or values.
+    `class_weights` float32 [classes] are those of the recipe, resolved. Raises `RecipeError` for a loss that is not for
+    the target, and for a number of weights that is not the data's.
+    """
+    if is_reference(config.name):
+        return _own_loss(config.name, device)
+    if target not in _FITTING[config.name]:
+        fitting = ", ".join(name for name, targets in _FITTING.items() if target in targets)
+        raise RecipeError(
+            f"loss.name={config.name} is not for data whose target is {target}; take {fitting}, or your own as "
+            "package.module:function"
+        )
+    if config.name == "cross_entropy":
+        smoothing = config.label_smoothing or 0.0
+        if class_weights is None:
+            return partial(F.cross_entropy, label_smoothing=smoothing)
+        return partial(_weighted_cross_entropy, class_weights=class_weights.to(device), label_smoothing=smoothing)
+    if config.name == "bce":
+        return partial(_binary_cross_entropy, pos_weight=_pos_weight(config, num_classes, device))
+    if config.name == "focal":
+        return _build_focal(config, target)
+    return _absolute_error if config.name == "l1" else _squared_error
+
+
+def _own_loss(name: str, device: torch.device) -> LossFunction:
+    """Return the user's function, or module, which is made first where its class is named."""
+    function = load_reference(name, key="loss.name")
+    if isinstance(function, type) and issubclass(function, nn.Module):
+        if (refusal := find_refusal(function, {})) is not None:
+            raise RecipeError(
+                f"loss.name={name} is a class that is called without arguments ({refusal}); name a function of logits "
+                f"and targets instead, or give its arguments defaults"
+            )
+        function = function()
+    if isinstance(function, nn.Module):
+        learnt = [weight for weight, value in function.named_parameters() if value.requires_grad]
+        if learnt:
+            raise RecipeError(
+                f"loss.name={name} has a weight of its own, {learnt[0]}, which nothing would train; put it into the "
+                f"network, and have that give what the loss takes"
+            )
+        function = function.to(device)
+    return cast("LossFunction", function)
+
+
+def check_loss(function: LossFunction, config: Loss, targets: torch.Tensor, *, num_outputs: int) -> None:
+    """Raise `RecipeError` where a loss of the user's does not give one number for logits and some `targets`.
+
+    So does one of a library, such as torch.nn's, that refuses them. What the user's own code raises is theirs to read.
+    """
+    if not is_reference(config.name):
+        return
+    num_samples = 2 if num_outputs != 2 else 3  # of as many as there are outputs, a wrong loss may broadcast targets
+    targets = targets[torch.arange(num_samples, device=targets.device) % len(targets)]
+    logits = torch.zeros(num_samples, num_outputs, device=targets.device)
+    try:
+        value = function(logits, targets)
+    except Exception as error:
+        if isinstance(error, UserError | torch.OutOfMemoryError) or own_frame(error) is not None:
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        numbers = "" if targets.is_floating_point() else ", or cross_entropy, which takes classes"
+        raise RecipeError(
+            f"loss.name={config.name} does not take logits {_describe(logits)} and targets {_describe(targets)} "
+            f"({reason}); use a loss that does{numbers}"
+        ) from error
+    if not (isinstance(value, torch.Tensor) and value.ndim == 0 and value.is_floating_point()):
+        seen = _describe(value) if isinstance(value, torch.Tensor) else f"{value!r:.60}"
+        raise RecipeError(f"loss.name={config.name} gives {seen}; return the mean over the samples, one number")
+
+
+def _describe(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _weighted_cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, *, class_weights: torch.Tensor, label_smoothing: float
+) -> torch.Tensor:
+    """Return the sum of the samples' weighted losses over their number.
+
+    torch's own mean divides by the sum of the weights, which differs from one micro-batch to the next: the mean over
+    a batch would then depend on how it is cut.
+    """
+    total = F.cross_entropy(logits, targets, weight=class_weights, label_smoothing=label_smoothing, reduction="sum")
+    return total / len(targets)
+
+
+def _pos_weight(config: Loss, num_classes: int, device: torch.device) -> torch.Tensor | None:
+    weights = config.pos_weight
+    if weights is None:
+        return None
+    if len(weights) not in {1, num_classes}:
+        raise RecipeError(
+            f"loss.pos_weight has {len(weights)} numbers and the data {num_classes} classes or labels; "
+            "give one number, or one for each"
+        )
+    return torch.tensor(weights, device=device).expand(num_classes)
+
+
+def _binary_cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, *, pos_weight: torch.Tensor | None
+) -> torch.Tensor:
+    """Take every class or label as a yes or a no of its own: the mean over samples and these.
+
+    For classes see Wightman et al., "ResNet strikes back", 2021, https://arxiv.org/abs/2110.00476.
+    """
+    return F.binary_cross_entropy_with_logits(logits.float(), _dense(targets, logits), pos_weight=pos_weight)
+
+
+def _build_focal(config: Loss, target: Target) -> LossFunction:
+    """Return the loss that counts what is well classified less.
+
+    Lin et al., "Focal Loss for Dense Object Detection", 2017, https://arxiv.org/abs/1708.02002. With classes the
+    softmax gives the probability, so that gamma=0 is the cross-entropy; with labels, as in the paper, a sigmoid for
+    each, and the mean is over samples and labels.
+    """
+    gamma = 2.0 if config.gamma is None else config.gamma
+    if target == "labels":
+        yes, no = (1.0, 1.0) if config.alpha is None else (config.alpha, 1 - config.alpha)
+        return partial(_focal_of_labels, gamma=gamma, yes=yes, no=no)
+    if config.alpha is not None:
+        raise RecipeError(
+            f"loss.alpha={config.alpha} weighs the yes of a label against its no, and the data has classes; "
+            "--set loss.alpha=null unsets it"
+        )
+    return partial(_focal_of_classes, gamma=gamma)
+
+
+def _focal_of_classes(logits: torch.Tensor, targets: torch.Tensor, *, gamma: float) -> torch.Tensor:
+    surprise = -logits.float().log_softmax(dim=1)
+    return (_dense(targets, logits) * _focused(surprise, gamma)).sum(dim=1).mean()
+
+
+def _focal_of_labels(
+    logits: torch.Tensor, targets: torch.Tensor, *, gamma: float, yes: float, no: float
+) -> torch.Tensor:
+    share, logits = _dense(targets, logits), logits.float()
+    of_yes = yes * share * _focused(F.softplus(-logits), gamma)
+    of_no = no * (1 - share) * _focused(F.softplus(logits), gamma)
+    return (of_yes + of_no).mean()
+
+
+def _focused(surprise: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Return -(1 - p)^gamma log p of -log p."""
+    doubt = -torch.expm1(-surprise)
+    return surprise * doubt.clamp_min(_LEAST_DOUBT) ** gamma
+
+
+def _absolute_error(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the mean over samples and outputs; a class is 1 for itself and 0 for the others."""
+    return F.l1_loss(logits.float(), _dense(targets, logits))
+
+
+def _squared_error(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the mean over samples and outputs; a class is 1 for itself and 0 for the others.
+
+    For classes see Hui and Belkin, "Evaluation of Neural Architectures Trained with Square Loss vs Cross-Entropy in
+    Classification Tasks", 2021, https://arxiv.org/abs/2006.07322.
+    """
+    return F.mse_loss(logits.float(), _dense(targets, logits))
+
+
+def _dense(targets: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Return targets float32 of the logits' shape; raises `ModelError` for a model with other outputs than targets."""
+    if not targets.is_floating_point():
+        return F.one_hot(targets, logits.shape[1]).float()
+    if targets.shape != logits.shape:  # it would be broadcast
+        raise ModelError(
+            f"the model gives outputs of shape {list(logits.shape)} and the targets are {list(targets.shape)}, samples "
+            "by outputs; let the model give one output for each target"
+        )
+    return targets

@@ -1,0 +1,157 @@
+"""Owns what a run measures of itself: losses kept on the device until they are read, and throughput."""
+
+import math
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from operator import mul
+from typing import Any, NamedTuple
+
+import torch
+
+from distrain.data.loading.sampler import TrainOrder
+from distrain.distributed.world import World
+from distrain.training.step_watch import Watch
+
+
+class Settled(NamedTuple):
+    """What the host knows of a step besides its mean loss."""
+
+    bad_pieces: tuple[int, ...]  # the micro-batches whose loss is not finite
+    is_marked: bool  # by the watch: a gradient, a weight or a buffer is not finite
+
+
+class LossMeter:
+    """The losses of the steps since the last record: on the device while they are fresh, then exact on the host.
+
+    Means are over samples: a step counts by how many it has trained on, as an epoch's last one may have fewer. The
+    losses are part of a checkpoint, so that a record that spans a resume has the same mean.
+    """
+
+    def __init__(self, order: TrainOrder, world: World, watch: Watch) -> None:
+        self._since_record: list[_StepLoss] = []
+        self._last_epoch: deque[_StepLoss] = deque(maxlen=order.steps_per_epoch)
+        self._epoch, self._epoch_sum, self._epoch_samples = 0, 0.0, 0  # all samples' losses of the epoch so far
+        self._fresh: list[torch.Tensor] = []  # the mean loss of each micro-batch of this rank
+        self._order = order
+        self._world = world
+        self._watch = watch
+
+    def add(self, loss: torch.Tensor) -> None:
+        """Take the mean loss of this rank's next micro-batch, without waiting for the device."""
+        self._fresh.append(loss.detach())
+
+    def settle(self, steps: Sequence[int]) -> list[Settled]:
+        """Bring the losses of `steps` to the host, and for each whether it, and what else the step made, is finite.
+
+        It is the loop's only regular device synchronisation. Each step's mean is taken over the micro-batches of all
+        ranks, exactly rounded, so that it is the same however they were dealt.
+        """
+        if not steps:
+            return []
+        windows = [self._order.window(step) for step in steps]
+        width = max(window.num_pieces for window in windows)
+        places = [row * width + piece for row, window in enumerate(windows) for piece in window.own]
+        losses = torch.zeros(len(windows) * width, dtype=torch.float64, device=self._world.device)
+        if self._fresh:
+            losses[torch.tensor(places, device=losses.device)] = torch.stack(self._fresh).double()
+            self._fresh.clear()
+        found = self._world.all_reduce(torch.cat([losses, self._watch.take_marks(losses.device)]))
+        rows = found[: len(losses)].view(-1, width).tolist()  # x + 0 is exact: each is one rank's
+        means, settled = [], []
+        for step, row, window, mark in zip(steps, rows, windows, found[len(losses) :].tolist(), strict=True):
+            bad = tuple(piece for piece, loss in enumerate(row) if not math.isfinite(loss))
+            # A shorter window leaves the end of its row empty.
+            total = math.nan if bad else math.fsum(map(mul, row, window.sizes))
+            means.append(_StepLoss(total / window.num_samples, window.num_samples))
+            settled.append(Settled(bad, mark > 0))
+            if (epoch := step // self._order.steps_per_epoch) != self._epoch:
+                self._epoch, self._epoch_sum, self._epoch_samples = epoch, 0.0, 0
+            self._epoch_sum += total
+            self._epoch_samples += window.num_samples
+        self._since_record += means
+        self._last_epoch += means
+        return settled
+
+    @property
+    def has_settled(self) -> bool:
+        """Whether a step has been settled since the last record."""
+        return bool(self._since_record)
+
+    @property
+    def epoch_mean(self) -> float | None:
+        """The mean loss over the samples of the newest epoch so far; None where none of its steps is known."""
+        return self._epoch_sum / self._epoch_samples if self._epoch_samples else None
+
+    def last_epoch(self) -> float:
+        """Return the mean loss over the samples of the last steps, as many as an epoch has; infinite until then."""
+        if len(self._last_epoch) < self._order.steps_per_epoch:
+            return math.inf
+        return _mean(self._last_epoch)
+
+    def take_mean(self) -> float:
+        """Return the mean over the samples of the settled steps, of which there is one at least, and begin anew."""
+        mean = _mean(self._since_record)
+        self._since_record = []
+        return mean
+
+    def state(self, *, has_epoch: bool) -> dict[str, list[float]]:
+        """Return what a checkpoint holds: the mean losses of the steps since the last record, and of the last epoch.
+
+        `epoch_loss` is the sum of the losses of the newest epoch so far, over its samples, and how many these are.
+        """
+        kept = {
+            "losses_since_record": [step.mean for step in self._since_record],
+            "epoch_loss": [self._epoch_sum, self._epoch_samples],
+        }
+        return kept | ({"losses_of_epoch": [step.mean for step in self._last_epoch]} if has_epoch else {})
+
+    def load_state(self, state: Mapping[str, Any], steps: Sequence[int]) -> None:
+        """Go on from a checkpoint; `steps` are those that were trained up to it, the last ones at least."""
+        self._since_record = self._with_samples(state["losses_since_record"], steps)
+        self._last_epoch.clear()
+        self._last_epoch += self._with_samples(state.get("losses_of_epoch", []), steps)
+        self._epoch = steps[-1] // self._order.steps_per_epoch if steps else 0
+        self._epoch_sum, self._epoch_samples = state.get("epoch_loss", (0.0, 0))  # not in those of earlier versions
+
+    def _with_samples(self, means: list[float], steps: Sequence[int]) -> "list[_StepLoss]":
+        last = steps[len(steps) - len(means) :]
+        return [_StepLoss(mean, self._order.window(s).num_samples) for mean, s in zip(means, last, strict=True)]
+
+
+class _StepLoss(NamedTuple):
+    mean: float  # over the samples of the step, all ranks'
+    num_samples: int
+
+
+def _mean(steps: Collection[_StepLoss]) -> float:
+    """Return the mean over the samples of all these steps, exactly rounded but for each step's own."""
+    return math.fsum(mean * samples for mean, samples in steps) / sum(samples for _, samples in steps)
+
+
+class Stopwatch:
+    """Seconds spent in training steps alone and their samples, since the last reading and in the newest epoch."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._samples = 0
+        self._epoch, self._epoch_seconds, self._epoch_samples = 0, 0.0, 0
+
+    def add(self, seconds: float, samples: int, *, epoch: int) -> None:
+        """Count one stretch of steps, the last of which belongs to `epoch`."""
+        self._seconds += seconds
+        self._samples += samples
+        if epoch != self._epoch:
+            self._epoch, self._epoch_seconds, self._epoch_samples = epoch, 0.0, 0
+        self._epoch_seconds += seconds
+        self._epoch_samples += samples
+
+    @property
+    def epoch_rate(self) -> float | None:
+        """Samples a second over all ranks in the newest epoch so far; None where this attempt took no step of it."""
+        return self._epoch_samples / max(self._epoch_seconds, 1e-9) if self._epoch_samples else None
+
+    def take_rate(self) -> float:
+        """Return samples a second over all ranks, and begin anew."""
+        rate = self._samples / max(self._seconds, 1e-9)
+        self._seconds, self._samples = 0.0, 0
+        return rate

@@ -1,0 +1,1 @@
+"""Metrics of an evaluation: which are computed, and how."""

@@ -1,0 +1,57 @@
+"""Owns what is measured: the metrics that a recipe names, or that its kind of target is usually judged by."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distrain.config import Eval
+from distrain.config.metrics import ALWAYS_MEASURED, METRICS, Target
+from distrain.errors import RecipeError
+
+_TOP5 = 5
+_DEFAULTS: dict[Target, tuple[str, ...]] = {
+    "class": ("top1", "top5"),
+    "labels": ("f1", "auroc", "exact_match"),
+    "values": ("mae", "rmse"),
+}
+
+
+@dataclass(frozen=True)
+class ChosenMetrics:
+    """What the evaluations of a run measure, besides the loss."""
+
+    target: Target
+    classes: tuple[str, ...]  # of the data, by label; for labels and values one name an output
+    names: tuple[str, ...]
+    best: str  # the metric that says which evaluation is the best
+    shown: tuple[
+        str, ...
+    ]  # what a line of text tells of an evaluation besides its loss: the best one, and what is named
+
+
+def choose_metrics(config: Eval, *, target: Target, classes: Sequence[str]) -> ChosenMetrics:
+    """Return what to measure; raises `RecipeError` for a metric that does not go with the target or the classes.
+
+    The metric by which the best evaluation is chosen is always among them.
+    """
+    best = config.best or _DEFAULTS[target][0]
+    defaults = tuple(name for name in _DEFAULTS[target] if name != "top5" or len(classes) > _TOP5)
+    named = defaults if config.metrics is None else config.metrics
+    for key, names in (("metrics", named), ("best", (best,))):
+        for name in names:
+            _check(f"eval.{key}", name, target, len(classes))
+    shown = (best if best != ALWAYS_MEASURED else _DEFAULTS[target][0], *(config.metrics or ()))
+    return ChosenMetrics(
+        target=target,
+        classes=tuple(classes),
+        names=tuple(name for name in dict.fromkeys((*named, best, *shown)) if name != ALWAYS_MEASURED),
+        best=best,
+        shown=tuple(name for name in dict.fromkeys(shown) if METRICS[name].is_number and name != ALWAYS_MEASURED),
+    )
+
+
+def _check(key: str, name: str, target: Target, num_classes: int) -> None:
+    if target not in METRICS[name].targets:
+        fitting = ", ".join(other for other, metric in METRICS.items() if target in metric.targets)
+        raise RecipeError(f"{key} names {name}, which is not for data whose target is {target}; take {fitting}")
+    if name == "top5" and num_classes < _TOP5:
+        raise RecipeError(f"{key} names top5, and the data has {num_classes} classes; leave it out")

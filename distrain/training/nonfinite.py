@@ -1,0 +1,97 @@
+"""Takes back a step that made numbers that are not finite: to the newest checkpoint, and on without its batch."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from distrain.data.sources.base import is_read_in_order
+from distrain.errors import DataError, TrainingError
+from distrain.runs.directory import SkippedBatch
+from distrain.training.session import Session
+
+MAX_NAMED = 16  # samples in a message; `status.json` has the numbers of all
+LEAST_BATCHES = 3  # with one sample in common, before that counts as the cause and not as chance
+
+log = logging.getLogger(__name__)
+
+
+class NotFiniteError(Exception):
+    """A step made numbers that are not finite, so that the weights after it are worth nothing.
+
+    `step` counts from 0, `cause` says what was not finite, `pieces` are the micro-batches in which it can have begun.
+    All ranks raise it together.
+    """
+
+    def __init__(self, step: int, cause: str, pieces: Sequence[int]) -> None:
+        super().__init__(step, cause)
+        self.step = step
+        self.cause = cause
+        self.pieces = pieces
+
+
+def leave_out(session: Session, error: NotFiniteError) -> list[SkippedBatch]:
+    """Return the batches to leave out from now on: training resumes from the newest checkpoint without this one.
+
+    All ranks call it together. Raises `TrainingError` where that has been done too often.
+    """
+    source, status, most = session.train_reader.source, session.heart.status, session.recipe.train.max_rollbacks
+    before = session.skipped.batches
+    batch = SkippedBatch(
+        step=error.step + 1,
+        cause=error.cause,
+        samples=session.order.samples(error.step, error.pieces).tolist(),
+        bad_samples=_find_bad_images(session, error),
+    )
+    found = f"{error.cause} is not finite in step {batch.step}"
+    if batch.bad_samples:
+        clue = f"in the pixels of {_name(session, batch.bad_samples)} there are values that are not finite"
+    else:
+        unexplained = [*(earlier for earlier in before if earlier.samples and not earlier.bad_samples), batch]
+        common = sorted(set.intersection(*(set(each.samples) for each in unexplained)))
+        clue = f"its samples: {_name(session, batch.samples)}"
+        if len(unexplained) > 1 and common:
+            steps = ", ".join(str(each.step) for each in unexplained)
+            clue = f"the batches left out (steps {steps}) have in common: {_name(session, common)}"
+            if len(unexplained) >= LEAST_BATCHES and len(common) == 1:
+                batch.bad_samples = common
+    if len(before) >= most:
+        raise TrainingError(
+            f"{found}, and train.max_rollbacks={most} allows no further rollback; {clue}; correct or remove a sample "
+            f"that is the cause, lower optimizer.lr, or set train.clip_norm"
+        )
+    log.warning(
+        "%s: training resumes from the newest checkpoint without this batch (rollback %d of at most %d); %s",
+        *(found, len(before) + 1, most, clue),
+    )
+    if batch.bad_samples and not is_read_in_order(source):
+        log.warning("later batches with %s are left out, too", _name(session, batch.bad_samples))
+    status.skipped_batches = [*before, batch]
+    session.heart.beat()  # a kill does not make it forgotten
+    return status.skipped_batches
+
+
+def _find_bad_images(session: Session, error: NotFiniteError) -> list[int]:
+    """Return the samples of the batch whose images are not finite, by reading them once more; each rank reads its own.
+
+    A stream would have to be read from the start of the epoch, so it is not read again.
+    """
+    window = session.order.window(error.step)
+    is_bad = torch.zeros(window.num_samples, dtype=torch.int64)
+    if not is_read_in_order(session.train_reader.source):
+        for piece, micro_batch in zip(window.own, session.order.micro_batches([error.step]), strict=True):
+            if piece not in error.pieces:
+                continue
+            batch = session.train_reader.read(micro_batch)
+            session.heart.progress += 1
+            if isinstance(batch, DataError) or not batch[0].is_floating_point():
+                break  # bytes are always finite
+            is_bad[slice(*window.ranges[piece])] = ~batch[0].flatten(1).isfinite().all(dim=1).cpu()
+    places = session.world.all_reduce(is_bad).nonzero().flatten().numpy()
+    return sorted(set(session.order.samples(error.step)[places].tolist()))
+
+
+def _name(session: Session, samples: Sequence[int]) -> str:
+    names = [session.train_reader.source.describe(sample) for sample in samples[:MAX_NAMED]]
+    more = len(samples) - len(names)
+    return ", ".join(names) + (f" and {more} more (status.json has their numbers)" if more else "")

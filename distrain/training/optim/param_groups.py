@@ -1,0 +1,107 @@
+"""Owns how each weight is to be updated: its factor of the learning rate, and whether it decays."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import nn
+
+from distrain import config as recipe
+from distrain.config.parameter_patterns import prefixes, select
+from distrain.tensors.undisturbed import undisturbed
+from distrain.training.optim.optimizer import Setting
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList)
+
+
+def plan_settings(
+    config: recipe.Optimizer,
+    model: nn.Module,
+    *,
+    heads: Sequence[str],
+    example: torch.Tensor,
+) -> dict[str, Setting]:
+    """Return the setting of every parameter by its name.
+
+    `example` is a small batch as the network gets it, `heads` the names of the heads. Raises `ModelError` for a pattern
+    that names nothing.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    without_decay = _without_decay(config.no_decay, model, names, heads=heads)
+    factors = dict.fromkeys(names, 1.0)
+    for pattern, factor in config.lr_factors.items():
+        factors |= dict.fromkeys(select(pattern, names, heads=heads, key="optimizer.lr_factors"), factor)
+    depths = dict.fromkeys(names, 0) if config.layer_decay is None else find_depths(model, example)
+    return {
+        name: Setting(
+            lr_factor=factors[name] * (config.layer_decay or 1.0) ** depths[name],
+            has_decay=name not in without_decay,
+        )
+        for name in names
+    }
+
+
+def _without_decay(patterns: Sequence[str], model: nn.Module, names: list[str], *, heads: Sequence[str]) -> set[str]:
+    found: set[str] = set()
+    for pattern in patterns:
+        if pattern == "norm":
+            norms = {path for path, module in model.named_modules() if _is_norm(module)}
+            found |= {name for name in names if name.rpartition(".")[0] in norms}
+        elif pattern == "bias":
+            found |= {name for name in names if name.endswith("bias")}  # in_proj_bias too
+        else:
+            found |= set(select(pattern, names, heads=heads, key="optimizer.no_decay"))
+    return found
+
+
+def find_depths(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
+    """Return how many blocks lie behind each parameter's own: 0 for the last block, the head, and most for the first.
+
+    A block is a child of the network, except that sequences are taken apart into their entries, as are children that
+    hold a sequence. A norm layer that is an entry by itself belongs to the block before it. The order is that in which
+    a forward pass of `example` first comes to the blocks; weights in no block belong to the first one.
+
+    The learning rate by depth is that of Clark et al., "ELECTRA", 2020, and Bao et al., "BEiT", 2022.
+    """
+    paths = [path for path, _ in _blocks(model)]
+    places: dict[str, int] = {}  # of a block in the order of calls
+    last = -1
+    for path in _order_of_calls(model, paths, example):
+        if not _is_norm(model.get_submodule(path)) or last < 0:
+            last += 1
+        places[path] = last
+    owners = {
+        name: next((places[prefix] for prefix in prefixes(name) if prefix in places), 0)
+        for name, _ in model.named_parameters()
+    }
+    return {name: max(last, 0) - place for name, place in owners.items()}
+
+
+def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        if not any(True for _ in child.parameters()):
+            continue
+        is_outer = not prefix and any(type(inner) in _CONTAINERS for inner in child.children())
+        if type(child) in _CONTAINERS or is_outer:
+            yield from _blocks(child, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", child
+
+
+def _order_of_calls(model: nn.Module, paths: list[str], example: torch.Tensor) -> list[str]:
+    order: dict[str, None] = {}
+
+    def note(path: str, *_: object) -> None:
+        order[path] = None
+
+    handles = [model.get_submodule(path).register_forward_pre_hook(partial(note, path)) for path in paths]
+    with undisturbed(model), torch.no_grad():
+        model.eval()(example)
+    for handle in handles:
+        handle.remove()
+    return list(order)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm layer, of whatever library, and not a block that has one."""
+    return "Norm" in type(module).__name__ and any(True for _ in module.parameters(recurse=False))

@@ -1,0 +1,151 @@
+"""Tries a network before the first step: what it gives for some images, and for one alone."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from distrain.config import Recipe
+from distrain.config.user_code import is_reference
+from distrain.data.loading.sampler import TrainOrder
+from distrain.errors import ModelError
+from distrain.tensors.module_state import as_stateful, unpack
+from distrain.tensors.undisturbed import pack_extra, undisturbed
+from distrain.training.device.precision import Precision
+from distrain.training.single_samples import Lone, find_in_evaluation, find_in_training
+
+
+def check_state(owner: object, *, name: str) -> None:
+    """Raise `ModelError`, which calls it `name`, where a network or loss has extra state that no resume could restore.
+
+    It cannot be stored, or is not taken back. What has no extra state passes.
+    """
+    packed, stateful = pack_extra(owner, name=name), as_stateful(owner)
+    if not packed or stateful is None:
+        return
+    state = stateful.state_dict()
+    state.update(unpack(packed))
+    try:
+        stateful.load_state_dict(state)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(
+            f"{name} does not take back the state that it gives ({reason[:200]}); define set_extra_state beside "
+            f"get_extra_state, so that a resume can restore it"
+        ) from error
+
+
+def try_network(
+    recipe: Recipe,
+    model: nn.Module,
+    order: TrainOrder,
+    precision: Precision,
+    *,
+    in_training: Sequence[torch.Tensor],
+    in_evaluation: torch.Tensor,
+    num_val_samples: int,
+    num_outputs: int,
+    num_devices: int,
+) -> None:
+    """Raise `ModelError` where a network cannot train or evaluate, with as many samples at once as there will be.
+
+    Images float32 [n, channels, height, width] are some as the network gets them, on its device: `in_training` at
+    the first step, and where they are smallest. With `num_devices` in one process micro-batches are split over them.
+    """
+    name = recipe.model.name
+    largest = max(max(window.sizes) for window in order.windows)
+    pairs = [(images[torch.arange(min(2, largest)) % len(images)], True) for images in in_training[:1]]
+    for images, is_training in [*pairs, (in_evaluation[:2], False)]:
+        with precision.autocast():
+            check_outputs(model, images, name=name, num_outputs=num_outputs, is_training=is_training)
+    is_shared = recipe.parallel.sync_batchnorm and not recipe.train.exact  # statistics over the samples of all GPUs
+    for lone, image, is_training in (
+        (None if is_shared else find_in_training(recipe, order, num_devices=num_devices), in_training[-1][:1], True),
+        (find_in_evaluation(recipe, num_samples=num_val_samples), in_evaluation[:1], False),
+    ):
+        if lone is not None:
+            with precision.autocast():
+                check_single_sample(
+                    model, image, lone=lone, name=name, num_outputs=num_outputs, is_training=is_training
+                )
+
+
+def check_outputs(
+    model: nn.Module, images: torch.Tensor, *, name: str, num_outputs: int, is_training: bool = False
+) -> None:
+    """Raise `ModelError` where a network does not take `images`, or does not give `num_outputs` numbers for each.
+
+    `images` float32 [n, channels, height, width] are some as the network gets them in evaluation or in training, on its
+    device. What the user's own network raises is not translated.
+    """
+    try:
+        outputs = _try(model, images, is_training=is_training)
+    except (ModelError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if is_reference(name):
+            raise
+        raise ModelError(
+            f"model.name={name} does not take images of {_by(images.shape[1:])} ({_reason(error)}); make them "
+            f"what it takes in augment.train and augment.eval"
+        ) from error
+    if (seen := _unlike_logits(outputs, num_samples=len(images), num_outputs=num_outputs)) is not None:
+        when = " in training" if is_training else ""
+        raise ModelError(
+            f"model.name={name} gives {seen}{when}; return a floating-point tensor [samples, {num_outputs}]"
+        )
+
+
+def check_single_sample(
+    model: nn.Module,
+    image: torch.Tensor,
+    *,
+    name: str,
+    num_outputs: int,
+    is_training: bool,
+    lone: Lone,
+) -> None:
+    """Raise `ModelError` where a network that takes two samples does not take one alone, as BatchNorm does not.
+
+    `image` float32 [1, channels, height, width] lies on the network's device; `lone` says in which passes a sample is
+    alone, and what avoids them.
+    """
+    cause: Exception | None = None
+    try:
+        outputs = _try(model, image, is_training=is_training)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - each layer has its own way to refuse a single sample
+        seen, cause = _reason(error), error
+    else:
+        unlike = _unlike_logits(outputs, num_samples=1, num_outputs=num_outputs)
+        if unlike is None:
+            return
+        seen = f"it gives {unlike}"
+    raise ModelError(
+        f"model.name={name} does not take a batch of a single sample{' in training' if is_training else ''} "
+        f"({seen}), and {lone.where}; {lone.remedy}"
+    ) from cause
+
+
+def _try(model: nn.Module, images: torch.Tensor, *, is_training: bool) -> object:
+    with undisturbed(model), torch.set_grad_enabled(is_training):
+        return model.train(is_training)(images.clone())  # a network may write to its input
+
+
+def _unlike_logits(outputs: object, *, num_samples: int, num_outputs: int) -> str | None:
+    """Return what a network gives instead of logits, or None for logits."""
+    if not isinstance(outputs, torch.Tensor):
+        return f"a {type(outputs).__name__}"
+    if outputs.shape == (num_samples, num_outputs) and outputs.is_floating_point():
+        return None
+    plural = "" if num_samples == 1 else "s"
+    return f"{str(outputs.dtype).removeprefix('torch.')} {list(outputs.shape)} for {num_samples} sample{plural}"
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _by(shape: torch.Size) -> str:
+    return "x".join(map(str, shape))

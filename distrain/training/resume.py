@@ -1,0 +1,124 @@
+"""Owns where an attempt begins, and what is saved so that a later one goes on from it as if the run had never ended."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from distrain.checkpoint.tensors import changed_by_update
+from distrain.distributed.world import World
+from distrain.errors import RunError
+from distrain.runs import checkpoints
+from distrain.runs.directory import RunDirectory
+from distrain.tensors.module_state import LOSS
+from distrain.training.session import Ending, Session
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where an attempt begins: after `step` steps, with the best evaluation up to there."""
+
+    step: int
+    best: dict[str, float] | None = None
+    ending: Ending | None = None  # why it is the last step, though more were planned
+    is_record_due: bool = False  # a stop broke off this step's evaluation, or one is wanted before the first step
+
+
+def find_checkpoint(run: RunDirectory, world: World) -> checkpoints.Checkpoint | None:
+    """Return the newest good checkpoint, the same on every rank, or None where a run begins."""
+    found: checkpoints.Checkpoint | None = None
+    if world.is_main:
+        found, complaints = checkpoints.newest_good(run.checkpoints)
+        checkpoints.remove_drafts(run.checkpoints)
+        for complaint in complaints:
+            log.warning("%s", complaint)
+    step = int(world.all_reduce(torch.tensor(found.step if found else 0)))
+    if step > 0 and found is None:
+        found = checkpoints.read(checkpoints.final_path(run.checkpoints, step))
+    return found
+
+
+def resume(session: Session, found: checkpoints.Checkpoint | None) -> Start:
+    """Load a checkpoint into the session, or leave it as it is at step 0.
+
+    Raises `ModelError` where weights or statistics are not finite.
+    """
+    world = session.world
+    if found is None:
+        session.watch.check(
+            world, owner="the network at the start", advice="look at model.weights, or at how the network makes its own"
+        )
+        log.info("starts at step 0 of %d", session.total_steps)
+        return Start(step=0, is_record_due=session.recipe.eval.at_start)
+    if world.is_main:
+        _check_resumable(session, found)
+    from distrain.checkpoint.load import load_tensors, read_extra
+
+    followers = session.followers
+    load_tensors(found, model=session.model, optimizer=session.optimizer, others=followers, world=world)
+    session.watch.check(
+        world,
+        owner=f"checkpoint {found.path.name}",
+        advice=f"remove {found.path}, and training resumes from the one before it",
+    )
+    extra = session.extra
+    if extra.exists:
+        packed = read_extra(
+            found.path,
+            network=extra.network_names,
+            has_loss=extra.has_loss,
+            rank=world.rank,
+            world_size=world.size,
+        )
+        if extra.has_loss and not any(name.startswith(LOSS) for name in packed):
+            log.warning("checkpoint %s holds no state of the loss, which starts anew", found.path.name)
+        extra.write(packed)
+    session.precision.load_state(found.state["loss_scale"])
+    session.losses.load_state(found.state, session.last_trained(found.step))
+    log.info("goes on from checkpoint %s at step %d of %d", found.path.name, found.step, session.total_steps)
+    state, best = found.state, found.state["best"]
+    if best is not None and best["step"] == 0:  # in checkpoints of earlier versions; nothing was kept of that step
+        best = None
+    return Start(step=found.step, best=best, ending=state["ending"], is_record_due=state["is_record_due"])
+
+
+def save(session: Session, step: int, *, is_record_due: bool) -> None:
+    """Begin the checkpoint of `step`: with it, a run of any process goes on as if it had never ended."""
+    session.heart.phase = "save"
+    last = session.heart.status.last
+    tensors = session.tensors()
+    session.checkpointer.save(
+        step,
+        tensors=tensors,
+        state={
+            "samples_seen": session.num_samples(0, step),
+            "best": session.heart.status.best,
+            "best_by": session.metrics.best,
+            "evaluation": last if last is not None and last["step"] == step else None,
+            "loss_scale": session.precision.state(),
+            **session.losses.state(has_epoch=session.recipe.train.target_loss is not None),
+            "is_record_due": is_record_due,
+            "ending": session.ending,
+            "data": session.fingerprint,
+            "classes": list(session.train_reader.source.classes),
+            "class_weights": None if session.class_weights is None else session.class_weights.tolist(),
+            "rounding": session.rounding(),
+        },
+        steady=changed_by_update(session.model, tensors),
+    )
+
+
+def _check_resumable(session: Session, found: checkpoints.Checkpoint) -> None:
+    if found.state["data"] != session.fingerprint:
+        raise RunError(
+            f"the data in {session.recipe.data.path} has changed since checkpoint {found.path.name}; "
+            f"bring the old data back, or train in a new run directory"
+        )
+    for what, now in session.rounding().items():
+        before = found.state["rounding"].get(what)
+        if before != now:
+            log.warning(
+                "%s was %s up to here and is %s now: results stay as good, their bits may differ", what, before, now
+            )

@@ -1,0 +1,140 @@
+"""Owns what a training is made of on one rank: data, network, strategy, optimizer, meters."""
+
+import platform
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from distrain.checkpoint.tensors import Tensors, average_tensors, gather_tensors, slow_tensors
+from distrain.checkpoint.writer import Checkpointer
+from distrain.config import Recipe
+from distrain.config.intervals import Due
+from distrain.config.profile import Profile
+from distrain.data.loading.loader import BatchReader
+from distrain.data.loading.sampler import TrainOrder
+from distrain.data.transforms.pipeline import Normalize
+from distrain.distributed.compile import Compilation
+from distrain.distributed.extra_state import ExtraState
+from distrain.distributed.parallelize import Parallel
+from distrain.distributed.stop_consensus import StopAgreement
+from distrain.distributed.world import World
+from distrain.models.freezing import Freezing
+from distrain.runs.directory import RunDirectory
+from distrain.training.device.batch_transforms import Preparation
+from distrain.training.device.precision import Precision
+from distrain.training.heartbeat import Heart
+from distrain.training.losses import LossFunction
+from distrain.training.meters import LossMeter, Stopwatch
+from distrain.training.metrics.selection import ChosenMetrics
+from distrain.training.optim.optimizer import Factor
+from distrain.training.optim.weight_averaging import SlowWeights, WeightAverage
+from distrain.training.profiler import Tracer
+from distrain.training.skipped_steps import SkippedSteps
+from distrain.training.step_watch import Watch
+
+Ending = Literal["target_loss", "max_time", "patience"]  # the field of `train` that has ended a run
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a training is made of on this rank. Only the tensors and the meters in it change."""
+
+    recipe: Recipe
+    profile: Profile
+    run: RunDirectory
+    world: World
+    train_reader: BatchReader
+    val_reader: BatchReader
+    normalize: Normalize
+    prepare: Preparation
+    order: TrainOrder
+    total_steps: int
+    due: Due
+    compilation: Compilation | None
+    parallel: Parallel
+    freezing: Freezing
+    loss_function: LossFunction
+    class_weights: torch.Tensor | None  # float32 [classes], those in the loss; saved, for who evaluates a checkpoint
+    metrics: ChosenMetrics
+    optimizer: torch.optim.Optimizer
+    slow: SlowWeights | None
+    average: WeightAverage | None
+    schedule: Factor
+    precision: Precision
+    watch: Watch
+    losses: LossMeter
+    stopwatch: Stopwatch
+    checkpointer: Checkpointer
+    shown_images: torch.Tensor
+    extra: ExtraState
+    unsaved: list[str]  # what the user's own code changes in training and no checkpoint holds
+    bare_copy: nn.Module | None  # for the sinks: on the CPU, not wrapped; None where it cannot be copied
+    skipped: SkippedSteps
+    fingerprint: dict[str, str]
+    heart: Heart
+    stop: StopAgreement
+    tracer: Tracer
+    ending: Ending | None = None  # why `total_steps` are less than planned
+
+    @property
+    def model(self) -> nn.Module:
+        """The bare network."""
+        return self.parallel.module
+
+    @property
+    def followers(self) -> Tensors:
+        """The moving averages and the slow weights, where the recipe keeps them, by their names in a checkpoint."""
+        averages = {} if self.average is None else average_tensors(self.average.tensors)
+        return averages | ({} if self.slow is None else slow_tensors(self.slow.tensors))
+
+    def tensors(self) -> Tensors:
+        """Return all tensors of the training by their names in a checkpoint; they share their memory with it.
+
+        Extra state is copied. All ranks call it together.
+        """
+        return {**gather_tensors(self.model, self.optimizer), **self.followers, **self.extra.gather(self.world)}
+
+    def close(self) -> None:
+        """Give back threads and process groups; all ranks call it together, when the process goes on without it."""
+        self.checkpointer.close()
+        self.parallel.close()
+
+    def epoch(self, step: int) -> float:
+        """Return how many epochs `step` steps are."""
+        return round(step / self.order.steps_per_epoch, 4)
+
+    def num_samples(self, first_step: int, last_step: int) -> int:
+        """Return how many samples the steps from `first_step` up to, not including, `last_step` train on.
+
+        Steps that are left out train on none.
+        """
+        size, spe = self.order.batching.global_batch_size, self.order.steps_per_epoch
+        missing = size - self.order.window(spe - 1).num_samples  # what the last window of each epoch lacks
+        left_out = sum(self.order.window(step).num_samples for step in self.skipped.between(first_step, last_step))
+        return (last_step - first_step) * size - (last_step // spe - first_step // spe) * missing - left_out
+
+    def last_trained(self, step: int) -> list[int]:
+        """Return the steps before `step` that were trained, counted from 0: the last ones, enough for any mean."""
+        most = max(self.order.steps_per_epoch, self.recipe.log.every_steps)
+        first = max(0, step - most - len(self.skipped.between(0, step)))
+        return [before for before in range(first, step) if before not in self.skipped]
+
+    def rounding(self) -> dict[str, str | int]:
+        """Return what the last bits of a training depend on besides the recipe."""
+        is_cuda = self.world.device.type == "cuda"
+        processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+        rounding: dict[str, str | int] = {
+            "threads": self.profile.threads,
+            "device": torch.cuda.get_device_name() if is_cuda else processor,
+            "torch": torch.__version__,
+            "compute.memory_format": self.recipe.compute.memory_format,
+            "compute.compile": self.recipe.compute.compile,
+        }
+        if is_cuda:
+            rounding["compute.tf32"] = str(self.recipe.has_tf32).lower()
+        if not self.recipe.train.exact:
+            strategy = type(self.parallel).__name__.lower()
+            rounding |= {"processes": self.world.size, "strategy": strategy}
+        return rounding

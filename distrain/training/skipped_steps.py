@@ -1,0 +1,37 @@
+"""Says which steps are left out: those that were gone back for, and later ones with a sample known to be the cause."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from distrain.data.loading.sampler import TrainOrder
+from distrain.runs.directory import SkippedBatch
+
+
+class SkippedSteps:
+    """The steps, counted from 0, whose batch is left out; a function of the batches alone, so that a resume agrees."""
+
+    def __init__(self, batches: Sequence[SkippedBatch], order: TrainOrder) -> None:
+        self.batches = list(batches)
+        self._order = order
+        self._in_epoch = lru_cache(maxsize=None)(self._find)
+
+    def __contains__(self, step: int) -> bool:
+        """Whether step `step` is left out."""
+        return bool(self.batches) and step in self._in_epoch(step // self._order.steps_per_epoch)
+
+    def between(self, first: int, stop: int) -> list[int]:
+        """Return the steps from `first` up to, not including, `stop` that are left out."""
+        if not self.batches:
+            return []
+        first = max(first, min(batch.step for batch in self.batches) - 1)
+        epochs = range(first // self._order.steps_per_epoch, -(-stop // self._order.steps_per_epoch))
+        return [step for epoch in epochs for step in sorted(self._in_epoch(epoch)) if first <= step < stop]
+
+    def _find(self, epoch: int) -> frozenset[int]:
+        steps_per_epoch = self._order.steps_per_epoch
+        steps = {batch.step - 1 for batch in self.batches if (batch.step - 1) // steps_per_epoch == epoch}
+        for batch in self.batches:
+            if batch.bad_samples and (epoch + 1) * steps_per_epoch > batch.step:
+                found = self._order.steps_with(batch.bad_samples, epoch)
+                steps |= {step for step in found if step >= batch.step}
+        return frozenset(steps)

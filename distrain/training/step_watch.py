@@ -1,0 +1,171 @@
+"""Watches what each step makes besides its loss: gradients, weights, statistics of norm layers and other buffers.
+
+A finite loss may have a gradient that is not finite, and a finite gradient an update that overflows. On a GPU, what
+shows it stays there until the losses are read. On a CPU, a look at the weights after each update is enough and costs
+least: a gradient that is not finite shows in them too, and is still there to be named.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from distrain.distributed.world import World
+from distrain.errors import ModelError
+from distrain.tensors.dtensor import own_part
+
+LARGEST_BYTES = 1 << 20  # what is copied in each step, on a CPU, to look at it all at once
+MODERATE = 1e30  # a mask may hold the least float32, of which two overflow
+
+Slot = tuple[nn.Module, str, str]  # a module, the name of its buffer, and that name in the whole network
+# Of one step: numbers for so many gradients, one for the weights, one for the buffers, not finite where these are not.
+Row = tuple[torch.Tensor, int]
+
+
+class Watch:
+    """Notes after each step whether its gradients, and the weights and buffers after it, are finite.
+
+    Of gradients and weights it looks at 2-norms, which clipping needs anyway; of buffers at sums or largest values,
+    since variances may be large. A buffer that is not finite when training starts, or nearly so, such as a mask, is not
+    watched.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        """Watch `module`, the network as its strategy trains it."""
+        self._parameters = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+        self._weights = [own_part(weight) for weight in self._parameters.values()]
+        slots: list[Slot] = [
+            (part, name, f"{path}.{name}" if path else name)
+            for path, part in module.named_modules()
+            for name, buffer in part.named_buffers(recurse=False)
+            if buffer.is_floating_point()
+        ]
+        # A forward pass may put another tensor into the place of a buffer.
+        self._slots = [slot for slot in slots if _is_statistic(slot) or is_moderate(_value(slot))]
+        self._flat_weights = [weight.view(-1) for weight in self._weights] if _are_small(self._weights) else None
+        self._has_small_buffers = _are_small([_value(slot) for slot in self._slots])
+        self._nothing = self._weights[0].new_zeros(())
+        self._is_on_host = self._nothing.device.type == "cpu"
+        self._rows: list[Row | None] = []  # None: all is finite
+        self._taken: list[Row | None] = []
+
+    def check(self, world: World, *, owner: str, advice: str) -> None:
+        """Raise `ModelError` where a weight or a statistic is not finite; all ranks call it together."""
+        statistics = {slot[2]: _value(slot) for slot in self._slots if _is_statistic(slot)}
+        values = {**dict(zip(self._parameters, self._weights, strict=True)), **statistics}
+        bad = [list(values)[place] for place in not_finite(list(values.values()))]
+        if world.any_rank(bool(bad)):
+            name = bad[0] if bad else "a weight"  # of another rank's part
+            raise ModelError(f"{name} of {owner} holds values that are not finite; {advice}")
+
+    def note(self, gradient_norms: Sequence[torch.Tensor]) -> None:
+        """Note the step that has just updated the weights, without waiting for a GPU.
+
+        `gradient_norms` are the 2-norms of its gradients, in the order of the weights, where `Precision.step` gives
+        them. The gradients themselves are still those of the weights.
+        """
+        weights = self._look_at_weights()
+        buffers = self._look_at_buffers() if self._slots else self._nothing
+        if not self._is_on_host:
+            self._rows.append((torch.stack([*gradient_norms, weights, buffers]), len(gradient_norms)))
+        elif math.isfinite(weights) and math.isfinite(buffers):
+            self._rows.append(None)
+        else:
+            gradients = self._look_at_gradients(gradient_norms)
+            self._rows.append((torch.stack([*gradients, weights, buffers]), len(gradients)))
+
+    def take_marks(self, device: torch.device) -> torch.Tensor:
+        """Return 1 for each step since the last call in which something is not finite, else 0: float64 [steps]."""
+        self._taken, self._rows = self._rows, []
+        if self._is_on_host:
+            return torch.tensor([row is not None for row in self._taken], dtype=torch.float64)
+        rows = [row[0] for row in self._taken if row is not None]
+        if len({len(row) for row in rows}) == 1:
+            return torch.stack(rows).isfinite().all(dim=1).logical_not().double()
+        # Some weights joined in or froze on the way.
+        marks = [row.isfinite().all().logical_not().double() for row in rows]
+        return torch.stack(marks) if marks else torch.zeros(0, dtype=torch.float64, device=device)
+
+    def explain(self, place: int, world: World) -> str:
+        """Return what was not finite in the marked step at `place` of the last `take_marks`.
+
+        All ranks call it together; it waits for the device.
+        """
+        nothing = torch.zeros(len(self._parameters) + 2), len(self._parameters)  # another rank's part is not finite
+        row, num_gradients = self._taken[place] or nothing
+        counts: list[int] = world.all_reduce((~row.isfinite()).cpu().int()).tolist()
+        if counts[-1]:  # it changes in the forward pass, where the first one spoils what follows
+            bad = not_finite([_value(slot) for slot in self._slots])
+            return _name(self._slots[bad[0]]) if bad else "a buffer"
+        if any(gradients := counts[:num_gradients]):
+            # The backward pass has come to the last one first: it is the nearest to the cause.
+            last = max(index for index, count in enumerate(gradients) if count)
+            names = list(self._parameters)
+            return f"the gradient of {names[last]}" if num_gradients == len(names) else "a gradient"
+        return "a weight after the update"
+
+    def _look_at_weights(self) -> torch.Tensor:
+        if self._flat_weights is not None:
+            flat = torch.cat(self._flat_weights)
+            return torch.dot(flat, flat)
+        return torch.stack(norms_of(self._weights)).sum()
+
+    def _look_at_gradients(self, known: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return a number for each weight: a norm known from before the clipping, or the sum of its gradient."""
+        norms = iter(known)
+        gradients = [weight.grad for weight in self._parameters.values()]
+        return [
+            self._nothing if gradient is None else next(norms) if known else own_part(gradient).sum()
+            for gradient in gradients
+        ]
+
+    def _look_at_buffers(self) -> torch.Tensor:
+        values = [_value(slot) for slot in self._slots]
+        if self._has_small_buffers:
+            return torch.cat([value.reshape(-1) for value in values]).sum()
+        if self._is_on_host:
+            return torch.stack([value.sum() for value in values]).sum()
+        return torch.stack(norms_of([value for value in values if value.numel()], order=math.inf)).sum()
+
+
+def norms_of(tensors: list[torch.Tensor], *, order: float = 2.0) -> list[torch.Tensor]:
+    """Return the norms of tensors without a graph, on one device; they are not finite where a value is not."""
+    if not tensors:
+        return []
+    if any(tensor.dtype == torch.float16 for tensor in tensors):  # in which a norm would overflow
+        tensors = [tensor.float() for tensor in tensors]
+    return list(torch._foreach_norm(tensors, order))
+
+
+def not_finite(tensors: list[torch.Tensor]) -> list[int]:
+    """Return the places of the tensors that hold values that are not finite; it waits for the device."""
+    return [place for place, tensor in enumerate(tensors) if not tensor.isfinite().all()]
+
+
+def is_moderate(buffer: torch.Tensor) -> bool:
+    """Whether a buffer has values, and all of them are so small that no sum overflows; it waits for the device."""
+    return buffer.numel() > 0 and bool(buffer.abs().amax() < MODERATE)
+
+
+def _are_small(tensors: list[torch.Tensor]) -> bool:
+    """Whether tensors on a CPU, all float32, are quicker looked at in one copy than one by one."""
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    is_plain = all(
+        tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in tensors
+    )
+    return is_plain and 0 < num_bytes <= LARGEST_BYTES
+
+
+def _is_statistic(slot: Slot) -> bool:
+    return isinstance(slot[0], _NormBase)
+
+
+def _name(slot: Slot) -> str:
+    return f"the statistic {slot[2]}" if _is_statistic(slot) else f"the buffer {slot[2]}"
+
+
+def _value(slot: Slot) -> torch.Tensor:
+    buffer = slot[0]._buffers[slot[1]]
+    return torch.zeros(()) if buffer is None else buffer.detach()

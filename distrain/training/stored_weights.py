@@ -1,0 +1,57 @@
+"""Reads the weights that model.weights names in a checkpoint or a bundle."""
+
+import logging
+from pathlib import Path
+
+from distrain.config import Model
+from distrain.errors import BundleError, CheckpointError, ModelError
+from distrain.models.weight_sets import Stored
+from distrain.runs import checkpoints
+
+TRAINED, AVERAGE = "model", "average"  # the two sets of weights in a checkpoint that has moving averages
+
+log = logging.getLogger(__name__)
+
+
+def read_stored(config: Model) -> Stored | None:
+    """Return what model.weights names where that is a checkpoint or a bundle; None where it is anything else.
+
+    Of a checkpoint with moving averages it is these, which were evaluated, unless model.weights_entry is `model`. Every
+    byte is verified. Raises `ModelError` for what is damaged.
+    """
+    if config.weights is None:
+        return None
+    path = Path(config.weights).expanduser()
+    if path in checkpoints.committed(path.parent):
+        return _read_checkpoint(path, config)
+    from distrain.export.bundle import DESCRIPTION, read_bundle
+
+    if not (path / DESCRIPTION).is_file():
+        return None
+    try:
+        return Stored({None: read_bundle(path)[1]})
+    except BundleError as error:
+        raise ModelError(f"model.weights={config.weights}: {error}") from None
+
+
+def _read_checkpoint(path: Path, config: Model) -> Stored:
+    from distrain.checkpoint.load import describe_tensors, read_model
+    from distrain.checkpoint.tensors import AVERAGE as AVERAGED
+
+    title = f"model.weights={config.weights}"
+    if fault := checkpoints.find_fault(path):
+        raise ModelError(f"{title} is not used: {fault}")
+    try:
+        has_average = any(name.startswith(AVERAGED) for name in describe_tensors(path))
+        known = [TRAINED, AVERAGE] if has_average else [TRAINED]
+        entry = config.weights_entry or known[-1]
+        if entry not in known:
+            raise ModelError(f"{title} has no weights {entry!r} (model.weights_entry); it holds {', '.join(known)}")
+        if has_average:
+            log.info("%s: of the moving average and the weights as trained, it is the %s", title, _NAMES[entry])
+        return Stored({entry: read_model(path, use_average=entry == AVERAGE)})
+    except CheckpointError as error:
+        raise ModelError(f"{title} is not used: {error}") from None
+
+
+_NAMES = {TRAINED: "weights as trained", AVERAGE: "moving average"}

@@ -1,0 +1,42 @@
+"""Files are read in order, few at a time, and one that kills the process that reads it is told."""
+
+import itertools
+import os
+import signal
+from collections.abc import Iterator
+
+from distrain.data.inspection.worker_pool import reading_processes
+from distrain.data.loading.isolation import ITEMS_A_TASK, TASKS_AHEAD
+
+
+def die_of_some(path: str) -> str:
+    if path.endswith("7"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if path.endswith("99"):
+        os._exit(3)
+    return path
+
+
+def test_results_come_in_order_and_paths_are_taken_as_they_are_needed() -> None:
+    taken = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal taken
+        for taken in itertools.count(1):
+            yield "x" * (taken % 100)
+
+    with reading_processes(2) as readers:
+        found = list(itertools.islice(readers.read(len, endless(), when_killed=lambda _: -1), 1_000))
+    assert found == [number % 100 for number in range(1, 1_001)]
+    assert taken <= 1_000 + (2 * TASKS_AHEAD + 1) * ITEMS_A_TASK
+
+
+def test_file_that_kills_its_reader_is_told_and_the_others_are_read() -> None:
+    paths = [f"file-{number}" for number in range(150)]
+    expected = {
+        path: "reading it ends the process: it was killed by SIGKILL" for path in paths if path.endswith("7")
+    } | {"file-99": "reading it ends the process: it ended with exit code 3"}
+    with reading_processes(2) as readers:
+        for _ in range(2):  # the processes that took the place of others read on
+            found = list(readers.read(die_of_some, paths, when_killed=str.upper))
+            assert found == [expected[path].upper() if path in expected else path for path in paths]

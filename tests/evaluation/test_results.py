@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from distrain.evaluation.results import confused_pairs, results_of_classes
+
+# Three cats (one taken for a dog), two dogs (both right), no bird, though a cat was once taken for one.
+CONFUSION = np.array([[2, 1, 1], [0, 2, 0], [0, 0, 0]])
+NAMES = ["cat", "dog", "bird"]
+
+
+def test_each_class_has_its_own_share_of_right_answers() -> None:
+    cat, dog, bird = results_of_classes(NAMES, CONFUSION)
+    assert (cat.samples, cat.accuracy, cat.precision) == (4, 0.5, 1.0)
+    assert cat.f1 == pytest.approx(2 * 0.5 * 1.0 / 1.5)
+    assert dog.accuracy == 1.0
+    assert dog.precision == pytest.approx(2 / 3)
+    assert (bird.samples, bird.accuracy, bird.precision, bird.f1) == (0, None, 0.0, 0.0)
+
+
+def test_pairs_are_told_by_how_often_they_are_confused() -> None:
+    assert confused_pairs(NAMES, CONFUSION + np.array([[0, 4, 0], [3, 0, 0], [0, 0, 0]]), 2) == [
+        ("cat", "dog", 5),
+        ("dog", "cat", 3),
+    ]
+    assert confused_pairs(NAMES, np.eye(3, dtype=np.int64), 5) == []
+
+
+def test_shares_are_those_of_scikit_learn() -> None:
+    draws = np.random.default_rng(2)
+    truth, answers = draws.integers(0, 3, 60), draws.integers(0, 3, 60)
+    precision, recall, f1, samples = sk.precision_recall_fscore_support(truth, answers)
+    for label, row in enumerate(results_of_classes(NAMES, sk.confusion_matrix(truth, answers))):
+        assert row.samples == samples[label]
+        found = (row.precision, row.accuracy, row.f1)  # the accuracy of a class is its recall
+        assert found == pytest.approx((precision[label], recall[label], f1[label]))

@@ -1,0 +1,132 @@
+"""A training starts from another run's weights by the name of the run, of one of its checkpoints, or of a bundle."""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distrain.checkpoint.load import read_model
+from distrain.config import Model, read_recipe
+from distrain.errors import ModelError
+from distrain.launchers.warm_start import find_weights
+from distrain.models.registry import build_model
+from distrain.runs.directory import RunDirectory
+from distrain.training.stored_weights import read_stored
+from tests.checkpoint.making import damage
+from tests.command import distrain, fit
+
+SMALL = ["--device=cpu", "--set=data.train_samples=128", "--set=data.batch_size=64", "--set=eval.batch_size=256"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where runs/first is, with checkpoints of steps 1 to 4 and moving averages, and a bundle of it."""
+    place = tmp_path_factory.mktemp("warm")
+    options = ["--set=train.epochs=2", "--set=checkpoint.every_steps=1", "--set=checkpoint.keep_last=9"]
+    fit("digits", "--run=runs/first", *SMALL, *options, "--set=train.ema_decay=0.5", cwd=place)
+    assert distrain("export", "first", "--out=bundle", cwd=place).code == 0
+    return place
+
+
+@pytest.fixture
+def here(folder: Path) -> Iterator[Path]:
+    before = Path.cwd()
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+
+
+def load(reference: str, **options: str) -> dict[str, torch.Tensor]:
+    """Return the weights of a network that starts from what a reference names."""
+    config = Model(name="digits-cnn", weights=find_weights(reference, Path("runs")), **options)
+    return build_model(config, num_classes=10, in_channels=1, stored=read_stored(config)).state_dict()
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def step(number: int) -> Path:
+    return Path(f"runs/first/checkpoints/step-{number:08d}")
+
+
+@pytest.mark.parametrize(
+    ("reference", "number"),
+    [
+        ("first 3", 3),
+        ("runs/first last", 4),
+        ("fir last", 4),
+        ("last last", 4),
+        ("runs/first/checkpoints/step-00000001", 1),
+        ("first/checkpoints/step-2", 2),
+    ],
+)
+def test_checkpoint_of_a_run_is_where_another_training_starts(here: Path, reference: str, number: int) -> None:
+    assert_same(load(reference), read_model(step(number)))
+
+
+@pytest.mark.parametrize("reference", ["first", "runs/first", "last", "first best", "bundle"])
+def test_run_alone_and_a_bundle_are_the_best_checkpoint(here: Path, reference: str) -> None:
+    assert_same(load(reference), load_file("bundle/model.safetensors"))
+
+
+def test_moving_average_of_a_checkpoint_is_loaded_unless_the_trained_weights_are_chosen(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "distrain")
+    trained = load("first last", weights_entry="model")
+    assert_same(trained, read_model(step(4), use_average=False))
+    assert not torch.equal(trained["fc.weight"], load("first last")["fc.weight"])
+    assert "of the moving average and the weights as trained, it is the weights as trained" in caplog.text
+    assert "it is the moving average" in caplog.text
+    with pytest.raises(ModelError, match=r"has no weights 'ema' \(model.weights_entry\); it holds model, average$"):
+        load("first last", weights_entry="ema")
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ("second", "there is no such file, checkpoint, bundle or run$"),
+        ("imagnet", r"there is no such file, checkpoint, bundle or run; did you mean imagenet\?$"),
+        ("first 9", "there is no checkpoint '9'"),
+        ("runs/first/checkpoints/step-00000009", "there is no checkpoint runs/first"),
+        ("runs", "there is no such file"),
+    ],
+)
+def test_what_is_not_there_is_one_sentence(here: Path, reference: str, words: str) -> None:
+    with pytest.raises(ModelError, match=rf"^model\.weights={reference}: .*{words}") as caught:
+        load(reference)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_checkpoint_and_bundle_are_not_loaded(here: Path, tmp_path: Path) -> None:
+    for source, file, words in (
+        (step(1), "state.json", "is not used: "),
+        (step(1), "MANIFEST.json", "is not used: "),
+        (Path("bundle"), "model.safetensors", "holds other bits"),
+    ):
+        copied = tmp_path / file / source.name
+        copied.mkdir(parents=True)
+        for part in source.iterdir():
+            (copied / part.name).write_bytes(part.read_bytes())
+        damage(copied / file, "missing" if file == "MANIFEST.json" else "flipped")
+        with pytest.raises(ModelError, match=words):
+            load(str(copied))
+
+
+def test_run_that_weights_are_from_is_pinned_and_resumes_with_the_same_command(folder: Path) -> None:
+    asked = ["digits", "--run=runs/warm", *SMALL, "--set=train.epochs=1", "--set=model.weights=last"]
+    done = fit(*asked, cwd=folder)
+    pinned = read_recipe(RunDirectory(folder / "runs/warm").recipe).model.weights
+    assert pinned is not None
+    assert Path(pinned).parent == folder / "runs/first/checkpoints"
+    assert f"model.weights={pinned}: loaded 20 of the model's 20 tensors" in done.out
+    assert "finished already" in fit(*asked, cwd=folder).out  # `last` is not the run itself
+    missing = fit("digits", "--run=runs/other", *SMALL, "--set=model.weights=nowhere", cwd=folder, code=2)
+    assert "model.weights=nowhere: there is no such file, checkpoint, bundle or run" in missing.err
+    assert not (folder / "runs/other").exists()

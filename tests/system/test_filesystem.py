@@ -1,0 +1,84 @@
+"""What a file system refuses is one sentence: the path, the reason, the owner, and what to do."""
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from distrain.errors import ExitCode, StorageError
+from distrain.system import filesystem
+from tests.disk import fill, small_disk
+
+
+def refused(error: OSError) -> str:
+    sentence = filesystem.explain(error)
+    assert sentence is not None
+    return sentence
+
+
+def test_full_disk_is_named_with_its_free_space(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", mebibytes=1) as disk:
+        fill(disk)
+        with pytest.raises(OSError, match="No space") as raised:
+            (disk / "file").write_bytes(bytes(1 << 20))
+        sentence = refused(filesystem.name_path(raised.value, disk / "file"))
+        assert sentence.startswith(f"{disk}/file: the disk is full (0.0 MiB are free); free some space")
+        assert filesystem.exit_code(raised.value) == ExitCode.FAILED
+
+
+def test_name_that_is_too_long_and_one_of_bytes_are_told_on_a_line(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="too long") as raised:
+        (tmp_path / ("é" * 200)).write_text("")
+    assert "the name is too long" in refused(raised.value)
+    with pytest.raises(OSError, match="No such file") as missing:
+        Path(tmp_path, os.fsdecode(b"new\nline\xff")).stat()
+    assert refused(missing.value).splitlines() == [refused(missing.value)]
+    assert filesystem.exit_code(missing.value) == ExitCode.BAD_INPUT
+
+
+def test_quota_has_its_own_words() -> None:
+    assert "quota is used up" in refused(OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "/home/x"))
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [OSError("no errno"), PermissionError(errno.EPERM, "of os.kill"), ConnectionRefusedError(errno.ECONNREFUSED, "")],
+)
+def test_what_is_no_fault_of_a_file_system_is_left_alone(bug: OSError) -> None:
+    assert filesystem.explain(bug) is None
+
+
+def test_place_of_another_user_is_told_with_the_owner_and_the_way_out() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to give a folder to another user")
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        theirs = Path(name, "theirs")
+        theirs.mkdir(mode=0o755)
+        os.chown(theirs, 1, 1)
+        words = (
+            f"nothing can be written in {theirs}: it belongs to daemon, and you (nobody) have no permission; ask them"
+        )
+        assert _as_nobody(theirs / "run") == words
+
+
+def _as_nobody(folder: Path) -> str:
+    """Return what a user without any rights is told who wants to write there."""
+    reader, writer = os.pipe()
+    if (pid := os.fork()) == 0:
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+        try:
+            filesystem.check_writable(folder, otherwise="ask them")
+        except StorageError as error:
+            os.write(writer, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, encoding="utf-8") as told:
+        text = told.read()
+    os.waitpid(pid, 0)
+    return text

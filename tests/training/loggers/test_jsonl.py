@@ -1,0 +1,96 @@
+"""Metrics are whole lines, also while the disk is full, and none is lost once there is room again."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from distrain.config import load_recipe
+from distrain.runs.directory import Attempt, RunDirectory, Status
+from distrain.training.heartbeat import Heart
+from distrain.training.loggers.jsonl import JsonlSink, rewind_metrics
+from distrain.training.loggers.protocol import Moment, Opening, Record
+from tests.disk import fill, small_disk
+
+
+def open_sink(run: RunDirectory) -> JsonlSink:
+    return JsonlSink(
+        Opening(
+            run=run,
+            recipe=load_recipe("digits", overrides=[]),
+            first_step=0,
+            total_steps=9,
+            steps_per_epoch=3,
+            now=lambda: Moment(0),
+            images=torch.zeros(1, 1, 8, 8),
+            model=torch.nn.Identity(),
+        )
+    )
+
+
+def record(step: int) -> Record:
+    return {"step": step, "train/loss": 1 / 3, "padding": 10.0**300}
+
+
+def test_lines_wait_for_room_and_none_is_torn_or_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with small_disk(tmp_path / "disk", mebibytes=1) as disk:
+        run = RunDirectory(disk)
+        sink = open_sink(run)
+        sink.write(record(1))
+        filler = fill(disk)
+        for step in range(2, 300):  # what is left of the first block is used up on the way
+            sink.write(record(step))
+        text = run.metrics.read_text()
+        written = len(run.read_metrics())
+        assert text.endswith("}\n")
+        assert text.count("\n") == written < 299
+        assert len([r for r in caplog.records if "wait in memory for room" in r.message]) == 1
+        filler.unlink()
+        sink.write(record(300))
+        assert [r["step"] for r in run.read_metrics()] == list(range(1, 301))
+        sink.close()
+
+
+def test_lines_that_never_found_room_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with small_disk(tmp_path / "disk", mebibytes=1) as disk:
+        run = RunDirectory(disk)
+        fill(disk)
+        sink = open_sink(run)
+        sink.write(record(1))
+        sink.write(record(2))
+        sink.close()
+        assert run.metrics.read_text() == ""
+    assert "2 lines of metrics could not be written" in caplog.text
+
+
+def test_appending_goes_on_behind_what_a_resume_left(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    sink = open_sink(run)
+    for step in range(1, 6):
+        sink.write(record(step))
+    sink.close()
+    with run.metrics.open("a") as file:
+        file.write('{"step": 6, "train/lo')
+    assert [r["step"] for r in rewind_metrics(run, 3)] == [1, 2, 3]
+    sink = open_sink(run)
+    sink.write(record(4))
+    sink.close()
+    assert [r["step"] for r in run.read_metrics()] == [1, 2, 3, 4]
+
+
+def test_status_that_finds_no_room_is_written_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    attempt = Attempt(started=0, host="here", pid=1, world_size=1, first_step=0, last_step=0, state="starting")
+    with small_disk(tmp_path / "disk", mebibytes=1) as disk, caplog.at_level(logging.WARNING):
+        run = RunDirectory(disk)
+        heart = Heart(run, rank=0)  # its thread is not started, which would write and free its own drafts meanwhile
+        heart.begin(Status(total_steps=9, attempts=[attempt]))
+        filler = fill(disk)
+        for step in (3, 4):
+            heart.step = step
+            heart.beat("running")
+        assert run.read_status().step == 0
+        filler.unlink()
+        heart.beat("finished")
+        assert run.read_status().step == 4
+    assert caplog.text.count("could not be written") == 1

@@ -1,0 +1,98 @@
+"""Whatever uses a network after its training gets its extra state with it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distrain.checkpoint.load import read_model
+from distrain.distributed.world import World
+from distrain.evaluation.request import resolve, write_order
+from distrain.evaluation.results import Findings, read_findings
+from distrain.evaluation.worker import examine
+from distrain.export import load, read_state
+from distrain.export.bundle import Bundle
+from distrain.export.from_checkpoint import open_checkpoint
+from distrain.export.write_bundle import write_bundle
+from distrain.runs import checkpoints
+from distrain.runs.directory import RunDirectory
+from distrain.training.heartbeat import Heart
+from tests.checkpoint.making import ALONE
+from tests.command import distrain
+from tests.export.making import validation_digits
+from tests.processes import run_ranks
+from tests.training.state import making
+from tests.training.state.making import SAMPLES_SEEN, CountingInADict, CountingInATensor, train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    path = tmp_path_factory.mktemp("after") / "run"
+    averaged = "train={epochs: 2, micro_batch_size: 4, ema_decay: 0.9}"
+    train(path, f"model.name={making.__name__}:CountingInADict", f"loss.name={making.__name__}:Centred", averaged)
+    return RunDirectory(path)
+
+
+def newest(run: RunDirectory) -> Path:
+    return checkpoints.committed(run.checkpoints)[-1]
+
+
+def eval_newest(world: World, run: RunDirectory, out: Path, *overrides: str) -> Findings:
+    folder, recipe, order = resolve(run, newest(run), split=None, overrides=list(overrides), data=None, out=out)
+    if world.is_main:
+        folder.path.mkdir(parents=True)
+        write_order(folder, order)
+    world.barrier()
+    with Heart(folder, rank=world.rank) as heart:
+        assert examine(recipe, folder, world, heart)
+    world.barrier()
+    return read_findings(folder)
+
+
+def eval_on_ranks(world: World, run: RunDirectory, out: Path) -> None:
+    eval_newest(world, run, out)
+
+
+def test_eval_finds_what_training_found(tmp_path: Path, run: RunDirectory) -> None:
+    last = run.read_status().last
+    assert last is not None
+    run_ranks(eval_on_ranks, tmp_path, 2, run, tmp_path / "two")
+    for found in (eval_newest(ALONE, run, tmp_path / "one"), read_findings(RunDirectory(tmp_path / "two"))):
+        assert {name: found.metrics[name] for name in ("val/loss", "val/top1")} == {
+            name: last[name] for name in ("val/loss", "val/top1")
+        }
+    assert (
+        eval_newest(ALONE, run, tmp_path / "other", "loss.name=cross_entropy").metrics["val/loss"] != last["val/loss"]
+    )
+
+
+def test_bundle_has_the_networks_extra_state_before_and_after_it_is_written(tmp_path: Path, run: RunDirectory) -> None:
+    trained = open_checkpoint(run, newest(run))
+    write_bundle(trained, tmp_path / "bundle")
+    images = list(validation_digits().images[:5])
+    for bundle in (trained, load(tmp_path / "bundle")):
+        assert isinstance(bundle, Bundle)
+        assert isinstance(bundle.model, CountingInADict)
+        assert bundle.model.seen == SAMPLES_SEEN
+        assert torch.equal(bundle.predict(images), trained.predict(images))
+
+
+def test_consolidated_file_is_loaded_strictly_by_the_plain_network(tmp_path: Path, run: RunDirectory) -> None:
+    done = distrain("checkpoints", "consolidate", str(run.path), "last", "model.safetensors", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "load_state_dict takes what distrain.export.read_state reads of it" in done.out
+    model = CountingInADict(10)
+    model.load_state_dict(read_state(tmp_path / "model.safetensors"), strict=True)
+    assert model.seen == SAMPLES_SEEN
+    averaged = read_model(newest(run))["head.weight"]
+    assert torch.equal(model.head.weight, averaged)
+
+
+def test_extra_state_that_is_a_tensor_needs_no_reader_of_ours(tmp_path: Path) -> None:
+    train(tmp_path / "run", f"model.name={making.__name__}:CountingInATensor")
+    done = distrain("checkpoints", "consolidate", "run", "last", "model.safetensors", cwd=tmp_path)
+    assert "read_state" not in done.out
+    model = CountingInATensor(10)
+    model.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
+    assert model.seen == SAMPLES_SEEN

@@ -1,0 +1,210 @@
+"""The heartbeat's thread outlives every exception in it, and a request to stop is heard without it."""
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distrain.launchers import supervisor
+from distrain.launchers.multinode.group import Alone
+from distrain.launchers.plan import Plan
+from distrain.launchers.watchdog import StallWatch
+from distrain.runs.directory import RunDirectory, Status
+from distrain.runs.stop_requests import fetch_signals, stop_on_signal
+from distrain.system import process
+from distrain.system.process import children, hold_signals
+from distrain.system.signals import StopRequest
+from distrain.training import heartbeat as heart
+from distrain.training.heartbeat import Heart
+from distrain.training.loggers.background import Background
+from tests.command import wait_until
+from tests.forks import server
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    run = RunDirectory(tmp_path / "run")
+    run.create()
+    return run
+
+
+def broken_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Do what `function` does, from the second call on; the first one raises."""
+    calls = []
+
+    def call(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise AttributeError("'int' object has no attribute 'f_lineno'")
+        return function(*arguments)
+
+    return call
+
+
+def test_attempt_that_ends_within_a_second_has_said_where_it_began(run: RunDirectory) -> None:
+    with Heart(run, rank=0) as beating:
+        wait_until(lambda: bool(run.read_heartbeats()), "a heartbeat of the start-up")
+        status = Status(step=10)
+        status.begin_attempt(world_size=1, first_step=10)
+        beating.begin(status)
+        assert [heartbeat.step for heartbeat in run.read_heartbeats()] == [10]
+
+
+def test_time_left_is_that_of_the_steps_left_at_the_pace_of_this_attempt(run: RunDirectory) -> None:
+    status = Status(step=10, total_steps=20, train_seconds=1000)
+    status.begin_attempt(world_size=1, first_step=10)
+    with Heart(run, rank=0) as beating:
+        beating.begin(status)
+        assert run.read_status().eta_s is None
+        beating.step = 14  # four steps of this attempt, six are left
+        wait_until(lambda: beating.train_seconds > 1000.1, "a tenth of a second")
+        beating.beat()
+        found = run.read_status()
+        assert found.eta_s == pytest.approx((found.train_seconds - 1000) / 4 * 6, rel=0.05)
+        assert found.train_seconds > 1000.1
+
+
+@pytest.mark.parametrize("duty", ["hear", "write_heartbeat", "write_status", "at_beat"])
+def test_heartbeat_outlives_what_one_of_its_duties_raises(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, duty: str
+) -> None:
+    monkeypatch.setattr(heart, "HEARTBEAT_S", 0.0)
+    monkeypatch.setattr(heart, "LISTEN_S", 0.001)
+    seen: list[int] = []
+    if duty.startswith("write"):
+        monkeypatch.setattr(run, duty, broken_once(getattr(run, duty)))
+    beating = Heart(run, rank=0)
+    beating.at_beat = broken_once(seen.append) if duty == "at_beat" else seen.append
+    if duty == "hear":
+        monkeypatch.setattr(beating, "hear", broken_once(beating.hear))
+    status = Status()
+    status.begin_attempt(world_size=1, first_step=0)
+    beating.status, beating._has_begun = status, True  # as `begin` does, without writing
+    with beating:
+        for step in (3, 4):
+            beating.step = step
+            wait_until(lambda s=step: s in seen and run.read_status().step == s, "a status")  # type: ignore[misc]
+            wait_until(lambda s=step: s in [beat.step for beat in run.read_heartbeats()], "a heartbeat")  # type: ignore[misc]
+        run.stop.touch()
+        wait_until(lambda: beating.is_stop_requested, "the request to stop")
+
+
+def test_signal_is_a_request_by_itself_where_no_stop_file_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    run = RunDirectory(tmp_path / "file")  # as on a disk that has become read-only: OSError, and not FileNotFoundError
+    stop = StopRequest()
+    with stop_on_signal(run, kill=lambda: pytest.fail("killed"), requested=stop):
+        beating = Heart(run, rank=0, stop=stop)
+        assert not beating.is_stop_requested
+        signal.raise_signal(signal.SIGTERM)
+        assert beating.is_stop_requested
+
+
+def request_in_a_handler(folder: Path) -> None:
+    """Request a stop over and over, while a handler does the same in between."""
+    with stop_on_signal(RunDirectory(folder), kill=lambda: None) as stop:
+        signal.signal(signal.SIGALRM, lambda *_: stop.set())
+        signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
+        for _ in range(300_000):
+            stop.set()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def test_signal_while_a_stop_is_requested_does_not_wait_for_itself(tmp_path: Path) -> None:
+    child = server().Process(target=request_in_a_handler, args=(tmp_path,))
+    child.start()
+    child.join(60)
+    child.kill()
+    assert child.exitcode == 0, "it hangs"
+
+
+def fetch_after_a_failure(folder: Path) -> None:
+    hold_signals()
+    signal.sigwaitinfo = broken_once(signal.sigwaitinfo)
+    run, stop = RunDirectory(folder), StopRequest()
+    fetch_signals(run, stop)
+    os.kill(os.getpid(), signal.SIGTERM)
+    wait_until(stop.is_set, "the request")
+    wait_until(run.stop.exists, "the stop file")
+
+
+def test_thread_that_waits_for_signals_outlives_an_exception(tmp_path: Path) -> None:
+    child = server().Process(target=fetch_after_a_failure, args=(tmp_path,))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+
+
+def test_launcher_outlives_heartbeats_that_it_cannot_read(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "read_heartbeats", broken_once(run.read_heartbeats))
+    told: list[str] = []
+    child = subprocess.Popen(["sleep", "2.5"])
+    stalls = StallWatch(run, timeout_s=60)
+    assert not supervisor._watch(child, [stalls.look], Alone(Plan(("sleep",), cwd=Path.cwd())), told.append)
+    assert child.returncode == 0
+    assert len(told) == 1
+    assert told[0].startswith("the launcher's watch over the ranks failed once (AttributeError: ")
+
+
+class Flaky:
+    """A sink that fails to write its second record."""
+
+    def __init__(self) -> None:
+        self.records: list[float] = []
+        self.is_closed = False
+
+    def write(self, record: dict[str, float]) -> None:
+        if record["step"] == 2:
+            raise ConnectionError("lost for a moment")
+        self.records.append(record["step"])
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_sink_that_fails_once_gets_the_next_record() -> None:
+    flaky = Flaky()
+    background = Background("flaky", lambda _: flaky, None)  # type: ignore[arg-type]  # the sink needs no opening
+    for step in range(1, 5):
+        background.write({"step": step})
+    background.close()
+    assert flaky.records == [1, 3, 4]
+    assert flaky.is_closed
+
+
+def test_children_are_listed_while_threads_come_and_go() -> None:
+    is_over = threading.Event()
+
+    def churn() -> None:
+        while not is_over.is_set():
+            threading.Thread(target=lambda: None).start()
+
+    churning = threading.Thread(target=churn)
+    child = subprocess.Popen(["sleep", "60"])
+    churning.start()
+    try:
+        for _ in range(300):
+            assert child.pid in children()
+    finally:
+        is_over.set()
+        churning.join()
+        child.kill()
+        child.wait()
+
+
+def test_signal_that_a_process_has_no_handler_for_is_not_taken_for_one_that_it_has() -> None:
+    earlier = signal.signal(signal.SIGUSR2, lambda *_: None)
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        assert process.catches(os.getpid(), signal.SIGUSR2)
+        assert not process.catches(child.pid, signal.SIGUSR2)
+    finally:
+        signal.signal(signal.SIGUSR2, earlier)
+        child.kill()
+        child.wait()
+    assert not process.catches(child.pid, signal.SIGUSR2)
