@@ -1,6 +1,7 @@
 """Undoes what passes through a network or a loss have changed in it, and in the random numbers."""
 
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,7 +18,8 @@ def undisturbed(owner: object) -> Iterator[None]:
     """Restore, after passes in any mode, all that they have changed in a network or a loss, and the random numbers.
 
     These are modes, weights, buffers, extra state and plain attributes; of what is not a module, its state, if it has
-    one. Weights are kept on the host meanwhile: a layer may set them by its first batch.
+    one. Weights are kept on the host meanwhile: a layer may set them by its first batch. `breakpoint()` does not stop
+    in such a pass: the ones that it is meant for are still to come.
     """
     module = owner if isinstance(owner, nn.Module) else nn.Module()
     modes = [(part, part.training) for part in module.modules()]
@@ -25,13 +27,14 @@ def undisturbed(owner: object) -> Iterator[None]:
     extra = pack_extra(owner, name="the network or loss")
     gpus = {weight.device.index for weight in module.parameters() if weight.is_cuda}
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    may_search = torch.backends.cudnn.benchmark
+    may_search, stop_here = torch.backends.cudnn.benchmark, sys.breakpointhook
     torch.backends.cudnn.benchmark = False  # no search for the fastest kernels of a batch that never comes again
+    sys.breakpointhook = _pass_by
     try:
         with kept_attributes(module), kept_buffers(module), torch.random.fork_rng(devices=gpus):
             yield
     finally:
-        torch.backends.cudnn.benchmark = may_search
+        torch.backends.cudnn.benchmark, sys.breakpointhook = may_search, stop_here
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         for part, was_training in modes:
@@ -41,6 +44,10 @@ def undisturbed(owner: object) -> Iterator[None]:
                 weight.copy_(value)
         if extra:
             _load_extra(owner, extra)
+
+
+def _pass_by(*_: object, **__: object) -> None:
+    """Do nothing where `breakpoint()` is called."""
 
 
 def pack_extra(owner: object, *, name: str) -> Tensors:
