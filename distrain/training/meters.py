@@ -20,6 +20,9 @@ class Settled(NamedTuple):
     is_marked: bool  # by the watch: a gradient, a weight or a buffer is not finite
 
 
+_FINITE = Settled((), is_marked=False)
+
+
 class LossMeter:
     """The losses of the steps since the last record: on the device while they are fresh, then exact on the host.
 
@@ -59,11 +62,9 @@ class LossMeter:
         rows = found[: len(losses)].view(-1, width).tolist()  # x + 0 is exact: each is one rank's
         means, settled = [], []
         for step, row, window, mark in zip(steps, rows, windows, found[len(losses) :].tolist(), strict=True):
-            bad = tuple(piece for piece, loss in enumerate(row) if not math.isfinite(loss))
-            # A shorter window leaves the end of its row empty.
-            total = math.nan if bad else math.fsum(map(mul, row, window.sizes))
+            total = _total(row, window.sizes)  # a shorter window leaves the end of its row empty
             means.append(_StepLoss(total / window.num_samples, window.num_samples))
-            settled.append(Settled(bad, mark > 0))
+            settled.append(_FINITE if not mark and math.isfinite(total) else Settled(_bad_pieces(row), mark > 0))
             if (epoch := step // self._order.steps_per_epoch) != self._epoch:
                 self._epoch, self._epoch_sum, self._epoch_samples = epoch, 0.0, 0
             self._epoch_sum += total
@@ -121,6 +122,18 @@ class LossMeter:
 class _StepLoss(NamedTuple):
     mean: float  # over the samples of the step, all ranks'
     num_samples: int
+
+
+def _total(losses: Sequence[float], sizes: Sequence[int]) -> float:
+    """Return the sum of the losses of so many samples each, exactly rounded; NaN where they add up to no number."""
+    try:
+        return math.fsum(map(mul, losses, sizes))
+    except (OverflowError, ValueError):  # beyond the largest number, or infinities of both signs
+        return math.nan
+
+
+def _bad_pieces(losses: Sequence[float]) -> tuple[int, ...]:
+    return tuple(piece for piece, loss in enumerate(losses) if not math.isfinite(loss))
 
 
 def _mean(steps: Collection[_StepLoss]) -> float:
