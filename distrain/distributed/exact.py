@@ -1,9 +1,9 @@
 """Owns exact mode: the same bits at every number of processes.
 
-The micro-batches of a step are the leaves of the fixed tree of `tree.py`. Each rank sums its own neighbours as far as
-the tree allows, while it trains; the ranks then combine what they hold, bucket by bucket, while the last backward pass
-still runs. BatchNorm's statistics travel with the gradients: every micro-batch starts from those of the step's start,
-and the mean of the changes is applied at its end.
+The micro-batches of a step are the leaves of the fixed tree of `reduction_tree.py`. Each rank sums its own neighbours
+as far as the tree allows, while it trains; the ranks then combine what they hold, bucket by bucket, while the last
+backward pass still runs. BatchNorm's statistics travel with the gradients: every micro-batch starts from those of the
+step's start, and the mean of the changes is applied at its end.
 """
 
 from collections.abc import Iterator

@@ -100,7 +100,7 @@ def test_stopped_process_is_named_with_its_stack_and_the_run_goes_on(
     assert "rank 1 (" in done.out
     assert "its process is stopped" in done.out
     assert "waits for it: rank 0 in" in done.out
-    assert re.search(r'engine\.py", line \d+, in train\n', done.out), done.out
+    assert re.search(r'trainer\.py", line \d+, in train\n', done.out), done.out
     assert "rank 1 failed at step" in done.out
     assert '"type": "Stalled"' in (run / "errors" / "rank-1.json").read_text()
     assert status(run)["weights_digest"] == status(undisturbed)["weights_digest"]

@@ -120,7 +120,7 @@ def test_frames_that_called_the_worker_are_cut() -> None:
     worker = Path(stacks.__file__).parents[1] / "worker.py"
     text = (
         "Current thread 0x00007f0000000001 (most recent call first):\n"
-        f'  File "{worker.with_name("engine.py")}", line 2 in train\n'
+        f'  File "{worker.with_name("trainer.py")}", line 2 in train\n'
         f'  File "{worker}", line 1 in main\n'
         '  File "<frozen runpy>", line 88 in _run_code\n'
         "\n"
