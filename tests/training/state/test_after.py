@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from distrain.checkpoint.load import read_model
+from distrain.config import Model
 from distrain.distributed.world import World
 from distrain.evaluation.request import resolve, write_order
 from distrain.evaluation.results import Findings, read_findings
@@ -15,9 +16,11 @@ from distrain.export import load, read_state
 from distrain.export.bundle import Bundle
 from distrain.export.from_checkpoint import open_checkpoint
 from distrain.export.write_bundle import write_bundle
+from distrain.models.registry import build_model
 from distrain.runs import checkpoints
 from distrain.runs.directory import RunDirectory
 from distrain.training.heartbeat import Heart
+from distrain.training.stored_weights import read_stored
 from tests.checkpoint.making import ALONE
 from tests.command import distrain
 from tests.export.making import validation_digits
@@ -87,6 +90,14 @@ def test_consolidated_file_is_loaded_strictly_by_the_plain_network(tmp_path: Pat
     assert model.seen == SAMPLES_SEEN
     averaged = read_model(newest(run))["head.weight"]
     assert torch.equal(model.head.weight, averaged)
+
+
+@pytest.mark.parametrize("entry", ["model", "average"])
+def test_another_training_starts_with_the_extra_state_of_a_checkpoint(run: RunDirectory, entry: str) -> None:
+    config = Model(name=f"{making.__name__}:CountingInADict", weights=str(newest(run)), weights_entry=entry)
+    model = build_model(config, num_classes=10, in_channels=1, stored=read_stored(config))
+    assert isinstance(model, CountingInADict)
+    assert model.seen == SAMPLES_SEEN
 
 
 def test_extra_state_that_is_a_tensor_needs_no_reader_of_ours(tmp_path: Path) -> None:
