@@ -9,6 +9,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from distrain.data.loading.sampler import Window
 from distrain.distributed.batchnorm_stats import BatchStatistics, average_together
@@ -24,7 +27,8 @@ class Fsdp:
 
     With a `dtype` of autocast the weights travel in it, rounded once before they are gathered as autocast would round
     them after; gradients are float32 when they are summed. Vectors (biases, the weights of norm layers, scales), which
-    autocast leaves in float32 or which are next to nothing, are not divided then: every rank has them whole.
+    autocast leaves in float32 or which are next to nothing, are not divided then: every rank has them whole. Nor are
+    the weights from which weight_norm, spectral_norm or a parametrization computes a layer's own.
 
     Every forward and backward pass is a collective call: a rank that has fewer micro-batches than others goes through
     the network with `example` and weight 0 instead.
@@ -47,7 +51,7 @@ class Fsdp:
         self._world = world
         self._example = example
         self._dtype = dtype
-        vectors = [] if dtype is None else [weight for weight in module.parameters() if _is_vector(weight)]
+        vectors = [] if dtype is None else _undivided(module)
         self._vectors = [weight for weight in vectors if weight.requires_grad]
         for vector in vectors:  # a network may draw them in a way of its own
             dist.broadcast(vector.detach(), src=0)
@@ -107,6 +111,19 @@ def _shard(module: nn.Module, world: World, *, dtype: torch.dtype | None, whole:
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for part in (*divide(module), module):
         fully_shard(part, mesh=mesh, mp_policy=policy, ignored_params=whole)
+
+
+def _undivided(module: nn.Module) -> list[nn.Parameter]:
+    """Return the vectors, and the weights from which a layer computes another one, in float32 beside its buffers."""
+    parts = [part for part in module.modules() if _computes_weights(part)]
+    sources = {weight for part in parts for weight in part.parameters()}
+    return [weight for weight in module.parameters() if _is_vector(weight) or weight in sources]
+
+
+def _computes_weights(part: nn.Module) -> bool:
+    """Whether a layer has parametrizations, or is normed by the hooks that were there before them."""
+    hooks = part._forward_pre_hooks.values()
+    return is_parametrized(part) or any(isinstance(hook, WeightNorm | SpectralNorm) for hook in hooks)
 
 
 def _is_vector(weight: torch.Tensor) -> bool:

@@ -42,6 +42,13 @@ def test_weights_that_are_computed_from_others_come_back(tmp_path: Path, network
     run_ranks(train_and_resume, tmp_path, world_size, tmp_path, f"model.name={making.__name__}:{network}", averaged)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("network", ["old_weight_norm", "old_spectral_norm", "parametrized"])
+def test_weights_that_are_computed_from_others_are_divided_in_low_precision(tmp_path: Path, network: str) -> None:
+    overrides = [f"model.name={making.__name__}:{network}", "parallel.strategy=fsdp", "precision=bf16"]
+    run_ranks(train_and_resume, tmp_path, 2, tmp_path, *overrides)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_state_of_a_loss_comes_back(tmp_path: Path, loss: str) -> None:
     train_and_resume(ALONE, tmp_path, f"loss.name={making.__name__}:{loss}")
