@@ -18,7 +18,7 @@ from torch import nn
 
 network = nn.Linear(2, 2)
 torch.optim.Adam(network.parameters()).step()
-from distrain import build, engine
+from distrain.training import build, trainer
 from torchvision.transforms import v2
 
 v2.RandomCrop(8)

@@ -22,9 +22,9 @@ from tests.command import QUIET, command, wait_until
 FAST = """
 import os
 from torch import nn
-from distrain import heart
+from distrain.training import heartbeat
 if "SOAK_FAST" in os.environ:
-    heart.HEARTBEAT_S, heart.LISTEN_S = 0.0, 0.002
+    heartbeat.HEARTBEAT_S, heartbeat.LISTEN_S = 0.0, 0.002
 def network(num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
 """

@@ -35,15 +35,17 @@ WORKERS = ["--set=data.num_workers=2", "--set=data.loader=processes"]
 SLOW_NET = """
 import time
 from torch import nn
+passes = []  # the first of them are tried before the training begins
 class Net(nn.Sequential):
     def __init__(self, num_classes):
         super().__init__(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, num_classes))
     def forward(self, images):
         if not self.training:
             time.sleep(EVALUATE_S)
+        passes.append(1)
         return super().forward(images)
     def state_dict(self, *args, **kwargs):
-        time.sleep(SAVE_S)
+        time.sleep(SAVE_S if len(passes) > 10 else 0)
         return super().state_dict(*args, **kwargs)
 """
 

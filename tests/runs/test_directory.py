@@ -16,7 +16,7 @@ from distrain.system import filesystem
 TAKE_THE_LOCK = """
 import sys
 from pathlib import Path
-from distrain import filesystem
+from distrain.system import filesystem
 from distrain.errors import RunError
 from distrain.runs.directory import RunDirectory
 try:

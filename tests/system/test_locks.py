@@ -19,7 +19,7 @@ from tests.refusing import without_locks
 HOLD = """
 import sys
 from pathlib import Path
-from distrain import locks
+from distrain.system import locks
 locks.STALE_S = 1.0
 try:
     with locks.hold(Path(sys.argv[1]), patience_s=float(sys.argv[2]), stale_s=1.0) as note:
@@ -31,7 +31,7 @@ except locks.HeldError as error:
 COUNT = """
 import sys, time
 from pathlib import Path
-from distrain import locks
+from distrain.system import locks
 lock, journal = Path(sys.argv[1]), Path(sys.argv[2])
 for _ in range(int(sys.argv[3])):
     with locks.hold(lock, patience_s=60):

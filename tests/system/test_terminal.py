@@ -90,7 +90,7 @@ for number in range(3000):
 
 def test_terminal_that_is_held_with_ctrl_s_holds_up_nothing(tmp_path: Path) -> None:
     code = """
-from distrain import terminal
+from distrain.system import terminal
 terminal.PATIENCE_S = 0.2
 with tolerating_loss(Path("log")):
     print("ready", flush=True)
