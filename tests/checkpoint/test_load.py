@@ -5,13 +5,16 @@ import json
 import os
 import pickle
 import shutil
+from collections import OrderedDict
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, BytesStorageMetadata, Metadata
 
 from distrain.checkpoint.load import describe_tensors, load_tensors, read_model
 from distrain.checkpoint.tensors import gather_tensors, weights_digest
@@ -178,6 +181,41 @@ def saved(tmp_path: Path) -> Path:
     take_step(model, optimizer, 0)
     save(tmp_path, model, optimizer, 1)
     return tmp_path / "step-00000001"
+
+
+class EarlierPickler(pickle.Pickler):
+    """Writes members of enums as Python did before 3.11.4, and what `fetched` names in the same way."""
+
+    fetched: tuple[type, str] | None = None
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, Enum):
+            return getattr, self.fetched or (type(value), value.name)
+        return NotImplemented
+
+
+def rewrite_metadata(saved: Path, *, fetched: tuple[type, str] | None = None) -> None:
+    metadata = pickle.loads((saved / ".metadata").read_bytes())
+    with (saved / ".metadata").open("wb") as file:
+        pickler = EarlierPickler(file)
+        pickler.fetched = fetched
+        pickler.dump(metadata)
+    assert b"getattr" in (saved / ".metadata").read_bytes()
+    renew_manifest(saved)
+
+
+def test_metadata_of_python_before_3_11_4_is_read(saved: Path) -> None:
+    before = read_model(saved)
+    rewrite_metadata(saved)
+    after = read_model(saved)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("fetched", [(Metadata, "__init__"), (OrderedDict, "popitem"), (_MEM_FORMAT_ENCODING, "mro")])
+def test_metadata_that_fetches_what_is_no_member_of_an_enum_is_refused(saved: Path, fetched: tuple[type, str]) -> None:
+    rewrite_metadata(saved, fetched=fetched)
+    assert_refused(saved.parent, "builtins.getattr, which could run code; refused")
 
 
 def test_hostile_metadata_is_refused_and_does_not_run(saved: Path) -> None:
