@@ -66,6 +66,7 @@ def find_deaths(run: RunDirectory, *, log_start: int, gone: set[int] | None = No
     codes = dict.fromkeys(gone or (), 0) | codes
     errors = read_errors(run)
     have_reported = {error["rank"] for error in errors}
+    was_given_up = any(error["is_final"] for error in errors)  # for all ranks: one may have had no room to say so, too
     step = max([beat.step for beat in run.read_heartbeats()] + [error["step"] for error in errors], default=0)
     for heartbeat in _heartbeats_here(run):
         # Its last heartbeat may be a second old. Ranks go step by step together: another one may know better.
@@ -82,11 +83,26 @@ def find_deaths(run: RunDirectory, *, log_start: int, gone: set[int] | None = No
             message = (
                 f"it ended with exit code {code} before the run had finished: its code, or a library, has ended it"
             )
-            report_end(run, newest, kind="Exited", message=message, stack=None, time_s=heartbeat.time)
+            report_end(
+                run,
+                newest,
+                kind="Exited",
+                message=message,
+                stack=None,
+                time_s=heartbeat.time,
+                is_consequence=was_given_up,
+            )
 
 
 def report_end(
-    run: RunDirectory, heartbeat: Heartbeat, *, kind: str, message: str, stack: str | None, time_s: float | None
+    run: RunDirectory,
+    heartbeat: Heartbeat,
+    *,
+    kind: str,
+    message: str,
+    stack: str | None,
+    time_s: float | None,
+    is_consequence: bool = False,
 ) -> None:
     """Write for a rank what it can no longer write itself; the traceback is its phase, and its stack if known."""
     run.write_error(
@@ -99,7 +115,7 @@ def report_end(
             "type": kind,
             "message": message,
             "exit_code": int(ExitCode.FAILED),
-            "is_consequence": False,
+            "is_consequence": is_consequence,
             "is_final": False,
             "traceback": f"in phase {heartbeat.phase}; {'no stack is known' if stack is None else stack}",
         }

@@ -1,0 +1,27 @@
+"""The launcher reports for the ranks that could not, and tells what a rank did from what befell it."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from distrain.launchers.exit_reports import END_LINE, find_deaths
+from distrain.runs.directory import Heartbeat, RunDirectory
+from distrain.runs.error_reports import read_errors
+
+HERE = socket.gethostname()
+
+
+@pytest.mark.parametrize(("is_final", "first"), [(True, 0), (False, 1)])
+def test_rank_without_a_report_follows_one_that_gave_up_for_all(tmp_path: Path, is_final: bool, first: int) -> None:
+    """On a disk without a free block rank 0 alone has room for its words."""
+    run = RunDirectory(tmp_path / "run")
+    run.create()
+    for rank in (0, 1):
+        beat = Heartbeat(rank=rank, host=HERE, pid=100 + rank, time=5.0, step=3, phase="save", progress=0)
+        run.write_heartbeat(beat)
+    report = {"time": 9.0, "rank": 0, "host": HERE, "step": 3, "is_consequence": False, "is_final": is_final}
+    run.write_error(report)
+    run.launcher_log.write_text("\n".join(END_LINE.format(code=1, pid=100 + rank) for rank in (0, 1)))
+    find_deaths(run, log_start=0)
+    assert [error["rank"] for error in read_errors(run)] == [first, 1 - first]
