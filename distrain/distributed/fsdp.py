@@ -109,7 +109,9 @@ def _shard(module: nn.Module, world: World, *, dtype: torch.dtype | None, whole:
     if dtype is not None:
         # What is not a weight has the dtype that autocast gives it.
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for part in (*divide(module), module):
+    # A list of parametrizations is never called as other modules are: earlier versions of torch refuse it.
+    parts = [part for part in divide(module) if not isinstance(part, nn.ModuleList)]
+    for part in (*parts, module):
         fully_shard(part, mesh=mesh, mp_policy=policy, ignored_params=whole)
 
 
