@@ -1,6 +1,6 @@
 """Keeps what forward passes change besides weights and buffers: the extra state of a network, the state of a loss."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -12,6 +12,7 @@ from distrain.tensors.module_state import (
     LOSS,
     MODEL,
     RANKS,
+    LossFunction,
     Tensors,
     as_stateful,
     load_extra_state,
@@ -20,8 +21,6 @@ from distrain.tensors.module_state import (
     unpack,
     with_versions,
 )
-
-LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class ExtraState:

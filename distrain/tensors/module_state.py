@@ -6,7 +6,7 @@ it refers to as `NAME:0`, `NAME:1` and so on.
 """
 
 from collections import OrderedDict
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, Protocol, runtime_checkable
@@ -22,6 +22,7 @@ MODEL, LOSS, RANKS = "model.", "loss.", "ranks."  # how the names of tensors in 
 _TEXT = ":json"
 
 Tensors = dict[str, torch.Tensor]
+LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @runtime_checkable

@@ -4,7 +4,6 @@ A mean over samples: the loss of a batch is the mean of the losses of its parts,
 a batch into micro-batches and counts on it.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import cast
 
@@ -17,8 +16,7 @@ from distrain.config.metrics import Target
 from distrain.config.user_code import find_refusal, is_reference, load_reference
 from distrain.errors import ModelError, RecipeError, UserError
 from distrain.system.exits import own_frame
-
-LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+from distrain.tensors.module_state import LossFunction as LossFunction
 
 _FITTING: dict[str, tuple[Target, ...]] = {
     "cross_entropy": ("class",),
