@@ -72,11 +72,11 @@ def fit(
 
     Example: `distrain fit cifar10 --gpus 4 --set train.epochs=20 --set 'augment.train=[RandomHorizontalFlip]'`
     """
-    from distrain.cli.run_fit import start
+    from distrain.cli.run_fit import FitRequest, start
     from distrain.config.debug_presets import Aids
     from distrain.config.profile import read_options
 
-    code = start(
+    request = FitRequest(
         reference=recipe,
         overrides=overrides or [],
         data=data,
@@ -99,4 +99,4 @@ def fit(
         preflight=not no_preflight,
         aids=Aids(debug=debug, overfit_batches=overfit, trace=trace, post_mortem=post_mortem),
     )
-    raise typer.Exit(code)
+    raise typer.Exit(start(request))

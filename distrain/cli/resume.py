@@ -18,8 +18,7 @@ def resume(
     from rich.console import Console
 
     from distrain.cli import output
-    from distrain.cli.run_fit import start
-    from distrain.config.debug_presets import Aids
+    from distrain.cli.run_fit import FitRequest, start
     from distrain.config.profile import read_profile
     from distrain.launchers.slurm import submit
     from distrain.runs import query
@@ -34,16 +33,4 @@ def resume(
         output.print_submitted(console, submit.submit_again(run), [run])
         return
     profile = read_profile(run.profile)
-    code = start(
-        reference=None,
-        overrides=[],
-        data=None,
-        run=run.path,
-        launch=None,
-        options=profile.as_wanted(),
-        dry_run=False,
-        verbose=False,
-        preflight=True,
-        aids=Aids(),
-    )
-    raise typer.Exit(code)
+    raise typer.Exit(start(FitRequest(run=run.path, options=profile.as_wanted())))

@@ -1,11 +1,12 @@
-"""Owns the start of a run in the control plane: resolve and check what is asked, write the run directory, launch."""
+"""Starts a run from the command line in four steps: resolve the request, prepare the folder, supervise, report."""
 
 import hashlib
 import json
 import os
 import shlex
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -19,6 +20,7 @@ from distrain.errors import ExitCode, LaunchError, PreflightError
 from distrain.launchers import LAUNCHERS
 from distrain.launchers.abort import end_at_once
 from distrain.launchers.multinode.coordinator import Host
+from distrain.launchers.multinode.group import Company
 from distrain.launchers.multinode.member import Guest
 from distrain.launchers.plan import Plan
 from distrain.launchers.preflight import find_rendezvous_fault, find_shortages, noted
@@ -28,6 +30,7 @@ from distrain.launchers.slurm import srun
 from distrain.launchers.supervisor import Ending, execute
 from distrain.messages import print_error
 from distrain.runs.directory import RunDirectory
+from distrain.runs.error_reports import ErrorReport
 from distrain.runs.log_file import append_to_log
 from distrain.runs.stop_requests import stop_on_signal
 from distrain.runs.way_back import print_way_back
@@ -38,91 +41,189 @@ from distrain.system.terminal import tolerating_loss
 from distrain.worker import run_worker
 
 
-def start(
-    *,
-    reference: str | None,
-    overrides: list[str],
-    data: str | None,
-    run: Path | None,
-    launch: str | None,
-    options: Wanted,
-    dry_run: bool,
-    verbose: bool,
-    aids: Aids,
-    preflight: bool,
-) -> ExitCode:
-    """Train what is asked for to its end, or go on with a run, and tell it to the terminal.
+@dataclass(frozen=True, kw_only=True)
+class FitRequest:
+    """What the command line asks for; None where it does not say."""
 
-    Raises a `UserError`, with nothing made, where what is asked for is not valid, and a `PreflightError` with all that
-    this machine lacks; `preflight` is whether what is only an estimate counts.
+    reference: str | None = None  # a built-in recipe or a YAML file
+    overrides: Sequence[str] = ()
+    data: str | None = None
+    run: Path | None = None
+    launch: str | None = None  # a launch profile
+    options: Wanted
+    dry_run: bool = False
+    verbose: bool = False
+    aids: Aids = field(default_factory=Aids)
+    preflight: bool = True  # whether the checks that are only estimates count
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedFit:
+    """What a request means on this machine: the run, its recipe and profile, and the plan that a launcher executes."""
+
+    run: RunDirectory
+    recipe: Recipe
+    changes: list[str]  # what the debug options change in the recipe
+    profile: Profile
+    batchings: list[Batching]  # one for each number of processes that the profile allows
+    plan: Plan
+    notes: list[str]  # what a user may not expect of the data
+    is_finished: bool
+
+    @property
+    def spans_nodes(self) -> bool:
+        """Whether this command starts the processes of one of several machines; SLURM's launcher is one for all."""
+        return self.profile.nodes > 1 and self.profile.launcher != "slurm"
+
+    def replan(self, profile: Profile) -> Plan:
+        """Return the plan for the machines that are there now."""
+        return LAUNCHERS[profile.launcher](profile, self.run.path)
+
+
+def start(request: FitRequest) -> ExitCode:
+    """Train a new run to its end, or resume one, and report it to the terminal; returns the exit code.
+
+    Raises a `UserError` for an invalid request and a `PreflightError` for what this machine is short of, in either case
+    with nothing written.
     """
     console = Console(highlight=False, soft_wrap=True, record=True)  # what it prints goes to the run's log as well
-    wanted = read_wanted(launch, options)
-    if wanted.node_rank is None or wanted.launcher == "slurm":  # else each task of srun is one of several machines
-        srun.check_started_once(os.environ, command="fit")
-    directory, resolved, changes = resolve_run(reference, overrides, data, run, aids)
-    is_finished = directory.exists and directory.read_status().state == "finished"
-    if not dry_run and not is_finished:
-        directory.check_writable(otherwise=_elsewhere(directory))
-    profile, batchings, notes = _check(
-        directory, resolved, wanted, aids, reference=reference, preflight=preflight and not (dry_run or is_finished)
-    )
-    plan = LAUNCHERS[profile.launcher](profile, directory.path)
-    output.print_changes(console, changes)
-    if dry_run:
-        output.print_plan(console, resolved, plan)
+    fit = resolve(request)
+    output.print_changes(console, fit.changes)
+    if request.dry_run:
+        output.print_plan(console, fit.recipe, fit.plan)
         return ExitCode.FINISHED
-    if is_finished:
+    if fit.is_finished:
         console.print("this run is finished already; train anew in another run directory")
-        output.print_summary(console, directory, directory.read_status())
+        output.print_summary(console, fit.run, fit.run.read_status())
         return ExitCode.FINISHED
-    is_one_of_several = profile.nodes > 1 and profile.launcher != "slurm"  # SLURM's launcher is one for all machines
-    if is_one_of_several and run is None:
-        raise LaunchError("several nodes train in one run directory, which all of them see; name it with --run DIR")
-    on_error = debug_post_mortem if aids.post_mortem else None
     with (
         tolerating_loss(),  # a terminal that is closed, or a full disk that takes the output, ends no training
-        _stopping_on_signal(directory, plan) as requested,
-        ExitStack() as held,
+        _stopping_on_signal(fit) as stop,
+        prepare(fit, console, stop) as is_new,
     ):
-        if profile.node_rank > 0:
-            return _follow(console, directory, profile, plan, requested, _identify(resolved))
-        company = _lead(console, directory, profile, _identify(resolved)) if is_one_of_several else None
-        is_new = not directory.exists
-        with directory.created():
-            note = held.enter_context(directory.launching())
-            write_request(directory, resolved, profile, plan)
-            if requested.is_set():
-                directory.stop.touch()  # it was deleted as one of an earlier attempt
-        output.print_header(console, resolved, profile, batchings[-1], directory)
-        for words in notes if note is None else [note, *notes]:
-            output.print_event(console, f"note: {words}")
-        _log(console, directory)
-        try:
-            ending = execute(
-                plan,
-                directory,
-                profile,
-                tell=_teller(console, directory),
-                requested=requested,
-                company=company,
-                run_worker=run_worker,
-                on_error=on_error,
-            )
-        except LaunchError:  # the other machines do not come
-            _mark_failed(directory)
-            raise
-        finally:
-            erase_line(console)  # a rank that was killed could not take its live line away
-        ignore_signals()  # how the run has ended is settled
-        _conclude(console, directory, ending, is_new=is_new, verbose=verbose or aids.debug)
-        _log(console, directory)
+        ending = supervise(fit, console, stop, on_error=debug_post_mortem if request.aids.post_mortem else None)
+        report(fit, console, ending, is_new=is_new, verbose=request.verbose or request.aids.debug)
     return ending.code
 
 
-def _stopping_on_signal(run: RunDirectory, plan: Plan) -> AbstractContextManager[StopRequest]:
+def resolve(request: FitRequest) -> ResolvedFit:
+    """Return what the request means here; reads files and checks them, and writes nothing.
+
+    Raises a `UserError` for an invalid request and a `PreflightError` for what this machine is short of.
+    """
+    wanted = read_wanted(request.launch, request.options)
+    if wanted.node_rank is None or wanted.launcher == "slurm":  # else each task of srun is one of several machines
+        srun.check_started_once(os.environ, command="fit")
+    run, recipe, changes = resolve_run(
+        request.reference, list(request.overrides), request.data, request.run, request.aids
+    )
+    is_finished = run.exists and run.read_status().state == "finished"
+    starts = not (request.dry_run or is_finished)
+    if starts:
+        run.check_writable(otherwise=_elsewhere(run))
+    profile, batchings, notes = _check(request, run, recipe, wanted, preflight=request.preflight and starts)
+    fit = ResolvedFit(
+        run=RunDirectory(run.path, node_rank=profile.node_rank),
+        recipe=recipe,
+        changes=changes,
+        profile=profile,
+        batchings=batchings,
+        plan=LAUNCHERS[profile.launcher](profile, run.path),
+        notes=notes,
+        is_finished=is_finished,
+    )
+    if starts and fit.spans_nodes and request.run is None:
+        raise LaunchError("several nodes train in one run directory, which all of them see; name it with --run DIR")
+    return fit
+
+
+@contextmanager
+def prepare(fit: ResolvedFit, console: Console, stop: StopRequest) -> Iterator[bool]:
+    """Write the run directory and hold its launcher's lock for the block; yields whether the run is new.
+
+    Of several machines only the first one does so. Leaves nothing behind where the run cannot start.
+    """
+    run = fit.run
+    if fit.profile.node_rank > 0:
+        yield False
+        return
+    with ExitStack() as held:
+        is_new = not run.exists
+        with run.created():
+            note = held.enter_context(run.launching())
+            write_request(run, fit.recipe, fit.profile, fit.plan)
+            if stop.is_set():
+                run.stop.touch()  # it was deleted as one of an earlier attempt
+        output.print_header(console, fit.recipe, fit.profile, fit.batchings[-1], run)
+        for words in fit.notes if note is None else [note, *fit.notes]:
+            output.print_event(console, f"note: {words}")
+        _log(console, run)
+        yield is_new
+
+
+def supervise(
+    fit: ResolvedFit, console: Console, stop: StopRequest, *, on_error: Callable[[BaseException], None] | None
+) -> Ending:
+    """Execute the plan, attempt after attempt, and return how the run ended; from then on signals are ignored.
+
+    `on_error` is called with the exception that ended a training in this process.
+    """
+    tell = _teller(console, fit.run)
+    leads = fit.profile.node_rank == 0
+    company: Company | None = None
+    if fit.spans_nodes:
+        member = Host if leads else Guest
+        company = member(fit.profile, fit.run, identity=_identify(fit.recipe), plan=fit.replan, tell=tell)
+    try:
+        ending = execute(
+            fit.plan,
+            fit.run,
+            fit.profile,
+            tell=tell,
+            requested=stop,
+            company=company,
+            run_worker=run_worker,
+            on_error=on_error,
+        )
+    except LaunchError:  # the other machines do not come
+        if leads:
+            _mark_failed(fit.run)
+        raise
+    finally:
+        erase_line(console)  # a rank that was killed could not take its live line away
+    ignore_signals()  # how the run has ended is settled
+    return ending
+
+
+def report(fit: ResolvedFit, console: Console, ending: Ending, *, is_new: bool, verbose: bool) -> None:
+    """Print how the run ended, and write it down where no rank could.
+
+    Bad input that stopped a new run before its first checkpoint leaves nothing behind.
+    """
+    run, code, errors = fit.run, ending.code, ending.errors
+    leads = fit.profile.node_rank == 0  # the one machine that writes the run directory
+    if leads:
+        with suppress(OSError):
+            run.stop.unlink(missing_ok=True)  # a signal that came late has asked for nothing
+    if code == ExitCode.FINISHED:
+        output.print_summary(console, run, run.read_status())
+    elif code == ExitCode.STOPPED:
+        if leads:
+            _mark_stopped(run)
+        output.print_stopped(console, run, run.read_status())
+    elif leads and code == ExitCode.BAD_INPUT and errors:
+        _report_bad_input(console, run, errors[0], is_new=is_new, verbose=verbose)
+    else:
+        if leads:
+            _mark_failed(run)
+        output.print_failure(console, run, errors, verbose=verbose and leads)
+    _log(console, run)
+
+
+def _stopping_on_signal(fit: ResolvedFit) -> AbstractContextManager[StopRequest]:
+    run, cleanup = fit.run, fit.plan.cleanup
     earlier = run.read_status().mark
-    return stop_on_signal(run, kill=lambda: end_at_once(run, earlier=earlier, cleanup=plan.cleanup), is_last=True)
+    return stop_on_signal(run, kill=lambda: end_at_once(run, earlier=earlier, cleanup=cleanup), is_last=True)
 
 
 def _elsewhere(run: RunDirectory) -> str:
@@ -132,12 +233,13 @@ def _elsewhere(run: RunDirectory) -> str:
 
 
 def _check(
-    directory: RunDirectory, recipe: Recipe, wanted: Wanted, aids: Aids, *, reference: str | None, preflight: bool
+    request: FitRequest, directory: RunDirectory, recipe: Recipe, wanted: Wanted, *, preflight: bool
 ) -> tuple[Profile, list[Batching], list[str]]:
     """Return the profile, how the batch is cut at each number of processes that it allows, and notes on the data.
 
     Raises a `PreflightError` with all that is wrong or lacking, found before any process is started.
     """
+    aids = request.aids
     train, faults = recipe.train, list[str]()
     profile = None
     batchings: list[Batching] = []
@@ -149,7 +251,7 @@ def _check(
             profile = srun.resolve_allocated(wanted, srun.read_allocation(os.environ), stored=stored, threads=threads)
         else:
             in_one_process = recipe.parallel.strategy == "dp" or aids.debug
-            name = reference or recipe.name
+            name = request.reference or recipe.name
             profile = resolve_profile(wanted, threads=threads, in_one_process=in_one_process, recipe=name)
         profile = profile.model_copy(update={"trace": aids.trace})
         aids.check(processes=profile.world_size)
@@ -174,35 +276,6 @@ def _check(
     return profile, batchings, notes
 
 
-def _lead(console: Console, run: RunDirectory, profile: Profile, identity: str) -> Host:
-    launcher = LAUNCHERS[profile.launcher]
-    return Host(profile, run, identity=identity, plan=lambda now: launcher(now, run.path), tell=_teller(console, run))
-
-
-def _follow(
-    console: Console,
-    found: RunDirectory,
-    profile: Profile,
-    plan: Plan,
-    requested: StopRequest,
-    identity: str,
-) -> ExitCode:
-    """Train as one of the machines after the first, which alone writes the run directory and says how it goes on."""
-    run = RunDirectory(found.path, node_rank=profile.node_rank)
-    launcher, tell = LAUNCHERS[profile.launcher], _teller(console, run)
-    company = Guest(profile, run, identity=identity, plan=lambda now: launcher(now, run.path), tell=tell)
-    ending = execute(plan, run, profile, tell=tell, requested=requested, company=company)
-    ignore_signals()
-    if ending.code == ExitCode.FINISHED:
-        output.print_summary(console, run, run.read_status())
-    elif ending.code == ExitCode.STOPPED:
-        output.print_stopped(console, run, run.read_status())
-    else:
-        output.print_failure(console, run, ending.errors, verbose=False)
-    _log(console, run)
-    return ending.code
-
-
 def _teller(console: Console, run: RunDirectory) -> Callable[[str], None]:
     def tell(words: str) -> None:
         erase_line(console)
@@ -222,33 +295,23 @@ def _identify(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(recipe.identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _conclude(console: Console, run: RunDirectory, ending: Ending, *, is_new: bool, verbose: bool) -> None:
-    """Tell how the run ended; bad input that stopped a new run before its first checkpoint leaves nothing behind."""
-    with suppress(OSError):
-        run.stop.unlink(missing_ok=True)  # a signal that came late has asked for nothing
-    status, code = run.read_status(), ending.code
-    if code == ExitCode.FINISHED:
-        output.print_summary(console, run, status)
-        return
-    if code == ExitCode.STOPPED:
-        if status.state != "stopped":  # no rank was there yet to say it
-            status.close("stopped")
-            run.write_status(status)
-        output.print_stopped(console, run, status)
-        return
-    errors = ending.errors
-    if code == ExitCode.BAD_INPUT and errors:
-        if verbose:
-            console.print(errors[0]["traceback"].rstrip(), markup=False)
-        if is_new and not any(run.checkpoints.iterdir()) and read_profile(run.profile).nodes == 1:
-            run.remove([run.path.parent] if run.path.parent == RUNS.absolute() else [])
-        more = "; --verbose prints the traceback" if errors[0].get("is_mistake") and not (verbose or run.exists) else ""
-        print_error(f"{errors[0]['message']}{more}")
-        if run.exists:
-            print_way_back(console, run)
-        return
-    _mark_failed(run)
-    output.print_failure(console, run, errors, verbose=verbose)
+def _report_bad_input(console: Console, run: RunDirectory, error: ErrorReport, *, is_new: bool, verbose: bool) -> None:
+    if verbose:
+        console.print(error["traceback"].rstrip(), markup=False)
+    if is_new and not any(run.checkpoints.iterdir()) and read_profile(run.profile).nodes == 1:
+        run.remove([run.path.parent] if run.path.parent == RUNS.absolute() else [])
+    more = "; --verbose prints the traceback" if error.get("is_mistake") and not (verbose or run.exists) else ""
+    print_error(f"{error['message']}{more}")
+    if run.exists:
+        print_way_back(console, run)
+
+
+def _mark_stopped(run: RunDirectory) -> None:
+    """Write what no rank was there yet to write."""
+    status = run.read_status()
+    if status.state != "stopped":
+        status.close("stopped")
+        run.write_status(status)
 
 
 def _mark_failed(run: RunDirectory) -> None:
