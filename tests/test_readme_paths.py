@@ -1,0 +1,86 @@
+"""What the READMEs for contributors name is there: each file, each function, and the steps of each walk."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["distrain/README.md", "distrain/checkpoint/README.md", "tests/README.md"]
+# A path with its function or class, such as `training/trainer.py:train`; a name without a folder is a file of a run.
+PLACE = re.compile(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|sbatch|yaml|md|toml)|\w+\.py)(?::([\w.]+))?`")
+LINK = re.compile(r"\]\(([^)#]+)\)")
+
+
+def text(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def find(name: str, page: str) -> Path | None:
+    """Return what a page means by a path: from the package, from its own folder, or from the repository's."""
+    places = (ROOT / "distrain" / name, ROOT / Path(page).parent / name, ROOT / name)
+    return next((path for path in places if path.exists()), None)
+
+
+@cache
+def definitions(path: Path) -> dict[str, str]:
+    """Return the source of what a file defines, by its name: functions, classes, methods and variables."""
+    source = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        return dict.fromkeys(re.findall(r"^(\w+)\(\)", source, re.MULTILINE), source)
+    lines = source.splitlines()
+    found: dict[str, str] = {}
+
+    def add(body: list[ast.stmt], prefix: str) -> None:
+        for node in body:
+            segment = "\n".join(lines[node.lineno - 1 : node.end_lineno])
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found[prefix + node.name] = segment
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                    if isinstance(target, ast.Name):
+                        found[prefix + target.id] = segment
+            if isinstance(node, ast.ClassDef):
+                add(node.body, f"{node.name}.")
+
+    add(ast.parse(source).body, "")
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_functions_that_a_page_names_exist(page: str) -> None:
+    names = PLACE.findall(text(page))
+    missing = [name for name, _ in names if find(name, page) is None]
+    missing += [link for link in LINK.findall(text(page)) if not (ROOT / Path(page).parent / link).exists()]
+    for name, member in names:
+        path = find(name, page)
+        if path is not None and member and member not in definitions(path):
+            missing.append(f"{name}:{member}")
+    assert names
+    assert not missing
+
+
+def test_each_walk_ends_at_its_function_within_two_steps() -> None:
+    page = PAGES[0]
+    section = text(page).partition("## Five walks")[2].partition("\n## ")[0]
+    walks = re.split(r"^\d\. ", section, flags=re.MULTILINE)[1:]
+    assert len(walks) == 5
+    for walk in walks:
+        steps = [step for step in PLACE.findall(walk) if step[1]]
+        assert len(steps) == 2, walk
+        sources = []
+        for name, member in steps:
+            path = find(name, page)
+            assert path is not None
+            sources.append(definitions(path)[member])
+        name, member = steps[1]
+        words = "|".join((member.rpartition(".")[2], Path(name).stem))
+        assert re.search(rf"\b({words})\b", sources[0]), f"{steps[0]} says nothing of {steps[1]}"
+
+
+def test_rooms_of_the_table_are_those_of_the_package() -> None:
+    section = text(PAGES[0]).partition("## Rooms")[2].partition("\n## ")[0]
+    rooms = {path.name for path in (ROOT / "distrain").iterdir() if (path / "__init__.py").is_file()}
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == rooms
