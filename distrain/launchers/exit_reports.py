@@ -5,6 +5,8 @@ import signal
 import socket
 import time
 
+import psutil
+
 from distrain.errors import ExitCode
 from distrain.runs.directory import Heartbeat, RunDirectory
 from distrain.runs.error_reports import read_errors
@@ -40,7 +42,7 @@ class ExitWatch:
 
     def look(self) -> str | None:
         """Return what is to be told of such a rank, which is written to `errors/` as well; None without one."""
-        gone = [beat for beat in _heartbeats_here(self._run) if state_of(beat.pid) in {None, "Z"}]
+        gone = [beat for beat in _heartbeats_here(self._run) if state_of(beat.pid) in {None, psutil.STATUS_ZOMBIE}]
         if not gone or self._run.read_status().state in {"finished", "stopped"}:
             self._seen_s = None
             return None

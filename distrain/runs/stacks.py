@@ -20,6 +20,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from distrain.runs.directory import Heartbeat, RunDirectory
 from distrain.system.process import catches, signal_main_thread, state_of
 
@@ -42,7 +44,7 @@ class RankStack:
     rank: int
     heartbeat: Heartbeat | None
     age_s: float | None  # since the heartbeat, by this machine's clock
-    process_state: str | None  # the kernel's letter, for a process of this machine
+    process_state: str | None  # psutil's word, for a process of this machine
     threads: dict[str, str] = field(default_factory=dict)  # stacks by the threads' names, empty without an answer
 
     @property
@@ -179,7 +181,7 @@ class _Dump:
         try:
             if wake:
                 os.kill(heartbeat.pid, signal.SIGCONT)
-            elif state_of(heartbeat.pid) == "T":
+            elif state_of(heartbeat.pid) == psutil.STATUS_STOPPED:
                 return None
             dump = cls(path, path.stat().st_size)
             signal_main_thread(heartbeat.pid, STACK_SIGNAL)

@@ -11,11 +11,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+import psutil
+
 from distrain.system.exits import end_process
 from distrain.system.signals import STOP_SIGNALS, is_heard
 from distrain.system.terminal import SHOW_CURSOR, write_last_words
 
-IN_WORDS = {"T": "its process is stopped", "D": "its process waits for a disk", "Z": "its process is dead"}
+IN_WORDS = {
+    psutil.STATUS_STOPPED: "its process is stopped",
+    psutil.STATUS_DISK_SLEEP: "its process waits for a disk",
+    psutil.STATUS_ZOMBIE: "its process is dead",
+}
 _PR_SET_PDEATHSIG = 1
 KILLED_BY_AGENT = 128 + signal.SIGTERM
 _AGENTS = (b"distrain.worker", b"distrain.fork_server")
@@ -103,7 +109,10 @@ def kill_below(root: int) -> set[int]:
 
 
 def children() -> list[int]:
-    """Return the processes that this one has started and not waited for."""
+    """Return the processes that this one has started and not waited for.
+
+    A signal handler calls it: it reads this process's own entries, where psutil reads those of the whole machine.
+    """
     found: list[int] = []
     for path in Path("/proc/self/task").glob("*/children"):
         with suppress(OSError):  # the thread has ended since
@@ -112,11 +121,15 @@ def children() -> list[int]:
 
 
 def descendants(root: int) -> list[int]:
-    """Return the processes that `root` has started, and those that these have started, the nearest first."""
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        if (fields := _stat(path)) is not None:
-            children.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    """Return the processes that `root` has started, and those that these have started, the nearest first.
+
+    Not by `Process.children(recursive=True)`: it fails where another user's process may not be read (hidepid=1), and
+    misses what is below a process that ends meanwhile.
+    """
+    children: dict[int | None, list[int]] = {}
+    psutil.process_iter.cache_clear()  # it passes over a process that has the id of one that has ended
+    for process in psutil.process_iter(["ppid"]):
+        children.setdefault(process.info["ppid"], []).append(process.pid)
     found, todo = [], [root]
     while todo:
         below = children.get(todo.pop(0), [])
@@ -126,12 +139,11 @@ def descendants(root: int) -> list[int]:
 
 
 def state_of(pid: int) -> str | None:
-    """Return the kernel's letter for a process: R runs, S sleeps, D waits for a disk, T is stopped, Z is dead.
-
-    None where there is no such process.
-    """
-    fields = _stat(Path(f"/proc/{pid}/stat"))
-    return fields[0] if fields is not None else None
+    """Return one of psutil's states of a process, such as `psutil.STATUS_STOPPED`; None where there is none."""
+    try:
+        return str(psutil.Process(pid).status())
+    except psutil.Error:
+        return None
 
 
 def signal_main_thread(pid: int, number: int) -> None:
@@ -163,11 +175,10 @@ def is_gone(pid: int) -> bool:
     A process whose main thread is dead may have others that still run, or that a driver has not let go of yet: until
     then it holds its files and the memory of its GPU.
     """
-    if (state := state_of(pid)) != "Z":
-        return state is None
     try:
-        return len(list(Path(f"/proc/{pid}/task").iterdir())) <= 1
-    except OSError:
+        process = psutil.Process(pid)
+        return bool(process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1)
+    except psutil.Error:
         return True
 
 
@@ -176,11 +187,3 @@ def signal_all(pids: list[int], number: signal.Signals) -> None:
     for pid in pids:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
-
-
-def _stat(path: Path) -> list[str] | None:
-    """Return the fields of a process after its name, which may itself hold spaces and brackets."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None

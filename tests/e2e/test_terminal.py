@@ -156,7 +156,7 @@ def test_ctrl_z_stops_all_ranks_and_fg_continues_them(tmp_path: Path) -> None:
         wait_for_step(tmp_path / "run", 10)
         ranks = [heartbeat(tmp_path / "run", rank)["pid"] for rank in (0, 1)]
         screen.press("\x1a")
-        wait_until(lambda: [state_of(pid) for pid in ranks] == ["T", "T"], "the stop of both ranks")
+        wait_until(lambda: [state_of(pid) for pid in ranks] == [psutil.STATUS_STOPPED] * 2, "the stop of both ranks")
         screen.wait_for("Stopped")
         step = heartbeat(tmp_path / "run", 1)["step"]
         time.sleep(6)  # longer than what counts as a stall

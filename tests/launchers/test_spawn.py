@@ -8,6 +8,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 
 from distrain.config.profile import Profile
@@ -68,7 +69,7 @@ def test_killed_server_takes_the_ranks_with_it(launch: Launch, tmp_path: Path) -
     done = end_of(process)
     assert done.code == 1, done.out
     assert len(pids) == 4
-    assert {state_of(pid) for pid in pids} <= {None, "Z"}
+    assert {state_of(pid) for pid in pids} <= {None, psutil.STATUS_ZOMBIE}
 
 
 def test_server_that_fails_ends_the_child_and_its_words_are_in_the_log(tmp_path: Path) -> None:

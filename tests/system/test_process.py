@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from distrain.launchers import supervisor
@@ -35,7 +36,7 @@ def test_process_whose_main_thread_is_dead_is_not_gone_before_its_other_threads(
     children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
     wait_until(lambda: bool(children.read_text()), "a child")
     child = int(children.read_text().split()[0])
-    wait_until(lambda: state_of(child) == "Z", "the end of its main thread")
+    wait_until(lambda: state_of(child) == psutil.STATUS_ZOMBIE, "the end of its main thread")
     assert not is_gone(child)
     assert kill_below(parent.pid) == {child}
     assert is_gone(child)
