@@ -1,16 +1,10 @@
 """Owns what a machine knows of its own network: the address and the interface on the way to another machine."""
 
-import ctypes
-import fcntl
 import socket
-import struct
-from pathlib import Path
+
+import psutil
 
 from distrain.errors import LaunchError
-
-_SIOCGIFCONF = 0x8912  # every interface with an IPv4 address, also those that have a second one
-_IFREQ_BYTES = 40  # struct ifreq of 64-bit Linux: a name of 16 bytes, then a socket address
-_MAX_INTERFACES = 256
 
 
 def split_endpoint(endpoint: str) -> tuple[str, int]:
@@ -44,25 +38,7 @@ def route_to(host: str, port: int) -> str:
 
 def find_interface(address: str) -> str:
     """Return the network interface that has an address of this machine."""
-    found = _ipv6_interfaces() if ":" in address else _ipv4_interfaces()
-    if address not in found:
-        raise LaunchError(f"no network interface of this machine has the address {address}; give another --rendezvous")
-    return found[address]
-
-
-def _ipv4_interfaces() -> dict[str, str]:
-    buffer = ctypes.create_string_buffer(_IFREQ_BYTES * _MAX_INTERFACES)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        request = struct.pack("iP", len(buffer), ctypes.addressof(buffer))
-        (length, _) = struct.unpack("iP", fcntl.ioctl(probe, _SIOCGIFCONF, request))
-    found = {}
-    for start in range(0, length, _IFREQ_BYTES):
-        name, address = buffer.raw[start : start + 16], buffer.raw[start + 20 : start + 24]
-        found[socket.inet_ntoa(address)] = name.split(b"\0")[0].decode().partition(":")[0]  # eth0:1 is eth0's second
-    return found
-
-
-def _ipv6_interfaces() -> dict[str, str]:
-    table = Path("/proc/net/if_inet6")
-    rows = [line.split() for line in table.read_text(encoding="utf-8").splitlines()] if table.exists() else []
-    return {socket.inet_ntop(socket.AF_INET6, bytes.fromhex(row[0])): row[-1] for row in rows}
+    for name, addresses in psutil.net_if_addrs().items():
+        if address in {known.address.partition("%")[0] for known in addresses}:  # fe80::1%eth0
+            return str(name).partition(":")[0]  # eth0:1 is the second address of eth0
+    raise LaunchError(f"no network interface of this machine has the address {address}; give another --rendezvous")
