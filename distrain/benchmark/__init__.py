@@ -1,6 +1,6 @@
-"""A measurement: real steps of a recipe in a run directory that is gone afterwards, for `distrain bench` and `plan`.
+"""A measurement: real steps of a recipe in a temporary run directory, for `distrain bench`, `plan` and `verify`.
 
-`order` says what is asked for and `start` has it done, without torch; `work` does it on every rank, in the stretches
-of `stretches`; `figures` is what it leaves. `verdict`, `scale` and `outlook` are pure functions of the figures,
-`benchmark` measures several numbers of processes, and `plot` draws them.
+`request` says what is requested and `launch` runs it, without torch; `worker` measures on every rank, in the sections
+of `timed_sections`; `results` is what it leaves. `diagnosis`, `scaling_model` and `schedule_estimate` are pure
+functions of the results, `scaling_run` measures several numbers of processes, and `plot` draws them.
 """

@@ -1,4 +1,4 @@
-"""Owns a plan: what a few steps here tell of the whole training on the machines that it is meant for."""
+"""Estimates a whole training on the machines that it is meant for, from a few steps measured here."""
 
 import os
 import re

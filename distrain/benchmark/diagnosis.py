@@ -1,4 +1,4 @@
-"""Owns the words for a benchmark's figures: what bounds the training, and what to do next. Pure functions."""
+"""Says what bounds a training and what to do next, as pure functions of a benchmark's results."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Owns the start of a measurement: in a temporary run directory, by the launchers of a training, without torch."""
+"""Launches a measurement in a temporary run directory, as a training is launched; imports no torch."""
 
 import dataclasses
 import shutil

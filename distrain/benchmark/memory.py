@@ -1,4 +1,4 @@
-"""Owns what is known of a rank's memory: what stays between steps, and what a step takes on top of it."""
+"""Measures the memory of a rank: what stays between steps, and what a step uses on top of it."""
 
 import torch
 

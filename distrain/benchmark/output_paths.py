@@ -1,4 +1,4 @@
-"""Owns the places that a measurement writes to: where its temporary runs are made, and its picture."""
+"""Chooses where a measurement writes: the folder of its temporary runs, and its plot."""
 
 from pathlib import Path
 

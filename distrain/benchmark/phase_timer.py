@@ -1,4 +1,4 @@
-"""Owns the clock of a profiled stretch: which part of a step takes how long, with the device awaited at each border."""
+"""Times the phases of profiled steps; the host waits for the device at each border between two phases."""
 
 import time
 from collections import defaultdict

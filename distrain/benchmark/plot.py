@@ -1,4 +1,4 @@
-"""Owns the picture of a benchmark: the scaling curve, and where the time of a step goes."""
+"""Plots a benchmark: the scaling curve, and where the time of a step goes."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Owns the user's own proof: a recipe is trained for some steps in several ways, and what they gave is compared."""
+"""Trains some steps of a recipe in several ways and compares the results, for `distrain verify`."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Owns what is asked of a measurement: `measurement.json` in its folder, which makes a worker measure, not train."""
+"""Reads and writes `measurement.json`, the request that makes a worker measure instead of train."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Owns what a measurement leaves in its folder: numbers alone, in seconds, bytes and images a second."""
+"""Reads and writes the results of a measurement: numbers alone, in seconds, bytes and images per second."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Owns the scale model: from a step measured here to the same training on many GPUs, as pure functions.
+"""Predicts the same training on many GPUs from a step measured here, as pure functions.
 
 A step of n processes is
 
@@ -20,8 +20,9 @@ jitter     synchronous training waits for the slowest process: the mean of the l
 input      the images of a node's processes, at the rate that the node's loader has by itself. It runs beside the
            network, so that the slower of the two counts.
 
-What is not in it: kernels that fill a GPU less at smaller shares, clocks that fall with heat and power, other jobs on
-the network, BatchNorm statistics, checkpoints. So it is a bound from above, and tells which part comes to matter.
+The model leaves out kernels that use less of a GPU at smaller shares, clocks that fall with heat and power, other jobs
+on the network, BatchNorm statistics and checkpoints. It is therefore an upper bound on the speed, and shows which part
+will matter.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Owns a benchmark: one recipe measured on 1, 2, 4, ... processes, and the report that is made of it."""
+"""Measures one recipe on 1, 2, 4, ... processes and makes a report of it."""
 
 import os
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Owns the arithmetic of a plan: how often what is due, how long it takes, what stays on disk. Pure functions."""
+"""Estimates how often a run evaluates and saves, how long that takes, and what stays on disk. Pure functions."""
 
 import math
 import re

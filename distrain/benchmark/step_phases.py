@@ -1,6 +1,6 @@
-"""Names the parts of a step: the phases of the loop, `prepare`, and `wait`, in their order, as a person reads them.
+"""Names the phases of a step in their order, as a report shows them: those of the loop, `prepare`, and `wait`.
 
-`wait` is for the slower ranks, before the gradients are reduced: it is no part of the transfer.
+`wait` is the time that a rank waits for slower ones before the reduction: it is not part of the transfer.
 """
 
 PARTS = {

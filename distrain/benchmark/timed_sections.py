@@ -1,6 +1,6 @@
-"""Owns the timed stretches of a measurement on one rank: real steps, the loader alone, compute alone, what goes around.
+"""Times the sections of a measurement on one rank: whole steps, the loader alone, compute alone, saves and the like.
 
-All ranks call each function together, and raise `StoppedError` together where a stop was asked for.
+All ranks call each function together, and raise `StoppedError` together where a stop was requested.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Says what a plan will not be able to know, before anything is measured: by the question alone."""
+"""Says before anything is measured what a plan cannot know."""
 
 import os
 

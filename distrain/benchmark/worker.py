@@ -1,4 +1,4 @@
-"""Owns a measurement on one rank: a session like that of a training, taken through one stretch after the other."""
+"""Measures on one rank: builds the session of a training and runs one timed section after the other."""
 
 import itertools
 import logging

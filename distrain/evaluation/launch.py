@@ -1,4 +1,4 @@
-"""Owns the start of an examination in the control plane: checked, written down, launched, and read back."""
+"""Checks, launches and reads back an examination, in the control plane."""
 
 from collections.abc import Callable
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""Owns the pictures of an examination: the confusion matrix, and the samples that the network is most wrong about."""
+"""Plots an examination: the confusion matrix, and the samples that the network is most wrong about."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Owns what is asked of an examination, and its folder below the run: a run directory like any other."""
+"""Resolves the request for an examination, and its folder below the run: a run directory like any other."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Owns what an examination leaves in its folder: numbers for people and scripts, and what was said of every sample."""
+"""Reads and writes the results of an examination: metrics, results of each class, and a prediction for each sample."""
 
 import json
 from dataclasses import dataclass

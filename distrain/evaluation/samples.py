@@ -1,4 +1,4 @@
-"""Owns the look at single samples, as they are before any transform."""
+"""Opens single samples as they are before any transform."""
 
 from pathlib import Path
 from typing import Any

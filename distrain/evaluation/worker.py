@@ -1,4 +1,4 @@
-"""Owns the examination of a checkpoint on one rank: the evaluation of training, with an eye on every sample."""
+"""Evaluates a checkpoint on one rank as training does, and records the prediction for every sample."""
 
 from collections.abc import Iterator
 from contextlib import closing

@@ -1,7 +1,7 @@
-"""Bundles: a trained network with all that is needed to use it, in one folder.
+"""Bundles: a trained network in one folder, with all that is needed to use it.
 
-`load` is the way in for other programs. It takes none of distrain's training code with it: what reads a run's
-checkpoint is imported from `trained`, what writes bundles and graphs from `write` and `graph`.
+Other programs call `load`, which imports none of distrain's training code: `from_checkpoint` reads a run's checkpoint,
+`write_bundle` and `graph` write bundles and graphs.
 """
 
 from distrain.export.bundle import Bundle, load, read_state

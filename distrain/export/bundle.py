@@ -1,4 +1,4 @@
-"""Owns using a bundle: one function reads the folder, and what it gives takes pictures and gives probabilities."""
+"""Loads a bundle and predicts with it: pictures in, probabilities out."""
 
 import json
 from collections.abc import Sequence

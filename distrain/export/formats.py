@@ -1,4 +1,4 @@
-"""Owns an export from choice to finished file: written, read back, compared with the network, and only then named."""
+"""Exports a network: writes a file, reads it back, compares it with the network, and only then gives it its name."""
 
 import dataclasses
 import json

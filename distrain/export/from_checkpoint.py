@@ -1,4 +1,4 @@
-"""Owns the way from a run's checkpoint to a bundle, and to the pictures that the run validates on."""
+"""Makes a bundle from a run's checkpoint, and opens the images that the run validates on."""
 
 from collections.abc import Sequence
 from pathlib import Path

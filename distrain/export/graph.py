@@ -1,4 +1,4 @@
-"""Owns a network written as a graph for other programs, and the proof that the graph computes the same."""
+"""Writes a network as a graph for other programs, and proves that the graph computes the same."""
 
 import importlib
 import math

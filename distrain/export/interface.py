@@ -1,4 +1,4 @@
-"""Says in full what a graph takes and gives, for programs that know nothing of distrain."""
+"""Describes the inputs and outputs of a graph in full, for programs that know nothing of distrain."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Owns `bundle.json`: what a trained network is, and how a picture becomes its input."""
+"""Reads and writes `bundle.json`: what a trained network is, and how a picture becomes its input."""
 
 from typing import Any, Literal
 

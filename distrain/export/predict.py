@@ -1,4 +1,4 @@
-"""Owns predicting many files: decoded in parallel, computed in batches, told in the order they were named."""
+"""Predicts many files: decodes in parallel, computes in batches, and reports in the order of the names."""
 
 import heapq
 from collections.abc import Generator, Iterable

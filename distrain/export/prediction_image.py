@@ -1,4 +1,4 @@
-"""Owns showing one prediction: the picture with its classes below it, as a PNG and as blocks in a terminal."""
+"""Draws one prediction: the picture with its classes below it, as a PNG and as blocks in a terminal."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Owns what a picture may be, and reading many of them in parallel in the order they were named."""
+"""Reads many pictures in parallel, in the order of their names, and says what a picture may be."""
 
 from collections.abc import Generator, Iterable
 from contextlib import closing

@@ -1,4 +1,4 @@
-"""Owns writing what a run gave for others to use: bundles and single files, each whole or not at all."""
+"""Writes bundles and single files for other programs, each whole or not at all."""
 
 import json
 import os

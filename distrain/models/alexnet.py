@@ -1,4 +1,4 @@
-"""Owns AlexNet at half its width, one of the two columns of the paper: the usual first network for flower photographs.
+"""Defines AlexNet at half its width, one of the two columns of the paper: a common first network for flowers.
 
 Krizhevsky, Sutskever and Hinton, "ImageNet classification with deep convolutional neural networks", 2012.
 """

@@ -1,4 +1,4 @@
-"""Owns two networks of lessons on CIFAR-10, for images of 32x32 pixels: one without any extras, one with the usual."""
+"""Defines two networks of lessons on CIFAR-10, for images of 32x32 pixels: a plain one, and one with BatchNorm."""
 
 from itertools import pairwise
 

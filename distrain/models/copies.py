@@ -1,4 +1,4 @@
-"""Copies networks, also those that hold tensors which `copy.deepcopy` refuses."""
+"""Copies networks, including those with tensors that `copy.deepcopy` refuses."""
 
 import copy
 from typing import Any

@@ -1,4 +1,4 @@
-"""Owns initialisation by data: a network that has `initialize_from` is shown images before it trains."""
+"""Initialises from data: passes images to a network that has `initialize_from` before it trains."""
 
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable

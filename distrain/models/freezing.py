@@ -1,4 +1,4 @@
-"""Owns freezing: which weights stay as they are, up to which step or from which on, and norm layers' statistics."""
+"""Freezes weights up to a step or from a step on, and the statistics of norm layers."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Owns the two ends of a network: a head with one output for each class, and a first layer for the images' channels."""
+"""Replaces the two ends of a network: a head with one output for each class, a first layer for the images' channels."""
 
 import torch
 from torch import nn

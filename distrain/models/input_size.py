@@ -1,4 +1,4 @@
-"""Owns the sentence for images of a size that a network with linear layers of fixed width cannot take."""
+"""Explains that images are of a size that a network with linear layers of fixed width cannot process."""
 
 import torch
 

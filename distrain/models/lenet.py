@@ -1,4 +1,4 @@
-"""Owns LeNet as the PyTorch tutorial on CIFAR-10 has it, with that tutorial's names of layers.
+"""Defines LeNet as the PyTorch tutorial on CIFAR-10 has it, with the tutorial's layer names.
 
 LeCun et al., "Gradient-based learning applied to document recognition", 1998, with ReLU and max-pooling;
 https://pytorch.org/tutorials/beginner/blitz/cifar10_tutorial.html.

@@ -1,4 +1,4 @@
-"""Owns the small networks of the built-in recipes. Each takes images [n, channels, height, width], gives logits."""
+"""Defines the small networks of the built-in recipes: images [n, channels, height, width] to logits [n, classes]."""
 
 from itertools import pairwise
 

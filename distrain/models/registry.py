@@ -1,4 +1,4 @@
-"""Owns the way from a recipe's model section to a network: built-in, torchvision's, timm's, or the user's own."""
+"""Builds the network that a recipe names: built-in, torchvision's, timm's, or the user's own."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Reads files of weights that any program saved, without ever running code that they name."""
+"""Reads files of weights that any program saved, without running code that they name."""
 
 import argparse
 import json

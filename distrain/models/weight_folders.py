@@ -1,4 +1,4 @@
-"""Knows how libraries name the files of weights in a folder; imports no torch."""
+"""Finds the files of weights in a folder, as libraries name them; imports no torch."""
 
 from pathlib import Path
 

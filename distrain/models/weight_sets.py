@@ -1,4 +1,4 @@
-"""Finds the sets of weights in what a file holds, and the one whose names and shapes are those of a network.
+"""Finds the sets of weights in a file, and the one whose names and shapes match a network.
 
 Trainers put a state_dict under a key of their own (`model`, `state_dict`), several of them beside each other (`model`,
 `model_ema`), and a first part before all names (`module.`, `model.`, `_orig_mod.`). A set is one of them, with that

@@ -1,4 +1,4 @@
-"""Puts weights that were read from a file or a checkpoint into a network, and says what came of it."""
+"""Loads weights from a file or a checkpoint into a network, and reports what was loaded."""
 
 import logging
 from collections.abc import Collection, Sequence

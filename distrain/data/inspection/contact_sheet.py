@@ -1,4 +1,4 @@
-"""Owns what an image folder looks like: a contact sheet with some images of each class, as a PNG or in a terminal."""
+"""Draws a contact sheet with some images of each class, as a PNG or in a terminal."""
 
 import math
 import os

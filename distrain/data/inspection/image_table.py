@@ -1,4 +1,4 @@
-"""Owns what is kept of each image that was read: some 30 bytes, so that a million images fit in little memory."""
+"""Keeps some 30 bytes of each image that was read, so that a million images fit in little memory."""
 
 from array import array
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Owns how a picture is opened by its address: the path of a file, or a place in a packed dataset."""
+"""Opens a picture by its address: the path of a file, or a place in a packed dataset."""
 
 import io
 import os

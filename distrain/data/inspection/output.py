@@ -1,4 +1,4 @@
-"""Owns how findings and figures are told: on a terminal, and as what --json prints."""
+"""Formats findings and statistics for a terminal and for --json."""
 
 import shlex
 from collections import Counter

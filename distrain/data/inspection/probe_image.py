@@ -1,4 +1,4 @@
-"""Owns what one image file is found to be: decoded whole, its traits, and a digest of its pixels."""
+"""Decodes one image file whole, and returns its flags and a digest of its pixels."""
 
 import os
 import re

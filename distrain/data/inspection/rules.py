@@ -1,4 +1,4 @@
-"""Owns the rules of `distrain data check`: what about an image folder is an error, a warning, or worth a note."""
+"""Applies the rules of `distrain data check`: which findings are errors, warnings or notes."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sized

@@ -1,4 +1,4 @@
-"""Owns the list of what lies in an image folder, a pack or a manifest: its images by split and class, and all else."""
+"""Lists what is in an image folder, a pack or a manifest: images by split and class, and everything else."""
 
 import os
 from array import array

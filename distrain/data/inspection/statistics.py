@@ -1,4 +1,4 @@
-"""Owns the figures of an image folder: the sizes of its images, and their channels' mean and standard deviation."""
+"""Computes the statistics of an image folder: sizes, and mean and standard deviation of each channel."""
 
 from array import array
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Lists what is not a folder of classes: packed datasets and manifests, whose images may have labels or values."""
+"""Lists packed datasets and manifests, whose images may have classes, several labels or values."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Reads image files in processes that a file may kill, in the order and number in which results are taken.
+"""Reads image files in processes that a file may kill, in order and only as fast as results are consumed.
 
 Processes and not threads: decoding small pictures is half Python, which one process runs in one thread at a time.
 """

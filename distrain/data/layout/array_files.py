@@ -1,4 +1,4 @@
-"""Owns what a file of arrays must be called and hold for a training. It reads names alone, no array."""
+"""Checks the names of files of arrays, and of the arrays in them. It reads no array."""
 
 import zipfile
 from collections.abc import Iterable

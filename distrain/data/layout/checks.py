@@ -1,4 +1,4 @@
-"""Owns what a recipe's data must be, as far as names and tables tell it: no image is read and no torch imported."""
+"""Checks a recipe's data as far as names and tables show it. It reads no image and imports no torch."""
 
 from collections.abc import Callable, Collection
 from pathlib import Path

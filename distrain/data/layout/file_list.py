@@ -1,4 +1,4 @@
-"""Owns what is known of image files before one is opened: their paths and their targets."""
+"""Describes image files before one is opened: their paths and their targets."""
 
 from dataclasses import dataclass
 

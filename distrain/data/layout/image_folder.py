@@ -1,4 +1,4 @@
-"""Owns image folders: a folder a split, in it a folder a class, in it the images. It reads names alone, no image."""
+"""Lists image folders: a folder for each split, in it one for each class, in it the images. It opens no image."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Owns manifests: tables that name images and their targets. It opens no image."""
+"""Reads manifests: tables that name images and their targets. It opens no image."""
 
 import math
 import os

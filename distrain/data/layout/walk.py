@@ -1,7 +1,7 @@
-"""Walks folders of images: passes over what nobody means as data, and reads each real folder once.
+"""Walks folders of images: skips what is not data, and reads each real folder once.
 
 Hidden files and folders (AppleDouble's `._x.jpg`, `.ipynb_checkpoints`, `.git`) and those that systems leave behind
-(`__MACOSX`, `Thumbs.db`, `lost+found`, `@eaDir`) are passed over below the folder that is named, at every depth.
+(`__MACOSX`, `Thumbs.db`, `lost+found`, `@eaDir`) are skipped at every depth below the folder that is named.
 """
 
 import os

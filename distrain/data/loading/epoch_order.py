@@ -1,6 +1,6 @@
-"""Owns which sample stands at which position of an epoch: as a pure function of the seed and the epoch.
+"""Computes which sample has which position in an epoch, as a pure function of the seed and the epoch.
 
-An epoch always has as many positions as there are training samples, whichever way they are drawn.
+However samples are drawn, an epoch has as many positions as there are training samples.
 """
 
 from functools import partial

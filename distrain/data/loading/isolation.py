@@ -1,7 +1,7 @@
-"""Calls a function in processes of its own, so that an item that kills one of them is told, and the others are done.
+"""Calls a function in separate processes: an item that kills one is reported, and the others are done.
 
-Decoders, and transforms and datasets of the user's, are code that may end its process: by a segmentation fault, by the
-kernel's want of memory, by `os._exit`. One thread calls and waits for each process.
+Decoders and the user's own transforms and datasets may end their process: by a segmentation fault, by `os._exit`, or
+because the kernel runs out of memory. One thread calls and waits for each process.
 """
 
 import multiprocessing

@@ -1,6 +1,6 @@
-"""Owns the way of samples into batches on the device: whole, here, in threads or in processes, in the order given.
+"""Reads samples into batches on the device, in the order given: whole, here, in threads or in processes.
 
-The ways differ in speed alone. `choose_loader` says which is taken.
+They differ in speed alone; `choose_loader` chooses.
 """
 
 import logging

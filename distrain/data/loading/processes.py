@@ -1,8 +1,8 @@
-"""Owns the reading of batches by processes, some batches ahead of what is asked for.
+"""Reads batches in processes, some batches ahead of the consumer.
 
 The processes take turns, each reading whole batches. A batch is written into memory that both sides have mapped and
-that is used again and again: handing it over costs a few words on a pipe, and no byte of it is copied or mapped anew.
-The memory is the processes' own and not of /dev/shm, so no mount bounds it, and none of it outlives them.
+that is reused: handing it over costs a few words on a pipe, and no byte of it is copied or mapped again. The memory
+belongs to the processes, not to /dev/shm, so that no mount limits it and none of it outlives them.
 """
 
 import atexit

@@ -1,4 +1,4 @@
-"""Owns which samples each rank reads at each step: the project's own distributed sampler, without any state.
+"""Computes which samples each rank reads at each step: distrain's own distributed sampler, without any state.
 
 Step k of an epoch covers the positions from k x global_batch_size on, so a resume at any step starts at once.
 """

@@ -1,7 +1,7 @@
-"""Reads batches by threads of this process, some batches ahead of what is asked for.
+"""Reads batches in threads of this process, some batches ahead of the consumer.
 
-The samples of a batch are spread over the threads, and each is written into its place of one tensor. Only what several
-threads may call at once is read in this way: see `Source.is_thread_safe`.
+The samples of a batch are spread over the threads, and each is written into its place in one tensor. Only sources that
+several threads may call at once are read like this: see `Source.is_thread_safe`.
 """
 
 import threading

@@ -1,4 +1,4 @@
-"""Owns what an image becomes in a packed dataset: the bytes of its file, a JPEG anew, or its pixels."""
+"""Encodes an image for a packed dataset: the bytes of its file, a new JPEG, or its pixels."""
 
 import io
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
-"""Owns the form of a packed dataset on disk, reads it and verifies it. It decodes no image and imports no torch.
+"""Defines the format of a packed dataset on disk, reads it and verifies it. It decodes no image and imports no torch.
 
-A packed dataset is a folder with few large files in place of many small ones, so that no file is opened for an image:
+A packed dataset is a folder with a few large files instead of many small ones, so that no image needs a file opened:
 
     photos.packed/
       pack.json             what the pack is, what it was made of and how, and the size and digest of all else in it

@@ -1,8 +1,8 @@
-"""Owns what is kept of a packed dataset while it is written, so that a killed process loses next to nothing.
+"""Keeps a journal of a packed dataset while it is written, so that a killed process loses next to nothing.
 
 Beside the place of the pack lies NAME.tmp: `pack/`, which is renamed to that place when it is whole; `rows/`, with the
-index rows of each shard; and `journal.jsonl`, a line for each part of a shard that has reached the disk. What a line
-tells is on the disk before the line is; what no line tells is written again.
+index rows of each shard; and `journal.jsonl`, a line for each part of a shard that has reached the disk. Data is on
+the disk before its line is; data without a line is written again.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""Owns the making of a packed dataset from any source: in the order of the source, decoded by processes, resumable."""
+"""Packs any source in its own order: decodes in processes, and resumes where it was stopped."""
 
 import io
 import shutil

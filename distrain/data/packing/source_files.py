@@ -1,4 +1,4 @@
-"""Owns what is packed: the samples of a source by their names and sizes, and whether a pack is still of them."""
+"""Lists the samples to pack by name and size, and says whether a pack still matches its source."""
 
 import os
 from collections.abc import Generator, Iterator, Sequence

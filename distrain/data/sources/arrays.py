@@ -1,4 +1,4 @@
-"""Owns sources from files of arrays: NumPy's .npz, torch's .pt and .safetensors."""
+"""Opens files of arrays as sources: NumPy's .npz, torch's .pt and .safetensors."""
 
 import json
 import pickle

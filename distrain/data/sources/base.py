@@ -1,6 +1,6 @@
-"""Owns what a source of samples is, and the sources that hold their images, ask a dataset of the user's, or choose.
+"""Defines what a source of samples is, and the sources in memory, of a user's dataset, and of a subset.
 
-A source either holds its images whole, as one uint8 tensor, or reads them one by one.
+A source either keeps its images in memory as one uint8 tensor, or reads them one by one.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Owns the samples of another source held whole in memory, decoded once, and when that is worth it."""
+"""Caches the decoded samples of another source in memory, and says when that is worth it."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""Owns how many samples each class has: what balancing rests upon."""
+"""Counts the samples of each class, for balancing."""
 
 import numpy as np
 from numpy.typing import NDArray

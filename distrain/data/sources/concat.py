@@ -1,4 +1,4 @@
-"""Owns the union of several sources, in which outputs of the same name are the same output."""
+"""Concatenates sources; outputs of the same name become one output."""
 
 import hashlib
 from bisect import bisect_right

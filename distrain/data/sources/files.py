@@ -1,4 +1,4 @@
-"""Reads images in files as samples: RGB, whatever each was written as."""
+"""Reads image files as samples: RGB, in whatever mode each was written."""
 
 import hashlib
 import os

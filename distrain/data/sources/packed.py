@@ -1,4 +1,4 @@
-"""Owns packed datasets as sources: images that are decoded from mapped files, or are there as pixels already."""
+"""Opens packed datasets as sources: images are decoded from mapped files, or are stored as pixels."""
 
 from pathlib import Path
 

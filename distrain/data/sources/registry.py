@@ -1,4 +1,4 @@
-"""Owns the list of the sources by name, and how the training and validation samples of a recipe are had from them."""
+"""Opens a recipe's sources by name, and chooses the training and validation samples."""
 
 from collections.abc import Callable
 from importlib import resources

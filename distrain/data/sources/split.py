@@ -1,4 +1,4 @@
-"""Owns which samples of a source train and which validate, where the recipe and not the source says so."""
+"""Splits a source into training and validation samples, where the recipe says so."""
 
 import numpy as np
 import torch

@@ -1,9 +1,9 @@
-"""Owns a dataset of the user's that can only be iterated: its samples get numbers, by which any process reads them.
+"""Reads a user's dataset that can only be iterated: numbers its samples, so that any process can read them.
 
-In every epoch the stream is begun anew, and sample i of it stands at position i. Its order is its own business,
-shuffling with it: `iter()` must give the same samples in the same order in every process, as a function of the epoch
-alone, which `set_epoch(epoch)` tells it. It must not leave out what other processes train on: that is done here. For
-each `iter()` and each sample the generators of torch, numpy and Python are seeded, and so are its draws alike too.
+The stream starts again in every epoch, and its sample i has position i. It orders and shuffles its samples itself:
+`iter()` must give the same samples in the same order in every process, as a function of the epoch alone, which
+`set_epoch(epoch)` passes to it. It must not skip samples of other processes: that is done here. The generators of
+torch, numpy and Python are seeded for each `iter()` and each sample, so that its draws are the same as well.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Owns the datasets of torchvision that give an image and its class: how each is opened, and its classes named."""
+"""Opens torchvision's classification datasets, and names their classes."""
 
 import inspect
 from pathlib import Path

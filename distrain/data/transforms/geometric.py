@@ -1,4 +1,4 @@
-"""Moves or covers pixels by transforms with draws of their own: crops, flips, cutout.
+"""Crops, flips and cuts out, with draws that are functions of the sample.
 
 Each comes in two halves. `draw` gives its numbers for many samples at once, as a pure function of (seed, epoch, sample,
 copy, place in the list), without any generator. `apply` changes one image by them as torchvision.transforms.v2 would,

@@ -1,9 +1,9 @@
-"""Owns how a sample becomes the model's input: transforms of one image, then normalisation of a whole batch.
+"""Turns a sample into the model's input: transforms of one image, then normalisation of a whole batch.
 
-A list of transforms is compiled. Those with draws of their own (`geometric` and `resize` in this folder) stand first,
-as many as there are in a row; they run in threads, and some of them on whole batches. From the first other one on, the
-rest are torchvision's or the user's: they run image by image, with the generators of the process seeded for each
-sample, so in one thread of a process. An image is the same whichever way it is read.
+A list of transforms is compiled. The leading ones with draws of their own (`geometric` and `resize` in this folder) run
+in threads, some of them on whole batches. From the first transform of torchvision's or the user's on, the rest run
+image by image in one thread of a process, with its generators seeded for each sample. An image is the same whichever
+way it is read.
 """
 
 from collections.abc import Callable, Sequence

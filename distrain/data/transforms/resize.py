@@ -1,6 +1,6 @@
-"""Owns the transforms that resample an image, with draws of their own where they draw: resized crops, resizing.
+"""Resizes images, and crops and resizes them, with draws that are functions of the sample.
 
-They come in the two halves of `geometric`, for one image at a time: sizes differ from image to image.
+Each has the two halves described in `geometric`, for one image at a time, since sizes differ.
 """
 
 import math
