@@ -37,7 +37,7 @@ ROOMS = [
 ]
 CONTROL = {"cli", "launchers", "runs", "config", "system", "rng", "messages", "errors", "worker", "fork_server"}
 INDEPENDENT = [{"models", "data"}, {"models", "checkpoint"}, {"data", "checkpoint"}]
-HEAVY = {"torch", "torchvision", "accelerate", "wandb", "tensorboard", "torchmetrics", "timm"}
+HEAVY = {"torch", "torchvision", "accelerate", "wandb", "tensorboard", "timm"}
 
 
 def modules() -> dict[str, Path]:

@@ -1,16 +1,17 @@
 """Owns the counting of metrics on the device: whole numbers, so that the sum over any number of ranks is exact.
 
-torchmetrics computes the metrics from the counts. Its own updates are not taken: they count by `torch.bincount`, which
-waits for the device, or, where kernels must be deterministic, by a comparison of every sample with every bin.
+Not by torchmetrics: its updates count by `torch.bincount`, which waits for the device, or, where kernels must be
+deterministic, by a comparison of every sample with every bin.
 """
 
-import inspect
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from distrain.training.metrics.selection import ChosenMetrics
+
+RATES = frozenset({"f1", "precision", "recall"})
 
 
 class Counter(Protocol):
@@ -35,8 +36,8 @@ def build_counters(chosen: ChosenMetrics, device: torch.device) -> list[Counter]
         counters.append(TopRanks(ranks, device))
     if "exact_match" in names:
         counters.append(ExactMatch(device))
-    if names & {*_RATES, "accuracy_per_class", "confusion_matrix"}:
-        wanted = names & set(_RATES)
+    if names & {*RATES, "accuracy_per_class", "confusion_matrix"}:
+        wanted = names & RATES
         if chosen.target == "class":
             classes = chosen.classes if "accuracy_per_class" in names else ()
             counters.append(Confusion(size, wanted, classes, device))
@@ -98,10 +99,10 @@ class Confusion:
         places = targets * logits.shape[1] + logits.argmax(dim=1)
         self.counts.view(-1).index_add_(0, places, torch.ones_like(places))
 
-    def results(self, counts: Tensor, num_samples: int) -> dict[str, float]:
+    def results(self, counts: Tensor, num_samples: int) -> dict[str, float]:  # noqa: ARG002 - others divide by it
         """Return the rates of the classes, and the accuracy of each that has samples."""
         hits, samples, predicted = counts.diag(), counts.sum(dim=1), counts.sum(dim=0)
-        found = _rates(self._rates, hits, predicted - hits, samples - hits, num_samples, is_multilabel=False)
+        found = _rates(self._rates, hits, predicted - hits, samples - hits, is_multilabel=False)
         if self._classes:
             rows = zip(self._classes, hits.tolist(), samples.tolist(), strict=True)
             found |= {f"top1/{name}": own / of for name, own, of in rows if of}  # without a sample: no accuracy
@@ -121,31 +122,26 @@ class LabelConfusion:
         cells = torch.stack([~is_so & ~yes, ~is_so & yes, is_so & ~yes, is_so & yes], dim=2)
         self.counts += cells.sum(dim=0).view_as(self.counts)
 
-    def results(self, counts: Tensor, num_samples: int) -> dict[str, float]:
+    def results(self, counts: Tensor, num_samples: int) -> dict[str, float]:  # noqa: ARG002 - others divide by it
         """Return the rates of the labels."""
         hits, false, missed = counts[:, 1, 1], counts[:, 0, 1], counts[:, 1, 0]
-        return _rates(self._rates, hits, false, missed, num_samples, is_multilabel=True)
+        return _rates(self._rates, hits, false, missed, is_multilabel=True)
 
 
-def _rates(
-    wanted: set[str], hits: Tensor, false: Tensor, missed: Tensor, num_samples: int, *, is_multilabel: bool
-) -> dict[str, float]:
-    """Return the means over classes or labels of what follows from true and false positives and false negatives."""
-    if not wanted:
-        return {}
-    from torchmetrics import classification  # a second of imports, only where it computes something
+def _rates(wanted: set[str], hits: Tensor, false: Tensor, missed: Tensor, *, is_multilabel: bool) -> dict[str, float]:
+    """Return unweighted means over classes or labels, of true and false positives and false negatives: int64 [classes].
 
-    kind, size_name = ("Multilabel", "num_labels") if is_multilabel else ("Multiclass", "num_classes")
-    states = {"tp": hits, "fp": false, "fn": missed, "tn": num_samples - hits - false - missed}
-    found = {}
-    for name in sorted(wanted):
-        metric = getattr(classification, f"{kind}{_RATES[name]}")(
-            **{size_name: len(hits)}, average="macro", validate_args=False
-        )
-        metric.merge_state({state: counts.double() for state, counts in states.items()})
-        found[name] = float(inspect.unwrap(metric.compute)())  # its wrapper would gather over the ranks by itself
-    return found
-
-
-# torchmetrics' names less their beginning, which is Multiclass or Multilabel.
-_RATES = {"f1": "F1Score", "precision": "Precision", "recall": "Recall"}
+    A rate is 0 where it has nothing to count. A class, but not a label, that is neither true nor predicted is left out
+    of the mean. These are the macro averages of scikit-learn and of torchmetrics.
+    """
+    ratios = {
+        "f1": (2 * hits, 2 * hits + false + missed),
+        "precision": (hits, hits + false),
+        "recall": (hits, hits + missed),
+    }
+    is_present = torch.full_like(hits, is_multilabel, dtype=torch.bool) | (hits + false + missed > 0)
+    return {
+        name: (part.double() / whole.clamp(min=1))[is_present].mean().item()
+        for name, (part, whole) in ratios.items()
+        if name in wanted
+    }
