@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_architecture import MODULES, PACKAGE, imports, room
+
 ROOT = Path(__file__).parents[1]
 PAGES = ["distrain/README.md", "distrain/checkpoint/README.md", "tests/README.md"]
 # A path with its function or class, such as `training/trainer.py:train`; a name without a folder is a file of a run.
@@ -80,7 +82,13 @@ def test_each_walk_ends_at_its_function_within_two_steps() -> None:
         assert re.search(rf"\b({words})\b", sources[0]), f"{steps[0]} says nothing of {steps[1]}"
 
 
-def test_rooms_of_the_table_are_those_of_the_package() -> None:
+def test_table_of_rooms_has_every_room_with_what_it_imports() -> None:
     section = text(PAGES[0]).partition("## Rooms")[2].partition("\n## ")[0]
-    rooms = {path.name for path in (ROOT / "distrain").iterdir() if (path / "__init__.py").is_file()}
-    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == rooms
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    table = {row[0].strip("`"): set(re.findall(r"`(\w+)`", row[3])) if len(row) == 4 else set() for row in rows}
+    found: dict[str, set[str]] = {room(module): set() for module in MODULES if (PACKAGE / room(module)).is_dir()}
+    for module in MODULES:
+        if room(module) in found:
+            found[room(module)] |= {room(other) for other in imports(module, lazy=True)}
+    everywhere = {"tensors", "system"}  # and the files of the package's own folder
+    assert table == {name: (others & found.keys()) - everywhere - {name} for name, others in found.items()}
