@@ -15,6 +15,7 @@ assert len(gc.get_objects()) < 10_000
 before = set(sys.modules)
 import torch
 from torch import nn
+from distrain.config import load_recipe
 
 network = nn.Linear(2, 2)
 torch.optim.Adam(network.parameters()).step()
@@ -22,6 +23,9 @@ from distrain.training import build, trainer
 from torchvision.transforms import v2
 
 v2.RandomCrop(8)
+trainer.set_determinism(load_recipe("digits", overrides=["train.deterministic=true"]))
+assert torch.are_deterministic_algorithms_enabled()
+assert torch._inductor.config.deterministic  # what torch.compile makes is so as well
 print(sorted(name for name in set(sys.modules) - before if name.startswith(("torch", "distrain"))))
 """
 

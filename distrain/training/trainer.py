@@ -247,9 +247,7 @@ def set_determinism(recipe: Recipe) -> None:
     """Choose deterministic or fastest kernels, as the recipe says; before anything is built."""
     if recipe.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-        # What torch.use_deterministic_algorithms does, except that it loads the compiler, which takes a second.
-        os.environ["TORCHINDUCTOR_DETERMINISTIC"] = "1"  # read when the compiler is loaded
-        torch._C._set_deterministic_algorithms(True, warn_only=True)  # noqa: FBT003 - its only form
+        torch.use_deterministic_algorithms(True, warn_only=True)  # noqa: FBT003 - its usual form
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by its module
     torch.backends.cudnn.benchmark = not recipe.train.deterministic
     torch.autograd.set_detect_anomaly(recipe.train.detect_anomaly)
