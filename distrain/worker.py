@@ -33,7 +33,7 @@ from distrain.system.exits import describe_end, exits_raised
 from distrain.system.process import die_with_parent, hold_signals, is_orphan
 from distrain.system.signals import StopRequest
 from distrain.system.terminal import guard_output, logged_already, tolerating_loss, write_last_words
-from distrain.training.heartbeat import Heart
+from distrain.training.monitor import RankMonitor
 
 log = logging.getLogger("distrain.worker")  # this module is run as __main__
 
@@ -74,20 +74,20 @@ def run_worker(
     handlers = _start_log(run.log(rank), is_shown=is_shown)
     if owns_process and not is_shown:
         _redirect_output(run.log(rank))
-    heart = Heart(run, rank, stop=stop)
+    monitor = RankMonitor(run, rank, stop=stop)
     recipe = None
     try:
         _answer_stack_requests(run, rank, owns_process=owns_process)
         recipe, profile = read_recipe(run.recipe), read_profile(run.profile)
         if profile.device == "cpu":
-            heart.at_beat = KeptMemory().look
+            monitor.heartbeat.on_beat = KeptMemory().look
         elif size_from_environment() > 1:
-            heart.at_beat = FlightRecorder(run, rank).look
+            monitor.heartbeat.on_beat = FlightRecorder(run, rank).look
         with (
             tolerating_loss(run.log(rank)),
-            exits_raised(lambda error: _report_end(run, rank, heart, error)),
+            exits_raised(lambda error: _report_end(run, rank, monitor, error)),
             _take_held_signals(run, stop, is_alone=size_from_environment() == 1) if owns_process else nullcontext(),
-            heart,
+            monitor,
             join_world(
                 device=profile.own_device,
                 processes=profile.world_size,
@@ -100,24 +100,24 @@ def run_worker(
             if run.examination.exists():
                 from distrain.evaluation.worker import examine
 
-                is_complete = examine(recipe, run, world, heart)
+                is_complete = examine(recipe, run, world, monitor)
             elif run.measurement.exists():
                 from distrain.benchmark.worker import measure
 
-                is_complete = measure(recipe, profile, run, world, heart)
+                is_complete = measure(recipe, profile, run, world, monitor)
             else:
-                is_complete = trainer.train(recipe, profile, run, world, heart)
+                is_complete = trainer.train(recipe, profile, run, world, monitor)
         return ExitCode.FINISHED if is_complete else ExitCode.STOPPED
     except BaseException as error:  # noqa: BLE001 - it is reported whole, and the exit code says that the run failed
         if isinstance(error, KeyboardInterrupt) and stop.is_set() and run.saves_nothing:
             return ExitCode.STOPPED
-        mistake = None if recipe is None else find_mistake(error, recipe, run, step=heart.step)
+        mistake = None if recipe is None else find_mistake(error, recipe, run, step=monitor.state.step)
         sentence = str(error) if isinstance(error, DistrainError) else mistake
         if owns_process and sentence is not None:  # distrain's launcher tells it; another one would not
             print_error(sentence)
         code = error.exit_code if isinstance(error, DistrainError) else ExitCode.FAILED
         code = code if mistake is None else ExitCode.BAD_INPUT
-        _report(run, rank, heart.step, error, code, mistake=mistake)
+        _report(run, rank, monitor.state.step, error, code, mistake=mistake)
         if on_error is not None:
             on_error(error)
         return code
@@ -178,12 +178,12 @@ def _redirect_output(path: Path) -> None:
             os.dup2(file.fileno(), descriptor)
 
 
-def _report_end(run: RunDirectory, rank: int, heart: Heart, error: BaseException) -> None:
+def _report_end(run: RunDirectory, rank: int, monitor: RankMonitor, error: BaseException) -> None:
     """Report that a thread of the user's own ends this process now: nothing that follows can do it."""
-    _report(run, rank, heart.step, error, ExitCode.FAILED)
-    heart.beat("failed")
+    _report(run, rank, monitor.state.step, error, ExitCode.FAILED)
+    monitor.report("failed")
     if rank == 0:
-        write_last_words(f"failed at step {heart.step}: {describe_end(error)}; log {run.log(rank)}\n")
+        write_last_words(f"failed at step {monitor.state.step}: {describe_end(error)}; log {run.log(rank)}\n")
 
 
 def _report(

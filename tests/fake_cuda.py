@@ -26,7 +26,7 @@ from distrain.distributed.world import World
 from distrain.runs.directory import RunDirectory
 from distrain.training import build, evaluate, step_watch, trainer
 from distrain.training.device import batch_transforms, micro_batch_size
-from distrain.training.heartbeat import Heart
+from distrain.training.monitor import RankMonitor
 from distrain.training.optim import optimizer, param_groups, weight_averaging
 from distrain.training.session import Session
 
@@ -75,7 +75,7 @@ def session_on_gpu(recipe: Recipe, folder: Path) -> Session:
     world = World(rank=0, size=1, local_rank=0, device=GPU)
     with unset_fake_temporarily():
         trainer.set_determinism(recipe)
-    return build.build_session(recipe, profile, run, world, Heart(run, 0), skipped=(), has_checkpoint=False)
+    return build.build_session(recipe, profile, run, world, RankMonitor(run, 0), has_checkpoint=False)
 
 
 def take_steps(session: Session, *, num_steps: int) -> list[str]:

@@ -8,6 +8,7 @@ import torch
 
 from distrain.data.sources.base import Batch
 from distrain.distributed.world import World
+from distrain.training.train_state import Phase
 
 
 def wait_for_device(device: torch.device) -> None:
@@ -17,7 +18,7 @@ def wait_for_device(device: torch.device) -> None:
 
 
 class PhaseClock:
-    """Takes the heart's place in `engine.run_steps`, which tells it each phase as it begins, and adds up the times.
+    """The `StepProgress` of a benchmark: the training loop itself sets each phase as it begins, and this times them.
 
     The device is awaited at each border, so that a kernel counts where it was launched; nothing overlaps any more,
     which is why throughput is never measured with it. All ranks meet before the reduction: until the last of them is
@@ -29,17 +30,19 @@ class PhaseClock:
         self.progress = 0
         self._world = world
         self._device = device = world.device
+        self._set_phase: Phase = "start-up"
         self._phase = "other"
         wait_for_device(device)
         self._since = time.perf_counter()
 
     @property
-    def phase(self) -> str:
-        """The phase that the loop is in."""
-        return self._phase
+    def phase(self) -> Phase:
+        """The phase that the loop has set last."""
+        return self._set_phase
 
     @phase.setter
-    def phase(self, name: str) -> None:
+    def phase(self, name: Phase) -> None:
+        self._set_phase = name
         if name == "reduce" and self._world.size > 1:
             self._begin("wait")
             self._world.barrier()
@@ -58,10 +61,14 @@ class PhaseClock:
 
     @step.setter
     def step(self, _: int) -> None:
-        self.phase = "other"
+        self.finish()
+
+    def finish(self) -> None:
+        """End the phase: what comes until the next one is `other`."""
+        self._begin("other")
 
     def watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield the batches, and count as `prepare` what is done with each before it reaches the network."""
         for batch in batches:
-            self.phase = "prepare"
+            self._begin("prepare")
             yield batch

@@ -10,7 +10,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
-from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -32,9 +31,6 @@ from distrain.training.resume import save
 from distrain.training.session import Session
 from distrain.training.trainer import run_evaluation, run_steps
 
-if TYPE_CHECKING:
-    from distrain.training.heartbeat import Heart
-
 NUM_BLOCKS = 10  # into which a stretch is cut: the values whose median and spread are told
 LEAST_STEPS, MOST_STEPS = 4, 1000
 LEAST_WARM_UP = 4
@@ -47,8 +43,8 @@ class StoppedError(Exception):
 
 def hear(session: Session) -> None:
     """Raise `StoppedError` on all ranks where one of them has heard a stop request; a sign of life, too."""
-    session.heart.progress += 1
-    if session.world.any_rank(session.heart.hear()):
+    session.state.progress += 1
+    if session.world.any_rank(session.monitor.stop.poll_stop_request()):
         raise StoppedError
 
 
@@ -80,7 +76,7 @@ class Walk:
         # Brings the losses to the host, as every record of a training does: the device is awaited with it.
         session.losses.settle(range(first, self.step))
         seconds = time.perf_counter() - started
-        session.heart.progress += 1
+        session.state.progress += 1
         return seconds
 
     def warm_up(self, order: Order) -> float:
@@ -100,10 +96,8 @@ class Walk:
         """Take steps with the device awaited between their parts; returns the seconds of each part of a step."""
         session, first = self._session, self.step
         clock = PhaseClock(session.world)
-        # The loop tells each phase to the heart: a clock in its place sees the very loop, and no copy of it.
-        watched = dataclasses.replace(session, heart=cast("Heart", clock))
-        self.step = run_steps(watched, clock.watched(self._batches), first, first + num_steps)
-        clock.phase = "other"
+        self.step = run_steps(session, clock.watched(self._batches), first, first + num_steps, progress=clock)
+        clock.finish()
         if self.step < first + num_steps:
             raise StoppedError
         session.losses.settle(range(first, self.step))
@@ -134,15 +128,15 @@ def loader_rate(session: Session, order: Order, first_step: int) -> float:
     reading = read_batches(session.train_reader, pieces, num_workers=workers, device=world.device, loader=loader)
     with closing(reading) as batches:
         for _ in itertools.islice(batches, unused):
-            session.heart.progress += 1
+            session.state.progress += 1
         world.barrier()
         images = number = 0
         started = time.perf_counter()
         for _, targets in batches:
             images, number = images + len(targets), number + 1
-            session.heart.progress += 1
+            session.state.progress += 1
             is_long = time.perf_counter() - started > order.stretch_s
-            if number >= most or (number >= least and is_long) or session.heart.is_stop_requested:
+            if number >= most or (number >= least and is_long) or session.monitor.stop.is_requested:
                 break
         wait_for_device(world.device)  # the last copies are part of it
         seconds = time.perf_counter() - started
@@ -248,7 +242,7 @@ def saving(session: Session, step: int) -> Saving:
         blocked.append(time.perf_counter() - started)
         session.checkpointer.wait()
         commit_s = time.perf_counter() - started
-        session.heart.phase = "measure"
+        session.state.phase = "measure"
         hear(session)
     entries = take_inventory(session.run.checkpoints) if session.world.is_main else []
     return Saving(

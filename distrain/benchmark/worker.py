@@ -22,21 +22,21 @@ from distrain.errors import DataError
 from distrain.runs.directory import RunDirectory, write_atomically
 from distrain.training.build import build_session
 from distrain.training.device.micro_batch_size import memory_limit_bytes, try_micro_batch_sizes
-from distrain.training.heartbeat import Heart
+from distrain.training.monitor import RankMonitor
 from distrain.training.session import Session
 from distrain.training.trainer import set_determinism
 
 log = logging.getLogger(__name__)
 
 
-def measure(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, heart: Heart) -> bool:
+def measure(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, monitor: RankMonitor) -> bool:
     """Measure what the run directory's order asks for; returns False where a stop broke it off.
 
     Raises a `UserError` where recipe, data and network do not go together.
     """
     order = read_order(run)
     set_determinism(recipe)
-    session = build_session(recipe, profile, run, world, heart, skipped=(), has_checkpoint=False)
+    session = build_session(recipe, profile, run, world, monitor, has_checkpoint=False)
     _check_every_rank_has_work(session)
     if order.least_samples is not None:  # raises now, and not after the measurement
         count_steps_per_epoch(len(session.train_reader.source), order.least_samples, drop_last=True)
@@ -45,11 +45,11 @@ def measure(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, h
         with session.checkpointer:
             figures = _measure(session, order)
     except StoppedError:
-        heart.beat("stopped")
+        monitor.report("stopped")
         return False
     if world.is_main:
         write_figures(run, figures)
-    heart.beat("finished")
+    monitor.report("finished")
     return True
 
 
@@ -176,8 +176,9 @@ def _tell(session: Session, stage: str) -> None:
 
 def _begin(session: Session) -> None:
     """Say that start-up is over; the stretches are no steps of a training, so none are counted."""
-    status = session.run.read_status()
-    status.begin_attempt(world_size=session.world.size, first_step=0)
-    session.heart.begin(status)
-    session.heart.phase = "measure"
-    session.heart.beat("running")
+    monitor = session.monitor
+    monitor.state.load(session.run.read_status())
+    monitor.state.begin_attempt(world_size=session.world.size)
+    monitor.state.phase = "measure"
+    monitor.report_start()
+    monitor.report("running")

@@ -35,9 +35,9 @@ from distrain.tensors.module_state import unpack, with_versions
 from distrain.training.class_weights import resolve_class_weights
 from distrain.training.device.precision import MEMORY_FORMATS, Precision, place, set_tf32
 from distrain.training.evaluate import Evaluation, evaluate
-from distrain.training.heartbeat import Heart
 from distrain.training.losses import LossFunction, build_loss
 from distrain.training.metrics.selection import ChosenMetrics, choose_metrics
+from distrain.training.monitor import RankMonitor
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class _Witness:
         return Answers(targets, predictions, table[:, 0], counts.numpy())
 
 
-def examine(recipe: Recipe, folder: RunDirectory, world: World, heart: Heart) -> bool:
+def examine(recipe: Recipe, folder: RunDirectory, world: World, monitor: RankMonitor) -> bool:
     """Evaluate the checkpoint that the folder's order names; returns False where a stop broke it off.
 
     Raises a `UserError` where checkpoint and data do not go together, and `CheckpointError` for a damaged checkpoint.
@@ -100,7 +100,12 @@ def examine(recipe: Recipe, folder: RunDirectory, world: World, heart: Heart) ->
     batch_size, num_samples = recipe.eval.batch_size, len(subject.source)
     num_batches = -(-num_samples // batch_size)
     own = evaluation_order(num_samples=num_samples, batch_size=batch_size, rank=world.rank, world_size=world.size)
-    _begin(folder, heart, world, len(own))
+    state = monitor.state
+    state.load(folder.read_status())
+    state.begin_attempt(world_size=world.size, total_steps=len(own))  # steps are batches of this rank
+    state.phase = "evaluate"
+    monitor.report_start()
+    monitor.report("running")
     if recipe.loss.name == read_recipe(RunDirectory(Path(order.run)).recipe).loss.name:  # not another one by --set
         load_loss(subject.loss_function, read_loss(Path(order.checkpoint)))
     witness = _Witness(num_samples, subject.chosen.target, len(subject.chosen.classes), batch_size, world)
@@ -115,8 +120,8 @@ def examine(recipe: Recipe, folder: RunDirectory, world: World, heart: Heart) ->
 
         def normalized(read: Iterator[Batch]) -> Iterator[Batch]:
             for images, targets in read:
-                heart.progress += 1
-                heart.step += 1
+                state.progress += 1
+                state.step += 1
                 yield subject.normalize(images), targets
                 progress.advance()
 
@@ -130,14 +135,14 @@ def examine(recipe: Recipe, folder: RunDirectory, world: World, heart: Heart) ->
             precision=Precision(recipe.precision, world.device),
             views=recipe.eval,
             world=world,
-            must_break_off=lambda: heart.is_stop_requested,
+            must_break_off=lambda: monitor.stop.is_requested,
             witness=witness,
         )
     if evaluation is not None:
         answers = witness.answers(world, evaluation.confusion)
         if world.is_main:
             write_findings(folder, _conclude(order, recipe, subject, evaluation, answers), answers)
-    heart.beat("finished" if evaluation is not None else "stopped")
+    monitor.report("finished" if evaluation is not None else "stopped")
     return evaluation is not None
 
 
@@ -207,16 +212,6 @@ def _class_weights(recipe: Recipe, order: Order, state: dict[str, Any]) -> torch
         return class_counts(choose_samples(open_sources(run.data), run.data, seed=run.train.seed)["train"])
 
     return resolve_class_weights(recipe.loss.class_weights, classes=state["classes"], counts=counts)
-
-
-def _begin(folder: RunDirectory, heart: Heart, world: World, num_batches: int) -> None:
-    """Say that it begins; steps are batches of this rank."""
-    status = folder.read_status()
-    status.begin_attempt(world_size=world.size, first_step=0)
-    status.step, status.total_steps = 0, num_batches
-    heart.begin(status)
-    heart.phase = "evaluate"
-    heart.beat("running")
 
 
 def _progress(world: World, num_batches: int) -> LiveProgress:

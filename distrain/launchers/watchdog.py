@@ -11,7 +11,7 @@ from distrain.runs.error_reports import Clocks
 from distrain.runs.flight_recorder import collect
 from distrain.runs.stacks import MAIN_THREAD, ask
 from distrain.system.process import IN_WORDS, state_of
-from distrain.training.heartbeat import PHASES
+from distrain.training.train_state import PHASES
 
 # Phases whose length says nothing: a rank that beats in one of them has this many times as long.
 _LONG_PHASES = ("start-up", "save", "measure")

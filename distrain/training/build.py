@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -36,17 +35,17 @@ from distrain.models.data_dependent_init import NUM_IMAGES, initialize
 from distrain.models.freezing import Freezing, check_something_trains, end_steps, freeze
 from distrain.models.registry import build_model, heads_of
 from distrain.rng import Purpose
-from distrain.runs.directory import RunDirectory, SkippedBatch
+from distrain.runs.directory import RunDirectory
 from distrain.tensors.undisturbed import undisturbed
 from distrain.training.class_weights import resolve_class_weights
 from distrain.training.device.batch_transforms import Preparation, check_mixing, check_sizes
 from distrain.training.device.micro_batch_size import memory_limit_bytes, settle_micro_batch_size, try_micro_batch_sizes
 from distrain.training.device.precision import MEMORY_FORMATS, Precision, place, set_tf32
 from distrain.training.forewarnings import forewarn
-from distrain.training.heartbeat import Heart
 from distrain.training.losses import LossFunction, build_loss, check_loss
 from distrain.training.meters import LossMeter, Stopwatch
 from distrain.training.metrics.selection import choose_metrics
+from distrain.training.monitor import RankMonitor
 from distrain.training.optim.optimizer import build_optimizer, build_schedule
 from distrain.training.optim.param_groups import plan_settings
 from distrain.training.optim.weight_averaging import SlowWeights, WeightAverage
@@ -69,12 +68,11 @@ def build_session(
     profile: Profile,
     run: RunDirectory,
     world: World,
-    heart: Heart,
+    monitor: RankMonitor,
     *,
-    skipped: Sequence[SkippedBatch],
     has_checkpoint: bool,
 ) -> Session:
-    """Make everything that a training needs; `skipped` are the batches to leave out.
+    """Make everything that a training needs, without the batches that the monitor's state skips.
 
     The weights that a recipe starts from are not asked for where a checkpoint takes their place.
     Raises a `UserError` where recipe, data and network do not go together.
@@ -174,7 +172,7 @@ def build_session(
     parallel = build_parallel(
         recipe, model, world, batching=order.batching, example=shown_images, extra=extra, idle=idle
     )
-    watch = Watch(model)
+    watch, skipped = Watch(model), monitor.state.skipped_batches
     return Session(
         recipe=recipe,
         profile=profile,
@@ -208,9 +206,9 @@ def build_session(
         bare_copy=bare_copy,
         skipped=SkippedSteps(skipped, order),
         fingerprint={split: source.fingerprint() for split, source in sources.items()} if world.is_main else {},
-        heart=heart,
-        stop=StopAgreement(world, lambda: heart.is_stop_requested, name=f"stop-{len(skipped)}"),
-        tracer=Tracer(run, world, heart, is_wanted=profile.trace),
+        monitor=monitor,
+        stop=StopAgreement(world, lambda: monitor.stop.is_requested, name=f"stop-{len(skipped)}"),
+        tracer=Tracer(run, world, monitor.state, is_wanted=profile.trace),
     )
 
 

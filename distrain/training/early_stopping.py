@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 def end_at(session: Session, step: int, ending: Ending) -> Session:
     """Make `step` the last one."""
-    session.heart.status.total_steps = step
+    session.state.end_at(step)
     return replace(session, total_steps=step, due=replace(session.due, total_steps=step), ending=ending)
 
 
@@ -46,7 +46,7 @@ def end_without_progress(session: Session, step: int) -> Session:
 
     It follows from the best evaluation and the step alone, so that it is the same after any resume.
     """
-    patience, best = session.recipe.train.patience, session.heart.status.best
+    patience, best = session.recipe.train.patience, session.state.best
     if patience is None or best is None or step == session.total_steps:
         return session
     if session.due.num_evaluations(int(best["step"]), step) < patience:
@@ -65,7 +65,7 @@ def last_step_in_time(session: Session, step: int, last_step: int) -> int:
     """
     if session.recipe.train.max_time is None:
         return last_step
-    pace_s = session.heart.seconds_per_step
+    pace_s = session.state.seconds_per_step
     fitting = 1.0 if pace_s is None else _seconds_left(session) / pace_s
     return min(last_step, step + max(1, int(_from_main(session, fitting))))
 
@@ -87,7 +87,7 @@ def check_target(session: Session) -> None:
 
 def _seconds_left(session: Session) -> float:
     assert session.recipe.train.max_time is not None
-    return session.recipe.train.max_time * 60 - session.heart.train_seconds
+    return session.recipe.train.max_time * 60 - session.state.train_seconds
 
 
 def _from_main(session: Session, value: float) -> float:

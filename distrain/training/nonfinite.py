@@ -30,13 +30,13 @@ class NotFiniteError(Exception):
         self.pieces = pieces
 
 
-def leave_out(session: Session, error: NotFiniteError) -> list[SkippedBatch]:
-    """Return the batches to leave out from now on: training resumes from the newest checkpoint without this one.
+def leave_out(session: Session, error: NotFiniteError) -> None:
+    """Skip the batch of this step from now on: training resumes from the newest checkpoint without it.
 
     All ranks call it together. Raises `TrainingError` where that has been done too often.
     """
-    source, status, most = session.train_reader.source, session.heart.status, session.recipe.train.max_rollbacks
-    before = session.skipped.batches
+    source, most = session.train_reader.source, session.recipe.train.max_rollbacks
+    before = session.state.skipped_batches
     batch = SkippedBatch(
         step=error.step + 1,
         cause=error.cause,
@@ -66,9 +66,8 @@ def leave_out(session: Session, error: NotFiniteError) -> list[SkippedBatch]:
     )
     if batch.bad_samples and not is_read_in_order(source):
         log.warning("later batches with %s are left out, too", _name(session, batch.bad_samples))
-    status.skipped_batches = [*before, batch]
-    session.heart.beat()  # a kill does not make it forgotten
-    return status.skipped_batches
+    session.state.skip(batch)
+    session.monitor.report()  # a kill does not make it forgotten
 
 
 def _find_bad_images(session: Session, error: NotFiniteError) -> list[int]:
@@ -83,7 +82,7 @@ def _find_bad_images(session: Session, error: NotFiniteError) -> list[int]:
             if piece not in error.pieces:
                 continue
             batch = session.train_reader.read(micro_batch)
-            session.heart.progress += 1
+            session.state.progress += 1
             if isinstance(batch, DataError) or not batch[0].is_floating_point():
                 break  # bytes are always finite
             is_bad[slice(*window.ranges[piece])] = ~batch[0].flatten(1).isfinite().all(dim=1).cpu()

@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from distrain.distributed.world import World
 from distrain.runs.directory import RunDirectory
-from distrain.training.heartbeat import Heart
+from distrain.training.train_state import TrainState
 
 WARMUP_STEPS = 3  # an attempt's first steps choose kernels and fill caches
 TRACED_STEPS = 5
@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 class Tracer:
     """Traces some steps of every rank, once an attempt. Where that is not wanted it does nothing at all."""
 
-    def __init__(self, run: RunDirectory, world: World, heart: Heart, *, is_wanted: bool) -> None:
+    def __init__(self, run: RunDirectory, world: World, state: TrainState, *, is_wanted: bool) -> None:
         self._run = run
         self._world = world
-        self._heart = heart
+        self._state = state
         self._is_wanted = is_wanted
         self._begin_at: int | None = None
         self._first_step = 0
@@ -69,7 +69,7 @@ class Tracer:
         except (OSError, RuntimeError) as error:  # a full disk costs the trace and not the training
             log.warning("the trace could not be written to %s: %s", path, error)
         if self._world.is_main:
-            log.info("%s", self._table(traced, self._heart.step))
+            log.info("%s", self._table(traced, self._state.step))
             log.info("trace %s (a file a rank; open it at https://ui.perfetto.dev or in chrome://tracing)", path)
 
     def _table(self, traced: profile, last_step: int) -> str:

@@ -86,15 +86,15 @@ def resume(session: Session, found: checkpoints.Checkpoint | None) -> Start:
 
 def save(session: Session, step: int, *, is_record_due: bool) -> None:
     """Begin the checkpoint of `step`: with it, a run of any process goes on as if it had never ended."""
-    session.heart.phase = "save"
-    last = session.heart.status.last
+    session.state.phase = "save"
+    last = session.state.last_evaluation
     tensors = session.tensors()
     session.checkpointer.save(
         step,
         tensors=tensors,
         state={
             "samples_seen": session.num_samples(0, step),
-            "best": session.heart.status.best,
+            "best": session.state.best,
             "best_by": session.metrics.best,
             "evaluation": last if last is not None and last["step"] == step else None,
             "loss_scale": session.precision.state(),

@@ -24,15 +24,16 @@ from distrain.models.freezing import Freezing
 from distrain.runs.directory import RunDirectory
 from distrain.training.device.batch_transforms import Preparation
 from distrain.training.device.precision import Precision
-from distrain.training.heartbeat import Heart
 from distrain.training.losses import LossFunction
 from distrain.training.meters import LossMeter, Stopwatch
 from distrain.training.metrics.selection import ChosenMetrics
+from distrain.training.monitor import RankMonitor
 from distrain.training.optim.optimizer import Factor
 from distrain.training.optim.weight_averaging import SlowWeights, WeightAverage
 from distrain.training.profiler import Tracer
 from distrain.training.skipped_steps import SkippedSteps
 from distrain.training.step_watch import Watch
+from distrain.training.train_state import TrainState
 
 Ending = Literal["target_loss", "max_time", "patience"]  # the field of `train` that has ended a run
 
@@ -73,10 +74,15 @@ class Session:
     bare_copy: nn.Module | None  # for the sinks: on the CPU, not wrapped; None where it cannot be copied
     skipped: SkippedSteps
     fingerprint: dict[str, str]
-    heart: Heart
+    monitor: RankMonitor
     stop: StopAgreement
     tracer: Tracer
     ending: Ending | None = None  # why `total_steps` are less than planned
+
+    @property
+    def state(self) -> TrainState:
+        """Where this rank and the run are."""
+        return self.monitor.state
 
     @property
     def model(self) -> nn.Module:

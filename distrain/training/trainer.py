@@ -10,7 +10,6 @@ import torch
 
 from distrain.checkpoint.tensors import digest, weights_digest
 from distrain.config import Recipe
-from distrain.config.metrics import is_better
 from distrain.config.profile import Profile
 from distrain.config.user_code import is_reference
 from distrain.data.loading.loader import read_batches
@@ -19,54 +18,50 @@ from distrain.data.sources.base import Batch
 from distrain.distributed.world import World
 from distrain.global_rng import seed_generators
 from distrain.rng import Purpose, derive_seed
-from distrain.runs.directory import RunDirectory, SkippedBatch, Status
+from distrain.runs.directory import RunDirectory
 from distrain.training.build import build_session
 from distrain.training.device.allocator import release_unused
 from distrain.training.early_stopping import check_target, end_at, end_early, end_without_progress, last_step_in_time
 from distrain.training.evaluate import Evaluation, evaluate
-from distrain.training.heartbeat import Heart
 from distrain.training.loggers import Sinks
 from distrain.training.loggers.jsonl import rewind_metrics
 from distrain.training.loggers.protocol import Moment, Opening, Record
+from distrain.training.monitor import RankMonitor
 from distrain.training.nonfinite import NotFiniteError, leave_out
 from distrain.training.optim.optimizer import set_learning_rate
 from distrain.training.resume import Start, find_checkpoint, resume, save
 from distrain.training.session import Session
+from distrain.training.train_state import StepProgress
 
 log = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, heart: Heart) -> bool:
+def train(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, monitor: RankMonitor) -> bool:
     """Train from the newest good checkpoint of the run directory, or from step 0, to the end or to a stop request.
 
     Returns whether the end was reached. Raises a `UserError` where recipe, data and run directory do not go together,
     and `TrainingError` where one step after the other makes numbers that are not finite.
     """
     set_determinism(recipe)
-    skipped = run.read_status().skipped_batches
-    while True:
-        result = _train_once(recipe, profile, run, world, heart, skipped)
-        if isinstance(result, bool):
-            return result
-        skipped = result
+    monitor.state.load(run.read_status())
+    while (is_complete := _train_once(recipe, profile, run, world, monitor)) is None:
         release_unused(world.device)  # the network, before another one is built: there may be no room for two
+    return is_complete
 
 
-def _train_once(
-    recipe: Recipe, profile: Profile, run: RunDirectory, world: World, heart: Heart, skipped: list[SkippedBatch]
-) -> bool | list[SkippedBatch]:
-    """Train up to the end or a stop, and return whether it was the end; or the batches to leave out in another try."""
+def _train_once(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, monitor: RankMonitor) -> bool | None:
+    """Train up to the end or a stop, and return whether it was the end; None to try again without one more batch."""
     found = find_checkpoint(run, world)
-    session = build_session(recipe, profile, run, world, heart, skipped=skipped, has_checkpoint=found is not None)
+    session = build_session(recipe, profile, run, world, monitor, has_checkpoint=found is not None)
     start = resume(session, found)
     if start.ending is not None:
         session = end_at(session, start.step, start.ending)
-    heart.begin(_begin_attempt(session, start), steps_per_epoch=session.order.steps_per_epoch)
+    _begin_attempt(session, start)
     history = rewind_metrics(run, start.step - start.is_record_due) if world.is_main else []
     try:
         with (
             Sinks(_opening(session, history) if world.is_main else None) as sinks,
-            _closing_after(heart),
+            _closing_after(session),
             run.room_for_last_words() if world.is_main else nullcontext(),
             session.checkpointer,
             session.tracer,
@@ -75,13 +70,13 @@ def _train_once(
             is_complete = run_to_end(session, start, sinks)
     except NotFiniteError as error:
         try:
-            return leave_out(session, error)
+            leave_out(session, error)
         finally:
             session.close()
+        return None
     if is_complete:
-        heart.status.weights_digest = weights_digest(session.model)
-        heart.status.state_digest = digest(session.tensors())
-    heart.beat("finished" if is_complete else "stopped")
+        monitor.state.keep_digests(weights=weights_digest(session.model), state=digest(session.tensors()))
+    monitor.report("finished" if is_complete else "stopped")
     if world.is_main and not is_complete:
         with suppress(OSError):  # a start takes it away, too
             run.stop.unlink(missing_ok=True)  # the request is met: the worker's next start goes on
@@ -93,9 +88,9 @@ def run_to_end(session: Session, start: Start, sinks: Sinks) -> bool:
 
     Returns whether the last step was reached; False after a stop request, with a checkpoint of that very step.
     """
-    recipe, world, heart = session.recipe, session.world, session.heart
+    recipe, world = session.recipe, session.world
     step = start.step
-    is_recorded = not (world.any_rank(heart.hear()) or session.stop.is_reached(step))
+    is_recorded = not (world.any_rank(session.monitor.stop.poll_stop_request()) or session.stop.is_reached(step))
     if is_recorded and start.is_record_due:
         session, is_recorded = write_records(session, step, sinks)
     if not is_recorded:
@@ -114,13 +109,13 @@ def run_to_end(session: Session, start: Start, sinks: Sinks) -> bool:
 
 
 def _run_on(session: Session, batches: Iterator[Batch], step: int, sinks: Sinks) -> bool:
-    world, heart = session.world, session.heart
-    heart.beat("running")
+    world, state, monitor = session.world, session.state, session.monitor
+    monitor.report("running")
     while step < session.total_steps:
         started, first_step = time.perf_counter(), step
         boundary = last_step_in_time(session, step, session.due.next_boundary(step))
         step = run_steps(session, batches, step, session.tracer.advance(step, boundary))
-        heart.phase = "sync"  # the host waits for its device here, and for those of all ranks
+        state.phase = "sync"  # the host waits for its device here, and for those of all ranks
         settle(session, range(first_step, step))
         if session.compilation is not None:
             session.compilation.tell()
@@ -131,9 +126,11 @@ def _run_on(session: Session, batches: Iterator[Batch], step: int, sinks: Sinks)
         session, is_recorded = write_records(session, step, sinks)  # before the checkpoint: no resume repeats a record
         must_stop = session.stop.is_reached(step) or not is_recorded
         if must_stop or _must_save(session, step):
-            heart.beat("stopping" if must_stop else None)
+            monitor.report("stopping" if must_stop else None)
             save(session, step, is_record_due=not is_recorded)
-            must_stop = must_stop or world.any_rank(heart.hear())  # in the meantime: no further step is taken
+            must_stop = must_stop or world.any_rank(
+                session.monitor.stop.poll_stop_request()
+            )  # in the meantime: no further step is taken
         if must_stop and not (step == session.total_steps and is_recorded):
             log.info("stopped on request at step %d", step)
             return False
@@ -141,14 +138,23 @@ def _run_on(session: Session, batches: Iterator[Batch], step: int, sinks: Sinks)
     return True
 
 
-def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_step: int) -> int:
+def run_steps(
+    session: Session,
+    batches: Iterator[Batch],
+    first_step: int,
+    last_step: int,
+    *,
+    progress: StepProgress | None = None,
+) -> int:
     """Take the optimizer steps from `first_step` up to, not including, `last_step`: the loop that must be fast.
 
     Returns the number of steps taken since step 0: `last_step`, or less where the ranks have agreed to stop.
+    `progress` is what the loop sets step and phase of, in place of the session's state.
     """
     order, parallel, precision, losses = session.order, session.parallel, session.precision, session.losses
     optimizer, loss_function, prepare = session.optimizer, session.loss_function, session.prepare
-    average, skipped, heart, stop = session.average, session.skipped, session.heart, session.stop
+    average, skipped, stop = session.average, session.skipped, session.stop
+    state = session.state if progress is None else progress
     slow, watch = session.slow, session.watch
     train, gpus, freezing = session.recipe.train, session.world.gpus, session.freezing
     base_lr, schedule, checkpointer = session.recipe.base_lr, session.schedule, session.checkpointer
@@ -163,22 +169,22 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
         replica = parallel.begin_window(window, step)
         freezing.begin_step(step)
         for piece in window.own:
-            heart.phase = "data"
+            state.phase = "data"
             images, targets = prepare(*next(batches), step=step, piece=piece)
-            heart.phase = "forward"
+            state.phase = "forward"
             seed_model_draws(train.seed, step, piece, gpus, is_own=is_own)
             with parallel.micro_batch(window, piece):
                 with precision.autocast():
                     loss = loss_function(replica(images), targets)
                 # The mean over the whole window, whatever its size, once the ranks are combined.
                 share = len(targets) * parallel.loss_scale / window.num_samples
-                heart.phase = "backward"
+                state.phase = "backward"
                 precision.backward(loss if share == 1 else loss * share)
             losses.add(loss)
-            heart.progress += 1
-        heart.phase = "reduce"
+            state.progress += 1
+        state.phase = "reduce"
         parallel.finish_window(window, step)
-        heart.phase = "update"
+        state.phase = "update"
         set_learning_rate(optimizer, base_lr * schedule(step))
         checkpointer.let_change()
         with freezing.untouched(step):
@@ -188,7 +194,7 @@ def run_steps(session: Session, batches: Iterator[Batch], first_step: int, last_
             slow.update(step)
         if average is not None:
             average.update(step)
-        heart.step = step + 1
+        state.step = step + 1
     return last_step
 
 
@@ -212,17 +218,17 @@ def write_records(session: Session, step: int, sinks: Sinks) -> tuple[Session, b
     Returns the session, whose last step this is where evaluations do not get better, and whether that is done: False,
     with nothing recorded, where a stop broke it off.
     """
-    heart = session.heart
+    state = session.state
     metrics: Record = {}
     if session.due.is_evaluation(step):
-        heart.phase = "evaluate"
+        state.phase = "evaluate"
         found = run_evaluation(session)
         if found is None:
             return session, False
         metrics = {"step": step, "epoch": session.epoch(step), **found.metrics}
-        _keep_best(heart.status, step, found.metrics)
+        state.keep_evaluation(step, found.metrics)
         session = end_without_progress(session, step)
-    heart.phase = "record"
+    state.phase = "record"
     record = _record(session, step) if session.due.is_record(step) else {}
     if record | metrics:
         sinks.write(record | metrics)
@@ -253,20 +259,24 @@ def set_determinism(recipe: Recipe) -> None:
     torch.autograd.set_detect_anomaly(recipe.train.detect_anomaly)
 
 
-def _begin_attempt(session: Session, start: Start) -> Status:
-    status = session.run.read_status()
-    status.begin_attempt(world_size=session.world.size, first_step=start.step)
-    status.step, status.total_steps = start.step, session.total_steps
-    status.best, status.best_by, status.skipped_batches = start.best, session.metrics.best, session.skipped.batches
-    status.unsaved_state = session.unsaved
-    return status
+def _begin_attempt(session: Session, start: Start) -> None:
+    session.state.begin_attempt(
+        world_size=session.world.size,
+        first_step=start.step,
+        total_steps=session.total_steps,
+        steps_per_epoch=session.order.steps_per_epoch,
+        best=start.best,
+        best_by=session.metrics.best,
+        unsaved_state=session.unsaved,
+    )
+    session.monitor.report_start()
 
 
 def _opening(session: Session, history: list[Record]) -> Opening:
     return Opening(
         run=session.run,
         recipe=session.recipe,
-        first_step=session.heart.step,
+        first_step=session.state.step,
         total_steps=session.total_steps,
         steps_per_epoch=session.order.steps_per_epoch,
         now=lambda: _now(session),
@@ -279,28 +289,28 @@ def _opening(session: Session, history: list[Record]) -> Opening:
 
 def _now(session: Session) -> Moment:
     """Return where the training is, in plain numbers: the thread that draws the live line waits for no device."""
-    heart = session.heart
+    state = session.state
     return Moment(
-        step=heart.step,
-        phase=heart.phase,
-        evaluated=heart.evaluated,
-        to_evaluate=heart.to_evaluate,
+        step=state.step,
+        phase=state.phase,
+        evaluated=state.evaluated,
+        to_evaluate=state.to_evaluate,
         epoch_loss=session.losses.epoch_mean,
         epoch_samples_per_s=session.stopwatch.epoch_rate,
     )
 
 
 @contextmanager
-def _closing_after(heart: Heart) -> Iterator[None]:
+def _closing_after(session: Session) -> Iterator[None]:
     """Say, once the block is over, that the loggers are being closed."""
     try:
         yield
     finally:
-        heart.phase = "close"
+        session.state.phase = "close"
 
 
 def _must_save(session: Session, step: int) -> bool:
-    config, best = session.recipe.checkpoint, session.heart.status.best
+    config, best = session.recipe.checkpoint, session.state.best
     is_best = best is not None and best["step"] == step
     return session.due.is_checkpoint(step) or (is_best and config.keep_best) or session.checkpointer.is_overdue()
 
@@ -320,7 +330,7 @@ def _record(session: Session, step: int) -> Record:
 
 def run_evaluation(session: Session) -> Evaluation | None:
     """Evaluate the validation samples of all ranks; None, on every rank, where a stop broke it off."""
-    world, recipe, heart = session.world, session.recipe, session.heart
+    world, recipe, state = session.world, session.recipe, session.state
     own = evaluation_order(
         num_samples=len(session.val_reader.source),
         batch_size=recipe.eval.batch_size,
@@ -337,11 +347,11 @@ def run_evaluation(session: Session) -> Evaluation | None:
 
     def normalized(batches: Iterator[Batch]) -> Iterator[Batch]:
         for images, targets in batches:
-            heart.progress += 1
+            state.progress += 1
             yield session.normalize(images), targets
-            heart.evaluated += 1
+            state.evaluated += 1
 
-    heart.evaluated, heart.to_evaluate = 0, len(own)
+    state.evaluated, state.to_evaluate = 0, len(own)
     session.checkpointer.let_change()  # the averages take the place of the weights
     is_collective = session.parallel.needs_even_passes
     with (
@@ -359,12 +369,5 @@ def run_evaluation(session: Session) -> Evaluation | None:
             precision=session.precision,
             views=recipe.eval,
             world=world,
-            must_break_off=lambda: heart.is_stop_requested and not is_collective,
+            must_break_off=lambda: session.monitor.stop.is_requested and not is_collective,
         )
-
-
-def _keep_best(status: Status, step: int, metrics: Record) -> None:
-    """Note an evaluation; that of step 0, of which there is no checkpoint, is never the best."""
-    status.last = {"step": step, **metrics}
-    if step > 0 and is_better(status.best_by, metrics, status.best):
-        status.best = status.last

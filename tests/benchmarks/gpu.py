@@ -40,7 +40,7 @@ from distrain.distributed.world import World
 from distrain.models.cifar_fast import CifarFast
 from distrain.runs.directory import RunDirectory
 from distrain.training import trainer
-from distrain.training.heartbeat import Heart
+from distrain.training.monitor import RankMonitor
 from tests.benchmarks.compute_modes import machine, wait
 
 QUIET = ["log.tensorboard=false", "log.wandb=disabled", "checkpoint.every_epochs=null", "checkpoint.keep_best=false"]
@@ -70,8 +70,8 @@ def train(recipe: Recipe, device: torch.device) -> tuple[RunDirectory, list[dict
         run.create()
         profile = Profile(launcher="inprocess", device=device.type, processes=1, threads=torch.get_num_threads())
         world = World(rank=0, size=1, local_rank=0, device=device)
-        with contextlib.redirect_stdout(io.StringIO()), Heart(run, rank=0) as heart:
-            trainer.train(recipe, profile, run, world, heart)
+        with contextlib.redirect_stdout(io.StringIO()), RankMonitor(run, rank=0) as monitor:
+            trainer.train(recipe, profile, run, world, monitor)
         records = [json.loads(line) for line in run.metrics.read_text().splitlines()]
         return run, records, run.read_status()
 

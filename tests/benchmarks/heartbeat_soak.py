@@ -22,9 +22,9 @@ from tests.command import QUIET, command, wait_until
 FAST = """
 import os
 from torch import nn
-from distrain.training import heartbeat
+from distrain.training import heartbeat, stop_listener
 if "SOAK_FAST" in os.environ:
-    heartbeat.HEARTBEAT_S, heartbeat.LISTEN_S = 0.0, 0.002
+    heartbeat.HEARTBEAT_S = stop_listener.POLL_S = 0.002
 def network(num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
 """

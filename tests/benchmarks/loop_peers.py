@@ -43,7 +43,7 @@ from distrain.data.sources.registry import open_sources
 from distrain.distributed.world import World, join_world
 from distrain.runs.directory import RunDirectory
 from distrain.training import trainer as engine
-from distrain.training.heartbeat import Heart
+from distrain.training.monitor import RankMonitor
 from tests.benchmarks.step_overhead import BATCH, network, overrides
 
 Turn = Callable[[int, World], float]  # takes so many steps and returns its seconds
@@ -102,8 +102,8 @@ def distrain(steps: int, world: World, *, strategy: str = "auto") -> float:
             run.create()
         profile = Profile(launcher="inprocess", device="cpu", processes=world.size, threads=1)
         world.barrier()
-        with contextlib.redirect_stdout(io.StringIO()), Heart(run, rank=world.rank) as heart:
-            engine.train(recipe, profile, run, world, heart)
+        with contextlib.redirect_stdout(io.StringIO()), RankMonitor(run, rank=world.rank) as monitor:
+            engine.train(recipe, profile, run, world, monitor)
             world.barrier()
         return run.read_status().train_seconds
 

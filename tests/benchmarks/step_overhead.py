@@ -28,7 +28,7 @@ from distrain.data.sources.registry import open_sources
 from distrain.distributed.world import World
 from distrain.runs.directory import RunDirectory
 from distrain.training import trainer
-from distrain.training.heartbeat import Heart
+from distrain.training.monitor import RankMonitor
 
 HIDDEN = 128
 BATCH = 64
@@ -78,8 +78,8 @@ def distrain_seconds(folder: Path, steps: int) -> float:
     run.create()
     profile = Profile(launcher="inprocess", device="cpu", processes=1, threads=torch.get_num_threads())
     world = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
-    with contextlib.redirect_stdout(io.StringIO()), Heart(run, rank=0) as heart:
-        trainer.train(recipe, profile, run, world, heart)
+    with contextlib.redirect_stdout(io.StringIO()), RankMonitor(run, rank=0) as monitor:
+        trainer.train(recipe, profile, run, world, monitor)
     return run.read_status().train_seconds
 
 

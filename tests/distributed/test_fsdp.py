@@ -17,7 +17,7 @@ from distrain.distributed.world import World
 from distrain.models.registry import build_model
 from distrain.runs.directory import RunDirectory
 from distrain.training import trainer
-from distrain.training.heartbeat import Heart
+from distrain.training.monitor import RankMonitor
 from tests.command import metrics
 from tests.processes import run_ranks
 
@@ -68,10 +68,10 @@ def train(world: World, path: Path, overrides: list[str]) -> str | None:
         run.create()
     world.barrier()
     profile = Profile(launcher="torchrun", device="cpu", processes=world.size, threads=1)
-    with Heart(run, rank=world.rank) as heart:
-        assert trainer.train(load_recipe("digits", overrides=[*SHORT, *overrides]), profile, run, world, heart)
+    with RankMonitor(run, rank=world.rank) as monitor:
+        assert trainer.train(load_recipe("digits", overrides=[*SHORT, *overrides]), profile, run, world, monitor)
         world.barrier()
-        return heart.status.weights_digest
+        return monitor.state.snapshot().weights_digest
 
 
 def train_with_and_without_checkpoints(world: World, folder: Path, overrides: list[str]) -> None:

@@ -202,7 +202,7 @@ def test_stacks_show_where_each_rank_stands_while_it_goes_on(tmp_path: Path, lau
     assert "silent" not in done.out
     assert f"process {heartbeat(run, 0)['pid']}) at step " in first
     assert "in run_steps" in first and "in dawdle" in second
-    assert "thread distrain-heart (" in first and "thread distrain-heart (" in second
+    assert "thread distrain-heartbeat (" in first and "thread distrain-heartbeat (" in second
     assert not (run / "stacks-request").exists()
 
     found = json.loads(distrain("stacks", "run", "--json", cwd=tmp_path).out)

@@ -17,7 +17,7 @@ from distrain.runs import checkpoints
 from distrain.runs.checkpoints.integrity import describe_files, read_manifest
 from distrain.runs.directory import RunDirectory
 from distrain.training import trainer
-from distrain.training.heartbeat import Heart
+from distrain.training.monitor import RankMonitor
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 CLASSES = 4
@@ -56,8 +56,8 @@ def train(path: Path, data: Path, *overrides: str) -> RunDirectory:
     recipe = load_recipe("digits", overrides=[*BASE, *overrides], data=str(data))
     run.recipe.write_text(recipe.to_yaml())
     profile = Profile(launcher="inprocess", device="cpu", processes=1, threads=torch.get_num_threads())
-    with Heart(run, rank=0) as heart:
-        assert trainer.train(recipe, profile, run, ALONE, heart)
+    with RankMonitor(run, rank=0) as monitor:
+        assert trainer.train(recipe, profile, run, ALONE, monitor)
     return run
 
 
@@ -67,8 +67,8 @@ def loss_of_eval(run: RunDirectory, *overrides: str, data: Path | None = None) -
     folder, recipe, order = resolve(run, path, split=None, overrides=list(overrides), data=where)
     folder.path.mkdir(parents=True, exist_ok=True)
     write_order(folder, order)
-    with Heart(folder, rank=0) as heart:
-        assert examine(recipe, folder, ALONE, heart)
+    with RankMonitor(folder, rank=0) as monitor:
+        assert examine(recipe, folder, ALONE, monitor)
     return read_findings(folder).metrics["val/loss"]
 
 

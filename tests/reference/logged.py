@@ -20,7 +20,7 @@ from distrain.distributed.world import World
 from distrain.runs.checkpoints import committed, read
 from distrain.runs.directory import RunDirectory, Status
 from distrain.training import trainer
-from distrain.training.heartbeat import Heart
+from distrain.training.monitor import RankMonitor
 from tests.command import metrics
 from tests.processes import run_ranks
 
@@ -152,10 +152,10 @@ def _train(world: World, path: Path) -> None:
     with (
         pytest.MonkeyPatch.context() as patch,
         lines.of("distrain.training.loggers.console"),
-        Heart(run, world.rank) as heart,
+        RankMonitor(run, world.rank) as monitor,
     ):
         patch.setattr(trainer, "run_to_end", begin_to_log)
-        assert trainer.train(read_recipe(run.recipe), profile, run, world, heart)
+        assert trainer.train(read_recipe(run.recipe), profile, run, world, monitor)
         world.barrier()
     log = {"initial": initial, "inputs": inputs, "shares": shares, "lines": lines.told}
     torch.save(log, path.parent / f"log-{world.rank}.pt")

@@ -15,7 +15,7 @@ import pytest
 from distrain.runs import stacks
 from distrain.runs.directory import Heartbeat, RunDirectory
 from distrain.runs.stacks import MAIN_THREAD, answer_requests, ask, parse_dump, read_fatal_error, read_own_threads
-from distrain.training.heartbeat import Heart
+from distrain.training.monitor import RankMonitor
 from tests.command import wait_until
 from tests.forks import server
 
@@ -30,7 +30,7 @@ def run(tmp_path: Path) -> RunDirectory:
 def hang_with_the_gil(path: Path) -> None:
     run = RunDirectory(path)
     answer_requests(run, 0, owns_process=True)
-    with Heart(run, rank=0):
+    with RankMonitor(run, rank=0):
         wait_until((run.heartbeats / "rank-0.json").exists, "a heartbeat")
         ctypes.PyDLL(None).sleep(1000)  # no other thread of this process runs Python meanwhile
 
@@ -45,7 +45,7 @@ def wait_for_event(path: Path) -> None:
     run = RunDirectory(path)
     answer_requests(run, 0, owns_process=True)
     other = threading.Thread(target=time.sleep, args=(1000,), name="the-sleeper", daemon=True)
-    with Heart(run, rank=0):
+    with RankMonitor(run, rank=0):
         other.start()
         threading.Event().wait()
 
@@ -76,7 +76,7 @@ def test_all_threads_answer_by_name_and_a_stopped_process_only_when_it_is_woken(
         (threads,) = ask(run, heartbeats, all_threads=True).values()
         assert "in wait_for_event" in threads[MAIN_THREAD]
         assert "threading.Event().wait()" in threads[MAIN_THREAD]
-        assert {name.partition(" (")[0] for name in threads} >= {MAIN_THREAD, "distrain-heart", "the-sleeper"}
+        assert {name.partition(" (")[0] for name in threads} >= {MAIN_THREAD, "distrain-heartbeat", "the-sleeper"}
         assert not run.stacks_request.exists()
 
         os.kill(child.pid, signal.SIGSTOP)

@@ -13,7 +13,7 @@ from distrain.runs import checkpoints
 from distrain.runs.checkpoints.integrity import describe_files, read_manifest
 from distrain.runs.directory import RunDirectory, Status
 from distrain.training import trainer
-from distrain.training.heartbeat import Heart
+from distrain.training.monitor import RankMonitor
 from tests.command import checkpoint_steps, metrics
 
 evaluations: list[torch.Tensor] = []
@@ -43,8 +43,8 @@ def train(path: Path, *overrides: str) -> Status:
         run.create()
     profile = Profile(launcher="inprocess", device="cpu", processes=1, threads=torch.get_num_threads())
     recipe = load_recipe("digits", overrides=[*WORSENING, *overrides])
-    with Heart(run, rank=0) as heart:
-        assert trainer.train(recipe, profile, run, World(0, 1, 0, torch.device("cpu")), heart)
+    with RankMonitor(run, rank=0) as monitor:
+        assert trainer.train(recipe, profile, run, World(0, 1, 0, torch.device("cpu")), monitor)
     return run.read_status()
 
 

@@ -13,7 +13,7 @@ from distrain.config.profile import Profile
 from distrain.distributed.world import World
 from distrain.runs.directory import RunDirectory, Status
 from distrain.training import trainer
-from distrain.training.heartbeat import Heart
+from distrain.training.monitor import RankMonitor
 from tests.command import checkpoint_steps, comparable
 
 # A learning rate that changes nothing but BatchNorm's statistics: evaluations soon get no better. 4 steps an epoch.
@@ -31,8 +31,8 @@ def train(path: Path, *overrides: str) -> tuple[Status, list[dict[str, Any]]]:
         run.create()
     recipe = load_recipe("digits", overrides=[*STALE, *overrides])
     profile = Profile(launcher="inprocess", device="cpu", processes=1, threads=torch.get_num_threads())
-    with Heart(run, rank=0) as heart:
-        assert trainer.train(recipe, profile, run, World(0, 1, 0, torch.device("cpu")), heart)
+    with RankMonitor(run, rank=0) as monitor:
+        assert trainer.train(recipe, profile, run, World(0, 1, 0, torch.device("cpu")), monitor)
     return run.read_status(), comparable(path)
 
 

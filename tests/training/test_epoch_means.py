@@ -15,7 +15,7 @@ from distrain.distributed.world import World
 from distrain.runs import checkpoints
 from distrain.runs.directory import RunDirectory
 from distrain.training import trainer
-from distrain.training.heartbeat import Heart
+from distrain.training.monitor import RankMonitor
 from tests.command import metrics
 from tests.training.test_early_stopping import kill_after
 
@@ -48,15 +48,15 @@ def told() -> Iterator[list[str]]:
     logger.setLevel(logging.NOTSET)
 
 
-def train(path: Path, *overrides: str) -> Heart:
+def train(path: Path, *overrides: str) -> RankMonitor:
     run = RunDirectory(path)
     if not run.checkpoints.exists():
         run.create()
     recipe = load_recipe("digits", overrides=[*SHORT, *overrides])
     profile = Profile(launcher="inprocess", device="cpu", processes=1, threads=torch.get_num_threads())
-    with Heart(run, rank=0) as heart:
-        assert trainer.train(recipe, profile, run, World(0, 1, 0, torch.device("cpu")), heart)
-    return heart
+    with RankMonitor(run, rank=0) as monitor:
+        assert trainer.train(recipe, profile, run, World(0, 1, 0, torch.device("cpu")), monitor)
+    return monitor
 
 
 def losses(lines: list[str]) -> list[str]:
@@ -98,8 +98,8 @@ def test_checkpoint_without_the_losses_of_its_epoch_still_resumes(
 
 
 def test_status_tells_the_epochs_that_are_finished_and_whole_steps(tmp_path: Path) -> None:
-    heart = train(tmp_path, "train.max_steps=7", "log.every_steps=50")
-    assert (heart.phase, heart.evaluated, heart.to_evaluate) == ("close", 4, 4)
+    state = train(tmp_path, "train.max_steps=7", "log.every_steps=50").state
+    assert (state.phase, state.evaluated, state.to_evaluate) == ("close", 4, 4)
     status = RunDirectory(tmp_path).read_status()
     assert status.epoch == 1.75
     assert status.last is not None

@@ -14,14 +14,16 @@ from distrain.launchers import supervisor
 from distrain.launchers.multinode.group import Alone
 from distrain.launchers.plan import Plan
 from distrain.launchers.watchdog import StallWatch
-from distrain.runs.directory import RunDirectory, Status
+from distrain.runs.directory import RunDirectory
 from distrain.runs.stop_requests import fetch_signals, stop_on_signal
 from distrain.system import process
 from distrain.system.process import children, hold_signals
 from distrain.system.signals import StopRequest
-from distrain.training import heartbeat as heart
-from distrain.training.heartbeat import Heart
+from distrain.training import heartbeat
+from distrain.training.heartbeat import HeartbeatWriter
 from distrain.training.loggers.background import Background
+from distrain.training.monitor import RankMonitor
+from distrain.training.train_state import TrainState
 from tests.command import wait_until
 from tests.forks import server
 
@@ -47,62 +49,32 @@ def broken_once(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def test_attempt_that_ends_within_a_second_has_said_where_it_began(run: RunDirectory) -> None:
-    with Heart(run, rank=0) as beating:
+    with RankMonitor(run, rank=0) as monitor:
         wait_until(lambda: bool(run.read_heartbeats()), "a heartbeat of the start-up")
-        status = Status(step=10)
-        status.begin_attempt(world_size=1, first_step=10)
-        beating.begin(status)
+        assert not run.status.exists()
+        monitor.state.begin_attempt(world_size=1, first_step=10)
+        monitor.report_start()
         assert [heartbeat.step for heartbeat in run.read_heartbeats()] == [10]
+        assert run.read_status().attempts[-1].first_step == 10
 
 
-def test_time_left_is_that_of_the_steps_left_at_the_pace_of_this_attempt(run: RunDirectory) -> None:
-    status = Status(step=10, total_steps=20, train_seconds=1000)
-    status.begin_attempt(world_size=1, first_step=10)
-    with Heart(run, rank=0) as beating:
-        beating.begin(status)
-        assert run.read_status().eta_s is None
-        beating.step = 14  # four steps of this attempt, six are left
-        wait_until(lambda: beating.train_seconds > 1000.1, "a tenth of a second")
-        beating.beat()
-        found = run.read_status()
-        assert found.eta_s == pytest.approx((found.train_seconds - 1000) / 4 * 6, rel=0.05)
-        assert found.train_seconds > 1000.1
-
-
-@pytest.mark.parametrize("duty", ["hear", "write_heartbeat", "write_status", "at_beat"])
+@pytest.mark.parametrize("duty", ["write_heartbeat", "write_status", "on_beat"])
 def test_heartbeat_outlives_what_one_of_its_duties_raises(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, duty: str
 ) -> None:
-    monkeypatch.setattr(heart, "HEARTBEAT_S", 0.0)
-    monkeypatch.setattr(heart, "LISTEN_S", 0.001)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.001)
     seen: list[int] = []
     if duty.startswith("write"):
         monkeypatch.setattr(run, duty, broken_once(getattr(run, duty)))
-    beating = Heart(run, rank=0)
-    beating.at_beat = broken_once(seen.append) if duty == "at_beat" else seen.append
-    if duty == "hear":
-        monkeypatch.setattr(beating, "hear", broken_once(beating.hear))
-    status = Status()
-    status.begin_attempt(world_size=1, first_step=0)
-    beating.status, beating._has_begun = status, True  # as `begin` does, without writing
-    with beating:
+    state = TrainState()
+    writer = HeartbeatWriter(run, rank=0, state=state)
+    writer.on_beat = broken_once(seen.append) if duty == "on_beat" else seen.append
+    state.begin_attempt(world_size=1)
+    with writer:
         for step in (3, 4):
-            beating.step = step
+            state.step = step
             wait_until(lambda s=step: s in seen and run.read_status().step == s, "a status")  # type: ignore[misc]
             wait_until(lambda s=step: s in [beat.step for beat in run.read_heartbeats()], "a heartbeat")  # type: ignore[misc]
-        run.stop.touch()
-        wait_until(lambda: beating.is_stop_requested, "the request to stop")
-
-
-def test_signal_is_a_request_by_itself_where_no_stop_file_can_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    run = RunDirectory(tmp_path / "file")  # as on a disk that has become read-only: OSError, and not FileNotFoundError
-    stop = StopRequest()
-    with stop_on_signal(run, kill=lambda: pytest.fail("killed"), requested=stop):
-        beating = Heart(run, rank=0, stop=stop)
-        assert not beating.is_stop_requested
-        signal.raise_signal(signal.SIGTERM)
-        assert beating.is_stop_requested
 
 
 def request_in_a_handler(folder: Path) -> None:

@@ -14,7 +14,7 @@ from distrain.config.profile import Profile
 from distrain.distributed.world import World
 from distrain.runs.directory import RunDirectory
 from distrain.training import build, trainer
-from distrain.training.heartbeat import Heart
+from distrain.training.monitor import RankMonitor
 from distrain.training.session import Session
 from tests.processes import run_ranks
 
@@ -55,9 +55,9 @@ def go_back(world: World, path: Path, overrides: list[str]) -> None:
         run.create()
     world.barrier()
     profile = Profile(launcher="torchrun", device="cpu", processes=world.size, threads=1)
-    with pytest.MonkeyPatch.context() as patch, Heart(run, rank=world.rank) as heart:
+    with pytest.MonkeyPatch.context() as patch, RankMonitor(run, rank=world.rank) as monitor:
         patch.setattr(trainer, "build_session", building)
-        assert trainer.train(load_recipe("digits", overrides=[*SHORT, *overrides]), profile, run, world, heart)
+        assert trainer.train(load_recipe("digits", overrides=[*SHORT, *overrides]), profile, run, world, monitor)
         world.barrier()
     assert alive == [[], [False] * 4]
     assert groups[0] == groups[1]

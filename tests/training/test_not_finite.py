@@ -18,7 +18,7 @@ from distrain.errors import ModelError, TrainingError
 from distrain.rng import permutation
 from distrain.runs.directory import RunDirectory, Status
 from distrain.training import build, trainer
-from distrain.training.heartbeat import Heart
+from distrain.training.monitor import RankMonitor
 from distrain.training.session import Session
 from tests.processes import run_ranks
 
@@ -186,9 +186,9 @@ def train(world: World, path: Path, place: str, overrides: list[str], *, epochs:
     profile = Profile(launcher="torchrun", device="cpu", processes=world.size, threads=1)
     chosen = [f"data={{source: '{HERE}:{data}', batch_size: {BATCH}}}", f"model={{name: '{HERE}:{network}'}}"]
     recipe = load_recipe("digits", overrides=[*chosen, f"train={{epochs: {epochs}}}", *BASE, *own, *overrides])
-    with pytest.MonkeyPatch.context() as patch, Heart(run, rank=world.rank) as heart:
+    with pytest.MonkeyPatch.context() as patch, RankMonitor(run, rank=world.rank) as monitor:
         patch.setattr(trainer, "build_session", building)
-        assert trainer.train(recipe, profile, run, world, heart)
+        assert trainer.train(recipe, profile, run, world, monitor)
         world.barrier()
     return run.read_status(), sessions[-1]
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from distrain.config import load_recipe
-from distrain.runs.directory import Attempt, RunDirectory, Status
-from distrain.training.heartbeat import Heart
+from distrain.runs.directory import RunDirectory
 from distrain.training.loggers.jsonl import JsonlSink, rewind_metrics
 from distrain.training.loggers.protocol import Moment, Opening, Record
+from distrain.training.monitor import RankMonitor
 from tests.disk import fill, small_disk
 
 
@@ -80,17 +80,17 @@ def test_appending_goes_on_behind_what_a_resume_left(tmp_path: Path) -> None:
 
 
 def test_status_that_finds_no_room_is_written_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    attempt = Attempt(started=0, host="here", pid=1, world_size=1, first_step=0, last_step=0, state="starting")
     with small_disk(tmp_path / "disk", mebibytes=1) as disk, caplog.at_level(logging.WARNING):
         run = RunDirectory(disk)
-        heart = Heart(run, rank=0)  # its thread is not started, which would write and free its own drafts meanwhile
-        heart.begin(Status(total_steps=9, attempts=[attempt]))
+        monitor = RankMonitor(run, rank=0)  # no thread is started, which would write and free drafts of its own
+        monitor.state.begin_attempt(world_size=1, total_steps=9)
+        monitor.report_start()
         filler = fill(disk)
         for step in (3, 4):
-            heart.step = step
-            heart.beat("running")
+            monitor.state.step = step
+            monitor.report("running")
         assert run.read_status().step == 0
         filler.unlink()
-        heart.beat("finished")
+        monitor.report("finished")
         assert run.read_status().step == 4
     assert caplog.text.count("could not be written") == 1

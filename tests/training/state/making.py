@@ -16,7 +16,7 @@ from distrain.config.profile import Profile
 from distrain.distributed.world import World
 from distrain.runs.directory import RunDirectory, Status
 from distrain.training import trainer
-from distrain.training.heartbeat import Heart
+from distrain.training.monitor import RankMonitor
 from tests.checkpoint.making import ALONE
 from tests.command import comparable
 
@@ -44,10 +44,10 @@ def train(path: Path, *overrides: str, world: World = ALONE) -> Status:
         run.recipe.write_text(recipe.to_yaml())
     world.barrier()
     profile = Profile(launcher="torchrun", device="cpu", processes=world.size, threads=1)
-    with Heart(run, rank=world.rank) as heart:
-        assert trainer.train(recipe, profile, run, world, heart)
+    with RankMonitor(run, rank=world.rank) as monitor:
+        assert trainer.train(recipe, profile, run, world, monitor)
         world.barrier()
-        return heart.status
+        return monitor.state.snapshot()
 
 
 def train_and_resume(world: World, folder: Path, *overrides: str) -> None:

@@ -19,7 +19,7 @@ from distrain.export.write_bundle import write_bundle
 from distrain.models.registry import build_model
 from distrain.runs import checkpoints
 from distrain.runs.directory import RunDirectory
-from distrain.training.heartbeat import Heart
+from distrain.training.monitor import RankMonitor
 from distrain.training.stored_weights import read_stored
 from tests.checkpoint.making import ALONE
 from tests.command import distrain
@@ -47,8 +47,8 @@ def eval_newest(world: World, run: RunDirectory, out: Path, *overrides: str) -> 
         folder.path.mkdir(parents=True)
         write_order(folder, order)
     world.barrier()
-    with Heart(folder, rank=world.rank) as heart:
-        assert examine(recipe, folder, world, heart)
+    with RankMonitor(folder, rank=world.rank) as monitor:
+        assert examine(recipe, folder, world, monitor)
     world.barrier()
     return read_findings(folder)
 

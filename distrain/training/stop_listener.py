@@ -1,0 +1,50 @@
+"""Watches for the stop file in a thread, so that a request to stop reaches this rank within a tenth of a second."""
+
+import threading
+from types import TracebackType
+from typing import Self
+
+from distrain.runs.directory import RunDirectory
+from distrain.system.loop_guard import LoopGuard
+from distrain.system.signals import StopRequest
+
+POLL_S = 0.1
+
+
+class StopListener:
+    """Whether this rank was asked to stop, by a signal or by the stop file. A context manager runs the thread."""
+
+    def __init__(self, run: RunDirectory, request: StopRequest | None = None) -> None:
+        """`request` is set by this listener and by whoever else hears of a stop, such as a signal handler."""
+        self._run = run
+        self._request = request or StopRequest()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._listen, name="distrain-stop-listener", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        self._over.set()
+        self._thread.join()
+
+    @property
+    def is_requested(self) -> bool:
+        """Whether a stop was requested, as of the last poll: reads memory alone."""
+        return self._request.is_set()
+
+    def poll_stop_request(self) -> bool:
+        """Look for the stop file now, where a tenth of a second matters; returns whether a stop is requested."""
+        if self._run.stop.exists():
+            self._request.set()
+        return self._request.is_set()
+
+    def _listen(self) -> None:
+        """Poll until the end. Nothing that a poll raises ends the thread: a full disk or a lost mount passes."""
+        guard = LoopGuard("listening for the stop file")
+        while True:
+            with guard:
+                self.poll_stop_request()
+            if self._over.wait(POLL_S):
+                return
