@@ -369,7 +369,7 @@ def _limit(limit_s: float, times: Times, step: Step) -> Limit:
 
 
 def warning_s() -> float:
-    """Return how long before the time limit a job is told to save: the batch script says it to SLURM."""
+    """Return how long before the time limit SLURM signals a job to save, as the batch script requests."""
     found = re.search(
         r"^#SBATCH --signal=B:USR1@(\d+)", find_script("train.sbatch").read_text(encoding="utf-8"), re.MULTILINE
     )

@@ -32,7 +32,7 @@ class Setting:
 def judge(figures: Figures, setting: Setting, efficiencies: list[tuple[int, float]]) -> list[str]:
     """Return the verdict, what bounds the training first; `efficiencies` are (processes, efficiency), the last counts.
 
-    A bound is only told where loader and compute were measured alone.
+    A bound is only reported where loader and compute were measured alone.
     """
     words = [_bound(figures, setting, efficiencies[-1][1] if efficiencies else None)]
     words += [_scaling(efficiencies[-1], figures, setting)] if efficiencies else []

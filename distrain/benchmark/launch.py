@@ -113,7 +113,7 @@ def _shown(run: RunDirectory, title: str, console: Console) -> Iterator[None]:
 
 
 def _as_raised(run: RunDirectory, errors: list[dict[str, Any]]) -> RunError | MeasurementError:
-    """Return what to tell of the first failure: the run directory with its logs will be gone."""
+    """Return the report of the first failure: the run directory with its logs will be gone."""
     if not errors:
         tail = (
             run.launcher_log.read_text(encoding="utf-8", errors="replace").strip().splitlines()

@@ -22,7 +22,7 @@ def gradient_bytes(session: Session) -> int:
 
 
 class MemoryWatch:
-    """Sees what the steps between its making and `read` take at most."""
+    """Measures the peak memory of the steps between its creation and `read`."""
 
     def __init__(self, session: Session) -> None:
         self._session = session

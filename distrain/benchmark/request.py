@@ -21,10 +21,10 @@ class Order(BaseModel):
 
 
 def write_order(folder: RunDirectory, order: Order) -> None:
-    """Ask for the measurement."""
+    """Write the request."""
     write_atomically(folder.measurement, to_json(order))
 
 
 def read_order(folder: RunDirectory) -> Order:
-    """Read what is asked for."""
+    """Read the request."""
     return Order.model_validate(json.loads(folder.measurement.read_text(encoding="utf-8")))

@@ -62,7 +62,7 @@ class Question:
 def resolve(recipe: Recipe, wanted: Wanted, *, reference: str, steps: int | None, is_weak: bool) -> Question:
     """Return what is to be measured; raises a `UserError` where that cannot be.
 
-    Where no number is asked for it is all GPUs, or one process of the CPU, as `distrain fit` takes it.
+    Where no number is requested it is all GPUs, or one CPU process, as for `distrain fit`.
     """
     if wanted.processes is None and wanted.device != "cpu" and (gpus := count_gpus()):
         wanted = wanted.model_copy(update={"device": "cuda", "processes": gpus})

@@ -25,7 +25,7 @@ class Course:
 
 @dataclass(frozen=True)
 class Jobs:
-    """A training that is cut by a time limit, and goes on after each cut."""
+    """A training that a time limit ends, and that resumes each time."""
 
     count: int | None  # None: the limit leaves no time to train in
     usable_s: float  # of each job: without start-up, and without the time that SLURM warns before the limit

@@ -38,7 +38,7 @@ NUM_REDUCTIONS, NUM_PINGS = 15, 100
 
 
 class StoppedError(Exception):
-    """A stop was asked for: every rank raises it at the same place."""
+    """A stop was requested: every rank raises it at the same place."""
 
 
 def hear(session: Session) -> None:
@@ -67,7 +67,7 @@ class Walk:
         self._batches = batches
 
     def go(self, num_steps: int) -> float:
-        """Take so many steps and return what they took in seconds, until the device was done with them."""
+        """Take this many steps and return their time in seconds, until the device has finished them."""
         session, first = self._session, self.step
         started = time.perf_counter()
         self.step = run_steps(session, self._batches, first, first + num_steps)

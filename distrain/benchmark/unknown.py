@@ -22,7 +22,7 @@ def find_unknown(
     link: Link | None,
     network: Link | None,
 ) -> list[str]:
-    """Return in a sentence each what a measurement with `profile` does not tell of `nodes` machines of `device`s.
+    """Return in a sentence each what a measurement with `profile` does not show about `nodes` machines of `device`s.
 
     `per_node` are the processes of each machine, `link` and `network` what is known of the links in and between them.
     """

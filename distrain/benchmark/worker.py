@@ -168,7 +168,7 @@ def _find_largest_micro_batch(session: Session, largest: int, figures: Figures) 
 
 
 def _tell(session: Session, stage: str) -> None:
-    """Say what is measured next, and end all of it where a stop was asked for."""
+    """Announce what is measured next, and end the measurement where a stop was requested."""
     if session.world.is_main:
         write_atomically(session.run.stage, stage)
     timed_sections.hear(session)

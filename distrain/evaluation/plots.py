@@ -80,6 +80,6 @@ def _side(num_classes: int) -> float:
 
 
 def _cut(words: str) -> str:
-    """Return the words as a title can take them: on a line, not too long, and no formula."""
+    """Return the text as a title can show it: on one line, not too long, and not a formula."""
     words = on_one_line(words)
     return (words if len(words) <= 28 else f"{words[:27]}…").replace("$", r"\$")

@@ -64,5 +64,5 @@ def write_order(folder: RunDirectory, order: Order) -> None:
 
 
 def read_order(folder: RunDirectory) -> Order:
-    """Read what is asked for."""
+    """Read the request."""
     return Order.model_validate(json.loads(folder.examination.read_text(encoding="utf-8")))

@@ -28,7 +28,7 @@ CLASS_INDICES = "class_indices.json"
 def load(path: str | Path, *, device: str | torch.device = "cpu") -> "Bundle":
     """Read a bundle that `distrain export` wrote, and put its network on `device`, ready to predict.
 
-    Raises `BundleError` where the folder is no bundle, is damaged, or was written in another format; and
+    Raises `BundleError` where the folder is not a bundle, is damaged, or was written in another format; and
     `RecipeError` where the network or a transform is the user's own code and its module is not found.
     """
     description, tensors = read_bundle(Path(path).expanduser())

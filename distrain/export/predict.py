@@ -24,8 +24,8 @@ def predict_files(
 ) -> Generator[list[Prediction], None, None]:
     """Yield the predictions of the files in their order, a batch at a time; close it to end early.
 
-    A file that cannot be read is left out of its batch and told in its place, so the batches, and with them the bits,
-    are the same however many of the `num_workers` processes decode.
+    A file that cannot be read is left out of its batch and reported in its place, so the batches, and with them the
+    bits, are the same however many of the `num_workers` processes decode.
     """
     batch: list[tuple[str, torch.Tensor | str]] = []
     num_good = 0

@@ -27,7 +27,7 @@ def copy_network(model: nn.Module, *, name: str) -> nn.Module:
 
 
 class _CopyingComputedTensors(TorchFunctionMode):
-    """Lets `copy.deepcopy` take tensors that are results of a computation."""
+    """Lets `copy.deepcopy` copy tensors that are results of a computation."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

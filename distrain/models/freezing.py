@@ -49,7 +49,7 @@ def freeze(config: Model, model: nn.Module, *, heads: Sequence[str], steps_per_e
 def end_steps(config: Model, model: nn.Module, *, heads: Sequence[str], steps_per_epoch: int) -> dict[str, int]:
     """Return the step from which on a weight that is trained at first stays as it is, by its name.
 
-    The statistics of norm layers go on. Raises `ModelError` for a pattern that names nothing.
+    The statistics of norm layers continue to change. Raises `ModelError` for a pattern that names nothing.
     """
     names = [name for name, weight in model.named_parameters() if weight.requires_grad]
     steps: dict[str, int] = {}
@@ -95,7 +95,7 @@ def _first_step(epoch: float, steps_per_epoch: int) -> int:
 
 
 class Freezing:
-    """Keeps what is frozen as it is, step by step: a function of the step alone, so that a resume goes on with it.
+    """Keeps frozen weights as they are, step by step: a function of the step alone, so that a resume continues it.
 
     The network is the one that trains, after a strategy has put its own parameters into it. `ends` are the steps from
     which on weights stay as they are, as `end_steps` has them.

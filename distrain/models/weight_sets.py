@@ -81,7 +81,7 @@ def choose(stored: Stored, shapes: Shapes | None, *, wanted: str | None, title: 
     """Return the set to use: the one that fits best a network with `shapes` by name, or is under the most usual key.
 
     Weights as trained come before their moving averages. `wanted` is the label of another one, as `key` (an option or a
-    recipe's key) has it, and `title` how messages call the file. Raises `ModelError` where there is no such set, and
+    recipe's key) has it, and `title` how messages call the file. Raises `ModelError` for a missing set, and
     where several are as good.
     """
     if not any(stored.entries.values()):

@@ -91,7 +91,7 @@ def find_misfits(tensors: Weights, shapes: Shapes) -> Misfits:
 def find_fault(
     misfits: Misfits, tensors: Weights, expected: Weights, *, heads: Sequence[str], num_classes: int
 ) -> str | None:
-    """Return what does not fit beyond the heads, which fine-tuning initialises anew; None where all the rest fits.
+    """Return what does not fit beyond the heads, which fine-tuning initialises again; None where all the rest fits.
 
     A layer with `num_classes` outputs where the file has another number, the same in all such layers, is a head too.
     """

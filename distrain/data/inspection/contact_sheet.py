@@ -52,7 +52,7 @@ def shrink_image(path: str, *, side: int) -> bytes | None:
 
 
 def cell_side(num_classes: int) -> int:
-    """Return the side of a picture on a sheet of so many classes, in pixels."""
+    """Return the side in pixels of a picture on a sheet of this many classes."""
     return next((side for most, side in CELL_SIDES if num_classes <= most), SMALLEST_CELL)
 
 

@@ -30,7 +30,7 @@ def list_folder(folder: Path, *, ending: str = "") -> Listing:
     """List an image folder: train/ and val/ with a folder a class in each, or class folders alone.
 
     A class is named by its folder, less `ending`, without which no folder is one. Images are what a training takes for
-    one; folders in class folders belong to the class. Raises `DataError` where the folder is missing, is no folder, or
+    one; folders in class folders belong to the class. Raises `DataError` where the folder is missing, not a folder, or
     holds nothing like it.
     """
     if not folder.is_dir():

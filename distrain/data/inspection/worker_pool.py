@@ -19,7 +19,7 @@ Read = Callable[[str], Facts]
 
 
 class Readers:
-    """Processes that read files, as many as asked for."""
+    """A fixed number of processes that read files."""
 
     def __init__(self, processes: Isolated[tuple[Read[Any], str], Any]) -> None:
         self._processes = processes

@@ -24,7 +24,7 @@ def array_file(config: Data) -> Path:
 
 
 def names_in(path: Path) -> set[str] | None:
-    """Return the names of the arrays in a file, None where only torch can tell: in a .pt file."""
+    """Return the names of the arrays in a file, None where only torch can read them: in a .pt file."""
     try:
         if path.suffix.lower() == ".npz":
             with zipfile.ZipFile(path) as archive:

@@ -45,7 +45,7 @@ def check_requirements(config: Data, *, needs_validation: bool = True) -> list[s
 
 
 def needs_path(config: Data) -> bool:
-    """Whether a source reads files of the user's and is not told where they are."""
+    """Whether a source reads the user's files and the recipe does not say where they are."""
     return any(part.path is None and part.source in _CHECKS and part.source not in _DOWNLOADED for part in config.parts)
 
 

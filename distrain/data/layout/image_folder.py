@@ -23,7 +23,7 @@ def scan_image_folder(
     Class folders right below `root` are all training images. A class is named by its folder, less `ending`, without
     which no folder is one; what a `Walk` passes over is neither a class nor an image. Both splits number their classes
     as train does; val is left out where there is none. Raises `DataError` where a folder or its classes are missing,
-    or where the validation split has a class that train lacks.
+    or where the validation split has a class that is missing in train.
     """
     if root is None:
         raise DataError("the recipe reads an image folder and none was given; name it with --data DIR")

@@ -173,7 +173,7 @@ class Walk:
         return False
 
     def _is_new(self, path: str) -> bool:
-        """Whether no link has led to a folder yet; raises `DataError` where that cannot be told."""
+        """Whether no link has led to a folder yet; raises `DataError` where that cannot be determined."""
         try:
             found = os.stat(path)  # noqa: PTH116 - as everywhere here, for text
         except OSError as error:
@@ -207,7 +207,7 @@ def _inode(entry: "os.DirEntry[str]") -> int:
 
 
 def _is_device(entry: "os.DirEntry[str]") -> bool:
-    """Whether what is no folder is no file either: a pipe, for which a reader would wait, a socket, a device."""
+    """Whether something is neither a folder nor a file: a pipe, for which a reader would wait, a socket, a device."""
     try:
         return not (entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)))  # noqa: PTH110
     except OSError:  # a link to itself

@@ -69,7 +69,7 @@ class BatchReader:
     ) -> "Batch | DataError":
         """Return the batch; a `DataError` is returned, not raised, so that it comes at its turn.
 
-        Images that are read one by one are written into what `empty` gives, and `note` is told of each before.
+        Images that are read one by one are written into what `empty` returns; `note` is called before each.
         """
         try:
             if self._held is not None:
@@ -228,7 +228,7 @@ def _read_here(
 
 
 def _page_locked(batch: "Batch | DataError") -> "Batch | DataError":
-    """Return a batch in memory from which the GPU copies by itself, while the host goes on."""
+    """Return a batch in memory from which the GPU copies by itself, while the host continues."""
     return batch if isinstance(batch, DataError) else (batch[0].pin_memory(), batch[1].pin_memory())
 
 

@@ -78,7 +78,7 @@ class _Memory:
         self._mapped: NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def first(self, num_bytes: int) -> NDArray[np.uint8]:
-        """Return so many bytes from its start; the array and what is made of it hold the memory."""
+        """Return its first bytes, this many; the array and its views keep the memory alive."""
         if num_bytes > len(self._mapped):
             if num_bytes > os.fstat(self._file).st_size:
                 os.ftruncate(self._file, num_bytes)
@@ -153,7 +153,7 @@ class _Workers:
         self._processes: list[BaseProcess] = []
 
     def ask(self, number: int, micro_batch: MicroBatch) -> None:
-        """Have a process read a micro-batch when it is through with what it was asked for before."""
+        """Have a process read a micro-batch after what was requested of it before."""
         if number == len(self._processes):
             self._start()
         try:
@@ -162,7 +162,7 @@ class _Workers:
             raise self._death(number) from None
 
     def take(self, number: int) -> "Batch | DataError":
-        """Wait for what a process was asked for first, and return it; raises what was raised there."""
+        """Wait for the oldest request to a process, and return its batch; raises what was raised there."""
         try:
             answer = self._pipes[number].recv()
         except (EOFError, OSError):
@@ -219,7 +219,7 @@ class _Workers:
 
 
 def _work(read: ReadBatch, rooms: list[_Room], pipe: Connection, of_others: tuple[Connection, ...], note: Note) -> None:
-    """Answer until nobody asks any more: what a loader process does."""
+    """Answer requests until the other end closes: what a loader process does."""
     for other in of_others:
         other.close()
     live_for_parent()

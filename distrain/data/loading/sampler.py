@@ -17,7 +17,7 @@ from distrain.config.batching import Batching, count_steps_per_epoch
 class MicroBatch:
     """The samples of one forward pass, by their indices int64[n]; in training, of one epoch.
 
-    `copies` int64[n] tells the times apart that a sample is read in an epoch; None where it is read once.
+    `copies` int64[n] numbers the times that a sample is read in an epoch; None where each is read once.
     """
 
     indices: NDArray[np.int64]

@@ -18,7 +18,7 @@ channels], as decoders give them, which makes cropping and resizing one of them 
 each other in one file a split, so that a split whose images all have one shape (`shape`) is a single tensor.
 
 All numbers are little-endian, digests are xxh3_128. `digest` of pack.json covers all its other keys. The `fingerprint`
-of a split is that of its source where each image has the very pixels that the source gives, so that a run goes on
+of a split is that of its source where each image has the very pixels that the source gives, so that a run resumes
 from either; otherwise it is a digest over all that is stored. A pack is written beside its place and renamed to it
 when it is whole (`distrain.data.packing.pack`), so a folder with pack.json is never half of one.
 """
@@ -305,7 +305,7 @@ def map_file(path: Path) -> Bytes:
 
 
 def verify_shards(folder: str | Path, pack: Pack, *, advance: Callable[[int], None]) -> list[Damage]:
-    """Compare every byte of every shard with its digest; `advance` is told of bytes that were read."""
+    """Compare every byte of every shard with its digest; `advance` is called with the bytes read."""
     folder = Path(folder)
     found = []
     for part in pack.splits.values():
@@ -338,7 +338,7 @@ def _pieces(path: Path, offset: int, length: int) -> Iterator[bytes]:
 
 
 def in_mebibytes(advance: Callable[[], None]) -> Callable[[int], None]:
-    """Return what calls `advance` for every MiB of the bytes that it is told of."""
+    """Return a function that calls `advance` for every MiB of the bytes it is called with."""
     pending = 0
 
     def count(num_bytes: int) -> None:

@@ -157,7 +157,7 @@ class Journal:
 
 @contextmanager
 def open_journal(folder: Path, begun: Begun, *, anew: bool) -> Iterator[Journal]:
-    """Begin a pack in `folder`, or go on with one; raises `DataError` where that is another one, or being written."""
+    """Begin a pack in `folder`, or resume one; raises `DataError` where that is another one, or being written."""
     is_new = not folder.exists()
     folder.mkdir(exist_ok=True)
     with _held(folder):

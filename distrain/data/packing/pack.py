@@ -44,7 +44,7 @@ MOST_SHARDS = 256  # of a split, about: a process that reads it holds a file ope
 
 
 class Progress(Protocol):
-    """Shows how far something is, in `total` units; what it gives is told of every unit that is done."""
+    """Shows progress in `total` units; what it returns is called for every unit that is done."""
 
     def __call__(self, words: str, total: int, *, unit: str) -> AbstractContextManager[Callable[[], None]]:
         """Show it while the context lasts."""
@@ -69,7 +69,7 @@ class Outcome:
 def pack_dataset(
     config: Data, out: Path, form: Form, *, jobs: int, skips: bool, anew: bool, progress: Progress
 ) -> Outcome:
-    """Write the splits of a source to the folder `out`, or go on with that; `skips` leaves broken images out.
+    """Write the splits of a source to the folder `out`, or resume that; `skips` leaves out broken images.
 
     `anew` begins again where it was begun or is finished. Raises `DataError` for an image that cannot be read, a disk
     that is or would be full, a finished pack that is not of this source as it is now, and a place that is taken.

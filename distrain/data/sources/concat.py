@@ -72,7 +72,7 @@ def unite(parts: Sequence[dict[str, Source]]) -> dict[str, Source]:
     """Unite the splits of several sources; those of the first keep their numbers, others' classes come after them.
 
     Raises `DataError` where a source's val has other classes than its train, where the kinds of targets differ, or
-    where a source lacks a value that another has.
+    where a value of one source is missing in another.
     """
     kinds = [part["train"].target for part in parts]
     if len(set(kinds)) > 1:

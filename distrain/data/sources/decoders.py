@@ -138,7 +138,7 @@ def _turn(content: Bytes) -> Callable[[Pixels], Pixels] | None:
 
 
 def _may_be_turned(content: Bytes) -> bool:
-    """Whether a JPEG has metadata that could tell an orientation, or a head that is best left to Pillow."""
+    """Whether a JPEG has metadata that could hold an orientation, or a head that is best left to Pillow."""
     view, place = content.data, 2
     while place + 4 <= len(view) and view[place] == 0xFF:  # the segments before the scan: marker, length, content
         marker, end = view[place + 1], place + 2 + (view[place + 2] << 8 | view[place + 3])

@@ -112,7 +112,7 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 
 
 def _read_file(path: str) -> Bytes:
-    """Return a file's bytes, in half the time of a file object of Python's; what it lacks a decoder will miss."""
+    """Return a file's bytes, in half the time of Python's file objects; a decoder notices what is missing."""
     file = os.open(path, os.O_RDONLY)
     try:
         content = np.empty(os.fstat(file).st_size, dtype=np.uint8)

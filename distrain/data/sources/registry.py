@@ -29,7 +29,7 @@ def open_sources(config: Data) -> dict[str, Source]:
     """Open the `train` split of a recipe's data, with what `data.more` adds, and its own `val` split.
 
     `val` is left out where no source has one, and where the recipe takes it from train by `data.val_fraction`. Raises a
-    `UserError` where the data cannot be had.
+    `UserError` where the data is not available.
     """
     parts = []
     if not any(is_reference(part.source) for part in config.parts):

@@ -103,7 +103,7 @@ class RandomResizedCrop:
         return numbers
 
     def apply(self, image: torch.Tensor, numbers: Numbers, place: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the crop in the size asked for; that is `place`, if it could be written there."""
+        """Return the crop in the requested size; that is `place`, if it could be written there."""
         return self._resize(image, self._size, box=self.box(image.shape[-2], image.shape[-1], numbers), place=place)
 
     def box(self, height: int, width: int, numbers: Numbers) -> tuple[int, int, int, int]:
@@ -139,7 +139,7 @@ class Resize:
         numbers: Numbers,  # noqa: ARG002 - of the protocol
         place: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the image in the size asked for; that is `place`, if it could be written there."""
+        """Return the image in the requested size; that is `place`, if it could be written there."""
         return self._resize(image, self._size, max_size=self._max_size, place=place)
 
 
