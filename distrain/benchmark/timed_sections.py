@@ -42,7 +42,7 @@ class StoppedError(Exception):
 
 
 def hear(session: Session) -> None:
-    """Raise `StoppedError` on all ranks where one of them has heard a stop request; a sign of life, too."""
+    """Raise `StoppedError` on all ranks where one of them has seen a stop request; count as progress, too."""
     session.state.progress += 1
     if session.world.any_rank(session.monitor.stop.poll_stop_request()):
         raise StoppedError

@@ -175,7 +175,7 @@ def _tell(session: Session, stage: str) -> None:
 
 
 def _begin(session: Session) -> None:
-    """Say that start-up is over; the stretches are no steps of a training, so none are counted."""
+    """Announce that start-up is over; measured steps do not count as steps of a training."""
     monitor = session.monitor
     monitor.state.load(session.run.read_status())
     monitor.state.begin_attempt(world_size=session.world.size)
