@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from distrain.runs.directory import RunDirectory
 from tests.test_architecture import MODULES, PACKAGE, imports, room
 
 ROOT = Path(__file__).parents[1]
@@ -92,3 +93,10 @@ def test_table_of_rooms_has_every_room_with_what_it_imports() -> None:
             found[room(module)] |= {room(other) for other in imports(module, lazy=True)}
     everywhere = {"tensors", "system"}  # and the files of the package's own folder
     assert table == {name: (others & found.keys()) - everywhere - {name} for name, others in found.items()}
+
+
+def test_table_of_the_run_directory_has_every_file_of_it(tmp_path: Path) -> None:
+    section = text(PAGES[0]).partition("## Run directory")[2].partition("\n## ")[0]
+    names = set(re.findall(r"[\w.-]+", " ".join(re.findall(r"^\| (.*?) \|", section, re.MULTILINE))))
+    paths = [path for path in vars(RunDirectory(tmp_path)).values() if isinstance(path, Path) and path != tmp_path]
+    assert {path.relative_to(tmp_path).parts[0] for path in paths} - names == set()
