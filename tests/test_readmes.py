@@ -233,6 +233,18 @@ def test_links_and_anchors_lead_somewhere(page: str) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_tests_that_a_page_names_exist(page: str) -> None:
+    names = re.findall(r"`(?:tests/)?((?:[a-z_0-9]+/)*test_[a-z_0-9]+)(?:\.py)?[`:]", read(page))
+    sources = {f"/{path}": path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    missing = [
+        name
+        for name in names
+        if not any(path.endswith(f"/{name}.py") or f"def {name}(" in source for path, source in sources.items())
+    ]
+    assert not missing
+
+
 def test_every_page_is_reached_from_the_first() -> None:
     linked = set()
     for link in re.findall(r"\]\(([\w/.-]*README\.md)", read("README.md")):
