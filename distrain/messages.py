@@ -15,7 +15,7 @@ _CONTROL = {"Cc", "Zl", "Zp"}  # control characters, and what separates lines an
 
 def print_error(sentence: str) -> None:
     """Print a sentence of distrain's on standard error, on one line whatever the names in it hold."""
-    print(f"distrain: {on_one_line(sentence)}", file=sys.stderr, flush=True)
+    print(f"distrain: {escape_control_characters(sentence)}", file=sys.stderr, flush=True)
 
 
 def shown(value: Any) -> str:
@@ -46,6 +46,6 @@ def joined(words: Sequence[str], *, last: str = "or") -> str:
     return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def on_one_line(text: str) -> str:
+def escape_control_characters(text: str) -> str:
     r"""Return a message with the control characters that names in it hold as escape sequences, such as `\n`."""
     return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in _CONTROL else c for c in text)

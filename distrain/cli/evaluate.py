@@ -7,7 +7,7 @@ import typer
 
 from distrain.cli import complete
 from distrain.cli.options import AsJson, CheckpointName, DeviceName, Overrides, Root, Trained
-from distrain.system.encoding import on_one_line
+from distrain.system.encoding import printable_name
 from distrain.system.files import to_json
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _print(console: "Console", result: "Findings", answers: "Answers") -> None:
         headings = [Heading(title, is_right=title != "class") for title in _CLASS_COLUMNS]
         cells = [
             [
-                on_one_line(row.name),
+                printable_name(row.name),
                 f"{row.samples:,}",
                 *("-" if share is None else f"{share:.2%}" for share in (row.accuracy, row.precision, row.f1)),
             ]

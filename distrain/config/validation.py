@@ -8,7 +8,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from distrain.messages import did_you_mean, joined, nearest, on_one_line, shown
+from distrain.messages import did_you_mean, escape_control_characters, joined, nearest, shown
 
 Path = tuple[int | str, ...]
 
@@ -61,7 +61,7 @@ def describe(error: ValidationError, model: type[BaseModel], tree: Any, *, noun:
         key = _dotted((*path, fault["loc"][-1]))
         return f"{noun} is missing {key}, which has no default"
     if fault["type"] == "value_error":  # one of our own, which may name the key itself
-        reason = on_one_line(str(fault["ctx"]["error"]))
+        reason = escape_control_characters(str(fault["ctx"]["error"]))
         is_named = "." in reason.split()[0] and reason.partition(".")[0] in model.model_fields
         return reason if is_named or not path else f"{_dotted(path)}: {reason}"
     if not path and not isinstance(tree, Mapping):
@@ -171,7 +171,7 @@ def _at(path: Path, tree: Any) -> Any:
 
 
 def _dotted(path: Path) -> str:
-    return on_one_line(".".join(str(part) for part in path))
+    return escape_control_characters(".".join(str(part) for part in path))
 
 
 def _model_at(model: type[BaseModel], path: Path) -> type[BaseModel] | None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from distrain.evaluation.results import Answers, Findings, badness_in_words
 from distrain.system.display import counted
-from distrain.system.encoding import on_one_line
+from distrain.system.encoding import printable_name
 from distrain.system.files import whole_file
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def draw_confusion(findings: Findings, answers: Answers, file: Path) -> None:
     axes.set_ylabel("is")
     accuracy = counts.trace() / max(counts.sum(), 1)
     # Beside the accuracy the run's name may be as long as it is: the picture becomes as wide as that.
-    name = on_one_line(Path(findings.run).name).replace("$", r"\$")
+    name = printable_name(Path(findings.run).name).replace("$", r"\$")
     plot.suptitle(f"{name}\nstep {findings.step:,}: {accuracy:.2%} of {counted(findings.num_samples, 'sample')}")
     _save(plot, file)
 
@@ -81,5 +81,5 @@ def _side(num_classes: int) -> float:
 
 def _cut(words: str) -> str:
     """Return the text as a title can show it: on one line, not too long, and not a formula."""
-    words = on_one_line(words)
+    words = printable_name(words)
     return (words if len(words) <= 28 else f"{words[:27]}…").replace("$", r"\$")

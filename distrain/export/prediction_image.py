@@ -9,7 +9,7 @@ from rich.text import Text
 
 from distrain.data.sources.files import read_image
 from distrain.export.write_bundle import whole_file
-from distrain.system.encoding import on_one_line
+from distrain.system.encoding import printable_name
 
 WIDTH = 480  # pixels of the annotated picture
 ROW = 26  # pixels of a line of text below it
@@ -60,7 +60,7 @@ def _fit(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def _cut(name: str, draw: ImageDraw.ImageDraw, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont") -> str:
-    name = on_one_line(name)
+    name = printable_name(name)
     while draw.textlength(name, font=font) > 185:
         name = f"{name.removesuffix('…')[:-1]}…"
     return name

@@ -37,7 +37,7 @@ def accept_any_text() -> None:
             stream.reconfigure(errors=_ERRORS)
 
 
-def on_one_line(name: str) -> str:
+def printable_name(name: str) -> str:
     """Return a name as a font or a table can take it: bytes that are no text, and line breaks, as escape sequences."""
     text = os.fsencode(name).decode(errors="backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

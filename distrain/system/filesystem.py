@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from distrain.errors import ExitCode, StorageError
-from distrain.messages import on_one_line
+from distrain.messages import escape_control_characters
 
 MEBIBYTE = 2**20
 _NO_PERMISSION = {errno.EACCES, errno.EPERM}
@@ -167,4 +167,4 @@ def _user_name(uid: int) -> str:
 
 def _shown(path: Path) -> str:
     """Return the path on one line: a name may hold a newline."""
-    return on_one_line(str(path))
+    return escape_control_characters(str(path))

@@ -15,7 +15,7 @@ from distrain.data.inspection.rules import SEVERITIES, Finding, Item
 from distrain.data.inspection.scan import WHOLE, Listing
 from distrain.data.inspection.statistics import QUANTILES, ChannelStatistics, Figures
 from distrain.system.display import Heading, counted, print_table
-from distrain.system.encoding import on_one_line
+from distrain.system.encoding import printable_name
 
 MEBIBYTE = 2**20
 ITEMS_SHOWN = 3  # of a finding
@@ -142,7 +142,7 @@ def _told(item: Item) -> str:
 
 
 def _few(paths: list[str]) -> str:
-    shown = ", ".join(map(on_one_line, paths[:PATHS_SHOWN]))
+    shown = ", ".join(map(printable_name, paths[:PATHS_SHOWN]))
     return f"{shown}, ..." if len(paths) > PATHS_SHOWN else shown
 
 

@@ -13,7 +13,7 @@ from distrain.data.layout.manifest import read_manifest
 from distrain.data.layout.repeats import find_repeats
 from distrain.data.packing.format import is_packed, read_pack
 from distrain.errors import DataError, RecipeError
-from distrain.system.encoding import on_one_line
+from distrain.system.encoding import printable_name
 
 _DOWNLOADED = ("cifar10",)  # where no path is given
 _ANY_TARGET = ("manifest", "packed", "tensors")  # the other sources of ours have classes
@@ -101,7 +101,7 @@ def _check_tensors(config: Data) -> Checked:
         return config.splits, []
     found = prefixes(path, names, config)
     is_test = found.get("val") == f"{TEST}_"
-    return found, [f"{on_one_line(str(path))} has no val_images: validating on {TEST}_images"] if is_test else []
+    return found, [f"{printable_name(str(path))} has no val_images: validating on {TEST}_images"] if is_test else []
 
 
 def _check_packed(config: Data) -> Checked:

@@ -8,7 +8,7 @@ from distrain.config.data import Split
 from distrain.data.layout.file_list import Listing
 from distrain.data.layout.walk import IMAGE_SUFFIXES, Walk, images_below
 from distrain.errors import DataError
-from distrain.system.encoding import on_one_line
+from distrain.system.encoding import printable_name
 
 TEST = "test"
 VALIDATION_NAMES = ("val", "valid", "validation", TEST)
@@ -45,7 +45,7 @@ def scan_image_folder(
             found["val"] = _scan_split(walk, base / validation, found["train"].classes, ending)
     found["train"] = replace(found["train"], notes=tuple(walk.notes()), may_repeat=walk.may_repeat())
     if "val" in found and validation == TEST:
-        found["val"] = replace(found["val"], notes=(f"{on_one_line(root)} has no val/: validating on test/",))
+        found["val"] = replace(found["val"], notes=(f"{printable_name(root)} has no val/: validating on test/",))
     return found
 
 

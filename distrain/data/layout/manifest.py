@@ -12,7 +12,7 @@ from distrain.data.layout.file_list import Listing
 from distrain.data.layout.image_folder import TEST, VALIDATION_NAMES
 from distrain.data.layout.tables import COLUMN, FORM, READERS, Row, parse_json, read_table
 from distrain.errors import DataError
-from distrain.messages import on_one_line
+from distrain.messages import escape_control_characters
 
 
 def read_manifest(config: Data, *, may_lack: bool = False) -> dict[Split, Listing]:
@@ -37,7 +37,9 @@ def read_manifest(config: Data, *, may_lack: bool = False) -> dict[Split, Listin
         listings = _list_numbers(rows, config)
     paths = [path for listing in listings.values() for path in listing.paths]
     may_repeat = len(set(paths)) < len(paths)
-    return listings | {"train": replace(listings["train"], notes=tuple(map(on_one_line, notes)), may_repeat=may_repeat)}
+    return listings | {
+        "train": replace(listings["train"], notes=tuple(map(escape_control_characters, notes)), may_repeat=may_repeat)
+    }
 
 
 def is_manifest(path: Path) -> bool:

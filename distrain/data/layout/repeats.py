@@ -6,7 +6,7 @@ from typing import Any
 
 from distrain.config.data import Split
 from distrain.data.layout.file_list import Listing
-from distrain.system.encoding import on_one_line
+from distrain.system.encoding import printable_name
 
 
 def find_repeats(listings: Mapping[Split, Listing]) -> list[str]:
@@ -28,7 +28,7 @@ def find_repeats(listings: Mapping[Split, Listing]) -> list[str]:
         "in both train and val": sum(len({split for _, split, _ in found}) > 1 for found in repeats),
     }
     details = [f"{count:,} {words}" for words, count in counts.items() if count]
-    first, second, *_ = (on_one_line(path) for path, _, _ in repeats[0])
+    first, second, *_ = (printable_name(path) for path, _, _ in repeats[0])
     words = "image is" if len(repeats) == 1 else "images are"
     example = first if first == second else f"{first} and {second}"
     return [f"{len(repeats):,} {words} listed more than once{_in_brackets(details)}, such as {example}"]

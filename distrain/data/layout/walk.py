@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distrain.errors import DataError
-from distrain.system.encoding import on_one_line
+from distrain.system.encoding import printable_name
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 # What pictures end in that are not read, in lower case: their formats, or their suffixes.
@@ -131,7 +131,7 @@ class Walk:
             )
             advice = "save as .jpg or .png"
             found.append(f"{self._root}: skipped {which} not read ({self._name_first(self.unread)}); {advice}")
-        return list(map(on_one_line, found))
+        return list(map(printable_name, found))
 
     def _scan(self, path: str) -> "tuple[list[os.DirEntry[str]], list[os.DirEntry[str]], list[str]]":
         """Return the folders, the images and the paths of the other files in a folder."""
