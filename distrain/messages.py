@@ -46,6 +46,18 @@ def joined(words: Sequence[str], *, last: str = "or") -> str:
     return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, without a full stop; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def type_and_first_line(error: BaseException) -> str:
+    """Return the type of an error and the first line of what it says."""
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line}"
+
+
 def escape_control_characters(text: str) -> str:
     r"""Return a message with the control characters that names in it hold as escape sequences, such as `\n`."""
     return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in _CONTROL else c for c in text)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from distrain.messages import LONGEST_VALUE, did_you_mean, nearest, print_error, shown
+from distrain.messages import LONGEST_VALUE, did_you_mean, first_line, nearest, print_error, shown, type_and_first_line
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,10 @@ def test_what_was_meant_is_a_question_or_nothing() -> None:
 def test_error_is_one_line_and_no_name_in_it_reaches_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     print_error("there is no run 'a\nb\x1b[31m\u2028\x00' here; Grüße, 日本")
     assert capsys.readouterr().err == "distrain: there is no run 'a\\nb\\x1b[31m\\u2028\\x00' here; Grüße, 日本\n"
+
+
+def test_first_line_of_an_error_is_what_it_says_or_else_its_type() -> None:
+    assert first_line(ValueError("\n  no such thing.\nmore of it")) == "no such thing"
+    assert first_line(ValueError(" ")) == "ValueError"
+    assert type_and_first_line(ValueError("no such thing.\nmore of it")) == "ValueError: no such thing"
+    assert type_and_first_line(ValueError()) == "ValueError"

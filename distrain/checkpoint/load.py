@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from distrain.checkpoint.tensors import AVERAGE, Tensors, extra_names, model_tensors, optimizer_prefix
 from distrain.distributed.world import World
 from distrain.errors import CheckpointError
+from distrain.messages import type_and_first_line
 from distrain.runs.checkpoints.integrity import read_manifest
 from distrain.runs.checkpoints.paths import METADATA, Checkpoint
 from distrain.tensors.module_state import LOSS, MODEL, is_packed
@@ -138,8 +139,7 @@ def reason_of(error: OSError | CheckpointException) -> str:
     failures = [failure for failure, _ in error.failures.values()]
     if any(isinstance(failure, pickle.UnpicklingError) for failure in failures):  # torch advises to switch it off
         return "a shard holds more than tensors, which could run code; refused"
-    first = failures[0]
-    return f"{type(first).__name__}: {(str(first).splitlines() or [''])[0]}"
+    return type_and_first_line(failures[0])
 
 
 @contextmanager

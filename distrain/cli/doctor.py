@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from distrain.cli.options import AsJson
+from distrain.messages import first_line
 
 GIBIBYTE = 2**30
 _OWN_ROWS = {"devices", "cuda_fault"}
@@ -43,7 +44,7 @@ def _ask_torch() -> dict[str, Any] | str:
 
         from distrain.data.sources.decoders import png_decoder
     except (ImportError, OSError, RuntimeError) as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
     from distrain.system.gpus import first_sentence
 
     count, fault = torch.cuda.device_count(), None

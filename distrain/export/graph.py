@@ -14,6 +14,7 @@ from torch import nn
 from distrain.data.transforms.pipeline import Normalize
 from distrain.errors import BundleError, ExportError
 from distrain.export.bundle import Bundle
+from distrain.messages import first_line
 from distrain.tensors.module_state import split
 
 OPSET = 18  # the one that torch's exporter writes without converting
@@ -133,7 +134,7 @@ def _refusals_of(exporter: str) -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ExportError(f"{exporter} cannot write this network: {reason}") from error
 
 

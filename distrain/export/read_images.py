@@ -17,6 +17,7 @@ from distrain.data.loading.isolation import Isolated, KilledError
 from distrain.data.sources.decoders import DecodeError, load_decoders, to_rgb
 from distrain.data.sources.files import read_image, unreadable
 from distrain.errors import DataError
+from distrain.messages import type_and_first_line
 
 if TYPE_CHECKING:
     from distrain.export.bundle import Bundle
@@ -101,4 +102,4 @@ def _prepare(bundle: "Bundle", path: str) -> _Flat | str:
     except DataError as error:
         return str(error)
     except Exception as error:  # noqa: BLE001 - a transform may fail in any way on one picture; the others go on
-        return f"image {path} cannot be transformed ({type(error).__name__}: {str(error).splitlines()[:1]})"
+        return f"image {path} cannot be transformed ({type_and_first_line(error)})"

@@ -8,6 +8,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from distrain.errors import ModelError
+from distrain.messages import first_line
 
 
 def copy_network(model: nn.Module, *, name: str) -> nn.Module:
@@ -22,7 +23,7 @@ def copy_network(model: nn.Module, *, name: str) -> nn.Module:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever an object that refuses to be copied raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        reason = first_line(error)
         raise ModelError(f"model.name={name} cannot be copied: {reason}") from error
 
 

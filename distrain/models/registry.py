@@ -9,7 +9,7 @@ from torch.nn.parameter import is_lazy
 from distrain.config import Model
 from distrain.config.user_code import find_refusal, is_reference, load_reference
 from distrain.errors import ModelError, WeightsUnreachableError
-from distrain.messages import nearest
+from distrain.messages import first_line, nearest
 from distrain.models.alexnet import AlexNet5
 from distrain.models.cifar import CifarPlain, CifarSimpleV3
 from distrain.models.cifar_fast import CifarFast
@@ -180,7 +180,7 @@ def _timm_heads(model: nn.Module) -> list[str]:
 
 def _no_download(name: str, error: OSError) -> WeightsUnreachableError:
     return WeightsUnreachableError(
-        f"the ImageNet weights of {name} could not be downloaded ({_first_line(error)}); give a file with "
+        f"the ImageNet weights of {name} could not be downloaded ({first_line(error)}); give a file with "
         f"--set model.weights=FILE, or start from random weights with --set model.weights=null"
     )
 
@@ -188,8 +188,4 @@ def _no_download(name: str, error: OSError) -> WeightsUnreachableError:
 def _wrong_arguments(config: Model, error: Exception) -> ModelError:
     weights = " and model.weights=imagenet" if config.weights == "imagenet" else ""
     given = f"model.arguments={config.arguments}{weights}"
-    return ModelError(f"model.name={config.name} with {given} cannot be made: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+    return ModelError(f"model.name={config.name} with {given} cannot be made: {first_line(error)}")

@@ -15,7 +15,7 @@ from numpy._core.multiarray import scalar
 from safetensors.torch import load_file
 
 from distrain.errors import ModelError
-from distrain.messages import nearest
+from distrain.messages import first_line, nearest
 from distrain.models.weight_folders import IN_FOLDERS, INDEX
 
 SAFETENSORS = ".safetensors"
@@ -51,7 +51,7 @@ def read_content(path: Path, *, title: str) -> Any:
         try:
             return load_file(path)
         except Exception as error:  # noqa: BLE001 - safetensors has exceptions of its own
-            raise ModelError(f"{title} cannot be read as safetensors: {_first_line(error)}") from None
+            raise ModelError(f"{title} cannot be read as safetensors: {first_line(error)}") from None
     try:
         with torch.serialization.safe_globals(PLAIN):
             return torch.load(path, "cpu", weights_only=True)
@@ -65,7 +65,7 @@ def read_content(path: Path, *, title: str) -> Any:
             f"trust it, load it where its code is and save the weights: torch.save(model.state_dict(), 'weights.pth')"
         ) from None
     except Exception as error:  # noqa: BLE001 - torch, pickle and zip each have exceptions of their own
-        raise ModelError(f"{title} cannot be read as a file of weights: {_first_line(error)}") from None
+        raise ModelError(f"{title} cannot be read as a file of weights: {first_line(error)}") from None
 
 
 def kind_of(value: Any) -> str:
@@ -101,7 +101,3 @@ def _objects_in(file: Path) -> list[str]:
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
     except Exception:  # noqa: BLE001 - a file from before torch 1.6, or not one of torch's: its names are unknown
         return []
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

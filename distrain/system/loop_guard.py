@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 
+from distrain.messages import type_and_first_line
+
 _PAUSE_S = 0.1  # after a failed round: a loop that fails every time must not take a whole core
 
 log = logging.getLogger(__name__)
@@ -43,9 +45,7 @@ class LoopGuard:
 
 def describe(loop: str, error: Exception) -> str:
     """Return in a sentence that a round of `loop` failed with `error`, and that the loop carries on."""
-    lines = str(error).strip().splitlines()
-    reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return f"{loop} failed once ({reason}) and carries on"
+    return f"{loop} failed once ({type_and_first_line(error)}) and carries on"
 
 
 def _log(loop: str, error: Exception) -> None:

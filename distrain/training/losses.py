@@ -15,6 +15,7 @@ from distrain.config import Loss
 from distrain.config.metrics import Target
 from distrain.config.user_code import find_refusal, is_reference, load_reference
 from distrain.errors import ModelError, RecipeError, UserError
+from distrain.messages import first_line
 from distrain.system.exits import own_frame
 from distrain.tensors.module_state import LossFunction as LossFunction
 
@@ -98,7 +99,7 @@ def check_loss(function: LossFunction, config: Loss, targets: torch.Tensor, *, n
     except Exception as error:
         if isinstance(error, UserError | torch.OutOfMemoryError) or own_frame(error) is not None:
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        reason = first_line(error)
         numbers = "" if targets.is_floating_point() else ", or cross_entropy, which takes classes"
         raise RecipeError(
             f"loss.name={config.name} does not take logits {_describe(logits)} and targets {_describe(targets)} "

@@ -9,6 +9,7 @@ from distrain.config import Recipe
 from distrain.config.user_code import is_reference
 from distrain.data.loading.sampler import TrainOrder
 from distrain.errors import ModelError
+from distrain.messages import first_line
 from distrain.tensors.module_state import as_stateful, unpack
 from distrain.tensors.undisturbed import pack_extra, undisturbed
 from distrain.training.device.precision import Precision
@@ -86,7 +87,7 @@ def check_outputs(
         if is_reference(name):
             raise
         raise ModelError(
-            f"model.name={name} does not take images of {_by(images.shape[1:])} ({_reason(error)}); make them "
+            f"model.name={name} does not take images of {_by(images.shape[1:])} ({first_line(error)}); make them "
             f"what it takes in augment.train and augment.eval"
         ) from error
     if (seen := _unlike_logits(outputs, num_samples=len(images), num_outputs=num_outputs)) is not None:
@@ -116,7 +117,7 @@ def check_single_sample(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - each layer has its own way to refuse a single sample
-        seen, cause = _reason(error), error
+        seen, cause = first_line(error), error
     else:
         unlike = _unlike_logits(outputs, num_samples=1, num_outputs=num_outputs)
         if unlike is None:
@@ -141,10 +142,6 @@ def _unlike_logits(outputs: object, *, num_samples: int, num_outputs: int) -> st
         return None
     plural = "" if num_samples == 1 else "s"
     return f"{str(outputs.dtype).removeprefix('torch.')} {list(outputs.shape)} for {num_samples} sample{plural}"
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _by(shape: torch.Size) -> str:

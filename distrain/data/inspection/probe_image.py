@@ -11,6 +11,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from distrain.data.inspection.open_image import open_picture, suffix_of
 from distrain.data.sources.decoders import TIFF_MARKS, UNREAD_TIFF, DecodeError, Pixels, decode
+from distrain.messages import first_line
 
 NO_DIGEST = bytes(16)
 _FORMATS = {  # what each suffix promises; MPO is how cameras write a JPEG with a second picture behind it
@@ -115,8 +116,7 @@ def examine_image(path: str) -> ImageFacts:
     except FileNotFoundError:
         return _broken(Trait.UNREADABLE, "a link to nothing" if os.path.islink(path) else "it does not exist")  # noqa: PTH114
     except Exception as error:  # noqa: BLE001 - a broken file leads PIL to errors of every kind
-        words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return _broken(Trait.UNREADABLE, (words or type(error).__name__).splitlines()[0])
+        return _broken(Trait.UNREADABLE, (isinstance(error, OSError) and error.strerror) or first_line(error))
 
 
 def _traits(image: Image.Image, suffix: str) -> Trait:

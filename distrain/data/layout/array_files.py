@@ -7,6 +7,7 @@ from pathlib import Path
 from distrain.config.data import Data, Split
 from distrain.data.layout.image_folder import VALIDATION_NAMES
 from distrain.errors import DataError
+from distrain.messages import first_line
 
 FORM = "a .npz, .pt or .safetensors file with train_images and train_labels, val_images and val_labels"
 
@@ -65,5 +66,5 @@ def prefixes(path: Path, names: Iterable[str], config: Data) -> dict[Split, str]
 
 def unreadable(path: Path, error: Exception) -> DataError:
     """Return the error of a file that is not what its name says."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     return DataError(f"array file {path} cannot be read ({reason}); write it again")

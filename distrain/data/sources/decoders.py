@@ -25,6 +25,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from distrain.messages import first_line
+
 Bytes = NDArray[np.uint8]
 Pixels = NDArray[np.uint8]  # [height, width, 3]
 
@@ -256,5 +258,4 @@ def _reason(error: Exception, content: Bytes) -> str:
         return UNREAD_TIFF if content[:4].tobytes() in TIFF_MARKS else "its format is not known"
     if isinstance(error, MemoryError):
         return "there is not enough memory to decode it"
-    words = str(error).strip()
-    return words.splitlines()[0] if words else type(error).__name__
+    return first_line(error)

@@ -13,7 +13,7 @@ from distrain.data.sources.base import DatasetSource, Source, TensorSource
 from distrain.data.sources.decoders import to_rgb
 from distrain.data.sources.files import open_files
 from distrain.errors import DataError, RecipeError
-from distrain.messages import nearest
+from distrain.messages import first_line, nearest
 
 CACHE = Path("~/.cache/distrain").expanduser()
 PREFIX = "torchvision."
@@ -119,7 +119,7 @@ def _construct(dataset: Any, arguments: dict[str, Any], name: str) -> Any:
         needed = error.name or str(error)
         raise DataError(f"torchvision's {name} needs the package {needed}; install it: pip install {needed}") from None
     except (OSError, RuntimeError, ValueError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         if "root" not in arguments:
             raise DataError(f"{name} refuses data.arguments {arguments} ({reason}); mend them") from None
         where = f"{arguments['root']}{' or the network' if arguments.get('download') else ''}"

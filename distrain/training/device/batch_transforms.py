@@ -8,6 +8,7 @@ from distrain.config import Augment, Recipe
 from distrain.data.sources.base import Batch
 from distrain.data.transforms.pipeline import Normalize
 from distrain.errors import ModelError, RecipeError
+from distrain.messages import first_line
 from distrain.rng import Purpose, derive_seed
 from distrain.training.losses import LossFunction
 
@@ -96,7 +97,7 @@ def check_sizes(recipe: Recipe, model: nn.Module, *, num_channels: int) -> None:
             with torch.no_grad():
                 model(torch.zeros(1, num_channels, pixels, pixels))
         except Exception as error:  # noqa: BLE001 - each network has its own way to refuse a size
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise ModelError(
                 f"model.name={recipe.model.name} does not take images of {pixels}x{pixels} pixels, which "
                 f"augment.sizes asks for ({reason})"
@@ -126,7 +127,7 @@ def check_mixing(
     try:
         loss_function(torch.zeros_like(shares), shares)
     except Exception as error:  # noqa: BLE001 - what a loss raises that was written for classes is its own affair
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise RecipeError(
             f"loss.name={recipe.loss.name} does not take the shares of classes that augment.mixup and augment.cutmix "
             f"make of the targets ({reason}); leave both out, or take cross_entropy"

@@ -5,6 +5,7 @@ import queue
 import threading
 from collections.abc import Callable
 
+from distrain.messages import type_and_first_line
 from distrain.system.loop_guard import LoopGuard
 from distrain.training.loggers.protocol import Opening, Record, Sink
 
@@ -60,8 +61,7 @@ class Background:
                 record = self._queue.get()
             sink.close()
         except Exception as error:
-            lines = str(error).splitlines()
-            self._give_up(f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__)
+            self._give_up(type_and_first_line(error))
             log.debug("%s failed", self._name, exc_info=error)
 
     def _give_up(self, reason: str) -> None:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import wandb
 
+from distrain.messages import first_line
 from distrain.runs.directory import RunDirectory, write_atomically
 from distrain.training.loggers.protocol import Opening, Record
 
@@ -46,7 +47,7 @@ def _open(opening: Opening) -> wandb.Run:
             return _init(opening, "online")
         reason = "no API key; `wandb login` stores one"
     except wandb.errors.Error as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         wandb.teardown()  # its service still holds the id of the run that it could not open
     log.warning("wandb is not reached (%s), so this run is kept offline; `wandb sync` uploads it later", reason)
     return _init(opening, "offline")
