@@ -168,6 +168,7 @@ def compute_step_s(session: Session, num_steps: int) -> float:
 class _Lone:
     """A strategy in which each rank keeps its gradients to itself: what a step costs without the others."""
 
+    name = "none"
     loss_scale = 1
     needs_even_passes = False
 

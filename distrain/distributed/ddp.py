@@ -17,6 +17,7 @@ _NO_CONTEXT: AbstractContextManager[None] = nullcontext()
 class Ddp:
     """DistributedDataParallel, except that BatchNorm's running statistics are averaged over the ranks once a step."""
 
+    name = "ddp"
     needs_even_passes = False
 
     def __init__(self, module: nn.Module, world: World) -> None:

@@ -32,6 +32,7 @@ class Exact:
     most log2(micro-batches) further buffers.
     """
 
+    name = "exact"
     loss_scale = 1
     needs_even_passes = False
 

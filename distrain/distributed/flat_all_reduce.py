@@ -24,6 +24,7 @@ class Flat:
     on which no rank's loss depends in a step has the gradient 0 there.
     """
 
+    name = "flat"
     needs_even_passes = False
 
     def __init__(self, module: nn.Module, world: World) -> None:

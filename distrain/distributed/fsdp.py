@@ -34,6 +34,7 @@ class Fsdp:
     the network with `example` and weight 0 instead.
     """
 
+    name = "fsdp"
     needs_even_passes = True
 
     def __init__(

@@ -18,6 +18,7 @@ class Single:
     The weights stay on the first GPU and keep their names, so that checkpoints are those of any other strategy.
     """
 
+    name = "single"
     loss_scale = 1
     needs_even_passes = False
 

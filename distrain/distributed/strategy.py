@@ -15,6 +15,7 @@ class Parallel(Protocol):
     backward pass. `module` is the network itself, with its own parameter names, whatever wraps it.
     """
 
+    name: str  # in `state.json`, where a resume compares it: it never changes
     module: nn.Module
     loss_scale: int  # the world size where gradients are averaged over the ranks, 1 where they are summed
     needs_even_passes: bool  # whether each forward pass is a collective call, in evaluation too

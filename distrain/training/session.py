@@ -141,6 +141,5 @@ class Session:
         if is_cuda:
             rounding["compute.tf32"] = str(self.recipe.has_tf32).lower()
         if not self.recipe.train.exact:
-            strategy = type(self.parallel).__name__.lower()
-            rounding |= {"processes": self.world.size, "strategy": strategy}
+            rounding |= {"processes": self.world.size, "strategy": self.parallel.name}
         return rounding
