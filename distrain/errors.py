@@ -13,7 +13,7 @@ DistrainError             exit 1
 │   └── PreflightError    all that is known to be wrong before anything is started, a sentence each
 ├── CheckpointError       exit 1: a checkpoint that cannot be written or read
 ├── ExportError           exit 1: an export that does not compute what the model computes
-├── MeasurementError      exit 1: a process of `bench` or `plan` has failed; its traceback is in the message
+├── TaskError             exit 1: a process of `eval`, `bench` or `plan` has failed
 ├── OutputError           exit 1: what a command prints cannot be written, for want of disk or the like
 ├── StoppedError          exit 130: a command that keeps nothing was asked to stop
 └── TrainingError         exit 1: a training that does not get on, whatever is tried
@@ -102,8 +102,8 @@ class ExportError(DistrainError):
     """A network cannot be written as a graph, or the graph does not compute what the network computes."""
 
 
-class MeasurementError(DistrainError):
-    """A process of a measurement has failed: its folder with the logs is gone, so the message ends in the traceback."""
+class TaskError(DistrainError):
+    """A process of an evaluation or a benchmark has failed; the message ends in the traceback where no log is kept."""
 
     @property
     def lines(self) -> tuple[str, ...]:

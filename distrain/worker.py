@@ -11,10 +11,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from distrain.config import read_recipe
-from distrain.config.profile import read_profile
+from distrain.config import Recipe, read_recipe
+from distrain.config.profile import Profile, read_profile
 from distrain.errors import DistrainError, ExitCode
 from distrain.launchers.abort import end_at_once
 from distrain.launchers.watchdog import collective_timeout_s
@@ -26,6 +28,7 @@ from distrain.runs.flight_recorder import FlightRecorder
 from distrain.runs.log_file import open_log
 from distrain.runs.stacks import answer_requests
 from distrain.runs.stop_requests import fetch_signals, stop_on_signal
+from distrain.runs.task import BenchmarkRequest, EvaluationRequest, Task, TaskName, read_task
 from distrain.runs.user_errors import find_mistake
 from distrain.system.caches import provide_caches
 from distrain.system.display import Line, stream_width
@@ -34,6 +37,9 @@ from distrain.system.process import die_with_parent, hold_signals, is_orphan
 from distrain.system.signals import StopRequest
 from distrain.system.terminal import guard_output, logged_already, tolerating_loss, write_last_words
 from distrain.training.monitor import RankMonitor
+
+if TYPE_CHECKING:
+    from distrain.distributed.world import World
 
 log = logging.getLogger("distrain.worker")  # this module is run as __main__
 
@@ -58,7 +64,7 @@ def run_worker(
     owns_process: bool = False,
     on_error: Callable[[BaseException], None] | None = None,
 ) -> ExitCode:
-    """Train, examine a checkpoint or measure, as the run directory says, and leave in it what happened.
+    """Do the task of the run directory, and leave in it what happened.
 
     Returns the code that the process ends with. `stop` asks for a stop. A process of its own takes the signals that it
     holds as such requests, and gives what it prints on ranks other than 0 to the rank's log. `on_error` is called with
@@ -66,11 +72,11 @@ def run_worker(
     """
     preload()  # takes seconds: signals and the parent are seen to before
     from distrain.distributed.world import join_world, rank_from_environment, size_from_environment
-    from distrain.training import trainer
     from distrain.training.device.allocator import KeptMemory
 
     rank = rank_from_environment()
-    is_shown = rank == 0 and not run.measurement.exists()  # what is measured has the terminal's lines to itself
+    task = read_task(run)
+    is_shown = rank == 0 and task.task != "benchmark"  # what is measured has the terminal's lines to itself
     handlers = _start_log(run.log(rank), is_shown=is_shown)
     if owns_process and not is_shown:
         _redirect_output(run.log(rank))
@@ -97,19 +103,10 @@ def run_worker(
             ) as world,
             run.locked(patience_s=DYING_S) if world.is_main else nullcontext(),
         ):
-            if run.examination.exists():
-                from distrain.evaluation.worker import examine
-
-                is_complete = examine(recipe, run, world, monitor)
-            elif run.measurement.exists():
-                from distrain.benchmark.worker import measure
-
-                is_complete = measure(recipe, profile, run, world, monitor)
-            else:
-                is_complete = trainer.train(recipe, profile, run, world, monitor)
+            is_complete = TASKS[task.task](_Job(recipe, profile, run, task, world, monitor))
         return ExitCode.FINISHED if is_complete else ExitCode.STOPPED
     except BaseException as error:  # noqa: BLE001 - it is reported whole, and the exit code says that the run failed
-        if isinstance(error, KeyboardInterrupt) and stop.is_set() and run.saves_nothing:
+        if isinstance(error, KeyboardInterrupt) and stop.is_set() and task.task != "train":
             return ExitCode.STOPPED
         mistake = None if recipe is None else find_mistake(error, recipe, run, step=monitor.state.step)
         sentence = str(error) if isinstance(error, DistrainError) else mistake
@@ -125,6 +122,42 @@ def run_worker(
         for handler in handlers:
             logging.getLogger("distrain").removeHandler(handler)
             handler.close()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a task is done with on this rank."""
+
+    recipe: Recipe
+    profile: Profile
+    run: RunDirectory
+    task: Task
+    world: "World"
+    monitor: RankMonitor
+
+
+def _train(job: _Job) -> bool:
+    from distrain.training.trainer import train
+
+    return train(job.recipe, job.profile, job.run, job.world, job.monitor)
+
+
+def _evaluate(job: _Job) -> bool:
+    from distrain.evaluation.worker import examine
+
+    assert isinstance(job.task, EvaluationRequest)
+    return examine(job.recipe, job.run, job.task, job.world, job.monitor)
+
+
+def _benchmark(job: _Job) -> bool:
+    from distrain.benchmark.worker import measure
+
+    assert isinstance(job.task, BenchmarkRequest)
+    return measure(job.recipe, job.profile, job.run, job.task, job.world, job.monitor)
+
+
+# Each returns whether it came to its end, and not to a stop.
+TASKS: dict[TaskName, Callable[[_Job], bool]] = {"train": _train, "evaluate": _evaluate, "benchmark": _benchmark}
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from rich.console import Console
 
 from distrain.benchmark import scaling_model
 from distrain.benchmark.launch import measure
-from distrain.benchmark.request import Order
 from distrain.benchmark.results import Figures, Memory
 from distrain.benchmark.scaling_run import with_batch
 from distrain.benchmark.schedule_estimate import Course, cut_into_jobs, kept_checkpoints, plan_course
@@ -22,6 +21,7 @@ from distrain.config.profile import Profile, Wanted, resolve_profile
 from distrain.errors import LaunchError
 from distrain.launchers.prepare import check_data
 from distrain.launchers.slurm.scripts import find_script
+from distrain.runs.task import BenchmarkRequest
 from distrain.system.gpus import count_gpus
 
 # Where there is no GPU to measure on, a few steps on the CPU tell what does not depend on the device: sizes, not speed.
@@ -63,7 +63,7 @@ class Question:
     target: Target
     profile: Profile
     measured: Recipe
-    order: Order
+    request: BenchmarkRequest
     is_substitute: bool  # measured on the CPU since GPUs were asked for and there is none
     unknown: tuple[str, ...]  # what will not be known, a sentence each
 
@@ -152,10 +152,10 @@ def resolve(
     least = recipe.data.batch_size if recipe.data.drop_last else None
     if is_substitute:
         measured = change_recipe(recipe, _SUBSTITUTE)
-        order = Order(steps=_SUBSTITUTE_STEPS, stretch_s=0.0, has_checkpoint=True, least_samples=least)
+        request = BenchmarkRequest(steps=_SUBSTITUTE_STEPS, stretch_s=0.0, has_checkpoint=True, least_samples=least)
     else:
         measured = with_batch(recipe, target.share * (1 if recipe.parallel.strategy == "dp" else count))
-        order = Order(
+        request = BenchmarkRequest(
             steps=steps,
             has_parts=True,
             has_checkpoint=True,
@@ -180,13 +180,13 @@ def resolve(
         link=target.link,
         network=target.network,
     )
-    return Question(recipe, target, profile, measured, order, is_substitute, tuple(unknown))
+    return Question(recipe, target, profile, measured, request, is_substitute, tuple(unknown))
 
 
 def make(question: Question, *, place: Path, limit_s: float | None, console: Console) -> Plan:
     """Measure a few steps and conclude from them. Raises as `measure` does."""
     title = f"{question.profile.world_size * question.profile.devices} of {question.target.processes} processes"
-    done = measure(question.measured, question.profile, question.order, place=place, title=title, console=console)
+    done = measure(question.measured, question.profile, question.request, place=place, title=title, console=console)
     return conclude(question, done.figures, done.start_up_s, place=place, limit_s=limit_s)
 
 

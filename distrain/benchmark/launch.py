@@ -9,19 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from distrain.benchmark.request import Order, write_order
 from distrain.benchmark.results import Figures, read_figures
 from distrain.config import Recipe, change_recipe
 from distrain.config.profile import Profile
-from distrain.errors import ExitCode, MeasurementError, RunError, StoppedError
 from distrain.launchers import LAUNCHERS
-from distrain.launchers.prepare import write_request
-from distrain.launchers.supervisor import execute
+from distrain.launchers.launch_task import launch_task
 from distrain.runs.directory import RunDirectory
+from distrain.runs.task import BenchmarkRequest
 
 POLL_S = 0.2
 _PREFIX = ".distrain-measures-"
@@ -37,28 +34,31 @@ class Measured:
     start_up_s: float
 
 
-def measure(recipe: Recipe, profile: Profile, order: Order, *, place: Path, title: str, console: Console) -> Measured:
-    """Have the order done on the processes of the profile; its run directory is made in `place`, and removed.
+def measure(
+    recipe: Recipe, profile: Profile, request: BenchmarkRequest, *, place: Path, title: str, console: Console
+) -> Measured:
+    """Have the request measured on the processes of the profile; its run directory is made in `place`, and removed.
 
-    `console` shows how it goes. Raises `StoppedError` after a stop, a `UserError` for what is wrong with the question,
-    and `MeasurementError` with the first failure of a process.
+    `console` shows how it goes. Raises `StoppedError` after a stop, a `UserError` for what is wrong with the request,
+    and `TaskError` with the first failure of a process.
     """
     remove_leftovers(place)
     with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=place) as name:
         run = RunDirectory(Path(name) / recipe.name)
-        run.create()
         plan = LAUNCHERS[profile.launcher](profile, run.path)
         # A process of its own also where there is one only: it begins with nothing in memory, and leaves nothing there.
         plan = dataclasses.replace(plan, in_process=False, env={**profile.variables, **plan.env})
-        write_order(run, order)
-        write_request(run, _endless(recipe), profile, plan)
-        started = time.time()
-        with run.launching(), _shown(run, title, console):
-            ending = execute(plan, run, profile, tell=lambda words: console.print(words, markup=False))
-        if ending.code == ExitCode.STOPPED:
-            raise StoppedError
-        if ending.code != ExitCode.FINISHED or not run.figures.exists():
-            raise _as_raised(run, ending.errors)
+        with _shown(run, title, console):
+            started = launch_task(
+                run,
+                _endless(recipe),
+                profile,
+                plan,
+                request,
+                results=run.figures,
+                keeps_logs=False,
+                tell=lambda words: console.print(words, markup=False),
+            )
         figures = read_figures(run)
     return Measured(figures, figures.began - started)
 
@@ -110,22 +110,3 @@ def _shown(run: RunDirectory, title: str, console: Console) -> Iterator[None]:
         finally:
             over.set()
             thread.join()
-
-
-def _as_raised(run: RunDirectory, errors: list[dict[str, Any]]) -> RunError | MeasurementError:
-    """Return the report of the first failure: the run directory with its logs will be gone."""
-    if not errors:
-        tail = (
-            run.launcher_log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            if run.launcher_log.exists()
-            else []
-        )
-        return MeasurementError(
-            f"the processes ended without leaving an error: {tail[-1] if tail else 'they said nothing'}"
-        )
-    first = errors[0]
-    if first["exit_code"] == ExitCode.BAD_INPUT:
-        return RunError(str(first["message"]))
-    return MeasurementError(
-        f"rank {first['rank']} failed: {first['type']}: {first['message']}\n{first['traceback'].rstrip()}"
-    )

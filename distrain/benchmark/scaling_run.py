@@ -10,7 +10,6 @@ from rich.console import Console
 
 from distrain.benchmark.diagnosis import Setting, judge
 from distrain.benchmark.launch import measure
-from distrain.benchmark.request import Order
 from distrain.benchmark.results import Figures
 from distrain.config import Recipe
 from distrain.config.batching import solve_batching
@@ -18,6 +17,7 @@ from distrain.config.profile import Profile, Wanted, resolve_profile
 from distrain.errors import LaunchError, RecipeError
 from distrain.launchers.prepare import check_data
 from distrain.runs.environment import describe_environment
+from distrain.runs.task import BenchmarkRequest
 from distrain.system.gpus import count_gpus
 
 
@@ -55,7 +55,7 @@ class Question:
     recipe: Recipe
     ways: tuple[tuple[Profile, Recipe], ...]  # the largest last
     left_out: tuple[str, ...]
-    order: Order
+    request: BenchmarkRequest
     is_weak: bool
 
 
@@ -83,7 +83,7 @@ def resolve(recipe: Recipe, wanted: Wanted, *, reference: str, steps: int | None
             left_out.append(f"{count} processes: {error}")
             continue
         ways.append((profile, own))
-    return Question(recipe, tuple(ways), tuple(left_out), Order(steps=steps), is_weak)
+    return Question(recipe, tuple(ways), tuple(left_out), BenchmarkRequest(steps=steps), is_weak)
 
 
 def run(question: Question, *, place: Path, console: Console) -> Report:
@@ -92,8 +92,8 @@ def run(question: Question, *, place: Path, console: Console) -> Report:
     start_up_s = 0.0
     for profile, recipe in question.ways:
         is_largest = profile is question.ways[-1][0]
-        order = question.order.model_copy(update={"has_parts": is_largest, "has_checkpoint": is_largest})
-        done = measure(recipe, profile, order, place=place, title=_title(profile), console=console)
+        request = question.request.model_copy(update={"has_parts": is_largest, "has_checkpoint": is_largest})
+        done = measure(recipe, profile, request, place=place, title=_title(profile), console=console)
         points.append((profile.processes * profile.devices, done.figures))
         start_up_s = done.start_up_s
     figures = points[-1][1]

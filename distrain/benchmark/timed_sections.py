@@ -16,7 +16,6 @@ from torch import nn
 
 from distrain.benchmark.memory import gradient_bytes
 from distrain.benchmark.phase_timer import PhaseClock, wait_for_device
-from distrain.benchmark.request import Order
 from distrain.benchmark.results import Communication, Saving
 from distrain.data.loading.loader import BatchReader, read_batches
 from distrain.data.loading.processes import BATCHES_AHEAD
@@ -27,6 +26,7 @@ from distrain.distributed.exact import Exact
 from distrain.distributed.flat_all_reduce import Flat
 from distrain.distributed.world import World
 from distrain.runs.checkpoints import take_inventory
+from distrain.runs.task import BenchmarkRequest
 from distrain.training.resume import save
 from distrain.training.session import Session
 from distrain.training.trainer import run_evaluation, run_steps
@@ -79,7 +79,7 @@ class Walk:
         session.state.progress += 1
         return seconds
 
-    def warm_up(self, order: Order) -> float:
+    def warm_up(self, request: BenchmarkRequest) -> float:
         """Go until kernels are chosen and the batches that loader processes made ahead are used up; seconds a step."""
         session = self._session
         ahead = BATCHES_AHEAD * session.recipe.data.num_workers
@@ -87,7 +87,7 @@ class Walk:
         started, taken = time.perf_counter(), [self.go(1)]
         while len(taken) < wanted:
             taken.append(self.go(1))
-            is_long = len(taken) >= 2 and time.perf_counter() - started > 2 * order.stretch_s
+            is_long = len(taken) >= 2 and time.perf_counter() - started > 2 * request.stretch_s
             if session.world.any_rank(session.world.is_main and is_long):
                 break
         return agree(session.world, min(taken[1:]))
@@ -104,11 +104,11 @@ class Walk:
         return {name: seconds / num_steps for name, seconds in clock.seconds.items()}
 
 
-def plan_steps(order: Order, step_s: float) -> int:
+def plan_steps(request: BenchmarkRequest, step_s: float) -> int:
     """Return how many steps a stretch has, by what one takes: the same on all ranks, as `step_s` is."""
-    if order.steps is not None:
-        return order.steps
-    return min(MOST_STEPS, max(LEAST_STEPS, int(order.stretch_s / step_s)))
+    if request.steps is not None:
+        return request.steps
+    return min(MOST_STEPS, max(LEAST_STEPS, int(request.stretch_s / step_s)))
 
 
 def cut(num_steps: int) -> list[int]:
@@ -117,13 +117,13 @@ def cut(num_steps: int) -> list[int]:
     return [num_steps // blocks] * blocks
 
 
-def loader_rate(session: Session, order: Order, first_step: int) -> float:
+def loader_rate(session: Session, request: BenchmarkRequest, first_step: int) -> float:
     """Return the images a second of all ranks' loaders when nothing else is done, from `first_step` on."""
     world, workers = session.world, session.recipe.data.num_workers
     pieces = session.order.micro_batches(itertools.count(first_step))
     unused = max(1, workers)  # the first of each process also pays for its start
     least = max(3, 2 * workers)  # they come in bursts
-    most = math.inf if order.steps is None else max(least, order.steps * session.order.batching.accumulation)
+    most = math.inf if request.steps is None else max(least, request.steps * session.order.batching.accumulation)
     loader = session.recipe.data.loader
     reading = read_batches(session.train_reader, pieces, num_workers=workers, device=world.device, loader=loader)
     with closing(reading) as batches:
@@ -135,7 +135,7 @@ def loader_rate(session: Session, order: Order, first_step: int) -> float:
         for _, targets in batches:
             images, number = images + len(targets), number + 1
             session.state.progress += 1
-            is_long = time.perf_counter() - started > order.stretch_s
+            is_long = time.perf_counter() - started > request.stretch_s
             if number >= most or (number >= least and is_long) or session.monitor.stop.is_requested:
                 break
         wait_for_device(world.device)  # the last copies are part of it
@@ -254,7 +254,7 @@ def saving(session: Session, step: int) -> Saving:
     )
 
 
-def evaluation_rate(session: Session, order: Order) -> float:
+def evaluation_rate(session: Session, request: BenchmarkRequest) -> float:
     """Return the validation images a second of all ranks, over as many as there is time for."""
     world, whole = session.world, session.val_reader.source
     batch_size = session.recipe.eval.batch_size
@@ -270,7 +270,7 @@ def evaluation_rate(session: Session, order: Order) -> float:
         seconds = _seconds(lambda some=some: run_evaluation(some), session)  # type: ignore[misc]  # bound above
         hear(session)
         # What begins with an evaluation is paid once in a real one: so it is spread over as many images as can be.
-        longer = min(len(whole), int(images * order.stretch_s / seconds) // batch_size * batch_size)
+        longer = min(len(whole), int(images * request.stretch_s / seconds) // batch_size * batch_size)
         if longer < 2 * images:
             return images / seconds
         images = longer

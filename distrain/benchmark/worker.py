@@ -9,7 +9,6 @@ import torch
 
 from distrain.benchmark import timed_sections
 from distrain.benchmark.memory import MemoryWatch
-from distrain.benchmark.request import Order, read_order
 from distrain.benchmark.results import Figures, spread, write_figures
 from distrain.benchmark.timed_sections import StoppedError, Walk
 from distrain.config import Recipe
@@ -20,6 +19,7 @@ from distrain.distributed.fsdp import Fsdp
 from distrain.distributed.world import World
 from distrain.errors import DataError
 from distrain.runs.directory import RunDirectory, write_atomically
+from distrain.runs.task import BenchmarkRequest
 from distrain.training.build import build_session
 from distrain.training.device.micro_batch_size import memory_limit_bytes, try_micro_batch_sizes
 from distrain.training.monitor import RankMonitor
@@ -29,21 +29,22 @@ from distrain.training.trainer import set_determinism
 log = logging.getLogger(__name__)
 
 
-def measure(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, monitor: RankMonitor) -> bool:
-    """Measure what the run directory's order asks for; returns False where a stop broke it off.
+def measure(
+    recipe: Recipe, profile: Profile, run: RunDirectory, request: BenchmarkRequest, world: World, monitor: RankMonitor
+) -> bool:
+    """Measure what is requested; returns False where a stop broke it off.
 
     Raises a `UserError` where recipe, data and network do not go together.
     """
-    order = read_order(run)
     set_determinism(recipe)
     session = build_session(recipe, profile, run, world, monitor, has_checkpoint=False)
     _check_every_rank_has_work(session)
-    if order.least_samples is not None:  # raises now, and not after the measurement
-        count_steps_per_epoch(len(session.train_reader.source), order.least_samples, drop_last=True)
+    if request.least_samples is not None:  # raises now, and not after the measurement
+        count_steps_per_epoch(len(session.train_reader.source), request.least_samples, drop_last=True)
     _begin(session)
     try:
         with session.checkpointer:
-            figures = _measure(session, order)
+            figures = _measure(session, request)
     except StoppedError:
         monitor.report("stopped")
         return False
@@ -62,7 +63,7 @@ def _check_every_rank_has_work(session: Session) -> None:
         )
 
 
-def _measure(session: Session, order: Order) -> Figures:
+def _measure(session: Session, request: BenchmarkRequest) -> Figures:
     world, batching = session.world, session.order.batching
     _tell(session, "first steps")
     reading = read_batches(
@@ -79,8 +80,8 @@ def _measure(session: Session, order: Order) -> Figures:
         watch = MemoryWatch(session)
         walk.go(2)  # in the second of them the optimizer's state is there from the beginning
         memory = watch.read()
-        step_s = walk.warm_up(order)
-        num_steps = timed_sections.plan_steps(order, step_s)
+        step_s = walk.warm_up(request)
+        num_steps = timed_sections.plan_steps(request, step_s)
         _tell(session, "steps")
         world.barrier()
         seconds, rates = [], []
@@ -89,7 +90,7 @@ def _measure(session: Session, order: Order) -> Figures:
             seconds.append(taken / length)
             rates.append(session.num_samples(first, walk.step) / taken)
         parts = None
-        if order.has_parts:
+        if request.has_parts:
             _tell(session, "parts of a step")
             parts = walk.profile(max(2, num_steps // 2))
     figures = Figures(
@@ -109,33 +110,35 @@ def _measure(session: Session, order: Order) -> Figures:
         memory=memory,
         parts_s=parts,
     )
-    return _measure_around(session, order, figures, num_steps=num_steps, next_step=walk.step)
+    return _measure_around(session, request, figures, num_steps=num_steps, next_step=walk.step)
 
 
-def _measure_around(session: Session, order: Order, figures: Figures, *, num_steps: int, next_step: int) -> Figures:
+def _measure_around(
+    session: Session, request: BenchmarkRequest, figures: Figures, *, num_steps: int, next_step: int
+) -> Figures:
     """Measure what needs no batches of the training's own; what changes the weights on one rank alone comes last."""
     if session.world.size > 1:
         _tell(session, "reduction")
     figures.communication = timed_sections.communication(session)
-    if order.has_parts:
+    if request.has_parts:
         _tell(session, "loader alone")
-        figures.loader_images_per_s = timed_sections.loader_rate(session, order, next_step)
-    if order.has_evaluation:
+        figures.loader_images_per_s = timed_sections.loader_rate(session, request, next_step)
+    if request.has_evaluation:
         _tell(session, "evaluation")
-        figures.evaluation_images_per_s = timed_sections.evaluation_rate(session, order)
-    if order.has_checkpoint:
+        figures.evaluation_images_per_s = timed_sections.evaluation_rate(session, request)
+    if request.has_checkpoint:
         _tell(session, "checkpoint")
         figures.saving = timed_sections.saving(session, next_step)
-    if order.has_parts:
+    if request.has_parts:
         _tell(session, "compute alone")
         compute_s = timed_sections.compute_step_s(session, num_steps)
         figures.compute_images_per_s = figures.global_batch_size / compute_s
         figures.lone_step_s = timed_sections.lone_step_s(session, num_steps)
         if figures.communication is not None and figures.lone_step_s is not None:
             figures.communication.exposed_s = max(0.0, compute_s - figures.lone_step_s)
-    if order.largest_micro_batch is not None:
+    if request.largest_micro_batch is not None:
         _tell(session, "largest micro-batch")
-        _find_largest_micro_batch(session, order.largest_micro_batch, figures)
+        _find_largest_micro_batch(session, request.largest_micro_batch, figures)
     return figures
 
 

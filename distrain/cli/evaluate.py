@@ -74,13 +74,13 @@ def evaluate(
 
     run, path, why = query.find_checkpoint(reference, root, must_be_best=best, which=which)
     changes = [*(overrides or []), *([f"eval.metrics=[{metrics}]"] if metrics is not None else [])]
-    folder, recipe, order = resolve(run, path, split=split, overrides=changes, data=data, out=out)
+    folder, recipe, request = resolve(run, path, split=split, overrides=changes, data=data, out=out)
     options = read_options(gpus=gpus, device=device, processes=procs)
     errors = Console(stderr=True, highlight=False)
     result = examine(
         folder,
         recipe,
-        order,
+        request,
         options,
         run_worker=run_worker,
         tell=lambda words: errors.print(words, markup=False, soft_wrap=True),

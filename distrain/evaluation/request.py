@@ -1,26 +1,14 @@
 """Resolves the request for an examination, and its folder below the run: a run directory like any other."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel
-
 from distrain.config import Recipe, load_recipe, read_recipe
 from distrain.errors import RunError
-from distrain.runs.directory import RunDirectory, write_atomically
+from distrain.runs.directory import RunDirectory
+from distrain.runs.task import EvaluationRequest, Samples, TrainRequest, read_task
 from distrain.system.files import to_json
-
-Samples = Literal["train", "val", "given", "all"]  # given: val, or all where the data has no splits
-
-
-class Order(BaseModel):
-    """The checkpoint to examine, and on which samples: `examination.json`, which makes a worker examine, not train."""
-
-    run: str
-    checkpoint: str
-    split: Samples
 
 
 def resolve(
@@ -31,8 +19,8 @@ def resolve(
     overrides: list[str],
     data: str | None,
     out: Path | None = None,
-) -> tuple[RunDirectory, Recipe, Order]:
-    """Return the folder of an examination, its recipe and the order; nothing is made.
+) -> tuple[RunDirectory, Recipe, EvaluationRequest]:
+    """Return the folder of an examination, its recipe and the request; nothing is made.
 
     The same question has the same folder, unless `out` names one. Other data than the run's own is not split by
     `data.val_fraction`. Raises `RecipeError` for what the recipe refuses, and `RunError` for an `out` that is a
@@ -44,7 +32,7 @@ def resolve(
     if recipe.model != (trained := read_recipe(run.recipe).model):
         raise RunError(f"the checkpoint has the weights of model.name={trained.name}; leave out --set model.*")
     wanted: Samples = split or ("given" if is_other and recipe.data.val_fraction is None else "val")
-    order = Order(run=str(run.path.absolute()), checkpoint=str(checkpoint.absolute()), split=wanted)
+    request = EvaluationRequest(run=str(run.path.absolute()), checkpoint=str(checkpoint.absolute()), split=wanted)
     question = "".join(map(to_json, (recipe.data, recipe.augment, recipe.eval)))
     mark = hashlib.sha256(question.encode()).hexdigest()[:6]
     name = f"{checkpoint.name}-{wanted}-{mark}"
@@ -52,17 +40,6 @@ def resolve(
         run.check_writable(otherwise="name a folder for the evaluation with --out")
     folder = run.evaluations.absolute() / name if out is None else out.expanduser().absolute()
     found = RunDirectory(folder)
-    if found.exists and not found.examination.exists():
+    if found.exists and isinstance(read_task(found), TrainRequest):
         raise RunError(f"--out {out} is the run directory of a training; name another folder")
-    return found, recipe, order
-
-
-def write_order(folder: RunDirectory, order: Order) -> None:
-    """Ask for the examination; an older answer is taken away."""
-    folder.findings.unlink(missing_ok=True)
-    write_atomically(folder.examination, to_json(order))
-
-
-def read_order(folder: RunDirectory) -> Order:
-    """Read the request."""
-    return Order.model_validate(json.loads(folder.examination.read_text(encoding="utf-8")))
+    return found, recipe, request

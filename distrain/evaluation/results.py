@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from distrain.config.metrics import Target
-from distrain.evaluation.request import Samples
 from distrain.runs.directory import RunDirectory, write_atomically
+from distrain.runs.task import Samples
 from distrain.system.display import counted
 from distrain.system.files import to_json
 

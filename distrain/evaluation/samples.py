@@ -11,7 +11,7 @@ from distrain.config import Recipe, read_recipe
 from distrain.data.sources.base import Source
 from distrain.data.sources.registry import choose_samples, open_sources
 from distrain.errors import DataError
-from distrain.evaluation.request import Samples
+from distrain.runs.task import Samples
 
 
 def open_samples(recipe: Recipe, samples: Samples) -> tuple[Source, Samples]:

@@ -24,12 +24,12 @@ from distrain.data.transforms.pipeline import Normalize, build_transforms
 from distrain.distributed.extra_state import load_loss
 from distrain.distributed.world import World
 from distrain.errors import CheckpointError, DataError
-from distrain.evaluation.request import Order, Samples, read_order
 from distrain.evaluation.results import NUM_MISTAKES, Answers, Findings, Mistake, results_of_classes, write_findings
 from distrain.evaluation.samples import open_samples
 from distrain.models.registry import build_model
 from distrain.runs import checkpoints
 from distrain.runs.directory import RunDirectory
+from distrain.runs.task import EvaluationRequest, Samples
 from distrain.system.live_line import LiveProgress
 from distrain.tensors.module_state import unpack, with_versions
 from distrain.training.class_weights import resolve_class_weights
@@ -90,13 +90,14 @@ class _Witness:
         return Answers(targets, predictions, table[:, 0], counts.numpy())
 
 
-def examine(recipe: Recipe, folder: RunDirectory, world: World, monitor: RankMonitor) -> bool:
-    """Evaluate the checkpoint that the folder's order names; returns False where a stop broke it off.
+def examine(
+    recipe: Recipe, folder: RunDirectory, request: EvaluationRequest, world: World, monitor: RankMonitor
+) -> bool:
+    """Evaluate the checkpoint of the request; returns False where a stop broke it off.
 
     Raises a `UserError` where checkpoint and data do not go together, and `CheckpointError` for a damaged checkpoint.
     """
-    order = read_order(folder)
-    subject = _prepare(recipe, order, world)
+    subject = _prepare(recipe, request, world)
     batch_size, num_samples = recipe.eval.batch_size, len(subject.source)
     num_batches = -(-num_samples // batch_size)
     own = evaluation_order(num_samples=num_samples, batch_size=batch_size, rank=world.rank, world_size=world.size)
@@ -106,8 +107,8 @@ def examine(recipe: Recipe, folder: RunDirectory, world: World, monitor: RankMon
     state.phase = "evaluate"
     monitor.report_start()
     monitor.report("running")
-    if recipe.loss.name == read_recipe(RunDirectory(Path(order.run)).recipe).loss.name:  # not another one by --set
-        load_loss(subject.loss_function, read_loss(Path(order.checkpoint)))
+    if recipe.loss.name == read_recipe(RunDirectory(Path(request.run)).recipe).loss.name:  # not another one by --set
+        load_loss(subject.loss_function, read_loss(Path(request.checkpoint)))
     witness = _Witness(num_samples, subject.chosen.target, len(subject.chosen.classes), batch_size, world)
     reading = read_batches(
         subject.reader,
@@ -141,20 +142,20 @@ def examine(recipe: Recipe, folder: RunDirectory, world: World, monitor: RankMon
     if evaluation is not None:
         answers = witness.answers(world, evaluation.confusion)
         if world.is_main:
-            write_findings(folder, _conclude(order, recipe, subject, evaluation, answers), answers)
+            write_findings(folder, _conclude(request, recipe, subject, evaluation, answers), answers)
     monitor.report("finished" if evaluation is not None else "stopped")
     return evaluation is not None
 
 
-def _prepare(recipe: Recipe, order: Order, world: World) -> _Subject:
+def _prepare(recipe: Recipe, request: EvaluationRequest, world: World) -> _Subject:
     set_tf32(recipe, world.device)
-    path = Path(order.checkpoint)
+    path = Path(request.checkpoint)
     fault = checkpoints.find_fault(path) if world.is_main else None
     if world.any_rank(fault is not None):
         raise CheckpointError(f"checkpoint {path} is not used: {fault or 'rank 0 has found it damaged'}")
     state = checkpoints.read(path).state
     with world.main_first():
-        source, samples = open_samples(recipe, order.split)
+        source, samples = open_samples(recipe, request.split)
     if len(source) == 0:
         raise DataError(f"the {samples} split of the data is empty")
     if list(source.classes) != state["classes"]:
@@ -191,20 +192,20 @@ def _prepare(recipe: Recipe, order: Order, world: World) -> _Subject:
             num_classes=len(source.classes),
             target=target,
             device=world.device,
-            class_weights=_class_weights(recipe, order, state),
+            class_weights=_class_weights(recipe, request, state),
         ),
         chosen=choose_metrics(wanted, target=target, classes=source.classes),
         weights="moving average" if is_averaged else "trained",
     )
 
 
-def _class_weights(recipe: Recipe, order: Order, state: dict[str, Any]) -> torch.Tensor | None:
+def _class_weights(recipe: Recipe, request: EvaluationRequest, state: dict[str, Any]) -> torch.Tensor | None:
     """Return the weights of the classes that the training had in its loss, or those that --set asks for instead.
 
     Balanced ones are those of the samples that were trained on, whichever are evaluated; a checkpoint holds them. Where
     it does not, they are counted again.
     """
-    run = read_recipe(RunDirectory(Path(order.run)).recipe)
+    run = read_recipe(RunDirectory(Path(request.run)).recipe)
     if recipe.loss.class_weights == run.loss.class_weights and (kept := state.get("class_weights")) is not None:
         return torch.tensor(kept, dtype=torch.float32)
 
@@ -219,12 +220,14 @@ def _progress(world: World, num_batches: int) -> LiveProgress:
     return LiveProgress(console, "evaluating", num_batches, unit="batches")
 
 
-def _conclude(order: Order, recipe: Recipe, subject: _Subject, evaluation: Evaluation, answers: Answers) -> Findings:
+def _conclude(
+    request: EvaluationRequest, recipe: Recipe, subject: _Subject, evaluation: Evaluation, answers: Answers
+) -> Findings:
     classes = [str(name) for name in subject.source.classes]
     return Findings(
-        run=order.run,
-        checkpoint=order.checkpoint,
-        step=checkpoints.read(Path(order.checkpoint)).step,
+        run=request.run,
+        checkpoint=request.checkpoint,
+        step=checkpoints.read(Path(request.checkpoint)).step,
         weights=subject.weights,
         split=subject.samples,
         data=recipe.data.path,

@@ -13,6 +13,7 @@ from distrain.launchers.plan import Plan
 from distrain.launchers.warm_start import pin_weights
 from distrain.runs.directory import DYING_S, RunDirectory, Status, new_run_directory, write_atomically
 from distrain.runs.environment import describe_environment
+from distrain.runs.task import Task, TrainRequest, write_task
 
 DEFAULT_RECIPE = "digits"
 RUNS = Path("runs")
@@ -61,12 +62,13 @@ def check_schedule(recipe: Recipe) -> None:
         )
 
 
-def write_request(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Plan) -> None:
-    """Write what is asked for into the run directory, in which nobody may be training."""
+def write_request(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Plan, task: Task | None = None) -> None:
+    """Write what is requested, a training unless `task` says otherwise, where nobody may be training."""
     with run.locked(patience_s=DYING_S):
         run.stop.unlink(missing_ok=True)
         run.stacks_request.unlink(missing_ok=True)
         run.flight_request.unlink(missing_ok=True)
+        write_task(run, task or TrainRequest())  # before the recipe, which makes the folder a run
         write_atomically(run.recipe, recipe.to_yaml())
         write_atomically(run.profile, profile.to_yaml())
         write_atomically(run.environment, json.dumps(describe_environment(), indent=1))

@@ -22,6 +22,7 @@ from distrain.runs.checkpoints import final_path, newest_step
 from distrain.runs.directory import AttemptMark, RunDirectory, write_atomically
 from distrain.runs.error_reports import Clocks, ErrorReport, begin_attempt, read_errors
 from distrain.runs.stop_requests import stop_on_signal
+from distrain.runs.task import saves_nothing
 from distrain.system.loop_guard import LoopGuard, describe
 from distrain.system.nvml import wait_for_release
 from distrain.system.process import kill_below, pause_together
@@ -67,7 +68,7 @@ def execute(
     """
     if requested is None:
         kill = end_with_children if plan.in_process else _interrupt
-        with stop_on_signal(run, kill=kill, interrupts_work=plan.in_process and run.saves_nothing) as requested:
+        with stop_on_signal(run, kill=kill, interrupts_work=plan.in_process and saves_nothing(run)) as requested:
             return execute(
                 plan,
                 run,
@@ -148,7 +149,7 @@ def _attempt(
     if profile.launcher == "slurm":
         looks.append(step_wait.look)
     unsaved = _UnsavedStop(run, was_asked)
-    if run.saves_nothing:
+    if saves_nothing(run):
         looks.append(unsaved.look)
     if company.leads:
         stalls = StallWatch(run, timeout_s=profile.stall_timeout_s, device=profile.own_device, clocks=clocks)
@@ -194,7 +195,7 @@ def _read_state(run: RunDirectory, earlier: AttemptMark, *, patience_s: float) -
 
     A network file system may show that word late. What examines or measures leaves its results instead of one.
     """
-    if patience_s and run.saves_nothing:
+    if patience_s and saves_nothing(run):
         return "finished"
     deadline = time.monotonic() + patience_s
     while True:

@@ -181,12 +181,10 @@ class RunDirectory:
         self.traces = path / "profile"
         self.checkpoints = path / "checkpoints"
         self.evaluations = path / "evaluations"  # run directories of their own, one for each question to a checkpoint
-        self.examination = path / "examination.json"  # asks the worker to examine a checkpoint, not to train
+        self.task = path / "task.json"  # what a worker does here: train, evaluate or benchmark
+        self.examination = path / "examination.json"  # the task of an evaluation, in folders of earlier versions
         self.findings = path / "findings.json"
         self.answers = path / "answers.npz"
-        self.measurement = (
-            path / "measurement.json"
-        )  # asks the worker to measure the training, and not to go on with it
         self.stage = path / "stage"  # what is being measured now, in words
         self.figures = path / "figures.json"
         self.export = path / "export"  # bundles and graphs for other programs
@@ -201,11 +199,6 @@ class RunDirectory:
     def exists(self) -> bool:
         """Whether the folder holds a run: anything else in its place is left alone."""
         return self.recipe.is_file()
-
-    @property
-    def saves_nothing(self) -> bool:
-        """Whether the folder asks for an evaluation or a benchmark: a stop costs all of it, whenever it comes."""
-        return self.examination.exists() or self.measurement.exists()
 
     def log(self, rank: int) -> Path:
         """Return the log of one rank, appended to over restarts."""

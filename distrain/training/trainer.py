@@ -128,9 +128,8 @@ def _run_on(session: Session, batches: Iterator[Batch], step: int, sinks: Sinks)
         if must_stop or _must_save(session, step):
             monitor.report("stopping" if must_stop else None)
             save(session, step, is_record_due=not is_recorded)
-            must_stop = must_stop or world.any_rank(
-                session.monitor.stop.poll_stop_request()
-            )  # in the meantime: no further step is taken
+            # One that came in the meantime: no further step is taken.
+            must_stop = must_stop or world.any_rank(monitor.stop.poll_stop_request())
         if must_stop and not (step == session.total_steps and is_recorded):
             log.info("stopped on request at step %d", step)
             return False
@@ -330,7 +329,7 @@ def _record(session: Session, step: int) -> Record:
 
 def run_evaluation(session: Session) -> Evaluation | None:
     """Evaluate the validation samples of all ranks; None, on every rank, where a stop broke it off."""
-    world, recipe, state = session.world, session.recipe, session.state
+    world, recipe, state, stop = session.world, session.recipe, session.state, session.monitor.stop
     own = evaluation_order(
         num_samples=len(session.val_reader.source),
         batch_size=recipe.eval.batch_size,
@@ -369,5 +368,5 @@ def run_evaluation(session: Session) -> Evaluation | None:
             precision=session.precision,
             views=recipe.eval,
             world=world,
-            must_break_off=lambda: session.monitor.stop.is_requested and not is_collective,
+            must_break_off=lambda: stop.is_requested and not is_collective,
         )

@@ -29,11 +29,11 @@ from rich.console import Console
 from distrain.benchmark import scaling_model
 from distrain.benchmark.capacity_plan import cost_of, read_link
 from distrain.benchmark.launch import measure
-from distrain.benchmark.request import Order
 from distrain.benchmark.results import Figures
 from distrain.benchmark.scaling_run import with_batch
 from distrain.config import load_recipe
 from distrain.config.profile import Profile
+from distrain.runs.task import BenchmarkRequest
 
 COUNTS = (1, 2, 4)
 TARGETS = (8, 64, 512)
@@ -51,7 +51,7 @@ def measure_here(arguments: argparse.Namespace) -> dict[int, Figures]:
             found[count] = measure(
                 own,
                 profile,
-                Order(steps=arguments.steps, has_parts=True, has_checkpoint=True),
+                BenchmarkRequest(steps=arguments.steps, has_parts=True, has_checkpoint=True),
                 place=Path(folder),
                 title=f"{count} processes",
                 console=Console(stderr=True),

@@ -10,7 +10,7 @@ import torch
 from distrain.config import load_recipe
 from distrain.config.profile import Profile
 from distrain.distributed.world import World
-from distrain.evaluation.request import resolve, write_order
+from distrain.evaluation.request import resolve
 from distrain.evaluation.results import read_findings
 from distrain.evaluation.worker import examine
 from distrain.runs import checkpoints
@@ -64,11 +64,10 @@ def train(path: Path, data: Path, *overrides: str) -> RunDirectory:
 def loss_of_eval(run: RunDirectory, *overrides: str, data: Path | None = None) -> float:
     (path,) = checkpoints.committed(run.checkpoints)
     where = None if data is None else str(data)
-    folder, recipe, order = resolve(run, path, split=None, overrides=list(overrides), data=where)
+    folder, recipe, request = resolve(run, path, split=None, overrides=list(overrides), data=where)
     folder.path.mkdir(parents=True, exist_ok=True)
-    write_order(folder, order)
     with RankMonitor(folder, rank=0) as monitor:
-        assert examine(recipe, folder, ALONE, monitor)
+        assert examine(recipe, folder, request, ALONE, monitor)
     return read_findings(folder).metrics["val/loss"]
 
 

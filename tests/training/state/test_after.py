@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from distrain.checkpoint.load import read_model
 from distrain.config import Model
 from distrain.distributed.world import World
-from distrain.evaluation.request import resolve, write_order
+from distrain.evaluation.request import resolve
 from distrain.evaluation.results import Findings, read_findings
 from distrain.evaluation.worker import examine
 from distrain.export import load, read_state
@@ -42,13 +42,12 @@ def newest(run: RunDirectory) -> Path:
 
 
 def eval_newest(world: World, run: RunDirectory, out: Path, *overrides: str) -> Findings:
-    folder, recipe, order = resolve(run, newest(run), split=None, overrides=list(overrides), data=None, out=out)
+    folder, recipe, request = resolve(run, newest(run), split=None, overrides=list(overrides), data=None, out=out)
     if world.is_main:
         folder.path.mkdir(parents=True)
-        write_order(folder, order)
     world.barrier()
     with RankMonitor(folder, rank=world.rank) as monitor:
-        assert examine(recipe, folder, world, monitor)
+        assert examine(recipe, folder, request, world, monitor)
     world.barrier()
     return read_findings(folder)
 
