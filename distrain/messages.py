@@ -1,4 +1,4 @@
-"""Words that messages share: how a value is shown, what was probably meant, and names that hold control characters."""
+"""Words that messages share: how a value, a number or an error is shown, and what was probably meant."""
 
 import difflib
 import json
@@ -44,6 +44,11 @@ def did_you_mean(words: Sequence[str]) -> str:
 def joined(words: Sequence[str], *, last: str = "or") -> str:
     """Return `x, y or z`; takes one word or more."""
     return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: `1 step`, `2 steps`; `plural` is given where an s does not make it."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def first_line(error: BaseException) -> str:

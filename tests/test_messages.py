@@ -5,7 +5,16 @@ from typing import Any
 
 import pytest
 
-from distrain.messages import LONGEST_VALUE, did_you_mean, first_line, nearest, print_error, shown, type_and_first_line
+from distrain.messages import (
+    LONGEST_VALUE,
+    counted,
+    did_you_mean,
+    first_line,
+    nearest,
+    print_error,
+    shown,
+    type_and_first_line,
+)
 
 
 @pytest.mark.parametrize(
@@ -49,3 +58,10 @@ def test_first_line_of_an_error_is_what_it_says_or_else_its_type() -> None:
     assert first_line(ValueError(" ")) == "ValueError"
     assert type_and_first_line(ValueError("no such thing.\nmore of it")) == "ValueError: no such thing"
     assert type_and_first_line(ValueError()) == "ValueError"
+
+
+@pytest.mark.parametrize(("number", "words"), [(0, "0 steps"), (1, "1 step"), (12345, "12,345 steps")])
+def test_nouns_agree_with_their_numbers(number: int, words: str) -> None:
+    assert counted(number, "step") == words
+    assert counted(1, "process", "processes") == "1 process"
+    assert counted(2, "process", "processes") == "2 processes"

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from distrain.benchmark.results import Figures
-from distrain.system.display import counted
+from distrain.messages import counted
 
 MEBIBYTE = 2**20
 LOST_TO_INPUT = 0.08  # of the speed of compute alone: less is noise

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from distrain.benchmark.scaling_run import Report
 from distrain.benchmark.step_phases import PARTS
-from distrain.system.display import counted
+from distrain.messages import counted
 from distrain.system.files import whole_file
 
 _COLOURS = ("#b04a3a", "#d9a441", "#2f6f9f", "#174a70", "#c9b7de", "#7a5aa6", "#4f8f4f", "#9a9a9a")

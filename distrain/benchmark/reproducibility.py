@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distrain.errors import RunError
+from distrain.messages import counted
 from distrain.runs.checkpoints import committed
 from distrain.runs.directory import RunDirectory
 
@@ -136,4 +137,4 @@ def _evaluations(run: RunDirectory) -> list[str]:
 
 
 def _count(processes: int) -> str:
-    return f"{processes} process{'' if processes == 1 else 'es'}"
+    return counted(processes, "process", "processes")

@@ -16,6 +16,7 @@ from distrain.config.batching import solve_batching
 from distrain.config.profile import Profile, Wanted, resolve_profile
 from distrain.errors import LaunchError, RecipeError
 from distrain.launchers.prepare import check_data
+from distrain.messages import counted
 from distrain.runs.environment import describe_environment
 from distrain.runs.task import BenchmarkRequest
 from distrain.system.gpus import count_gpus
@@ -177,6 +178,4 @@ def _check_batch(recipe: Recipe, profile: Profile) -> None:
 
 def _title(profile: Profile) -> str:
     count = profile.processes * profile.devices
-    kind = "GPU" if profile.device == "cuda" else "CPU process"
-    plural = "" if count == 1 else ("s" if profile.device == "cuda" else "es")
-    return f"{count} {kind}{plural}"
+    return counted(count, *(("GPU",) if profile.device == "cuda" else ("CPU process", "CPU processes")))

@@ -76,7 +76,7 @@ def bench(
 
 
 def _print(console: "Console", report: "Report") -> None:
-    from distrain.system.display import counted
+    from distrain.messages import counted
 
     figures = report.figures
     versions = report.environment["versions"]

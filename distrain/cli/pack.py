@@ -12,7 +12,7 @@ from distrain.cli import complete
 from distrain.cli.options import AsJson
 from distrain.cli.progress import progress
 from distrain.errors import DataError, ExitCode
-from distrain.messages import joined
+from distrain.messages import counted, joined
 
 if TYPE_CHECKING:
     from distrain.data.packing.format import Pack
@@ -220,7 +220,7 @@ def _print(outcome: "Outcome", source: str, *, is_verified: bool) -> None:
     ]
     skipped = [skipped for part in splits.values() for skipped in part.skipped]
     if skipped:
-        lines.append(f"skipped  {len(skipped):,} image{'' if len(skipped) == 1 else 's'}; pack.json lists them all")
+        lines.append(f"skipped  {counted(len(skipped), 'image')}; pack.json lists them all")
     lines += [f"         {one.reason.partition(';')[0]}" for one in skipped[:SKIPPED_SHOWN]]
     lines += [f"note     {note}" for note in outcome.notes]
     if is_verified:

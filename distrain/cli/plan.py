@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from distrain.cli.options import AsJson, DataPath, Overrides, ProfileName, RecipeName, Steps
+from distrain.messages import counted
 from distrain.system.files import to_json
 
 if TYPE_CHECKING:
@@ -76,12 +77,11 @@ def plan(
 
 
 def _print(console: "Console", found: "Plan") -> None:
-    kind = "GPU" if found.device == "cuda" else "CPU process"
-    plural = "" if found.processes == 1 else ("s" if found.device == "cuda" else "es")
+    names = ("GPU",) if found.device == "cuda" else ("CPU process", "CPU processes")
     machines = "" if found.nodes == 1 else f" of {found.nodes} machines"
-    title = f"[bold]{found.recipe}[/bold] on {found.processes} {kind}{plural}{machines}: {found.batch}"
+    title = f"[bold]{found.recipe}[/bold] on {counted(found.processes, *names)}{machines}: {found.batch}"
     console.print(title, soft_wrap=True)
-    measured = f"{found.measured_processes} process{'' if found.measured_processes == 1 else 'es'}"
+    measured = counted(found.measured_processes, "process", "processes")
     rows = [("measured on", f"{measured}, {found.measured_device}")]
     rows += _memory_rows(found) + _speed_rows(found) + _time_rows(found) + _disk_rows(found)
     rows += [("not known", sentence) for sentence in found.unknown]
@@ -153,7 +153,7 @@ def _limit_in_words(fits: bool, jobs: int | None) -> str:
         return "it fits"
     if jobs is None:
         return "no time is left to train in, after start-up and before the last save"
-    return f"{jobs} jobs: it is queued again {jobs - 1} time{'' if jobs == 2 else 's'}, and loses nothing"
+    return f"{jobs} jobs: it is queued again {counted(jobs - 1, 'time')}, and loses nothing"
 
 
 def _size(num_bytes: int) -> str:

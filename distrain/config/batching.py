@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distrain.errors import DataError, RecipeError
+from distrain.messages import counted
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Batching:
             )
         return (
             f"global batch {self.global_batch_size} = micro-batch {self.micro_batch_size} "
-            f"x accumulation {self.accumulation} x {self.world_size} process{'es' if self.world_size > 1 else ''}"
+            f"x accumulation {self.accumulation} x {counted(self.world_size, 'process', 'processes')}"
         )
 
     def cut(self, num_samples: int) -> list[tuple[int, int]]:
@@ -73,7 +74,7 @@ def solve_batching(
     if global_batch_size % (micro_batch_size * world_size):
         raise RecipeError(
             f"data.batch_size={global_batch_size} does not divide into micro-batches of {micro_batch_size} over "
-            f"{world_size} process{'es' if world_size > 1 else ''}; --set "
+            f"{counted(world_size, 'process', 'processes')}; --set "
             f"data.batch_size={_nearest_multiple(global_batch_size, micro_batch_size * world_size)}, "
             f"or another train.micro_batch_size"
         )
@@ -107,7 +108,7 @@ def _solve_exact(global_batch_size: int, micro_batch_size: int | None, world_siz
     pieces = global_batch_size // micro_batch_size
     if world_size > pieces:
         raise RecipeError(
-            f"train.exact deals {pieces} micro-batch{'es' if pieces > 1 else ''} of {micro_batch_size} to "
+            f"train.exact deals {counted(pieces, 'micro-batch', 'micro-batches')} of {micro_batch_size} to "
             f"{world_size} processes; take 1 to {pieces} processes, or a smaller train.micro_batch_size"
         )
     return Batching(global_batch_size, micro_batch_size, -(-pieces // world_size), world_size)

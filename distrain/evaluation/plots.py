@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distrain.evaluation.results import Answers, Findings, badness_in_words
-from distrain.system.display import counted
+from distrain.messages import counted
 from distrain.system.encoding import printable_name
 from distrain.system.files import whole_file
 

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from distrain.config.metrics import Target
+from distrain.messages import counted
 from distrain.runs.directory import RunDirectory, write_atomically
 from distrain.runs.task import Samples
-from distrain.system.display import counted
 from distrain.system.files import to_json
 
 NUM_MISTAKES = 25

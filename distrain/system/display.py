@@ -1,4 +1,4 @@
-"""Lays out what a terminal shows: lines and tables that give up columns where it is narrow, durations, and plurals.
+"""Lays out what a terminal shows: lines and tables that give up columns where it is narrow, and durations.
 
 What is no terminal has no width: a pipe or a file gets every column, untruncated.
 """
@@ -25,11 +25,6 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest_s} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min"
-
-
-def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """Return a number with its noun: `1 step`, `2 steps`; `plural` is given where an s does not make it."""
-    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def console_width(console: Console) -> int | None:

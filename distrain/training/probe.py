@@ -9,7 +9,7 @@ from distrain.config import Recipe
 from distrain.config.user_code import is_reference
 from distrain.data.loading.sampler import TrainOrder
 from distrain.errors import ModelError
-from distrain.messages import first_line
+from distrain.messages import counted, first_line
 from distrain.tensors.module_state import as_stateful, unpack
 from distrain.tensors.undisturbed import pack_extra, undisturbed
 from distrain.training.device.precision import Precision
@@ -140,8 +140,7 @@ def _unlike_logits(outputs: object, *, num_samples: int, num_outputs: int) -> st
         return f"a {type(outputs).__name__}"
     if outputs.shape == (num_samples, num_outputs) and outputs.is_floating_point():
         return None
-    plural = "" if num_samples == 1 else "s"
-    return f"{str(outputs.dtype).removeprefix('torch.')} {list(outputs.shape)} for {num_samples} sample{plural}"
+    return f"{str(outputs.dtype).removeprefix('torch.')} {list(outputs.shape)} for {counted(num_samples, 'sample')}"
 
 
 def _by(shape: torch.Size) -> str:

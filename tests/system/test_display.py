@@ -2,7 +2,7 @@
 
 import pytest
 
-from distrain.system.display import Column, Heading, Line, counted, fitting, shortened, table_lines
+from distrain.system.display import Column, Heading, Line, fitting, shortened, table_lines
 from distrain.system.live_line import with_bar
 
 LINE = Line(
@@ -75,13 +75,6 @@ def test_words_in_the_last_column_are_wrapped_behind_the_others_in_a_terminal_al
         "        seven words of text",
     ]
     assert table_lines(headings, rows, None)[1] == "digits  seven words of text seven words of text"
-
-
-@pytest.mark.parametrize(("number", "words"), [(0, "0 steps"), (1, "1 step"), (12345, "12,345 steps")])
-def test_nouns_agree_with_their_numbers(number: int, words: str) -> None:
-    assert counted(number, "step") == words
-    assert counted(1, "process", "processes") == "1 process"
-    assert counted(2, "process", "processes") == "2 processes"
 
 
 def test_shortened_text_has_as_many_cells_as_there_are() -> None:

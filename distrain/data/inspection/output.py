@@ -14,7 +14,8 @@ from distrain.data.inspection.contact_sheet import Gallery, preview, printable
 from distrain.data.inspection.rules import SEVERITIES, Finding, Item
 from distrain.data.inspection.scan import WHOLE, Listing
 from distrain.data.inspection.statistics import QUANTILES, ChannelStatistics, Figures
-from distrain.system.display import Heading, counted, print_table
+from distrain.messages import counted
+from distrain.system.display import Heading, print_table
 from distrain.system.encoding import printable_name
 
 MEBIBYTE = 2**20
@@ -63,7 +64,7 @@ def print_findings(console: Console, listing: Listing, findings: list[Finding], 
             _print_line(console, f"           and {rest:,} more; --json has them all")
         console.print(Text.assemble(("         do: ", "dim"), finding.advice), soft_wrap=True)
     counts = _severities(findings)
-    parts = [f"{counts[severity]} {severity}{'' if counts[severity] == 1 else 's'}" for severity in SEVERITIES]
+    parts = [counted(counts[severity], severity) for severity in SEVERITIES]
     worst = next((severity for severity in SEVERITIES if counts[severity]), "none")
     console.print(
         Text.assemble(

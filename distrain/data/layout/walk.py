@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distrain.errors import DataError
+from distrain.messages import counted
 from distrain.system.encoding import printable_name
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -111,7 +112,7 @@ class Walk:
         found = []
         if self.files or self.folders:
             parts = [
-                f"{len(paths):,} {one}{'' if len(paths) == 1 else 's'} ({self._name_first(paths)})"
+                f"{counted(len(paths), one)} ({self._name_first(paths)})"
                 for paths, one in ((self.files, "file"), (self.folders, "folder"))
                 if paths
             ]
