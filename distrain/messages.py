@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+MEBIBYTE = 2**20  # bytes
 LONGEST_VALUE = 60  # characters of a value that are shown
 _CONTROL = {"Cc", "Zl", "Zp"}  # control characters, and what separates lines and paragraphs
 
@@ -49,6 +50,12 @@ def joined(words: Sequence[str], *, last: str = "or") -> str:
 def counted(number: int, noun: str, plural: str | None = None) -> str:
     """Return a number with its noun: `1 step`, `2 steps`; `plural` is given where an s does not make it."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def byte_size(num_bytes: int) -> str:
+    """Return a size in MiB, or in GiB from one on."""
+    mebibytes = num_bytes / MEBIBYTE
+    return f"{mebibytes / 1024:.1f} GiB" if mebibytes >= 1024 else f"{mebibytes:.1f} MiB"
 
 
 def first_line(error: BaseException) -> str:

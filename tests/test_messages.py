@@ -7,6 +7,8 @@ import pytest
 
 from distrain.messages import (
     LONGEST_VALUE,
+    MEBIBYTE,
+    byte_size,
     counted,
     did_you_mean,
     first_line,
@@ -65,3 +67,7 @@ def test_nouns_agree_with_their_numbers(number: int, words: str) -> None:
     assert counted(number, "step") == words
     assert counted(1, "process", "processes") == "1 process"
     assert counted(2, "process", "processes") == "2 processes"
+
+
+def test_sizes_from_a_gibibyte_on_are_told_in_it() -> None:
+    assert [byte_size(size) for size in (0, 1023 * MEBIBYTE, 1024 * MEBIBYTE)] == ["0.0 MiB", "1023.0 MiB", "1.0 GiB"]

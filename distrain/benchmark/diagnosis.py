@@ -4,9 +4,8 @@ import math
 from dataclasses import dataclass
 
 from distrain.benchmark.results import Figures
-from distrain.messages import counted
+from distrain.messages import MEBIBYTE, counted
 
-MEBIBYTE = 2**20
 LOST_TO_INPUT = 0.08  # of the speed of compute alone: less is noise
 LOST_TO_REDUCTION = 0.15  # of a step
 LOST_TO_WAITING = 0.15  # of a step

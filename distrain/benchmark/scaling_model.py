@@ -30,7 +30,9 @@ import math
 import statistics
 from dataclasses import dataclass
 
-BUCKET_BYTES = 25 * 2**20  # DistributedDataParallel's bucket_cap_mb
+from distrain.messages import MEBIBYTE
+
+BUCKET_BYTES = 25 * MEBIBYTE  # DistributedDataParallel's bucket_cap_mb
 _Z = statistics.NormalDist()
 
 
@@ -153,8 +155,8 @@ def assumptions(cost: Cost, machines: Machines) -> list[str]:
     found = [
         f"a process takes {cost.image_s * 1e3:.3f} ms for each image and {cost.update_s * 1e3:.3f} ms once a step, "
         "whatever its share of the batch",
-        f"{cost.gradient_bytes / 2**20:.1f} MiB of gradients are reduced in a ring, of which {cost.overlap:.0%} of the "
-        f"backward pass ({cost.backward_share:.0%} of an image's time) hides all but the last bucket",
+        f"{cost.gradient_bytes / MEBIBYTE:.1f} MiB of gradients are reduced in a ring, of which {cost.overlap:.0%} of "
+        f"the backward pass ({cost.backward_share:.0%} of an image's time) hides all but the last bucket",
         _words_for(machines.inside, "within a node"),
         _words_for(machines.between, "between nodes"),
         f"a step's time deviates by {cost.deviation_s * 1e3:.3f} ms, independently in each process, and the slowest "

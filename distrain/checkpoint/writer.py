@@ -19,13 +19,13 @@ from distrain.checkpoint.staging import Held, Stager, written_here
 from distrain.checkpoint.tensors import Tensors
 from distrain.distributed.world import World
 from distrain.errors import CheckpointError
+from distrain.messages import MEBIBYTE
 from distrain.runs.checkpoints.catalog import take_inventory
 from distrain.runs.checkpoints.integrity import Manifest, commit, describe_files
 from distrain.runs.checkpoints.paths import committed, draft_path, final_path, remove
 from distrain.runs.checkpoints.retention import superfluous
 
 FAILING_WAIT_S = 60.0  # a run that fails gives the save under way this long to reach the disk
-MEBIBYTE = 2**20
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

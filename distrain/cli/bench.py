@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from distrain.cli.options import AsJson, DataPath, DeviceName, Overrides, RecipeName, Steps
+from distrain.messages import MEBIBYTE
 from distrain.system.files import to_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from distrain.benchmark.scaling_run import Report
-
-MEBIBYTE = 2**20
 
 
 def bench(

@@ -11,13 +11,13 @@ import typer
 from distrain.cli import complete
 from distrain.cli.options import AsJson, Root, RunName
 from distrain.errors import ExitCode, RunError
+from distrain.messages import MEBIBYTE
 from distrain.system.filesystem import check_writable
 
 if TYPE_CHECKING:
     from distrain.runs.checkpoints import Entry
     from distrain.runs.directory import RunDirectory
 
-MEBIBYTE = 2**20
 LONGEST_SHOWN = 10  # numbers or names of a list in state.json
 
 app = typer.Typer(

@@ -11,7 +11,7 @@ from distrain.cli import complete
 from distrain.cli.options import AsJson, CheckpointName, Root, Trained
 from distrain.cli.output_paths import check_file, check_folder
 from distrain.errors import BundleError
-from distrain.messages import joined, nearest
+from distrain.messages import MEBIBYTE, joined, nearest
 
 if TYPE_CHECKING:
     from distrain.export import Bundle
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from distrain.runs.directory import RunDirectory
 
 FILES = {"bundle": "bundle", "safetensors": "model.safetensors", "torch": "model.pt2", "onnx": "model.onnx"}
-MEBIBYTE = 2**20
 
 
 def export(

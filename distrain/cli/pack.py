@@ -12,13 +12,12 @@ from distrain.cli import complete
 from distrain.cli.options import AsJson
 from distrain.cli.progress import progress
 from distrain.errors import DataError, ExitCode
-from distrain.messages import counted, joined
+from distrain.messages import MEBIBYTE, counted, joined
 
 if TYPE_CHECKING:
     from distrain.data.packing.format import Pack
     from distrain.data.packing.pack import Outcome
 
-MEBIBYTE = 2**20
 SKIPPED_SHOWN = 3
 TARGETS = ("class", "labels", "values")
 FILE_SOURCES = {"imagefolder", "labelfolders", "manifest"}
@@ -152,7 +151,7 @@ def pack(
 
 def verify_pack(folder: Path, pack: "Pack") -> list[str]:
     """Compare all of a pack with its digests behind a bar; returns a sentence for each shard that is damaged."""
-    from distrain.data.packing.format import MEBIBYTE, PackedImages, in_mebibytes, verify_shards
+    from distrain.data.packing.format import PackedImages, in_mebibytes, verify_shards
 
     num_bytes = sum(part.bytes for part in pack.splits.values())
     for split in pack.splits:

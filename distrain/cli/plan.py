@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from distrain.cli.options import AsJson, DataPath, Overrides, ProfileName, RecipeName, Steps
-from distrain.messages import counted
+from distrain.messages import byte_size, counted
 from distrain.system.files import to_json
 
 if TYPE_CHECKING:
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from distrain.benchmark.capacity_plan import Plan
 
-MEBIBYTE = 2**20
 NOT_KNOWN = "not known here"
 
 
@@ -93,13 +92,14 @@ def _print(console: "Console", found: "Plan") -> None:
 def _memory_rows(found: "Plan") -> list[tuple[str, str]]:
     memory, figures, largest = found.memory, found.figures, found.largest_micro_batch
     known = found.step is not None
-    words = f"weights {_size(memory.weights)}, gradients {_size(memory.gradients)}, optimizer {_size(memory.optimizer)}"
-    words += f", averages {_size(memory.averages)}" if memory.averages else ""
-    words += f", passes {_size(memory.activations) if known else NOT_KNOWN}"
+    words = f"weights {byte_size(memory.weights)}, gradients {byte_size(memory.gradients)}"
+    words += f", optimizer {byte_size(memory.optimizer)}"
+    words += f", averages {byte_size(memory.averages)}" if memory.averages else ""
+    words += f", passes {byte_size(memory.activations) if known else NOT_KNOWN}"
     rows = [("memory of a process", words)]
     if known:
-        total = "" if memory.total is None else f" of {_size(memory.total)}"
-        rows.append(("", f"{_size(memory.peak)} at its peak{total}, micro-batch {figures.micro_batch_size}"))
+        total = "" if memory.total is None else f" of {byte_size(memory.total)}"
+        rows.append(("", f"{byte_size(memory.peak)} at its peak{total}, micro-batch {figures.micro_batch_size}"))
     if largest is None:
         words = NOT_KNOWN
     elif largest == 0:
@@ -144,8 +144,8 @@ def _disk_rows(found: "Plan") -> list[tuple[str, str]]:
     if disk is None:
         return [("disk", NOT_KNOWN)]
     room = "there is room" if disk.has_room else "there is NOT so much room"
-    words = f"{_size(disk.num_bytes)} for {disk.checkpoints} checkpoints of {_size(disk.checkpoint_bytes)}"
-    return [("disk", f"{words}; {room} ({_size(disk.free_bytes)} free in {disk.folder})")]
+    words = f"{byte_size(disk.num_bytes)} for {disk.checkpoints} checkpoints of {byte_size(disk.checkpoint_bytes)}"
+    return [("disk", f"{words}; {room} ({byte_size(disk.free_bytes)} free in {disk.folder})")]
 
 
 def _limit_in_words(fits: bool, jobs: int | None) -> str:
@@ -154,8 +154,3 @@ def _limit_in_words(fits: bool, jobs: int | None) -> str:
     if jobs is None:
         return "no time is left to train in, after start-up and before the last save"
     return f"{jobs} jobs: it is queued again {counted(jobs - 1, 'time')}, and loses nothing"
-
-
-def _size(num_bytes: int) -> str:
-    mebibytes = num_bytes / MEBIBYTE
-    return f"{mebibytes / 1024:.1f} GiB" if mebibytes >= 1024 else f"{mebibytes:.1f} MiB"

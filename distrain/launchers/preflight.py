@@ -13,11 +13,11 @@ from pathlib import Path
 
 from distrain.config import Recipe
 from distrain.errors import UserError
+from distrain.messages import MEBIBYTE, byte_size, counted
 from distrain.runs.checkpoints import take_inventory
 from distrain.runs.directory import RunDirectory
 from distrain.system.memory import available_memory_bytes
 
-MEBIBYTE = 2**20
 LEAST_DISK_BYTES = 200 * MEBIBYTE  # where nothing is known of the size of a checkpoint
 LEAST_MEMORY_BYTES = 512 * MEBIBYTE  # of a training process: torch alone takes most of it
 _CONNECT_TIMEOUT_S = 5.0
@@ -50,7 +50,9 @@ def find_disk_shortage(recipe: Recipe, run: RunDirectory) -> str | None:
     if not entries:
         if free >= LEAST_DISK_BYTES:
             return None
-        return f"the disk of {place} has {_size(free)} free, and a run wants {_size(LEAST_DISK_BYTES)}; {advice}"
+        return (
+            f"the disk of {place} has {byte_size(free)} free, and a run wants {byte_size(LEAST_DISK_BYTES)}; {advice}"
+        )
     config, newest = recipe.checkpoint, entries[-1]
     staying = 0
     total_steps = run.read_status().total_steps
@@ -61,8 +63,8 @@ def find_disk_shortage(recipe: Recipe, run: RunDirectory) -> str | None:
     if free >= coming * newest.num_bytes:
         return None
     return (
-        f"the disk of {place} has {_size(free)} free, and {coming} more checkpoints of {_size(newest.num_bytes)} are "
-        f"planned; {advice}, or lower checkpoint.keep_last={config.keep_last}"
+        f"the disk of {place} has {byte_size(free)} free, and {coming} more checkpoints of "
+        f"{byte_size(newest.num_bytes)} are planned; {advice}, or lower checkpoint.keep_last={config.keep_last}"
     )
 
 
@@ -71,10 +73,10 @@ def find_memory_shortage(*, processes: int, system: Path = Path("/")) -> str | N
     free = available_memory_bytes(system)
     if free is None or free >= processes * LEAST_MEMORY_BYTES:
         return None
-    plural = "es want" if processes > 1 else " wants"
+    wanting = counted(processes, "training process wants", "training processes want")
     return (
-        f"this machine has {_size(free)} of memory left, and {processes} training process{plural} at least "
-        f"{_size(LEAST_MEMORY_BYTES)} each; end other programs, or take fewer processes"
+        f"this machine has {byte_size(free)} of memory left, and {wanting} at least "
+        f"{byte_size(LEAST_MEMORY_BYTES)} each; end other programs, or take fewer processes"
     )
 
 
@@ -105,8 +107,3 @@ def find_rendezvous_fault(host: str, port: int, *, is_own: bool) -> str | None:
                 return f"the rendezvous host {host} is not this machine, whose node rank is 0; give its own address"
             return f"port {port} of {host} cannot be opened here ({error.strerror}); give a free one"
     return None
-
-
-def _size(num_bytes: int) -> str:
-    mebibytes = num_bytes / MEBIBYTE
-    return f"{mebibytes / 1024:.1f} GiB" if mebibytes >= 1024 else f"{mebibytes:.1f} MiB"

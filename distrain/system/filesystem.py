@@ -9,9 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from distrain.errors import ExitCode, StorageError
-from distrain.messages import escape_control_characters
+from distrain.messages import MEBIBYTE, escape_control_characters
 
-MEBIBYTE = 2**20
 _NO_PERMISSION = {errno.EACCES, errno.EPERM}
 _ELSEWHERE = "name a place elsewhere (--run, --out or --root), or run the command in another folder"
 

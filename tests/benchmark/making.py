@@ -3,8 +3,7 @@
 from typing import Any
 
 from distrain.benchmark.results import Communication, Figures, Memory, Saving, Spread
-
-MEBIBYTE = 2**20
+from distrain.messages import MEBIBYTE
 
 
 def figures(**changes: Any) -> Figures:

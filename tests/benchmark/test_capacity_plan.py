@@ -10,7 +10,8 @@ from distrain.benchmark.scaling_model import LINKS
 from distrain.config import load_recipe
 from distrain.config.profile import Wanted
 from distrain.errors import LaunchError
-from tests.benchmark.making import MEBIBYTE, figures, reduction
+from distrain.messages import MEBIBYTE
+from tests.benchmark.making import figures, reduction
 from tests.command import distrain
 
 RECIPE = load_recipe("digits", overrides=["data.batch_size=800", "train.epochs=10"])  # 2 steps an epoch

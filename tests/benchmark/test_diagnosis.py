@@ -7,7 +7,8 @@ import pytest
 
 from distrain.benchmark.diagnosis import Setting, judge
 from distrain.benchmark.results import Saving
-from tests.benchmark.making import MEBIBYTE, figures, reduction
+from distrain.messages import MEBIBYTE
+from tests.benchmark.making import figures, reduction
 
 GPU = Setting(
     cpus=16,

@@ -1,7 +1,8 @@
 import pytest
 
 from distrain.benchmark.results import spread
-from tests.benchmark.making import MEBIBYTE, reduction
+from distrain.messages import MEBIBYTE
+from tests.benchmark.making import reduction
 
 
 def test_spread_of_blocks_tells_the_deviation_of_a_step() -> None:

@@ -7,12 +7,12 @@ import pytest
 
 from distrain.config import Recipe, load_recipe
 from distrain.launchers.preflight import (
-    MEBIBYTE,
     find_disk_shortage,
     find_memory_shortage,
     find_rendezvous_fault,
     find_shortages,
 )
+from distrain.messages import MEBIBYTE
 from distrain.runs.directory import RunDirectory, Status
 from distrain.system.memory import available_memory_bytes
 from tests.command import QUIET, distrain, fit

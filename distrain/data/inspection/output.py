@@ -14,11 +14,10 @@ from distrain.data.inspection.contact_sheet import Gallery, preview, printable
 from distrain.data.inspection.rules import SEVERITIES, Finding, Item
 from distrain.data.inspection.scan import WHOLE, Listing
 from distrain.data.inspection.statistics import QUANTILES, ChannelStatistics, Figures
-from distrain.messages import counted
+from distrain.messages import MEBIBYTE, counted
 from distrain.system.display import Heading, print_table
 from distrain.system.encoding import printable_name
 
-MEBIBYTE = 2**20
 ITEMS_SHOWN = 3  # of a finding
 PATHS_SHOWN = 3  # of an item
 CLASSES_SHOWN = 40

@@ -20,6 +20,7 @@ from distrain.data.sources.cached import MOST_HELD_BYTES, HeldSource
 from distrain.data.transforms.pipeline import DrawnTransforms, Transforms
 from distrain.errors import DataError, RecipeError
 from distrain.global_rng import seed_generators
+from distrain.messages import MEBIBYTE
 from distrain.rng import Purpose
 from distrain.system.exits import own_frame
 
@@ -309,7 +310,7 @@ def _put(images: torch.Tensor, targets: torch.Tensor, device: torch.device) -> B
     """Return held images and targets on the device, where `GPU_SHARE` of its free memory holds them."""
     if device.type != "cuda" or images.nbytes > GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
         return images, targets
-    log.info("%d images are held on the GPU: %.1f MiB", len(images), images.nbytes / 2**20)
+    log.info("%d images are held on the GPU: %.1f MiB", len(images), images.nbytes / MEBIBYTE)
     return images.to(device), targets.to(device)
 
 

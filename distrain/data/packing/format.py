@@ -41,10 +41,10 @@ from distrain.config.data import Split
 from distrain.config.metrics import Target
 from distrain.config.validation import describe
 from distrain.errors import DataError
+from distrain.messages import MEBIBYTE
 
 HEADER = "pack.json"
 SMALL = 64 * 64  # pixels
-MEBIBYTE = 2**20
 INDEX = np.dtype(
     [
         ("offset", "<u8"),  # in the file of its shard, in bytes
@@ -59,7 +59,7 @@ INDEX = np.dtype(
 Format = Literal["jpeg", "pixels"]
 Bytes = NDArray[np.uint8]
 Array = Literal["index", "targets", "names"]
-_PIECE = 8 * 2**20  # bytes read at a time
+_PIECE = 8 * MEBIBYTE  # bytes read at a time
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux's number; Python names it from 3.13 on
 
 

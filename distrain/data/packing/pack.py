@@ -19,7 +19,6 @@ from distrain.data.packing.encode import BrokenImageError
 from distrain.data.packing.format import (
     HEADER,
     INDEX,
-    MEBIBYTE,
     Array,
     ArrayFile,
     Form,
@@ -37,6 +36,7 @@ from distrain.data.packing.source_files import Origin, as_bytes, check_complete,
 from distrain.data.sources.files import FileSource, open_files
 from distrain.data.sources.registry import open_sources
 from distrain.errors import DataError
+from distrain.messages import MEBIBYTE
 from distrain.runs.directory import sync
 
 SHARD_BYTES = 2**30

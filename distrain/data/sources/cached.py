@@ -15,7 +15,7 @@ from distrain.data.sources.base import Source, TensorSource, is_read_in_order, s
 from distrain.data.sources.decoders import load_decoders
 from distrain.errors import DataError, RecipeError
 from distrain.global_rng import seed_generators
-from distrain.messages import counted
+from distrain.messages import MEBIBYTE, counted
 from distrain.rng import Purpose
 
 MOST_HELD_BYTES = 2**30  # of a split, where data.hold=auto
@@ -95,7 +95,7 @@ def hold(
         raise DataError(f"data.hold=always: {error}; leave data.hold out") from None
     log.info(
         "%d images of %s are held in memory: %.1f MiB in each process, decoded in %.1f s by %s",
-        *(len(held), name, held.images.nbytes / 2**20, time.perf_counter() - started),
+        *(len(held), name, held.images.nbytes / MEBIBYTE, time.perf_counter() - started),
         counted(num_processes, "process", "processes"),
     )
     return held

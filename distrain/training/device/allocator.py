@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from distrain.messages import MEBIBYTE
 from distrain.system.memory import available_memory_bytes
 
 MOST_MORE = 0.5  # of the memory that is needed, to be held for what comes next
@@ -55,7 +56,7 @@ class KeptMemory:
             log.info(
                 "this process took %s MiB, half as much again as a step needs; from now on it returns what steps free "
                 "to the system, so they may take longer",
-                f"{peak / 2**20:,.0f}",
+                f"{peak / MEBIBYTE:,.0f}",
             )
 
 

@@ -11,6 +11,7 @@ from distrain.config import Recipe
 from distrain.data.sources.base import Batch
 from distrain.distributed.world import World
 from distrain.errors import LaunchError, ModelError, RecipeError
+from distrain.messages import MEBIBYTE
 from distrain.models.copies import copy_network
 from distrain.runs.directory import RunDirectory
 from distrain.system.memory import available_memory_bytes
@@ -81,7 +82,7 @@ def find_micro_batch_size(trial: Trial, *, largest: int, limit_bytes: int, is_ca
     if peaks:
         log.info(
             "train.micro_batch_size=auto: %d samples take %.0f MiB at most, and %.0f MiB may be taken",
-            *(peaks[-1][0], peaks[-1][1] / 2**20, limit_bytes / 2**20),
+            *(peaks[-1][0], peaks[-1][1] / MEBIBYTE, limit_bytes / MEBIBYTE),
         )
     return found
 

@@ -11,6 +11,7 @@ from distrain.config import load_recipe
 from distrain.data.transforms.pipeline import Normalize
 from distrain.distributed.world import World
 from distrain.errors import RecipeError
+from distrain.messages import MEBIBYTE
 from distrain.models.registry import build_model
 from distrain.runs.directory import RunDirectory
 from distrain.training.device.batch_transforms import Preparation
@@ -24,7 +25,6 @@ from distrain.training.losses import build_loss
 from tests.processes import run_ranks
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
-MEBIBYTE = 2**20
 
 
 @pytest.mark.parametrize(
