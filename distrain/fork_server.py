@@ -3,6 +3,10 @@
 torch takes seconds to load, the more so for many ranks at once from one disk. Here one process loads it, and runs
 torchrun in forks of itself, which forks the ranks: the next attempt at a run begins at once. The arguments are those of
 torchrun for `-m distrain.worker RUN_DIR`; with `--serve FD` they come over that connection, attempt after attempt.
+
+Not `multiprocessing`'s forkserver: that has the environment, the standard error and the process group of the program
+that begins it. torch would be loaded before a plan's OMP_NUM_THREADS is set, which it reads only then, what it prints
+would miss the launcher's log, and the terminal's Ctrl-C would be sent to the ranks as well.
 """
 
 import logging

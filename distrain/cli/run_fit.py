@@ -20,7 +20,7 @@ from distrain.errors import ExitCode, LaunchError, PreflightError
 from distrain.launchers import LAUNCHERS
 from distrain.launchers.abort import end_at_once
 from distrain.launchers.multinode.coordinator import Host
-from distrain.launchers.multinode.group import Company
+from distrain.launchers.multinode.group import Company, LocalNode
 from distrain.launchers.multinode.member import Guest
 from distrain.launchers.plan import Plan
 from distrain.launchers.preflight import find_rendezvous_fault, find_shortages, noted
@@ -173,7 +173,7 @@ def supervise(
     company: Company | None = None
     if fit.spans_nodes:
         member = Host if leads else Guest
-        company = member(fit.profile, fit.run, identity=_identify(fit.recipe), plan=fit.replan, tell=tell)
+        company = member(LocalNode(fit.profile, fit.run, _identify(fit.recipe), fit.replan, tell))
     try:
         ending = execute(
             fit.plan,

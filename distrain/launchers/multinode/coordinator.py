@@ -4,14 +4,14 @@ import json
 import secrets
 import socket
 import time
-from collections.abc import Callable
 from typing import Any
 
 from distrain.config.profile import Profile
 from distrain.errors import ExitCode, LaunchError
 from distrain.launchers.multinode.connection import Line
+from distrain.launchers.multinode.group import LocalNode
 from distrain.launchers.plan import Plan
-from distrain.runs.directory import RunDirectory, write_atomically
+from distrain.runs.directory import write_atomically
 from distrain.system.network import split_endpoint
 from distrain.system.signals import StopRequest
 
@@ -28,28 +28,17 @@ class Host:
 
     leads = True
 
-    def __init__(
-        self,
-        profile: Profile,
-        run: RunDirectory,
-        *,
-        identity: str,
-        plan: Callable[[Profile], Plan],
-        tell: Callable[[str], None],
-    ) -> None:
-        """Listen at the rendezvous; `plan` makes what is started here of the profile of an attempt."""
-        self._profile = profile
-        self._run = run
-        self._identity = identity
-        self._plan = plan
-        self._tell = tell
+    def __init__(self, local: LocalNode) -> None:
+        """Listen at the rendezvous."""
+        self._local = local
+        self._profile, self._run, self._tell = local.profile, local.run, local.tell
         self._guests: dict[int, Line] = {}
         self._names = {0: socket.gethostname()}
         self._strangers: list[Line] = []  # they have not said yet who they are
         self._in_attempt: set[int] = set()
         self._ended: dict[int, float] = {}
         self._grown_ns: int | None = None  # when this attempt was stopped for more machines; 0 if a user stops it too
-        self._listener = _listen(profile)
+        self._listener = _listen(local.profile)
 
     def gather(self, was_asked: StopRequest) -> Plan | None:
         """Wait for the other machines, give the word to begin, and return what to start here."""
@@ -130,7 +119,7 @@ class Host:
         nodes = [0, *sorted(self._guests)]
         profile = self._profile.model_copy(update={"nodes": len(nodes), "min_nodes": None})
         token = secrets.token_hex(8)
-        plan = self._plan(profile)
+        plan = self._local.plan(profile)
         write_atomically(self._run.profile, profile.to_yaml())
         write_atomically(self._run.meeting, json.dumps({"token": token, "hosts": [self._names[n] for n in nodes]}))
         for rank, node in enumerate(nodes[1:], start=1):
@@ -164,7 +153,7 @@ class Host:
 
     def _admit(self, line: Line, hello: dict[str, Any]) -> None:
         node = hello.get("node")
-        ours = wanted(self._profile, self._identity)
+        ours = self._local.must_match
         others = [f"{key} {hello.get(key)}, not {ours[key]}" for key in ours if hello.get(key) != ours[key]]
         if not isinstance(node, int) or not 0 < node < self._profile.nodes:
             line.close()
@@ -193,12 +182,6 @@ class Host:
             f"{'have' if len(missing) > 1 else 'has'} not come to {self._profile.rendezvous} "
             f"(interface {self._profile.interface}); here {'are' if self._guests else 'is'} {here}"
         )
-
-
-def wanted(profile: Profile, identity: str) -> dict[str, Any]:
-    """Return what all machines must be started with alike."""
-    words = {"launcher": profile.launcher, "device": profile.device, "processes": profile.processes}
-    return {**words, "nodes": profile.nodes, "min_nodes": profile.min_nodes, "recipe": identity}
 
 
 def _listen(profile: Profile) -> socket.socket:

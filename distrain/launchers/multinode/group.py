@@ -1,10 +1,32 @@
 """Owns with whom a launcher executes a plan: alone, or with the launchers of the run's other machines."""
 
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+from distrain.config.profile import Profile
 from distrain.errors import ExitCode
 from distrain.launchers.plan import Plan
+from distrain.runs.directory import RunDirectory
 from distrain.system.signals import StopRequest
+
+
+@dataclass(frozen=True)
+class LocalNode:
+    """What the launcher of one of several nodes was started for."""
+
+    profile: Profile
+    run: RunDirectory
+    recipe_digest: str
+    plan: Callable[[Profile], Plan]  # makes what is started here of the profile of an attempt
+    tell: Callable[[str], None]
+
+    @property
+    def must_match(self) -> dict[str, Any]:
+        """What all nodes must be started with alike."""
+        profile = self.profile
+        words = {"launcher": profile.launcher, "device": profile.device, "processes": profile.processes}
+        return {**words, "nodes": profile.nodes, "min_nodes": profile.min_nodes, "recipe": self.recipe_digest}
 
 
 class Company(Protocol):

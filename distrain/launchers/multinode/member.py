@@ -3,15 +3,14 @@
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from distrain.config.profile import Profile
 from distrain.errors import ExitCode, LaunchError
 from distrain.launchers.multinode.connection import Line
-from distrain.launchers.multinode.coordinator import GATHER_S, GRACE_S, PART_S, POLL_S, TELL_S, wanted
+from distrain.launchers.multinode.coordinator import GATHER_S, GRACE_S, PART_S, POLL_S, TELL_S
+from distrain.launchers.multinode.group import LocalNode
 from distrain.launchers.plan import Plan
-from distrain.runs.directory import RunDirectory
 from distrain.system.network import split_endpoint
 from distrain.system.signals import StopRequest
 
@@ -24,21 +23,9 @@ class Guest:
 
     leads = False
 
-    def __init__(
-        self,
-        profile: Profile,
-        run: RunDirectory,
-        *,
-        identity: str,
-        plan: Callable[[Profile], Plan],
-        tell: Callable[[str], None],
-    ) -> None:
-        """`plan` makes what is started here of the profile of an attempt."""
-        self._profile = profile
-        self._run = run
-        self._identity = identity
-        self._plan = plan
-        self._tell = tell
+    def __init__(self, local: LocalNode) -> None:
+        self._local = local
+        self._profile, self._run, self._tell = local.profile, local.run, local.tell
         self._line: Line | None = None
         self._unread: list[dict[str, Any]] = []
         self._host_ended: float | None = None
@@ -112,9 +99,7 @@ class Guest:
         except OSError as error:
             return error.strerror or str(error)
         self._line = Line(connection)
-        self._line.send(
-            node=self._profile.node_rank, host=socket.gethostname(), **wanted(self._profile, self._identity)
-        )
+        self._line.send(node=self._profile.node_rank, host=socket.gethostname(), **self._local.must_match)
         return "it does not answer"
 
     def _hear(self) -> Iterator[dict[str, Any]]:
@@ -138,7 +123,7 @@ class Guest:
             time.sleep(POLL_S)
         update = {"nodes": word["nodes"], "node_rank": word["node_rank"], "min_nodes": None}
         self._tell(f"begins as node {word['node_rank']} of {word['nodes']}")
-        return self._plan(self._profile.model_copy(update=update))
+        return self._local.plan(self._profile.model_copy(update=update))
 
     def _token(self) -> str | None:
         try:
