@@ -46,8 +46,6 @@ def _type_text(annotation: Any) -> str:
     if origin is tuple:
         kind = _type_text(arguments[0])
         return f"list of {kind}" if kind.startswith("{") else f"list of {kind}s"
-    if origin is dict:
-        return "mapping"
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return f"{{{', '.join(annotation.model_fields)}}}"
     if origin is UnionType or origin is Union:
