@@ -118,18 +118,10 @@ class Walk:
             ]
             found.append(f"{self._root}: skipped as hidden or the system's: {' and '.join(parts)}")
         if self.links:
-            which = (
-                "1 link to a folder that is"
-                if len(self.links) == 1
-                else f"{len(self.links):,} links to folders that are"
-            )
+            which = counted(len(self.links), "link to a folder that is", "links to folders that are")
             found.append(f"{self._root}: did not follow {which} read anyway ({self._name_first(self.links)})")
         if self.unread:
-            which = (
-                "1 picture whose suffix is"
-                if len(self.unread) == 1
-                else f"{len(self.unread):,} pictures whose suffix is"
-            )
+            which = counted(len(self.unread), "picture whose suffix is", "pictures whose suffix is")
             advice = "save as .jpg or .png"
             found.append(f"{self._root}: skipped {which} not read ({self._name_first(self.unread)}); {advice}")
         return list(map(printable_name, found))
