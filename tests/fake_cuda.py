@@ -29,6 +29,10 @@ from distrain.training.device import batch_transforms, micro_batch_size
 from distrain.training.monitor import RankMonitor
 from distrain.training.optim import optimizer, param_groups, weight_averaging
 from distrain.training.session import Session
+from distrain.training.setup import checks as setup_checks
+from distrain.training.setup import data as setup_data
+from distrain.training.setup import loss as setup_loss
+from distrain.training.setup import network as setup_network
 
 GPU = torch.device("cuda", 0)
 _TOTAL_BYTES = 80 << 30
@@ -160,8 +164,11 @@ def _keep_real(patch: pytest.MonkeyPatch) -> None:
     """Make what looks at numbers outside of the fake."""
     for module, names in {
         BatchReader: "_read_each",
-        build: "open_sources choose_samples hold build_transforms resolve_class_weights class_counts build_sampler "
-        "_build_model initialize check_sizes forewarn",
+        setup_data: "open_sources choose_samples hold build_transforms build_sampler",
+        setup_loss: "resolve_class_weights class_counts",
+        setup_network: "_build_model initialize",
+        setup_checks: "check_sizes",
+        build: "forewarn",
         batch_transforms: "_mixer",
         TensorSource: "fingerprint",
     }.items():
@@ -174,7 +181,7 @@ def _keep_real(patch: pytest.MonkeyPatch) -> None:
             return gather(reader, images, *rest)
 
     patch.setattr(BatchReader, "_gather", gather_real)
-    for module in (build, micro_batch_size):
+    for module in (setup_network, micro_batch_size):
         patch.setattr(module, "copy_network", _real(module.copy_network))
 
     def plan(config: Any, model: nn.Module, *, heads: list[str], example: torch.Tensor) -> Any:

@@ -1,0 +1,101 @@
+"""Lists what must hold between recipe, data, loss and network before the first step; each check names what does not.
+
+A check leaves everything as it was, also the random numbers. All ranks run the same checks in the same order.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from distrain.config import Recipe
+from distrain.distributed.parallelize import check_sync_batchnorm
+from distrain.distributed.world import World
+from distrain.models.freezing import check_something_trains
+from distrain.tensors.undisturbed import undisturbed
+from distrain.training.device.batch_transforms import check_mixing, check_sizes
+from distrain.training.device.precision import Precision
+from distrain.training.losses import check_loss
+from distrain.training.probe import try_network
+from distrain.training.setup.data import DataSetup
+from distrain.training.setup.loss import LossSetup
+from distrain.training.setup.network import NetworkSetup
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a session that a check sees."""
+
+    recipe: Recipe
+    world: World
+    data: DataSetup
+    loss: LossSetup
+    network: NetworkSetup
+    precision: Precision
+    is_new: bool  # whether the run begins at step 0
+
+
+Check = Callable[[Parts], None]  # raises a `UserError`
+
+
+def run_checks(checks: Sequence[Check], parts: Parts) -> None:
+    """Run them in order; the first one that fails raises."""
+    for check in checks:
+        check(parts)
+
+
+def _network_takes_all_sizes(parts: Parts) -> None:
+    with undisturbed(parts.network.model):
+        check_sizes(parts.recipe, parts.network.model.eval(), num_channels=parts.data.num_channels)
+
+
+def _something_trains(parts: Parts) -> None:
+    if parts.is_new:
+        check_something_trains(
+            parts.network.model,
+            parts.network.thaw_steps,
+            parts.network.end_steps,
+            steps_per_epoch=parts.data.order.steps_per_epoch,
+            total_steps=parts.data.total_steps,
+        )
+
+
+def _loss_takes_mixed_targets(parts: Parts) -> None:
+    with undisturbed(parts.loss.function):
+        check_mixing(
+            parts.recipe,
+            parts.loss.function,
+            parts.data.first[1].to(parts.world.device),  # where the weights of the loss are
+            num_classes=parts.data.num_classes,
+            micro_batch_size=parts.data.order.batching.micro_batch_size,
+        )
+
+
+def _batchnorm_can_be_synchronized(parts: Parts) -> None:
+    check_sync_batchnorm(parts.recipe, parts.world, parts.data.order)
+
+
+def _network_trains_and_evaluates(parts: Parts) -> None:
+    data, world = parts.data, parts.world
+    try_network(
+        parts.recipe,
+        parts.network.model,
+        data.order,
+        parts.precision,
+        in_training=[
+            data.prepare.inputs(data.first[0].to(world.device), step=s) for s in (0, data.prepare.smallest_step)
+        ],
+        in_evaluation=data.normalize(data.first_val[0].to(world.device)),
+        num_val_samples=len(data.sources["val"]),
+        num_outputs=data.num_classes,
+        num_devices=world.num_devices,
+    )
+
+
+def _loss_takes_targets(parts: Parts) -> None:
+    targets = parts.data.first[1].to(parts.world.device)
+    with parts.precision.autocast(), undisturbed(parts.loss.function):
+        check_loss(parts.loss.function, parts.recipe.loss, targets, num_outputs=parts.data.num_classes)
+
+
+ON_CPU: tuple[Check, ...] = (_network_takes_all_sizes, _something_trains)
+WITH_MICRO_BATCH: tuple[Check, ...] = (_loss_takes_mixed_targets, _batchnorm_can_be_synchronized)
+ON_DEVICE: tuple[Check, ...] = (_network_trains_and_evaluates, _loss_takes_targets)

@@ -1,0 +1,91 @@
+"""Makes the network of a session: its weights, what of it is frozen, and the options of its parameter groups."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from distrain.config import Model, Recipe
+from distrain.data.sources.base import Source
+from distrain.distributed.world import World
+from distrain.errors import ModelError, WeightsUnreachableError
+from distrain.global_rng import seed_generators
+from distrain.models.copies import copy_network
+from distrain.models.data_dependent_init import initialize
+from distrain.models.freezing import ThawSteps, end_steps, freeze
+from distrain.models.registry import build_model, heads_of
+from distrain.rng import Purpose
+from distrain.training.probe import check_state
+from distrain.training.setup.data import DataSetup, first_images
+from distrain.training.stored_weights import read_stored
+
+IF_REACHABLE = "imagenet-if-reachable"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NetworkSetup:
+    """The network on the CPU, bare, and what the recipe says of its weights."""
+
+    model: nn.Module
+    heads: Sequence[str]
+    thaw_steps: ThawSteps  # the step from which on a frozen weight is trained
+    end_steps: dict[str, int]  # the step from which on a weight is trained no more
+    bare_copy: nn.Module | None  # for the sinks; None where the network cannot be copied
+
+
+def set_up_network(recipe: Recipe, data: DataSetup, world: World, *, is_new: bool) -> NetworkSetup:
+    """Make the network, with the weights that it starts from where `is_new`: else a checkpoint takes their place.
+
+    All ranks call it together. Raises a `UserError` where network, weights and data do not go together.
+    """
+    wants = recipe.model.weights if is_new else None
+    model = _build_model(recipe, wants, data.train_source, in_channels=data.num_channels, world=world)
+    if wants is None and is_new:
+        initialize(model, lambda: first_images(recipe, data.train_source))
+    check_state(model, name=f"model.name={recipe.model.name}")
+    bare_copy = _copy_for_sinks(recipe, model)
+    heads, steps_per_epoch = heads_of(recipe.model, model), data.order.steps_per_epoch
+    return NetworkSetup(
+        model=model,
+        heads=heads,
+        thaw_steps=freeze(recipe.model, model, heads=heads, steps_per_epoch=steps_per_epoch),
+        end_steps=end_steps(recipe.model, model, heads=heads, steps_per_epoch=steps_per_epoch),
+        bare_copy=bare_copy,
+    )
+
+
+def _build_model(recipe: Recipe, wants: str | None, source: Source, *, in_channels: int, world: World) -> nn.Module:
+    config = recipe.model.model_copy(update={"weights": "imagenet" if wants == IF_REACHABLE else wants})
+    complaint = None
+    try:
+        model = _draw_model(recipe, config, source, in_channels=in_channels, world=world)
+    except WeightsUnreachableError as error:
+        if wants != IF_REACHABLE:
+            raise
+        complaint = str(error).partition(";")[0]
+    if wants != IF_REACHABLE or not world.any_rank(complaint is not None):
+        return model
+    log.warning("%s: the network starts from random weights", complaint or "another rank could not have the weights")
+    return _draw_model(
+        recipe, config.model_copy(update={"weights": None}), source, in_channels=in_channels, world=world
+    )
+
+
+def _draw_model(recipe: Recipe, config: Model, source: Source, *, in_channels: int, world: World) -> nn.Module:
+    stored = read_stored(config)
+    seed_generators(recipe.train.seed, Purpose.MODEL_INIT)
+    with world.main_first():  # rank 0 downloads weights that are not there yet
+        return build_model(config, num_classes=len(source.classes), in_channels=in_channels, stored=stored)
+
+
+def _copy_for_sinks(recipe: Recipe, model: nn.Module) -> nn.Module | None:
+    """Return a copy in evaluation mode, or None, which is said, where the network does not allow one."""
+    try:
+        return copy_network(model, name=recipe.model.name).eval()
+    except ModelError as error:
+        if recipe.log.tensorboard:
+            log.warning("%s; TensorBoard does not show its graph", error)
+        return None
