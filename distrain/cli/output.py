@@ -17,10 +17,11 @@ from distrain.config.profile import Profile, read_profile
 from distrain.launchers.plan import Plan
 from distrain.messages import counted
 from distrain.runs.checkpoints import committed
-from distrain.runs.directory import RunDirectory, Status
+from distrain.runs.directory import RunDirectory
 from distrain.runs.error_reports import read_errors
 from distrain.runs.query import best_checkpoint, read_states
 from distrain.runs.stacks import MAIN_THREAD, RankStack
+from distrain.runs.status import Status
 from distrain.runs.user_errors import is_out_of_memory
 from distrain.runs.way_back import print_resume, print_way_back
 from distrain.system.display import console_width, duration

@@ -9,8 +9,9 @@ from contextlib import suppress
 from rich.console import Console
 
 from distrain.errors import ExitCode
-from distrain.runs.directory import AttemptMark, RunDirectory
+from distrain.runs.directory import RunDirectory
 from distrain.runs.log_file import append_to_log
+from distrain.runs.status import AttemptMark
 from distrain.runs.way_back import print_way_back
 from distrain.system.exits import end_process
 from distrain.system.live_line import erase_line

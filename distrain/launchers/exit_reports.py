@@ -8,9 +8,10 @@ import time
 import psutil
 
 from distrain.errors import ExitCode
-from distrain.runs.directory import Heartbeat, RunDirectory
+from distrain.runs.directory import RunDirectory
 from distrain.runs.error_reports import read_errors
 from distrain.runs.stacks import read_fatal_error
+from distrain.runs.status import Heartbeat
 from distrain.system.process import KILLED_BY_AGENT, state_of
 
 # torchrun names the exit code and the process of every rank that failed, also of those that it has ended itself.

@@ -11,8 +11,9 @@ from distrain.data.layout.checks import check_requirements
 from distrain.errors import RecipeError, RunError
 from distrain.launchers.plan import Plan
 from distrain.launchers.warm_start import pin_weights
-from distrain.runs.directory import DYING_S, RunDirectory, Status, new_run_directory, write_atomically
+from distrain.runs.directory import DYING_S, RunDirectory, new_run_directory, write_atomically
 from distrain.runs.environment import describe_environment
+from distrain.runs.status import Status
 from distrain.runs.task import Task, TrainRequest, write_task
 
 DEFAULT_RECIPE = "digits"

@@ -19,8 +19,9 @@ from distrain.launchers.slurm.step_wait import StepWait
 from distrain.launchers.spawn import Child, Starter
 from distrain.launchers.watchdog import StallWatch
 from distrain.runs.checkpoints import final_path, newest_step
-from distrain.runs.directory import AttemptMark, RunDirectory, write_atomically
+from distrain.runs.directory import RunDirectory, write_atomically
 from distrain.runs.error_reports import Clocks, ErrorReport, begin_attempt, read_errors
+from distrain.runs.status import AttemptMark
 from distrain.runs.stop_requests import stop_on_signal
 from distrain.runs.task import saves_nothing
 from distrain.system.loop_guard import LoopGuard, describe

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from distrain.config.profile import Device
 from distrain.launchers.exit_reports import report_end
-from distrain.runs.directory import Heartbeat, RunDirectory
+from distrain.runs.directory import RunDirectory
 from distrain.runs.error_reports import Clocks
 from distrain.runs.flight_recorder import collect
 from distrain.runs.stacks import MAIN_THREAD, ask
+from distrain.runs.status import Heartbeat
 from distrain.system.process import IN_WORDS, state_of
 from distrain.training.train_state import PHASES
 

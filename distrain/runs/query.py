@@ -10,8 +10,9 @@ from typing import Any
 from distrain.config.profile import read_profile
 from distrain.errors import RunError
 from distrain.runs import checkpoints, slurm
-from distrain.runs.directory import RunDirectory, State, Status
+from distrain.runs.directory import RunDirectory
 from distrain.runs.slurm import JobFacts
+from distrain.runs.status import State, Status
 from distrain.system import filesystem
 
 SILENT_AFTER_S = 60.0  # a running run writes its status every second; a long save or evaluation may pause it

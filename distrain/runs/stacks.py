@@ -22,7 +22,8 @@ from pathlib import Path
 
 import psutil
 
-from distrain.runs.directory import Heartbeat, RunDirectory
+from distrain.runs.directory import RunDirectory
+from distrain.runs.status import Heartbeat
 from distrain.system.process import catches, signal_main_thread, state_of
 
 STACK_SIGNAL = signal.SIGUSR2

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from distrain.runs.directory import Heartbeat, RunDirectory, State
+from distrain.runs.directory import RunDirectory
 from distrain.runs.stacks import read_own_threads
+from distrain.runs.status import Heartbeat, State
 from distrain.system.loop_guard import LoopGuard
 from distrain.training.train_state import TrainState
 

@@ -3,7 +3,8 @@
 from types import TracebackType
 from typing import Self
 
-from distrain.runs.directory import RunDirectory, State
+from distrain.runs.directory import RunDirectory
+from distrain.runs.status import State
 from distrain.system.loop_guard import LoopGuard
 from distrain.system.signals import StopRequest
 from distrain.training.heartbeat import HeartbeatWriter

@@ -7,7 +7,7 @@ import torch
 
 from distrain.data.sources.base import is_read_in_order
 from distrain.errors import DataError, TrainingError
-from distrain.runs.directory import SkippedBatch
+from distrain.runs.status import SkippedBatch
 from distrain.training.session import Session
 
 MAX_NAMED = 16  # samples in a message; `status.json` has the numbers of all

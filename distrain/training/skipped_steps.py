@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from distrain.data.loading.sampler import TrainOrder
-from distrain.runs.directory import SkippedBatch
+from distrain.runs.status import SkippedBatch
 
 
 class SkippedSteps:

@@ -9,7 +9,7 @@ import time
 from typing import Literal, Protocol, get_args
 
 from distrain.config.metrics import is_better
-from distrain.runs.directory import SkippedBatch, State, Status
+from distrain.runs.status import SkippedBatch, State, Status
 
 Phase = Literal[
     "start-up",

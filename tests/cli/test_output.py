@@ -12,8 +12,9 @@ from rich.console import Console
 from distrain.cli import output
 from distrain.config.profile import Profile
 from distrain.runs.checkpoints import final_path
-from distrain.runs.directory import RunDirectory, SkippedBatch, Status
+from distrain.runs.directory import RunDirectory
 from distrain.runs.query import facts, resume_command
+from distrain.runs.status import SkippedBatch, Status
 
 CLASSES = Status(
     state="finished",

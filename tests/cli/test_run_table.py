@@ -11,7 +11,8 @@ from distrain.cli.run_table import SORT_KEYS, print_runs, sort_runs
 from distrain.config import load_recipe
 from distrain.errors import RunError
 from distrain.runs.checkpoints import final_path
-from distrain.runs.directory import RunDirectory, Status
+from distrain.runs.directory import RunDirectory
+from distrain.runs.status import Status
 from tests.cli.test_output import CLASSES, VALUES, make_run
 
 

@@ -13,7 +13,8 @@ from distrain.launchers.preflight import (
     find_shortages,
 )
 from distrain.messages import MEBIBYTE
-from distrain.runs.directory import RunDirectory, Status
+from distrain.runs.directory import RunDirectory
+from distrain.runs.status import Status
 from distrain.system.memory import available_memory_bytes
 from tests.command import QUIET, distrain, fit
 from tests.disk import fill, small_disk

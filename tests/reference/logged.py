@@ -18,7 +18,8 @@ from distrain.config import Recipe, load_recipe, read_recipe
 from distrain.config.profile import Profile
 from distrain.distributed.world import World
 from distrain.runs.checkpoints import committed, read
-from distrain.runs.directory import RunDirectory, Status
+from distrain.runs.directory import RunDirectory
+from distrain.runs.status import Status
 from distrain.training import trainer
 from distrain.training.monitor import RankMonitor
 from tests.command import metrics

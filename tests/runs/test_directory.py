@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from distrain.errors import RunError
-from distrain.runs.directory import RunDirectory, Status, new_run_directory, write_atomically
+from distrain.runs.directory import RunDirectory, new_run_directory, write_atomically
+from distrain.runs.status import Status
 from distrain.system import filesystem
 
 TAKE_THE_LOCK = """

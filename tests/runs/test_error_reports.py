@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from distrain.launchers.exit_reports import report_end
-from distrain.runs.directory import Heartbeat, RunDirectory
+from distrain.runs.directory import RunDirectory
 from distrain.runs.error_reports import Clocks, begin_attempt, read_errors
+from distrain.runs.status import Heartbeat
 
 HERE = socket.gethostname()
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from distrain.runs import query
-from distrain.runs.directory import Attempt, RunDirectory, Status
+from distrain.runs.directory import RunDirectory
 from distrain.runs.stacks import read_stacks
+from distrain.runs.status import Attempt, Status
 from tests.runs.test_error_reports import beat
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from distrain.runs import stacks
-from distrain.runs.directory import Heartbeat, RunDirectory
+from distrain.runs.directory import RunDirectory
 from distrain.runs.stacks import MAIN_THREAD, answer_requests, ask, parse_dump, read_fatal_error, read_own_threads
+from distrain.runs.status import Heartbeat
 from distrain.training.monitor import RankMonitor
 from tests.command import wait_until
 from tests.forks import server

@@ -13,7 +13,8 @@ import pytest
 from distrain.config import Recipe, load_recipe
 from distrain.data.loading.isolation import portable
 from distrain.errors import DataError
-from distrain.runs.directory import RunDirectory, Status
+from distrain.runs.directory import RunDirectory
+from distrain.runs.status import Status
 from distrain.runs.user_errors import find_mistake
 
 

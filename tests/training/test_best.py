@@ -11,7 +11,8 @@ from distrain.config.profile import Profile
 from distrain.distributed.world import World
 from distrain.runs import checkpoints
 from distrain.runs.checkpoints.integrity import describe_files, read_manifest
-from distrain.runs.directory import RunDirectory, Status
+from distrain.runs.directory import RunDirectory
+from distrain.runs.status import Status
 from distrain.training import trainer
 from distrain.training.monitor import RankMonitor
 from tests.command import checkpoint_steps, metrics

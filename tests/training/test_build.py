@@ -10,7 +10,8 @@ from distrain.config import Recipe, load_recipe
 from distrain.config.profile import Profile
 from distrain.distributed.world import World
 from distrain.errors import ModelError, RecipeError, UserError
-from distrain.runs.directory import RunDirectory, SkippedBatch, Status
+from distrain.runs.directory import RunDirectory
+from distrain.runs.status import SkippedBatch, Status
 from distrain.training.build import build_session
 from distrain.training.device.precision import Precision
 from distrain.training.monitor import RankMonitor

@@ -16,7 +16,8 @@ from distrain.config.profile import Profile
 from distrain.distributed.world import World
 from distrain.errors import ModelError, TrainingError
 from distrain.rng import permutation
-from distrain.runs.directory import RunDirectory, Status
+from distrain.runs.directory import RunDirectory
+from distrain.runs.status import Status
 from distrain.training import build, trainer
 from distrain.training.monitor import RankMonitor
 from distrain.training.session import Session

@@ -2,7 +2,7 @@
 
 import pytest
 
-from distrain.runs.directory import SkippedBatch, Status
+from distrain.runs.status import SkippedBatch, Status
 from distrain.training import train_state
 from distrain.training.train_state import TrainState
 

@@ -14,8 +14,9 @@ from distrain.errors import ExitCode, LaunchError, RunError
 from distrain.messages import print_error
 from distrain.runs import slurm
 from distrain.runs.checkpoints import newest_step
-from distrain.runs.directory import Job, RunDirectory
+from distrain.runs.directory import RunDirectory
 from distrain.runs.slurm import JobFacts
+from distrain.runs.status import Job
 
 Verdict = Literal["over", "requeue", "requeued"]
 

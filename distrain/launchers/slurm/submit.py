@@ -20,7 +20,8 @@ from distrain.launchers.slurm.code_snapshot import take_snapshot
 from distrain.launchers.slurm.scripts import find_script
 from distrain.launchers.slurm.srun import check_started_once
 from distrain.runs import slurm
-from distrain.runs.directory import Job, RunDirectory
+from distrain.runs.directory import RunDirectory
+from distrain.runs.status import Job
 
 _PYTHON = "--python="  # before the Python that a batch script runs
 _OPTION = re.compile(r"[a-z][a-z0-9-]*(=.*)?", re.DOTALL)

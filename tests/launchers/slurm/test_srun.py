@@ -8,9 +8,9 @@ from distrain.config.profile import Profile, Wanted
 from distrain.errors import LaunchError
 from distrain.launchers.slurm.requeue import decide
 from distrain.launchers.slurm.srun import Allocation, first_node, read_allocation, resolve_allocated
-from distrain.runs.directory import Attempt, State, Status
 from distrain.runs.query import state_on_cluster
 from distrain.runs.slurm import JobFacts, read_own_job
+from distrain.runs.status import Attempt, State, Status
 
 VARIABLES = {"SLURM_JOB_ID": "30017", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
 RUNNING = JobFacts("RUNNING")

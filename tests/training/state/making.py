@@ -14,7 +14,8 @@ from torch.nn.utils import prune
 from distrain.config import load_recipe
 from distrain.config.profile import Profile
 from distrain.distributed.world import World
-from distrain.runs.directory import RunDirectory, Status
+from distrain.runs.directory import RunDirectory
+from distrain.runs.status import Status
 from distrain.training import trainer
 from distrain.training.monitor import RankMonitor
 from tests.checkpoint.making import ALONE
