@@ -24,7 +24,7 @@ from distrain.data.sources.base import Batch, TensorSource
 from distrain.distributed import unused_parameters
 from distrain.distributed.world import World
 from distrain.runs.directory import RunDirectory
-from distrain.training import build, evaluate, step_watch, trainer
+from distrain.training import build, determinism, evaluate, step_watch, trainer
 from distrain.training.device import batch_transforms, micro_batch_size
 from distrain.training.monitor import RankMonitor
 from distrain.training.optim import optimizer, param_groups, weight_averaging
@@ -78,7 +78,7 @@ def session_on_gpu(recipe: Recipe, folder: Path) -> Session:
     profile = Profile(launcher="inprocess", device="cuda", processes=1, threads=1)
     world = World(rank=0, size=1, local_rank=0, device=GPU)
     with unset_fake_temporarily():
-        trainer.set_determinism(recipe)
+        determinism.set_determinism(recipe)
     return build.build_session(recipe, profile, run, world, RankMonitor(run, 0), has_checkpoint=False)
 
 

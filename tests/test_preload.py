@@ -19,11 +19,11 @@ from distrain.config import load_recipe
 
 network = nn.Linear(2, 2)
 torch.optim.Adam(network.parameters()).step()
-from distrain.training import build, trainer
+from distrain.training import build, determinism, trainer
 from torchvision.transforms import v2
 
 v2.RandomCrop(8)
-trainer.set_determinism(load_recipe("digits", overrides=["train.deterministic=true"]))
+determinism.set_determinism(load_recipe("digits", overrides=["train.deterministic=true"]))
 assert torch.are_deterministic_algorithms_enabled()
 assert torch._inductor.config.deterministic  # what torch.compile makes is so as well
 print(sorted(name for name in set(sys.modules) - before if name.startswith(("torch", "distrain"))))

@@ -21,10 +21,10 @@ from distrain.errors import DataError
 from distrain.runs.directory import RunDirectory, write_atomically
 from distrain.runs.task import BenchmarkRequest
 from distrain.training.build import build_session
+from distrain.training.determinism import set_determinism
 from distrain.training.device.micro_batch_size import memory_limit_bytes, try_micro_batch_sizes
 from distrain.training.monitor import RankMonitor
 from distrain.training.session import Session
-from distrain.training.trainer import set_determinism
 
 log = logging.getLogger(__name__)
 

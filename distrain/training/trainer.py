@@ -1,12 +1,9 @@
 """Owns training: the loop over the steps, with records, evaluations and checkpoints, told top to bottom."""
 
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
-
-import torch
 
 from distrain.checkpoint.tensors import digest, weights_digest
 from distrain.config import Recipe
@@ -16,10 +13,9 @@ from distrain.data.loading.loader import read_batches
 from distrain.data.loading.sampler import evaluation_order
 from distrain.data.sources.base import Batch
 from distrain.distributed.world import World
-from distrain.global_rng import seed_generators
-from distrain.rng import Purpose, derive_seed
 from distrain.runs.directory import RunDirectory
 from distrain.training.build import build_session
+from distrain.training.determinism import seed_model_draws, set_determinism
 from distrain.training.device.allocator import release_unused
 from distrain.training.early_stopping import check_target, end_at, end_early, end_without_progress, last_step_in_time
 from distrain.training.evaluate import Evaluation, evaluate
@@ -232,30 +228,6 @@ def write_records(session: Session, step: int, sinks: Sinks) -> tuple[Session, b
     if record | metrics:
         sinks.write(record | metrics)
     return session, True
-
-
-def seed_model_draws(seed: int, step: int, micro_batch: int, gpus: range, *, is_own: bool) -> None:
-    """Seed what the network draws, dropout say, as a function of (seed, step, micro-batch) and nothing else.
-
-    Where it or the loss is the user's own, it may draw from numpy and from Python as well.
-    """
-    value = derive_seed(seed, Purpose.MODEL_DRAW, step, micro_batch)
-    if is_own:
-        seed_generators(seed, Purpose.MODEL_DRAW, step, micro_batch)
-    else:  # a hundredth of the time of torch.manual_seed, which asks all backends
-        torch.default_generator.manual_seed(value)
-    for gpu in gpus:
-        torch.cuda.default_generators[gpu].manual_seed(value + gpu - gpus[0])
-
-
-def set_determinism(recipe: Recipe) -> None:
-    """Choose deterministic or fastest kernels, as the recipe says; before anything is built."""
-    if recipe.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-        torch.use_deterministic_algorithms(True, warn_only=True)  # noqa: FBT003 - its usual form
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by its module
-    torch.backends.cudnn.benchmark = not recipe.train.deterministic
-    torch.autograd.set_detect_anomaly(recipe.train.detect_anomaly)
 
 
 def _begin_attempt(session: Session, start: Start) -> None:
