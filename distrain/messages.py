@@ -32,7 +32,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
 
 
-def nearest(word: str, known: Iterable[str], *, count: int = 3, cutoff: float = 0.5) -> str:
+def nearest(word: str, known: Iterable[str], *, count: int = 3, cutoff: float = 0.6) -> str:
     """Return `; did you mean x, y or z?` with the known words that are most like `word`, or nothing."""
     return did_you_mean(difflib.get_close_matches(word, list(known), n=count, cutoff=cutoff))
 

@@ -64,7 +64,7 @@ def export(
     from distrain.runs import query
 
     if form not in FILES:
-        hint = nearest(form, FILES, count=1, cutoff=0.6) or f"; use {joined(list(FILES))}"
+        hint = nearest(form, FILES, count=1) or f"; use {joined(list(FILES))}"
         raise BundleError(f"unknown format {form!r}{hint}")
     if (with_normalize or images) and form not in {"torch", "onnx"}:
         raise BundleError(f"--with-normalize and --images are for the formats torch and onnx, not for {form}")

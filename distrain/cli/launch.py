@@ -54,6 +54,6 @@ def show(
 
     found = builtin_profiles()
     if name not in found:
-        hint = nearest(name, found, count=1, cutoff=0.6) or f"; use {', '.join(found)}"
+        hint = nearest(name, found, count=1) or f"; use {', '.join(found)}"
         raise LaunchError(f"unknown launch profile {name!r}{hint}")
     typer.echo(found[name].read_text(encoding="utf-8").rstrip())

@@ -61,7 +61,7 @@ def _command_hint(name: str, context: Any) -> str:
     known = list(context.command.commands)
     if context.parent is None and (found := [own for own, others in _NAMES_ELSEWHERE.items() if name in others]):
         return did_you_mean(found)
-    return nearest(name, known, cutoff=0.6)
+    return nearest(name, known)
 
 
 def _fault(error: Any) -> str:
@@ -75,7 +75,7 @@ def _fault(error: Any) -> str:
     if choices := re.findall(
         r"'([^']*)'", str(faults[0].get("ctx", {}).get("error", ""))
     ):  # the value, then what it may be
-        return f"{value}: must be {joined(choices[1:])}{nearest(value, choices[1:], count=1, cutoff=0.6)}"
+        return f"{value}: must be {joined(choices[1:])}{nearest(value, choices[1:], count=1)}"
     return f"{value}: must be {joined(list(dict.fromkeys(map(must_be, faults))))}"
 
 

@@ -60,7 +60,7 @@ class Eval(Section):
         for key, names in (("metrics", self.metrics or ()), ("best", () if self.best is None else (self.best,))):
             for name in names:
                 if name not in METRICS:
-                    hint = nearest(name, METRICS, count=1, cutoff=0.6) or f"; use {joined(list(METRICS))}"
+                    hint = nearest(name, METRICS, count=1) or f"; use {joined(list(METRICS))}"
                     raise ValueError(f"eval.{key}: unknown metric {shown(name)}{hint}")
         if self.best is not None and not METRICS[self.best].is_number:
             raise ValueError(f"eval.best={self.best} is not one number, so none is the best; use top1, for example")

@@ -127,7 +127,7 @@ def _expected(path: Path, faults: list[ErrorDetails], model: type[BaseModel], tr
     hint = ""
     if fault["type"] == "literal_error":
         options = re.findall(r"'([^']*)'", fault["ctx"]["expected"])
-        hint = f"; {_AS_BOOLEAN}" if isinstance(value, bool) else nearest(str(value), options, count=1, cutoff=0.6)
+        hint = f"; {_AS_BOOLEAN}" if isinstance(value, bool) else nearest(str(value), options, count=1)
     elif fault["type"] == "string_type" and isinstance(value, bool):
         hint = f"; {_AS_BOOLEAN}"
     elif fault["type"] == "string_type" and isinstance(value, Mapping):

@@ -32,7 +32,7 @@ def read_launch_profile(reference: str) -> Wanted:
     if path.suffix not in {".yaml", ".yml", ".json"}:
         found = builtin_profiles()
         if reference not in found:
-            hint = nearest(reference, found, count=1, cutoff=0.6) or f"; use {', '.join(found)}, or a YAML file"
+            hint = nearest(reference, found, count=1) or f"; use {', '.join(found)}, or a YAML file"
             raise LaunchError(f"unknown launch profile {reference!r}{hint}")
         path = found[reference]
     tree = read_yaml(path)

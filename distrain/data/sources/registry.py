@@ -68,7 +68,7 @@ def _opener(name: str) -> "Opener":
     if name.startswith(PREFIX):
         return open_torchvision
     if name not in SOURCES:
-        hint = nearest(name, SOURCES, count=1, cutoff=0.6)
+        hint = nearest(name, SOURCES, count=1)
         hint = hint or f"; use {', '.join(SOURCES)}, torchvision.NAME or package.module:factory"
         raise RecipeError(f"unknown data.source {name!r}{hint}")
     return SOURCES[name]
