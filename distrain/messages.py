@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 MEBIBYTE = 2**20  # bytes
-LONGEST_VALUE = 60  # characters of a value that are shown
+MAX_VALUE = 60  # characters of a value that are shown
 _CONTROL = {"Cc", "Zl", "Zp"}  # control characters, and what separates lines and paragraphs
 
 
@@ -20,7 +20,7 @@ def print_error(sentence: str) -> None:
 
 
 def shown(value: Any) -> str:
-    """Return a value as a recipe writes it, on one line and not longer than `LONGEST_VALUE`."""
+    """Return a value as a recipe writes it, on one line and not longer than `MAX_VALUE`."""
     if isinstance(value, str):
         text = value if value and value.isprintable() else json.dumps(value, ensure_ascii=False)
     else:
@@ -29,7 +29,7 @@ def shown(value: Any) -> str:
             text = " ".join(dump.removesuffix("...\n").split())
         except yaml.YAMLError:  # an object, which came from Python and not from a file
             text = repr(value)
-    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
+    return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 3]}..."
 
 
 def nearest(word: str, known: Iterable[str], *, count: int = 3, cutoff: float = 0.6) -> str:

@@ -12,7 +12,7 @@ from functools import cache
 def preload() -> None:
     """Import torch, torchvision and the training plane; the second time there is nothing left to do."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's talk of itself; read when torch is loaded
-    with uncollected():
+    with gc_paused():
         import torch._dynamo  # noqa: F401 - torch's optimizers import it at their first use
         import torchvision.transforms.v2  # noqa: F401
 
@@ -21,7 +21,7 @@ def preload() -> None:
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Import in this block what stays to the end, while Python's garbage collector rests.
 
     It would go over all that comes, again and again, and find nothing: a tenth to a seventh of the time. It never looks

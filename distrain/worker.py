@@ -22,8 +22,8 @@ from distrain.launchers.abort import end_at_once
 from distrain.launchers.watchdog import collective_timeout_s
 from distrain.messages import print_error
 from distrain.preload import preload
-from distrain.runs.consequences import is_consequence
-from distrain.runs.directory import DYING_S, RunDirectory
+from distrain.runs.consequences import is_secondary
+from distrain.runs.directory import RANK_EXIT_TIMEOUT_S, RunDirectory
 from distrain.runs.flight_recorder import FlightRecorder
 from distrain.runs.log_file import open_log
 from distrain.runs.stacks import answer_requests
@@ -72,7 +72,7 @@ def run_worker(
     """
     preload()  # takes seconds: signals and the parent are seen to before
     from distrain.distributed.world import join_world, rank_from_environment, size_from_environment
-    from distrain.training.device.allocator import KeptMemory
+    from distrain.training.device.allocator import MallocRetention
 
     rank = rank_from_environment()
     task = read_task(run)
@@ -86,7 +86,7 @@ def run_worker(
         _answer_stack_requests(run, rank, owns_process=owns_process)
         recipe, profile = read_recipe(run.recipe), read_profile(run.profile)
         if profile.device == "cpu":
-            monitor.heartbeat.on_beat = KeptMemory().look
+            monitor.heartbeat.on_beat = MallocRetention().look
         elif size_from_environment() > 1:
             monitor.heartbeat.on_beat = FlightRecorder(run, rank).look
         with (
@@ -101,7 +101,7 @@ def run_worker(
                 num_devices=profile.devices,
                 timeout_s=collective_timeout_s(profile.stall_timeout_s),
             ) as world,
-            run.locked(patience_s=DYING_S) if world.is_main else nullcontext(),
+            run.hold_trainer_lock(patience_s=RANK_EXIT_TIMEOUT_S) if world.is_rank_zero else nullcontext(),
         ):
             is_complete = TASKS[task.task](_Job(recipe, profile, run, task, world, monitor))
         return ExitCode.FINISHED if is_complete else ExitCode.STOPPED
@@ -233,7 +233,7 @@ def _report(
         "type": type(error).__name__,
         "message": mistake or describe_end(error) or str(error).strip() or type(error).__name__,
         "exit_code": int(code),
-        "is_consequence": is_consequence(error),  # of another rank's end
+        "is_secondary": is_secondary(error),  # of another rank's end
         # What distrain itself gives up is not tried again.
         "is_final": isinstance(error, DistrainError) or mistake is not None,
         "is_mistake": mistake is not None,

@@ -168,7 +168,7 @@ def _keep_real(patch: pytest.MonkeyPatch) -> None:
         setup_loss: "resolve_class_weights class_counts",
         setup_network: "_build_model initialize",
         setup_checks: "check_sizes",
-        build: "forewarn",
+        build: "warn_early",
         batch_transforms: "_mixer",
         TensorSource: "fingerprint",
     }.items():
@@ -186,9 +186,9 @@ def _keep_real(patch: pytest.MonkeyPatch) -> None:
 
     def plan(config: Any, model: nn.Module, *, heads: list[str], example: torch.Tensor) -> Any:
         with unset_fake_temporarily():
-            return param_groups.plan_settings(config, model, heads=heads, example=torch.zeros(example.shape))
+            return param_groups.plan_param_groups(config, model, heads=heads, example=torch.zeros(example.shape))
 
-    patch.setattr(build, "plan_settings", plan)
+    patch.setattr(build, "plan_param_groups", plan)
     patch.setattr(weight_averaging, "not_finite", lambda tensors: [])
     patch.setattr(step_watch, "is_moderate", lambda tensor: True)
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from distrain.messages import (
-    LONGEST_VALUE,
+    MAX_VALUE,
     MEBIBYTE,
     byte_size,
     counted,
@@ -40,7 +40,7 @@ def test_value_is_shown_as_a_recipe_writes_it(value: Any, text: str) -> None:
 
 
 def test_long_value_is_cut() -> None:
-    assert shown("x" * 100) == f"{'x' * (LONGEST_VALUE - 3)}..."
+    assert shown("x" * 100) == f"{'x' * (MAX_VALUE - 3)}..."
     assert shown(list(range(100))).startswith("[0, 1, 2, ")
 
 

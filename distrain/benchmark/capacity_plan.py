@@ -11,13 +11,13 @@ from rich.console import Console
 
 from distrain.benchmark import scaling_model
 from distrain.benchmark.launch import measure
-from distrain.benchmark.results import Figures, Memory
+from distrain.benchmark.results import BenchmarkResult, Memory
 from distrain.benchmark.scaling_run import with_batch
-from distrain.benchmark.schedule_estimate import Course, cut_into_jobs, kept_checkpoints, plan_course
+from distrain.benchmark.schedule_estimate import RunSchedule, cut_into_jobs, kept_checkpoints, plan_schedule
 from distrain.benchmark.unknown import find_unknown
 from distrain.config import Recipe, change_recipe
 from distrain.config.batching import Batching, solve_batching
-from distrain.config.profile import Profile, Wanted, resolve_profile
+from distrain.config.profile import LaunchOptions, Profile, resolve_profile
 from distrain.errors import LaunchError
 from distrain.launchers.prepare import check_data
 from distrain.launchers.slurm.scripts import find_script
@@ -56,7 +56,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Question:
+class CapacityRequest:
     """A plan to be made: the target, and the measurement here that it is made by."""
 
     recipe: Recipe
@@ -135,16 +135,16 @@ class Plan(BaseModel):
     times: Times | None
     disk: Disk | None
     limit: Limit | None
-    figures: Figures
+    figures: BenchmarkResult
     unknown: list[str]
     assumptions: list[str]
 
 
 def resolve(
-    recipe: Recipe, wanted: Wanted, *, reference: str, link: str | None, network: str | None, steps: int | None
-) -> Question:
+    recipe: Recipe, options: LaunchOptions, *, reference: str, link: str | None, network: str | None, steps: int | None
+) -> CapacityRequest:
     """Return what to measure for a plan; raises a `UserError` where recipe and target do not go together."""
-    target = _target(recipe, wanted, link=link, network=network)
+    target = _target(recipe, options, link=link, network=network)
     check_data(recipe)
     available = count_gpus() if target.device == "cuda" else len(os.sched_getaffinity(0))
     is_substitute = available == 0
@@ -163,7 +163,7 @@ def resolve(
             largest_micro_batch=target.share,
             least_samples=least,
         )
-    local = Wanted(device="cpu" if is_substitute else target.device, processes=count)
+    local = LaunchOptions(device="cpu" if is_substitute else target.device, processes=count)
     profile = resolve_profile(
         local,
         threads=measured.train.threads or (1 if measured.train.exact else None),
@@ -180,28 +180,30 @@ def resolve(
         link=target.link,
         network=target.network,
     )
-    return Question(recipe, target, profile, measured, request, is_substitute, tuple(unknown))
+    return CapacityRequest(recipe, target, profile, measured, request, is_substitute, tuple(unknown))
 
 
-def make(question: Question, *, place: Path, limit_s: float | None, console: Console) -> Plan:
+def make(question: CapacityRequest, *, place: Path, limit_s: float | None, console: Console) -> Plan:
     """Measure a few steps and conclude from them. Raises as `measure` does."""
     title = f"{question.profile.world_size * question.profile.devices} of {question.target.processes} processes"
     done = measure(question.measured, question.profile, question.request, place=place, title=title, console=console)
     return conclude(question, done.figures, done.start_up_s, place=place, limit_s=limit_s)
 
 
-def conclude(question: Question, figures: Figures, start_up_s: float, *, place: Path, limit_s: float | None) -> Plan:
+def conclude(
+    question: CapacityRequest, figures: BenchmarkResult, start_up_s: float, *, place: Path, limit_s: float | None
+) -> Plan:
     """Return the plan that follows from what was measured."""
     recipe, target = question.recipe, question.target
-    course = plan_course(recipe, num_samples=figures.num_train_samples)
+    schedule = plan_schedule(recipe, num_samples=figures.num_train_samples)
     assumed: list[str] = []
     step = times = None
     if not question.is_substitute:
         step = _step(question, figures, assumed)
-        times = _times(course, step, figures, target, start_up_s)
+        times = _times(schedule, step, figures, target, start_up_s)
         assumed.append(
-            f"evaluation: {course.num_evaluations} times {figures.num_val_samples:,} images; "
-            f"{course.num_checkpoints} checkpoints, if each evaluation is better than all before it"
+            f"evaluation: {schedule.num_evaluations} times {figures.num_val_samples:,} images; "
+            f"{schedule.num_checkpoints} checkpoints, if each evaluation is better than all before it"
         )
         if recipe.train.max_time is not None and times.total > recipe.train.max_time * 60:
             assumed.append(
@@ -220,12 +222,12 @@ def conclude(question: Question, figures: Figures, start_up_s: float, *, place: 
         memory=figures.memory,
         largest_micro_batch=figures.largest_micro_batch,
         step=step,
-        epochs=course.total_steps / course.steps_per_epoch,
-        total_steps=course.total_steps,
-        num_evaluations=course.num_evaluations,
-        num_checkpoints=course.num_checkpoints,
+        epochs=schedule.total_steps / schedule.steps_per_epoch,
+        total_steps=schedule.total_steps,
+        num_evaluations=schedule.num_evaluations,
+        num_checkpoints=schedule.num_checkpoints,
         times=times,
-        disk=_disk(recipe, course, figures, place),
+        disk=_disk(recipe, schedule, figures, place),
         limit=None if limit_s is None or times is None or step is None else _limit(limit_s, times, step),
         figures=figures,
         unknown=[*figures.notes, *question.unknown],
@@ -247,7 +249,7 @@ def read_link(text: str | None, known: dict[str, scaling_model.Link], *, option:
     return scaling_model.Link(bandwidth * 1e9, latency_s)
 
 
-def cost_of(figures: Figures, *, device: str) -> scaling_model.Cost:
+def cost_of(figures: BenchmarkResult, *, device: str) -> scaling_model.Cost:
     """Return what a process's work costs, by a measurement of every part."""
     parts, compute_s = figures.parts_s, figures.compute_step_s
     assert parts is not None and compute_s is not None
@@ -276,12 +278,12 @@ def cost_of(figures: Figures, *, device: str) -> scaling_model.Cost:
     )
 
 
-def _target(recipe: Recipe, wanted: Wanted, *, link: str | None, network: str | None) -> Target:
-    text = "1" if wanted.nodes is None else str(wanted.nodes)
+def _target(recipe: Recipe, options: LaunchOptions, *, link: str | None, network: str | None) -> Target:
+    text = "1" if options.nodes is None else str(options.nodes)
     if not text.isdecimal() or int(text) < 1:
         raise LaunchError(f"--nodes {text} is not a number of machines to plan for; give 1 or more")
-    nodes, per_node = int(text), wanted.processes or 1
-    device = wanted.device or ("cuda" if count_gpus() else "cpu")
+    nodes, per_node = int(text), options.processes or 1
+    device = options.device or ("cuda" if count_gpus() else "cpu")
     world_size = nodes if recipe.parallel.strategy == "dp" else nodes * per_node  # dp: one process for all GPUs
     batching = solve_batching(
         recipe.data.batch_size, recipe.train.micro_batch_size, world_size, is_exact=recipe.train.exact
@@ -296,7 +298,7 @@ def _target(recipe: Recipe, wanted: Wanted, *, link: str | None, network: str | 
     )
 
 
-def _step(question: Question, figures: Figures, assumed: list[str]) -> Step:
+def _step(question: CapacityRequest, figures: BenchmarkResult, assumed: list[str]) -> Step:
     target = question.target
     if target.processes == figures.processes:
         return Step(is_measured=True, step_s=figures.step_s.median, images_per_s=figures.images_per_s, efficiency=None)
@@ -335,7 +337,7 @@ def _step(question: Question, figures: Figures, assumed: list[str]) -> Step:
     )
 
 
-def _node_input(figures: Figures, per_node: int) -> float | None:
+def _node_input(figures: BenchmarkResult, per_node: int) -> float | None:
     """Return the images a second of a node's loader processes, as many more as it has CPUs for; None without any."""
     if figures.num_workers == 0 or figures.loader_images_per_s is None:
         return None
@@ -344,13 +346,13 @@ def _node_input(figures: Figures, per_node: int) -> float | None:
     return figures.loader_images_per_s * max(1.0, more)
 
 
-def _times(course: Course, step: Step, figures: Figures, target: Target, start_up_s: float) -> Times:
-    steps_s = course.total_steps * step.step_s
+def _times(schedule: RunSchedule, step: Step, figures: BenchmarkResult, target: Target, start_up_s: float) -> Times:
+    steps_s = schedule.total_steps * step.step_s
     rate = figures.evaluation_images_per_s
     many = target.processes / figures.processes
-    evaluations_s = 0.0 if not rate else course.num_evaluations * figures.num_val_samples / (rate * many)
+    evaluations_s = 0.0 if not rate else schedule.num_evaluations * figures.num_val_samples / (rate * many)
     blocked_s = 0.0 if figures.saving is None else figures.saving.blocked_s
-    checkpoints_s = course.num_checkpoints * blocked_s
+    checkpoints_s = schedule.num_checkpoints * blocked_s
     total = start_up_s + steps_s + evaluations_s + checkpoints_s
     return Times(steps=steps_s, evaluations=evaluations_s, checkpoints=checkpoints_s, start_up=start_up_s, total=total)
 
@@ -377,10 +379,10 @@ def warning_s() -> float:
     return float(found.group(1))
 
 
-def _disk(recipe: Recipe, course: Course, figures: Figures, place: Path) -> Disk | None:
+def _disk(recipe: Recipe, schedule: RunSchedule, figures: BenchmarkResult, place: Path) -> Disk | None:
     if figures.saving is None:
         return None
-    count = kept_checkpoints(recipe, course)
+    count = kept_checkpoints(recipe, schedule)
     needed, free = count * figures.saving.num_bytes, shutil.disk_usage(place).free
     return Disk(
         checkpoint_bytes=figures.saving.num_bytes,

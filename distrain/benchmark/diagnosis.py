@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from distrain.benchmark.results import Figures
+from distrain.benchmark.results import BenchmarkResult
 from distrain.messages import MEBIBYTE, counted
 
 LOST_TO_INPUT = 0.08  # of the speed of compute alone: less is noise
@@ -16,7 +16,7 @@ _PACKABLE = ("imagefolder", "labelfolders", "manifest")  # sources whose images 
 
 
 @dataclass(frozen=True)
-class Setting:
+class DiagnosisInput:
     """What a verdict must know besides the figures."""
 
     cpus: int
@@ -28,7 +28,7 @@ class Setting:
     checkpoint_every_epochs: int | None
 
 
-def judge(figures: Figures, setting: Setting, efficiencies: list[tuple[int, float]]) -> list[str]:
+def diagnose(figures: BenchmarkResult, setting: DiagnosisInput, efficiencies: list[tuple[int, float]]) -> list[str]:
     """Return the verdict, what bounds the training first; `efficiencies` are (processes, efficiency), the last counts.
 
     A bound is only reported where loader and compute were measured alone.
@@ -40,7 +40,7 @@ def judge(figures: Figures, setting: Setting, efficiencies: list[tuple[int, floa
     return [sentence for sentence in words if sentence is not None]
 
 
-def _bound(figures: Figures, setting: Setting, efficiency: float | None) -> str | None:
+def _bound(figures: BenchmarkResult, setting: DiagnosisInput, efficiency: float | None) -> str | None:
     loader, compute = figures.loader_images_per_s, figures.compute_images_per_s
     if loader is None or compute is None:
         return None
@@ -66,7 +66,7 @@ def _bound(figures: Figures, setting: Setting, efficiency: float | None) -> str 
     )
 
 
-def _waiting(share: float, figures: Figures, setting: Setting) -> str:
+def _waiting(share: float, figures: BenchmarkResult, setting: DiagnosisInput) -> str:
     """Return that ranks wait for each other: the gradients' transfer is not what takes the time."""
     transfer = ""
     if figures.communication is not None:
@@ -79,7 +79,7 @@ def _waiting(share: float, figures: Figures, setting: Setting) -> str:
     )
 
 
-def _is_input_bound(figures: Figures, setting: Setting, loader: float, compute: float) -> bool:
+def _is_input_bound(figures: BenchmarkResult, setting: DiagnosisInput, loader: float, compute: float) -> bool:
     """Whether the loader is slower than the network, or takes away what the network computes with."""
     tolerable = (1 - LOST_TO_INPUT) * compute
     if loader < tolerable:
@@ -88,14 +88,14 @@ def _is_input_bound(figures: Figures, setting: Setting, loader: float, compute: 
     return is_shared and 1 / (1 / loader + 1 / compute) < tolerable and figures.images_per_s < tolerable
 
 
-def _mend_input(figures: Figures, setting: Setting, loader: float, compute: float) -> str:
+def _mend_input(figures: BenchmarkResult, setting: DiagnosisInput, loader: float, compute: float) -> str:
     """Name the number of loader processes that would do, where there are CPUs for them, else what else there is."""
     ranks, workers = figures.processes, figures.num_workers
     spare = setting.cpus // ranks - (1 if setting.device == "cuda" else figures.threads)
     # The loader alone had a CPU for each of its processes, or the training process's own where it has none.
-    wanted = math.ceil(compute / (loader / max(1, workers)) * 1.1)
-    if wanted <= spare and wanted != workers:
-        return f"--set data.num_workers={wanted}"
+    options = math.ceil(compute / (loader / max(1, workers)) * 1.1)
+    if options <= spare and options != workers:
+        return f"--set data.num_workers={options}"
     if setting.source in _PACKABLE:
         return f"pack the data: distrain data pack {setting.path or 'DIR'}"
     if workers == 0 and spare >= 1:
@@ -106,7 +106,7 @@ def _mend_input(figures: Figures, setting: Setting, loader: float, compute: floa
     )
 
 
-def _mend_communication(figures: Figures, setting: Setting) -> str:
+def _mend_communication(figures: BenchmarkResult, setting: DiagnosisInput) -> str:
     if setting.device == "cpu":
         return "more threads in fewer processes, or a larger data.batch_size, which is reduced as often as a small one"
     if figures.accumulation == 1:
@@ -114,7 +114,7 @@ def _mend_communication(figures: Figures, setting: Setting) -> str:
     return "fewer GPUs, or a faster link between them"
 
 
-def _mend_compute(setting: Setting, efficiency: float | None) -> str:
+def _mend_compute(setting: DiagnosisInput, efficiency: float | None) -> str:
     """Name what makes a step shorter; more processes do not where they were seen to bring little here."""
     is_scaling = efficiency is None or efficiency >= POOR_SCALING
     if setting.precision == "fp32":
@@ -123,7 +123,7 @@ def _mend_compute(setting: Setting, efficiency: float | None) -> str:
     return "more devices make it faster" if is_scaling else "more processes on this machine do not make it faster"
 
 
-def _crowding(figures: Figures, setting: Setting, processes: int) -> str | None:
+def _crowding(figures: BenchmarkResult, setting: DiagnosisInput, processes: int) -> str | None:
     """Return that there are fewer CPUs than `processes` keep busy; None where that is not so."""
     if setting.device != "cpu" or processes * (figures.threads + figures.num_workers) <= setting.cpus:
         return None
@@ -135,14 +135,14 @@ def _crowding(figures: Figures, setting: Setting, processes: int) -> str | None:
     return f"{processes} processes of {counted(figures.threads, 'thread')}{loaders} share {setting.cpus} CPUs"
 
 
-def _scaling(last: tuple[int, float], figures: Figures, setting: Setting) -> str:
+def _scaling(last: tuple[int, float], figures: BenchmarkResult, setting: DiagnosisInput) -> str:
     count, efficiency = last
     words = f"{count} processes are {efficiency * count:.2f} times as fast as one ({efficiency:.0%} of {count})"
     reason = None if efficiency >= POOR_SCALING else _crowding(figures, setting, count)
     return words if reason is None else f"{words}: {reason}"
 
 
-def _checkpoints(figures: Figures, setting: Setting) -> str | None:
+def _checkpoints(figures: BenchmarkResult, setting: DiagnosisInput) -> str | None:
     saving, step_s = figures.saving, figures.step_s.median
     interval = checkpoint_interval(figures, setting)
     if saving is None or interval is None:
@@ -160,7 +160,7 @@ def _checkpoints(figures: Figures, setting: Setting) -> str | None:
     return words
 
 
-def _memory(figures: Figures) -> str | None:
+def _memory(figures: BenchmarkResult) -> str | None:
     memory = figures.memory
     if memory.total is None or memory.peak < FULL_MEMORY * memory.total:
         return None
@@ -170,7 +170,7 @@ def _memory(figures: Figures) -> str | None:
     )
 
 
-def exposed_share(figures: Figures) -> float | None:
+def exposed_share(figures: BenchmarkResult) -> float | None:
     """Return the share of a step that is spent on the reduction alone; None where it is not known."""
     compute_s, communication = figures.compute_step_s, figures.communication
     if compute_s is None or communication is None or communication.exposed_s is None:
@@ -178,13 +178,13 @@ def exposed_share(figures: Figures) -> float | None:
     return communication.exposed_s / compute_s
 
 
-def waiting_share(figures: Figures) -> float | None:
+def waiting_share(figures: BenchmarkResult) -> float | None:
     """Return the share of a profiled step in which rank 0 waits for the others; None where that was not measured."""
     parts = figures.parts_s
     return None if parts is None or "wait" not in parts else parts["wait"] / sum(parts.values())
 
 
-def checkpoint_interval(figures: Figures, setting: Setting) -> int | None:
+def checkpoint_interval(figures: BenchmarkResult, setting: DiagnosisInput) -> int | None:
     """Return the fewest steps between two checkpoints, None where they are due by the clock or at the end alone."""
     by_epochs = setting.checkpoint_every_epochs
     intervals = [] if by_epochs is None else [by_epochs * figures.steps_per_epoch]

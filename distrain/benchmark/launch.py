@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from distrain.benchmark.results import Figures, read_figures
+from distrain.benchmark.results import BenchmarkResult, read_figures
 from distrain.config import Recipe, change_recipe
 from distrain.config.profile import Profile
 from distrain.launchers import LAUNCHERS
@@ -30,7 +30,7 @@ _ENDLESS = 1_000_000  # epochs: a short recipe's schedule must not end within th
 class Measured:
     """What one number of processes gave, and what it took from the launch to the end of the first step."""
 
-    figures: Figures
+    figures: BenchmarkResult
     start_up_s: float
 
 

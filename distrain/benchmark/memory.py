@@ -5,14 +5,14 @@ import torch
 from distrain.benchmark.results import Memory
 from distrain.distributed.exact import Exact
 from distrain.system.memory import available_memory_bytes
-from distrain.tensors.dtensor import own_part
+from distrain.tensors.dtensor import local_shard
 from distrain.training.device.allocator import forget_peak, resident_bytes
 from distrain.training.session import Session
 
 
 def size_of(tensors: list[torch.Tensor]) -> int:
     """Return the bytes of what this rank has of the tensors."""
-    parts = [own_part(tensor) for tensor in tensors]
+    parts = [local_shard(tensor) for tensor in tensors]
     return sum(part.numel() * part.element_size() for part in parts)
 
 
@@ -52,7 +52,7 @@ class MemoryWatch:
             weights=size_of([*session.model.parameters(), *session.model.buffers()]),
             gradients=gradients,
             optimizer=size_of(optimizer),
-            averages=size_of(list(session.followers.values())),
+            averages=size_of(list(session.averaged_weights.values())),
             activations=max(activations),
             total=self._total,
         )

@@ -19,7 +19,7 @@ KILL_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
-class Way:
+class Scenario:
     """One way to train: the processes of its first part, and of its second where it is killed in between."""
 
     title: str
@@ -46,20 +46,20 @@ class Finding:
         return self.has_same_weights and self.has_same_state and has_same_losses and self.has_same_evaluation
 
 
-def ways_to_train(processes: list[int], *, is_exact: bool) -> list[Way]:
+def scenarios(processes: list[int], *, is_exact: bool) -> list[Scenario]:
     """Return the ways to compare: undisturbed first, then killed and resumed, then on other numbers of processes."""
     first, *others = processes
     ways = [
-        Way(f"on {_count(first)}, undisturbed", (first,), must_match=True),
-        Way(f"on {_count(first)}, killed and resumed", (first, first), must_match=True),
+        Scenario(f"on {_count(first)}, undisturbed", (first,), must_match=True),
+        Scenario(f"on {_count(first)}, killed and resumed", (first, first), must_match=True),
     ]
     for other in others:
-        ways.append(Way(f"on {_count(other)}", (other,), must_match=is_exact))
-        ways.append(Way(f"on {_count(first)}, killed, resumed on {other}", (first, other), must_match=is_exact))
+        ways.append(Scenario(f"on {_count(other)}", (other,), must_match=is_exact))
+        ways.append(Scenario(f"on {_count(first)}, killed, resumed on {other}", (first, other), must_match=is_exact))
     return ways
 
 
-def train(way: Way, folder: Path, arguments: list[str], *, steps: int, device: str) -> RunDirectory:
+def train(scenario: Scenario, folder: Path, arguments: list[str], *, steps: int, device: str) -> RunDirectory:
     """Train in one way, in processes of its own, and return its run directory.
 
     Raises `RunError` with what the training said where it fails, or is over before it could be killed.
@@ -72,8 +72,8 @@ def train(way: Way, folder: Path, arguments: list[str], *, steps: int, device: s
     for attempt in range(KILL_ATTEMPTS):
         run = RunDirectory(folder / f"attempt-{attempt}")
         was_killed = True
-        for number, processes in enumerate(way.processes):
-            is_last = number == len(way.processes) - 1
+        for number, processes in enumerate(scenario.processes):
+            is_last = number == len(scenario.processes) - 1
             command = [sys.executable, "-m", "distrain", "fit", *options, f"--run={run.path}"]
             command += [f"--gpus={processes}"] if device == "cuda" else ["--device=cpu", f"--procs={processes}"]
             was_killed = _run(command, run, is_to_be_killed=not is_last) and was_killed
@@ -82,13 +82,13 @@ def train(way: Way, folder: Path, arguments: list[str], *, steps: int, device: s
     raise RunError(f"the training was over before it could be killed; verify more than --steps {steps}")
 
 
-def compare(way: Way, run: RunDirectory, first: RunDirectory) -> Finding:
+def compare(scenario: Scenario, run: RunDirectory, first: RunDirectory) -> Finding:
     """Compare what a way gave with what the first way gave, to the bit."""
     ours, theirs = run.read_status(), first.read_status()
     differences = list(_loss_differences(run, first))
     return Finding(
-        title=way.title,
-        must_match=way.must_match,
+        title=scenario.title,
+        must_match=scenario.must_match,
         has_same_weights=ours.weights_digest == theirs.weights_digest,
         has_same_state=ours.state_digest == theirs.state_digest,
         first_other_loss=next((step for step, difference in differences if difference != 0), None),

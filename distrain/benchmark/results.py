@@ -61,7 +61,7 @@ class Saving(BaseModel):
     first_blocked_s: float
 
 
-class Figures(BaseModel):
+class BenchmarkResult(BaseModel):
     """One measurement in numbers: `figures.json`. Rates are those of all ranks together."""
 
     processes: int
@@ -105,11 +105,11 @@ def spread(seconds: Sequence[float], *, steps: int = 1) -> Spread:
     return Spread(median=median, lower=lower, upper=upper, deviation=deviation, count=len(seconds), steps=steps)
 
 
-def write_figures(folder: RunDirectory, figures: Figures) -> None:
+def write_figures(folder: RunDirectory, figures: BenchmarkResult) -> None:
     """Write what was measured."""
     write_atomically(folder.figures, to_json(figures))
 
 
-def read_figures(folder: RunDirectory) -> Figures:
+def read_figures(folder: RunDirectory) -> BenchmarkResult:
     """Read what was measured."""
-    return Figures.model_validate(json.loads(folder.figures.read_text(encoding="utf-8")))
+    return BenchmarkResult.model_validate(json.loads(folder.figures.read_text(encoding="utf-8")))

@@ -8,12 +8,12 @@ from typing import Any
 from pydantic import BaseModel
 from rich.console import Console
 
-from distrain.benchmark.diagnosis import Setting, judge
+from distrain.benchmark.diagnosis import DiagnosisInput, diagnose
 from distrain.benchmark.launch import measure
-from distrain.benchmark.results import Figures
+from distrain.benchmark.results import BenchmarkResult
 from distrain.config import Recipe
 from distrain.config.batching import solve_batching
-from distrain.config.profile import Profile, Wanted, resolve_profile
+from distrain.config.profile import LaunchOptions, Profile, resolve_profile
 from distrain.errors import LaunchError, RecipeError
 from distrain.launchers.prepare import check_data
 from distrain.messages import counted
@@ -45,12 +45,12 @@ class Report(BaseModel):
     scaling: list[Point]
     left_out: list[str]  # numbers of processes that the batch does not divide over
     start_up_s: float
-    figures: Figures
+    figures: BenchmarkResult
     verdict: list[str]
 
 
 @dataclass(frozen=True)
-class Question:
+class ScalingRequest:
     """What is to be measured, resolved and checked: a profile and a recipe for each number of processes."""
 
     recipe: Recipe
@@ -60,20 +60,22 @@ class Question:
     is_weak: bool
 
 
-def resolve(recipe: Recipe, wanted: Wanted, *, reference: str, steps: int | None, is_weak: bool) -> Question:
+def resolve(
+    recipe: Recipe, options: LaunchOptions, *, reference: str, steps: int | None, is_weak: bool
+) -> ScalingRequest:
     """Return what is to be measured; raises a `UserError` where that cannot be.
 
     Where no number is requested it is all GPUs, or one CPU process, as for `distrain fit`.
     """
-    if wanted.processes is None and wanted.device != "cpu" and (gpus := count_gpus()):
-        wanted = wanted.model_copy(update={"device": "cuda", "processes": gpus})
-    largest = _profile(recipe, wanted, reference=reference)
+    if options.processes is None and options.device != "cpu" and (gpus := count_gpus()):
+        options = options.model_copy(update={"device": "cuda", "processes": gpus})
+    largest = _profile(recipe, options, reference=reference)
     most = largest.processes * largest.devices
     check_data(recipe)
     ways: list[tuple[Profile, Recipe]] = []
     left_out: list[str] = []
     for count in sizes(most):
-        profile = _profile(recipe, wanted.model_copy(update={"processes": count}), reference=reference)
+        profile = _profile(recipe, options.model_copy(update={"processes": count}), reference=reference)
         profile = profile.model_copy(update={"threads": largest.threads})  # a process is the same in every company
         own = with_batch(recipe, recipe.data.batch_size * count) if is_weak else recipe
         try:
@@ -84,12 +86,12 @@ def resolve(recipe: Recipe, wanted: Wanted, *, reference: str, steps: int | None
             left_out.append(f"{count} processes: {error}")
             continue
         ways.append((profile, own))
-    return Question(recipe, tuple(ways), tuple(left_out), BenchmarkRequest(steps=steps), is_weak)
+    return ScalingRequest(recipe, tuple(ways), tuple(left_out), BenchmarkRequest(steps=steps), is_weak)
 
 
-def run(question: Question, *, place: Path, console: Console) -> Report:
+def run(question: ScalingRequest, *, place: Path, console: Console) -> Report:
     """Measure it all, the largest number of processes in every part. Raises as `measure` does."""
-    points: list[tuple[int, Figures]] = []
+    points: list[tuple[int, BenchmarkResult]] = []
     start_up_s = 0.0
     for profile, recipe in question.ways:
         is_largest = profile is question.ways[-1][0]
@@ -112,7 +114,7 @@ def run(question: Question, *, place: Path, console: Console) -> Report:
         left_out=list(question.left_out),
         start_up_s=start_up_s,
         figures=figures,
-        verdict=judge(figures, setting_of(recipe, question.ways[-1][0]), speedups(scaling)),
+        verdict=diagnose(figures, diagnosis_input(recipe, question.ways[-1][0]), speedups(scaling)),
     )
 
 
@@ -122,7 +124,7 @@ def sizes(most: int) -> list[int]:
     return [*powers, most]
 
 
-def curve(points: list[tuple[int, Figures]]) -> list[Point]:
+def curve(points: list[tuple[int, BenchmarkResult]]) -> list[Point]:
     """Return the scaling curve of (processes, figures)."""
     alone = points[0][1].images_per_s if points[0][0] == 1 else None
     return [
@@ -147,10 +149,10 @@ def with_batch(recipe: Recipe, batch_size: int) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"batch_size": batch_size})})
 
 
-def setting_of(recipe: Recipe, profile: Profile) -> Setting:
+def diagnosis_input(recipe: Recipe, profile: Profile) -> DiagnosisInput:
     """Return what a verdict must know besides the figures."""
     checkpoint = recipe.checkpoint
-    return Setting(
+    return DiagnosisInput(
         cpus=len(os.sched_getaffinity(0)),
         device=profile.own_device,
         precision=recipe.precision,
@@ -161,10 +163,10 @@ def setting_of(recipe: Recipe, profile: Profile) -> Setting:
     )
 
 
-def _profile(recipe: Recipe, wanted: Wanted, *, reference: str) -> Profile:
+def _profile(recipe: Recipe, options: LaunchOptions, *, reference: str) -> Profile:
     threads = recipe.train.threads or (1 if recipe.train.exact else None)
     in_one_process = recipe.parallel.strategy == "dp"
-    profile = resolve_profile(wanted, threads=threads, in_one_process=in_one_process, recipe=reference)
+    profile = resolve_profile(options, threads=threads, in_one_process=in_one_process, recipe=reference)
     if profile.nodes > 1:
         raise LaunchError("a measurement runs on one machine; leave --nodes out")
     return profile.model_copy(update={"restarts": 0})

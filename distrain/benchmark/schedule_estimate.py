@@ -14,7 +14,7 @@ _LIMIT = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
 
 
 @dataclass(frozen=True)
-class Course:
+class RunSchedule:
     """A training from its first step to its last."""
 
     steps_per_epoch: int
@@ -45,7 +45,7 @@ def read_time_limit(text: str) -> float:
     return float(numbers[0] * 60 + (numbers[1] if len(numbers) == 2 else 0))
 
 
-def plan_course(recipe: Recipe, *, num_samples: int) -> Course:
+def plan_schedule(recipe: Recipe, *, num_samples: int) -> RunSchedule:
     """Return what a training on `num_samples` samples an epoch comes to; raises `DataError` where it has no step."""
     per_epoch = count_steps_per_epoch(num_samples, recipe.data.batch_size, drop_last=recipe.data.drop_last)
     total = min(recipe.train.epochs * per_epoch, recipe.train.max_steps or 2**63)
@@ -53,16 +53,16 @@ def plan_course(recipe: Recipe, *, num_samples: int) -> Course:
     checkpoints = _intervals(per_epoch, recipe.checkpoint.every_steps, recipe.checkpoint.every_epochs)
     if recipe.checkpoint.keep_best:
         checkpoints += evaluations
-    return Course(
+    return RunSchedule(
         per_epoch, total, _count_due(total, evaluations) + recipe.eval.at_start, _count_due(total, checkpoints)
     )
 
 
-def kept_checkpoints(recipe: Recipe, course: Course) -> int:
+def kept_checkpoints(recipe: Recipe, schedule: RunSchedule) -> int:
     """Return how many checkpoints there are at the end at most, with the one that is being written."""
     config = recipe.checkpoint
-    staying = 0 if config.keep_every_steps is None else course.total_steps // config.keep_every_steps
-    return min(course.num_checkpoints, config.keep_last + config.keep_best + staying) + 1
+    staying = 0 if config.keep_every_steps is None else schedule.total_steps // config.keep_every_steps
+    return min(schedule.num_checkpoints, config.keep_last + config.keep_best + staying) + 1
 
 
 def cut_into_jobs(training_s: float, *, limit_s: float, start_up_s: float, warning_s: float) -> Jobs:

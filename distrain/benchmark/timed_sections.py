@@ -19,21 +19,21 @@ from distrain.benchmark.phase_timer import PhaseClock, wait_for_device
 from distrain.benchmark.results import Communication, Saving
 from distrain.data.loading.loader import BatchReader, read_batches
 from distrain.data.loading.processes import BATCHES_AHEAD
-from distrain.data.loading.sampler import Window
-from distrain.data.sources.base import Batch, take
+from distrain.data.loading.sampler import GlobalBatch
+from distrain.data.sources.base import Batch, subset
 from distrain.distributed.ddp import Ddp
 from distrain.distributed.exact import Exact
-from distrain.distributed.flat_all_reduce import Flat
+from distrain.distributed.flat_all_reduce import FlatAllReduce
 from distrain.distributed.world import World
-from distrain.runs.checkpoints import take_inventory
+from distrain.runs.checkpoints import read_catalog
 from distrain.runs.task import BenchmarkRequest
 from distrain.training.resume import save
 from distrain.training.session import Session
 from distrain.training.trainer import run_evaluation, run_steps
 
 NUM_BLOCKS = 10  # into which a stretch is cut: the values whose median and spread are told
-LEAST_STEPS, MOST_STEPS = 4, 1000
-LEAST_WARM_UP = 4
+MIN_STEPS, MAX_STEPS = 4, 1000
+MIN_WARM_UP = 4
 NUM_REDUCTIONS, NUM_PINGS = 15, 100
 
 
@@ -41,16 +41,16 @@ class StoppedError(Exception):
     """A stop was requested: every rank raises it at the same place."""
 
 
-def hear(session: Session) -> None:
+def raise_if_stopped(session: Session) -> None:
     """Raise `StoppedError` on all ranks where one of them has seen a stop request; count as progress, too."""
     session.state.progress += 1
-    if session.world.any_rank(session.monitor.stop.poll_stop_request()):
+    if session.world.any_over_ranks(session.monitor.stop.poll_stop_request()):
         raise StoppedError
 
 
 def agree(world: World, value: float) -> float:
     """Return rank 0's value on every rank."""
-    return float(world.all_reduce(torch.tensor(value if world.is_main else 0.0, dtype=torch.float64)))
+    return float(world.all_reduce(torch.tensor(value if world.is_rank_zero else 0.0, dtype=torch.float64)))
 
 
 def total(world: World, value: float) -> float:
@@ -58,7 +58,7 @@ def total(world: World, value: float) -> float:
     return float(world.all_reduce(torch.tensor(value, dtype=torch.float64)))
 
 
-class Walk:
+class TimedSteps:
     """Takes steps of the training one after the other, on its own batches, by the loop that `distrain fit` runs."""
 
     def __init__(self, session: Session, batches: Iterator[Batch]) -> None:
@@ -74,7 +74,7 @@ class Walk:
         if self.step < first + num_steps:
             raise StoppedError
         # Brings the losses to the host, as every record of a training does: the device is awaited with it.
-        session.losses.settle(range(first, self.step))
+        session.losses.sync_losses(range(first, self.step))
         seconds = time.perf_counter() - started
         session.state.progress += 1
         return seconds
@@ -83,12 +83,12 @@ class Walk:
         """Go until kernels are chosen and the batches that loader processes made ahead are used up; seconds a step."""
         session = self._session
         ahead = BATCHES_AHEAD * session.recipe.data.num_workers
-        wanted = LEAST_WARM_UP + -(-ahead // session.order.batching.accumulation)
+        options = MIN_WARM_UP + -(-ahead // session.order.batching.accumulation)
         started, taken = time.perf_counter(), [self.go(1)]
-        while len(taken) < wanted:
+        while len(taken) < options:
             taken.append(self.go(1))
             is_long = len(taken) >= 2 and time.perf_counter() - started > 2 * request.stretch_s
-            if session.world.any_rank(session.world.is_main and is_long):
+            if session.world.any_over_ranks(session.world.is_rank_zero and is_long):
                 break
         return agree(session.world, min(taken[1:]))
 
@@ -100,7 +100,7 @@ class Walk:
         clock.finish()
         if self.step < first + num_steps:
             raise StoppedError
-        session.losses.settle(range(first, self.step))
+        session.losses.sync_losses(range(first, self.step))
         return {name: seconds / num_steps for name, seconds in clock.seconds.items()}
 
 
@@ -108,7 +108,7 @@ def plan_steps(request: BenchmarkRequest, step_s: float) -> int:
     """Return how many steps a stretch has, by what one takes: the same on all ranks, as `step_s` is."""
     if request.steps is not None:
         return request.steps
-    return min(MOST_STEPS, max(LEAST_STEPS, int(request.stretch_s / step_s)))
+    return min(MAX_STEPS, max(MIN_STEPS, int(request.stretch_s / step_s)))
 
 
 def cut(num_steps: int) -> list[int]:
@@ -140,7 +140,7 @@ def loader_rate(session: Session, request: BenchmarkRequest, first_step: int) ->
                 break
         wait_for_device(world.device)  # the last copies are part of it
         seconds = time.perf_counter() - started
-    hear(session)
+    raise_if_stopped(session)
     return total(world, images / seconds)
 
 
@@ -158,36 +158,36 @@ def compute_step_s(session: Session, num_steps: int) -> float:
             if run_steps(session, batches, step, step + 1) == step:
                 break  # a stop: told to all ranks below
         else:
-            session.losses.settle([step] * length)  # awaits the device, as `Walk.go` does
+            session.losses.sync_losses([step] * length)  # awaits the device, as `TimedSteps.go` does
         if number:
             seconds.append((time.perf_counter() - started) / length)
-        hear(session)
+        raise_if_stopped(session)
     return agree(session.world, statistics.median(seconds))
 
 
-class _Lone:
+class _NoReduction:
     """A strategy in which each rank keeps its gradients to itself: what a step costs without the others."""
 
     name = "none"
     loss_scale = 1
-    needs_even_passes = False
+    forward_is_collective = False
 
     def __init__(self, session: Session) -> None:
         self.module = session.model
-        self._drop = session.parallel.drop_gradients
+        self._drop = session.parallel.zero_grad
 
-    def begin_window(self, window: Window, step: int) -> nn.Module:  # noqa: ARG002 - the protocol's signature
+    def begin_step(self, global_batch: GlobalBatch, step: int) -> nn.Module:  # noqa: ARG002 - the protocol's signature
         """Return the network itself, whose backward pass reduces nothing."""
         return self.module
 
-    def micro_batch(self, window: Window, piece: int) -> AbstractContextManager[None]:  # noqa: ARG002
+    def micro_batch(self, global_batch: GlobalBatch, piece: int) -> AbstractContextManager[None]:  # noqa: ARG002
         """Return an empty context."""
         return nullcontext()
 
-    def finish_window(self, window: Window, step: int) -> None:
+    def finish_step(self, global_batch: GlobalBatch, step: int) -> None:
         """Do nothing."""
 
-    def drop_gradients(self) -> None:
+    def zero_grad(self) -> None:
         """Forget the gradients as the real strategy does."""
         self._drop()
 
@@ -200,9 +200,9 @@ def lone_step_s(session: Session, num_steps: int) -> float | None:
 
     The ranks' weights are different after it.
     """
-    if session.world.size == 1 or not isinstance(session.parallel, Ddp | Exact | Flat):
+    if session.world.size == 1 or not isinstance(session.parallel, Ddp | Exact | FlatAllReduce):
         return None
-    return compute_step_s(dataclasses.replace(session, parallel=_Lone(session)), num_steps)
+    return compute_step_s(dataclasses.replace(session, parallel=_NoReduction(session)), num_steps)
 
 
 def communication(session: Session) -> Communication | None:
@@ -228,7 +228,7 @@ def _reduction_s(session: Session, tensor: torch.Tensor, repetitions: int) -> fl
         wait_for_device(world.device)
         if number >= 2:
             seconds.append(time.perf_counter() - started)
-    hear(session)
+    raise_if_stopped(session)
     return agree(world, statistics.median(seconds))
 
 
@@ -244,8 +244,8 @@ def saving(session: Session, step: int) -> Saving:
         session.checkpointer.wait()
         commit_s = time.perf_counter() - started
         session.state.phase = "measure"
-        hear(session)
-    entries = take_inventory(session.run.checkpoints) if session.world.is_main else []
+        raise_if_stopped(session)
+    entries = read_catalog(session.run.checkpoints) if session.world.is_rank_zero else []
     return Saving(
         num_bytes=int(agree(session.world, entries[-1].num_bytes if entries else 0)),
         blocked_s=agree(session.world, blocked[-1]),
@@ -264,11 +264,11 @@ def evaluation_rate(session: Session, request: BenchmarkRequest) -> float:
     while True:
         some = session
         if not is_held:
-            part = take(whole, torch.arange(images))
+            part = subset(whole, torch.arange(images))
             reader = BatchReader(part, session.val_reader.transforms, seed=session.val_reader.seed)
             some = dataclasses.replace(session, val_reader=reader)
         seconds = _seconds(lambda some=some: run_evaluation(some), session)  # type: ignore[misc]  # bound above
-        hear(session)
+        raise_if_stopped(session)
         # What begins with an evaluation is paid once in a real one: so it is spread over as many images as can be.
         longer = min(len(whole), int(images * request.stretch_s / seconds) // batch_size * batch_size)
         if longer < 2 * images:

@@ -9,8 +9,8 @@ import torch
 
 from distrain.benchmark import timed_sections
 from distrain.benchmark.memory import MemoryWatch
-from distrain.benchmark.results import Figures, spread, write_figures
-from distrain.benchmark.timed_sections import StoppedError, Walk
+from distrain.benchmark.results import BenchmarkResult, spread, write_figures
+from distrain.benchmark.timed_sections import StoppedError, TimedSteps
 from distrain.config import Recipe
 from distrain.config.batching import count_steps_per_epoch
 from distrain.config.profile import Profile
@@ -48,14 +48,14 @@ def measure(
     except StoppedError:
         monitor.report("stopped")
         return False
-    if world.is_main:
+    if world.is_rank_zero:
         write_figures(run, figures)
     monitor.report("finished")
     return True
 
 
 def _check_every_rank_has_work(session: Session) -> None:
-    if session.order.window(0).num_pieces < session.world.size:
+    if session.order.global_batch(0).num_micro_batches < session.world.size:
         raise DataError(
             f"the {session.order.num_samples} training samples do not give each of {session.world.size} processes a "
             f"micro-batch of a step, so there is nothing to measure; measure fewer processes, or use a smaller "
@@ -63,7 +63,7 @@ def _check_every_rank_has_work(session: Session) -> None:
         )
 
 
-def _measure(session: Session, request: BenchmarkRequest) -> Figures:
+def _measure(session: Session, request: BenchmarkRequest) -> BenchmarkResult:
     world, batching = session.world, session.order.batching
     _tell(session, "first steps")
     reading = read_batches(
@@ -74,28 +74,28 @@ def _measure(session: Session, request: BenchmarkRequest) -> Figures:
         device=world.device,
     )
     with closing(reading) as batches:
-        walk = Walk(session, batches)
-        walk.go(1)
+        timed_steps = TimedSteps(session, batches)
+        timed_steps.go(1)
         began = time.time()
         watch = MemoryWatch(session)
-        walk.go(2)  # in the second of them the optimizer's state is there from the beginning
+        timed_steps.go(2)  # in the second of them the optimizer's state is there from the beginning
         memory = watch.read()
-        step_s = walk.warm_up(request)
+        step_s = timed_steps.warm_up(request)
         num_steps = timed_sections.plan_steps(request, step_s)
         _tell(session, "steps")
         world.barrier()
         seconds, rates = [], []
         for length in timed_sections.cut(num_steps):
-            first, taken = walk.step, walk.go(length)
+            first, taken = timed_steps.step, timed_steps.go(length)
             seconds.append(taken / length)
-            rates.append(session.num_samples(first, walk.step) / taken)
+            rates.append(session.num_samples(first, timed_steps.step) / taken)
         parts = None
         if request.has_parts:
             _tell(session, "parts of a step")
-            parts = walk.profile(max(2, num_steps // 2))
-    figures = Figures(
+            parts = timed_steps.profile(max(2, num_steps // 2))
+    figures = BenchmarkResult(
         processes=world.size * world.num_devices,
-        device=str(session.rounding()["device"]),
+        device=str(session.numerics_fingerprint()["device"]),
         threads=session.profile.threads,
         num_workers=session.recipe.data.num_workers,
         global_batch_size=batching.global_batch_size,
@@ -110,12 +110,12 @@ def _measure(session: Session, request: BenchmarkRequest) -> Figures:
         memory=memory,
         parts_s=parts,
     )
-    return _measure_around(session, request, figures, num_steps=num_steps, next_step=walk.step)
+    return _measure_around(session, request, figures, num_steps=num_steps, next_step=timed_steps.step)
 
 
 def _measure_around(
-    session: Session, request: BenchmarkRequest, figures: Figures, *, num_steps: int, next_step: int
-) -> Figures:
+    session: Session, request: BenchmarkRequest, figures: BenchmarkResult, *, num_steps: int, next_step: int
+) -> BenchmarkResult:
     """Measure what needs no batches of the training's own; what changes the weights on one rank alone comes last."""
     if session.world.size > 1:
         _tell(session, "reduction")
@@ -142,19 +142,19 @@ def _measure_around(
     return figures
 
 
-def _find_largest_micro_batch(session: Session, largest: int, figures: Figures) -> None:
+def _find_largest_micro_batch(session: Session, largest: int, figures: BenchmarkResult) -> None:
     world = session.world
     if isinstance(session.parallel, Fsdp) or world.num_devices > 1:
         figures.notes.append(
             "the largest micro-batch is not known: it is tried on one device, not as parallel.strategy=fsdp or dp"
         )
         return
-    if session.bare_copy is None:
+    if session.unwrapped_copy is None:
         figures.notes.append("the largest micro-batch is not known: the network cannot be copied, as trying it needs")
         return
     pieces = session.order.micro_batches([0])
     images, targets = next(iter(read_batches(session.train_reader, pieces, num_workers=0, device=torch.device("cpu"))))
-    network = session.bare_copy
+    network = session.unwrapped_copy
     for copied, own in zip(network.parameters(), session.model.parameters(), strict=True):
         copied.requires_grad_(own.requires_grad)  # what is frozen keeps no gradient
     found = try_micro_batch_sizes(
@@ -167,14 +167,14 @@ def _find_largest_micro_batch(session: Session, largest: int, figures: Figures) 
         loss_function=session.loss_function,
         world=world,
     )
-    figures.largest_micro_batch = world.smallest(found)
+    figures.largest_micro_batch = world.min_over_ranks(found)
 
 
 def _tell(session: Session, stage: str) -> None:
     """Announce what is measured next, and end the measurement where a stop was requested."""
-    if session.world.is_main:
+    if session.world.is_rank_zero:
         write_atomically(session.run.stage, stage)
-    timed_sections.hear(session)
+    timed_sections.raise_if_stopped(session)
 
 
 def _begin(session: Session) -> None:

@@ -10,7 +10,7 @@ from distrain.checkpoint.tensors import Tensors
 from distrain.distributed.world import World
 from distrain.errors import ModelError
 from distrain.tensors.devices import use_device
-from distrain.tensors.dtensor import is_sharded, own_part, with_own_part
+from distrain.tensors.dtensor import is_sharded, local_shard, with_local_shard
 
 
 def written_here(tensors: Tensors, world: World) -> set[str]:
@@ -30,7 +30,7 @@ def written_here(tensors: Tensors, world: World) -> set[str]:
     return names
 
 
-class Held:
+class StagedTensors:
     """The tensors of one moment, of which the `steady` ones are not copied: they stay as they are until `release`.
 
     `written` names those that this rank is to write, by default all; `names` are those of all. Whether the steady ones
@@ -42,17 +42,17 @@ class Held:
         own = tensors if written is None else {name: tensors[name] for name in tensors if name in written}
         with torch.no_grad():
             self.tensors = {n: tensor.detach() if n in steady else tensor.clone() for n, tensor in own.items()}
-        self._steady = {name: own_part(tensors[name]) for name in steady}
+        self._steady = {name: local_shard(tensors[name]) for name in steady}
         self._versions = {name: tensor._version for name, tensor in self._steady.items()}
         self._stream: torch.cuda.Stream | None = None
-        gpu = next((part.device for part in map(own_part, self.tensors.values()) if part.is_cuda), None)
+        gpu = next((part.device for part in map(local_shard, self.tensors.values()) if part.is_cuda), None)
         if gpu is not None:
             self._stream = torch.cuda.Stream(gpu)  # type: ignore[no-untyped-call]
             self._stream.wait_stream(torch.cuda.current_stream(gpu))
         self._are_copies_queued = threading.Event()  # on the CPU: done
 
     @contextmanager
-    def beside_training(self) -> Iterator[None]:
+    def on_copy_stream(self) -> Iterator[None]:
         """Copy in this block, in another thread than the training's; at its end the copies are whole."""
         if self._stream is not None:
             use_device(self._stream.device)
@@ -86,23 +86,23 @@ class Stager:
     def __init__(self) -> None:
         self._copies: Tensors = {}
 
-    def stage(self, held: Held) -> Tensors:
+    def stage(self, held: StagedTensors) -> Tensors:
         """Return copies on the host, whole when this returns; they are overwritten by the next call.
 
         A sharded tensor (`DTensor`) becomes one whose own shard is on the host: no rank gathers what others hold.
         """
-        with held.beside_training():
+        with held.on_copy_stream():
             self._copies = {name: self._copy_for(name, tensor) for name, tensor in held.tensors.items()}
-            targets = [own_part(copy) for copy in self._copies.values()]
-            sources = [own_part(tensor) for tensor in held.tensors.values()]
+            targets = [local_shard(copy) for copy in self._copies.values()]
+            sources = [local_shard(tensor) for tensor in held.tensors.values()]
             if targets:  # a rank may have none to write
                 torch._foreach_copy_(targets, sources, non_blocking=True)
         return self._copies
 
     def _copy_for(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         old = self._copies.get(name)
-        if old is not None and old.dtype == tensor.dtype and own_part(old).shape == own_part(tensor).shape:
+        if old is not None and old.dtype == tensor.dtype and local_shard(old).shape == local_shard(tensor).shape:
             return old
-        own = own_part(tensor)
+        own = local_shard(tensor)
         copy = torch.empty_like(own, device="cpu", pin_memory=own.is_cuda)
-        return with_own_part(tensor, copy) if is_sharded(tensor) else copy
+        return with_local_shard(tensor, copy) if is_sharded(tensor) else copy

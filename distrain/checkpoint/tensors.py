@@ -11,7 +11,7 @@ import torch
 import xxhash
 from torch import nn
 
-from distrain.tensors.dtensor import whole
+from distrain.tensors.dtensor import full_tensor
 from distrain.tensors.module_state import LOSS, MODEL, RANKS, is_part_of, pack, split
 from distrain.tensors.module_state import Tensors as Tensors
 
@@ -83,5 +83,5 @@ def digest(tensors: Tensors) -> str:
     hashed = xxhash.xxh3_128()
     for name, tensor in sorted(tensors.items()):
         hashed.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}".encode())
-        hashed.update(whole(tensor).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        hashed.update(full_tensor(tensor).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return hashed.hexdigest()

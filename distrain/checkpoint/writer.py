@@ -15,15 +15,15 @@ from typing import Any, Self, TypeVar
 import torch.distributed as dist
 
 from distrain import config as recipe
-from distrain.checkpoint.staging import Held, Stager, written_here
+from distrain.checkpoint.staging import StagedTensors, Stager, written_here
 from distrain.checkpoint.tensors import Tensors
 from distrain.distributed.world import World
 from distrain.errors import CheckpointError
 from distrain.messages import MEBIBYTE
-from distrain.runs.checkpoints.catalog import take_inventory
+from distrain.runs.checkpoints.catalog import read_catalog
 from distrain.runs.checkpoints.integrity import Manifest, commit, describe_files
-from distrain.runs.checkpoints.paths import committed, draft_path, final_path, remove
-from distrain.runs.checkpoints.retention import superfluous
+from distrain.runs.checkpoints.paths import committed, final_path, partial_path, remove
+from distrain.runs.checkpoints.retention import expired
 
 FAILING_WAIT_S = 60.0  # a run that fails gives the save under way this long to reach the disk
 
@@ -47,7 +47,7 @@ class Checkpointer:
         if world.size > 1:
             self._group = dist.new_group(backend="gloo", timeout=world.timeout)  # type: ignore[assignment]  # every rank is a member
         self._stager = Stager()
-        self._held: Held | None = None  # what the save under way has not been seen to have copied
+        self._held: StagedTensors | None = None  # what the save under way has not been seen to have copied
         self._thread: threading.Thread | None = None
         self._failure: str | None = None  # why the newest save did not succeed
         self._error: BaseException | None = None  # what nobody expected, for the training's thread to raise
@@ -59,15 +59,15 @@ class Checkpointer:
     def save(self, step: int, *, tensors: Tensors, state: dict[str, Any], steady: Set[str] = frozenset()) -> None:
         """Begin to write checkpoint `step-N`, once the save before it is done.
 
-        Tensors that `steady` names stay as they are until `let_change` is called; everything else may change after this
-        returns.
+        Tensors that `steady` names stay as they are until `wait_for_staging` is called; everything else may change
+        after this returns.
         """
         started = time.perf_counter()
         self.wait()
         self._began = time.monotonic()
         text = json.dumps({"step": step, **state}, indent=1)
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        self._held = Held(tensors, steady=steady, written=written_here(tensors, self._world))
+        self._held = StagedTensors(tensors, steady=steady, written=written_here(tensors, self._world))
         arguments = (step, self._held, text, num_bytes)
         self._thread = threading.Thread(target=self._write, args=arguments, name="distrain-checkpoint", daemon=True)
         self._thread.start()
@@ -75,7 +75,7 @@ class Checkpointer:
             self.wait()
         self._blocked_s = (self._blocked_s or 0.0) + time.perf_counter() - started
 
-    def let_change(self) -> None:
+    def wait_for_staging(self) -> None:
         """Wait until the newest save has copied what is steady; the training calls it before it changes any of that.
 
         Raises `ModelError` where something has changed already.
@@ -104,7 +104,7 @@ class Checkpointer:
         if self._config.every_minutes is None:
             return False
         elapsed_s = time.monotonic() - self._began
-        return self._world.any_rank(self._world.is_main and elapsed_s >= 60 * self._config.every_minutes)
+        return self._world.any_over_ranks(self._world.is_rank_zero and elapsed_s >= 60 * self._config.every_minutes)
 
     def close(self) -> None:
         """Wait for the save under way, and give back the process group; all ranks call it together."""
@@ -130,15 +130,15 @@ class Checkpointer:
         if held is not None:
             held.release()
 
-    def _write(self, step: int, held: Held, state: str, num_bytes: int) -> None:
+    def _write(self, step: int, held: StagedTensors, state: str, num_bytes: int) -> None:
         """Write one checkpoint, in the thread. Only what breaks the ranks' conversation ends the training."""
         try:
             self._failure = self._write_together(step, held, state, num_bytes)
         except BaseException as error:  # noqa: BLE001 - it is raised again where the training runs
             self._error = error
 
-    def _write_together(self, step: int, held: Held, state: str, num_bytes: int) -> str | None:
-        draft, final = draft_path(self._folder, step), final_path(self._folder, step)
+    def _write_together(self, step: int, held: StagedTensors, state: str, num_bytes: int) -> str | None:
+        draft, final = partial_path(self._folder, step), final_path(self._folder, step)
         tensors: Tensors = {}
         try:
             self._together(lambda: tensors.update(self._stager.stage(held)))
@@ -154,7 +154,7 @@ class Checkpointer:
         return None
 
     def _begin(self, draft: Path) -> None:
-        if self._world.is_main:
+        if self._world.is_rank_zero:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
 
@@ -164,15 +164,15 @@ class Checkpointer:
         write_shards(draft, tensors, self._group)
 
     def _finish(self, draft: Path, final: Path, state: str, shards: Manifest) -> None:
-        if self._world.is_main:
+        if self._world.is_rank_zero:
             commit(draft, final, state=state, shards=shards)
-            self._remove_superfluous()
+            self._remove_expired()
 
-    def _remove_superfluous(self) -> None:
+    def _remove_expired(self) -> None:
         config = self._config
         try:
-            for entry in superfluous(
-                take_inventory(self._folder),
+            for entry in expired(
+                read_catalog(self._folder),
                 keep_last=config.keep_last,
                 keep_best=config.keep_best,
                 keep_every_steps=config.keep_every_steps,
@@ -183,8 +183,8 @@ class Checkpointer:
 
     def _tell_failure(self, step: int, reason: str, num_bytes: int) -> str:
         """Remove what was written, warn on rank 0, and return on every rank the same sentence for a run that ends."""
-        draft = draft_path(self._folder, step)
-        if self._world.is_main:
+        draft = partial_path(self._folder, step)
+        if self._world.is_rank_zero:
             shutil.rmtree(draft, ignore_errors=True)
         self._together(lambda: None)  # the free space is the same on all ranks once the draft is gone
         free, older = 0, list[Path]()
@@ -196,7 +196,7 @@ class Checkpointer:
             f"checkpoint {draft.stem} could not be written: {reason}; it needs {num_bytes / MEBIBYTE:.1f} MiB, "
             f"{free / MEBIBYTE:.1f} MiB are free in {self._folder}"
         )
-        if self._world.is_main:
+        if self._world.is_rank_zero:
             log.warning("%s; %s", sentence, newest)
         return f"{sentence}; the weights are safe in {older[-1]}" if older else f"{sentence}; {newest}"
 

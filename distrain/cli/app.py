@@ -84,8 +84,8 @@ app.command("verify")(verify.verify)
 app.command("doctor")(doctor.doctor)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(options: bool) -> None:
+    if options:
         from importlib.metadata import version
 
         typer.echo(f"distrain {version('distrain')}")

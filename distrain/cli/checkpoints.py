@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from distrain.runs.checkpoints import Entry
     from distrain.runs.directory import RunDirectory
 
-LONGEST_SHOWN = 10  # numbers or names of a list in state.json
+MAX_SHOWN = 10  # numbers or names of a list in state.json
 
 app = typer.Typer(
     help="List, verify, show, prune and export the checkpoints of a run.\n\nExample: `distrain checkpoints list last`",
@@ -39,7 +39,7 @@ def list_checkpoints(reference: RunName, root: Root = Path("runs"), as_json: AsJ
     from distrain.system.display import Heading, duration, print_table
 
     run = _find(reference, root)
-    entries = checkpoints.take_inventory(run.checkpoints)
+    entries = checkpoints.read_catalog(run.checkpoints)
     rows = _facts(entries)
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
@@ -92,14 +92,14 @@ def verify(
     from distrain.system.live_line import LiveProgress
 
     run = _find(reference, root)
-    entries = checkpoints.take_inventory(run.checkpoints)
+    entries = checkpoints.read_catalog(run.checkpoints)
     chosen = checkpoints.choose(run.checkpoints, which or "last")
     entries = [entry for entry in entries if which is None or entry.path == chosen]
     faults: dict[str, str | None] = {}
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for entry in entries:
         with LiveProgress(console, f"verifying {entry.path.name}", entry.num_bytes) as progress:
-            fault = checkpoints.find_fault(entry.path, advance=progress.advance)
+            fault = checkpoints.find_corruption(entry.path, advance=progress.advance)
         if entry.path.is_dir():  # else a training has deleted it meanwhile
             faults[entry.path.name] = fault
     if as_json:
@@ -160,9 +160,9 @@ def prune(
     if not dry_run:
         run.check_writable(otherwise="ask its owner to prune it")
     config = read_recipe(run.recipe).checkpoint
-    with nullcontext() if dry_run else run.locked():
-        going = checkpoints.superfluous(
-            checkpoints.take_inventory(run.checkpoints),
+    with nullcontext() if dry_run else run.hold_trainer_lock():
+        going = checkpoints.expired(
+            checkpoints.read_catalog(run.checkpoints),
             keep_last=keep_last,
             keep_best=config.keep_best,
             keep_every_steps=config.keep_every_steps,
@@ -226,9 +226,9 @@ def _find(reference: str, root: Path) -> "RunDirectory":
 
 def _check(path: Path) -> None:
     from distrain.errors import CheckpointError
-    from distrain.runs.checkpoints import find_fault
+    from distrain.runs.checkpoints import find_corruption
 
-    if fault := find_fault(path):
+    if fault := find_corruption(path):
         raise CheckpointError(f"checkpoint {path} is not used: {fault}")
 
 
@@ -250,6 +250,6 @@ def _facts(entries: list["Entry"]) -> list[dict[str, Any]]:
 
 
 def _shortened(value: Any) -> str:
-    if isinstance(value, list) and len(value) > LONGEST_SHOWN:
-        return f"{json.dumps(value[:LONGEST_SHOWN])[:-1]}, ...] ({len(value)})"
+    if isinstance(value, list) and len(value) > MAX_SHOWN:
+        return f"{json.dumps(value[:MAX_SHOWN])[:-1]}, ...] ({len(value)})"
     return json.dumps(value)

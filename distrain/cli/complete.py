@@ -7,7 +7,7 @@ from typing import Any, get_args
 import typer
 
 _YAML = {".yaml", ".yml"}
-_MOST_RUNS = 50
+_MAX_RUNS = 50
 
 
 def recipes(incomplete: str) -> list[str]:
@@ -31,7 +31,7 @@ def runs(context: typer.Context, incomplete: str) -> list[str]:
     root = Path(context.params.get("root") or "runs")
     found = [path for path in _entries(root) if (path / "recipe.yaml").is_file()]
     names = [path.name for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
-    return [*_beginning(["last", *names], incomplete)[:_MOST_RUNS], *_files(incomplete, set())]
+    return [*_beginning(["last", *names], incomplete)[:_MAX_RUNS], *_files(incomplete, set())]
 
 
 def checkpoints(context: typer.Context, incomplete: str) -> list[str]:

@@ -81,7 +81,7 @@ def check(
 
     from distrain.data.inspection import output
     from distrain.data.inspection.image_table import read_everything
-    from distrain.data.inspection.rules import find_damages, find_faults
+    from distrain.data.inspection.rules import find_damages, run_checks
     from distrain.data.inspection.worker_pool import reading_processes
     from distrain.data.packing.format import is_packed, read_pack
 
@@ -93,7 +93,7 @@ def check(
         progress("checking", len(listing.paths)) as advance,
     ):
         images, others = read_everything(readers, listing, advance=advance)
-    findings = find_damages(damages) + find_faults(listing, images, others)
+    findings = find_damages(damages) + run_checks(listing, images, others)
     seconds = time.monotonic() - begin
     if as_json:
         typer.echo(json.dumps(output.findings_as_json(listing, findings, seconds=seconds), indent=1))

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from distrain.evaluation.results import Answers, Findings
 
-MOST_CLASSES = 50  # rows of the table; of more classes the least accurate are shown
-MOST_LINES = 5  # pairs and mistakes told in the terminal
+MAX_CLASSES = 50  # rows of the table; of more classes the least accurate are shown
+MAX_LINES = 5  # pairs and mistakes told in the terminal
 _CLASS_COLUMNS = ("class", "samples", "accuracy", "precision", "F1")
 
 
@@ -109,9 +109,9 @@ def _print(console: "Console", result: "Findings", answers: "Answers") -> None:
     console.print(f"{result.split:<11} {result.num_samples:,} samples: {words}{weights}", soft_wrap=True, markup=False)
     if result.classes:
         shown = result.classes
-        if len(shown) > MOST_CLASSES:
-            shown = sorted(shown, key=lambda row: (row.accuracy is None, row.accuracy))[:MOST_CLASSES]
-            console.print(f"the {MOST_CLASSES} least accurate of {len(result.classes)} classes")
+        if len(shown) > MAX_CLASSES:
+            shown = sorted(shown, key=lambda row: (row.accuracy is None, row.accuracy))[:MAX_CLASSES]
+            console.print(f"the {MAX_CLASSES} least accurate of {len(result.classes)} classes")
         headings = [Heading(title, is_right=title != "class") for title in _CLASS_COLUMNS]
         cells = [
             [
@@ -123,9 +123,9 @@ def _print(console: "Console", result: "Findings", answers: "Answers") -> None:
         ]
         print_table(console, headings, cells)
         every = [row.name for row in result.classes]
-        for true, taken, count in confused_pairs(every, answers.confusion, MOST_LINES):
+        for true, taken, count in confused_pairs(every, answers.confusion, MAX_LINES):
             console.print(f"confused    {true} taken for {taken}: {count}", markup=False)
-    for mistake in result.mistakes[:MOST_LINES]:
+    for mistake in result.mistakes[:MAX_LINES]:
         words = f"is {mistake.target}, said {mistake.prediction} ({badness_in_words(mistake, result.target)})"
         console.print(f"mistake     {mistake.sample}: {words}", soft_wrap=True, markup=False)
 

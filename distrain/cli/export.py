@@ -90,9 +90,9 @@ def export(
 def _write(
     form: str, run: "RunDirectory", path: Path, place: Path, *, images: list[Path], with_normalize: bool
 ) -> dict[str, Any]:
-    from distrain.config.user_code import look_in
+    from distrain.config.user_code import add_to_sys_path
 
-    look_in(Path.cwd())
+    add_to_sys_path(Path.cwd())
     from distrain.export.from_checkpoint import open_checkpoint
 
     if form == "onnx":

@@ -73,7 +73,7 @@ def fit(
     Example: `distrain fit cifar10 --gpus 4 --set train.epochs=20 --set 'augment.train=[RandomHorizontalFlip]'`
     """
     from distrain.cli.run_fit import FitRequest, start
-    from distrain.config.debug_presets import Aids
+    from distrain.config.debug_presets import DebugOptions
     from distrain.config.profile import read_options
 
     request = FitRequest(
@@ -97,6 +97,6 @@ def fit(
         dry_run=dry_run,
         verbose=verbose,
         preflight=not no_preflight,
-        aids=Aids(debug=debug, overfit_batches=overfit, trace=trace, post_mortem=post_mortem),
+        debug_options=DebugOptions(debug=debug, overfit_batches=overfit, trace=trace, post_mortem=post_mortem),
     )
     raise typer.Exit(start(request))

@@ -11,7 +11,7 @@ from distrain.cli.output_paths import check_file
 from distrain.errors import BundleError, ExitCode
 
 if TYPE_CHECKING:
-    from distrain.export.import_weights import Fit, Foreign
+    from distrain.export.import_weights import ImportedWeights, WeightMatch
 
 
 def import_(
@@ -48,12 +48,12 @@ def import_(
     if target.suffix != ".safetensors":
         raise BundleError(f"--out {target} does not end in .safetensors")
     check_file(target, may_replace=force)
-    from distrain.config.user_code import look_in
-    from distrain.export.import_weights import read_foreign
+    from distrain.config.user_code import add_to_sys_path
+    from distrain.export.import_weights import read_weights_to_import
     from distrain.export.write_bundle import save_tensors, whole_file
 
-    look_in(Path.cwd())
-    foreign = read_foreign(file, wanted=entry, model_name=model, num_classes=num_classes)
+    add_to_sys_path(Path.cwd())
+    foreign = read_weights_to_import(file, wanted=entry, model_name=model, num_classes=num_classes)
     found = foreign.fit
     is_written = found is None or found.is_good
     if is_written:
@@ -65,13 +65,13 @@ def import_(
     else:
         _print(foreign)
         if found is not None:
-            _print_fit(str(model), found)
+            _print_match(str(model), found)
         next_step = f"; use it with --set model.weights={target}" if is_written else ""
         typer.echo(f"{'wrote   ' if is_written else 'nothing was written to'} {target}{next_step}")
     raise typer.Exit(ExitCode.FINISHED if is_written else ExitCode.FAILED)
 
 
-def _facts(foreign: "Foreign", written: Path | None) -> dict[str, Any]:
+def _facts(foreign: "ImportedWeights", written: Path | None) -> dict[str, Any]:
     fit = foreign.fit
     return {
         "written": None if written is None else str(written),
@@ -94,7 +94,7 @@ def _facts(foreign: "Foreign", written: Path | None) -> dict[str, Any]:
     }
 
 
-def _print(foreign: "Foreign") -> None:
+def _print(foreign: "ImportedWeights") -> None:
     place = "" if foreign.entry is None else f" from {foreign.entry!r}"
     place += " (a moving average)" if foreign.is_average else ""
     stripped = f", without the prefix {foreign.prefix}" if foreign.prefix else ""
@@ -105,7 +105,7 @@ def _print(foreign: "Foreign") -> None:
         typer.echo(f"left     {name}: {kind}")
 
 
-def _print_fit(model: str, fit: "Fit") -> None:
+def _print_match(model: str, fit: "WeightMatch") -> None:
     for name in fit.missing:
         typer.echo(f"missing  {name}")
     for name in fit.unexpected:

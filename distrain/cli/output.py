@@ -20,17 +20,17 @@ from distrain.runs.checkpoints import committed
 from distrain.runs.directory import RunDirectory
 from distrain.runs.error_reports import read_errors
 from distrain.runs.query import best_checkpoint, read_states
+from distrain.runs.resume_hint import print_resume, print_resume_hint
 from distrain.runs.stacks import MAIN_THREAD, RankStack
 from distrain.runs.status import Status
 from distrain.runs.user_errors import is_out_of_memory
-from distrain.runs.way_back import print_resume, print_way_back
 from distrain.system.display import console_width, duration
 from distrain.system.process import IN_WORDS
 
 _BARS = "▁▂▃▄▅▆▇█"
-_MOST_BARS = 100
+_MAX_BARS = 100
 _OF_CLASS = "val/top1/"
-_MOST_CLASSES = 20  # in a summary
+_MAX_CLASSES = 20  # in a summary
 
 
 def print_header(console: Console, recipe: Recipe, profile: Profile, batching: Batching, run: RunDirectory) -> None:
@@ -153,7 +153,7 @@ def print_failure(console: Console, run: RunDirectory, errors: list[dict[str, An
         if (advice := _advice(run, first)) is not None:
             console.print(f"out of memory: {advice}", markup=False, soft_wrap=True)
         console.print(f"log           {run.log(first['rank'])}", markup=False, soft_wrap=True)
-    print_way_back(console, run)
+    print_resume_hint(console, run)
 
 
 def print_finding(console: Console, finding: Finding) -> None:
@@ -244,8 +244,8 @@ def _print_classes(console: Console, evaluation: dict[str, float]) -> None:
     if not found:
         return
     shown = found
-    if len(found) > _MOST_CLASSES:
-        lowest = sorted(found, key=lambda name: found[name])[:_MOST_CLASSES]
+    if len(found) > _MAX_CLASSES:
+        lowest = sorted(found, key=lambda name: found[name])[:_MAX_CLASSES]
         shown = {name: found[name] for name in lowest}
     lowest_of = "" if len(shown) == len(found) else f", the {len(shown)} lowest of {len(found)}"
     console.print(f"top-1 of each class{lowest_of}", markup=False)
@@ -264,7 +264,7 @@ def _curve(by: str, values: list[float], *, width: int | None) -> str:
     low, high = min(finite, default=math.nan), max(finite, default=math.nan)
     ends = [number_in_words(by, {f"val/{by}": value}) for value in (low, high)]
     facts = f"  ({' to '.join(dict.fromkeys(ends))}, {counted(len(values), 'evaluation')})"
-    count = min(len(values), _MOST_BARS, max(1, width - len(facts)) if width is not None else _MOST_BARS)
+    count = min(len(values), _MAX_BARS, max(1, width - len(facts)) if width is not None else _MAX_BARS)
     means = [_mean(values[i * len(values) // count : (i + 1) * len(values) // count]) for i in range(count)]
     top = len(_BARS) - 1
     bars = (_BARS[round((mean - low) / (high - low or 1) * top)] if math.isfinite(mean) else " " for mean in means)
@@ -281,8 +281,8 @@ def _advice(run: RunDirectory, error: dict[str, Any]) -> str | None:
     if not is_out_of_memory(error["type"], error["message"]):
         return None
     recipe, profile = read_recipe(run.recipe), read_profile(run.profile)
-    wanted = run.read_micro_batch_size() or recipe.train.micro_batch_size
-    batching = solve_batching(recipe.data.batch_size, wanted, profile.world_size, is_exact=recipe.train.exact)
+    options = run.read_micro_batch_size() or recipe.train.micro_batch_size
+    batching = solve_batching(recipe.data.batch_size, options, profile.world_size, is_exact=recipe.train.exact)
     precision = ", or take --set precision=bf16" if recipe.precision == "fp32" else ""
     smaller = max(1, batching.micro_batch_size // 2)
     return (

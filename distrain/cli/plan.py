@@ -58,13 +58,13 @@ def plan(
     from distrain.benchmark.schedule_estimate import read_time_limit
     from distrain.config import load_recipe
     from distrain.config.profile import read_options
-    from distrain.launchers.profile_files import read_wanted
+    from distrain.launchers.profile_files import read_launch_options
 
     place = choose_place(root)
     limit_s = None if time is None else read_time_limit(time)
-    wanted = read_wanted(launch, read_options(gpus=gpus, processes=procs, nodes=nodes))
+    options = read_launch_options(launch, read_options(gpus=gpus, processes=procs, nodes=nodes))
     resolved = load_recipe(recipe, overrides=overrides or [], data=data)
-    question = capacity_plan.resolve(resolved, wanted, reference=recipe, link=link, network=network, steps=steps)
+    question = capacity_plan.resolve(resolved, options, reference=recipe, link=link, network=network, steps=steps)
     errors = Console(stderr=True, highlight=False)
     for sentence in question.unknown:
         errors.print(f"not known    {sentence}", soft_wrap=True, markup=False)

@@ -16,7 +16,7 @@ from distrain.cli import complete
 from distrain.cli.options import DeviceName, Root
 from distrain.errors import DataError, ExitCode
 from distrain.messages import print_error
-from distrain.preload import uncollected
+from distrain.preload import gc_paused
 from distrain.system.filesystem import check_writable
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 TOP_K = 5
 ALL_CLASSES = 20  # for one picture each class is told, unless there are more
 BAR = 32  # characters
-MOST_WORKERS = 8  # more processes hardly decode more
+MAX_WORKERS = 8  # more processes hardly decode more
 
 
 def predict(
@@ -77,7 +77,7 @@ def predict(
         top_k = ALL_CLASSES if count == 1 and len(bundle.classes) <= ALL_CLASSES else TOP_K
     from distrain.export.predict import predict_files
 
-    num_workers = workers or min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+    num_workers = workers or min(MAX_WORKERS, len(os.sched_getaffinity(0)))
     has_failed = False
     with closing(predict_files(bundle, paths, batch_size=batch_size, num_workers=num_workers)) as batches:
         if kind == "csv":
@@ -128,16 +128,16 @@ def _stdin_lines() -> Iterator[str]:
 
 
 def _open(reference: str, root: Path, *, device: str | None) -> "Bundle":
-    from distrain.config.user_code import look_in
+    from distrain.config.user_code import add_to_sys_path
     from distrain.runs import query
     from distrain.system.gpus import count_gpus
 
     folder = Path(reference).expanduser()
     is_bundle = (folder / "bundle.json").is_file()
     checkpoint = None if is_bundle else query.find_checkpoint(reference, root, must_be_best=False)
-    look_in(Path.cwd())
+    add_to_sys_path(Path.cwd())
     device = device or ("cuda" if count_gpus() else "cpu")  # one that cannot be used is told, and not left aside
-    with uncollected():
+    with gc_paused():
         import torchvision.transforms.v2  # noqa: F401 - what a bundle's preprocessing is made of
 
         from distrain import export as bundle

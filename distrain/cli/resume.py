@@ -33,4 +33,4 @@ def resume(
         output.print_submitted(console, submit.submit_again(run), [run])
         return
     profile = read_profile(run.profile)
-    raise typer.Exit(start(FitRequest(run=run.path, options=profile.as_wanted())))
+    raise typer.Exit(start(FitRequest(run=run.path, options=profile.as_options())))

@@ -14,26 +14,26 @@ from rich.console import Console
 from distrain.cli import output
 from distrain.config import Recipe
 from distrain.config.batching import Batching, solve_batching
-from distrain.config.debug_presets import Aids, debug_post_mortem
-from distrain.config.profile import Profile, Wanted, read_profile, resolve_profile
+from distrain.config.debug_presets import DebugOptions, debug_post_mortem
+from distrain.config.profile import LaunchOptions, Profile, read_profile, resolve_profile
 from distrain.errors import ExitCode, LaunchError, PreflightError
 from distrain.launchers import LAUNCHERS
 from distrain.launchers.abort import end_at_once
-from distrain.launchers.multinode.coordinator import Host
-from distrain.launchers.multinode.group import Company, LocalNode
-from distrain.launchers.multinode.member import Guest
+from distrain.launchers.multinode.coordinator import Coordinator
+from distrain.launchers.multinode.group import LocalNode, NodeGroup
+from distrain.launchers.multinode.member import Member
 from distrain.launchers.plan import Plan
-from distrain.launchers.preflight import find_rendezvous_fault, find_shortages, noted
+from distrain.launchers.preflight import collect_errors, find_rendezvous_fault, find_shortages
 from distrain.launchers.prepare import RUNS, check_data, check_schedule, resolve_run, write_request
-from distrain.launchers.profile_files import read_wanted
+from distrain.launchers.profile_files import read_launch_options
 from distrain.launchers.slurm import srun
 from distrain.launchers.supervisor import Ending, execute
 from distrain.messages import print_error
 from distrain.runs.directory import RunDirectory
 from distrain.runs.error_reports import ErrorReport
 from distrain.runs.log_file import append_to_log
+from distrain.runs.resume_hint import print_resume_hint
 from distrain.runs.stop_requests import stop_on_signal
-from distrain.runs.way_back import print_way_back
 from distrain.system.live_line import erase_line
 from distrain.system.network import split_endpoint
 from distrain.system.signals import StopRequest, ignore_signals
@@ -50,10 +50,10 @@ class FitRequest:
     data: str | None = None
     run: Path | None = None
     launch: str | None = None  # a launch profile
-    options: Wanted
+    options: LaunchOptions
     dry_run: bool = False
     verbose: bool = False
-    aids: Aids = field(default_factory=Aids)
+    debug_options: DebugOptions = field(default_factory=DebugOptions)
     preflight: bool = True  # whether the checks that are only estimates count
 
 
@@ -101,8 +101,10 @@ def start(request: FitRequest) -> ExitCode:
         _stopping_on_signal(fit) as stop,
         prepare(fit, console, stop) as is_new,
     ):
-        ending = supervise(fit, console, stop, on_error=debug_post_mortem if request.aids.post_mortem else None)
-        report(fit, console, ending, is_new=is_new, verbose=request.verbose or request.aids.debug)
+        ending = supervise(
+            fit, console, stop, on_error=debug_post_mortem if request.debug_options.post_mortem else None
+        )
+        report(fit, console, ending, is_new=is_new, verbose=request.verbose or request.debug_options.debug)
     return ending.code
 
 
@@ -111,17 +113,17 @@ def resolve(request: FitRequest) -> ResolvedFit:
 
     Raises a `UserError` for an invalid request and a `PreflightError` for what this machine is short of.
     """
-    wanted = read_wanted(request.launch, request.options)
-    if wanted.node_rank is None or wanted.launcher == "slurm":  # else each task of srun is one of several machines
+    options = read_launch_options(request.launch, request.options)
+    if options.node_rank is None or options.launcher == "slurm":  # else each task of srun is one of several machines
         srun.check_started_once(os.environ, command="fit")
     run, recipe, changes = resolve_run(
-        request.reference, list(request.overrides), request.data, request.run, request.aids
+        request.reference, list(request.overrides), request.data, request.run, request.debug_options
     )
     is_finished = run.exists and run.read_status().state == "finished"
     starts = not (request.dry_run or is_finished)
     if starts:
         run.check_writable(otherwise=_elsewhere(run))
-    profile, batchings, notes = _check(request, run, recipe, wanted, preflight=request.preflight and starts)
+    profile, batchings, notes = _check(request, run, recipe, options, preflight=request.preflight and starts)
     fit = ResolvedFit(
         run=RunDirectory(run.path, node_rank=profile.node_rank),
         recipe=recipe,
@@ -150,7 +152,7 @@ def prepare(fit: ResolvedFit, console: Console, stop: StopRequest) -> Iterator[b
     with ExitStack() as held:
         is_new = not run.exists
         with run.created():
-            note = held.enter_context(run.launching())
+            note = held.enter_context(run.hold_launcher_lock())
             write_request(run, fit.recipe, fit.profile, fit.plan)
             if stop.is_set():
                 run.stop.touch()  # it was deleted as one of an earlier attempt
@@ -168,12 +170,12 @@ def supervise(
 
     `on_error` is called with the exception that ended a training in this process.
     """
-    tell = _teller(console, fit.run)
-    leads = fit.profile.node_rank == 0
-    company: Company | None = None
+    tell = _notifier(console, fit.run)
+    is_coordinator = fit.profile.node_rank == 0
+    group: NodeGroup | None = None
     if fit.spans_nodes:
-        member = Host if leads else Guest
-        company = member(LocalNode(fit.profile, fit.run, _identify(fit.recipe), fit.replan, tell))
+        member = Coordinator if is_coordinator else Member
+        group = member(LocalNode(fit.profile, fit.run, _identify(fit.recipe), fit.replan, tell))
     try:
         ending = execute(
             fit.plan,
@@ -181,12 +183,12 @@ def supervise(
             fit.profile,
             tell=tell,
             requested=stop,
-            company=company,
+            group=group,
             run_worker=run_worker,
             on_error=on_error,
         )
     except LaunchError:  # the other machines do not come
-        if leads:
+        if is_coordinator:
             _mark_failed(fit.run)
         raise
     finally:
@@ -201,22 +203,22 @@ def report(fit: ResolvedFit, console: Console, ending: Ending, *, is_new: bool, 
     Bad input that stopped a new run before its first checkpoint leaves nothing behind.
     """
     run, code, errors = fit.run, ending.code, ending.errors
-    leads = fit.profile.node_rank == 0  # the one machine that writes the run directory
-    if leads:
+    is_coordinator = fit.profile.node_rank == 0  # the one machine that writes the run directory
+    if is_coordinator:
         with suppress(OSError):
             run.stop.unlink(missing_ok=True)  # a signal that came late has asked for nothing
     if code == ExitCode.FINISHED:
         output.print_summary(console, run, run.read_status())
     elif code == ExitCode.STOPPED:
-        if leads:
+        if is_coordinator:
             _mark_stopped(run)
         output.print_stopped(console, run, run.read_status())
-    elif leads and code == ExitCode.BAD_INPUT and errors:
+    elif is_coordinator and code == ExitCode.BAD_INPUT and errors:
         _report_bad_input(console, run, errors[0], is_new=is_new, verbose=verbose)
     else:
-        if leads:
+        if is_coordinator:
             _mark_failed(run)
-        output.print_failure(console, run, errors, verbose=verbose and leads)
+        output.print_failure(console, run, errors, verbose=verbose and is_coordinator)
     _log(console, run)
 
 
@@ -233,39 +235,39 @@ def _elsewhere(run: RunDirectory) -> str:
 
 
 def _check(
-    request: FitRequest, directory: RunDirectory, recipe: Recipe, wanted: Wanted, *, preflight: bool
+    request: FitRequest, directory: RunDirectory, recipe: Recipe, options: LaunchOptions, *, preflight: bool
 ) -> tuple[Profile, list[Batching], list[str]]:
     """Return the profile, how the batch is cut at each number of processes that it allows, and notes on the data.
 
     Raises a `PreflightError` with all that is wrong or lacking, found before any process is started.
     """
-    aids = request.aids
+    debug_options = request.debug_options
     train, faults = recipe.train, list[str]()
     profile = None
     batchings: list[Batching] = []
     notes: list[str] = []
-    with noted(faults):
+    with collect_errors(faults):
         threads = train.threads or (1 if train.exact else None)
-        if wanted.launcher == "slurm":
+        if options.launcher == "slurm":
             stored = read_profile(directory.profile) if directory.profile.exists() else None
-            profile = srun.resolve_allocated(wanted, srun.read_allocation(os.environ), stored=stored, threads=threads)
+            profile = srun.resolve_allocated(options, srun.read_allocation(os.environ), stored=stored, threads=threads)
         else:
-            in_one_process = recipe.parallel.strategy == "dp" or aids.debug
+            in_one_process = recipe.parallel.strategy == "dp" or debug_options.debug
             name = request.reference or recipe.name
-            profile = resolve_profile(wanted, threads=threads, in_one_process=in_one_process, recipe=name)
-        profile = profile.model_copy(update={"trace": aids.trace})
-        aids.check(processes=profile.world_size)
+            profile = resolve_profile(options, threads=threads, in_one_process=in_one_process, recipe=name)
+        profile = profile.model_copy(update={"trace": debug_options.trace})
+        debug_options.check(processes=profile.world_size)
         batchings = [
             solve_batching(recipe.data.batch_size, train.micro_batch_size, world_size, is_exact=train.exact)
             for world_size in profile.world_sizes
         ]
-    with noted(faults):
+    with collect_errors(faults):
         notes = check_data(recipe)
     if not directory.exists:  # what was begun with it goes on
-        with noted(faults):
+        with collect_errors(faults):
             check_schedule(recipe)
     if preflight:
-        count = (wanted.processes or 1) if profile is None else profile.processes
+        count = (options.processes or 1) if profile is None else profile.processes
         faults += find_shortages(recipe, directory, processes=count)
         if profile is not None and profile.rendezvous is not None:
             is_own = profile.node_rank == 0
@@ -276,7 +278,7 @@ def _check(
     return profile, batchings, notes
 
 
-def _teller(console: Console, run: RunDirectory) -> Callable[[str], None]:
+def _notifier(console: Console, run: RunDirectory) -> Callable[[str], None]:
     def tell(words: str) -> None:
         erase_line(console)
         output.print_event(console, words)
@@ -303,7 +305,7 @@ def _report_bad_input(console: Console, run: RunDirectory, error: ErrorReport, *
     more = "; --verbose prints the traceback" if error.get("is_mistake") and not (verbose or run.exists) else ""
     print_error(f"{error['message']}{more}")
     if run.exists:
-        print_way_back(console, run)
+        print_resume_hint(console, run)
 
 
 def _mark_stopped(run: RunDirectory) -> None:

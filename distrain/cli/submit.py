@@ -60,12 +60,12 @@ def submit(
 
     from distrain.cli import output
     from distrain.config.profile import read_options
-    from distrain.launchers.profile_files import read_wanted
+    from distrain.launchers.profile_files import read_launch_options
     from distrain.launchers.slurm import submit as submission
 
     options = read_options(gpus=gpus, processes=procs, nodes=nodes, restarts=restarts, stall_timeout_s=stall_timeout)
-    order = submission.Order(
-        wanted=read_wanted(launch, options),
+    order = submission.SbatchOptions(
+        options=read_launch_options(launch, options),
         time=time,
         partition=partition,
         account=account,

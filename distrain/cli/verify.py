@@ -47,7 +47,7 @@ def verify(
     resolved = load_recipe(recipe, overrides=overrides or [], data=data)
     arguments = [recipe, *(f"--set={override}" for override in overrides or [])]
     arguments += [] if data is None else [f"--data={data}"]
-    ways = verification.ways_to_train([int(part) for part in parts], is_exact=resolved.train.exact)
+    ways = verification.scenarios([int(part) for part in parts], is_exact=resolved.train.exact)
     console = Console(highlight=False, soft_wrap=True, quiet=as_json)
     console.print(f"{resolved.name}: {steps} steps, in {len(ways)} ways")
     findings: list[verification.Finding] = []

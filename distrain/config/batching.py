@@ -44,9 +44,11 @@ class Batching:
         pieces = -(-num_samples // self.micro_batch_size)
         return [(num_samples * j // pieces, num_samples * (j + 1) // pieces) for j in range(pieces)]
 
-    def deal(self, num_pieces: int, rank: int) -> range:
+    def deal(self, num_micro_batches: int, rank: int) -> range:
         """Return which of a window's micro-batches this rank takes; rank 0 always has one, the last may have none."""
-        return range(-(-num_pieces * rank // self.world_size), -(-num_pieces * (rank + 1) // self.world_size))
+        return range(
+            -(-num_micro_batches * rank // self.world_size), -(-num_micro_batches * (rank + 1) // self.world_size)
+        )
 
 
 def solve_batching(

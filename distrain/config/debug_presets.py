@@ -19,7 +19,7 @@ _WARMUP_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class Aids:
+class DebugOptions:
     """What `distrain fit` was asked for besides an ordinary training."""
 
     debug: bool = False

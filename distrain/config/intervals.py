@@ -7,7 +7,7 @@ from distrain.config import Recipe
 
 
 @dataclass(frozen=True)
-class Due:
+class Intervals:
     """The recipe's intervals, in steps. At the last step everything is due."""
 
     recipe: Recipe
@@ -24,15 +24,15 @@ class Due:
         ]
         return min(self.total_steps, *((step // interval + 1) * interval for interval in intervals))
 
-    def is_record(self, step: int) -> bool:
+    def should_log(self, step: int) -> bool:
         """Whether a record is due after `step` steps."""
-        return self._is_due(step, self.recipe.log.every_steps, None)
+        return self._is_boundary(step, self.recipe.log.every_steps, None)
 
-    def is_evaluation(self, step: int) -> bool:
+    def should_evaluate(self, step: int) -> bool:
         """Whether an evaluation is due after `step` steps."""
         if step == 0:
             return self.recipe.eval.at_start
-        return self._is_due(step, self.recipe.eval.every_steps, self.recipe.eval.every_epochs)
+        return self._is_boundary(step, self.recipe.eval.every_steps, self.recipe.eval.every_epochs)
 
     def num_evaluations(self, first_step: int, last_step: int) -> int:
         """Return how many evaluations are due after `first_step` and up to `last_step`, of steps before the end."""
@@ -45,11 +45,11 @@ class Due:
 
         return until(last_step) - until(first_step)
 
-    def is_checkpoint(self, step: int) -> bool:
+    def should_save(self, step: int) -> bool:
         """Whether a checkpoint is due after `step` steps, by the number of steps or epochs."""
-        return self._is_due(step, self.recipe.checkpoint.every_steps, self.recipe.checkpoint.every_epochs)
+        return self._is_boundary(step, self.recipe.checkpoint.every_steps, self.recipe.checkpoint.every_epochs)
 
-    def _is_due(self, step: int, every_steps: int | None, every_epochs: int | None) -> bool:
+    def _is_boundary(self, step: int, every_steps: int | None, every_epochs: int | None) -> bool:
         if step == 0:
             return False
         return step == self.total_steps or any(step % n == 0 for n in self._intervals(every_steps, every_epochs))

@@ -17,7 +17,7 @@ from distrain.config.yaml_text import YamlError, read_yaml_text
 from distrain.errors import RecipeError
 from distrain.messages import nearest, shown
 
-MOST_CHARACTERS = 50  # of a recipe's name: file systems take 255 bytes, and the time of the start is added
+MAX_CHARACTERS = 50  # of a recipe's name: file systems take 255 bytes, and the time of the start is added
 
 
 def load_recipe(reference: str, *, overrides: list[str], data: str | None = None) -> Recipe:
@@ -95,7 +95,7 @@ def _find(reference: str) -> tuple[str, str]:
 def _as_name(stem: str) -> str:
     """Return a file's name as the name of a recipe: letters and digits of any script, dashes for all else."""
     words = re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", stem))
-    return words.strip("-._")[:MOST_CHARACTERS] or "recipe"
+    return words.strip("-._")[:MAX_CHARACTERS] or "recipe"
 
 
 def _parse_yaml(text: str, reference: str) -> dict[str, Any]:

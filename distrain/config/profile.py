@@ -77,10 +77,10 @@ class Profile(BaseModel):
         host, port = split_endpoint(self.rendezvous)
         return host, port + 1
 
-    def as_wanted(self) -> "Wanted":
+    def as_options(self) -> "LaunchOptions":
         """Return what asks for this profile again, on this very machine."""
         nodes = f"{self.min_nodes}:{self.nodes}" if self.min_nodes is not None else str(self.nodes)
-        return Wanted(
+        return LaunchOptions(
             launcher=self.launcher,
             device=self.device,
             nodes=nodes,
@@ -97,7 +97,7 @@ class Profile(BaseModel):
         return yaml.safe_dump(self.model_dump(), sort_keys=False)
 
 
-class Wanted(BaseModel):
+class LaunchOptions(BaseModel):
     """What a launch profile or the command line says of a profile; None is left to the other, or to the machine."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -113,11 +113,11 @@ class Wanted(BaseModel):
     accelerate_config: str | None = None
 
     @property
-    def patience(self) -> dict[str, Any]:
+    def fault_tolerance(self) -> dict[str, Any]:
         """The fields of a profile that say what a run bears, as far as they are given."""
         return self.model_dump(include={"restarts", "stall_timeout_s"}, exclude_none=True)
 
-    def over(self, other: Self) -> Self:
+    def merged_over(self, other: Self) -> Self:
         """Return `other` with what is said here in its place."""
         return other.model_copy(update=self.model_dump(exclude_none=True))
 
@@ -134,7 +134,7 @@ def read_options(
     restarts: int | None = None,
     stall_timeout_s: float | None = None,
     accelerate_config: Path | None = None,
-) -> Wanted:
+) -> LaunchOptions:
     """Take the options of the command line; raises `LaunchError` where they make no sense or contradict each other."""
     for option, count in (("--gpus", gpus), ("--procs", processes)):
         if count is not None and count < 1:
@@ -161,44 +161,44 @@ def read_options(
         "accelerate_config": str(accelerate_config.absolute()) if accelerate_config is not None else None,
     }
     try:
-        return Wanted.model_validate(given)
+        return LaunchOptions.model_validate(given)
     except ValidationError as error:
-        key, _, reason = describe(error, Wanted, given, noun="the command line").partition("=")
+        key, _, reason = describe(error, LaunchOptions, given, noun="the command line").partition("=")
         raise LaunchError(f"--{key.replace('_', '-')} {reason}") from None
 
 
-def resolve_profile(wanted: Wanted, *, threads: int | None, in_one_process: bool, recipe: str) -> Profile:
+def resolve_profile(options: LaunchOptions, *, threads: int | None, in_one_process: bool, recipe: str) -> Profile:
     """Turn what is wanted into a profile; where nothing is, one GPU or else one CPU process.
 
     `threads` is what the recipe asks for, None for an equal share of the processors. `in_one_process` gives all GPUs to
     one process.
     Raises `LaunchError` where this machine has fewer GPUs than asked for, or cannot meet the others.
     """
-    device, processes = _resolve_devices(wanted, recipe)
+    device, processes = _resolve_devices(options, recipe)
     devices = 1
     if in_one_process and device == "cuda":
         processes, devices = 1, processes
-    min_nodes, nodes = _read_nodes(wanted.nodes)
-    launcher = wanted.launcher or ("inprocess" if processes * nodes == 1 else "torchrun")
+    min_nodes, nodes = _read_nodes(options.nodes)
+    launcher = options.launcher or ("inprocess" if processes * nodes == 1 else "torchrun")
     if launcher == "inprocess" and processes * nodes > 1:
         raise LaunchError(
             f"--launcher inprocess is one process, and {processes * nodes} were asked for; take --launcher torchrun"
         )
-    if wanted.accelerate_config is not None and launcher != "accelerate":
+    if options.accelerate_config is not None and launcher != "accelerate":
         raise LaunchError(f"--accelerate-config does not go with --launcher {launcher}; take --launcher accelerate")
-    node_rank, address, interface = wanted.node_rank or 0, None, None
+    node_rank, address, interface = options.node_rank or 0, None, None
     if nodes > 1:
-        if wanted.rendezvous is None or wanted.node_rank is None:
+        if options.rendezvous is None or options.node_rank is None:
             raise LaunchError(
                 f"{nodes} nodes find each other at --rendezvous HOST:PORT, an address of node 0, "
                 "and each is told which one it is with --node-rank 0, 1, ..."
             )
         if not node_rank < nodes:
             raise LaunchError(f"--node-rank {node_rank} is none of {nodes} nodes; give 0 to {nodes - 1}")
-        address = route_to(*split_endpoint(wanted.rendezvous))
+        address = route_to(*split_endpoint(options.rendezvous))
         interface = find_interface(address)
-        _check_own_address(wanted.rendezvous, node_rank, address)
-    elif wanted.rendezvous is not None or node_rank:
+        _check_own_address(options.rendezvous, node_rank, address)
+    elif options.rendezvous is not None or node_rank:
         raise LaunchError("--rendezvous and --node-rank are for several nodes; give their number with --nodes")
     return Profile(
         launcher=launcher,
@@ -206,25 +206,25 @@ def resolve_profile(wanted: Wanted, *, threads: int | None, in_one_process: bool
         nodes=nodes,
         min_nodes=min_nodes if min_nodes != nodes else None,
         node_rank=node_rank,
-        rendezvous=wanted.rendezvous,
+        rendezvous=options.rendezvous,
         address=address,
         interface=interface,
         processes=processes,
         devices=devices,
         threads=threads or max(1, len(os.sched_getaffinity(0)) // processes),
-        accelerate_config=wanted.accelerate_config,
-        **wanted.patience,
+        accelerate_config=options.accelerate_config,
+        **options.fault_tolerance,
     )
 
 
-def _resolve_devices(wanted: Wanted, recipe: str) -> tuple[Device, int]:
+def _resolve_devices(options: LaunchOptions, recipe: str) -> tuple[Device, int]:
     """Return the device and the processes of this machine."""
-    if wanted.device == "cpu":
-        return "cpu", wanted.processes or 1
+    if options.device == "cpu":
+        return "cpu", options.processes or 1
     available = find_gpus()
-    if wanted.device is None and not available.count:
-        return "cpu", wanted.processes or 1
-    gpus = wanted.processes or 1
+    if options.device is None and not available.count:
+        return "cpu", options.processes or 1
+    gpus = options.processes or 1
     if gpus > available.count:
         raise LaunchError(
             f"{available}, and {gpus} {'was' if gpus == 1 else 'were'} asked for; "

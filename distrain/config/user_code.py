@@ -52,7 +52,7 @@ def find_refusal(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> s
     return None
 
 
-def look_in(folder: Path) -> None:
+def add_to_sys_path(folder: Path) -> None:
     """Find the user's modules in `folder` first, as `python -m` does in the working directory."""
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))

@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from distrain.data.loading.sampler import Window
+from distrain.data.loading.sampler import GlobalBatch
 from distrain.distributed.world import World
 from distrain.tensors.module_state import buffer_slots
 
@@ -41,18 +41,18 @@ class BatchStatistics:
             self._before_first = [buffer.clone() for buffer in others]
         self._before = [(buffer, buffer._version) for buffer in others]
 
-    def average(self, window: Window, world: World) -> None:
-        """Give all ranks the mean of the statistics of those that had work in `window`, and rank 0's other buffers."""
+    def average(self, global_batch: GlobalBatch, world: World) -> None:
+        """Give all ranks the mean statistics of those that had work in `global_batch`, and rank 0's other buffers."""
         if self.values is not None:
-            if not window.own:
+            if not global_batch.own:
                 self.values.zero_()  # this rank has seen nothing of this window
             dist.all_reduce(self.values)
-            self.values /= min(world.size, window.num_pieces)
-        self.share_rest(window, world)
+            self.values /= min(world.size, global_batch.num_micro_batches)
+        self.share_rest(global_batch, world)
 
-    def share_rest(self, window: Window, world: World) -> None:
+    def share_rest(self, global_batch: GlobalBatch, world: World) -> None:
         """Give all ranks what is not averaged: the true counts, and rank 0's other buffers."""
-        if self.counts is not None and window.num_pieces % world.size:
+        if self.counts is not None and global_batch.num_micro_batches % world.size:
             dist.broadcast(self.counts, src=0)  # rank 0 always has work: it has the true count
         others = self.others
         steady = [place for place in range(len(others)) if place not in self._changing]

@@ -60,7 +60,7 @@ def lay_out(parameters: list[nn.Parameter], extra: int, world_size: int) -> tupl
     return buckets, extra_start
 
 
-class Exchange:
+class BucketReducer:
     """Combines the ranks' sums of one bucket after the other, in a thread of its own where there are several."""
 
     def __init__(self, world: World, batching: Batching, *, num_buckets: int) -> None:

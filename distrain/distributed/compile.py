@@ -19,8 +19,8 @@ from distrain.distributed.world import World
 from distrain.errors import LaunchError, ModelError, RecipeError
 from distrain.models.blocks import find_blocks
 
-MOST_VERSIONS = 64  # of one forward function: it has one for each kind of block and each size of the images
-MOST_THREADS = 32
+MAX_VERSIONS = 64  # of one forward function: it has one for each kind of block and each size of the images
+MAX_THREADS = 32
 
 log = logging.getLogger(__name__)
 
@@ -70,17 +70,17 @@ class Compilation:
 
 
 def compile_network(
-    recipe: Recipe, network: nn.Module, world: World, *, micro_batch_size: int, num_pieces: int, processes: int
+    recipe: Recipe, network: nn.Module, world: World, *, micro_batch_size: int, num_micro_batches: int, processes: int
 ) -> Compilation | None:
     """Compile in place what the recipe says, when it is first called; None where it says nothing.
 
-    `num_pieces` is the most micro-batches of a rank in a step, `processes` how many ranks this machine has. Raises a
-    `UserError` where that cannot be done here, or not together with the rest of the recipe.
+    `num_micro_batches` is the most micro-batches of a rank in a step, `processes` how many ranks this machine has.
+    Raises a `UserError` where that cannot be done here, or not together with the rest of the recipe.
     """
     config = recipe.compute
     if config.compile == "none":
         return None
-    _check(recipe, world, num_pieces=num_pieces)
+    _check(recipe, world, num_micro_batches=num_micro_batches)
     check_compiler(world.device, key=f"compute.compile={config.compile}")
     parts = [network]
     if config.compile == "regional":
@@ -126,7 +126,7 @@ def cache_folder() -> str:
     return os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(caches / "distrain" / "compiled"))
 
 
-def _check(recipe: Recipe, world: World, *, num_pieces: int) -> None:
+def _check(recipe: Recipe, world: World, *, num_micro_batches: int) -> None:
     config = recipe.compute
     if world.num_devices > 1:
         raise RecipeError(
@@ -138,8 +138,8 @@ def _check(recipe: Recipe, world: World, *, num_pieces: int) -> None:
             "compute.compile=whole does not go with parallel.strategy=fsdp, which gathers weights between the blocks; "
             "take regional"
         )
-    if config.cuda_graphs and (world.device.type != "cuda" or world.size > 1 or num_pieces > 1):
-        fault = f"trains {num_pieces} in a step" if num_pieces > 1 else f"has {world.size} processes"
+    if config.cuda_graphs and (world.device.type != "cuda" or world.size > 1 or num_micro_batches > 1):
+        fault = f"trains {num_micro_batches} in a step" if num_micro_batches > 1 else f"has {world.size} processes"
         if world.device.type != "cuda":
             fault = f"trains on the {world.device.type.upper()}"
         raise RecipeError(
@@ -156,9 +156,9 @@ def _prepare(processes: int, *, is_deterministic: bool) -> None:
 
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
-        inductor_config.compile_threads = max(1, min(MOST_THREADS, cpus // processes))
+        inductor_config.compile_threads = max(1, min(MAX_THREADS, cpus // processes))
     inductor_config.deterministic = is_deterministic  # no choice between kernels by their time
-    dynamo_config.recompile_limit = MOST_VERSIONS  # beyond it torch goes on without compiling, and says so
+    dynamo_config.recompile_limit = MAX_VERSIONS  # beyond it torch goes on without compiling, and says so
 
 
 class _Clock:

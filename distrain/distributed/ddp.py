@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from distrain.data.loading.sampler import Window
+from distrain.data.loading.sampler import GlobalBatch
 from distrain.distributed.batchnorm_stats import BatchStatistics, average_together
 from distrain.distributed.world import World
 from distrain.errors import ModelError
@@ -18,7 +18,7 @@ class Ddp:
     """DistributedDataParallel, except that BatchNorm's running statistics are averaged over the ranks once a step."""
 
     name = "ddp"
-    needs_even_passes = False
+    forward_is_collective = False
 
     def __init__(self, module: nn.Module, world: World) -> None:
         self.module = module
@@ -36,27 +36,27 @@ class Ddp:
         self._trained = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
         self._statistics = BatchStatistics(module)
 
-    def begin_window(self, window: Window, step: int) -> nn.Module:  # noqa: ARG002 - the protocol's signature
+    def begin_step(self, global_batch: GlobalBatch, step: int) -> nn.Module:  # noqa: ARG002 - the protocol's signature
         """Return the replica, or the network itself where the ranks have unequal work."""
         self._statistics.begin()
-        return self.module if self._is_uneven(window) else self._replica
+        return self.module if self._is_uneven(global_batch) else self._replica
 
-    def micro_batch(self, window: Window, piece: int) -> AbstractContextManager[None]:
+    def micro_batch(self, global_batch: GlobalBatch, piece: int) -> AbstractContextManager[None]:
         """Hold the reduction back in all but the last micro-batch."""
-        return _NO_CONTEXT if piece == window.own[-1] else self._replica.no_sync()
+        return _NO_CONTEXT if piece == global_batch.own[-1] else self._replica.no_sync()
 
-    def finish_window(self, window: Window, step: int) -> None:
+    def finish_step(self, global_batch: GlobalBatch, step: int) -> None:
         """Average what the backward passes have not: statistics, and the gradients of an uneven window.
 
         Raises `ModelError` where a weight took no part in the step: its ranks would wait for each other.
         """
-        if self._is_uneven(window):
+        if self._is_uneven(global_batch):
             self._average_gradients()
         else:
             self._check_gradients(step)
-        self._statistics.average(window, self._world)
+        self._statistics.average(global_batch, self._world)
 
-    def drop_gradients(self) -> None:
+    def zero_grad(self) -> None:
         """Forget the gradients."""
         for parameter in self._parameters:
             parameter.grad = None
@@ -64,8 +64,8 @@ class Ddp:
     def close(self) -> None:
         """Do nothing: there is nothing of its own to give back."""
 
-    def _is_uneven(self, window: Window) -> bool:
-        return window.num_pieces % self._world.size != 0
+    def _is_uneven(self, global_batch: GlobalBatch) -> bool:
+        return global_batch.num_micro_batches % self._world.size != 0
 
     def _check_gradients(self, step: int) -> None:
         lacking = next((name for name, weight in self._trained.items() if weight.grad is None), None)

@@ -15,9 +15,9 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from distrain.config.batching import Batching
-from distrain.data.loading.sampler import Window
+from distrain.data.loading.sampler import GlobalBatch
 from distrain.distributed.batchnorm_stats import BatchStatistics, broadcast_together
-from distrain.distributed.bucket_reduction import Exchange, lay_out
+from distrain.distributed.bucket_reduction import BucketReducer, lay_out
 from distrain.distributed.extra_state import ExtraState
 from distrain.distributed.reduction_tree import Node, merge
 from distrain.distributed.world import World
@@ -34,7 +34,7 @@ class Exact:
 
     name = "exact"
     loss_scale = 1
-    needs_even_passes = False
+    forward_is_collective = False
 
     def __init__(self, module: nn.Module, world: World, batching: Batching, *, extra: ExtraState | None = None) -> None:
         self.module = module
@@ -49,7 +49,7 @@ class Exact:
             raise ModelError("train.exact needs trainable weights, all of one dtype; leave it out for this model")
         num_statistics = 0 if values is None else values.numel()
         self._buckets, offset = lay_out(list(parameters), num_statistics, world.size)
-        self._exchange = Exchange(world, batching, num_buckets=len(self._buckets))
+        self._exchange = BucketReducer(world, batching, num_buckets=len(self._buckets))
         self._flat = parameters[0].new_zeros(self._buckets[-1].stop)
         self._changes = self._flat[offset : offset + num_statistics]  # of the statistics, summed like a gradient
         self._fresh: Node | None = None  # what the flat buffer holds
@@ -67,16 +67,16 @@ class Exact:
                 hook = parameter.register_post_accumulate_grad_hook(partial(self._note_gradient, number))  # type: ignore[no-untyped-call]
                 self._hooks.append(hook)
 
-    def begin_window(self, window: Window, step: int) -> nn.Module:
+    def begin_step(self, global_batch: GlobalBatch, step: int) -> nn.Module:
         """Remember the buffers as every micro-batch of the step will find them."""
         for start, buffer in zip(self._starts, self._buffers, strict=True):
             start.copy_(buffer)
         self._start_extra = self._extra.read()
-        self._step, self._num_pieces, self._fresh = step, window.num_pieces, None
+        self._step, self._num_pieces, self._fresh = step, global_batch.num_micro_batches, None
         return self.module
 
     @contextmanager
-    def micro_batch(self, window: Window, piece: int) -> Iterator[None]:
+    def micro_batch(self, global_batch: GlobalBatch, piece: int) -> Iterator[None]:
         """Sum one micro-batch into the tree; the last one hands over each bucket as soon as it is whole."""
         if piece % 2 == 1 and self._fresh == (0, piece - 1):
             node = (1, piece // 2)  # both siblings are here: autograd adds this one to the other
@@ -84,19 +84,19 @@ class Exact:
             self._put_aside()
             self._flat.zero_()
             node = (0, piece)
-        self._rewind(is_first=piece == window.own[0])
+        self._rewind(is_first=piece == global_batch.own[0])
         self._fresh = node
-        if piece == window.own[-1]:
+        if piece == global_batch.own[-1]:
             self._lacking = [len(bucket.parameters) for bucket in self._buckets]
             self._lacking[-1] += 1  # the statistics
         yield
         if self._statistics.values is not None:
             self._changes.add_(self._statistics.values - self._starts[0])  # one addition a node, as in the tree
-        if piece == 0 and window.own[-1] != 0:
+        if piece == 0 and global_batch.own[-1] != 0:
             self._first_others = [buffer.clone() for buffer in self._statistics.others]
             self._first_extra = self._extra.read()
 
-    def finish_window(self, window: Window, step: int) -> None:
+    def finish_step(self, global_batch: GlobalBatch, step: int) -> None:
         """Wait for the last buckets, and give the buffers their new values."""
         while self._next_bucket < len(self._buckets):  # also those with a parameter that the loss does not depend on
             self._hand_over()
@@ -105,12 +105,12 @@ class Exact:
         self._spare += self._waiting.values()
         self._waiting.clear()
         if self._statistics.values is not None:
-            torch.add(self._starts[0], self._changes / window.num_pieces, out=self._statistics.values)
+            torch.add(self._starts[0], self._changes / global_batch.num_micro_batches, out=self._statistics.values)
         if self._statistics.counts is not None:
             self._statistics.counts.fill_(step + 1)
-        self._share_other_buffers(window)
+        self._share_other_buffers(global_batch)
 
-    def drop_gradients(self) -> None:
+    def zero_grad(self) -> None:
         """Keep the gradients where they are: the next step's first micro-batch clears them."""
 
     def close(self) -> None:
@@ -167,10 +167,10 @@ class Exact:
             nodes[self._fresh] = out
         self._exchange.submit(out, nodes, self._num_pieces)
 
-    def _share_other_buffers(self, window: Window) -> None:
+    def _share_other_buffers(self, global_batch: GlobalBatch) -> None:
         """Give every rank the other buffers, and extra state, as the step's first micro-batch left them."""
         others = self._statistics.others
-        if self._world.is_main and window.own[-1] != 0:
+        if self._world.is_rank_zero and global_batch.own[-1] != 0:
             for buffer, first in zip(others, self._first_others, strict=True):
                 buffer.copy_(first)
             self._extra.write(self._first_extra)

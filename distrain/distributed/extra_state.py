@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from distrain.distributed.world import World
-from distrain.tensors.dtensor import whole
+from distrain.tensors.dtensor import full_tensor
 from distrain.tensors.module_state import (
     LOSS,
     MODEL,
@@ -71,7 +71,7 @@ class ExtraState:
         """
         if not self.exists:
             return {}
-        first, *others = world.gather({name: whole(tensor).cpu() for name, tensor in self.read().items()})
+        first, *others = world.gather({name: full_tensor(tensor).cpu() for name, tensor in self.read().items()})
         if all(_are_equal(first, other) for other in others):
             return first
         for rank, other in enumerate(others, start=1):
@@ -79,7 +79,7 @@ class ExtraState:
         return first
 
     @contextmanager
-    def of_main(self, world: World) -> Iterator[None]:
+    def of_rank_zero(self, world: World) -> Iterator[None]:
         """Let all ranks have rank 0's, and each its own again at the end: what changes in between leaves no trace.
 
         All ranks call it together.
@@ -100,7 +100,7 @@ class ExtraState:
 
     def share(self, packed: Tensors, world: World) -> None:
         """Give all ranks what is `packed` on rank 0. All ranks call it together."""
-        self.write(world.from_main({name: whole(tensor).cpu() for name, tensor in packed.items()}))
+        self.write(world.from_rank_zero({name: full_tensor(tensor).cpu() for name, tensor in packed.items()}))
 
 
 def load_loss(loss_function: LossFunction, packed: Tensors) -> None:

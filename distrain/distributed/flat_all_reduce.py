@@ -6,18 +6,18 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from distrain.data.loading.sampler import Window
+from distrain.data.loading.sampler import GlobalBatch
 from distrain.distributed.batchnorm_stats import BatchStatistics
 from distrain.distributed.world import World
 
 # Up to here DistributedDataParallel sends everything at once, too, when the backward pass is over (its first bucket):
 # there is nothing to overlap, and what is left of it is its bookkeeping.
-LARGEST_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
 
 _NO_CONTEXT: AbstractContextManager[None] = nullcontext()
 
 
-class Flat:
+class FlatAllReduce:
     """The network as it is; `parameter.grad` are views of one buffer, which is averaged over the ranks once a step.
 
     It takes the place of DistributedDataParallel where `fits_in_one` says so, and gives the same gradients. A weight
@@ -25,7 +25,7 @@ class Flat:
     """
 
     name = "flat"
-    needs_even_passes = False
+    forward_is_collective = False
 
     def __init__(self, module: nn.Module, world: World) -> None:
         self.module = module
@@ -41,27 +41,27 @@ class Flat:
         for weight, gradient in zip(trained, torch.split(self._gradients, [w.numel() for w in trained]), strict=True):
             weight.grad = gradient.as_strided(weight.shape, weight.stride())  # dense, whatever its memory format
 
-    def begin_window(self, window: Window, step: int) -> nn.Module:  # noqa: ARG002 - the protocol's signature
+    def begin_step(self, global_batch: GlobalBatch, step: int) -> nn.Module:  # noqa: ARG002 - the protocol's signature
         """Return the network."""
         self._statistics.begin()
         return self.module
 
-    def micro_batch(self, window: Window, piece: int) -> AbstractContextManager[None]:  # noqa: ARG002
+    def micro_batch(self, global_batch: GlobalBatch, piece: int) -> AbstractContextManager[None]:  # noqa: ARG002
         """Return an empty context: gradients add up by themselves."""
         return _NO_CONTEXT
 
-    def finish_window(self, window: Window, step: int) -> None:  # noqa: ARG002
+    def finish_step(self, global_batch: GlobalBatch, step: int) -> None:  # noqa: ARG002
         """Average gradients and statistics over the ranks; one that had no work in the window gives zeros."""
         values = self._statistics.values
-        if values is not None and window.own:
+        if values is not None and global_batch.own:
             self._carried.copy_(values)
         dist.all_reduce(self._flat)
         self._gradients /= self._world.size
         if values is not None:
-            torch.div(self._carried, min(self._world.size, window.num_pieces), out=values)
-        self._statistics.share_rest(window, self._world)
+            torch.div(self._carried, min(self._world.size, global_batch.num_micro_batches), out=values)
+        self._statistics.share_rest(global_batch, self._world)
 
-    def drop_gradients(self) -> None:
+    def zero_grad(self) -> None:
         """Begin the sums of the next step at zero."""
         self._flat.zero_()
 
@@ -75,7 +75,7 @@ def fits_in_one(module: nn.Module, world: World) -> bool:
     num_bytes = sum(weight.numel() * weight.element_size() for weight in trained)
     is_dense = all(weight.is_contiguous() or _is_channels_last(weight) for weight in trained)
     are_alike = {weight.dtype for weight in trained} == {torch.float32}  # as BatchNorm's statistics are
-    return world.size > 1 and world.device.type == "cpu" and num_bytes <= LARGEST_BYTES and is_dense and are_alike
+    return world.size > 1 and world.device.type == "cpu" and num_bytes <= MAX_BYTES and is_dense and are_alike
 
 
 def _share_weights(module: nn.Module) -> None:

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from distrain.data.loading.sampler import Window
+from distrain.data.loading.sampler import GlobalBatch
 from distrain.distributed.batchnorm_stats import BatchStatistics, average_together
 from distrain.distributed.extra_state import ExtraState
 from distrain.distributed.world import World
@@ -35,7 +35,7 @@ class Fsdp:
     """
 
     name = "fsdp"
-    needs_even_passes = True
+    forward_is_collective = True
 
     def __init__(
         self,
@@ -62,30 +62,30 @@ class Fsdp:
         self._statistics = BatchStatistics(module)
         self._num_passes = 0
 
-    def begin_window(self, window: Window, step: int) -> nn.Module:  # noqa: ARG002 - the protocol's signature
+    def begin_step(self, global_batch: GlobalBatch, step: int) -> nn.Module:  # noqa: ARG002 - the protocol's signature
         """Return the network."""
         self._statistics.begin()
-        self._num_passes = -(-window.num_pieces // self._world.size)
+        self._num_passes = -(-global_batch.num_micro_batches // self._world.size)
         return self.module
 
     @contextmanager
-    def micro_batch(self, window: Window, piece: int) -> Iterator[None]:
+    def micro_batch(self, global_batch: GlobalBatch, piece: int) -> Iterator[None]:
         """Reduce gradients in the last pass only."""
-        self._sharded.set_requires_gradient_sync(piece - window.own[0] == self._num_passes - 1)
+        self._sharded.set_requires_gradient_sync(piece - global_batch.own[0] == self._num_passes - 1)
         yield
 
-    def finish_window(self, window: Window, step: int) -> None:  # noqa: ARG002
+    def finish_step(self, global_batch: GlobalBatch, step: int) -> None:  # noqa: ARG002
         """Join the passes in which this rank has no micro-batch, and average what FSDP does not."""
-        for number in range(len(window.own), self._num_passes):
+        for number in range(len(global_batch.own), self._num_passes):
             self._sharded.set_requires_gradient_sync(number == self._num_passes - 1)
             with kept_buffers(self.module), self._extra.kept():
                 with autocast(self._dtype, self._world.device.type):
                     answer = self.module(self._example)
                 (answer.sum() * 0).backward()
         self._average_vectors()
-        self._statistics.average(window, self._world)
+        self._statistics.average(global_batch, self._world)
 
-    def drop_gradients(self) -> None:
+    def zero_grad(self) -> None:
         """Forget the gradients."""
         for parameter in self._parameters:
             parameter.grad = None

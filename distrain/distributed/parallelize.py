@@ -8,24 +8,24 @@ from torch import nn
 
 from distrain.config import Recipe
 from distrain.config.batching import Batching
-from distrain.data.loading.sampler import TrainOrder
+from distrain.data.loading.sampler import TrainSampler
 from distrain.distributed.ddp import Ddp
 from distrain.distributed.exact import Exact
 from distrain.distributed.extra_state import ExtraState
-from distrain.distributed.flat_all_reduce import Flat, fits_in_one
-from distrain.distributed.single import Single
-from distrain.distributed.strategy import Parallel
-from distrain.distributed.unused_parameters import kept_out
+from distrain.distributed.flat_all_reduce import FlatAllReduce, fits_in_one
+from distrain.distributed.single import SingleProcess
+from distrain.distributed.strategy import Strategy
+from distrain.distributed.unused_parameters import excluded
 from distrain.distributed.world import World
 from distrain.errors import RecipeError
 from distrain.tensors.autocast import DTYPES
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Parallel", "build_parallel"]
+__all__ = ["Strategy", "build_strategy"]
 
 
-def build_parallel(
+def build_strategy(
     recipe: Recipe,
     module: nn.Module,
     world: World,
@@ -34,11 +34,11 @@ def build_parallel(
     example: torch.Tensor,
     extra: ExtraState | None = None,
     idle: Sequence[str] = (),
-) -> Parallel:
+) -> Strategy:
     """Return the strategy of a recipe for this world, for a network and a loss with `extra` state.
 
     `example` is a small batch as the network gets it, `idle` names the weights on which the loss does not depend, where
-    `must_agree` asks for them.
+    `needs_unused_parameters` asks for them.
     """
     if world.num_devices > 1:
         sizes = torch.arange(batching.micro_batch_size).chunk(world.num_devices)
@@ -48,7 +48,7 @@ def build_parallel(
             world.num_devices,
             " + ".join(str(len(part)) for part in sizes),
         )
-    with kept_out(module, idle):
+    with excluded(module, idle):
         if recipe.train.exact:
             return Exact(module, world, batching, extra=extra)
         if recipe.parallel.sync_batchnorm and world.size > 1:
@@ -59,7 +59,7 @@ def build_parallel(
         return STRATEGIES[recipe.parallel.strategy](module, world, example, dtype)
 
 
-def must_agree(recipe: Recipe, world: World) -> bool:
+def needs_unused_parameters(recipe: Recipe, world: World) -> bool:
     """Return whether the ranks have to know of each weight beforehand whether it will have a gradient.
 
     FSDP finds it out by itself; exact mode does in one process what it does in several.
@@ -67,7 +67,7 @@ def must_agree(recipe: Recipe, world: World) -> bool:
     return recipe.train.exact or (world.size > 1 and recipe.parallel.strategy != "fsdp")
 
 
-def check_sync_batchnorm(recipe: Recipe, world: World, order: TrainOrder) -> None:
+def check_sync_batchnorm(recipe: Recipe, world: World, order: TrainSampler) -> None:
     """Raise `RecipeError` where the ranks of `parallel.sync_batchnorm` could not meet in every forward pass."""
     if not recipe.parallel.sync_batchnorm:
         return
@@ -87,7 +87,7 @@ def check_sync_batchnorm(recipe: Recipe, world: World, order: TrainOrder) -> Non
             f"parallel.sync_batchnorm is for one process a GPU, and one has {world.num_devices}; give --gpus without "
             f"parallel.strategy=dp"
         )
-    if order.window(order.steps_per_epoch - 1).num_pieces % world.size:
+    if order.global_batch(order.steps_per_epoch - 1).num_micro_batches % world.size:
         raise RecipeError(
             f"parallel.sync_batchnorm: the last batch of an epoch does not divide over {world.size} processes, which "
             f"would wait for each other; --set data.drop_last=true"
@@ -97,11 +97,11 @@ def check_sync_batchnorm(recipe: Recipe, world: World, order: TrainOrder) -> Non
 Dtype = torch.dtype | None  # of autocast, None where there is none
 
 
-def _auto(module: nn.Module, world: World, example: torch.Tensor, dtype: Dtype) -> Parallel:
-    return Flat(module, world) if fits_in_one(module, world) else _ddp(module, world, example, dtype)
+def _auto(module: nn.Module, world: World, example: torch.Tensor, dtype: Dtype) -> Strategy:
+    return FlatAllReduce(module, world) if fits_in_one(module, world) else _ddp(module, world, example, dtype)
 
 
-def _ddp(module: nn.Module, world: World, example: torch.Tensor, dtype: Dtype) -> Parallel:
+def _ddp(module: nn.Module, world: World, example: torch.Tensor, dtype: Dtype) -> Strategy:
     if world.num_devices > 1:
         log.info(
             "several GPUs in one process: DataParallel takes the place of DistributedDataParallel, which is faster"
@@ -109,34 +109,34 @@ def _ddp(module: nn.Module, world: World, example: torch.Tensor, dtype: Dtype) -
     return _data_parallel(module, world, example, dtype) if world.size == 1 else Ddp(module, world)
 
 
-def _data_parallel(module: nn.Module, world: World, _: torch.Tensor, dtype: Dtype) -> Parallel:
+def _data_parallel(module: nn.Module, world: World, _: torch.Tensor, dtype: Dtype) -> Strategy:
     if world.size > 1:
         raise RecipeError(
             f"parallel.strategy=dp trains in one process, and {world.size} were started; "
             f"give --gpus without --procs, or take parallel.strategy=ddp"
         )
-    return Single(module, num_devices=world.num_devices, dtype=dtype)
+    return SingleProcess(module, num_devices=world.num_devices, dtype=dtype)
 
 
-def _none(module: nn.Module, world: World, _: torch.Tensor, __: Dtype) -> Parallel:
+def _none(module: nn.Module, world: World, _: torch.Tensor, __: Dtype) -> Strategy:
     if world.size > 1 or world.num_devices > 1:
         raise RecipeError(
             f"parallel.strategy=none is for one device, and {max(world.size, world.num_devices)} were asked for; "
             f"take parallel.strategy=auto"
         )
-    return Single(module)
+    return SingleProcess(module)
 
 
 def _fsdp(
     module: nn.Module, world: World, example: torch.Tensor, dtype: Dtype, *, extra: ExtraState | None
-) -> Parallel:
+) -> Strategy:
     from distrain.distributed.fsdp import Fsdp  # takes a second to import: only where it is used
 
     # One process has all parts anyway.
-    return Single(module) if world.size == 1 else Fsdp(module, world, example, extra=extra, dtype=dtype)
+    return SingleProcess(module) if world.size == 1 else Fsdp(module, world, example, extra=extra, dtype=dtype)
 
 
-STRATEGIES: dict[str, Callable[[nn.Module, World, torch.Tensor, Dtype], Parallel]] = {
+STRATEGIES: dict[str, Callable[[nn.Module, World, torch.Tensor, Dtype], Strategy]] = {
     "auto": _auto,
     "ddp": _ddp,
     "dp": _data_parallel,

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from distrain.data.loading.sampler import Window
+from distrain.data.loading.sampler import GlobalBatch
 from distrain.tensors.autocast import autocast
 
 _NO_CONTEXT: AbstractContextManager[None] = nullcontext()
 
 
-class Single:
+class SingleProcess:
     """The network as it is; with several GPUs, each forward pass is split over them by DataParallel.
 
     The weights stay on the first GPU and keep their names, so that checkpoints are those of any other strategy.
@@ -20,7 +20,7 @@ class Single:
 
     name = "single"
     loss_scale = 1
-    needs_even_passes = False
+    forward_is_collective = False
 
     def __init__(self, module: nn.Module, *, num_devices: int = 1, dtype: torch.dtype | None = None) -> None:
         self.module = module
@@ -29,18 +29,18 @@ class Single:
             self._replica = nn.DataParallel(_Autocasting(module, dtype), device_ids=list(range(num_devices)))
         self._parameters = list(module.parameters())
 
-    def begin_window(self, window: Window, step: int) -> nn.Module:  # noqa: ARG002 - the protocol's signature
+    def begin_step(self, global_batch: GlobalBatch, step: int) -> nn.Module:  # noqa: ARG002 - the protocol's signature
         """Return what to call."""
         return self._replica
 
-    def micro_batch(self, window: Window, piece: int) -> AbstractContextManager[None]:  # noqa: ARG002
+    def micro_batch(self, global_batch: GlobalBatch, piece: int) -> AbstractContextManager[None]:  # noqa: ARG002
         """Return an empty context: gradients add up by themselves."""
         return _NO_CONTEXT
 
-    def finish_window(self, window: Window, step: int) -> None:
+    def finish_step(self, global_batch: GlobalBatch, step: int) -> None:
         """Do nothing: this rank has seen the whole window."""
 
-    def drop_gradients(self) -> None:
+    def zero_grad(self) -> None:
         """Forget the gradients."""
         for parameter in self._parameters:
             parameter.grad = None  # what zero_grad does, without its bookkeeping for profilers

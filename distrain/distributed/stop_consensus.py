@@ -46,7 +46,7 @@ _JOIN_S = 1.0  # a thread that a store keeps longer is left alone
 _STORE_PATIENCE_S = 30.0  # how long a held rank bears a store that does not answer
 
 
-class StopAgreement:
+class StopConsensus:
     """Has all ranks stop before the same step; without a request, that costs a step a lock.
 
     `name` sets one agreement apart from another one between the same ranks.
@@ -121,7 +121,7 @@ class StopAgreement:
             with self._lock:
                 self._is_held = True
         store.set(self._next_keys[self._world.rank], str(self._next_step))  # it stands still from here on
-        if self._world.is_main and store.check(self._next_keys):
+        if self._world.is_rank_zero and store.check(self._next_keys):
             store.set(self._stop_key, str(max(int(step) for step in store.multi_get(self._next_keys))))
         if store.check([self._stop_key]):
             self._stop_step = int(store.get(self._stop_key))

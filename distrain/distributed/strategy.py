@@ -5,11 +5,11 @@ from typing import Protocol
 
 from torch import nn
 
-from distrain.data.loading.sampler import Window
+from distrain.data.loading.sampler import GlobalBatch
 
 
-class Parallel(Protocol):
-    """Called by the loop, for every step in this order: begin_window, micro_batch for each one, finish_window.
+class Strategy(Protocol):
+    """Called by the loop, for every step in this order: begin_step, micro_batch for each one, finish_step.
 
     A micro-batch's mean loss is multiplied by its share of the window's samples, times `loss_scale`, before the
     backward pass. `module` is the network itself, with its own parameter names, whatever wraps it.
@@ -18,21 +18,21 @@ class Parallel(Protocol):
     name: str  # in `state.json`, where a resume compares it: it never changes
     module: nn.Module
     loss_scale: int  # the world size where gradients are averaged over the ranks, 1 where they are summed
-    needs_even_passes: bool  # whether each forward pass is a collective call, in evaluation too
+    forward_is_collective: bool  # whether each forward pass is a collective call, in evaluation too
 
-    def begin_window(self, window: Window, step: int) -> nn.Module:
+    def begin_step(self, global_batch: GlobalBatch, step: int) -> nn.Module:
         """Prepare a step, counted from 0 over the whole run, and return what to call in it."""
         ...
 
-    def micro_batch(self, window: Window, piece: int) -> AbstractContextManager[None]:
+    def micro_batch(self, global_batch: GlobalBatch, piece: int) -> AbstractContextManager[None]:
         """Return the context of the forward and backward pass of micro-batch `piece` of the window."""
         ...
 
-    def finish_window(self, window: Window, step: int) -> None:
+    def finish_step(self, global_batch: GlobalBatch, step: int) -> None:
         """Make gradients and buffers those of the whole window, equal on all ranks."""
         ...
 
-    def drop_gradients(self) -> None:
+    def zero_grad(self) -> None:
         """Forget the gradients once the update is done."""
         ...
 

@@ -14,20 +14,20 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from distrain.errors import ModelError
-from distrain.tensors.undisturbed import undisturbed
+from distrain.tensors.preserve_state import preserve_state
 
 MAX_NAMED = 3
 
 log = logging.getLogger(__name__)
 
 
-def find_idle(model: nn.Module, example: torch.Tensor) -> list[str]:
+def find_unused_parameters(model: nn.Module, example: torch.Tensor) -> list[str]:
     """Return the names of the trainable weights that no answer of the network depends on, in training or evaluation.
 
     `example` is a small batch as the network gets it; buffers and random numbers are as before afterwards.
     """
     idle = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    with undisturbed(model), torch.enable_grad():
+    with preserve_state(model), torch.enable_grad():
         for is_training in (True, False):  # what is left out at random in training is there in evaluation
             if idle:
                 idle -= _reached(model.train(is_training), example.clone())  # a network may write to it
@@ -35,7 +35,7 @@ def find_idle(model: nn.Module, example: torch.Tensor) -> list[str]:
 
 
 @contextmanager
-def kept_out(model: nn.Module, idle: Sequence[str]) -> Iterator[None]:
+def excluded(model: nn.Module, idle: Sequence[str]) -> Iterator[None]:
     """Hide the idle weights from what a strategy makes of the network meanwhile, and guard them from then on.
 
     The backward pass that reaches one raises `ModelError`: the ranks would not agree on its gradient.

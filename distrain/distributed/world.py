@@ -31,7 +31,7 @@ class World:
     timeout: timedelta = default_pg_timeout  # of each collective call, in every group: a new one has torch's own
 
     @property
-    def is_main(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this rank writes what is written once."""
         return self.rank == 0
 
@@ -52,13 +52,13 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def any_rank(self, flag: bool) -> bool:  # noqa: FBT001 - the one thing it takes
+    def any_over_ranks(self, flag: bool) -> bool:  # noqa: FBT001 - the one thing it takes
         """Return on every rank whether `flag` is set on at least one."""
         if self.size == 1:
             return flag
         return bool(self.all_reduce(torch.tensor(int(flag))).item())
 
-    def smallest(self, value: int) -> int:
+    def min_over_ranks(self, value: int) -> int:
         """Return on every rank the smallest of all ranks' values."""
         if self.size == 1:
             return value
@@ -73,7 +73,7 @@ class World:
             dist.all_gather_object(values, value)
         return values
 
-    def from_main(self, value: T) -> T:
+    def from_rank_zero(self, value: T) -> T:
         """Return on every rank rank 0's value: what can be pickled, and lies on the CPU."""
         values = [value]
         if self.size > 1:
@@ -81,14 +81,14 @@ class World:
         return values[0]
 
     @contextmanager
-    def main_first(self) -> Iterator[None]:
+    def rank_zero_first(self) -> Iterator[None]:
         """Let rank 0 do the block before the others, for downloads and the like that are done once."""
-        if not self.is_main:
+        if not self.is_rank_zero:
             self.barrier()
         try:
             yield
         finally:  # where rank 0 fails, the others go on, and find out for themselves
-            if self.is_main:
+            if self.is_rank_zero:
                 self.barrier()
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from distrain.config import Recipe
-from distrain.config.profile import Wanted, resolve_profile
+from distrain.config.profile import LaunchOptions, resolve_profile
 from distrain.errors import RunError
 from distrain.evaluation.results import Findings, read_findings
 from distrain.launchers import LAUNCHERS
@@ -18,7 +18,7 @@ def examine(
     folder: RunDirectory,
     recipe: Recipe,
     request: EvaluationRequest,
-    wanted: Wanted,
+    wanted: LaunchOptions,
     *,
     run_worker: RunWorker,
     tell: Callable[[str], None],

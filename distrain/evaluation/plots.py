@@ -14,8 +14,8 @@ from distrain.system.files import whole_file
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_NUMBERS = 25  # classes up to which each cell of the matrix has its number
-MOST_NAMES = 60  # classes up to which the axes have their names
+MAX_NUMBERS = 25  # classes up to which each cell of the matrix has its number
+MAX_NAMES = 60  # classes up to which the axes have their names
 NUM_COLUMNS = 5
 
 
@@ -26,10 +26,10 @@ def draw_confusion(findings: Findings, answers: Answers, file: Path) -> None:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     names = [_cut(result.name) for result in findings.classes]
-    if len(names) <= MOST_NAMES:
+    if len(names) <= MAX_NAMES:
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
-    if len(names) <= MOST_NUMBERS:
+    if len(names) <= MAX_NUMBERS:
         for row, column in zip(*np.nonzero(counts), strict=True):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)

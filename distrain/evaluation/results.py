@@ -119,8 +119,8 @@ def confused_pairs(names: list[str], confusion: NDArray[np.int64], most: int) ->
     """Return (true class, class that it was taken for, how often) of the pairs confused most often."""
     wrong = confusion.copy()
     np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
-    rows, columns = np.unravel_index(order, wrong.shape)
+    request = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    rows, columns = np.unravel_index(request, wrong.shape)
     return [(names[r], names[c], int(wrong[r, c])) for r, c in zip(rows, columns, strict=True) if wrong[r, c]]
 
 

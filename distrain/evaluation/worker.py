@@ -33,7 +33,7 @@ from distrain.runs.task import EvaluationRequest, Samples
 from distrain.system.live_line import LiveProgress
 from distrain.tensors.module_state import unpack, with_versions
 from distrain.training.class_weights import resolve_class_weights
-from distrain.training.device.precision import MEMORY_FORMATS, Precision, place, set_tf32
+from distrain.training.device.precision import MEMORY_FORMATS, Precision, set_tf32, to_device
 from distrain.training.evaluate import Evaluation, evaluate
 from distrain.training.losses import LossFunction, build_loss
 from distrain.training.metrics.selection import ChosenMetrics, choose_metrics
@@ -54,7 +54,7 @@ class _Subject:
     weights: str
 
 
-class _Witness:
+class _PredictionRecorder:
     """Keeps what the network says of every sample of this rank's batches, by the sample's place in the split.
 
     One row a sample, float64 on the device: how wrong, then the targets, then the predictions.
@@ -109,7 +109,7 @@ def examine(
     monitor.report("running")
     if recipe.loss.name == read_recipe(RunDirectory(Path(request.run)).recipe).loss.name:  # not another one by --set
         load_loss(subject.loss_function, read_loss(Path(request.checkpoint)))
-    witness = _Witness(num_samples, subject.chosen.target, len(subject.chosen.classes), batch_size, world)
+    on_batch = _PredictionRecorder(num_samples, subject.chosen.target, len(subject.chosen.classes), batch_size, world)
     reading = read_batches(
         subject.reader,
         own,
@@ -137,11 +137,11 @@ def examine(
             views=recipe.eval,
             world=world,
             must_break_off=lambda: monitor.stop.is_requested,
-            witness=witness,
+            on_batch=on_batch,
         )
     if evaluation is not None:
-        answers = witness.answers(world, evaluation.confusion)
-        if world.is_main:
+        answers = on_batch.answers(world, evaluation.confusion)
+        if world.is_rank_zero:
             write_findings(folder, _conclude(request, recipe, subject, evaluation, answers), answers)
     monitor.report("finished" if evaluation is not None else "stopped")
     return evaluation is not None
@@ -150,11 +150,11 @@ def examine(
 def _prepare(recipe: Recipe, request: EvaluationRequest, world: World) -> _Subject:
     set_tf32(recipe, world.device)
     path = Path(request.checkpoint)
-    fault = checkpoints.find_fault(path) if world.is_main else None
-    if world.any_rank(fault is not None):
+    fault = checkpoints.find_corruption(path) if world.is_rank_zero else None
+    if world.any_over_ranks(fault is not None):
         raise CheckpointError(f"checkpoint {path} is not used: {fault or 'rank 0 has found it damaged'}")
     state = checkpoints.read(path).state
-    with world.main_first():
+    with world.rank_zero_first():
         source, samples = open_samples(recipe, request.split)
     if len(source) == 0:
         raise DataError(f"the {samples} split of the data is empty")
@@ -180,7 +180,7 @@ def _prepare(recipe: Recipe, request: EvaluationRequest, world: World) -> _Subje
         source=source,
         samples=samples,
         reader=reader,
-        model=place(model, recipe, world.device),
+        model=to_device(model, recipe, world.device),
         normalize=Normalize(
             recipe.augment,
             num_channels=in_channels,
@@ -216,7 +216,9 @@ def _class_weights(recipe: Recipe, request: EvaluationRequest, state: dict[str, 
 
 
 def _progress(world: World, num_batches: int) -> LiveProgress:
-    console = Console(stderr=True, highlight=False, soft_wrap=True, force_terminal=None if world.is_main else False)
+    console = Console(
+        stderr=True, highlight=False, soft_wrap=True, force_terminal=None if world.is_rank_zero else False
+    )
     return LiveProgress(console, "evaluating", num_batches, unit="batches")
 
 
@@ -244,7 +246,7 @@ def _worst_mistakes(subject: _Subject, answers: Answers, classes: list[str]) -> 
         badness = np.where(answers.targets != answers.predictions, answers.scores, 0.0)
     else:
         badness = answers.scores
-    order = np.argsort(-badness, kind="stable")[:NUM_MISTAKES]
+    request = np.argsort(-badness, kind="stable")[:NUM_MISTAKES]
     return [
         Mistake(
             sample=subject.source.describe(int(i)),
@@ -253,7 +255,7 @@ def _worst_mistakes(subject: _Subject, answers: Answers, classes: list[str]) -> 
             prediction=_in_words(answers.predictions[i], subject.chosen.target, classes),
             badness=float(badness[i]),
         )
-        for i in order
+        for i in request
         if badness[i] > 0
     ]
 

@@ -34,7 +34,7 @@ def open_checkpoint(
     the first of the `examples`, or from the transforms, if these make every picture the same size. Raises
     `CheckpointError` for a checkpoint that is damaged, and `BundleError` where the size of the input stays unknown.
     """
-    if fault := checkpoints.find_fault(path):
+    if fault := checkpoints.find_corruption(path):
         raise CheckpointError(f"checkpoint {path} is not used: {fault}")
     recipe = read_recipe(run.recipe)
     state = checkpoints.read(path).state

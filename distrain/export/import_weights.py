@@ -16,7 +16,7 @@ _NUM_CLASSES = 10  # of a network that is built for its names alone
 
 
 @dataclass(frozen=True)
-class Fit:
+class WeightMatch:
     """How the names and shapes of a file go with those of a model."""
 
     num_classes: int
@@ -33,7 +33,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ImportedWeights:
     """The weights of a file by their names in the plain model, and what else it held."""
 
     tensors: Weights
@@ -42,7 +42,7 @@ class Foreign:
     is_average: bool
     facts: dict[str, Fact]  # epoch, accuracy and the like
     left: dict[str, str]  # what was not used, and what it is
-    fit: Fit | None  # with the model, where one was named
+    fit: WeightMatch | None  # with the model, where one was named
 
     @property
     def num_parameters(self) -> int:
@@ -50,9 +50,9 @@ class Foreign:
         return sum(tensor.numel() for tensor in self.tensors.values() if tensor.is_floating_point())
 
 
-def read_foreign(
+def read_weights_to_import(
     file: Path, *, wanted: str | None = None, model_name: str | None = None, num_classes: int | None = None
-) -> Foreign:
+) -> ImportedWeights:
     """Read a .pth, .pt, .bin or .safetensors file of weights, and compare them with the model `model_name`.
 
     `wanted` is the entry to use where the file holds several. Without `num_classes` the model has as many as the file's
@@ -73,10 +73,10 @@ def read_foreign(
     left |= {name: f"a tensor {list(entry_tensors[name].shape)}" for name in used.rest}
     left |= stored.left
     fit = None if model_name is None else _compare(used.tensors, model_name, stored, num_classes=num_classes)
-    return Foreign(used.tensors, used.entry, used.prefix, used.is_average, stored.facts, left, fit)
+    return ImportedWeights(used.tensors, used.entry, used.prefix, used.is_average, stored.facts, left, fit)
 
 
-def _compare(tensors: Weights, name: str, stored: Stored, *, num_classes: int | None) -> Fit:
+def _compare(tensors: Weights, name: str, stored: Stored, *, num_classes: int | None) -> WeightMatch:
     if num_classes is None:
         _, heads = _build(name, _NUM_CLASSES, _channels(stored))
         found = next((tensors[f"{head}.weight"] for head in heads if f"{head}.weight" in tensors), None)
@@ -85,7 +85,7 @@ def _compare(tensors: Weights, name: str, stored: Stored, *, num_classes: int | 
     expected = model.state_dict()
     tensors = fit_first_layer(model, tensors)
     misfits = find_misfits(tensors, shapes_of(expected))
-    return Fit(
+    return WeightMatch(
         num_classes=num_classes,
         missing=misfits.missing,
         unexpected=misfits.unexpected,

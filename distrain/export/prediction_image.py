@@ -14,7 +14,7 @@ from distrain.system.encoding import printable_name
 WIDTH = 480  # pixels of the annotated picture
 ROW = 26  # pixels of a line of text below it
 NUM_COLUMNS = 40  # of the preview; a character is two pixels high
-MOST_LINES = 24
+MAX_LINES = 24
 
 
 def annotate(picture: Path, lines: list[tuple[str, float]], file: Path) -> None:
@@ -36,7 +36,7 @@ def annotate(picture: Path, lines: list[tuple[str, float]], file: Path) -> None:
 
 def preview(picture: Path) -> Text:
     """Return the picture in coloured half blocks, two pixels a character."""
-    small = _fit(_open(picture), NUM_COLUMNS, 2 * MOST_LINES)
+    small = _fit(_open(picture), NUM_COLUMNS, 2 * MAX_LINES)
     pixels = small.load()
     assert pixels is not None
     text = Text()

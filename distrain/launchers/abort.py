@@ -11,8 +11,8 @@ from rich.console import Console
 from distrain.errors import ExitCode
 from distrain.runs.directory import RunDirectory
 from distrain.runs.log_file import append_to_log
+from distrain.runs.resume_hint import print_resume_hint
 from distrain.runs.status import AttemptMark
-from distrain.runs.way_back import print_way_back
 from distrain.system.exits import end_process
 from distrain.system.live_line import erase_line
 from distrain.system.process import children, kill_below
@@ -42,7 +42,7 @@ def end_at_once(run: RunDirectory, *, earlier: AttemptMark, cleanup: tuple[str, 
         console = Console(file=text, force_terminal=sys.stdout.isatty(), highlight=False, soft_wrap=True, record=True)
         erase_line(console)
         console.print("[bold red]killed[/bold red]", highlight=False)
-        print_way_back(console, run)
+        print_resume_hint(console, run)
         write_last_words(text.getvalue())
         append_to_log(run.spoken_log, console.export_text())
         if run.node_rank == 0:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from distrain.config.profile import Profile, Wanted
+from distrain.config.profile import LaunchOptions, Profile
 from distrain.config.validation import describe
 from distrain.config.yaml_text import read_yaml_text
 from distrain.errors import LaunchError
@@ -76,7 +76,7 @@ def native_config(profile: Profile) -> dict[str, Any]:
     return config
 
 
-def read_native(path: Path) -> Wanted:
+def read_native(path: Path) -> LaunchOptions:
     """Read where and how many from accelerate's own configuration file.
 
     Raises `LaunchError` where the file also says what a recipe says, or wants what is no training of images.
@@ -105,9 +105,9 @@ def read_native(path: Path) -> Wanted:
         "accelerate_config": str(path.absolute()),
     }
     try:
-        return Wanted.model_validate(found)
+        return LaunchOptions.model_validate(found)
     except ValidationError as error:
-        words = describe(error, Wanted, found, noun="it").replace("node_rank", "machine_rank")
+        words = describe(error, LaunchOptions, found, noun="it").replace("node_rank", "machine_rank")
         raise LaunchError(f"{path}: {words}") from None
 
 

@@ -22,7 +22,7 @@ _ENDED_BY_AGENT = re.compile(r"(?:Sending|Terminating|Closing) process (\d+) (?:
 
 _GRACE_S = 10.0  # ranks that come to the end of a run end their processes within it
 _OWN_CODES = {ExitCode.STOPPED, KILLED_BY_AGENT}  # of ranks that nothing is wrong with
-_OFTEN_MEANS = {
+_SIGNAL_HINTS = {
     signal.SIGKILL: "the kernel does that when memory runs out",
     signal.SIGSEGV: "a fault in native code",
     signal.SIGBUS: "often a mapped file was cut short, or memory or /dev/shm is full",
@@ -50,12 +50,12 @@ class ExitWatch:
         self._seen_s = self._seen_s or time.monotonic()
         if time.monotonic() - self._seen_s < _GRACE_S:
             return None
-        find_deaths(self._run, log_start=self._log_start, gone={beat.pid for beat in gone})
+        report_killed_ranks(self._run, log_start=self._log_start, gone={beat.pid for beat in gone})
         ranks = ", ".join(str(beat.rank) for beat in gone)
         return f"the process of rank {ranks} has ended before the run has, and other ranks wait for it"
 
 
-def find_deaths(run: RunDirectory, *, log_start: int, gone: set[int] | None = None) -> None:
+def report_killed_ranks(run: RunDirectory, *, log_start: int, gone: set[int] | None = None) -> None:
     """Write a report for each rank of this machine that could not, from the launcher's log and the last heartbeats.
 
     A signal has killed it, or its process has ended before the run had, with whatever code: the log names those of
@@ -81,23 +81,23 @@ def find_deaths(run: RunDirectory, *, log_start: int, gone: set[int] | None = No
             message, stack = _in_words(-code), read_fatal_error(run, heartbeat.rank)
             if stack is not None:
                 message += f"; its Python stack is in {run.stack(heartbeat.rank)}"
-            report_end(run, newest, kind="Killed", message=message, stack=stack, time_s=heartbeat.time)
+            write_rank_error(run, newest, kind="Killed", message=message, stack=stack, time_s=heartbeat.time)
         elif heartbeat.rank not in have_reported and code not in _OWN_CODES:
             message = (
                 f"it ended with exit code {code} before the run had finished: its code, or a library, has ended it"
             )
-            report_end(
+            write_rank_error(
                 run,
                 newest,
                 kind="Exited",
                 message=message,
                 stack=None,
                 time_s=heartbeat.time,
-                is_consequence=was_given_up,
+                is_secondary=was_given_up,
             )
 
 
-def report_end(
+def write_rank_error(
     run: RunDirectory,
     heartbeat: Heartbeat,
     *,
@@ -105,7 +105,7 @@ def report_end(
     message: str,
     stack: str | None,
     time_s: float | None,
-    is_consequence: bool = False,
+    is_secondary: bool = False,
 ) -> None:
     """Write for a rank what it can no longer write itself; the traceback is its phase, and its stack if known."""
     run.write_error(
@@ -118,7 +118,7 @@ def report_end(
             "type": kind,
             "message": message,
             "exit_code": int(ExitCode.FAILED),
-            "is_consequence": is_consequence,
+            "is_secondary": is_secondary,
             "is_final": False,
             "traceback": f"in phase {heartbeat.phase}; {'no stack is known' if stack is None else stack}",
         }
@@ -132,5 +132,5 @@ def _heartbeats_here(run: RunDirectory) -> list[Heartbeat]:
 
 def _in_words(number: int) -> str:
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-    meaning = _OFTEN_MEANS.get(signal.Signals(number)) if number in set(signal.Signals) else None
+    meaning = _SIGNAL_HINTS.get(signal.Signals(number)) if number in set(signal.Signals) else None
     return f"it was killed by {name}" + (f" ({meaning})" if meaning else "")

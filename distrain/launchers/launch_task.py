@@ -37,7 +37,7 @@ def launch_task(
     is_new = not run.exists
     with ExitStack() as held:
         with run.created():
-            held.enter_context(run.launching())
+            held.enter_context(run.hold_launcher_lock())
             results.unlink(missing_ok=True)
             write_request(run, recipe, profile, plan, task)
         started = time.time()

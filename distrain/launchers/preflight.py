@@ -14,17 +14,17 @@ from pathlib import Path
 from distrain.config import Recipe
 from distrain.errors import UserError
 from distrain.messages import MEBIBYTE, byte_size, counted
-from distrain.runs.checkpoints import take_inventory
+from distrain.runs.checkpoints import read_catalog
 from distrain.runs.directory import RunDirectory
 from distrain.system.memory import available_memory_bytes
 
-LEAST_DISK_BYTES = 200 * MEBIBYTE  # where nothing is known of the size of a checkpoint
-LEAST_MEMORY_BYTES = 512 * MEBIBYTE  # of a training process: torch alone takes most of it
+MIN_DISK_BYTES = 200 * MEBIBYTE  # where nothing is known of the size of a checkpoint
+MIN_MEMORY_BYTES = 512 * MEBIBYTE  # of a training process: torch alone takes most of it
 _CONNECT_TIMEOUT_S = 5.0
 
 
 @contextmanager
-def noted(faults: list[str]) -> Iterator[None]:
+def collect_errors(faults: list[str]) -> Iterator[None]:
     """Add the `UserError` of the block to the faults, if there is one, instead of raising it."""
     try:
         yield
@@ -46,13 +46,11 @@ def find_disk_shortage(recipe: Recipe, run: RunDirectory) -> str | None:
     place = next(path for path in (run.path, *run.path.parents) if path.exists())
     free = shutil.disk_usage(place).free
     advice = "make room, or name another place with --run"
-    entries = take_inventory(run.checkpoints)
+    entries = read_catalog(run.checkpoints)
     if not entries:
-        if free >= LEAST_DISK_BYTES:
+        if free >= MIN_DISK_BYTES:
             return None
-        return (
-            f"the disk of {place} has {byte_size(free)} free, and a run wants {byte_size(LEAST_DISK_BYTES)}; {advice}"
-        )
+        return f"the disk of {place} has {byte_size(free)} free, and a run wants {byte_size(MIN_DISK_BYTES)}; {advice}"
     config, newest = recipe.checkpoint, entries[-1]
     staying = 0
     total_steps = run.read_status().total_steps
@@ -71,12 +69,12 @@ def find_disk_shortage(recipe: Recipe, run: RunDirectory) -> str | None:
 def find_memory_shortage(*, processes: int, system: Path = Path("/")) -> str | None:
     """Compare the memory that is left, also of a container's or a job's share, with the least that training takes."""
     free = available_memory_bytes(system)
-    if free is None or free >= processes * LEAST_MEMORY_BYTES:
+    if free is None or free >= processes * MIN_MEMORY_BYTES:
         return None
     wanting = counted(processes, "training process wants", "training processes want")
     return (
         f"this machine has {byte_size(free)} of memory left, and {wanting} at least "
-        f"{byte_size(LEAST_MEMORY_BYTES)} each; end other programs, or take fewer processes"
+        f"{byte_size(MIN_MEMORY_BYTES)} each; end other programs, or take fewer processes"
     )
 
 

@@ -5,13 +5,13 @@ import math
 from pathlib import Path
 
 from distrain.config import Recipe, load_recipe, read_recipe
-from distrain.config.debug_presets import Aids
+from distrain.config.debug_presets import DebugOptions
 from distrain.config.profile import Profile
 from distrain.data.layout.checks import check_requirements
 from distrain.errors import RecipeError, RunError
 from distrain.launchers.plan import Plan
 from distrain.launchers.warm_start import pin_weights
-from distrain.runs.directory import DYING_S, RunDirectory, new_run_directory, write_atomically
+from distrain.runs.directory import RANK_EXIT_TIMEOUT_S, RunDirectory, new_run_directory, write_atomically
 from distrain.runs.environment import describe_environment
 from distrain.runs.status import Status
 from distrain.runs.task import Task, TrainRequest, write_task
@@ -21,7 +21,7 @@ RUNS = Path("runs")
 
 
 def resolve_run(
-    reference: str | None, overrides: list[str], data: str | None, path: Path | None, aids: Aids
+    reference: str | None, overrides: list[str], data: str | None, path: Path | None, debug_options: DebugOptions
 ) -> tuple[RunDirectory, Recipe, list[str]]:
     """Return the run directory, the recipe, and what the aids change in it.
 
@@ -29,11 +29,11 @@ def resolve_run(
     """
     existing = RunDirectory(path.absolute()) if path is not None else None
     if existing is None or not existing.exists:
-        recipe, changes = _load(reference or DEFAULT_RECIPE, overrides, data, aids)
+        recipe, changes = _load(reference or DEFAULT_RECIPE, overrides, data, debug_options)
         run = existing or new_run_directory(recipe.name, RUNS.absolute())
         return run, pin_weights(recipe, run, stored=None, root=RUNS), changes
     stored = read_recipe(existing.recipe)
-    recipe, changes = _load(reference or str(existing.recipe), overrides, data, aids)
+    recipe, changes = _load(reference or str(existing.recipe), overrides, data, debug_options)
     recipe = pin_weights(recipe, existing, stored=stored, root=RUNS)
     if changed := _differences(stored.identity, recipe.identity):
         raise RunError(
@@ -65,7 +65,7 @@ def check_schedule(recipe: Recipe) -> None:
 
 def write_request(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Plan, task: Task | None = None) -> None:
     """Write what is requested, a training unless `task` says otherwise, where nobody may be training."""
-    with run.locked(patience_s=DYING_S):
+    with run.hold_trainer_lock(patience_s=RANK_EXIT_TIMEOUT_S):
         run.stop.unlink(missing_ok=True)
         run.stacks_request.unlink(missing_ok=True)
         run.flight_request.unlink(missing_ok=True)
@@ -80,11 +80,13 @@ def write_request(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Pla
             run.write_status(Status())
 
 
-def _load(reference: str, overrides: list[str], data: str | None, aids: Aids) -> tuple[Recipe, list[str]]:
+def _load(
+    reference: str, overrides: list[str], data: str | None, debug_options: DebugOptions
+) -> tuple[Recipe, list[str]]:
     """Return the recipe with what the aids change in it, and that; --set has the last word."""
     recipe = load_recipe(reference, overrides=overrides, data=data)
     chosen = [override.partition("=")[0].strip() for override in overrides]
-    changes = [change for change in aids.overrides(recipe) if not _is_chosen(change.partition("=")[0], chosen)]
+    changes = [change for change in debug_options.overrides(recipe) if not _is_chosen(change.partition("=")[0], chosen)]
     return load_recipe(reference, overrides=[*overrides, *changes], data=data), changes
 
 

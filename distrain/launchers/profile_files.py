@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from distrain.config.profile import Wanted
+from distrain.config.profile import LaunchOptions
 from distrain.config.validation import describe
 from distrain.errors import LaunchError
 from distrain.launchers.accelerate import is_native, read_native, read_yaml
@@ -18,15 +18,15 @@ def builtin_profiles() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def read_wanted(reference: str | None, options: Wanted) -> Wanted:
+def read_launch_options(reference: str | None, options: LaunchOptions) -> LaunchOptions:
     """Return what a launch profile says, if one is named, with what the command line says in its place."""
-    files = read_launch_profile(reference) if reference is not None else Wanted()
+    files = read_launch_profile(reference) if reference is not None else LaunchOptions()
     if options.accelerate_config is not None:
-        files = read_native(Path(options.accelerate_config)).over(files)
-    return options.over(files)
+        files = read_native(Path(options.accelerate_config)).merged_over(files)
+    return options.merged_over(files)
 
 
-def read_launch_profile(reference: str) -> Wanted:
+def read_launch_profile(reference: str) -> LaunchOptions:
     """Read a built-in launch profile by its name, or a file; raises `LaunchError` where it is none."""
     path = Path(reference).expanduser()
     if path.suffix not in {".yaml", ".yml", ".json"}:
@@ -39,11 +39,13 @@ def read_launch_profile(reference: str) -> Wanted:
     if is_native(tree):
         return read_native(path)
     try:
-        wanted = Wanted.model_validate(tree)
+        options = LaunchOptions.model_validate(tree)
     except ValidationError as error:
-        words = describe(error, Wanted, tree, noun="it")
-        raise LaunchError(f"launch profile {reference}: {words} (its keys: {', '.join(Wanted.model_fields)})") from None
-    if wanted.accelerate_config is not None:
-        config = path.parent / wanted.accelerate_config
-        return wanted.over(read_native(config)).model_copy(update={"accelerate_config": str(config.absolute())})
-    return wanted
+        words = describe(error, LaunchOptions, tree, noun="it")
+        raise LaunchError(
+            f"launch profile {reference}: {words} (its keys: {', '.join(LaunchOptions.model_fields)})"
+        ) from None
+    if options.accelerate_config is not None:
+        config = path.parent / options.accelerate_config
+        return options.merged_over(read_native(config)).model_copy(update={"accelerate_config": str(config.absolute())})
+    return options

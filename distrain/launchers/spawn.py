@@ -19,7 +19,7 @@ Messages: TypeAlias = "Connection[list[str], tuple[str, int]]"  # requests to a 
 _LEAVE_S = 5.0  # a server that has nothing to do any more and is still there after this is killed
 
 
-class Child(Protocol):
+class ProcessHandle(Protocol):
     """What runs a plan; the part of `subprocess.Popen` that a launcher needs."""
 
     @property
@@ -40,7 +40,7 @@ class Child(Protocol):
         ...
 
 
-class Starter:
+class ProcessSpawner:
     """Starts one plan after the other; what they say on standard error goes to the launcher's log.
 
     Programs get a session of their own: the terminal's Ctrl-C comes to the launcher alone.
@@ -50,7 +50,7 @@ class Starter:
         self._log = log
         self._server: _Server | None = None
 
-    def start(self, plan: Plan) -> Child:
+    def start(self, plan: Plan) -> ProcessHandle:
         """Start the plan's process, torchrun's in a fork of a server that stays for the next attempt."""
         if plan.torchrun is None:
             return _open(plan.argv, plan.cwd, plan.env, self._log, unset=plan.unset)

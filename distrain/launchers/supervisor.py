@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distrain.config.profile import Profile
-from distrain.config.user_code import look_in
+from distrain.config.user_code import add_to_sys_path
 from distrain.errors import ExitCode
 from distrain.launchers.abort import end_with_children
-from distrain.launchers.exit_reports import ExitWatch, find_deaths
-from distrain.launchers.multinode.group import Alone, Company
+from distrain.launchers.exit_reports import ExitWatch, report_killed_ranks
+from distrain.launchers.multinode.group import NodeGroup, SingleNode
 from distrain.launchers.plan import Plan
 from distrain.launchers.slurm.step_wait import StepWait
-from distrain.launchers.spawn import Child, Starter
-from distrain.launchers.watchdog import StallWatch
+from distrain.launchers.spawn import ProcessHandle, ProcessSpawner
+from distrain.launchers.watchdog import StallWatchdog
 from distrain.runs.checkpoints import final_path, newest_step
 from distrain.runs.directory import RunDirectory, write_atomically
 from distrain.runs.error_reports import Clocks, ErrorReport, begin_attempt, read_errors
@@ -51,7 +51,7 @@ def execute(
     *,
     tell: Callable[[str], None],
     requested: StopRequest | None = None,
-    company: Company | None = None,
+    group: NodeGroup | None = None,
     run_worker: RunWorker | None = None,
     on_error: Callable[[BaseException], None] | None = None,
 ) -> Ending:
@@ -61,7 +61,7 @@ def execute(
     with what ended the training, where the objects of the training are at hand. Others are child
     processes, started anew after a failure: the worker then goes on from the newest good checkpoint. As many failures
     in a row as `profile.restarts` are borne; a newer checkpoint than at the last one begins a new row. A user's mistake
-    is not tried again, nor what distrain gave up itself, nor a run that was asked to stop. With `company`, all machines
+    is not tried again, nor what distrain gave up itself, nor a run that was asked to stop. With `group`, all machines
     begin and end each attempt together, and the first one decides.
 
     `requested` is set by the caller's handler for signals that ask for a stop; without it there is one here, and a
@@ -76,26 +76,26 @@ def execute(
                 profile,
                 tell=tell,
                 requested=requested,
-                company=company,
+                group=group,
                 run_worker=run_worker,
                 on_error=on_error,
             )
     if plan.in_process:
         assert run_worker is not None, "a plan in this process needs the worker"
-        look_in(plan.cwd)
+        add_to_sys_path(plan.cwd)
         _forget_earlier(run)
         return Ending(run_worker(run, stop=requested, on_error=on_error), read_errors(run))
     with (
         pause_together(),
-        closing(company or Alone(plan)) as together,
-        closing(Starter(run.launcher_log)) as starter,
+        closing(group or SingleNode(plan)) as together,
+        closing(ProcessSpawner(run.launcher_log)) as starter,
     ):
         return _execute_together(together, starter, run, profile, was_asked=requested, tell=tell)
 
 
 def _execute_together(
-    company: Company,
-    starter: Starter,
+    group: NodeGroup,
+    starter: ProcessSpawner,
     run: RunDirectory,
     profile: Profile,
     *,
@@ -105,12 +105,12 @@ def _execute_together(
     """Start attempt after attempt until the company agrees on the end."""
     failures, reached = 0, newest_step(run.checkpoints)
     while True:
-        if company.leads:
+        if group.is_coordinator:
             _forget_earlier(run)  # before any machine begins
-        if (plan := company.gather(was_asked)) is None:
-            company.agree(ExitCode.STOPPED)
+        if (plan := group.join(was_asked)) is None:
+            group.decide(ExitCode.STOPPED)
             return Ending(ExitCode.STOPPED, [])
-        code = _attempt(plan, starter, run, company, profile, was_asked=was_asked, tell=tell)
+        code = _attempt(plan, starter, run, group, profile, was_asked=was_asked, tell=tell)
         errors = read_errors(run)
         end: ExitCode | None = code
         if code == ExitCode.FAILED and not run.stop.exists() and not (errors and errors[0]["is_final"]):
@@ -118,19 +118,19 @@ def _execute_together(
                 failures, reached = 0, newest_step(run.checkpoints)
             failures += 1
             end = None if failures <= profile.restarts else code
-        end = company.agree(end)
+        end = group.decide(end)
         if end is not None:
             return Ending(end, read_errors(run))
-        if code == ExitCode.FAILED and company.leads:
+        if code == ExitCode.FAILED and group.is_coordinator:
             begin = f"from checkpoint {final_path(run.checkpoints, reached).name}" if reached else "from step 0"
             tell(f"{_in_short(run, errors)}; restart {failures} of {profile.restarts}, {begin}")
 
 
 def _attempt(
     plan: Plan,
-    starter: Starter,
+    starter: ProcessSpawner,
     run: RunDirectory,
-    company: Company,
+    group: NodeGroup,
     profile: Profile,
     *,
     was_asked: StopRequest,
@@ -149,14 +149,14 @@ def _attempt(
     looks = [ExitWatch(run, log_start=log_start).look]
     if profile.launcher == "slurm":
         looks.append(step_wait.look)
-    unsaved = _UnsavedStop(run, was_asked)
+    unsaved = _StopBeforeSave(run, was_asked)
     if saves_nothing(run):
         looks.append(unsaved.look)
-    if company.leads:
-        stalls = StallWatch(run, timeout_s=profile.stall_timeout_s, device=profile.own_device, clocks=clocks)
+    if group.is_coordinator:
+        stalls = StallWatchdog(run, timeout_s=profile.stall_timeout_s, device=profile.own_device, clocks=clocks)
         looks.append(stalls.look)
     try:
-        was_ended = _watch(child, looks, company, tell)
+        was_ended = _watch(child, looks, group, tell)
     finally:
         was_running = child.poll() is None
         killed = kill_below(child.pid)
@@ -169,9 +169,9 @@ def _attempt(
     state = _read_state(run, earlier, patience_s=0 if was_ended or exit_status != 0 else _SHARED_FOLDER_S)
     if not was_ended and (state is None or (exit_status != 0 and state != "stopped")):
         gone = {beat.pid for beat in run.read_heartbeats()} if exit_status == 0 else None
-        find_deaths(run, log_start=log_start, gone=gone)
-    company.part()  # from here on the other machines' reports are there as well
-    if company.leads:
+        report_killed_ranks(run, log_start=log_start, gone=gone)
+    group.leave()  # from here on the other machines' reports are there as well
+    if group.is_coordinator:
         clocks.write(run)
     if state == "stopped" or step_wait.is_stopped or unsaved.is_stopped:
         return ExitCode.STOPPED
@@ -208,7 +208,7 @@ def _read_state(run: RunDirectory, earlier: AttemptMark, *, patience_s: float) -
         time.sleep(POLL_S)
 
 
-class _UnsavedStop:
+class _StopBeforeSave:
     """Ends ranks that have nothing to save soon after a stop request, also in the middle of a batch that takes long."""
 
     def __init__(self, run: RunDirectory, was_asked: StopRequest) -> None:
@@ -235,7 +235,9 @@ def _forget_earlier(run: RunDirectory) -> None:
             old.unlink(missing_ok=True)
 
 
-def _watch(child: Child, looks: list[Callable[[], str | None]], company: Company, tell: Callable[[str], None]) -> bool:
+def _watch(
+    child: ProcessHandle, looks: list[Callable[[], str | None]], group: NodeGroup, tell: Callable[[str], None]
+) -> bool:
     """Wait for the processes to end; returns True at once where the company breaks up, or one of the looks says why."""
     guard = LoopGuard("the launcher's watch over the ranks", report=lambda loop, error: tell(describe(loop, error)))
     next_s = time.monotonic()
@@ -247,7 +249,7 @@ def _watch(child: Child, looks: list[Callable[[], str | None]], company: Company
         else:
             return False
         with guard:
-            if (words := company.look()) is not None:
+            if (words := group.poll()) is not None:
                 tell(words)
                 return True
         if time.monotonic() >= next_s:

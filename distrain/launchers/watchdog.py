@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 
 from distrain.config.profile import Device
-from distrain.launchers.exit_reports import report_end
+from distrain.launchers.exit_reports import write_rank_error
 from distrain.runs.directory import RunDirectory
 from distrain.runs.error_reports import Clocks
 from distrain.runs.flight_recorder import collect
@@ -17,10 +17,10 @@ from distrain.training.train_state import PHASES
 # Phases whose length says nothing: a rank that beats in one of them has this many times as long.
 _LONG_PHASES = ("start-up", "save", "measure")
 _PATIENCE = 30
-_LEAST_COLLECTIVE_S = 1800.0  # torch's own limit
+_MIN_COLLECTIVE_S = 1800.0  # torch's own limit
 _LOOK_S = 60.0  # more than it takes to find a stall
 _PAUSED_S = 5.0  # between two looks, which are a second apart
-_LEAST_SILENCE_S = 5.0  # a rank beats once a second, on a busy machine or a slow disk now and then later
+_MIN_SILENCE_S = 5.0  # a rank beats once a second, on a busy machine or a slow disk now and then later
 
 
 @dataclass
@@ -32,7 +32,7 @@ class _Seen:
     moved_s: float
 
 
-class StallWatch:
+class StallWatchdog:
     """Looks at the heartbeats of one attempt, again and again."""
 
     def __init__(
@@ -43,7 +43,7 @@ class StallWatch:
         self._clocks = clocks or Clocks()
         self._device = device
         self._timeout_s = timeout_s
-        self._silence_s = max(timeout_s, _LEAST_SILENCE_S)
+        self._silence_s = max(timeout_s, _MIN_SILENCE_S)
         self._seen: dict[int, _Seen] = {}
         self._looked_s = time.monotonic()
 
@@ -66,10 +66,10 @@ class StallWatch:
             before.heartbeat = heartbeat
         if not self._seen or now - max(seen.moved_s for seen in self._seen.values()) < self._timeout_s:
             return None
-        culprits = self._culprits(now)
+        culprits = self._stalled_ranks(now)
         return self._report(culprits, now) if culprits else None
 
-    def _culprits(self, now: float) -> list[_Seen]:
+    def _stalled_ranks(self, now: float) -> list[_Seen]:
         """Return the ranks that are silent, else those that are least far; none while one of them may take its time."""
         ranks = list(self._seen.values())
         if silent := [seen for seen in ranks if now - seen.beat_s >= self._silence_s]:
@@ -89,7 +89,7 @@ class StallWatch:
         stacks = ask(self._run, [seen.heartbeat for seen in culprits], wake=True)
         for beat, message in zip([seen.heartbeat for seen in culprits], faults, strict=True):
             stack = stacks.get(beat.rank, {}).get(MAIN_THREAD)
-            report_end(self._run, beat, kind="Stalled", message=message, stack=stack, time_s=None)
+            write_rank_error(self._run, beat, kind="Stalled", message=message, stack=stack, time_s=None)
             place = f"its main thread is at\n{stack.rstrip()}" if stack else "it did not answer a request for its stack"
             paragraphs.append(
                 f"rank {beat.rank} ({beat.host}, process {beat.pid}) at step {beat.step}: {message}; {place}"
@@ -113,7 +113,7 @@ def collective_timeout_s(stall_timeout_s: float) -> float:
 
     A rank may wait as long in a collective call as another one may take for its start-up or its part of a save.
     """
-    return max(stall_timeout_s * _PATIENCE, _LEAST_COLLECTIVE_S) + _LOOK_S
+    return max(stall_timeout_s * _PATIENCE, _MIN_COLLECTIVE_S) + _LOOK_S
 
 
 def _place(heartbeat: Heartbeat) -> tuple[int, str, int]:

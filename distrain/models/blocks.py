@@ -3,8 +3,8 @@
 from torch import nn
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-LARGEST_SHARE = 0.1  # of a network's weights: a larger block is divided into the blocks that it is made of, if any
-SMALLEST_SHARE = 0.01  # a smaller layer outside of all blocks is not worth a transfer of its own
+MAX_SHARE = 0.1  # of a network's weights: a larger block is divided into the blocks that it is made of, if any
+MIN_SHARE = 0.01  # a smaller layer outside of all blocks is not worth a transfer of its own
 
 
 def find_blocks(network: nn.Module) -> list[nn.Module]:
@@ -34,8 +34,8 @@ def divide(network: nn.Module) -> list[nn.Module]:
     """
     total = _num_weights(network)
     blocks = find_blocks(network)
-    found = _with_inner_blocks(blocks, most=LARGEST_SHARE * total)
-    found += _around(network, blocks, least=SMALLEST_SHARE * total)
+    found = _with_inner_blocks(blocks, most=MAX_SHARE * total)
+    found += _around(network, blocks, least=MIN_SHARE * total)
     uses = _num_uses(network)
     return [module for module in found if all(uses[weight] == n for weight, n in _num_uses(module).items())]
 

@@ -13,7 +13,7 @@ from torch import nn
 from distrain.models.input_size import check_size
 
 PATCH = 2  # pixels a side
-LEAST_VARIANCE = 5e-4  # added to each direction's, so that those without contrast are not blown up
+MIN_VARIANCE = 5e-4  # added to each direction's, so that those without contrast are not blown up
 
 
 class CifarFast(nn.Module):
@@ -72,7 +72,7 @@ def whitening_directions(images: torch.Tensor, size: int) -> torch.Tensor:
     """Return the principal components of the images' patches, each divided by its standard deviation.
 
     float32 [channels x size x size, channels, size, size], the one with the largest variance first: as the weight of a
-    convolution they give outputs that are uncorrelated and, but for `LEAST_VARIANCE`, of variance 1.
+    convolution they give outputs that are uncorrelated and, but for `MIN_VARIANCE`, of variance 1.
     """
     channels = images.shape[1]
     patches = (
@@ -81,7 +81,7 @@ def whitening_directions(images: torch.Tensor, size: int) -> torch.Tensor:
     flat = patches.reshape(-1, channels * size**2).double()
     variances, components = torch.linalg.eigh(flat.T @ flat / len(flat))  # the images are centred
     signs = components.gather(0, components.abs().argmax(dim=0, keepdim=True)).sign()  # eigh leaves the sign open
-    scaled = components * signs / (variances.clamp_min(0) + LEAST_VARIANCE).sqrt()
+    scaled = components * signs / (variances.clamp_min(0) + MIN_VARIANCE).sqrt()
     directions: torch.Tensor = scaled.T.flip(0).reshape(-1, channels, size, size).float()
     return directions
 

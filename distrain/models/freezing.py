@@ -62,7 +62,7 @@ def end_steps(config: Model, model: nn.Module, *, heads: Sequence[str], steps_pe
 
 def check_something_trains(
     model: nn.Module,
-    thaw_steps: ThawSteps,
+    unfreeze_steps: ThawSteps,
     ends: Mapping[str, int],
     *,
     steps_per_epoch: int,
@@ -70,10 +70,10 @@ def check_something_trains(
 ) -> None:
     """Raise `ModelError` for the first of the `total_steps` steps in which every weight is frozen.
 
-    `thaw_steps` and `ends` are what `freeze` and `end_steps` give for the network.
+    `unfreeze_steps` and `ends` are what `freeze` and `end_steps` give for the network.
     """
     names = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    spans = [(thaw_steps.get(name, 0), ends.get(name, math.inf)) for name in names]
+    spans = [(unfreeze_steps.get(name, 0), ends.get(name, math.inf)) for name in names]
     step = 0.0
     while step < total_steps:
         furthest = max((end for start, end in spans if start <= step), default=0)
@@ -101,32 +101,32 @@ class Freezing:
     which on weights stay as they are, as `end_steps` has them.
     """
 
-    def __init__(self, model: nn.Module, thaw_steps: ThawSteps, ends: Mapping[str, int] | None = None) -> None:
+    def __init__(self, model: nn.Module, unfreeze_steps: ThawSteps, ends: Mapping[str, int] | None = None) -> None:
         self._model = model
         self._held = [
-            (weight, thaw_steps[name])
+            (weight, unfreeze_steps[name])
             for name, weight in model.named_parameters()
-            if name in thaw_steps and thaw_steps[name] != math.inf
+            if name in unfreeze_steps and unfreeze_steps[name] != math.inf
         ]
         self._ended = [(weight, ends[name]) for name, weight in model.named_parameters() if ends and name in ends]
-        self._norms = [(norm, min(own)) for norm, own in _own_thaw_steps(model, thaw_steps) if min(own) > 0]
+        self._norms = [(norm, min(own)) for norm, own in _unfreeze_steps(model, unfreeze_steps) if min(own) > 0]
         self._statistics: list[tuple[torch.Tensor, torch.Tensor, float]] | None = None
         self._last_step = max((step for _, step in (*self._held, *self._norms)), default=0)
         self._first_end = min((step for _, step in self._ended), default=math.inf)
 
     def begin_step(self, step: int) -> None:
         """Put the norm layers that are frozen at `step` into evaluation mode, and the others into the network's."""
-        for norm, thaw_step in self._norms:
-            norm.training = self._model.training and step >= thaw_step
+        for norm, unfreeze_step in self._norms:
+            norm.training = self._model.training and step >= unfreeze_step
         if self._statistics is None:
             self._statistics = [
-                (buffer, buffer.clone(), thaw_step)
-                for norm, thaw_step in self._norms
-                if step < thaw_step
+                (buffer, buffer.clone(), unfreeze_step)
+                for norm, unfreeze_step in self._norms
+                if step < unfreeze_step
                 for buffer in norm.buffers(recurse=False)
             ]
 
-    def untouched(self, step: int) -> AbstractContextManager[None]:
+    def without_frozen_gradients(self, step: int) -> AbstractContextManager[None]:
         """Return the context of an update: what is frozen at `step` has no gradient in it.
 
         So neither the rule, nor its momentum, nor the decay, nor the norm that is clipped knows of it.
@@ -135,26 +135,26 @@ class Freezing:
 
     @contextmanager
     def _without_gradients(self, step: int) -> Iterator[None]:
-        held = [(weight, weight.grad) for weight, thaw_step in self._held if step < thaw_step]
+        held = [(weight, weight.grad) for weight, unfreeze_step in self._held if step < unfreeze_step]
         held += [(weight, weight.grad) for weight, end in self._ended if step >= end]
         for weight, _ in held:
             weight.grad = None
         # The ranks' mean of equal statistics may differ from them in the last bit, and exact mode counts every step.
         with torch.no_grad():
-            for buffer, kept, thaw_step in self._statistics or ():
-                if step < thaw_step:
+            for buffer, kept, unfreeze_step in self._statistics or ():
+                if step < unfreeze_step:
                     buffer.copy_(kept)
         yield
         for weight, gradient in held:
             weight.grad = gradient  # in exact mode a view of the buffer in which the next step's is summed
 
 
-def _own_thaw_steps(model: nn.Module, thaw_steps: ThawSteps) -> Iterator[tuple[nn.Module, Sequence[float]]]:
+def _unfreeze_steps(model: nn.Module, unfreeze_steps: ThawSteps) -> Iterator[tuple[nn.Module, Sequence[float]]]:
     """Yield every norm layer with running statistics whose weights are all frozen, and when each of these thaws."""
     for path, norm in _norms(model):
         own = [f"{path}.{name}" for name, _ in norm.named_parameters(recurse=False)] or [f"{path}.running_mean"]
-        if all(name in thaw_steps for name in own):
-            yield norm, [thaw_steps[name] for name in own]
+        if all(name in unfreeze_steps for name in own):
+            yield norm, [unfreeze_steps[name] for name in own]
 
 
 def _norms(model: nn.Module) -> list[tuple[str, nn.Module]]:

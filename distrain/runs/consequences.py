@@ -29,7 +29,7 @@ _CUT_OFF_BY_GLOO = (
 )
 
 
-def is_consequence(error: BaseException) -> bool:
+def is_secondary(error: BaseException) -> bool:
     """Return whether the end of another rank is behind `error`, or behind an exception that it was raised from."""
     return any(_is_cut_off(link) for link in _chain(error))
 

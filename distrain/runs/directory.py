@@ -20,7 +20,7 @@ from distrain.system.files import read_readable, read_whole, texts_of, to_json
 from distrain.system.filesystem import check_writable
 
 RESERVE_BYTES = 1 << 18
-DYING_S = 10.0  # the ranks of a launcher that was killed end within it
+RANK_EXIT_TIMEOUT_S = 10.0  # the ranks of a launcher that was killed end within it
 
 
 class RunDirectory:
@@ -202,7 +202,7 @@ class RunDirectory:
         return sorted(found, key=lambda heartbeat: heartbeat.rank)
 
     @contextmanager
-    def locked(self, patience_s: float = 0.0) -> Iterator[str | None]:
+    def hold_trainer_lock(self, patience_s: float = 0.0) -> Iterator[str | None]:
         """Train in the run, as the only process that does; raises `RunError` where another one does all this time.
 
         Yields None, or a note for the user about the lock (`distrain.system.locks`).
@@ -211,10 +211,10 @@ class RunDirectory:
             yield note
 
     @contextmanager
-    def launching(self) -> Iterator[str | None]:
+    def hold_launcher_lock(self) -> Iterator[str | None]:
         """Launch the run, as the only process that does; raises `RunError` where another one does.
 
-        Yields what `locked` does.
+        Yields what `hold_trainer_lock` does.
         """
         with self._hold(self.launcher_lock, patience_s=0.0) as note:
             yield note
@@ -235,7 +235,7 @@ class RunDirectory:
             ) from None
 
     @contextmanager
-    def room_for_last_words(self) -> Iterator[None]:
+    def reserved_disk_space(self) -> Iterator[None]:
         """Hold a little of the disk and give it back at the end: a run that a full disk ends can still write why."""
         with suppress(OSError):  # a disk that is full already
             self.reserve.write_bytes(bytes(RESERVE_BYTES))

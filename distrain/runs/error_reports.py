@@ -36,7 +36,7 @@ def read_errors(run: RunDirectory) -> list[ErrorReport]:
     reports = [report for report in _read_all(run) if _key(report) not in attempt.earlier]
 
     def happened(report: ErrorReport) -> tuple[bool, float]:
-        return report["is_consequence"], report["time"] + attempt.behind_s.get(_clock(report), 0.0)
+        return report["is_secondary"], report["time"] + attempt.behind_s.get(_clock(report), 0.0)
 
     return sorted(reports, key=happened)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from distrain.system.files import PatientFile
 
-_MOST_WAITING = 10_000  # lines
+_MAX_WAITING = 10_000  # lines
 _FORMATTER = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
@@ -35,7 +35,7 @@ class _LogFile(logging.Handler):
         super().__init__()
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = PatientFile(path, most_waiting=_MOST_WAITING, is_shared=True)
+        self._file = PatientFile(path, most_waiting=_MAX_WAITING, is_shared=True)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Append one record."""

@@ -11,13 +11,13 @@ from distrain.config.profile import read_profile
 from distrain.errors import RunError
 from distrain.runs import checkpoints, slurm
 from distrain.runs.directory import RunDirectory
-from distrain.runs.slurm import JobFacts
+from distrain.runs.slurm import JobInfo
 from distrain.runs.status import State, Status
 from distrain.system import filesystem
 
 SILENT_AFTER_S = 60.0  # a running run writes its status every second; a long save or evaluation may pause it
 _NEXT_BEAT_S = 3.0  # another heartbeat of a run that is alive is there by then
-_MOST_APART_S = 3600.0  # of two clocks: a heartbeat that is older is the last one
+_MAX_APART_S = 3600.0  # of two clocks: a heartbeat that is older is the last one
 _ALIVE: tuple[State, ...] = ("starting", "running", "stopping")
 _ENDINGS: dict[State, str] = {
     "stopped": "was stopped",
@@ -91,7 +91,7 @@ def find_checkpoint(
     run = find_run(reference, root, excluding=excluding)
     if which is not None:
         return run, checkpoints.choose(run.checkpoints, which), "as named"
-    entries = checkpoints.take_inventory(run.checkpoints)
+    entries = checkpoints.read_catalog(run.checkpoints)
     if must_be_best or checkpoints.find_best(entries) is not None:
         return run, checkpoints.choose(run.checkpoints, "best"), "the best by evaluation"
     if (entry := checkpoints.strongest(entries)) is not None:
@@ -147,7 +147,7 @@ def find_silent(runs: list[RunDirectory]) -> set[Path]:
         age_s = time.time() - status.heartbeat
         if status.state not in _ALIVE or 0 <= age_s <= SILENT_AFTER_S:
             continue
-        if _is_elsewhere(status) and age_s < _MOST_APART_S:
+        if _is_elsewhere(status) and age_s < _MAX_APART_S:
             doubtful[run.path] = status.heartbeat
         elif age_s > SILENT_AFTER_S:
             silent.add(run.path)
@@ -167,7 +167,7 @@ def read_states(runs: list[RunDirectory]) -> dict[Path, str]:
     }
 
 
-def state_on_cluster(status: Status, facts: JobFacts | None, *, is_silent: bool = False) -> str:
+def state_on_cluster(status: Status, facts: JobInfo | None, *, is_silent: bool = False) -> str:
     """Return the state of a run whose job is as SLURM says: the status alone knows nothing of what happens to a queue.
 
     Without facts, or while the job runs, the run's own word counts, or `died` for a run that `is_silent`.
@@ -222,7 +222,7 @@ def resume_command(run: RunDirectory) -> str:
     profile = read_profile(run.profile) if run.profile.exists() else None
     if profile is None or profile.nodes == 1 or profile.launcher == "slurm":
         return f"distrain resume {path}"
-    wanted = profile.as_wanted()
+    wanted = profile.as_options()
     processes = f"--gpus {wanted.processes}" if profile.device == "cuda" else f"--procs {wanted.processes}"
     launcher = "" if profile.launcher == "torchrun" else f" --launcher {profile.launcher}"
     if profile.accelerate_config is not None:

@@ -43,7 +43,7 @@ _OF_OTHER_JOBS = {"SBATCH_ARRAY_INX", "SBATCH_OPEN_MODE", "SBATCH_SIGNAL", "SBAT
 
 
 @dataclass(frozen=True)
-class JobFacts:
+class JobInfo:
     """What SLURM says of a job."""
 
     state: str  # in SLURM's words: PENDING, RUNNING, COMPLETING, COMPLETED, CANCELLED, TIMEOUT, NODE_FAIL ...
@@ -67,7 +67,7 @@ class JobFacts:
         return self.state in {"REQUEUE_HOLD", "SPECIAL_EXIT"}
 
 
-def read_jobs(job_ids: Iterable[str]) -> dict[str, JobFacts]:
+def read_jobs(job_ids: Iterable[str]) -> dict[str, JobInfo]:
     """Return what SLURM knows of jobs, by their ids; nothing on a machine without SLURM.
 
     Those that the controller has forgotten, minutes after their end, are looked up with sacct, if it is there.
@@ -81,7 +81,7 @@ def read_jobs(job_ids: Iterable[str]) -> dict[str, JobFacts]:
         for line in _ask([*command, f"--jobs={','.join(missing)}"]).splitlines():
             job_id, _, state = line.partition("|")
             if job_id in missing and state.strip():
-                found[job_id] = JobFacts(state.split()[0])
+                found[job_id] = JobInfo(state.split()[0])
     return found
 
 
@@ -207,7 +207,7 @@ def _read_job_id(printed: str) -> str:
     return ids[-1]  # what a wrapper prints comes before it
 
 
-def _list_jobs(job_ids: str) -> dict[str, tuple[str, JobFacts]]:
+def _list_jobs(job_ids: str) -> dict[str, tuple[str, JobInfo]]:
     """Return of each job, by its id, the id that it has as a task of an array too, and what SLURM says of it."""
     command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={job_ids}", f"--Format={_FIELDS}"]
     found = {}
@@ -216,7 +216,7 @@ def _list_jobs(job_ids: str) -> dict[str, tuple[str, JobFacts]]:
         if len(words) < 5 or not re.fullmatch(r"\d+(_\d+)?", words[0]) or not words[3].isdecimal():
             continue
         job_id, raw_id, state, restarts, preempted, *where = words
-        facts = JobFacts(state, int(restarts), preempted not in _NO_TIME, "".join(where).strip())
+        facts = JobInfo(state, int(restarts), preempted not in _NO_TIME, "".join(where).strip())
         found[job_id] = raw_id, facts
     return found
 

@@ -4,11 +4,11 @@ from distrain.config import Recipe
 from distrain.config.user_code import is_reference
 from distrain.errors import DistrainError
 from distrain.runs.checkpoints import newest_step
-from distrain.runs.consequences import is_consequence
+from distrain.runs.consequences import is_secondary
 from distrain.runs.directory import RunDirectory
 from distrain.system.exits import describe_end, own_frame, place_of
 
-_MOST_CHARACTERS = 300  # of the error's own text: torch lists every weight that does not fit
+_MAX_CHARACTERS = 300  # of the error's own text: torch lists every weight that does not fit
 _OUT_OF_MEMORY = ("outofmemoryerror", "memoryerror", "out of memory", "can't allocate memory", "cannot allocate memory")
 _OF_A_DEVICE = ("acceleratorerror", "cuda error", "cublas_status", "cudnn_status", "nccl", "hip error")
 _OF_PATHS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)  # and not of a disk or network
@@ -23,7 +23,7 @@ def find_mistake(error: BaseException, recipe: Recipe, run: RunDirectory, *, ste
     """
     if isinstance(error, DistrainError) or not isinstance(error, Exception | SystemExit):
         return None
-    if is_consequence(error) or _is_of_the_machine(error) or _has_trained(run, step):
+    if is_secondary(error) or _is_of_the_machine(error) or _has_trained(run, step):
         return None
     packages = _packages(recipe)
     frame = own_frame(error, packages)
@@ -34,8 +34,8 @@ def find_mistake(error: BaseException, recipe: Recipe, run: RunDirectory, *, ste
     if (words := describe_end(error)) is not None:
         return words
     text = " ".join(str(error).split())
-    if len(text) > _MOST_CHARACTERS:
-        text = f"{text[:_MOST_CHARACTERS]}..."
+    if len(text) > _MAX_CHARACTERS:
+        text = f"{text[:_MAX_CHARACTERS]}..."
     return f"{type(error).__name__} before the first step, {place_of(frame)}" + (f": {text}" if text else "")
 
 

@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 GAP = 2  # cells between two columns
-_LEAST_TEXT = 20  # cells that a wrapped text is given at least
+_MIN_TEXT = 20  # cells that a wrapped text is given at least
 _ELLIPSIS = "…"
 
 
@@ -110,7 +110,7 @@ def table_lines(headings: Sequence[Heading], rows: Sequence[Sequence[str]], widt
         last = headings[shown[-1]]
         start = sum(cell_len(cell) + GAP for cell in cells[:-1])
         if last.is_text and width is not None and start + cell_len(row[shown[-1]]) > width:
-            pieces = textwrap.wrap(row[shown[-1]], max(_LEAST_TEXT, width - start)) or [""]
+            pieces = textwrap.wrap(row[shown[-1]], max(_MIN_TEXT, width - start)) or [""]
         else:
             pieces = [cells[-1]]
         lines.append((" " * GAP).join([*cells[:-1], pieces[0]]).rstrip())
@@ -135,7 +135,7 @@ def shortened(text: str, width: int) -> str:
 
 def _needed(number: int, heading: Heading, rows: Sequence[Sequence[str]]) -> int:
     if heading.is_text:
-        return _LEAST_TEXT
+        return _MIN_TEXT
     return max((cell_len(row[number]) for row in rows), default=0)
 
 

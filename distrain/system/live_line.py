@@ -16,7 +16,7 @@ from distrain.system.display import GAP, Column, Line, bar, duration, fitting, s
 from distrain.system.loop_guard import LoopGuard
 
 REFRESHES_PER_S = 4
-_LEAST_BAR, _MOST_BAR = 8, 40  # cells
+_MIN_BAR, _MAX_BAR = 8, 40  # cells
 _ERASE = Segment("\r\x1b[J", None, [(ControlType.CARRIAGE_RETURN,)])  # this line, and all that is below it
 
 
@@ -120,8 +120,8 @@ def with_bar(columns: list[Column], width: int, *, share: float) -> str:
     shown = fitting(columns, width)
     texts = [column.text for column in shown]
     left = width - sum(column.cells + GAP for column in shown)
-    if left >= _LEAST_BAR:
-        texts.insert(1, bar(share, min(left, _MOST_BAR)))
+    if left >= _MIN_BAR:
+        texts.insert(1, bar(share, min(left, _MAX_BAR)))
     return (" " * GAP).join(texts)
 
 

@@ -26,7 +26,7 @@ PATIENCE_S = 10.0  # how long a reader that does not read may hold up a training
 SHOW_CURSOR = "\x1b[?25h"
 _STREAMS = ((1, "stdout"), (2, "stderr"))
 _ESCAPE = b"\x1b"
-_MOST_AT_ONCE = select.PIPE_BUF  # bytes that a pipe with room for some takes without waiting
+_MAX_AT_ONCE = select.PIPE_BUF  # bytes that a pipe with room for some takes without waiting
 _LOOK_MS = 1000  # how late the watch may end
 
 
@@ -102,7 +102,7 @@ class Output(io.RawIOBase):
             if self.is_tolerant and not self._is_ready():
                 break
             try:
-                rest = rest[os.write(self._descriptor, rest[:_MOST_AT_ONCE]) :]
+                rest = rest[os.write(self._descriptor, rest[:_MAX_AT_ONCE]) :]
             except BlockingIOError:  # another process has made the terminal that they share non-blocking
                 select.select([], [self._descriptor], [])
             except OSError as error:

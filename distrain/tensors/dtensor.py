@@ -15,14 +15,14 @@ def is_sharded(tensor: torch.Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
-def own_part(tensor: torch.Tensor) -> torch.Tensor:
+def local_shard(tensor: torch.Tensor) -> torch.Tensor:
     """Return the part of a sharded tensor that this rank has, or the tensor itself: both share the memory."""
     tensor = tensor.detach()
     part: torch.Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
     return part
 
 
-def with_own_part(tensor: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+def with_local_shard(tensor: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
     """Return a sharded tensor of which this rank has `part`, on whatever device, and which else is like `tensor`."""
     from torch.distributed.tensor import DTensor
 
@@ -32,7 +32,7 @@ def with_own_part(tensor: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
     )
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """Return a sharded tensor gathered from all ranks, which call this together, or the tensor itself."""
     gathered: torch.Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
     return gathered

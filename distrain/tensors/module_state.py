@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from distrain.errors import ModelError
-from distrain.tensors.dtensor import own_part
+from distrain.tensors.dtensor import local_shard
 from distrain.tensors.plain_values import STORABLE, NotPlainError, decode, encode, is_storable
 
 MODEL, LOSS, RANKS = "model.", "loss.", "ranks."  # how the names of tensors in a checkpoint begin
@@ -154,4 +154,4 @@ def is_part_of(packed_name: str, names: Container[str]) -> bool:
 
 def memory_of(tensor: torch.Tensor) -> int:
     """Return the address of what a tensor shares with its views; 0 where there is none."""
-    return own_part(tensor).untyped_storage().data_ptr()
+    return local_shard(tensor).untyped_storage().data_ptr()

@@ -5,27 +5,31 @@ from dataclasses import replace
 
 from distrain.checkpoint.writer import Checkpointer
 from distrain.config import Recipe
-from distrain.config.intervals import Due
+from distrain.config.intervals import Intervals
 from distrain.config.profile import Profile
 from distrain.distributed.compile import compile_network
 from distrain.distributed.extra_state import ExtraState
-from distrain.distributed.parallelize import build_parallel, must_agree
-from distrain.distributed.stop_consensus import StopAgreement
-from distrain.distributed.unused_parameters import find_idle
+from distrain.distributed.parallelize import build_strategy, needs_unused_parameters
+from distrain.distributed.stop_consensus import StopConsensus
+from distrain.distributed.unused_parameters import find_unused_parameters
 from distrain.distributed.world import World
 from distrain.errors import RecipeError
 from distrain.models.freezing import Freezing
 from distrain.runs.directory import RunDirectory
-from distrain.tensors.undisturbed import undisturbed
-from distrain.training.device.micro_batch_size import memory_limit_bytes, settle_micro_batch_size, try_micro_batch_sizes
-from distrain.training.device.precision import Precision, place, set_tf32
-from distrain.training.forewarnings import forewarn
-from distrain.training.meters import LossMeter, Stopwatch
+from distrain.tensors.preserve_state import preserve_state
+from distrain.training.device.micro_batch_size import (
+    memory_limit_bytes,
+    resolve_micro_batch_size,
+    try_micro_batch_sizes,
+)
+from distrain.training.device.precision import Precision, set_tf32, to_device
+from distrain.training.early_warnings import warn_early
+from distrain.training.meters import LossMeter, ThroughputMeter
 from distrain.training.monitor import RankMonitor
-from distrain.training.optim.optimizer import Setting, build_optimizer, build_schedule
-from distrain.training.optim.param_groups import plan_settings
-from distrain.training.optim.weight_averaging import SlowWeights, WeightAverage
-from distrain.training.profiler import Tracer
+from distrain.training.optim.optimizer import ParamGroupOptions, build_optimizer, build_schedule
+from distrain.training.optim.param_groups import plan_param_groups
+from distrain.training.optim.weight_averaging import EmaWeights, LookaheadWeights
+from distrain.training.profiler import Profiler
 from distrain.training.session import Session
 from distrain.training.setup.checks import ON_CPU, ON_DEVICE, WITH_MICRO_BATCH, Parts, run_checks
 from distrain.training.setup.data import DataSetup, order_samples, set_up_data
@@ -61,20 +65,20 @@ def build_session(
     run_checks(ON_CPU, parts)
     if parts.is_new:
         lengths = {"steps_per_epoch": data.order.steps_per_epoch, "total_steps": data.total_steps}
-        for sentence in forewarn(recipe, data.sources, **lengths):
+        for sentence in warn_early(recipe, data.sources, **lengths):
             log.warning("%s", sentence)
-    settings = plan_settings(recipe.optimizer, network.model, heads=network.heads, example=data.shown_images.cpu())
+    settings = plan_param_groups(recipe.optimizer, network.model, heads=network.heads, example=data.sample_images.cpu())
     if recipe.train.micro_batch_size == "auto":
         parts = replace(parts, data=_with_found_micro_batch_size(profile, run, parts))
     run_checks(WITH_MICRO_BATCH, parts)
     set_tf32(recipe, world.device)
-    parts = replace(parts, network=replace(network, model=place(network.model, recipe, world.device)))
+    parts = replace(parts, network=replace(network, model=to_device(network.model, recipe, world.device)))
     run_checks(ON_DEVICE, parts)
     return _assemble(profile, run, monitor, parts, settings)
 
 
 def _assemble(
-    profile: Profile, run: RunDirectory, monitor: RankMonitor, parts: Parts, settings: dict[str, Setting]
+    profile: Profile, run: RunDirectory, monitor: RankMonitor, parts: Parts, settings: dict[str, ParamGroupOptions]
 ) -> Session:
     """Wrap the network for its strategy, and add what follows its weights."""
     recipe, world, data, loss, precision = parts.recipe, parts.world, parts.data, parts.loss, parts.precision
@@ -84,26 +88,26 @@ def _assemble(
             recipe,
             model,
             loss.function,
-            data.shown_images[:2],
+            data.sample_images[:2],
             data.first[1][:2].to(world.device),
             num_classes=data.num_classes,
         )
-        idle = find_idle(model, data.shown_images[:2]) if must_agree(recipe, world) else []
+        idle = find_unused_parameters(model, data.sample_images[:2]) if needs_unused_parameters(recipe, world) else []
     compilation = compile_network(
         recipe,
         model,
         world,
         micro_batch_size=order.batching.micro_batch_size,
-        num_pieces=len(order.window(0).own),
+        num_micro_batches=len(order.global_batch(0).own),
         processes=profile.processes,
     )
     extra = ExtraState(model, loss.function, device=world.device)
-    parallel = build_parallel(
-        recipe, model, world, batching=order.batching, example=data.shown_images, extra=extra, idle=idle
+    parallel = build_strategy(
+        recipe, model, world, batching=order.batching, example=data.sample_images, extra=extra, idle=idle
     )
     watch, skipped, lookahead = Watch(model), monitor.state.skipped_batches, recipe.train.lookahead
     schedule = build_schedule(recipe.schedule, steps_per_epoch=order.steps_per_epoch, total_steps=data.total_steps)
-    fingerprint = {split: source.fingerprint() for split, source in data.sources.items()} if world.is_main else {}
+    fingerprint = {split: source.fingerprint() for split, source in data.sources.items()} if world.is_rank_zero else {}
     return Session(
         recipe=recipe,
         profile=profile,
@@ -115,31 +119,31 @@ def _assemble(
         prepare=data.prepare,
         order=order,
         total_steps=data.total_steps,
-        due=Due(recipe, order.steps_per_epoch, data.total_steps),
+        intervals=Intervals(recipe, order.steps_per_epoch, data.total_steps),
         compilation=compilation,
         parallel=parallel,
-        freezing=Freezing(model, network.thaw_steps, network.end_steps),
+        freezing=Freezing(model, network.unfreeze_steps, network.end_steps),
         loss_function=loss.function,
         class_weights=loss.class_weights,
         metrics=loss.metrics,
         optimizer=build_optimizer(recipe.optimizer, model, settings),
-        slow=None if lookahead is None else SlowWeights(model, lookahead, total_steps=data.total_steps),
-        average=WeightAverage(model, recipe.train.ema_decay) if recipe.train.ema_decay is not None else None,
+        slow=None if lookahead is None else LookaheadWeights(model, lookahead, total_steps=data.total_steps),
+        average=EmaWeights(model, recipe.train.ema_decay) if recipe.train.ema_decay is not None else None,
         schedule=schedule,
         precision=precision,
         watch=watch,
         losses=LossMeter(order, world, watch),
-        stopwatch=Stopwatch(),
+        stopwatch=ThroughputMeter(),
         checkpointer=Checkpointer(run.checkpoints, config=recipe.checkpoint, world=world),
-        shown_images=data.shown_images.cpu(),
+        sample_images=data.sample_images.cpu(),
         extra=extra,
         unsaved=unsaved,
-        bare_copy=network.bare_copy,
+        unwrapped_copy=network.unwrapped_copy,
         skipped=SkippedSteps(skipped, order),
         fingerprint=fingerprint,
         monitor=monitor,
-        stop=StopAgreement(world, lambda: monitor.stop.is_requested, name=f"stop-{len(skipped)}"),
-        tracer=Tracer(run, world, monitor.state, is_wanted=profile.trace),
+        stop=StopConsensus(world, lambda: monitor.stop.is_requested, name=f"stop-{len(skipped)}"),
+        tracer=Profiler(run, world, monitor.state, is_wanted=profile.trace),
     )
 
 
@@ -165,8 +169,8 @@ def _with_found_micro_batch_size(profile: Profile, run: RunDirectory, parts: Par
             world=world,
         )
 
-    with undisturbed(parts.loss.function):
-        size = settle_micro_batch_size(run, world, largest=largest, find=find)
+    with preserve_state(parts.loss.function):
+        size = resolve_micro_batch_size(run, world, largest=largest, find=find)
     order = order_samples(recipe, size, data.train_source, world=world)
     log.info("%s", order.batching)
     return replace(data, order=order)

@@ -16,13 +16,13 @@ from distrain.training.session import Ending, Session
 log = logging.getLogger(__name__)
 
 
-def end_at(session: Session, step: int, ending: Ending) -> Session:
+def stop_at(session: Session, step: int, ending: Ending) -> Session:
     """Make `step` the last one."""
-    session.state.end_at(step)
-    return replace(session, total_steps=step, due=replace(session.due, total_steps=step), ending=ending)
+    session.state.stop_at(step)
+    return replace(session, total_steps=step, intervals=replace(session.intervals, total_steps=step), ending=ending)
 
 
-def end_early(session: Session, step: int) -> Session:
+def check_time_and_target(session: Session, step: int) -> Session:
     """Make `step` the last one where the loss that the recipe wants is reached, or its time is up.
 
     All ranks call it together.
@@ -31,17 +31,17 @@ def end_early(session: Session, step: int) -> Session:
     if step == planned:
         return session
     if train.target_loss is not None and session.losses.last_epoch() < train.target_loss:
-        return end_at(session, step, "target_loss")
+        return stop_at(session, step, "target_loss")
     if train.max_time is not None and _from_main(session, _seconds_left(session)) <= 0:
         log.info(
             "the time limit of %s (train.max_time) is reached at step %d of %d%s",
             *(duration(train.max_time * 60), step, planned, _rest(session)),
         )
-        return end_at(session, step, "max_time")
+        return stop_at(session, step, "max_time")
     return session
 
 
-def end_without_progress(session: Session, step: int) -> Session:
+def check_patience(session: Session, step: int) -> Session:
     """Make `step` the last one where the last `train.patience` evaluations were none better than the best one.
 
     It follows from the best evaluation and the step alone, so that it is the same after any resume.
@@ -49,13 +49,13 @@ def end_without_progress(session: Session, step: int) -> Session:
     patience, best = session.recipe.train.patience, session.state.best
     if patience is None or best is None or step == session.total_steps:
         return session
-    if session.due.num_evaluations(int(best["step"]), step) < patience:
+    if session.intervals.num_evaluations(int(best["step"]), step) < patience:
         return session
     log.info(
         "train.patience=%d: no evaluation since step %d was better, so the run ends at step %d of %d%s",
         *(patience, int(best["step"]), step, session.total_steps, _rest(session)),
     )
-    return end_at(session, step, "patience")
+    return stop_at(session, step, "patience")
 
 
 def last_step_in_time(session: Session, step: int, last_step: int) -> int:
@@ -92,7 +92,9 @@ def _seconds_left(session: Session) -> float:
 
 def _from_main(session: Session, value: float) -> float:
     """Return rank 0's value, whose clock counts."""
-    return float(session.world.all_reduce(torch.tensor(value if session.world.is_main else 0.0, dtype=torch.float64)))
+    return float(
+        session.world.all_reduce(torch.tensor(value if session.world.is_rank_zero else 0.0, dtype=torch.float64))
+    )
 
 
 def _rest(session: Session) -> str:

@@ -16,7 +16,7 @@ from distrain.training.losses import LossFunction
 from distrain.training.metrics.accumulators import Confusion, Counter, LabelConfusion, build_counters
 from distrain.training.metrics.curves import build_curves
 from distrain.training.metrics.selection import ChosenMetrics
-from distrain.training.test_time_augmentation import predict_views
+from distrain.training.test_time_augmentation import predict_with_tta
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def evaluate(
     views: Eval,
     world: World,
     must_break_off: Callable[[], bool],
-    witness: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
+    on_batch: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> Evaluation | None:
     """Return the mean loss and the chosen metrics over all samples of all ranks' `batches`.
 
@@ -61,7 +61,7 @@ def evaluate(
     Batch i of the `num_batches` of all ranks comes to rank i % world size. What is counted is whole numbers, and the
     batches' sums of floats are added exactly, so the result does not depend on the number of ranks. `views` says over
     which views of an image the outputs are averaged. `idle_batch` is what a rank without a batch calls the model with,
-    where every call is a collective one; None where the model is the rank's own. `witness` is shown each batch of this
+    where every call is a collective one; None where the model is the rank's own. `on_batch` is shown each batch of this
     rank: its number, logits [n, outputs] and targets.
     """
     modes = [(part, part.training) for part in (model, loss_function) if isinstance(part, nn.Module)]
@@ -76,7 +76,7 @@ def evaluate(
         if must_break_off():
             break
         with precision.autocast():
-            logits = predict_views(model, images, views)
+            logits = predict_with_tta(model, images, views)
             loss = loss_function(logits, targets)
         row = [sums.new_full((), len(targets)), loss.double() * len(targets)]
         sums[number] = torch.stack(row + _errors(logits, targets) if has_errors else row)
@@ -84,11 +84,11 @@ def evaluate(
             counter.update(logits.float(), targets)
         if curves is not None:
             curves.update(logits.float(), targets)
-        if witness is not None:
-            witness(number, logits, targets)
+        if on_batch is not None:
+            on_batch(number, logits, targets)
     if idle_batch is not None and len(own) < -(-num_batches // world.size):
         with precision.autocast():
-            predict_views(model, idle_batch, views)
+            predict_with_tta(model, idle_batch, views)
     reshard(model)
     for part, was_training in modes:
         part.train(was_training)

@@ -26,7 +26,7 @@ _FITTING: dict[str, tuple[Target, ...]] = {
     "l1": ("class", "values"),
     "mse": ("class", "values"),
 }
-_LEAST_DOUBT = torch.finfo(torch.float32).eps  # below it a power under 1 would have an infinite gradient
+_MIN_DOUBT = torch.finfo(torch.float32).eps  # below it a power under 1 would have an infinite gradient
 
 
 def build_loss(
@@ -184,7 +184,7 @@ def _focal_of_labels(
 def _focused(surprise: torch.Tensor, gamma: float) -> torch.Tensor:
     """Return -(1 - p)^gamma log p of -log p."""
     doubt = -torch.expm1(-surprise)
-    return surprise * doubt.clamp_min(_LEAST_DOUBT) ** gamma
+    return surprise * doubt.clamp_min(_MIN_DOUBT) ** gamma
 
 
 def _absolute_error(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

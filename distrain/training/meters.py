@@ -8,19 +8,19 @@ from typing import Any, NamedTuple
 
 import torch
 
-from distrain.data.loading.sampler import TrainOrder
+from distrain.data.loading.sampler import TrainSampler
 from distrain.distributed.world import World
 from distrain.training.step_watch import Watch
 
 
-class Settled(NamedTuple):
+class SyncedLosses(NamedTuple):
     """What the host knows of a step besides its mean loss."""
 
     bad_pieces: tuple[int, ...]  # the micro-batches whose loss is not finite
     is_marked: bool  # by the watch: a gradient, a weight or a buffer is not finite
 
 
-_FINITE = Settled((), is_marked=False)
+_FINITE = SyncedLosses((), is_marked=False)
 
 
 class LossMeter:
@@ -30,7 +30,7 @@ class LossMeter:
     losses are part of a checkpoint, so that a record that spans a resume has the same mean.
     """
 
-    def __init__(self, order: TrainOrder, world: World, watch: Watch) -> None:
+    def __init__(self, order: TrainSampler, world: World, watch: Watch) -> None:
         self._since_record: list[_StepLoss] = []
         self._last_epoch: deque[_StepLoss] = deque(maxlen=order.steps_per_epoch)
         self._epoch, self._epoch_sum, self._epoch_samples = 0, 0.0, 0  # all samples' losses of the epoch so far
@@ -43,7 +43,7 @@ class LossMeter:
         """Take the mean loss of this rank's next micro-batch, without waiting for the device."""
         self._fresh.append(loss.detach())
 
-    def settle(self, steps: Sequence[int]) -> list[Settled]:
+    def sync_losses(self, steps: Sequence[int]) -> list[SyncedLosses]:
         """Bring the losses of `steps` to the host, and for each whether it, and what else the step made, is finite.
 
         It is the loop's only regular device synchronisation. Each step's mean is taken over the micro-batches of all
@@ -51,30 +51,32 @@ class LossMeter:
         """
         if not steps:
             return []
-        windows = [self._order.window(step) for step in steps]
-        width = max(window.num_pieces for window in windows)
-        places = [row * width + piece for row, window in enumerate(windows) for piece in window.own]
-        losses = torch.zeros(len(windows) * width, dtype=torch.float64, device=self._world.device)
+        global_batches = [self._order.global_batch(step) for step in steps]
+        width = max(global_batch.num_micro_batches for global_batch in global_batches)
+        places = [row * width + piece for row, global_batch in enumerate(global_batches) for piece in global_batch.own]
+        losses = torch.zeros(len(global_batches) * width, dtype=torch.float64, device=self._world.device)
         if self._fresh:
             losses[torch.tensor(places, device=losses.device)] = torch.stack(self._fresh).double()
             self._fresh.clear()
         found = self._world.all_reduce(torch.cat([losses, self._watch.take_marks(losses.device)]))
         rows = found[: len(losses)].view(-1, width).tolist()  # x + 0 is exact: each is one rank's
-        means, settled = [], []
-        for step, row, window, mark in zip(steps, rows, windows, found[len(losses) :].tolist(), strict=True):
-            total = _total(row, window.sizes)  # a shorter window leaves the end of its row empty
-            means.append(_StepLoss(total / window.num_samples, window.num_samples))
-            settled.append(_FINITE if not mark and math.isfinite(total) else Settled(_bad_pieces(row), mark > 0))
+        means, synced = [], []
+        for step, row, global_batch, mark in zip(
+            steps, rows, global_batches, found[len(losses) :].tolist(), strict=True
+        ):
+            total = _total(row, global_batch.sizes)  # a shorter window leaves the end of its row empty
+            means.append(_StepLoss(total / global_batch.num_samples, global_batch.num_samples))
+            synced.append(_FINITE if not mark and math.isfinite(total) else SyncedLosses(_bad_pieces(row), mark > 0))
             if (epoch := step // self._order.steps_per_epoch) != self._epoch:
                 self._epoch, self._epoch_sum, self._epoch_samples = epoch, 0.0, 0
             self._epoch_sum += total
-            self._epoch_samples += window.num_samples
+            self._epoch_samples += global_batch.num_samples
         self._since_record += means
         self._last_epoch += means
-        return settled
+        return synced
 
     @property
-    def has_settled(self) -> bool:
+    def has_synced(self) -> bool:
         """Whether a step has been settled since the last record."""
         return bool(self._since_record)
 
@@ -89,7 +91,7 @@ class LossMeter:
             return math.inf
         return _mean(self._last_epoch)
 
-    def take_mean(self) -> float:
+    def pop_mean(self) -> float:
         """Return the mean over the samples of the settled steps, of which there is one at least, and begin anew."""
         mean = _mean(self._since_record)
         self._since_record = []
@@ -116,7 +118,7 @@ class LossMeter:
 
     def _with_samples(self, means: list[float], steps: Sequence[int]) -> "list[_StepLoss]":
         last = steps[len(steps) - len(means) :]
-        return [_StepLoss(mean, self._order.window(s).num_samples) for mean, s in zip(means, last, strict=True)]
+        return [_StepLoss(mean, self._order.global_batch(s).num_samples) for mean, s in zip(means, last, strict=True)]
 
 
 class _StepLoss(NamedTuple):
@@ -141,7 +143,7 @@ def _mean(steps: Collection[_StepLoss]) -> float:
     return math.fsum(mean * samples for mean, samples in steps) / sum(samples for _, samples in steps)
 
 
-class Stopwatch:
+class ThroughputMeter:
     """Seconds spent in training steps alone and their samples, since the last reading and in the newest epoch."""
 
     def __init__(self) -> None:
@@ -163,7 +165,7 @@ class Stopwatch:
         """Samples a second over all ranks in the newest epoch so far; None where this attempt took no step of it."""
         return self._epoch_samples / max(self._epoch_seconds, 1e-9) if self._epoch_samples else None
 
-    def take_rate(self) -> float:
+    def pop_rate(self) -> float:
         """Return samples a second over all ranks, and begin anew."""
         rate = self._samples / max(self._seconds, 1e-9)
         self._seconds, self._samples = 0.0, 0

@@ -11,7 +11,7 @@ from distrain.runs.status import SkippedBatch
 from distrain.training.session import Session
 
 MAX_NAMED = 16  # samples in a message; `status.json` has the numbers of all
-LEAST_BATCHES = 3  # with one sample in common, before that counts as the cause and not as chance
+MIN_BATCHES = 3  # with one sample in common, before that counts as the cause and not as chance
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class NotFiniteError(Exception):
         self.pieces = pieces
 
 
-def leave_out(session: Session, error: NotFiniteError) -> None:
+def skip_step(session: Session, error: NotFiniteError) -> None:
     """Skip the batch of this step from now on: training resumes from the newest checkpoint without it.
 
     All ranks call it together. Raises `TrainingError` where that has been done too often.
@@ -53,7 +53,7 @@ def leave_out(session: Session, error: NotFiniteError) -> None:
         if len(unexplained) > 1 and common:
             steps = ", ".join(str(each.step) for each in unexplained)
             clue = f"the batches left out (steps {steps}) have in common: {_name(session, common)}"
-            if len(unexplained) >= LEAST_BATCHES and len(common) == 1:
+            if len(unexplained) >= MIN_BATCHES and len(common) == 1:
                 batch.bad_samples = common
     if len(before) >= most:
         raise TrainingError(
@@ -75,17 +75,17 @@ def _find_bad_images(session: Session, error: NotFiniteError) -> list[int]:
 
     A stream would have to be read from the start of the epoch, so it is not read again.
     """
-    window = session.order.window(error.step)
-    is_bad = torch.zeros(window.num_samples, dtype=torch.int64)
+    global_batch = session.order.global_batch(error.step)
+    is_bad = torch.zeros(global_batch.num_samples, dtype=torch.int64)
     if not is_read_in_order(session.train_reader.source):
-        for piece, micro_batch in zip(window.own, session.order.micro_batches([error.step]), strict=True):
+        for piece, micro_batch in zip(global_batch.own, session.order.micro_batches([error.step]), strict=True):
             if piece not in error.pieces:
                 continue
             batch = session.train_reader.read(micro_batch)
             session.state.progress += 1
             if isinstance(batch, DataError) or not batch[0].is_floating_point():
                 break  # bytes are always finite
-            is_bad[slice(*window.ranges[piece])] = ~batch[0].flatten(1).isfinite().all(dim=1).cpu()
+            is_bad[slice(*global_batch.ranges[piece])] = ~batch[0].flatten(1).isfinite().all(dim=1).cpu()
     places = session.world.all_reduce(is_bad).nonzero().flatten().numpy()
     return sorted(set(session.order.samples(error.step)[places].tolist()))
 

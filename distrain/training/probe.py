@@ -7,11 +7,11 @@ from torch import nn
 
 from distrain.config import Recipe
 from distrain.config.user_code import is_reference
-from distrain.data.loading.sampler import TrainOrder
+from distrain.data.loading.sampler import TrainSampler
 from distrain.errors import ModelError
 from distrain.messages import counted, first_line
 from distrain.tensors.module_state import as_stateful, unpack
-from distrain.tensors.undisturbed import pack_extra, undisturbed
+from distrain.tensors.preserve_state import pack_extra, preserve_state
 from distrain.training.device.precision import Precision
 from distrain.training.single_samples import Lone, find_in_evaluation, find_in_training
 
@@ -39,7 +39,7 @@ def check_state(owner: object, *, name: str) -> None:
 def try_network(
     recipe: Recipe,
     model: nn.Module,
-    order: TrainOrder,
+    order: TrainSampler,
     precision: Precision,
     *,
     in_training: Sequence[torch.Tensor],
@@ -54,7 +54,7 @@ def try_network(
     the first step, and where they are smallest. With `num_devices` in one process micro-batches are split over them.
     """
     name = recipe.model.name
-    largest = max(max(window.sizes) for window in order.windows)
+    largest = max(max(global_batch.sizes) for global_batch in order.global_batches)
     pairs = [(images[torch.arange(min(2, largest)) % len(images)], True) for images in in_training[:1]]
     for images, is_training in [*pairs, (in_evaluation[:2], False)]:
         with precision.autocast():
@@ -130,7 +130,7 @@ def check_single_sample(
 
 
 def _try(model: nn.Module, images: torch.Tensor, *, is_training: bool) -> object:
-    with undisturbed(model), torch.set_grad_enabled(is_training):
+    with preserve_state(model), torch.set_grad_enabled(is_training):
         return model.train(is_training)(images.clone())  # a network may write to its input
 
 

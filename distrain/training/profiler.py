@@ -17,7 +17,7 @@ NUM_OPERATORS = 10
 log = logging.getLogger(__name__)
 
 
-class Tracer:
+class Profiler:
     """Traces some steps of every rank, once an attempt. Where that is not wanted it does nothing at all."""
 
     def __init__(self, run: RunDirectory, world: World, state: TrainState, *, is_wanted: bool) -> None:
@@ -35,7 +35,7 @@ class Tracer:
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         if self._profile is not None:
             self._finish(self._profile)
-        elif self._is_wanted and kind is None and self._world.is_main:
+        elif self._is_wanted and kind is None and self._world.is_rank_zero:
             log.warning("--profile leaves out %d steps and the training had no more: there is no trace", WARMUP_STEPS)
 
     def advance(self, step: int, boundary: int) -> int:
@@ -68,7 +68,7 @@ class Tracer:
             traced.export_chrome_trace(str(path))
         except (OSError, RuntimeError) as error:  # a full disk costs the trace and not the training
             log.warning("the trace could not be written to %s: %s", path, error)
-        if self._world.is_main:
+        if self._world.is_rank_zero:
             log.info("%s", self._table(traced, self._state.step))
             log.info("trace %s (a file a rank; open it at https://ui.perfetto.dev or in chrome://tracing)", path)
 

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumePoint:
     """Where an attempt begins: after `step` steps, with the best evaluation up to there."""
 
     step: int
@@ -29,9 +29,9 @@ class Start:
 def find_checkpoint(run: RunDirectory, world: World) -> checkpoints.Checkpoint | None:
     """Return the newest good checkpoint, the same on every rank, or None where a run begins."""
     found: checkpoints.Checkpoint | None = None
-    if world.is_main:
-        found, complaints = checkpoints.newest_good(run.checkpoints)
-        checkpoints.remove_drafts(run.checkpoints)
+    if world.is_rank_zero:
+        found, complaints = checkpoints.latest_valid(run.checkpoints)
+        checkpoints.remove_partial(run.checkpoints)
         for complaint in complaints:
             log.warning("%s", complaint)
     step = int(world.all_reduce(torch.tensor(found.step if found else 0)))
@@ -40,7 +40,7 @@ def find_checkpoint(run: RunDirectory, world: World) -> checkpoints.Checkpoint |
     return found
 
 
-def resume(session: Session, found: checkpoints.Checkpoint | None) -> Start:
+def resume(session: Session, found: checkpoints.Checkpoint | None) -> ResumePoint:
     """Load a checkpoint into the session, or leave it as it is at step 0.
 
     Raises `ModelError` where weights or statistics are not finite.
@@ -51,13 +51,13 @@ def resume(session: Session, found: checkpoints.Checkpoint | None) -> Start:
             world, owner="the network at the start", advice="look at model.weights, or at how the network makes its own"
         )
         log.info("starts at step 0 of %d", session.total_steps)
-        return Start(step=0, is_record_due=session.recipe.eval.at_start)
-    if world.is_main:
+        return ResumePoint(step=0, is_record_due=session.recipe.eval.at_start)
+    if world.is_rank_zero:
         _check_resumable(session, found)
     from distrain.checkpoint.load import load_tensors, read_extra
 
-    followers = session.followers
-    load_tensors(found, model=session.model, optimizer=session.optimizer, others=followers, world=world)
+    averaged_weights = session.averaged_weights
+    load_tensors(found, model=session.model, optimizer=session.optimizer, others=averaged_weights, world=world)
     session.watch.check(
         world,
         owner=f"checkpoint {found.path.name}",
@@ -81,7 +81,7 @@ def resume(session: Session, found: checkpoints.Checkpoint | None) -> Start:
     state, best = found.state, found.state["best"]
     if best is not None and best["step"] == 0:  # in checkpoints of earlier versions; nothing was kept of that step
         best = None
-    return Start(step=found.step, best=best, ending=state["ending"], is_record_due=state["is_record_due"])
+    return ResumePoint(step=found.step, best=best, ending=state["ending"], is_record_due=state["is_record_due"])
 
 
 def save(session: Session, step: int, *, is_record_due: bool) -> None:
@@ -104,7 +104,7 @@ def save(session: Session, step: int, *, is_record_due: bool) -> None:
             "data": session.fingerprint,
             "classes": list(session.train_reader.source.classes),
             "class_weights": None if session.class_weights is None else session.class_weights.tolist(),
-            "rounding": session.rounding(),
+            "rounding": session.numerics_fingerprint(),
         },
         steady=changed_by_update(session.model, tensors),
     )
@@ -116,7 +116,7 @@ def _check_resumable(session: Session, found: checkpoints.Checkpoint) -> None:
             f"the data in {session.recipe.data.path} has changed since checkpoint {found.path.name}; "
             f"bring the old data back, or train in a new run directory"
         )
-    for what, now in session.rounding().items():
+    for what, now in session.numerics_fingerprint().items():
         before = found.state["rounding"].get(what)
         if before != now:
             log.warning(

@@ -10,27 +10,27 @@ from torch import nn
 from distrain.checkpoint.tensors import Tensors, average_tensors, gather_tensors, slow_tensors
 from distrain.checkpoint.writer import Checkpointer
 from distrain.config import Recipe
-from distrain.config.intervals import Due
+from distrain.config.intervals import Intervals
 from distrain.config.profile import Profile
 from distrain.data.loading.loader import BatchReader
-from distrain.data.loading.sampler import TrainOrder
+from distrain.data.loading.sampler import TrainSampler
 from distrain.data.transforms.pipeline import Normalize
 from distrain.distributed.compile import Compilation
 from distrain.distributed.extra_state import ExtraState
-from distrain.distributed.parallelize import Parallel
-from distrain.distributed.stop_consensus import StopAgreement
+from distrain.distributed.parallelize import Strategy
+from distrain.distributed.stop_consensus import StopConsensus
 from distrain.distributed.world import World
 from distrain.models.freezing import Freezing
 from distrain.runs.directory import RunDirectory
-from distrain.training.device.batch_transforms import Preparation
+from distrain.training.device.batch_transforms import BatchTransform
 from distrain.training.device.precision import Precision
 from distrain.training.losses import LossFunction
-from distrain.training.meters import LossMeter, Stopwatch
+from distrain.training.meters import LossMeter, ThroughputMeter
 from distrain.training.metrics.selection import ChosenMetrics
 from distrain.training.monitor import RankMonitor
 from distrain.training.optim.optimizer import Factor
-from distrain.training.optim.weight_averaging import SlowWeights, WeightAverage
-from distrain.training.profiler import Tracer
+from distrain.training.optim.weight_averaging import EmaWeights, LookaheadWeights
+from distrain.training.profiler import Profiler
 from distrain.training.skipped_steps import SkippedSteps
 from distrain.training.step_watch import Watch
 from distrain.training.train_state import TrainState
@@ -49,34 +49,34 @@ class Session:
     train_reader: BatchReader
     val_reader: BatchReader
     normalize: Normalize
-    prepare: Preparation
-    order: TrainOrder
+    prepare: BatchTransform
+    order: TrainSampler
     total_steps: int
-    due: Due
+    intervals: Intervals
     compilation: Compilation | None
-    parallel: Parallel
+    parallel: Strategy
     freezing: Freezing
     loss_function: LossFunction
     class_weights: torch.Tensor | None  # float32 [classes], those in the loss; saved, for who evaluates a checkpoint
     metrics: ChosenMetrics
     optimizer: torch.optim.Optimizer
-    slow: SlowWeights | None
-    average: WeightAverage | None
+    slow: LookaheadWeights | None
+    average: EmaWeights | None
     schedule: Factor
     precision: Precision
     watch: Watch
     losses: LossMeter
-    stopwatch: Stopwatch
+    stopwatch: ThroughputMeter
     checkpointer: Checkpointer
-    shown_images: torch.Tensor
+    sample_images: torch.Tensor
     extra: ExtraState
     unsaved: list[str]  # what the user's own code changes in training and no checkpoint holds
-    bare_copy: nn.Module | None  # for the sinks: on the CPU, not wrapped; None where it cannot be copied
+    unwrapped_copy: nn.Module | None  # for the sinks: on the CPU, not wrapped; None where it cannot be copied
     skipped: SkippedSteps
     fingerprint: dict[str, str]
     monitor: RankMonitor
-    stop: StopAgreement
-    tracer: Tracer
+    stop: StopConsensus
+    tracer: Profiler
     ending: Ending | None = None  # why `total_steps` are less than planned
 
     @property
@@ -90,7 +90,7 @@ class Session:
         return self.parallel.module
 
     @property
-    def followers(self) -> Tensors:
+    def averaged_weights(self) -> Tensors:
         """The moving averages and the slow weights, where the recipe keeps them, by their names in a checkpoint."""
         averages = {} if self.average is None else average_tensors(self.average.tensors)
         return averages | ({} if self.slow is None else slow_tensors(self.slow.tensors))
@@ -100,7 +100,7 @@ class Session:
 
         Extra state is copied. All ranks call it together.
         """
-        return {**gather_tensors(self.model, self.optimizer), **self.followers, **self.extra.gather(self.world)}
+        return {**gather_tensors(self.model, self.optimizer), **self.averaged_weights, **self.extra.gather(self.world)}
 
     def close(self) -> None:
         """Give back threads and process groups; all ranks call it together, when the process goes on without it."""
@@ -117,8 +117,10 @@ class Session:
         Steps that are left out train on none.
         """
         size, spe = self.order.batching.global_batch_size, self.order.steps_per_epoch
-        missing = size - self.order.window(spe - 1).num_samples  # what the last window of each epoch lacks
-        left_out = sum(self.order.window(step).num_samples for step in self.skipped.between(first_step, last_step))
+        missing = size - self.order.global_batch(spe - 1).num_samples  # what the last window of each epoch lacks
+        left_out = sum(
+            self.order.global_batch(step).num_samples for step in self.skipped.between(first_step, last_step)
+        )
         return (last_step - first_step) * size - (last_step // spe - first_step // spe) * missing - left_out
 
     def last_trained(self, step: int) -> list[int]:
@@ -127,11 +129,11 @@ class Session:
         first = max(0, step - most - len(self.skipped.between(0, step)))
         return [before for before in range(first, step) if before not in self.skipped]
 
-    def rounding(self) -> dict[str, str | int]:
+    def numerics_fingerprint(self) -> dict[str, str | int]:
         """Return what the last bits of a training depend on besides the recipe."""
         is_cuda = self.world.device.type == "cuda"
         processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-        rounding: dict[str, str | int] = {
+        numerics_fingerprint: dict[str, str | int] = {
             "threads": self.profile.threads,
             "device": torch.cuda.get_device_name() if is_cuda else processor,
             "torch": torch.__version__,
@@ -139,7 +141,7 @@ class Session:
             "compute.compile": self.recipe.compute.compile,
         }
         if is_cuda:
-            rounding["compute.tf32"] = str(self.recipe.has_tf32).lower()
+            numerics_fingerprint["compute.tf32"] = str(self.recipe.has_tf32).lower()
         if not self.recipe.train.exact:
-            rounding |= {"processes": self.world.size, "strategy": self.parallel.name}
-        return rounding
+            numerics_fingerprint |= {"processes": self.world.size, "strategy": self.parallel.name}
+        return numerics_fingerprint

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from distrain.config import Recipe
 from distrain.config.batching import solve_batching
-from distrain.data.loading.sampler import TrainOrder
+from distrain.data.loading.sampler import TrainSampler
 from distrain.errors import RecipeError
 
 _FARTHEST = 64  # other batch sizes that are tried on each side of the recipe's
@@ -21,12 +21,12 @@ class Lone:
     remedy: str
 
 
-def find_in_training(recipe: Recipe, order: TrainOrder, *, num_devices: int) -> Lone | None:
+def find_in_training(recipe: Recipe, order: TrainSampler, *, num_devices: int) -> Lone | None:
     """Return where training passes a single sample through the network on any rank, the last batch of an epoch first.
 
     With `num_devices` in one process each micro-batch is split over them. None where no sample is ever alone.
     """
-    batching, last = order.batching, order.windows[-1]
+    batching, last = order.batching, order.global_batches[-1]
     has_full = order.num_samples >= batching.global_batch_size
     is_always = has_full and min(_parts([batching.micro_batch_size], num_devices)) == 1
     if not is_always and min(_parts(last.sizes, num_devices)) > 1:
@@ -74,7 +74,7 @@ def _parts(sizes: list[int], num_devices: int) -> list[int]:
     return smallest
 
 
-def _find_batch_size(recipe: Recipe, order: TrainOrder, *, num_devices: int) -> int | None:
+def _find_batch_size(recipe: Recipe, order: TrainSampler, *, num_devices: int) -> int | None:
     """Return the nearest `data.batch_size` with which no sample is alone; None where there is none near."""
     now, wanted = order.batching, recipe.train.micro_batch_size
     micro_batch_size = now.micro_batch_size if wanted == "auto" else wanted

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from functools import lru_cache
 
-from distrain.data.loading.sampler import TrainOrder
+from distrain.data.loading.sampler import TrainSampler
 from distrain.runs.status import SkippedBatch
 
 
 class SkippedSteps:
     """The steps, counted from 0, whose batch is left out; a function of the batches alone, so that a resume agrees."""
 
-    def __init__(self, batches: Sequence[SkippedBatch], order: TrainOrder) -> None:
+    def __init__(self, batches: Sequence[SkippedBatch], order: TrainSampler) -> None:
         self.batches = list(batches)
         self._order = order
         self._in_epoch = lru_cache(maxsize=None)(self._find)

@@ -14,9 +14,9 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from distrain.distributed.world import World
 from distrain.errors import ModelError
-from distrain.tensors.dtensor import own_part
+from distrain.tensors.dtensor import local_shard
 
-LARGEST_BYTES = 1 << 20  # what is copied in each step, on a CPU, to look at it all at once
+MAX_BYTES = 1 << 20  # what is copied in each step, on a CPU, to look at it all at once
 MODERATE = 1e30  # a mask may hold the least float32, of which two overflow
 
 Slot = tuple[nn.Module, str, str]  # a module, the name of its buffer, and that name in the whole network
@@ -35,7 +35,7 @@ class Watch:
     def __init__(self, module: nn.Module) -> None:
         """Watch `module`, the network as its strategy trains it."""
         self._parameters = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
-        self._weights = [own_part(weight) for weight in self._parameters.values()]
+        self._weights = [local_shard(weight) for weight in self._parameters.values()]
         slots: list[Slot] = [
             (part, name, f"{path}.{name}" if path else name)
             for path, part in module.named_modules()
@@ -56,7 +56,7 @@ class Watch:
         statistics = {slot[2]: _value(slot) for slot in self._slots if _is_statistic(slot)}
         values = {**dict(zip(self._parameters, self._weights, strict=True)), **statistics}
         bad = [list(values)[place] for place in not_finite(list(values.values()))]
-        if world.any_rank(bool(bad)):
+        if world.any_over_ranks(bool(bad)):
             name = bad[0] if bad else "a weight"  # of another rank's part
             raise ModelError(f"{name} of {owner} holds values that are not finite; {advice}")
 
@@ -117,7 +117,7 @@ class Watch:
         norms = iter(known)
         gradients = [weight.grad for weight in self._parameters.values()]
         return [
-            self._nothing if gradient is None else next(norms) if known else own_part(gradient).sum()
+            self._nothing if gradient is None else next(norms) if known else local_shard(gradient).sum()
             for gradient in gradients
         ]
 
@@ -155,7 +155,7 @@ def _are_small(tensors: list[torch.Tensor]) -> bool:
     is_plain = all(
         tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in tensors
     )
-    return is_plain and 0 < num_bytes <= LARGEST_BYTES
+    return is_plain and 0 < num_bytes <= MAX_BYTES
 
 
 def _is_statistic(slot: Slot) -> bool:

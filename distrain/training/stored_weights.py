@@ -39,7 +39,7 @@ def _read_checkpoint(path: Path, config: Model) -> Stored:
     from distrain.checkpoint.tensors import AVERAGE as AVERAGED
 
     title = f"model.weights={config.weights}"
-    if fault := checkpoints.find_fault(path):
+    if fault := checkpoints.find_corruption(path):
         raise ModelError(f"{title} is not used: {fault}")
     try:
         has_average = any(name.startswith(AVERAGED) for name in describe_tensors(path))

@@ -7,7 +7,7 @@ from torch import nn
 from distrain.config import Eval
 
 
-def predict_views(model: nn.Module, images: torch.Tensor, config: Eval) -> torch.Tensor:
+def predict_with_tta(model: nn.Module, images: torch.Tensor, config: Eval) -> torch.Tensor:
     """Return the network's outputs [n, outputs] for images [n, channels, height, width], averaged over `eval`'s views.
 
     A moved image is as large as before, its border mirrored; the two moved ones count half, the image itself the other

@@ -139,7 +139,7 @@ class TrainState:
         with self._lock:
             self._status.skipped_batches = [*self._status.skipped_batches, batch]
 
-    def end_at(self, step: int) -> None:
+    def stop_at(self, step: int) -> None:
         """Make `step` the last one."""
         with self._lock:
             self._status.total_steps = step

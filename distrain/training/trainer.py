@@ -17,15 +17,21 @@ from distrain.runs.directory import RunDirectory
 from distrain.training.build import build_session
 from distrain.training.determinism import seed_model_draws, set_determinism
 from distrain.training.device.allocator import release_unused
-from distrain.training.early_stopping import check_target, end_at, end_early, end_without_progress, last_step_in_time
+from distrain.training.early_stopping import (
+    check_patience,
+    check_target,
+    check_time_and_target,
+    last_step_in_time,
+    stop_at,
+)
 from distrain.training.evaluate import Evaluation, evaluate
-from distrain.training.loggers import Sinks
+from distrain.training.loggers import LoggerCollection
 from distrain.training.loggers.jsonl import rewind_metrics
-from distrain.training.loggers.protocol import Moment, Opening, Record
+from distrain.training.loggers.protocol import LoggerContext, Moment, Record
 from distrain.training.monitor import RankMonitor
-from distrain.training.nonfinite import NotFiniteError, leave_out
+from distrain.training.nonfinite import NotFiniteError, skip_step
 from distrain.training.optim.optimizer import set_learning_rate
-from distrain.training.resume import Start, find_checkpoint, resume, save
+from distrain.training.resume import ResumePoint, find_checkpoint, resume, save
 from distrain.training.session import Session
 from distrain.training.train_state import StepProgress
 
@@ -51,44 +57,44 @@ def _train_once(recipe: Recipe, profile: Profile, run: RunDirectory, world: Worl
     session = build_session(recipe, profile, run, world, monitor, has_checkpoint=found is not None)
     start = resume(session, found)
     if start.ending is not None:
-        session = end_at(session, start.step, start.ending)
+        session = stop_at(session, start.step, start.ending)
     _begin_attempt(session, start)
-    history = rewind_metrics(run, start.step - start.is_record_due) if world.is_main else []
+    history = rewind_metrics(run, start.step - start.is_record_due) if world.is_rank_zero else []
     try:
         with (
-            Sinks(_opening(session, history) if world.is_main else None) as sinks,
+            LoggerCollection(_logger_context(session, history) if world.is_rank_zero else None) as loggers,
             _closing_after(session),
-            run.room_for_last_words() if world.is_main else nullcontext(),
+            run.reserved_disk_space() if world.is_rank_zero else nullcontext(),
             session.checkpointer,
             session.tracer,
             session.stop,
         ):
-            is_complete = run_to_end(session, start, sinks)
+            is_complete = run_to_end(session, start, loggers)
     except NotFiniteError as error:
         try:
-            leave_out(session, error)
+            skip_step(session, error)
         finally:
             session.close()
         return None
     if is_complete:
         monitor.state.keep_digests(weights=weights_digest(session.model), state=digest(session.tensors()))
     monitor.report("finished" if is_complete else "stopped")
-    if world.is_main and not is_complete:
+    if world.is_rank_zero and not is_complete:
         with suppress(OSError):  # a start takes it away, too
             run.stop.unlink(missing_ok=True)  # the request is met: the worker's next start goes on
     return is_complete
 
 
-def run_to_end(session: Session, start: Start, sinks: Sinks) -> bool:
+def run_to_end(session: Session, start: ResumePoint, loggers: LoggerCollection) -> bool:
     """Train from `start` on, with records, evaluations and checkpoints where they are due.
 
     Returns whether the last step was reached; False after a stop request, with a checkpoint of that very step.
     """
     recipe, world = session.recipe, session.world
     step = start.step
-    is_recorded = not (world.any_rank(session.monitor.stop.poll_stop_request()) or session.stop.is_reached(step))
+    is_recorded = not (world.any_over_ranks(session.monitor.stop.poll_stop_request()) or session.stop.is_reached(step))
     if is_recorded and start.is_record_due:
-        session, is_recorded = write_records(session, step, sinks)
+        session, is_recorded = write_records(session, step, loggers)
     if not is_recorded:
         log.info("stopped on request at step %d; this attempt took no step", step)
         return False
@@ -101,31 +107,33 @@ def run_to_end(session: Session, start: Start, sinks: Sinks) -> bool:
         loader=recipe.data.loader,
     )
     with closing(reading) as batches:
-        return _run_on(session, batches, step, sinks)
+        return _run_on(session, batches, step, loggers)
 
 
-def _run_on(session: Session, batches: Iterator[Batch], step: int, sinks: Sinks) -> bool:
+def _run_on(session: Session, batches: Iterator[Batch], step: int, loggers: LoggerCollection) -> bool:
     world, state, monitor = session.world, session.state, session.monitor
     monitor.report("running")
     while step < session.total_steps:
         started, first_step = time.perf_counter(), step
-        boundary = last_step_in_time(session, step, session.due.next_boundary(step))
+        boundary = last_step_in_time(session, step, session.intervals.next_boundary(step))
         step = run_steps(session, batches, step, session.tracer.advance(step, boundary))
         state.phase = "sync"  # the host waits for its device here, and for those of all ranks
-        settle(session, range(first_step, step))
+        sync_losses(session, range(first_step, step))
         if session.compilation is not None:
             session.compilation.tell()
-        session = end_early(session, step)
+        session = check_time_and_target(session, step)
         seconds, epoch = time.perf_counter() - started, (step - 1) // session.order.steps_per_epoch
         session.stopwatch.add(seconds, session.num_samples(first_step, step), epoch=epoch)
 
-        session, is_recorded = write_records(session, step, sinks)  # before the checkpoint: no resume repeats a record
+        session, is_recorded = write_records(
+            session, step, loggers
+        )  # before the checkpoint: no resume repeats a record
         must_stop = session.stop.is_reached(step) or not is_recorded
         if must_stop or _must_save(session, step):
             monitor.report("stopping" if must_stop else None)
             save(session, step, is_record_due=not is_recorded)
             # One that came in the meantime: no further step is taken.
-            must_stop = must_stop or world.any_rank(monitor.stop.poll_stop_request())
+            must_stop = must_stop or world.any_over_ranks(monitor.stop.poll_stop_request())
         if must_stop and not (step == session.total_steps and is_recorded):
             log.info("stopped on request at step %d", step)
             return False
@@ -160,31 +168,31 @@ def run_steps(
             return step
         if step in skipped:
             continue
-        window = order.window(step)
-        replica = parallel.begin_window(window, step)
+        global_batch = order.global_batch(step)
+        replica = parallel.begin_step(global_batch, step)
         freezing.begin_step(step)
-        for piece in window.own:
+        for piece in global_batch.own:
             state.phase = "data"
             images, targets = prepare(*next(batches), step=step, piece=piece)
             state.phase = "forward"
             seed_model_draws(train.seed, step, piece, gpus, is_own=is_own)
-            with parallel.micro_batch(window, piece):
+            with parallel.micro_batch(global_batch, piece):
                 with precision.autocast():
                     loss = loss_function(replica(images), targets)
                 # The mean over the whole window, whatever its size, once the ranks are combined.
-                share = len(targets) * parallel.loss_scale / window.num_samples
+                share = len(targets) * parallel.loss_scale / global_batch.num_samples
                 state.phase = "backward"
                 precision.backward(loss if share == 1 else loss * share)
             losses.add(loss)
             state.progress += 1
         state.phase = "reduce"
-        parallel.finish_window(window, step)
+        parallel.finish_step(global_batch, step)
         state.phase = "update"
         set_learning_rate(optimizer, base_lr * schedule(step))
-        checkpointer.let_change()
-        with freezing.untouched(step):
+        checkpointer.wait_for_staging()
+        with freezing.without_frozen_gradients(step):
             watch.note(precision.step(optimizer, weights, clip_norm=train.clip_norm))
-        parallel.drop_gradients()
+        parallel.zero_grad()
         if slow is not None:
             slow.update(step)
         if average is not None:
@@ -193,21 +201,21 @@ def run_steps(
     return last_step
 
 
-def settle(session: Session, steps: range) -> None:
+def sync_losses(session: Session, steps: range) -> None:
     """Bring the losses of the steps to the host, and whether what else the steps made is finite.
 
     Raises `NotFiniteError` for the first step of which that is not so.
     """
     trained = [step for step in steps if step not in session.skipped]
-    for place, (step, settled) in enumerate(zip(trained, session.losses.settle(trained), strict=True)):
-        if settled.bad_pieces:
-            raise NotFiniteError(step, "the loss", settled.bad_pieces)
-        if settled.is_marked:
+    for place, (step, synced) in enumerate(zip(trained, session.losses.sync_losses(trained), strict=True)):
+        if synced.bad_pieces:
+            raise NotFiniteError(step, "the loss", synced.bad_pieces)
+        if synced.is_marked:
             cause = session.watch.explain(place, session.world)
-            raise NotFiniteError(step, cause, range(session.order.window(step).num_pieces))
+            raise NotFiniteError(step, cause, range(session.order.global_batch(step).num_micro_batches))
 
 
-def write_records(session: Session, step: int, sinks: Sinks) -> tuple[Session, bool]:
+def write_records(session: Session, step: int, loggers: LoggerCollection) -> tuple[Session, bool]:
     """Evaluate and record what is due at `step`.
 
     Returns the session, whose last step this is where evaluations do not get better, and whether that is done: False,
@@ -215,22 +223,22 @@ def write_records(session: Session, step: int, sinks: Sinks) -> tuple[Session, b
     """
     state = session.state
     metrics: Record = {}
-    if session.due.is_evaluation(step):
+    if session.intervals.should_evaluate(step):
         state.phase = "evaluate"
         found = run_evaluation(session)
         if found is None:
             return session, False
         metrics = {"step": step, "epoch": session.epoch(step), **found.metrics}
         state.keep_evaluation(step, found.metrics)
-        session = end_without_progress(session, step)
+        session = check_patience(session, step)
     state.phase = "record"
-    record = _record(session, step) if session.due.is_record(step) else {}
+    record = _record(session, step) if session.intervals.should_log(step) else {}
     if record | metrics:
-        sinks.write(record | metrics)
+        loggers.write(record | metrics)
     return session, True
 
 
-def _begin_attempt(session: Session, start: Start) -> None:
+def _begin_attempt(session: Session, start: ResumePoint) -> None:
     session.state.begin_attempt(
         world_size=session.world.size,
         first_step=start.step,
@@ -243,16 +251,16 @@ def _begin_attempt(session: Session, start: Start) -> None:
     session.monitor.report_start()
 
 
-def _opening(session: Session, history: list[Record]) -> Opening:
-    return Opening(
+def _logger_context(session: Session, history: list[Record]) -> LoggerContext:
+    return LoggerContext(
         run=session.run,
         recipe=session.recipe,
         first_step=session.state.step,
         total_steps=session.total_steps,
         steps_per_epoch=session.order.steps_per_epoch,
         now=lambda: _now(session),
-        images=session.shown_images,
-        model=session.bare_copy,
+        images=session.sample_images,
+        model=session.unwrapped_copy,
         history=history,
         shown_metrics=session.metrics.shown,
     )
@@ -283,15 +291,15 @@ def _closing_after(session: Session) -> Iterator[None]:
 def _must_save(session: Session, step: int) -> bool:
     config, best = session.recipe.checkpoint, session.state.best
     is_best = best is not None and best["step"] == step
-    return session.due.is_checkpoint(step) or (is_best and config.keep_best) or session.checkpointer.is_overdue()
+    return session.intervals.should_save(step) or (is_best and config.keep_best) or session.checkpointer.is_overdue()
 
 
 def _record(session: Session, step: int) -> Record:
     record: Record = {"step": step, "epoch": session.epoch(step)}
-    if session.losses.has_settled:
-        record["train/loss"] = session.losses.take_mean()
+    if session.losses.has_synced:
+        record["train/loss"] = session.losses.pop_mean()
     record["train/lr"] = session.recipe.base_lr * session.schedule(step - 1)
-    record["train/samples_per_s"] = session.stopwatch.take_rate()
+    record["train/samples_per_s"] = session.stopwatch.pop_rate()
     if (blocked_s := session.checkpointer.take_blocked_s()) is not None:
         record["checkpoint/blocked_s"] = blocked_s
     if skipped := session.skipped.between(0, step):
@@ -323,18 +331,18 @@ def run_evaluation(session: Session) -> Evaluation | None:
             state.evaluated += 1
 
     state.evaluated, state.to_evaluate = 0, len(own)
-    session.checkpointer.let_change()  # the averages take the place of the weights
-    is_collective = session.parallel.needs_even_passes
+    session.checkpointer.wait_for_staging()  # the averages take the place of the weights
+    is_collective = session.parallel.forward_is_collective
     with (
         closing(reading) as batches,
-        session.extra.of_main(world),
+        session.extra.of_rank_zero(world),
         nullcontext() if session.average is None else session.average.in_place(),
     ):
         return evaluate(
             session.model,
             normalized(batches),
             num_batches=-(-len(session.val_reader.source) // recipe.eval.batch_size),
-            idle_batch=session.shown_images.to(world.device) if is_collective else None,
+            idle_batch=session.sample_images.to(world.device) if is_collective else None,
             loss_function=session.loss_function,
             chosen=session.metrics,
             precision=session.precision,

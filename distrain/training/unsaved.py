@@ -18,7 +18,7 @@ from distrain.rng import Purpose
 from distrain.tensors.attributes import CONTAINERS, DICTS, plain_attributes
 from distrain.tensors.module_state import load_extra_state, memory_of, pack, split
 from distrain.tensors.plain_values import is_storable
-from distrain.tensors.undisturbed import undisturbed
+from distrain.tensors.preserve_state import preserve_state
 from distrain.training.losses import LossFunction
 
 MAX_NAMED = 3
@@ -47,13 +47,13 @@ def report_unsaved(
     if is_reference(recipe.model.name):
         others = images.flip(0) * 2 + 1
         name = f"model.name={recipe.model.name}"
-        with undisturbed(model):
+        with preserve_state(model):
             model.train()
             found += _log(find_unsaved(model, lambda: model(images), lambda: model(others), name=name), name=name)
     if isinstance(loss_function, nn.Module):
         name, loss = f"loss.name={recipe.loss.name}", loss_function
         logits = torch.zeros(len(targets), num_classes, device=targets.device)
-        with undisturbed(loss):
+        with preserve_state(loss):
             found += _log(
                 find_unsaved(loss, lambda: loss(logits, targets), lambda: loss(logits + 1, targets), name=name),
                 name=name,
@@ -80,7 +80,7 @@ def find_unsaved(
     `first` and `second` are training passes over other inputs. A resume is tried: both passes, back to the saved state,
     and the first pass again. What is then not as after the first pass depends on more than is saved: a count, say, but
     no cache. Raises `ModelError`, which calls the module `name`, where a pass changes what is saved into what could not
-    be loaded. All else that the passes change is left to the caller to undo, with `undisturbed`. Nothing is found
+    be loaded. All else that the passes change is left to the caller to undo, with `preserve_state`. Nothing is found
     where a pass fails: that is told when it is trained.
     """
     shapes = {key: tensor.shape for key, tensor in split(module)[0].items()}

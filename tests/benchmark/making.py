@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from distrain.benchmark.results import Communication, Figures, Memory, Saving, Spread
+from distrain.benchmark.results import BenchmarkResult, Communication, Memory, Saving, Spread
 from distrain.messages import MEBIBYTE
 
 
-def figures(**changes: Any) -> Figures:
+def figures(**changes: Any) -> BenchmarkResult:
     """One process with a batch of 100 that takes 0.1 s, of an epoch of 10 steps; a checkpoint costs it nothing."""
-    return Figures(
+    return BenchmarkResult(
         processes=1,
         device="a processor",
         threads=1,

@@ -8,7 +8,7 @@ import pytest
 from distrain.benchmark import capacity_plan
 from distrain.benchmark.scaling_model import LINKS
 from distrain.config import load_recipe
-from distrain.config.profile import Wanted
+from distrain.config.profile import LaunchOptions
 from distrain.errors import LaunchError
 from distrain.messages import MEBIBYTE
 from tests.benchmark.making import figures, reduction
@@ -18,7 +18,7 @@ RECIPE = load_recipe("digits", overrides=["data.batch_size=800", "train.epochs=1
 
 
 def plan(place: Path, *, nodes: int, network: str | None, limit_s: float | None = None) -> capacity_plan.Plan:
-    wanted = Wanted(device="cpu", processes=2, nodes=nodes)
+    wanted = LaunchOptions(device="cpu", processes=2, nodes=nodes)
     question = capacity_plan.resolve(RECIPE, wanted, reference="digits", link=None, network=network, steps=None)
     many = figures(
         processes=2,
@@ -86,20 +86,20 @@ def test_batch_script_warns_before_the_limit() -> None:
 @pytest.mark.parametrize(
     ("overrides", "wanted", "words"),
     [
-        ([], Wanted(device="cuda", processes=8), ["this machine has no GPU"]),
-        (["augment.sizes=[[0, 8]]"], Wanted(device="cuda", processes=8), ["this machine has no GPU"]),
-        ([], Wanted(device="cpu", processes=1), []),
-        ([], Wanted(device="cpu", processes=1, nodes=4), ["--network"]),
-        (["augment.sizes=[[0, 8]]"], Wanted(device="cpu", processes=1), ["augment.sizes"]),
+        ([], LaunchOptions(device="cuda", processes=8), ["this machine has no GPU"]),
+        (["augment.sizes=[[0, 8]]"], LaunchOptions(device="cuda", processes=8), ["this machine has no GPU"]),
+        ([], LaunchOptions(device="cpu", processes=1), []),
+        ([], LaunchOptions(device="cpu", processes=1, nodes=4), ["--network"]),
+        (["augment.sizes=[[0, 8]]"], LaunchOptions(device="cpu", processes=1), ["augment.sizes"]),
         (
             ["parallel.strategy=fsdp"],
-            Wanted(device="cpu", processes=1, nodes=2),
+            LaunchOptions(device="cpu", processes=1, nodes=2),
             ["parallel.strategy=fsdp", "--network"],
         ),
     ],
 )
 def test_what_will_not_be_known_is_known_before_anything_is_measured(
-    monkeypatch: pytest.MonkeyPatch, overrides: list[str], wanted: Wanted, words: list[str]
+    monkeypatch: pytest.MonkeyPatch, overrides: list[str], wanted: LaunchOptions, words: list[str]
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     recipe = load_recipe("digits", overrides=overrides)

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from distrain.benchmark.diagnosis import Setting, judge
+from distrain.benchmark.diagnosis import DiagnosisInput, diagnose
 from distrain.benchmark.results import Saving
 from distrain.messages import MEBIBYTE
 from tests.benchmark.making import figures, reduction
 
-GPU = Setting(
+GPU = DiagnosisInput(
     cpus=16,
     device="cuda",
     precision="bf16",
@@ -66,8 +66,8 @@ def rates(loader: float, compute: float, together: float) -> dict[str, Any]:
         (GPU, {"processes": 2, "communication": reduction(exposed_s=None)}, "compute-bound"),
     ],
 )
-def test_what_bounds_a_training_and_what_to_do(setting: Setting, changes: dict[str, Any], words: str) -> None:
-    assert words in judge(figures(**changes), setting, [])[0]
+def test_what_bounds_a_training_and_what_to_do(setting: DiagnosisInput, changes: dict[str, Any], words: str) -> None:
+    assert words in diagnose(figures(**changes), setting, [])[0]
 
 
 @pytest.mark.parametrize(
@@ -81,22 +81,22 @@ def test_what_bounds_a_training_and_what_to_do(setting: Setting, changes: dict[s
 )
 def test_price_of_checkpoints(blocked_s: float, commit_s: float, words: str) -> None:
     saving = Saving(num_bytes=MEBIBYTE, blocked_s=blocked_s, commit_s=commit_s, first_blocked_s=0.1)
-    told = judge(figures(saving=saving), GPU, [])[1]
+    told = diagnose(figures(saving=saving), GPU, [])[1]
     assert words in told
     assert ("would cost" in told) == (blocked_s == 0.05)
     assert ("waits" in told) == (commit_s == 1.5)
 
 
 def test_checkpoint_by_the_clock_alone_has_no_price_a_step() -> None:
-    assert len(judge(figures(), replace(GPU, checkpoint_every_epochs=None), [])) == 1
-    assert "every 4 steps" in judge(figures(), replace(GPU, checkpoint_every_steps=4), [])[1]
+    assert len(diagnose(figures(), replace(GPU, checkpoint_every_epochs=None), [])) == 1
+    assert "every 4 steps" in diagnose(figures(), replace(GPU, checkpoint_every_steps=4), [])[1]
 
 
 def test_scaling_is_told_of_the_largest_number_of_processes() -> None:
-    assert judge(figures(), GPU, [(2, 0.99), (4, 0.9)])[1] == "4 processes are 3.60 times as fast as one (90% of 4)"
-    crowded = judge(figures(num_workers=0), CPU, [(4, 0.3)])[1]
+    assert diagnose(figures(), GPU, [(2, 0.99), (4, 0.9)])[1] == "4 processes are 3.60 times as fast as one (90% of 4)"
+    crowded = diagnose(figures(num_workers=0), CPU, [(4, 0.3)])[1]
     assert crowded.endswith("(30% of 4): 4 processes of 1 thread share 2 CPUs")
-    assert "2 processes of 1 thread and 4 loader processes each share" in judge(figures(), CPU, [(2, 0.6)])[1]
+    assert "2 processes of 1 thread and 4 loader processes each share" in diagnose(figures(), CPU, [(2, 0.6)])[1]
 
 
 PARTS = {"data": 0.0, "prepare": 0.0, "forward": 0.02, "backward": 0.04, "wait": 0.03, "reduce": 0.005, "update": 0.005}
@@ -104,21 +104,21 @@ PARTS = {"data": 0.0, "prepare": 0.0, "forward": 0.02, "backward": 0.04, "wait":
 
 def test_waiting_for_other_ranks_is_told_apart_from_the_transfer() -> None:
     waiting = {"processes": 2, "num_workers": 0, "parts_s": PARTS, "communication": reduction(exposed_s=0.0)}
-    (words,) = judge(figures(**waiting), replace(GPU, checkpoint_every_epochs=None), [])
+    (words,) = diagnose(figures(**waiting), replace(GPU, checkpoint_every_epochs=None), [])
     assert words == (
         "held up by waiting: 30% of a step is spent until the last rank has its gradients, whose reduction alone takes "
         "50.0 ms; some are slower than others; look for other programs on their devices"
     )
-    crowded = judge(figures(**{**waiting, "threads": 2}), CPU, [])[0]
+    crowded = diagnose(figures(**{**waiting, "threads": 2}), CPU, [])[0]
     assert crowded.endswith("; 2 processes of 2 threads share 2 CPUs")
-    assert "compute-bound" in judge(figures(**{**waiting, "parts_s": {**PARTS, "wait": 0.01}}), GPU, [])[0]
+    assert "compute-bound" in diagnose(figures(**{**waiting, "parts_s": {**PARTS, "wait": 0.01}}), GPU, [])[0]
 
 
 @pytest.mark.parametrize("setting", [CPU, GPU])
-def test_devices_that_were_seen_to_bring_little_are_not_advised(setting: Setting) -> None:
+def test_devices_that_were_seen_to_bring_little_are_not_advised(setting: DiagnosisInput) -> None:
     measured = figures(**rates(6000, 2000, 1950))
-    assert "more devices" in judge(measured, setting, [(2, 0.99)])[0]
-    bound, scaling, *_ = judge(measured, setting, [(2, 0.55)])
+    assert "more devices" in diagnose(measured, setting, [(2, 0.99)])[0]
+    bound, scaling, *_ = diagnose(measured, setting, [(2, 0.55)])
     assert "more devices" not in bound
     assert "more processes on this machine do not" in bound
     assert scaling.startswith("2 processes are 1.10 times as fast as one (55% of 2)")
@@ -126,4 +126,4 @@ def test_devices_that_were_seen_to_bring_little_are_not_advised(setting: Setting
 
 def test_full_memory_is_told() -> None:
     memory = figures().memory.model_copy(update={"peak": 95 * MEBIBYTE})
-    assert "95 MiB of 100; a smaller train.micro_batch_size than 100" in judge(figures(memory=memory), GPU, [])[-1]
+    assert "95 MiB of 100; a smaller train.micro_batch_size than 100" in diagnose(figures(memory=memory), GPU, [])[-1]

@@ -23,7 +23,7 @@ def test_only_what_is_old_and_nobody_works_in_is_removed(tmp_path: Path) -> None
     busy = left(tmp_path, "busy", age_s=3600)
     child = os.fork()
     if child == 0:  # a lock is the process's own: another one must hold it
-        with busy.launching():
+        with busy.hold_launcher_lock():
             (tmp_path / "ready").touch()
             time.sleep(60)
         os._exit(0)

@@ -6,7 +6,7 @@ from distrain.benchmark.schedule_estimate import (
     _count_due,
     cut_into_jobs,
     kept_checkpoints,
-    plan_course,
+    plan_schedule,
     read_time_limit,
 )
 from distrain.config import load_recipe
@@ -50,7 +50,7 @@ def test_other_text_is_no_time_limit(text: str) -> None:
     ],
 )
 def test_course_of_a_training(changes: list[str], expected: tuple[int, int, int, int]) -> None:
-    course = plan_course(load_recipe("digits", overrides=changes), num_samples=DIGITS)
+    course = plan_schedule(load_recipe("digits", overrides=changes), num_samples=DIGITS)
     found = (course.steps_per_epoch, course.total_steps, course.num_evaluations, course.num_checkpoints)
     assert found == expected
 
@@ -58,7 +58,7 @@ def test_course_of_a_training(changes: list[str], expected: tuple[int, int, int,
 def test_course_without_a_step_is_refused() -> None:
     recipe = load_recipe("digits", overrides=["data.batch_size=2048", "data.drop_last=true"])
     with pytest.raises(DataError, match="drop_last leaves nothing: the data has 1438 training samples"):
-        plan_course(recipe, num_samples=DIGITS)
+        plan_schedule(recipe, num_samples=DIGITS)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_course_without_a_step_is_refused() -> None:
 )
 def test_checkpoints_that_stay(changes: list[str], expected: int) -> None:
     recipe = load_recipe("digits", overrides=changes)
-    assert kept_checkpoints(recipe, plan_course(recipe, num_samples=DIGITS)) == expected
+    assert kept_checkpoints(recipe, plan_schedule(recipe, num_samples=DIGITS)) == expected
 
 
 @pytest.mark.parametrize(
@@ -93,5 +93,5 @@ def test_jobs_under_a_time_limit(training_s: float, limit_s: float, count: int |
 @pytest.mark.parametrize("total", [1, 2, 23, 90, 345])
 @pytest.mark.parametrize("intervals", [[], [1], [7], [23, 10], [23, 46, 10, 15], [400]])
 def test_what_is_due_is_counted_as_if_each_step_was_looked_at(total: int, intervals: list[int]) -> None:
-    due = {total}.union(*(range(interval, total + 1, interval) for interval in intervals))
-    assert _count_due(total, intervals) == len(due)
+    steps = {total}.union(*(range(interval, total + 1, interval) for interval in intervals))
+    assert _count_due(total, intervals) == len(steps)

@@ -69,7 +69,7 @@ def save_seconds(writer: Checkpointer, step: int, training: Training) -> tuple[f
     blocked = time.perf_counter() - started
     slowed = training.pass_seconds() - undisturbed
     waiting = time.perf_counter()
-    writer.let_change()
+    writer.wait_for_staging()
     blocked += time.perf_counter() - waiting
     writer.wait()
     return blocked, slowed, time.perf_counter() - started

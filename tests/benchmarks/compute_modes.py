@@ -24,7 +24,7 @@ from distrain.data.transforms.pipeline import Normalize
 from distrain.distributed.compile import compile_network
 from distrain.distributed.world import World
 from distrain.models.registry import build_model
-from distrain.training.device.precision import MEMORY_FORMATS, Precision, place, set_tf32
+from distrain.training.device.precision import MEMORY_FORMATS, Precision, set_tf32, to_device
 from distrain.training.losses import build_loss
 from distrain.training.optim.optimizer import build_optimizer
 
@@ -53,8 +53,8 @@ def prepare(recipe: Recipe, world: World, *, batch_size: int, pixels: int) -> Ca
     """Return a training step of a recipe's network on random images, which runs without waiting for the device."""
     torch.manual_seed(0)
     device = world.device
-    network = place(build_model(recipe.model, num_classes=10, in_channels=3), recipe, device).train()
-    compile_network(recipe, network, world, micro_batch_size=batch_size, num_pieces=1, processes=1)
+    network = to_device(build_model(recipe.model, num_classes=10, in_channels=3), recipe, device).train()
+    compile_network(recipe, network, world, micro_batch_size=batch_size, num_micro_batches=1, processes=1)
     optimizer = build_optimizer(recipe.optimizer, network)
     precision = Precision(recipe.precision, device)
     loss_function = build_loss(recipe.loss, num_classes=10, target="class", device=device)

@@ -25,11 +25,11 @@ from torch import nn
 from torchvision.models import resnet18
 
 from distrain.config.batching import Batching
-from distrain.data.loading.epoch_order import uniform_places
-from distrain.data.loading.sampler import TrainOrder, Window
+from distrain.data.loading.epoch_order import uniform_order
+from distrain.data.loading.sampler import GlobalBatch, TrainSampler
 from distrain.distributed.ddp import Ddp
 from distrain.distributed.exact import Exact
-from distrain.distributed.strategy import Parallel
+from distrain.distributed.strategy import Strategy
 from distrain.distributed.world import join_world
 from distrain.models.nets import DigitsCnn
 
@@ -50,24 +50,24 @@ def network(case: str) -> nn.Module:
 class Contender:
     """A strategy with a network and an optimizer of its own."""
 
-    def __init__(self, parallel: Parallel) -> None:
+    def __init__(self, parallel: Strategy) -> None:
         self.parallel = parallel
         parameters = parallel.module.parameters()
         self.optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9, fused=True)
 
-    def seconds(self, window: Window, images: torch.Tensor, targets: torch.Tensor, steps: int) -> float:
+    def seconds(self, global_batch: GlobalBatch, images: torch.Tensor, targets: torch.Tensor, steps: int) -> float:
         """Seconds a step of `steps` steps on one micro-batch."""
         dist.barrier()
         started = time.perf_counter()
         for step in range(steps):
-            replica = self.parallel.begin_window(window, step)
-            for piece in window.own:
-                with self.parallel.micro_batch(window, piece):
+            replica = self.parallel.begin_step(global_batch, step)
+            for piece in global_batch.own:
+                with self.parallel.micro_batch(global_batch, piece):
                     loss = F.cross_entropy(replica(images), targets)
-                    (loss * (len(targets) * self.parallel.loss_scale / window.num_samples)).backward()  # type: ignore[no-untyped-call]
-            self.parallel.finish_window(window, step)
+                    (loss * (len(targets) * self.parallel.loss_scale / global_batch.num_samples)).backward()  # type: ignore[no-untyped-call]
+            self.parallel.finish_step(global_batch, step)
             self.optimizer.step()
-            self.parallel.drop_gradients()
+            self.parallel.zero_grad()
         return (time.perf_counter() - started) / steps
 
 
@@ -80,8 +80,8 @@ def run_rank(procs: int, turns: int, out: Path) -> None:
             model = network(case)
             batching = Batching(samples * pieces * procs, samples, pieces, procs)
             num_samples = batching.global_batch_size
-            sampler = partial(uniform_places, num_samples=num_samples, seed=0)
-            order = TrainOrder(
+            sampler = partial(uniform_order, num_samples=num_samples, seed=0)
+            order = TrainSampler(
                 num_samples=num_samples, sampler=sampler, batching=batching, drop_last=False, rank=world.rank
             )
             contenders = {
@@ -93,11 +93,11 @@ def run_rank(procs: int, turns: int, out: Path) -> None:
             times: dict[str, list[float]] = {name: [] for name in contenders}
             for turn in range(turns + 1):
                 for name, contender in contenders.items():
-                    seconds = contender.seconds(order.window(0), images, targets, steps)
+                    seconds = contender.seconds(order.global_batch(0), images, targets, steps)
                     if turn > 0:  # the first turn warms up
                         times[name].append(seconds)
             found[case] = times
-        if world.is_main:
+        if world.is_rank_zero:
             out.write_text(json.dumps(found))
 
 

@@ -36,7 +36,7 @@ from distrain.config import Augment, Data
 from distrain.data.loading.loader import BatchReader, Loader, read_batches
 from distrain.data.loading.sampler import MicroBatch
 from distrain.data.sources.base import Source
-from distrain.data.sources.cached import hold
+from distrain.data.sources.cached import cache
 from distrain.data.sources.registry import open_sources
 from distrain.data.transforms.pipeline import Normalize, build_transforms
 
@@ -132,7 +132,7 @@ def contenders_for_cifar(arguments: argparse.Namespace, device: torch.device) ->
     many, size = arguments.small_images, arguments.small_batch_size
     source = open_sources(Data(source="cifar10", path=str(arguments.cifar), batch_size=1))["train"]
     threads = len(os.sched_getaffinity(0))
-    held = hold(source, "always", name="train", epochs=2, num_processes=threads)
+    held = cache(source, "always", name="train", epochs=2, num_processes=threads)
     whole = ours(reader_of(held, CIFAR, device), 8 * many, size, device, loader="auto", num_workers=0)
     read = partial(ours, reader_of(source, CIFAR, device), many, size, device, num_workers=WORKERS)
     return {

@@ -4,7 +4,7 @@
 
 MobileNetV2 on 32 images of 224x224 pixels, and the network of the cifar10 recipe on 128 of 32x32, are trained by the
 same bare PyTorch loop on as many threads as torch takes, with glibc's allocator as it is and with
-`keep_freed` of distrain, in turns and in fresh processes. Medians of the turns are printed: the time of a step, the
+`retain_freed` of distrain, in turns and in fresh processes. Medians of the turns are printed: the time of a step, the
 share of it in the kernel, and the memory at its peak.
 """
 
@@ -23,13 +23,13 @@ PROGRAM = """
 import json, resource, sys, time
 import torch
 import torch.nn.functional as F
-from distrain.training.device.allocator import keep_freed, resident_bytes
+from distrain.training.device.allocator import retain_freed, resident_bytes
 from distrain.models.registry import build_model
 from distrain.config import Model
 
 name, size, pixels, steps, is_kept = sys.argv[1], *map(int, sys.argv[2:])
 if is_kept:
-    keep_freed()
+    retain_freed()
 torch.manual_seed(0)
 model = build_model(Model(name=name), num_classes=10, in_channels=3)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

@@ -98,7 +98,7 @@ def distrain(steps: int, world: World, *, strategy: str = "auto") -> float:
     recipe = load_recipe("digits", overrides=[*overrides(steps), f"parallel.strategy={strategy}"])
     with shared_folder(world) as folder:
         run = RunDirectory(folder / "run")
-        if world.is_main:
+        if world.is_rank_zero:
             run.create()
         profile = Profile(launcher="inprocess", device="cpu", processes=world.size, threads=1)
         world.barrier()
@@ -188,14 +188,14 @@ CONTENDERS: dict[str, tuple[str, Turn]] = {  # by name: the package that it need
 @contextlib.contextmanager
 def shared_folder(world: World) -> Iterator[Path]:
     """Yield a folder that is the same on all ranks and new for each turn."""
-    name = [tempfile.mkdtemp() if world.is_main else ""]
+    name = [tempfile.mkdtemp() if world.is_rank_zero else ""]
     if world.size > 1:
         dist.broadcast_object_list(name)
     try:
         yield Path(name[0])
     finally:
         world.barrier()
-        if world.is_main:
+        if world.is_rank_zero:
             subprocess.run(["rm", "-rf", name[0]], check=True)
 
 

@@ -29,7 +29,7 @@ from rich.console import Console
 from distrain.benchmark import scaling_model
 from distrain.benchmark.capacity_plan import cost_of, read_link
 from distrain.benchmark.launch import measure
-from distrain.benchmark.results import Figures
+from distrain.benchmark.results import BenchmarkResult
 from distrain.benchmark.scaling_run import with_batch
 from distrain.config import load_recipe
 from distrain.config.profile import Profile
@@ -39,10 +39,10 @@ COUNTS = (1, 2, 4)
 TARGETS = (8, 64, 512)
 
 
-def measure_here(arguments: argparse.Namespace) -> dict[int, Figures]:
+def measure_here(arguments: argparse.Namespace) -> dict[int, BenchmarkResult]:
     """Measure every number of processes, of one thread each."""
     recipe = load_recipe(arguments.recipe, overrides=arguments.overrides, data=arguments.data)
-    found: dict[int, Figures] = {}
+    found: dict[int, BenchmarkResult] = {}
     with tempfile.TemporaryDirectory() as folder:
         for count in arguments.procs:
             launcher = "inprocess" if count == 1 else "torchrun"
@@ -59,7 +59,9 @@ def measure_here(arguments: argparse.Namespace) -> dict[int, Figures]:
     return found
 
 
-def validate(found: dict[int, Figures]) -> tuple[scaling_model.Cost, scaling_model.Link, list[dict[str, float]]]:
+def validate(
+    found: dict[int, BenchmarkResult],
+) -> tuple[scaling_model.Cost, scaling_model.Link, list[dict[str, float]]]:
     """Predict the steps of several processes from that of one and the link; returns both, beside what was measured."""
     cost = cost_of(found[min(found)], device="cpu")
     reductions = [(count, figures.communication) for count, figures in found.items()]

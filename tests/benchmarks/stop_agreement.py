@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from distrain.distributed.stop_consensus import StopAgreement
+from distrain.distributed.stop_consensus import StopConsensus
 from distrain.distributed.world import World, join_world
 
 STEP_MS = 20.0  # the step that the share is stated of
@@ -88,7 +88,7 @@ def ask(rank: int, processes: int, port: int, steps: int, answers: "mp.SimpleQue
 
 def mean_micros(world: World, steps: int) -> float:
     seconds = 0.0
-    with StopAgreement(world, is_requested=lambda: False, name="stop") as agreement:
+    with StopConsensus(world, is_requested=lambda: False, name="stop") as agreement:
         for step in range(steps):
             dist.barrier()
             started = time.perf_counter()

@@ -35,7 +35,7 @@ def test_training_goes_on_from_a_checkpoint_to_the_bit(tmp_path: Path, rule: str
         take_step(model, optimizer, seed)
     save(tmp_path, model, optimizer, 3)
     other, other_optimizer = make(rule)
-    found, complaints = checkpoints.newest_good(tmp_path)
+    found, complaints = checkpoints.latest_valid(tmp_path)
     assert found is not None
     assert (found.step, found.state["n"], complaints) == (3, 3, [])
     load_tensors(found, model=other, optimizer=other_optimizer, world=ALONE)
@@ -92,7 +92,7 @@ def test_any_number_of_processes_reads_what_any_other_wrote(tmp_path: Path) -> N
     for link, world_size in enumerate([1, 2, 3, 1]):
         run_ranks(go_on, tmp_path, world_size, tmp_path / "chain", 2 * link, 2 * link + 2)
     go_on(ALONE, tmp_path / "alone", 0, 8)
-    assert checkpoints.newest_good(tmp_path / "chain")[1] == []
+    assert checkpoints.latest_valid(tmp_path / "chain")[1] == []
     assert len(list((tmp_path / "chain" / "step-00000006").glob("*.distcp"))) == 3
     ends = [checkpoints.read(tmp_path / name / "step-00000008").state["digest"] for name in ("chain", "alone")]
     assert ends[0] == ends[1]
@@ -111,7 +111,7 @@ def save_sharded(world: World, folder: Path) -> None:
         writer.save(1, tensors=gather_tensors(model, optimizer), state={"n": 1})
         take_step(model, optimizer, 0)  # while the save is under way
         writer.save(2, tensors=gather_tensors(model, optimizer), state={"n": 2})
-    if world.is_main:
+    if world.is_rank_zero:
         torch.save(plain, folder / "plain.pt")
     dist.barrier()
 
@@ -119,7 +119,7 @@ def save_sharded(world: World, folder: Path) -> None:
 def test_sharded_training_is_read_by_the_plain_model(tmp_path: Path) -> None:
     run_ranks(save_sharded, tmp_path, 2, tmp_path / "run")
     before = torch.load(tmp_path / "run" / "plain.pt", weights_only=True)
-    found, complaints = checkpoints.newest_good(tmp_path / "run")
+    found, complaints = checkpoints.latest_valid(tmp_path / "run")
     assert found is not None
     assert (complaints, found.step) == ([], 2)
     first = read_model(tmp_path / "run" / "step-00000001")
@@ -157,7 +157,7 @@ def renew_manifest(path: Path) -> None:
     """Make the digests right again, so that only the reader stands between the checkpoint and the program."""
     files = [file for file in path.iterdir() if file.name != "MANIFEST.json"]
     (path / "MANIFEST.json").write_text(json.dumps({"files": describe_files(files)}))
-    assert checkpoints.find_fault(path) is None
+    assert checkpoints.find_corruption(path) is None
 
 
 def assert_refused(folder: Path, *words: str) -> None:
@@ -282,7 +282,7 @@ def test_state_is_json_that_runs_nothing(saved: Path) -> None:
     (saved / "state.json").write_bytes(pickle.dumps(Hostile(saved.parent / "made")))
     files = [file for file in saved.iterdir() if file.name != "MANIFEST.json"]
     (saved / "MANIFEST.json").write_text(json.dumps({"files": describe_files(files)}))
-    found, complaints = checkpoints.newest_good(saved.parent)
+    found, complaints = checkpoints.latest_valid(saved.parent)
     assert found is None
     assert "state.json is not valid" in complaints[0]
     assert not (saved.parent / "made").exists()

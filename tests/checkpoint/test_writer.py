@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from distrain.checkpoint.load import load_tensors, read_model
 from distrain.checkpoint.shards import write_shards
-from distrain.checkpoint.staging import Held, Stager
+from distrain.checkpoint.staging import StagedTensors, Stager
 from distrain.checkpoint.tensors import Tensors, changed_by_update, digest, gather_tensors, weights_digest
 from distrain.distributed.fsdp import Fsdp
 from distrain.distributed.world import World
@@ -93,20 +93,20 @@ def test_synchronous_save_is_done_when_the_call_returns(tmp_path: Path) -> None:
     with checkpointer(tmp_path, asynchronous=False) as writer:
         writer.save(1, tensors=gather_tensors(model, optimizer), state={})
         assert names(tmp_path) == ["step-00000001"]
-        assert checkpoints.find_fault(tmp_path / "step-00000001") is None
+        assert checkpoints.find_corruption(tmp_path / "step-00000001") is None
 
 
 def test_copies_are_reused_and_follow_what_is_saved() -> None:
     tensors = {"a": torch.ones(3, 4), "b": torch.tensor(5), "c": torch.empty(0, 2)}
     stager = Stager()
-    first = stager.stage(Held(tensors))
+    first = stager.stage(StagedTensors(tensors))
     pointers = {name: tensor.data_ptr() for name, tensor in first.items()}
     tensors["a"][0, 0] = 7
     assert first["a"][0, 0] == 1
-    second = stager.stage(Held(tensors))
+    second = stager.stage(StagedTensors(tensors))
     assert {name: tensor.data_ptr() for name, tensor in second.items()} == pointers
     assert all(torch.equal(second[name], tensors[name]) for name in tensors)
-    third = stager.stage(Held({"a": torch.zeros(2), "d": torch.ones(1)}))
+    third = stager.stage(StagedTensors({"a": torch.zeros(2), "d": torch.ones(1)}))
     assert {name: tensor.tolist() for name, tensor in third.items()} == {"a": [0, 0], "d": [1]}
 
 
@@ -120,7 +120,7 @@ def stage_a_share(world: World, folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, checkpointer(folder, world) as writer:
         copy = Stager.stage
 
-        def stage(stager: Stager, held: Held) -> Tensors:
+        def stage(stager: Stager, held: StagedTensors) -> Tensors:
             staged.append(copy(stager, held))
             return staged[-1]
 
@@ -162,7 +162,7 @@ def stage_shards(world: World) -> None:
     network = nn.Sequential(nn.Linear(12, 6), nn.Linear(6, 3))
     Fsdp(network, world, torch.zeros(1, 12))
     held, copies = (
-        Held(gather_tensors(network, torch.optim.SGD(network.parameters())), steady={"model.0.weight"}),
+        StagedTensors(gather_tensors(network, torch.optim.SGD(network.parameters())), steady={"model.0.weight"}),
         Copies(),
     )
     with copies:
@@ -189,7 +189,7 @@ def test_update_waits_until_the_weights_are_copied_and_forward_passes_do_not(
 ) -> None:
     may_copy, copy = threading.Event(), Stager.stage
 
-    def wait_and_copy(stager: Stager, held: Held) -> Tensors:
+    def wait_and_copy(stager: Stager, held: StagedTensors) -> Tensors:
         assert may_copy.wait(20)
         return copy(stager, held)
 
@@ -203,7 +203,7 @@ def test_update_waits_until_the_weights_are_copied_and_forward_passes_do_not(
         assert digest(gather_tensors(model, optimizer)) != before  # BatchNorm's statistics
         threading.Timer(0.3, may_copy.set).start()
         started = time.monotonic()
-        writer.let_change()
+        writer.wait_for_staging()
         assert time.monotonic() - started > 0.2
         take_step(model, optimizer, 0)
     assert (
@@ -219,7 +219,7 @@ def test_weights_that_change_while_they_are_copied_end_the_training(tmp_path: Pa
         with torch.no_grad():
             model.get_parameter("3.weight").clamp_(-1, 1)  # as a network may in its forward pass
         with pytest.raises(ModelError, match="asynchronous=false"):
-            writer.let_change()
+            writer.wait_for_staging()
 
 
 def test_older_checkpoints_go_only_once_the_newer_one_stands(tmp_path: Path, held_back: threading.Event) -> None:
@@ -304,7 +304,7 @@ def save_onto_full_disk(world: World, disk: Path) -> None:
             writer.save(1, tensors=tensors, state={})
             writer.wait()
             filler = disk / "filler"
-            if world.is_main:
+            if world.is_rank_zero:
                 fill(disk, leave_bytes=900_000)  # room for one of the two tensors
             world.barrier()
             for step in (2, 3):
@@ -312,14 +312,14 @@ def save_onto_full_disk(world: World, disk: Path) -> None:
                 writer.wait()
                 assert names(folder) == ["step-00000001"]
                 world.barrier()  # the next save begins with a draft
-            if world.is_main:
+            if world.is_rank_zero:
                 filler.unlink()
             world.barrier()
             writer.save(4, tensors=tensors, state={})
             writer.wait()
             assert names(folder) == ["step-00000004"]
             world.barrier()
-            if world.is_main:
+            if world.is_rank_zero:
                 fill(disk)
             world.barrier()
             writer.save(5, tensors=tensors, state={})
@@ -332,7 +332,7 @@ def save_onto_full_disk(world: World, disk: Path) -> None:
 def test_full_disk_keeps_the_older_checkpoint_and_warns_once_a_save(tmp_path: Path, world_size: int) -> None:
     with small_disk(tmp_path / "disk", mebibytes=5) as disk:
         run_ranks(save_onto_full_disk, tmp_path, world_size, disk)
-        assert checkpoints.find_fault(disk / "checkpoints" / "step-00000004") is None
+        assert checkpoints.find_corruption(disk / "checkpoints" / "step-00000004") is None
     warnings = (tmp_path / "log-0").read_text().splitlines()
     assert len(warnings) == 3
     for warning, step, older in zip(warnings, (2, 3, 5), (1, 1, 4), strict=True):

@@ -5,21 +5,21 @@ from pathlib import Path
 import pytest
 
 from distrain.config import Recipe, load_recipe
-from distrain.config.debug_presets import Aids
+from distrain.config.debug_presets import DebugOptions
 from distrain.errors import LaunchError
 
 
-def changed(aids: Aids, *overrides: str, reference: str = "digits") -> Recipe:
+def changed(debug_options: DebugOptions, *overrides: str, reference: str = "digits") -> Recipe:
     before = load_recipe(reference, overrides=list(overrides))
-    return load_recipe(reference, overrides=[*overrides, *aids.overrides(before)])
+    return load_recipe(reference, overrides=[*overrides, *debug_options.overrides(before)])
 
 
 def test_nothing_changes_without_an_aid_that_trains_otherwise() -> None:
-    assert Aids(trace=True, post_mortem=True).overrides(load_recipe("digits", overrides=[])) == []
+    assert DebugOptions(trace=True, post_mortem=True).overrides(load_recipe("digits", overrides=[])) == []
 
 
 def test_debug_trains_and_evaluates_a_few_batches_with_every_check_on() -> None:
-    recipe = changed(Aids(debug=True), "data.num_workers=4", "eval.batch_size=10")
+    recipe = changed(DebugOptions(debug=True), "data.num_workers=4", "eval.batch_size=10")
     assert recipe.name == "digits-debug"
     assert recipe.train.max_steps == 8
     assert recipe.data.val_samples == 40
@@ -28,7 +28,7 @@ def test_debug_trains_and_evaluates_a_few_batches_with_every_check_on() -> None:
 
 
 def test_overfit_learns_the_same_pixels_every_time() -> None:
-    recipe = changed(Aids(overfit_batches=5), "data.path=photos", reference="imagefolder-resnet18")
+    recipe = changed(DebugOptions(overfit_batches=5), "data.path=photos", reference="imagefolder-resnet18")
     assert recipe.name == "imagefolder-resnet18-overfit"
     assert recipe.data.train_samples == 5 * recipe.data.batch_size
     assert recipe.augment.train == recipe.augment.eval != ()
@@ -38,23 +38,23 @@ def test_overfit_learns_the_same_pixels_every_time() -> None:
 
 
 def test_both_together_learn_by_heart_with_every_check_on() -> None:
-    aids = Aids(debug=True, overfit_batches=1)
-    recipe = changed(aids)
+    debug_options = DebugOptions(debug=True, overfit_batches=1)
+    recipe = changed(debug_options)
     assert recipe.name == "digits-debug-overfit"
     assert recipe.train.max_steps == 300
     assert recipe.train.detect_anomaly
-    keys = [change.partition("=")[0] for change in aids.overrides(recipe)]
+    keys = [change.partition("=")[0] for change in debug_options.overrides(recipe)]
     assert len(keys) == len(set(keys))
 
 
 def test_run_that_goes_on_keeps_its_name(tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text(changed(Aids(debug=True)).to_yaml())
-    assert changed(Aids(debug=True), reference=str(tmp_path / "recipe.yaml")).name == "digits-debug"
+    (tmp_path / "recipe.yaml").write_text(changed(DebugOptions(debug=True)).to_yaml())
+    assert changed(DebugOptions(debug=True), reference=str(tmp_path / "recipe.yaml")).name == "digits-debug"
 
 
 def test_numbers_that_make_no_sense_are_refused() -> None:
     with pytest.raises(LaunchError, match="--overfit 0"):
-        Aids(overfit_batches=0)
+        DebugOptions(overfit_batches=0)
     with pytest.raises(LaunchError, match="--pdb is for one process"):
-        Aids(post_mortem=True).check(processes=2)
-    Aids(trace=True, overfit_batches=2).check(processes=2)
+        DebugOptions(post_mortem=True).check(processes=2)
+    DebugOptions(trace=True, overfit_batches=2).check(processes=2)

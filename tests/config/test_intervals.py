@@ -3,7 +3,7 @@
 import pytest
 
 from distrain.config import load_recipe
-from distrain.config.intervals import Due
+from distrain.config.intervals import Intervals
 
 
 @pytest.mark.parametrize(
@@ -16,34 +16,38 @@ from distrain.config.intervals import Due
     ],
 )
 def test_boundaries_are_the_steps_at_which_anything_is_due(overrides: list[str]) -> None:
-    due = Due(load_recipe("digits", overrides=overrides), steps_per_epoch=23, total_steps=100)
+    intervals = Intervals(load_recipe("digits", overrides=overrides), steps_per_epoch=23, total_steps=100)
     boundaries = []
     step = 0
     while step < 100:
-        step = due.next_boundary(step)
+        step = intervals.next_boundary(step)
         boundaries.append(step)
-    expected = [s for s in range(1, 101) if due.is_record(s) or due.is_evaluation(s) or due.is_checkpoint(s)]
+    expected = [
+        s for s in range(1, 101) if intervals.should_log(s) or intervals.should_evaluate(s) or intervals.should_save(s)
+    ]
     assert boundaries == expected
-    assert due.is_record(100) and due.is_evaluation(100) and due.is_checkpoint(100)
+    assert intervals.should_log(100) and intervals.should_evaluate(100) and intervals.should_save(100)
 
 
 def test_epochs_and_steps_are_both_counted() -> None:
-    due = Due(load_recipe("digits", overrides=["checkpoint.every_steps=10"]), steps_per_epoch=23, total_steps=50)
-    assert [s for s in range(1, 51) if due.is_checkpoint(s)] == [10, 20, 23, 30, 40, 46, 50]
-    assert [s for s in range(1, 51) if due.is_evaluation(s)] == [23, 46, 50]
+    intervals = Intervals(
+        load_recipe("digits", overrides=["checkpoint.every_steps=10"]), steps_per_epoch=23, total_steps=50
+    )
+    assert [s for s in range(1, 51) if intervals.should_save(s)] == [10, 20, 23, 30, 40, 46, 50]
+    assert [s for s in range(1, 51) if intervals.should_evaluate(s)] == [23, 46, 50]
 
 
 @pytest.mark.parametrize("overrides", [[], ["eval.every_steps=10"], ["eval.every_epochs=null", "eval.every_steps=7"]])
 def test_evaluations_between_two_steps_are_those_that_are_due(overrides: list[str]) -> None:
-    due = Due(load_recipe("digits", overrides=overrides), steps_per_epoch=4, total_steps=1000)
+    intervals = Intervals(load_recipe("digits", overrides=overrides), steps_per_epoch=4, total_steps=1000)
     for first, last in ((0, 0), (0, 8), (3, 40), (4, 41), (20, 20), (7, 140)):
-        expected = sum(due.is_evaluation(step) for step in range(first + 1, last + 1))
-        assert due.num_evaluations(first, last) == expected
+        expected = sum(intervals.should_evaluate(step) for step in range(first + 1, last + 1))
+        assert intervals.num_evaluations(first, last) == expected
 
 
 def test_before_the_first_step_only_an_evaluation_is_due_and_only_where_it_is_wanted() -> None:
     for at_start in (False, True):
         recipe = load_recipe("digits", overrides=[f"eval.at_start={str(at_start).lower()}", "eval.every_steps=5"])
-        due = Due(recipe, steps_per_epoch=23, total_steps=50)
-        assert due.is_evaluation(0) == at_start
-        assert not due.is_record(0) and not due.is_checkpoint(0)
+        intervals = Intervals(recipe, steps_per_epoch=23, total_steps=50)
+        assert intervals.should_evaluate(0) == at_start
+        assert not intervals.should_log(0) and not intervals.should_save(0)

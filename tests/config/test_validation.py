@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from distrain.config import Recipe, load_recipe
-from distrain.config.profile import Wanted, read_options
+from distrain.config.profile import LaunchOptions, read_options
 from distrain.config.validation import describe, keys_of, similar_keys
 from distrain.errors import LaunchError, RecipeError
 from distrain.launchers.profile_files import read_launch_profile
@@ -59,7 +59,7 @@ def test_every_key_refuses_wrong_values_in_a_plain_sentence(key: str) -> None:
 
 def test_every_key_of_a_launch_profile_refuses_wrong_values_in_a_plain_sentence(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    for key in Wanted.model_fields:
+    for key in LaunchOptions.model_fields:
         for value in WRONG:
             file.write_text(yaml.safe_dump({key: value}))
             try:

@@ -28,7 +28,7 @@ from tests.forks import server
 CPU_S = 2  # of a mutant, by the time it computes: a busy machine makes none of them a hang
 BLOCKED_S = 120  # without a word from a process that does not compute either
 CPU_S_OF_A_PIXEL = 20e-9  # what its head says that it has, of which no more than 179 million are read
-MOST_BYTES = 2**31
+MAX_BYTES = 2**31
 LARGE = 2**24  # values of an image that is not compared: packing it takes longer than reading it
 FORMS = [Form(format="jpeg", size=8, square=True, quality=80), Form(format="jpeg", size=None, square=False, quality=80)]
 
@@ -76,7 +76,7 @@ def _read_all(form: str, seeds: list[int], folder: Path, has_torchcodec: bool, p
         file.write_bytes(PICTURES[kind](random.Random(0)))
         read_image(str(file))
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MOST_BYTES, used + MOST_BYTES))
+    resource.setrlimit(resource.RLIMIT_AS, (used + MAX_BYTES, used + MAX_BYTES))
     for seed in seeds:
         content = mutant(form, seed)
         file.write_bytes(content)

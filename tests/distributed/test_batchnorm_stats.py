@@ -8,11 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from distrain.data.loading.sampler import Window
+from distrain.data.loading.sampler import GlobalBatch
 from distrain.distributed.ddp import Ddp
-from distrain.distributed.flat_all_reduce import Flat
+from distrain.distributed.flat_all_reduce import FlatAllReduce
 from distrain.distributed.fsdp import Fsdp
-from distrain.distributed.strategy import Parallel
+from distrain.distributed.strategy import Strategy
 from distrain.distributed.world import World
 from tests.processes import run_ranks
 
@@ -59,27 +59,27 @@ class Calls:
         setattr(dist, name, counting)
 
 
-def step(parallel: Parallel, window: Window, number: int) -> None:
-    replica = parallel.begin_window(window, number)
-    for piece in window.own:
-        with parallel.micro_batch(window, piece):
+def step(parallel: Strategy, global_batch: GlobalBatch, number: int) -> None:
+    replica = parallel.begin_step(global_batch, number)
+    for piece in global_batch.own:
+        with parallel.micro_batch(global_batch, piece):
             replica(torch.ones(2, 4)).sum().backward()
-    parallel.finish_window(window, number)
-    parallel.drop_gradients()
+    parallel.finish_step(global_batch, number)
+    parallel.zero_grad()
 
 
 def share(world: World) -> None:
     calls = Calls()
     for name in ("broadcast", "all_reduce"):
         calls.count(name)
-    for strategy in (Ddp, Flat, lambda net, world: Fsdp(net, world, torch.ones(2, 4))):
+    for strategy in (Ddp, FlatAllReduce, lambda net, world: Fsdp(net, world, torch.ones(2, 4))):
         torch.manual_seed(0)
         net = Tables()
         parallel = strategy(net, world)
         calls.seen.clear()
-        window = Window(4, ((0, 2), (2, 4)), range(world.rank, world.rank + 1))
+        global_batch = GlobalBatch(4, ((0, 2), (2, 4)), range(world.rank, world.rank + 1))
         for number in range(LATE + 2):
-            step(parallel, window, number)
+            step(parallel, global_batch, number)
             assert int(net.number) == number + 1  # rank 0's
             assert net.queue.tolist() == [number + 1.0] * 3
             assert not net.is_late.any()  # rank 1 alone has changed it
@@ -93,11 +93,11 @@ def average(world: World) -> None:
     calls.count("all_reduce")
     net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(10)))
     parallel = Ddp(net, world)
-    replica = parallel.begin_window(Window(2, ((0, 2),), range(1 - world.rank)), 0)
-    if world.is_main:
+    replica = parallel.begin_step(GlobalBatch(2, ((0, 2),), range(1 - world.rank)), 0)
+    if world.is_rank_zero:
         replica(torch.ones(2, 4)).sum().backward()
     calls.seen.clear()
-    parallel.finish_window(Window(2, ((0, 2),), range(1 - world.rank)), 0)
+    parallel.finish_step(GlobalBatch(2, ((0, 2),), range(1 - world.rank)), 0)
     assert calls.seen == [("all_reduce", 4 * 10 * 20)]
     gradients = [weight.grad for weight in net.parameters() if weight.grad is not None]
     assert gradients[-1].tolist() == [1.0] * 4

@@ -39,7 +39,7 @@ def network() -> nn.Module:
 
 def compiled(mode: str, net: nn.Module) -> None:
     recipe = load_recipe("digits", overrides=[f"compute.compile={mode}"])
-    assert compile_network(recipe, net, ALONE, micro_batch_size=SIZE, num_pieces=1, processes=2) is not None
+    assert compile_network(recipe, net, ALONE, micro_batch_size=SIZE, num_micro_batches=1, processes=2) is not None
 
 
 @pytest.mark.slow
@@ -79,7 +79,7 @@ def test_evaluation_and_smaller_micro_batches_have_the_bits_of_the_plain_network
 
 
 @pytest.mark.parametrize(
-    ("overrides", "world", "num_pieces", "words"),
+    ("overrides", "world", "num_micro_batches", "words"),
     [
         (["compute.compile=regional"], ALONE, 1, "no repeated blocks"),
         (
@@ -108,11 +108,13 @@ def test_evaluation_and_smaller_micro_batches_have_the_bits_of_the_plain_network
         ),
     ],
 )
-def test_what_cannot_be_compiled_is_said(overrides: list[str], world: World, num_pieces: int, words: str) -> None:
+def test_what_cannot_be_compiled_is_said(
+    overrides: list[str], world: World, num_micro_batches: int, words: str
+) -> None:
     recipe = load_recipe("digits", overrides=overrides)
     net = build_model(recipe.model, num_classes=10, in_channels=1)
     with pytest.raises(UserError, match=words):
-        compile_network(recipe, net, world, micro_batch_size=SIZE, num_pieces=num_pieces, processes=1)
+        compile_network(recipe, net, world, micro_batch_size=SIZE, num_micro_batches=num_micro_batches, processes=1)
 
 
 @pytest.mark.parametrize(("device", "package"), [("cpu", r"g\+\+"), ("cuda", "gcc")])
@@ -134,7 +136,7 @@ def test_compiled_steps_on_a_gpu_give_the_gradients_of_plain_ones(change: str) -
     recipe = load_recipe("digits", overrides=[f"compute={{compile: whole, {change}}}", "train.deterministic=false"])
     eager = build_model(Model(name="cifar-fast"), num_classes=10, in_channels=3).to(device)
     net = copy.deepcopy(eager)
-    compile_network(recipe, net, world, micro_batch_size=SIZE, num_pieces=1, processes=1)
+    compile_network(recipe, net, world, micro_batch_size=SIZE, num_micro_batches=1, processes=1)
     for seed in range(6):  # graphs are recorded in the second or third pass, and replayed from then on
         torch.manual_seed(seed)
         images = torch.randn(SIZE, 3, 32, 32, device=device)

@@ -10,12 +10,12 @@ from torch import nn
 
 from distrain.config import load_recipe
 from distrain.config.batching import solve_batching
-from distrain.data.loading.epoch_order import uniform_places
-from distrain.data.loading.sampler import TrainOrder
+from distrain.data.loading.epoch_order import uniform_order
+from distrain.data.loading.sampler import TrainSampler
 from distrain.distributed.compile import compile_network
-from distrain.distributed.parallelize import build_parallel
+from distrain.distributed.parallelize import build_strategy
 from distrain.distributed.world import World
-from distrain.training.device.precision import place
+from distrain.training.device.precision import to_device
 from tests.processes import run_ranks
 
 SIZE, STEPS = 4, 3
@@ -45,29 +45,29 @@ def train(world: World, net: nn.Module, compute: str, strategy: str) -> list[tor
     """Train a few steps of two micro-batches a rank, the last of them smaller, and return all weights and buffers."""
     recipe = load_recipe("digits", overrides=[f"compute={compute}", f"parallel.strategy={strategy}"])
     batching = solve_batching(4 * SIZE, SIZE, world.size)
-    order = TrainOrder(
+    order = TrainSampler(
         num_samples=len(SAMPLES),
-        sampler=partial(uniform_places, num_samples=len(SAMPLES), seed=0),
+        sampler=partial(uniform_order, num_samples=len(SAMPLES), seed=0),
         batching=batching,
         drop_last=False,
         rank=world.rank,
     )
-    net = place(net, recipe, world.device)
-    compile_network(recipe, net, world, micro_batch_size=SIZE, num_pieces=2, processes=world.size)
-    parallel = build_parallel(recipe, net, world, batching=batching, example=SAMPLES[:2])
+    net = to_device(net, recipe, world.device)
+    compile_network(recipe, net, world, micro_batch_size=SIZE, num_micro_batches=2, processes=world.size)
+    parallel = build_strategy(recipe, net, world, batching=batching, example=SAMPLES[:2])
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, foreach=True)
     chosen = order.micro_batches(range(STEPS))
     for step in range(STEPS):
-        window = order.window(step)
-        replica = parallel.begin_window(window, step)
-        for piece in window.own:
+        global_batch = order.global_batch(step)
+        replica = parallel.begin_step(global_batch, step)
+        for piece in global_batch.own:
             images = SAMPLES[next(chosen).indices].contiguous(memory_format=torch.channels_last)
-            with parallel.micro_batch(window, piece):
-                share = len(images) * parallel.loss_scale / window.num_samples
+            with parallel.micro_batch(global_batch, piece):
+                share = len(images) * parallel.loss_scale / global_batch.num_samples
                 (replica(images).square().mean() * share).backward()
-        parallel.finish_window(window, step)
+        parallel.finish_step(global_batch, step)
         optimizer.step()
-        parallel.drop_gradients()
+        parallel.zero_grad()
     whole = {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in net.state_dict().items()}
     return [tensor.detach().clone() for tensor in whole.values()]
 

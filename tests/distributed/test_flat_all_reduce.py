@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from distrain.config.batching import Batching
-from distrain.data.loading.epoch_order import uniform_places
-from distrain.data.loading.sampler import TrainOrder, Window
+from distrain.data.loading.epoch_order import uniform_order
+from distrain.data.loading.sampler import GlobalBatch, TrainSampler
 from distrain.distributed.ddp import Ddp
-from distrain.distributed.flat_all_reduce import Flat
+from distrain.distributed.flat_all_reduce import FlatAllReduce
 from distrain.distributed.parallelize import STRATEGIES
-from distrain.distributed.strategy import Parallel
+from distrain.distributed.strategy import Strategy
 from distrain.distributed.world import World
 from distrain.models.freezing import Freezing
 from tests.processes import run_ranks
@@ -30,36 +30,36 @@ def network() -> nn.Module:
 
 
 def train(
-    parallel: Parallel, world: World, *, micro_batch_size: int, thaw_steps: dict[str, float]
+    parallel: Strategy, world: World, *, micro_batch_size: int, unfreeze_steps: dict[str, float]
 ) -> list[torch.Tensor]:
     """Take eight steps on windows of 24 and 16 samples in turn, and return all weights and buffers."""
     batching = Batching(24, micro_batch_size, 0, world.size)
-    sampler = partial(uniform_places, num_samples=40, seed=0)
-    order = TrainOrder(num_samples=40, sampler=sampler, batching=batching, drop_last=False, rank=world.rank)
+    sampler = partial(uniform_order, num_samples=40, seed=0)
+    order = TrainSampler(num_samples=40, sampler=sampler, batching=batching, drop_last=False, rank=world.rank)
     batches = order.micro_batches(range(8))
-    freezing = Freezing(parallel.module, thaw_steps)
+    freezing = Freezing(parallel.module, unfreeze_steps)
     optimizer = torch.optim.SGD(parallel.module.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     for step in range(8):
-        window = order.window(step)
-        replica = parallel.begin_window(window, step)
+        global_batch = order.global_batch(step)
+        replica = parallel.begin_step(global_batch, step)
         freezing.begin_step(step)
-        for piece in window.own:
+        for piece in global_batch.own:
             indices = torch.from_numpy(next(batches).indices)
-            with parallel.micro_batch(window, piece):
+            with parallel.micro_batch(global_batch, piece):
                 loss = F.cross_entropy(replica(IMAGES[indices]), TARGETS[indices])
-                (loss * (len(indices) * parallel.loss_scale / window.num_samples)).backward()  # type: ignore[no-untyped-call]
-        parallel.finish_window(window, step)
-        with freezing.untouched(step):
+                (loss * (len(indices) * parallel.loss_scale / global_batch.num_samples)).backward()  # type: ignore[no-untyped-call]
+        parallel.finish_step(global_batch, step)
+        with freezing.without_frozen_gradients(step):
             optimizer.step()
-        parallel.drop_gradients()
+        parallel.zero_grad()
     return [tensor.clone() for tensor in parallel.module.state_dict().values()]
 
 
 def compare(world: World, cases: list[tuple[int, dict[str, float]]]) -> None:
-    for micro_batch_size, thaw_steps in cases:
+    for micro_batch_size, unfreeze_steps in cases:
         results = [
-            train(strategy(network(), world), world, micro_batch_size=micro_batch_size, thaw_steps=thaw_steps)
-            for strategy in (Ddp, Flat, Flat)
+            train(strategy(network(), world), world, micro_batch_size=micro_batch_size, unfreeze_steps=unfreeze_steps)
+            for strategy in (Ddp, FlatAllReduce, FlatAllReduce)
         ]
         for ddp, flat, again in zip(*results, strict=True):
             torch.testing.assert_close(flat, ddp)
@@ -85,21 +85,21 @@ def test_flat_reduction_trains_as_ddp_does(
 
 def start_apart(world: World) -> None:
     torch.manual_seed(world.rank)
-    weights = Flat(nn.Linear(4, 4), world).module.get_parameter("weight").detach().clone()
+    weights = FlatAllReduce(nn.Linear(4, 4), world).module.get_parameter("weight").detach().clone()
     assert torch.equal(world.all_reduce(weights.clone()), 2 * weights)
 
 
 def leave_one_out(world: World) -> None:
     used, unused = nn.Linear(2, 1), nn.Linear(2, 1)
-    parallel = Flat(nn.ModuleList([used, unused]), world)
-    window = Window(2, ((0, 1), (1, 2)), range(world.rank, world.rank + 1))
+    parallel = FlatAllReduce(nn.ModuleList([used, unused]), world)
+    global_batch = GlobalBatch(2, ((0, 1), (1, 2)), range(world.rank, world.rank + 1))
     for _ in range(2):
-        parallel.begin_window(window, 0)
+        parallel.begin_step(global_batch, 0)
         used(torch.ones(1, 2)).sum().backward()
-        parallel.finish_window(window, 0)
+        parallel.finish_step(global_batch, 0)
         assert [gradient.tolist() for gradient in gradients(used)] == [[[1.0, 1.0]], [1.0]]
         assert not any(gradient.any() for gradient in gradients(unused))
-        parallel.drop_gradients()
+        parallel.zero_grad()
 
 
 def gradients(module: nn.Module) -> list[torch.Tensor]:
@@ -110,7 +110,7 @@ def choose(world: World) -> None:
     small, large, double = nn.Linear(4, 4), nn.Linear(512, 513), nn.Linear(4, 4).double()
     frozen = nn.Sequential(nn.Linear(512, 513).requires_grad_(False), nn.Linear(4, 4))
     chosen = [type(STRATEGIES["auto"](module, world, IMAGES, None)) for module in (small, large, double, frozen)]
-    assert chosen == [Flat, Ddp, Ddp, Flat]
+    assert chosen == [FlatAllReduce, Ddp, Ddp, FlatAllReduce]
     assert type(STRATEGIES["ddp"](nn.Linear(4, 4), world, IMAGES, None)) is Ddp
 
 

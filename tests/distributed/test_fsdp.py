@@ -64,7 +64,7 @@ def network(num_classes: int) -> nn.Module:
 def train(world: World, path: Path, overrides: list[str]) -> str | None:
     """Train through the engine and return the digest of the weights."""
     run = RunDirectory(path)
-    if world.is_main:
+    if world.is_rank_zero:
         run.create()
     world.barrier()
     profile = Profile(launcher="torchrun", device="cpu", processes=world.size, threads=1)

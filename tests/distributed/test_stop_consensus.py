@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, Store, TCPStore
 
-from distrain.distributed.stop_consensus import StopAgreement
+from distrain.distributed.stop_consensus import StopConsensus
 from distrain.distributed.world import World
 from tests.command import wait_until
 from tests.processes import run_ranks
@@ -37,17 +37,17 @@ class FailingOnce:
 def with_store(world: World) -> World:
     """The world as it is in a run: with the store that all ranks see."""
     port = torch.zeros(1, dtype=torch.int64)
-    if world.is_main:
+    if world.is_rank_zero:
         store = TCPStore("127.0.0.1", 0, world.size, is_master=True, wait_for_workers=False)
         port += store.port
     dist.broadcast(port, 0)
-    if not world.is_main:
+    if not world.is_rank_zero:
         store = TCPStore("127.0.0.1", int(port), world.size, is_master=False)
     return World(rank=world.rank, size=world.size, local_rank=world.rank, device=world.device, store=store)
 
 
 def train(
-    world: World, stop: StopAgreement, *, total_steps: int, lead: int, skipped: frozenset[int], rng: random.Random
+    world: World, stop: StopConsensus, *, total_steps: int, lead: int, skipped: frozenset[int], rng: random.Random
 ) -> int:
     """Take steps as the engine does, with a host that leads its reductions by up to `lead`; returns the steps taken."""
     pending: deque[dist.Work] = deque()
@@ -91,7 +91,7 @@ def take_turns(world: World, seed: int, leads: list[int], turns: int) -> None:
                 return world.rank in asking and time.monotonic() - begun > after_s
 
             rng = random.Random(f"{seed} {turn} {lead} {world.rank}")
-            with StopAgreement(world, is_requested, name=f"{turn}-{lead}") as stop:
+            with StopConsensus(world, is_requested, name=f"{turn}-{lead}") as stop:
                 taken = train(world, stop, total_steps=total_steps, lead=lead, skipped=skipped, rng=rng)
             assert taken < 10_000
             steps = [torch.zeros((), dtype=torch.int64) for _ in range(world.size)]
@@ -120,7 +120,7 @@ def survive(world: World) -> None:
         device=world.device,
         store=FailingOnce(world.store),  # type: ignore[arg-type]  # it is used as a store
     )
-    with StopAgreement(failing, lambda: True, name="stop") as stop:
+    with StopConsensus(failing, lambda: True, name="stop") as stop:
         step = 0
         while not stop.is_reached(step):
             world.barrier()
@@ -139,7 +139,7 @@ def test_held_rank_whose_store_is_lost_fails_instead_of_waiting(monkeypatch: pyt
     posted = "distrain/stop/next-step/0"
     with (
         pytest.raises(ConnectionError, match="no stop step is known"),
-        StopAgreement(world, lambda: True, name="stop") as stop,
+        StopConsensus(world, lambda: True, name="stop") as stop,
     ):
         wait_until(lambda: store.check([posted]), "the hold")  # rank 1 is not there and never posts
         monkeypatch.setattr(type(stop), "_advance", lambda self: self.no_longer_there)
@@ -149,7 +149,7 @@ def test_held_rank_whose_store_is_lost_fails_instead_of_waiting(monkeypatch: pyt
 def test_one_process_gives_the_same_answer_to_the_same_question() -> None:
     requested = False
     world = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
-    with StopAgreement(world, lambda: requested, name="stop") as stop:
+    with StopConsensus(world, lambda: requested, name="stop") as stop:
         assert not stop.is_reached(7)
         requested = True
         assert not stop.is_reached(7)

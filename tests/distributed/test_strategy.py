@@ -2,11 +2,11 @@
 
 from distrain.distributed.ddp import Ddp
 from distrain.distributed.exact import Exact
-from distrain.distributed.flat_all_reduce import Flat
+from distrain.distributed.flat_all_reduce import FlatAllReduce
 from distrain.distributed.fsdp import Fsdp
-from distrain.distributed.single import Single
+from distrain.distributed.single import SingleProcess
 
 
 def test_names_in_checkpoints_are_those_of_earlier_versions() -> None:
-    names = [strategy.name for strategy in (Single, Flat, Ddp, Fsdp, Exact)]
+    names = [strategy.name for strategy in (SingleProcess, FlatAllReduce, Ddp, Fsdp, Exact)]
     assert names == ["single", "flat", "ddp", "fsdp", "exact"]

@@ -9,13 +9,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from distrain.config.batching import Batching, solve_batching
-from distrain.data.loading.sampler import Window
+from distrain.data.loading.sampler import GlobalBatch
 from distrain.distributed.ddp import Ddp
 from distrain.distributed.exact import Exact
-from distrain.distributed.flat_all_reduce import Flat
-from distrain.distributed.single import Single
-from distrain.distributed.strategy import Parallel
-from distrain.distributed.unused_parameters import find_idle, kept_out
+from distrain.distributed.flat_all_reduce import FlatAllReduce
+from distrain.distributed.single import SingleProcess
+from distrain.distributed.strategy import Strategy
+from distrain.distributed.unused_parameters import excluded, find_unused_parameters
 from distrain.distributed.world import World
 from distrain.errors import ModelError
 from tests.processes import run_ranks
@@ -63,50 +63,50 @@ def test_what_nothing_depends_on_is_found_and_the_network_is_as_before() -> None
     net = Net()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     torch.manual_seed(5)
-    assert find_idle(net, IMAGES) == IDLE
+    assert find_unused_parameters(net, IMAGES) == IDLE
     assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(5)))
     assert [module.training for module in (net, net.norm, net.head)] == [True, False, True]
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert all(weight.grad is None for weight in net.parameters())
     net.norm.train()
-    assert find_idle(net, IMAGES) == IDLE
+    assert find_unused_parameters(net, IMAGES) == IDLE
     assert torch.equal(net.norm.get_buffer("running_mean"), before["norm.running_mean"])
     with torch.no_grad():
-        assert find_idle(nn.Sequential(nn.Conv2d(1, 1, 3)), IMAGES) == []
-    assert find_idle(Recomputed(), IMAGES) == ["idle.weight"]
-    assert find_idle(nn.Sequential(nn.Flatten(), nn.ReLU()), IMAGES) == []
+        assert find_unused_parameters(nn.Sequential(nn.Conv2d(1, 1, 3)), IMAGES) == []
+    assert find_unused_parameters(Recomputed(), IMAGES) == ["idle.weight"]
+    assert find_unused_parameters(nn.Sequential(nn.Flatten(), nn.ReLU()), IMAGES) == []
 
 
-def train(make: Callable[[nn.Module], Parallel], world: World) -> dict[str, torch.Tensor]:
+def train(make: Callable[[nn.Module], Strategy], world: World) -> dict[str, torch.Tensor]:
     """Take three steps of two micro-batches over all ranks with weight decay, and return the weights."""
     torch.manual_seed(0)
     net = Net()
     net.is_moody = False
-    with kept_out(net, find_idle(net, IMAGES)):
+    with excluded(net, find_unused_parameters(net, IMAGES)):
         parallel = make(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
     pieces = range(2) if world.size == 1 else range(world.rank, world.rank + 1)
-    window = Window(2, ((0, 1), (1, 2)), pieces)
+    global_batch = GlobalBatch(2, ((0, 1), (1, 2)), pieces)
     for step in range(3):
-        replica = parallel.begin_window(window, step)
-        for piece in window.own:
+        replica = parallel.begin_step(global_batch, step)
+        for piece in global_batch.own:
             torch.manual_seed(10 * step + piece)
-            with parallel.micro_batch(window, piece):
+            with parallel.micro_batch(global_batch, piece):
                 loss = replica(IMAGES[piece : piece + 1])["logits"].square().sum()
                 (loss * parallel.loss_scale / 2).backward()
-        parallel.finish_window(window, step)
+        parallel.finish_step(global_batch, step)
         optimizer.step()
-        parallel.drop_gradients()
+        parallel.zero_grad()
     return {name: weight.detach().clone() for name, weight in net.named_parameters()}
 
 
 def compare(world: World) -> None:
-    alone = train(Single, World(rank=0, size=1, local_rank=0, device=world.device))
+    alone = train(SingleProcess, World(rank=0, size=1, local_rank=0, device=world.device))
     torch.manual_seed(0)
     assert all(torch.equal(alone[name], Net().get_parameter(name)) is False for name in ("head.weight", "moody.bias"))
-    strategies: list[Callable[[nn.Module], Parallel]] = [
+    strategies: list[Callable[[nn.Module], Strategy]] = [
         lambda net: Ddp(net, world),
-        lambda net: Flat(net, world),
+        lambda net: FlatAllReduce(net, world),
         lambda net: Exact(net, world, Batching(2, 1, 0, world.size)),
     ]
     for make in strategies:
@@ -119,15 +119,15 @@ def compare(world: World) -> None:
 def come_and_go(world: World) -> None:
     net = Net()
     net.is_moody = False
-    with kept_out(net, find_idle(net, IMAGES)):
+    with excluded(net, find_unused_parameters(net, IMAGES)):
         parallel = Ddp(net, world)
     net.is_moody = True
-    window = Window(2, ((0, 1), (1, 2)), range(world.rank, world.rank + 1))
-    replica = parallel.begin_window(window, 6)
-    with parallel.micro_batch(window, world.rank):
+    global_batch = GlobalBatch(2, ((0, 1), (1, 2)), range(world.rank, world.rank + 1))
+    replica = parallel.begin_step(global_batch, 6)
+    with parallel.micro_batch(global_batch, world.rank):
         replica(IMAGES)["logits"].sum().backward()
     with pytest.raises(ModelError, match=rf"moody\.weight took no part in step 7 on rank {world.rank}"):
-        parallel.finish_window(window, 6)
+        parallel.finish_step(global_batch, 6)
 
 
 def compare_and_come_and_go(world: World) -> None:
@@ -141,9 +141,9 @@ def test_weights_without_a_loss_stay_as_they_are_on_two_processes(tmp_path: Path
 
 def test_weight_that_comes_into_use_later_ends_the_training_with_its_name() -> None:
     net = Net()
-    with kept_out(net, ["moody.weight", "moody.bias"]):
+    with excluded(net, ["moody.weight", "moody.bias"]):
         parallel = Exact(net, World(rank=0, size=1, local_rank=0, device=torch.device("cpu")), BATCHING)
-    replica = parallel.begin_window(Window(2, ((0, 1), (1, 2)), range(2)), 0)
+    replica = parallel.begin_step(GlobalBatch(2, ((0, 1), (1, 2)), range(2)), 0)
     replica(IMAGES)["logits"].sum().backward()
     net.is_moody = False
     with pytest.raises(ModelError, match=r"moody\.(weight|bias) takes part in this step"):

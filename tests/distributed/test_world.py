@@ -11,7 +11,7 @@ import torch.distributed as dist
 from distrain.checkpoint.writer import Checkpointer
 from distrain.config import load_recipe
 from distrain.config.batching import solve_batching
-from distrain.distributed.bucket_reduction import Exchange
+from distrain.distributed.bucket_reduction import BucketReducer
 from distrain.distributed.world import join_world
 from distrain.launchers.watchdog import collective_timeout_s
 from tests.forks import server
@@ -25,7 +25,7 @@ def _join(rank: int, port: int, folder: str, found: Any) -> None:
     with join_world(device="cpu", processes=2, threads=1, timeout_s=4321) as world:
         owners = [  # their groups go with them
             Checkpointer(Path(folder), config=config, world=world),
-            Exchange(world, solve_batching(8, 2, 2, is_exact=True), num_buckets=2),
+            BucketReducer(world, solve_batching(8, 2, 2, is_exact=True), num_buckets=2),
         ]
         groups = list(dist.distributed_c10d._world.pg_map)
         found.put([group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in groups])

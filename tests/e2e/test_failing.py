@@ -123,7 +123,7 @@ def test_device_that_does_not_finish_is_told_from_the_update_before_it(tmp_path:
     """The host of rank 1 waits for its losses for ever, as it does when a device hangs."""
     (tmp_path / "hanging.py").write_text(
         "import os, time\nfrom torch import nn\nfrom distrain.training.meters import LossMeter\n"
-        "if os.environ['RANK'] == '1':\n    LossMeter.settle = lambda self, steps: time.sleep(1000)\n"
+        "if os.environ['RANK'] == '1':\n    LossMeter.sync_losses = lambda self, steps: time.sleep(1000)\n"
         "def net(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n"
     )
     words = ["--set=model.name=hanging:net", "--set=model.arguments={}", "--procs=2", "--stall-timeout=3"]

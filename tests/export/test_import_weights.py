@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from distrain.errors import ModelError
-from distrain.export.import_weights import read_foreign
+from distrain.export.import_weights import read_weights_to_import
 from distrain.models.nets import DigitsCnn
 
 
@@ -28,7 +28,7 @@ def weights() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
 def test_weights_are_found_under_any_key_and_prefix(tmp_path: Path, entry: str | None, prefix: str) -> None:
     named = {f"{prefix}{name}": tensor for name, tensor in weights().items()}
-    foreign = read_foreign(saved(named if entry is None else {entry: named, "epoch": 3}, tmp_path))
+    foreign = read_weights_to_import(saved(named if entry is None else {entry: named, "epoch": 3}, tmp_path))
     assert foreign.tensors.keys() == weights().keys()
     assert all(torch.equal(foreign.tensors[name], tensor) for name, tensor in weights().items())
     assert (foreign.entry, foreign.prefix) == (entry, prefix)
@@ -44,7 +44,7 @@ def test_what_stands_beside_the_weights_is_told(tmp_path: Path) -> None:
         "best": torch.tensor(0.25),
         "args": argparse.Namespace(lr=0.1),
     }
-    foreign = read_foreign(saved(content, tmp_path))
+    foreign = read_weights_to_import(saved(content, tmp_path))
     assert foreign.facts == {"epoch": 19, "acc": 93.5, "best": 0.25}
     assert foreign.left == {"optimizer": "dict of 2", "args": "Namespace"}
 
@@ -52,7 +52,7 @@ def test_what_stands_beside_the_weights_is_told(tmp_path: Path) -> None:
 def test_whole_model_is_refused_and_told_how_to_save(tmp_path: Path) -> None:
     for content in (DigitsCnn(10, 1), nn.DataParallel(DigitsCnn(10, 1)), {"net": DigitsCnn(10, 1), "epoch": 1}):
         with pytest.raises(ModelError, match=r"DigitsCnn.*torch.save\(model.state_dict\(\)") as raised:
-            read_foreign(saved(content, tmp_path))
+            read_weights_to_import(saved(content, tmp_path))
         assert "\n" not in str(raised.value)
 
 
@@ -68,7 +68,7 @@ class Evil:
 
 def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="refused"):
-        read_foreign(saved({"net": weights(), "x": Evil(tmp_path / "ran")}, tmp_path))
+        read_weights_to_import(saved({"net": weights(), "x": Evil(tmp_path / "ran")}, tmp_path))
     assert not (tmp_path / "ran").exists()
 
 
@@ -78,30 +78,30 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
 )
 def test_file_without_weights_says_what_it_holds(tmp_path: Path, content: Any, words: str) -> None:
     with pytest.raises(ModelError, match=words):
-        read_foreign(saved(content, tmp_path))
+        read_weights_to_import(saved(content, tmp_path))
 
 
 @pytest.mark.parametrize("name", ["text.pth", "text.safetensors"])
 def test_file_of_another_kind_is_one_sentence(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("no weights at all")
     with pytest.raises(ModelError, match=name) as raised:
-        read_foreign(tmp_path / name)
+        read_weights_to_import(tmp_path / name)
     assert "\n" not in str(raised.value)
 
 
 def test_fit_names_each_key_that_does_not_go(tmp_path: Path) -> None:
     tensors = weights()
-    good = read_foreign(saved(tensors, tmp_path), model_name="digits-cnn").fit
+    good = read_weights_to_import(saved(tensors, tmp_path), model_name="digits-cnn").fit
     assert good is not None
     assert (good.is_good, good.num_classes, good.missing, good.unexpected, good.misshaped) == (True, 10, [], [], [])
-    other_head = read_foreign(saved(tensors, tmp_path), model_name="digits-cnn", num_classes=4).fit
+    other_head = read_weights_to_import(saved(tensors, tmp_path), model_name="digits-cnn", num_classes=4).fit
     assert other_head is not None
     assert (other_head.is_good, other_head.initialised) == (True, "fc (2 tensors)")
     assert ("fc.bias", [10], [4]) in other_head.misshaped
 
     tensors["extra"] = tensors.pop("features.0.1.bias")
     tensors["features.0.1.weight"] = torch.zeros(7)
-    bad = read_foreign(saved(tensors, tmp_path), model_name="digits-cnn").fit
+    bad = read_weights_to_import(saved(tensors, tmp_path), model_name="digits-cnn").fit
     assert bad is not None
     assert bad.fault == "features.0.1.bias is missing"
     assert (bad.missing, bad.unexpected) == (["features.0.1.bias"], ["extra"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from distrain.launchers.exit_reports import END_LINE, find_deaths
+from distrain.launchers.exit_reports import END_LINE, report_killed_ranks
 from distrain.runs.directory import RunDirectory
 from distrain.runs.error_reports import read_errors
 from distrain.runs.status import Heartbeat
@@ -21,8 +21,8 @@ def test_rank_without_a_report_follows_one_that_gave_up_for_all(tmp_path: Path, 
     for rank in (0, 1):
         beat = Heartbeat(rank=rank, host=HERE, pid=100 + rank, time=5.0, step=3, phase="save", progress=0)
         run.write_heartbeat(beat)
-    report = {"time": 9.0, "rank": 0, "host": HERE, "step": 3, "is_consequence": False, "is_final": is_final}
+    report = {"time": 9.0, "rank": 0, "host": HERE, "step": 3, "is_secondary": False, "is_final": is_final}
     run.write_error(report)
     run.launcher_log.write_text("\n".join(END_LINE.format(code=1, pid=100 + rank) for rank in (0, 1)))
-    find_deaths(run, log_start=0)
+    report_killed_ranks(run, log_start=0)
     assert [error["rank"] for error in read_errors(run)] == [first, 1 - first]

@@ -42,7 +42,7 @@ def failing(run: RunDirectory, code: ExitCode) -> str:
         "type": "OddError",
         "message": "too odd\nby far",
         "exit_code": int(code),
-        "is_consequence": False,
+        "is_secondary": False,
         "is_final": True,
         "is_mistake": False,
         "traceback": "Traceback: the whole of it",

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distrain.config.profile import Profile, Wanted, resolve_profile
+from distrain.config.profile import LaunchOptions, Profile, resolve_profile
 from distrain.errors import LaunchError
 from distrain.launchers import LAUNCHERS
 from distrain.launchers.accelerate import native_config
-from distrain.launchers.profile_files import builtin_profiles, read_launch_profile, read_wanted
+from distrain.launchers.profile_files import builtin_profiles, read_launch_options, read_launch_profile
 from tests.command import distrain
 
 # What is known only when a run begins; the files write it in capitals.
@@ -20,7 +20,7 @@ WRITTEN = {"--node-rank=7": "--node-rank=NODE_RANK", "--master-port=6001": "--ma
 MODULES = {"torch.distributed.run": "torchrun", "accelerate.commands.launch": "accelerate launch"}
 
 
-def profile_of(wanted: Wanted, **place: object) -> Profile:
+def profile_of(wanted: LaunchOptions, **place: object) -> Profile:
     """The profile of a machine that has everything."""
     known = {key: value for key, value in wanted.model_dump().items() if value is not None}
     return Profile.model_validate({"nodes": 1, **known, "threads": 1, **place})
@@ -54,13 +54,13 @@ def test_profiles_of_the_top_level_are_those_that_ship() -> None:
 
 
 def test_command_line_wins_over_the_profile() -> None:
-    wanted = read_wanted("cpu-2", Wanted(processes=4, restarts=0))
+    wanted = read_launch_options("cpu-2", LaunchOptions(processes=4, restarts=0))
     assert (wanted.processes, wanted.restarts, wanted.launcher, wanted.device) == (4, 0, "torchrun", "cpu")
 
 
 def test_several_machines_meet_beside_the_rendezvous_on_the_interface_that_leads_there() -> None:
     profile = resolve_profile(
-        Wanted(nodes=2, node_rank=0, rendezvous="127.0.0.1:6000", device="cpu", processes=3),
+        LaunchOptions(nodes=2, node_rank=0, rendezvous="127.0.0.1:6000", device="cpu", processes=3),
         threads=1,
         in_one_process=False,
         recipe="digits",
@@ -75,7 +75,7 @@ def test_several_machines_meet_beside_the_rendezvous_on_the_interface_that_leads
 
 
 def test_elastic_run_may_train_on_every_number_of_machines_between() -> None:
-    wanted = Wanted(nodes="1:3", node_rank=0, rendezvous="127.0.0.1:6000", device="cpu", processes=2)
+    wanted = LaunchOptions(nodes="1:3", node_rank=0, rendezvous="127.0.0.1:6000", device="cpu", processes=2)
     assert resolve_profile(wanted, threads=1, in_one_process=False, recipe="digits").world_sizes == [2, 4, 6]
 
 

@@ -14,7 +14,7 @@ import pytest
 from distrain.config.profile import Profile
 from distrain.launchers import torchrun
 from distrain.launchers.plan import Plan
-from distrain.launchers.spawn import Starter
+from distrain.launchers.spawn import ProcessSpawner
 from distrain.system.process import descendants, state_of
 from tests.command import Launch, distrain, end_of, status, wait_for_step
 
@@ -33,7 +33,7 @@ def ended_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_torchrun_runs_in_forks_of_one_server_until_the_environment_is_another(ended_run: Path, tmp_path: Path) -> None:
     plan = torchrun.plan(TWO, ended_run)
     servers = []
-    with closing(Starter(tmp_path / "log")) as starter:
+    with closing(ProcessSpawner(tmp_path / "log")) as starter:
         for env in (plan.env, plan.env, {**plan.env, "DISTRAIN_TEST": "other"}):
             child = starter.start(dataclasses.replace(plan, env=env))
             assert child.poll() is None
@@ -49,7 +49,7 @@ def test_fork_that_is_killed_and_one_that_runs_too_long_are_told_as_a_program_is
     ended_run: Path, tmp_path: Path
 ) -> None:
     plan = torchrun.plan(TWO, ended_run)
-    with closing(Starter(tmp_path / "log")) as starter:
+    with closing(ProcessSpawner(tmp_path / "log")) as starter:
         child = starter.start(plan)
         with pytest.raises(subprocess.TimeoutExpired):
             child.wait(0.01)
@@ -74,7 +74,7 @@ def test_killed_server_takes_the_ranks_with_it(launch: Launch, tmp_path: Path) -
 
 def test_server_that_fails_ends_the_child_and_its_words_are_in_the_log(tmp_path: Path) -> None:
     plan = torchrun.plan(TWO, tmp_path / "nothing")
-    with closing(Starter(tmp_path / "log")) as starter:
+    with closing(ProcessSpawner(tmp_path / "log")) as starter:
         for _ in range(2):
             child = starter.start(plan)
             assert child.wait(60) == 1
@@ -85,7 +85,7 @@ def test_server_that_fails_ends_the_child_and_its_words_are_in_the_log(tmp_path:
 def test_other_plans_are_programs_of_their_own(tmp_path: Path) -> None:
     words = "import os, sys; print(os.environ['WORD'], os.getcwd(), file=sys.stderr); sys.exit(3)"
     plan = Plan((sys.executable, "-c", words), cwd=tmp_path, env={"WORD": "hello"})
-    with closing(Starter(tmp_path / "log")) as starter:
+    with closing(ProcessSpawner(tmp_path / "log")) as starter:
         assert starter.start(plan).wait(60) == 3
     assert (tmp_path / "log").read_text() == f"hello {tmp_path}\n"
 

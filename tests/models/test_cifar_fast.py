@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from distrain.models.cifar_fast import LEAST_VARIANCE, CifarFast, whitening_directions
+from distrain.models.cifar_fast import MIN_VARIANCE, CifarFast, whitening_directions
 
 
 def images() -> torch.Tensor:
@@ -22,7 +22,7 @@ def test_whitened_patches_are_uncorrelated_and_of_variance_one() -> None:
 
 def test_directions_without_contrast_are_not_blown_up() -> None:
     grey = torch.randn(8, 1, 32, 32).expand(-1, 3, -1, -1)  # two thirds of the directions are empty
-    assert whitening_directions(grey, 2).flatten(1).norm(dim=1).max() <= 1.001 / LEAST_VARIANCE**0.5
+    assert whitening_directions(grey, 2).flatten(1).norm(dim=1).max() <= 1.001 / MIN_VARIANCE**0.5
 
 
 def test_first_layer_gives_components_and_their_negatives_the_same_for_the_same_images() -> None:

@@ -14,11 +14,11 @@ from distrain.checkpoint.load import load_tensors
 from distrain.checkpoint.tensors import digest, gather_tensors
 from distrain.config import Model, Optimizer
 from distrain.config.batching import solve_batching
-from distrain.data.loading.epoch_order import uniform_places
-from distrain.data.loading.sampler import TrainOrder
+from distrain.data.loading.epoch_order import uniform_order
+from distrain.data.loading.sampler import TrainSampler
 from distrain.distributed.exact import Exact
-from distrain.distributed.parallelize import Parallel
-from distrain.distributed.single import Single
+from distrain.distributed.parallelize import Strategy
+from distrain.distributed.single import SingleProcess
 from distrain.distributed.world import World
 from distrain.errors import ModelError
 from distrain.models.freezing import Freezing, check_something_trains, end_steps, freeze
@@ -37,40 +37,40 @@ STEPS_PER_EPOCH = 4
 class Training:
     """The loop's steps on random images, as far as freezing is concerned."""
 
-    def __init__(self, make: Callable[[nn.Module], Parallel], optimizer: dict[str, Any], **config: Any) -> None:
+    def __init__(self, make: Callable[[nn.Module], Strategy], optimizer: dict[str, Any], **config: Any) -> None:
         torch.manual_seed(3)
         self.config = Model(name="digits-cnn", **config)
         self.model = build_model(self.config, num_classes=10, in_channels=1)
         heads = heads_of(self.config, self.model)
-        self.thaw_steps = freeze(self.config, self.model, heads=heads, steps_per_epoch=STEPS_PER_EPOCH)
+        self.unfreeze_steps = freeze(self.config, self.model, heads=heads, steps_per_epoch=STEPS_PER_EPOCH)
         self.parallel = make(self.model)
         self.ends = end_steps(self.config, self.model, heads=heads, steps_per_epoch=STEPS_PER_EPOCH)
-        self.freezing = Freezing(self.model, self.thaw_steps, self.ends)
+        self.freezing = Freezing(self.model, self.unfreeze_steps, self.ends)
         self.optimizer = build_optimizer(Optimizer.model_validate({"lr": 0.1, **optimizer}), self.model)
 
     def step(self, step: int, clip_norm: float | None = None) -> dict[str, torch.Tensor]:
         """Take a step and return copies of all weights and buffers."""
-        sampler = partial(uniform_places, num_samples=80, seed=0)
-        order = TrainOrder(num_samples=80, sampler=sampler, batching=BATCHING, drop_last=False, rank=0)
-        window = order.window(step)
-        replica = self.parallel.begin_window(window, step)
+        sampler = partial(uniform_order, num_samples=80, seed=0)
+        order = TrainSampler(num_samples=80, sampler=sampler, batching=BATCHING, drop_last=False, rank=0)
+        global_batch = order.global_batch(step)
+        replica = self.parallel.begin_step(global_batch, step)
         self.freezing.begin_step(step)
         torch.manual_seed(step)
-        for piece in window.own:
-            with self.parallel.micro_batch(window, piece):
+        for piece in global_batch.own:
+            with self.parallel.micro_batch(global_batch, piece):
                 loss = F.cross_entropy(replica(torch.randn(4, 1, 8, 8)), torch.arange(4))
                 (loss / 2).backward()  # type: ignore[no-untyped-call]
-        self.parallel.finish_window(window, step)
-        with self.freezing.untouched(step):
+        self.parallel.finish_step(global_batch, step)
+        with self.freezing.without_frozen_gradients(step):
             Precision("fp32", CPU).step(self.optimizer, list(self.model.parameters()), clip_norm=clip_norm)
-        self.parallel.drop_gradients()
+        self.parallel.zero_grad()
         self.model.eval()
         self.model.train()  # as an evaluation leaves it
         return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 
 
-STRATEGIES: dict[str, Callable[[nn.Module], Parallel]] = {
-    "single": Single,
+STRATEGIES: dict[str, Callable[[nn.Module], Strategy]] = {
+    "single": SingleProcess,
     "exact": lambda module: Exact(module, ALONE, BATCHING),
 }
 RULES: dict[str, dict[str, Any]] = {
@@ -130,7 +130,7 @@ def test_training_saved_before_the_thaw_goes_on_to_the_same_bits(tmp_path: Path,
 
 
 def test_no_optimizer_state_is_kept_for_what_has_not_thawed() -> None:
-    training = Training(Single, RULES["sgd"], freeze=("backbone",), unfreeze_epochs={"features.1": 0.5})
+    training = Training(SingleProcess, RULES["sgd"], freeze=("backbone",), unfreeze_epochs={"features.1": 0.5})
     names: dict[torch.Tensor, str] = {weight: name for name, weight in training.model.named_parameters()}
     training.step(0)
     assert {names[parameter] for parameter in training.optimizer.state} == {"fc.weight", "fc.bias"}
@@ -141,7 +141,7 @@ def test_no_optimizer_state_is_kept_for_what_has_not_thawed() -> None:
 
 def test_clipped_norm_is_that_of_what_is_updated() -> None:
     config: dict[str, Any] = {"freeze": ("backbone",), "unfreeze_epochs": {"backbone": 1}}
-    training = Training(Single, {}, **config)
+    training = Training(SingleProcess, {}, **config)
     before = nn.utils.parameters_to_vector(training.model.parameters()).detach().clone()
     training.step(0, clip_norm=0.01)
     after = nn.utils.parameters_to_vector(training.model.parameters()).detach()
@@ -169,7 +169,7 @@ def test_norm_layer_without_weights_is_frozen_with_the_layer_around_it() -> None
 )
 def test_what_cannot_be_frozen_is_one_sentence(config: dict[str, Any], words: str) -> None:
     with pytest.raises(ModelError, match=words):
-        Training(Single, {}, **config)
+        Training(SingleProcess, {}, **config)
 
 
 @pytest.mark.parametrize(
@@ -189,11 +189,11 @@ def test_what_cannot_be_frozen_is_one_sentence(config: dict[str, Any], words: st
     ],
 )
 def test_epochs_in_which_nothing_trains_are_one_sentence(config: dict[str, Any], words: str | None) -> None:
-    training = Training(Single, {}, **config)
+    training = Training(SingleProcess, {}, **config)
     check = partial(
         check_something_trains,
         training.model,
-        training.thaw_steps,
+        training.unfreeze_steps,
         training.ends,
         steps_per_epoch=STEPS_PER_EPOCH,
         total_steps=4 * STEPS_PER_EPOCH,

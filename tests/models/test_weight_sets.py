@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from distrain.config import Model
 from distrain.errors import ModelError
-from distrain.export.import_weights import read_foreign
+from distrain.export.import_weights import read_weights_to_import
 from distrain.export.write_bundle import save_tensors
 from distrain.models.nets import DigitsCnn
 from distrain.models.registry import build_model
@@ -121,7 +121,9 @@ def test_weights_load_as_every_trainer_saves_them(tmp_path: Path, way: str) -> N
 @pytest.mark.parametrize("way", SAVED)
 def test_what_import_writes_always_loads(tmp_path: Path, way: str, model_name: str | None) -> None:
     torch.save(SAVED[way](), tmp_path / "saved.pth")
-    save_tensors(read_foreign(tmp_path / "saved.pth", model_name=model_name).tensors, tmp_path / "w.safetensors", {})
+    save_tensors(
+        read_weights_to_import(tmp_path / "saved.pth", model_name=model_name).tensors, tmp_path / "w.safetensors", {}
+    )
     assert_loaded(load(tmp_path / "w.safetensors"), trained().state_dict())
 
 
@@ -136,7 +138,7 @@ def test_moving_averages_are_named_and_load_on_request(
     caplog.clear()
     assert_loaded(load(tmp_path / "saved.pth", weights_entry=entry), average().module.state_dict())
     assert f"tensors from {entry!r}, a moving average" in caplog.text
-    imported = read_foreign(tmp_path / "saved.pth", wanted=entry)
+    imported = read_weights_to_import(tmp_path / "saved.pth", wanted=entry)
     assert (imported.entry, imported.is_average) == (entry, True)
     other = next(name for name in imported.left if name in {"model", "state_dict"})
     assert imported.left[other] == f"20 tensors; --entry {other} takes them"
@@ -164,7 +166,7 @@ def test_two_sets_that_fit_alike_are_not_guessed_between(tmp_path: Path) -> None
     with pytest.raises(ModelError, match=r"several sets .*student, teacher.*choose one with model.weights_entry=NAME"):
         load(tmp_path / "saved.pth")
     with pytest.raises(ModelError, match=r"several sets .*student, teacher.*choose one with --entry=NAME"):
-        read_foreign(tmp_path / "saved.pth")
+        read_weights_to_import(tmp_path / "saved.pth")
     assert_loaded(load(tmp_path / "saved.pth", weights_entry="teacher"), average().module.state_dict())
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
-from distrain.runs.consequences import is_consequence
+from distrain.runs.consequences import is_secondary
 from tests.forks import server
 
 
@@ -29,7 +29,7 @@ def lose(rank: int, store: str, way: str) -> None:
         try:
             raise ValueError("in the user's own words") from error
         except ValueError as own:
-            raise SystemExit(not (is_consequence(error) and is_consequence(own))) from None
+            raise SystemExit(not (is_secondary(error) and is_secondary(own))) from None
     raise SystemExit(1)
 
 
@@ -46,7 +46,7 @@ def test_lost_rank_is_behind_what_gloo_raises(tmp_path: Path, way: str) -> None:
 def test_store_that_is_gone_is_a_consequence() -> None:
     with pytest.raises(RuntimeError) as caught:
         TCPStore("127.0.0.1", 9, world_size=2, is_master=False, timeout=datetime.timedelta(seconds=1))
-    assert is_consequence(caught.value)
+    assert is_secondary(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -63,4 +63,4 @@ def test_store_that_is_gone_is_a_consequence() -> None:
     ],
 )
 def test_words_of_nccl_and_of_the_users_own_connections_are_told_apart(error: Exception, follows: bool) -> None:
-    assert is_consequence(error) == follows
+    assert is_secondary(error) == follows

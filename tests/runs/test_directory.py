@@ -21,7 +21,7 @@ from distrain.system import filesystem
 from distrain.errors import RunError
 from distrain.runs.directory import RunDirectory
 try:
-    with RunDirectory(Path(sys.argv[1])).locked():
+    with RunDirectory(Path(sys.argv[1])).hold_trainer_lock():
         print("held", flush=True)
         sys.stdin.read()
 except RunError as error:
@@ -47,7 +47,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 def test_lock_refuses_a_second_process_and_names_the_first(run: RunDirectory) -> None:
-    with run.locked():
+    with run.hold_trainer_lock():
         out, _ = holder(run).communicate(timeout=60)
     assert out.startswith(f"refused: run directory {run.path} is in use by process ")
     out, _ = holder(run).communicate(timeout=60)
@@ -58,10 +58,10 @@ def test_lock_goes_with_the_process_that_is_killed(run: RunDirectory) -> None:
     with holder(run) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(RunError, match=f"is in use by process {other.pid} on "), run.locked():
+        with pytest.raises(RunError, match=f"is in use by process {other.pid} on "), run.hold_trainer_lock():
             pass
         threading.Timer(0.3, other.kill).start()
-        with run.locked(patience_s=60):  # its launcher is gone, and it is about to be
+        with run.hold_trainer_lock(patience_s=60):  # its launcher is gone, and it is about to be
             pass
 
 
@@ -140,7 +140,7 @@ def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 def test_refused_start_removes_what_it_made_and_nothing_else(tmp_path: Path) -> None:
     new = RunDirectory(tmp_path / "runs" / "new")
-    with pytest.raises(RunError, match="refused"), new.created(), new.launching():
+    with pytest.raises(RunError, match="refused"), new.created(), new.hold_launcher_lock():
         write_atomically(new.recipe, "name: x")
         raise RunError("refused")
     assert not list(tmp_path.iterdir())
@@ -162,7 +162,7 @@ def test_start_that_is_refused_leaves_the_folder_of_one_that_was_faster(run: Run
     with holder(run) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(RunError, match="is in use by process"), run.created(), run.locked():
+        with pytest.raises(RunError, match="is in use by process"), run.created(), run.hold_trainer_lock():
             pass
         assert run.path.is_dir()
         other.kill()

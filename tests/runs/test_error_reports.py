@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from distrain.launchers.exit_reports import report_end
+from distrain.launchers.exit_reports import write_rank_error
 from distrain.runs.directory import RunDirectory
 from distrain.runs.error_reports import Clocks, begin_attempt, read_errors
 from distrain.runs.status import Heartbeat
@@ -21,7 +21,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 def report(run: RunDirectory, rank: int, *, at: float, host: str = HERE, follows: bool = False) -> None:
-    run.write_error({"time": at, "rank": rank, "host": host, "is_consequence": follows})
+    run.write_error({"time": at, "rank": rank, "host": host, "is_secondary": follows})
 
 
 def beat(rank: int, *, host: str = HERE) -> Heartbeat:
@@ -74,7 +74,7 @@ def test_clock_of_a_host_without_a_heartbeat_is_known_by_its_report(run: RunDire
 def test_time_that_the_launcher_gives_for_a_rank_elsewhere_is_its_own(run: RunDirectory) -> None:
     clocks = Clocks()
     clocks.observe("behind", 0.0)
-    report_end(run, beat(1, host="behind"), kind="Stalled", message="it stands", stack=None, time_s=None)
+    write_rank_error(run, beat(1, host="behind"), kind="Stalled", message="it stands", stack=None, time_s=None)
     report(run, 0, at=read_errors(run)[0]["time"] + 1)
     clocks.write(run)
     assert ranks(run) == [1, 0]

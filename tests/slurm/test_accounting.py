@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from distrain.runs.slurm import JobFacts, read_jobs
+from distrain.runs.slurm import JobInfo, read_jobs
 from tests.command import QUIET, distrain, wait_until
 from tests.slurm.cluster import Cluster, missing
 
@@ -35,7 +35,7 @@ def test_forgotten_jobs_are_told_by_sacct(cluster: Cluster, tmp_path: Path) -> N
     cluster.call("scancel", held)
     queue = ["squeue", "--noheader", "--states=all", "--format=%i"]
     wait_until(lambda: not cluster.call(*queue), "the controller forgets", timeout_s=240, every_s=2)
-    assert read_jobs([finished, held]) == {finished: JobFacts("COMPLETED"), held: JobFacts("CANCELLED")}
+    assert read_jobs([finished, held]) == {finished: JobInfo("COMPLETED"), held: JobInfo("CANCELLED")}
     runs = {name: distrain("runs", "show", name, "--json", cwd=tmp_path).out for name in ("finished", "cancelled")}
     assert {name: json.loads(out)["state"] for name, out in runs.items()} == {
         "finished": "finished",

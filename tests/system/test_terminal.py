@@ -139,7 +139,7 @@ def test_ctrl_c_ends_a_command_that_waits_with_one_line_and_exit_code_130(tmp_pa
     run = RunDirectory(tmp_path / "run")
     run.create()
     run.recipe.touch()
-    with run.launching():  # as if something trained in it
+    with run.hold_launcher_lock():  # as if something trained in it
         argv = command("logs", "run", "--follow")
         process = subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         run.log(0).write_text("a line\n")

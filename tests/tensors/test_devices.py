@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from distrain.checkpoint.staging import Held
+from distrain.checkpoint.staging import StagedTensors
 from distrain.config.batching import Batching
 from distrain.data.loading.sampler import MicroBatch
 from distrain.data.loading.threads import read_in_threads
 from distrain.distributed import bucket_reduction
-from distrain.distributed.bucket_reduction import Exchange
+from distrain.distributed.bucket_reduction import BucketReducer
 from distrain.distributed.world import World
 
 SECOND = torch.device("cuda", 1)
@@ -84,10 +84,10 @@ def in_thread(work: Callable[[], None]) -> None:
 
 def test_thread_that_stages_a_checkpoint(driver: Driver) -> None:
     with FakeTensorMode():
-        held = Held({"weight": torch.empty(2, device=SECOND)}, steady={"weight"})
+        held = StagedTensors({"weight": torch.empty(2, device=SECOND)}, steady={"weight"})
 
     def stage() -> None:
-        with held.beside_training():
+        with held.on_copy_stream():
             driver.use()
 
     in_thread(stage)
@@ -95,8 +95,8 @@ def test_thread_that_stages_a_checkpoint(driver: Driver) -> None:
 
 def test_thread_that_exchanges_sums(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket_reduction, "_group_of", lambda *_: None)
-    monkeypatch.setattr(Exchange, "_combine", lambda *_: driver.use())
-    sums = Exchange(World(rank=1, size=2, local_rank=1, device=SECOND), Batching(4, 2, 0, 2), num_buckets=2)
+    monkeypatch.setattr(BucketReducer, "_combine", lambda *_: driver.use())
+    sums = BucketReducer(World(rank=1, size=2, local_rank=1, device=SECOND), Batching(4, 2, 0, 2), num_buckets=2)
     sums.submit(torch.zeros(2), {}, 2)
     sums.finish()
 

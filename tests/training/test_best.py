@@ -61,7 +61,7 @@ def test_evaluation_before_the_first_step_is_never_the_best_and_the_best_is_kept
     assert ended.best is not None
     assert ended.best["step"] == 3
     assert checkpoint_steps(tmp_path) == [3, 20]
-    kept = checkpoints.find_best(checkpoints.take_inventory(tmp_path / "checkpoints"))
+    kept = checkpoints.find_best(checkpoints.read_catalog(tmp_path / "checkpoints"))
     assert kept is not None
     assert kept.step == 3
 
@@ -79,7 +79,7 @@ def test_run_that_keeps_no_best_calls_none_of_what_is_left_the_best(tmp_path: Pa
     assert ended.best is not None
     assert ended.best["step"] == 3
     assert checkpoint_steps(tmp_path) == [20]
-    assert checkpoints.find_best(checkpoints.take_inventory(tmp_path / "checkpoints")) is None
+    assert checkpoints.find_best(checkpoints.read_catalog(tmp_path / "checkpoints")) is None
 
 
 def test_best_at_step_0_of_an_older_checkpoint_is_forgotten(tmp_path: Path) -> None:

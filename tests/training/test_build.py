@@ -55,7 +55,7 @@ def test_data_is_set_up_without_a_network() -> None:
     assert data.order.steps_per_epoch == 5
     assert data.total_steps == 10
     assert (data.num_classes, data.num_channels) == (10, 1)
-    assert data.shown_images.shape[0] == len(data.first[1]) == 4  # a micro-batch has no more
+    assert data.sample_images.shape[0] == len(data.first[1]) == 4  # a micro-batch has no more
     assert len(data.first_val[1]) == 8
 
 

@@ -89,7 +89,7 @@ def test_checkpoint_without_the_losses_of_its_epoch_still_resumes(
     train(tmp_path, "log.every_steps=50")
     kill_after(tmp_path, 6)
     told.clear()
-    found, _ = checkpoints.newest_good(RunDirectory(tmp_path).checkpoints)
+    found, _ = checkpoints.latest_valid(RunDirectory(tmp_path).checkpoints)
     assert found is not None
     del found.state["epoch_loss"]
     monkeypatch.setattr("distrain.training.trainer.find_checkpoint", lambda *_: found)

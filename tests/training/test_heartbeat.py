@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from distrain.launchers import supervisor
-from distrain.launchers.multinode.group import Alone
+from distrain.launchers.multinode.group import SingleNode
 from distrain.launchers.plan import Plan
-from distrain.launchers.watchdog import StallWatch
+from distrain.launchers.watchdog import StallWatchdog
 from distrain.runs.directory import RunDirectory
 from distrain.runs.stop_requests import fetch_signals, stop_on_signal
 from distrain.system import process
@@ -116,8 +116,8 @@ def test_launcher_outlives_heartbeats_that_it_cannot_read(run: RunDirectory, mon
     monkeypatch.setattr(run, "read_heartbeats", broken_once(run.read_heartbeats))
     told: list[str] = []
     child = subprocess.Popen(["sleep", "2.5"])
-    stalls = StallWatch(run, timeout_s=60)
-    assert not supervisor._watch(child, [stalls.look], Alone(Plan(("sleep",), cwd=Path.cwd())), told.append)
+    stalls = StallWatchdog(run, timeout_s=60)
+    assert not supervisor._watch(child, [stalls.look], SingleNode(Plan(("sleep",), cwd=Path.cwd())), told.append)
     assert child.returncode == 0
     assert len(told) == 1
     assert told[0].startswith("the launcher's watch over the ranks failed once (AttributeError: ")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from distrain.config.batching import solve_batching
-from distrain.data.loading.sampler import Places, TrainOrder
+from distrain.data.loading.sampler import EpochOrder, TrainSampler
 from distrain.distributed.world import World
 from distrain.training.meters import LossMeter
 from distrain.training.step_watch import Watch
@@ -21,10 +21,10 @@ PER_EPOCH = 5
 WATCH = Watch(nn.Linear(1, 1))
 
 
-def build(world: World, micro_batch_size: int | None = None) -> tuple[LossMeter, TrainOrder]:
-    order = TrainOrder(
+def build(world: World, micro_batch_size: int | None = None) -> tuple[LossMeter, TrainSampler]:
+    order = TrainSampler(
         num_samples=SAMPLES,
-        sampler=lambda epoch: Places(np.arange(SAMPLES, dtype=np.int64)),
+        sampler=lambda epoch: EpochOrder(np.arange(SAMPLES, dtype=np.int64)),
         batching=solve_batching(BATCH, micro_batch_size, world.size, is_exact=False),
         drop_last=False,
         rank=world.rank,
@@ -37,27 +37,27 @@ def losses() -> torch.Tensor:
     return torch.rand(2, SAMPLES, generator=torch.Generator().manual_seed(3)).double() ** 4
 
 
-def take(meter: LossMeter, order: TrainOrder, steps: range) -> None:
+def take(meter: LossMeter, order: TrainSampler, steps: range) -> None:
     for step in steps:
         epoch, place = divmod(step, PER_EPOCH)
-        window = order.window(step)
-        for piece in window.own:
-            begin, end = window.ranges[piece]
+        global_batch = order.global_batch(step)
+        for piece in global_batch.own:
+            begin, end = global_batch.ranges[piece]
             meter.add(losses()[epoch, place * BATCH + begin : place * BATCH + end].mean())
         WATCH.note([])
-    meter.settle(steps)
+    meter.sync_losses(steps)
 
 
 def check(world: World, micro_batch_size: int | None) -> None:
     meter, order = build(world, micro_batch_size)
     take(meter, order, range(3))
     take(meter, order, range(3, 5))
-    assert meter.take_mean() == pytest.approx(losses()[0].mean().item(), rel=1e-12)
+    assert meter.pop_mean() == pytest.approx(losses()[0].mean().item(), rel=1e-12)
     assert meter.last_epoch() == pytest.approx(losses()[0].mean().item(), rel=1e-12)
     take(meter, order, range(5, 7))
     in_two_epochs = torch.cat([losses()[0, 2 * BATCH :], losses()[1, : 2 * BATCH]])
     assert meter.last_epoch() == pytest.approx(in_two_epochs.mean().item(), rel=1e-12)
-    assert meter.take_mean() == pytest.approx(losses()[1, : 2 * BATCH].mean().item(), rel=1e-12)
+    assert meter.pop_mean() == pytest.approx(losses()[1, : 2 * BATCH].mean().item(), rel=1e-12)
 
 
 @pytest.mark.parametrize(("processes", "micro_batch_size"), [(1, None), (1, 5), (2, 5)])
@@ -78,7 +78,7 @@ def test_means_that_span_a_resume_are_those_of_an_unbroken_run() -> None:
     second.load_state(kept, list(range(6)))
     take(second, order, range(6, 8))
     assert second.last_epoch() == whole.last_epoch()
-    assert second.take_mean() == whole.take_mean()
+    assert second.pop_mean() == whole.pop_mean()
     del kept["losses_of_epoch"]  # as in a checkpoint of a run that wants no target_loss
     third, order = build(alone)
     third.load_state(kept, list(range(6)))
@@ -88,4 +88,4 @@ def test_means_that_span_a_resume_are_those_of_an_unbroken_run() -> None:
     take(third, order, range(8, 10))
     take(second, order, range(8, 10))
     assert third.state(has_epoch=False)["losses_since_record"][:6] == kept["losses_since_record"]
-    assert second.take_mean() == whole.take_mean()
+    assert second.pop_mean() == whole.pop_mean()

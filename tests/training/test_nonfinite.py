@@ -51,7 +51,7 @@ def go_back(world: World, path: Path, overrides: list[str]) -> None:
         return session
 
     run = RunDirectory(path)
-    if world.is_main:
+    if world.is_rank_zero:
         run.create()
     world.barrier()
     profile = Profile(launcher="torchrun", device="cpu", processes=world.size, threads=1)

@@ -181,7 +181,7 @@ def train(world: World, path: Path, place: str, overrides: list[str], *, epochs:
         return sessions[-1]
 
     run = RunDirectory(path)
-    if world.is_main and not run.path.exists():
+    if world.is_rank_zero and not run.path.exists():
         run.create()
     world.barrier()
     profile = Profile(launcher="torchrun", device="cpu", processes=world.size, threads=1)
@@ -327,7 +327,7 @@ def test_what_an_earlier_version_left_out_stays_left_out() -> None:
 def test_checkpoint_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     """As one of an earlier version may be, which looked at the weights alone."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("distrain.training.trainer.settle", lambda session, steps: session.losses.settle(steps))
+        patch.setattr("distrain.training.trainer.sync_losses", lambda session, steps: session.losses.sync_losses(steps))
         train(ALONE, tmp_path / "run", "statistics", [], epochs=1)
     with pytest.raises(
         ModelError, match=r"^0\.running_var of checkpoint step-00000006 holds values that are not finite"

@@ -12,11 +12,11 @@ from torch import nn
 
 from distrain.config import Model, Recipe, load_recipe
 from distrain.config.batching import solve_batching
-from distrain.data.loading.epoch_order import uniform_places
-from distrain.data.loading.sampler import TrainOrder
+from distrain.data.loading.epoch_order import uniform_order
+from distrain.data.loading.sampler import TrainSampler
 from distrain.errors import ModelError
 from distrain.models.registry import build_model
-from distrain.tensors.undisturbed import undisturbed
+from distrain.tensors.preserve_state import preserve_state
 from distrain.training.probe import check_outputs, check_single_sample
 from distrain.training.single_samples import Lone, find_in_evaluation, find_in_training
 
@@ -28,10 +28,10 @@ def test_passes_leave_modes_statistics_and_random_numbers_as_they_were() -> None
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), inner)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     torch.manual_seed(5)
-    with undisturbed(net):
+    with preserve_state(net):
         net.train()(IMAGES)
         assert not torch.equal(net.state_dict()["2.1.running_mean"], before["2.1.running_mean"])
-    with pytest.raises(RuntimeError), undisturbed(net):
+    with pytest.raises(RuntimeError), preserve_state(net):
         net.eval()(IMAGES[:, :1])
     assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(5)))
     assert [module.training for module in (net, net[0], inner, inner[1])] == [True, True, True, False]
@@ -134,11 +134,11 @@ def recipe(**changes: Any) -> Recipe:
     return load_recipe("digits", overrides=[f"{key.replace('__', '.')}={value}" for key, value in changes.items()])
 
 
-def order(config: Recipe, num_samples: int, world_size: int = 1) -> TrainOrder:
+def order(config: Recipe, num_samples: int, world_size: int = 1) -> TrainSampler:
     train = config.train
-    return TrainOrder(
+    return TrainSampler(
         num_samples=num_samples,
-        sampler=partial(uniform_places, num_samples=num_samples, seed=0),
+        sampler=partial(uniform_order, num_samples=num_samples, seed=0),
         batching=solve_batching(config.data.batch_size, train.micro_batch_size, world_size, is_exact=train.exact),
         drop_last=config.data.drop_last,
         rank=0,

@@ -73,7 +73,7 @@ def test_what_is_not_finite_after_a_step_marks_it(
 ) -> None:
     if not is_small:
         is_on_host = net[1]._is_on_host
-        monkeypatch.setattr(step_watch, "LARGEST_BYTES", 0)
+        monkeypatch.setattr(step_watch, "MAX_BYTES", 0)
         net = net[0], Watch(net[0])
         net[1]._is_on_host = is_on_host
     do, words = CHANGES[change]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from distrain.config import Eval
-from distrain.training.test_time_augmentation import predict_views
+from distrain.training.test_time_augmentation import predict_with_tta
 
 
 class FirstPixel(nn.Module):
@@ -27,4 +27,4 @@ IMAGE = torch.arange(16.0).view(1, 1, 4, 4)
     ],
 )
 def test_outputs_are_averaged_over_the_views(config: Eval, expected: float) -> None:
-    assert predict_views(FirstPixel(), IMAGE, config).item() == pytest.approx(expected)
+    assert predict_with_tta(FirstPixel(), IMAGE, config).item() == pytest.approx(expected)

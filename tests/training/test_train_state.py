@@ -47,7 +47,7 @@ def test_snapshot_does_not_change_with_the_training() -> None:
     state.step = 6
     state.keep_evaluation(6, {"val/top1": 0.5, "top1": 0.5})
     state.skip(SkippedBatch(step=3, cause="the loss"))
-    state.end_at(7)
+    state.stop_at(7)
     after = state.snapshot()
     assert (before.step, before.total_steps, before.rollbacks, before.last) == (0, 9, 0, None)
     assert (after.step, after.total_steps, after.rollbacks, after.epoch) == (6, 7, 1, 1.5)

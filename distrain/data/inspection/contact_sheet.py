@@ -13,12 +13,12 @@ from rich.style import Style
 
 from distrain.data.inspection.scan import Listing
 from distrain.data.inspection.statistics import open_as_rgb
-from distrain.data.inspection.worker_pool import Readers
+from distrain.data.inspection.worker_pool import DecodePool
 
 GAP = 4  # pixels
 CAPTION = 18  # pixels, the height of a class name
 CELL_SIDES = ((100, 96), (300, 64))  # up to so many classes, pictures of so many pixels
-SMALLEST_CELL = 40
+MIN_CELL = 40
 PAPER, INK, MISSING = (255, 255, 255), (20, 20, 20), (225, 205, 205)
 PREVIEW_CLASSES = 4
 PREVIEW_SIDE = 14  # pixels: columns of the terminal, and half as many lines
@@ -27,7 +27,7 @@ Thing = TypeVar("Thing")
 Gallery = dict[str, list[Image.Image]]
 
 
-def collect_pictures(readers: Readers, listing: Listing, *, per_class: int) -> Gallery:
+def collect_pictures(readers: DecodePool, listing: Listing, *, per_class: int) -> Gallery:
     """Return up to `per_class` square pictures of each training class, spread evenly over its files.
 
     What cannot be read is a crossed-out square.
@@ -53,7 +53,7 @@ def shrink_image(path: str, *, side: int) -> bytes | None:
 
 def cell_side(num_classes: int) -> int:
     """Return the side in pixels of a picture on a sheet of this many classes."""
-    return next((side for most, side in CELL_SIDES if num_classes <= most), SMALLEST_CELL)
+    return next((side for most, side in CELL_SIDES if num_classes <= most), MIN_CELL)
 
 
 def draw_sheet(gallery: Gallery) -> Image.Image:

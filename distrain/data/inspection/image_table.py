@@ -7,15 +7,15 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from distrain.data.inspection.probe_image import NO_IMAGE, ImageFacts, Trait, examine_image, find_image, unreadable
+from distrain.data.inspection.probe_image import NO_IMAGE, ImageFacts, ImageFlag, examine_image, find_image, unreadable
 from distrain.data.inspection.scan import Listing
-from distrain.data.inspection.worker_pool import Readers
+from distrain.data.inspection.worker_pool import DecodePool
 
 Words = dict[int, str]
 Indices: TypeAlias = NDArray[np.int64]
 
 
-class Ledger:
+class ImageTable:
     """The facts of images in the order of a listing; `reasons` has those that are broken or misnamed."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Ledger:
         """Return width and height in pixels, uint32 [n, 2]; 0 where they are not known."""
         return np.array(self._sizes, np.uint32).reshape(-1, 2)
 
-    def having(self, trait: Trait) -> Indices:
+    def having(self, trait: ImageFlag) -> Indices:
         """Return the indices of the images with any of the traits, int64 [k], ascending."""
         return np.flatnonzero(np.array(self._traits, np.uint16) & int(trait))
 
@@ -56,12 +56,14 @@ class Ledger:
         return sorted(groups, key=lambda group: int(group[0]))
 
 
-def read_everything(readers: Readers, listing: Listing, *, advance: Callable[[], None]) -> tuple[Ledger, Ledger]:
+def read_everything(
+    readers: DecodePool, listing: Listing, *, advance: Callable[[], None]
+) -> tuple[ImageTable, ImageTable]:
     """Read every file of a listing; returns the facts of its images, and of its other files.
 
     `advance` is called after each image.
     """
-    images, others = Ledger(), Ledger()
+    images, others = ImageTable(), ImageTable()
     addresses = map(listing.address, range(len(listing.paths)))
     for facts in readers.read(examine_image, addresses, when_killed=unreadable):
         images.append(facts)

@@ -13,7 +13,7 @@ from rich.text import Text
 from distrain.data.inspection.contact_sheet import Gallery, preview, printable
 from distrain.data.inspection.rules import SEVERITIES, Finding, Item
 from distrain.data.inspection.scan import WHOLE, Listing
-from distrain.data.inspection.statistics import QUANTILES, ChannelStatistics, Figures
+from distrain.data.inspection.statistics import QUANTILES, ChannelStatistics, ImageStatistics
 from distrain.messages import MEBIBYTE, counted
 from distrain.system.display import Heading, print_table
 from distrain.system.encoding import printable_name
@@ -76,7 +76,7 @@ def print_findings(console: Console, listing: Listing, findings: list[Finding], 
 
 
 def figures_as_json(
-    listing: Listing, figures: Figures, channels: ChannelStatistics | None, sheet: Path | None
+    listing: Listing, figures: ImageStatistics, channels: ChannelStatistics | None, sheet: Path | None
 ) -> dict[str, Any]:
     """Return all that `data info` measured."""
     quantiles = figures.quantiles().tolist() if figures.sizes else [None, None]
@@ -102,7 +102,9 @@ def figures_as_json(
     }
 
 
-def print_figures(console: Console, listing: Listing, figures: Figures, channels: ChannelStatistics | None) -> None:
+def print_figures(
+    console: Console, listing: Listing, figures: ImageStatistics, channels: ChannelStatistics | None
+) -> None:
     """Print the numbers of images by class and split, their sizes, and the channels' mean and deviation."""
     _print_classes(console, listing)
     formats = ", ".join(f"{name} {count:,}" for name, count in figures.formats.most_common())
@@ -201,7 +203,7 @@ def _print_classes(console: Console, listing: Listing) -> None:
     print_table(console, [Heading(listing.target), *splits, Heading("", 1)], rows)
 
 
-def _print_sizes(console: Console, figures: Figures) -> None:
+def _print_sizes(console: Console, figures: ImageStatistics) -> None:
     columns = ["smallest" if q == 0 else "largest" if q == 1 else f"{q:.0%}" for q in QUANTILES]
     headings = [Heading("pixels    "), *(Heading(column, is_right=True) for column in columns)]
     sizes = zip(("width", "height"), figures.quantiles().tolist(), strict=True)

@@ -37,7 +37,7 @@ _OTHER_FILES = (
 )
 
 
-class Trait(IntFlag):
+class ImageFlag(IntFlag):
     """What is worth telling of an image file."""
 
     UNREADABLE = 1
@@ -53,7 +53,7 @@ class Trait(IntFlag):
     UNNOTICED = 2048  # an image under a suffix that a training passes over
 
 
-BROKEN = Trait.UNREADABLE | Trait.NOT_AN_IMAGE
+BROKEN = ImageFlag.UNREADABLE | ImageFlag.NOT_AN_IMAGE
 
 
 class ImageFacts(NamedTuple):
@@ -78,14 +78,14 @@ def find_image(path: str) -> ImageFacts:
         return NO_IMAGE
     try:
         with Image.open(path) as image:
-            return ImageFacts(*image.size, Trait.UNNOTICED, NO_DIGEST, str(image.format))
+            return ImageFacts(*image.size, ImageFlag.UNNOTICED, NO_DIGEST, str(image.format))
     except Exception:  # noqa: BLE001 - whatever PIL stumbles over, it is no image
         return NO_IMAGE
 
 
 def unreadable(reason: str) -> ImageFacts:
     """Return the facts of a file that could not be read."""
-    return _broken(Trait.UNREADABLE, reason)
+    return _broken(ImageFlag.UNREADABLE, reason)
 
 
 def examine_image(path: str) -> ImageFacts:
@@ -94,46 +94,46 @@ def examine_image(path: str) -> ImageFacts:
         with open_picture(path) as file:
             head = file.read(64)
             if not head:
-                return _broken(Trait.UNREADABLE, "the file is empty")
+                return _broken(ImageFlag.UNREADABLE, "the file is empty")
             file.seek(0)
             with Image.open(file) as image:
-                traits = _traits(image, suffix_of(path))
-                reason = f"{image.format}, named {suffix_of(path)}" if traits & Trait.MISNAMED else ""
+                traits = _flags(image, suffix_of(path))
+                reason = f"{image.format}, named {suffix_of(path)}" if traits & ImageFlag.MISNAMED else ""
                 file.seek(0)
                 content = np.frombuffer(file.read(), np.uint8)
                 try:
                     pixels = decode(content)
                 except DecodeError as error:
-                    return ImageFacts(*image.size, traits | Trait.UNREADABLE, NO_DIGEST, str(error))
+                    return ImageFacts(*image.size, traits | ImageFlag.UNREADABLE, NO_DIGEST, str(error))
                 file.seek(0)
                 height, width, _ = pixels.shape
                 return ImageFacts(width, height, traits, _digest(image, pixels), reason)
     except UnidentifiedImageError:
         if head[:4] in TIFF_MARKS:
-            return _broken(Trait.UNREADABLE, UNREAD_TIFF)
+            return _broken(ImageFlag.UNREADABLE, UNREAD_TIFF)
         kind = next((words for start, words in _OTHER_FILES if head.lstrip().startswith(start)), "of no known format")
-        return _broken(Trait.NOT_AN_IMAGE, kind)
+        return _broken(ImageFlag.NOT_AN_IMAGE, kind)
     except FileNotFoundError:
-        return _broken(Trait.UNREADABLE, "a link to nothing" if os.path.islink(path) else "it does not exist")  # noqa: PTH114
+        return _broken(ImageFlag.UNREADABLE, "a link to nothing" if os.path.islink(path) else "it does not exist")  # noqa: PTH114
     except Exception as error:  # noqa: BLE001 - a broken file leads PIL to errors of every kind
-        return _broken(Trait.UNREADABLE, (isinstance(error, OSError) and error.strerror) or first_line(error))
+        return _broken(ImageFlag.UNREADABLE, (isinstance(error, OSError) and error.strerror) or first_line(error))
 
 
-def _traits(image: Image.Image, suffix: str) -> Trait:
+def _flags(image: Image.Image, suffix: str) -> ImageFlag:
     form, mode = str(image.format), image.mode
-    traits = Trait(0)
+    traits = ImageFlag(0)
     found = {
-        Trait.MISNAMED: bool(suffix) and form not in _FORMATS[suffix],
-        Trait.CMYK: mode == "CMYK",
-        Trait.DEEP: mode in _DEEP or _is_stored_deep(image),
-        Trait.ALPHA: image.has_transparency_data,
-        Trait.PALETTE: mode in {"P", "PA"} and form != "GIF",  # a GIF has one always
-        Trait.GREY: mode in {"1", "L", "LA", *_DEEP},
-        Trait.ANIMATED: form in {"GIF", "WEBP"} and getattr(image, "n_frames", 1) > 1,
-        Trait.ROTATED: image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9),
+        ImageFlag.MISNAMED: bool(suffix) and form not in _FORMATS[suffix],
+        ImageFlag.CMYK: mode == "CMYK",
+        ImageFlag.DEEP: mode in _DEEP or _is_stored_deep(image),
+        ImageFlag.ALPHA: image.has_transparency_data,
+        ImageFlag.PALETTE: mode in {"P", "PA"} and form != "GIF",  # a GIF has one always
+        ImageFlag.GREY: mode in {"1", "L", "LA", *_DEEP},
+        ImageFlag.ANIMATED: form in {"GIF", "WEBP"} and getattr(image, "n_frames", 1) > 1,
+        ImageFlag.ROTATED: image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9),
     }
     for trait, is_there in found.items():
-        traits |= trait if is_there else Trait(0)
+        traits |= trait if is_there else ImageFlag(0)
     return traits
 
 
@@ -162,5 +162,5 @@ def _hashed(mode: str, width: int, height: int, content: bytes | memoryview) -> 
     return digest.digest()
 
 
-def _broken(trait: Trait, reason: str) -> ImageFacts:
+def _broken(trait: ImageFlag, reason: str) -> ImageFacts:
     return ImageFacts(0, 0, trait, NO_DIGEST, re.sub(r"<_io\S+ name=.*>", "", reason).strip())

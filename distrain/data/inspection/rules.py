@@ -7,12 +7,12 @@ from typing import Literal
 
 import numpy as np
 
-from distrain.data.inspection.image_table import Indices, Ledger
-from distrain.data.inspection.probe_image import BROKEN, Trait
+from distrain.data.inspection.image_table import ImageTable, Indices
+from distrain.data.inspection.probe_image import BROKEN, ImageFlag
 from distrain.data.inspection.scan import Listing
 from distrain.data.layout.image_folder import TEST
 from distrain.data.layout.walk import IMAGE_SUFFIXES
-from distrain.data.sources.decoders import MOST_PIXELS
+from distrain.data.sources.decoders import MAX_PIXELS
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -61,7 +61,7 @@ class ImageItems:
             yield Item((self.listing.paths[index],), self.words(index))
 
 
-def find_faults(listing: Listing, images: Ledger, others: Ledger) -> list[Finding]:
+def run_checks(listing: Listing, images: ImageTable, others: ImageTable) -> list[Finding]:
     """Return all findings on a folder that was read, errors first."""
     found = [
         *_splits(listing),
@@ -119,14 +119,20 @@ def _splits(listing: Listing) -> Iterator[Finding]:
         yield Finding("note", "reading", note, "nothing if that is meant")
 
 
-def _broken(listing: Listing, images: Ledger) -> Iterator[Finding]:
-    kinds: list[tuple[Severity, str, Trait, str, str]] = [
-        ("error", "unreadable", Trait.UNREADABLE, "cannot be decoded; a training stops at them", "mend or remove them"),
-        ("error", "not-an-image", Trait.NOT_AN_IMAGE, "named as images and are none", "remove them"),
+def _broken(listing: Listing, images: ImageTable) -> Iterator[Finding]:
+    kinds: list[tuple[Severity, str, ImageFlag, str, str]] = [
+        (
+            "error",
+            "unreadable",
+            ImageFlag.UNREADABLE,
+            "cannot be decoded; a training stops at them",
+            "mend or remove them",
+        ),
+        ("error", "not-an-image", ImageFlag.NOT_AN_IMAGE, "named as images and are none", "remove them"),
         (
             "warning",
             "wrong-suffix",
-            Trait.MISNAMED,
+            ImageFlag.MISNAMED,
             "named as a format that they are not; a training reads them, other programs may not",
             "rename them, or save them anew",
         ),
@@ -160,7 +166,7 @@ def _classes(listing: Listing) -> Iterator[Finding]:
             yield Finding("warning", "missing-class", message, f"add some of their images to {place}", (*missing,))
 
 
-def _duplicates(listing: Listing, images: Ledger) -> Iterator[Finding]:
+def _duplicates(listing: Listing, images: ImageTable) -> Iterator[Finding]:
     """Tell groups of equal pictures apart: two classes, two splits, or neither; a group may be both of the first."""
     contradictory, leaking, repeated = list[Item](), list[Item](), list[Item]()
     for group in images.duplicates():
@@ -189,12 +195,12 @@ def _duplicates(listing: Listing, images: Ledger) -> Iterator[Finding]:
         yield Finding("warning", "duplicate", message, "keep one of each", (*repeated,))
 
 
-def _layout(listing: Listing, others: Ledger) -> Iterator[Finding]:
+def _layout(listing: Listing, others: ImageTable) -> Iterator[Finding]:
     lost = [path for path in listing.stray_files if _has_image_suffix(path)]
     if lost:
         message = f"{_number(lost, 'image')} beside the class folders; a training passes over them"
         yield Finding("warning", "stray-image", message, "move them into the folder of their class", _plain(lost))
-    indices = others.having(Trait.UNNOTICED)
+    indices = others.having(ImageFlag.UNNOTICED)
     if len(indices):
         items = tuple(Item((listing.others[int(i)],), others.reasons[int(i)]) for i in indices)
         message = f"{_number(items, 'image')} that a training passes over, for their suffix"
@@ -224,7 +230,7 @@ def _layout(listing: Listing, others: Ledger) -> Iterator[Finding]:
         yield Finding("note", "stray-file", message, "nothing if that is meant", _plain(rest))
 
 
-def _balance(listing: Listing, images: Ledger) -> Iterator[Finding]:
+def _balance(listing: Listing, images: ImageTable) -> Iterator[Finding]:
     """Count the training images that can be read, by class."""
     split = listing.splits.index(listing.training)
     counts = Counter({name: count for name, count in listing.counts()[listing.training].items() if count})
@@ -247,7 +253,7 @@ def _balance(listing: Listing, images: Ledger) -> Iterator[Finding]:
         yield Finding("warning", "imbalance", message, "add images to the small classes", items)
 
 
-def _sizes(listing: Listing, images: Ledger) -> Iterator[Finding]:
+def _sizes(listing: Listing, images: ImageTable) -> Iterator[Finding]:
     sizes = images.sizes().astype(np.int64)
     known = np.flatnonzero(sizes.all(axis=1))
     if not len(known):
@@ -263,7 +269,7 @@ def _sizes(listing: Listing, images: Ledger) -> Iterator[Finding]:
         ),
         (
             "huge",
-            known[(shorter * longer > HUGE_PIXELS) & (shorter * longer <= MOST_PIXELS)],
+            known[(shorter * longer > HUGE_PIXELS) & (shorter * longer <= MAX_PIXELS)],
             f"more than {HUGE_PIXELS // 1_000_000} megapixels; each takes long to decode",
             "save them smaller",
         ),
@@ -279,30 +285,30 @@ def _sizes(listing: Listing, images: Ledger) -> Iterator[Finding]:
             yield Finding("warning", kind, f"{_number(items, 'image')} {words}", advice, items)
 
 
-def _modes(listing: Listing, images: Ledger) -> Iterator[Finding]:
+def _modes(listing: Listing, images: ImageTable) -> Iterator[Finding]:
     fine = "nothing; a training reads all images as RGB"
     kinds = [
-        ("cmyk", Trait.CMYK, "in CMYK, the colours of print", "compare their colours with the others': data info"),
+        ("cmyk", ImageFlag.CMYK, "in CMYK, the colours of print", "compare their colours with the others': data info"),
         (
             "deep",
-            Trait.DEEP,
+            ImageFlag.DEEP,
             "with more than 8 bits a channel",
             "save them with 8 bits if they look wrong in data info",
         ),
         (
             "alpha",
-            Trait.ALPHA,
+            ImageFlag.ALPHA,
             "with transparency, which a training shows over white",
             "save them on another background if that matters",
         ),
-        ("palette", Trait.PALETTE, "with a palette", fine),
-        ("rotated", Trait.ROTATED, "turned by an EXIF tag", "nothing; a training turns them upright"),
-        ("animated", Trait.ANIMATED, "with several frames", "save the frames that matter as images of their own"),
+        ("palette", ImageFlag.PALETTE, "with a palette", fine),
+        ("rotated", ImageFlag.ROTATED, "turned by an EXIF tag", "nothing; a training turns them upright"),
+        ("animated", ImageFlag.ANIMATED, "with several frames", "save the frames that matter as images of their own"),
     ]
     for kind, trait, words, advice in kinds:
         if items := _items(listing, images.having(trait)):
             yield Finding("note", kind, f"{_number(items, 'image')} {words}", advice, items)
-    grey = images.having(Trait.GREY)
+    grey = images.having(ImageFlag.GREY)
     num_read = len(listing.paths) - len(images.having(BROKEN))
     if 0 < len(grey) < num_read:
         message = f"{_number(grey, 'image')} of {num_read:,} without colour, among images in colour"

@@ -12,11 +12,11 @@ from PIL import ExifTags, Image
 
 from distrain.data.inspection.open_image import is_packed_address, num_bytes, open_picture
 from distrain.data.inspection.scan import Listing
-from distrain.data.inspection.worker_pool import Readers
+from distrain.data.inspection.worker_pool import DecodePool
 from distrain.data.sources.decoders import DecodeError, decode
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
-MOST_SAMPLED = 5_000  # images; the mean of a channel is then off by 0.002 or so (means of photographs differ by 0.12)
+MAX_SAMPLED = 5_000  # images; the mean of a channel is then off by 0.002 or so (means of photographs differ by 0.12)
 FLOAT_LEVELS = np.arange(256) / 255
 
 Moments: TypeAlias = NDArray[np.float64]
@@ -32,7 +32,7 @@ class Measures(NamedTuple):
 
 
 @dataclass
-class Figures:
+class ImageStatistics:
     """All files of a folder: `sizes` has width and height of the readable ones in turn."""
 
     sizes: "array[int]" = field(default_factory=lambda: array("I"))
@@ -61,9 +61,9 @@ class ChannelStatistics:
     num_images: int
 
 
-def measure(readers: Readers, listing: Listing, *, advance: Callable[[], None]) -> Figures:
+def measure(readers: DecodePool, listing: Listing, *, advance: Callable[[], None]) -> ImageStatistics:
     """Read the header of every image; `advance` is called after each."""
-    figures = Figures()
+    figures = ImageStatistics()
     addresses = map(listing.address, range(len(listing.paths)))
     for found in readers.read(measure_image, addresses, when_killed=lambda _: Measures(0, 0, "", 0)):
         figures.num_bytes += found.num_bytes
@@ -76,7 +76,7 @@ def measure(readers: Readers, listing: Listing, *, advance: Callable[[], None]) 
     return figures
 
 
-def measure_channels(readers: Readers, listing: Listing, *, advance: Callable[[], None]) -> ChannelStatistics | None:
+def measure_channels(readers: DecodePool, listing: Listing, *, advance: Callable[[], None]) -> ChannelStatistics | None:
     """Return mean and deviation over training images, evenly spread over the classes; None where none can be read.
 
     Every image weighs the same, whatever its size: a training makes all of them one size.
@@ -95,9 +95,9 @@ def measure_channels(readers: Readers, listing: Listing, *, advance: Callable[[]
 
 
 def sample_indices(listing: Listing) -> list[int]:
-    """Return up to `MOST_SAMPLED` indices of training images, at even distances in the list, which is by class."""
+    """Return up to `MAX_SAMPLED` indices of training images, at even distances in the list, which is by class."""
     training = np.flatnonzero(np.array(listing.split_of, np.uint8) == listing.splits.index(listing.training))
-    places = np.linspace(0, len(training) - 1, min(MOST_SAMPLED, len(training))).round().astype(np.int64)
+    places = np.linspace(0, len(training) - 1, min(MAX_SAMPLED, len(training))).round().astype(np.int64)
     chosen: list[int] = training[places].tolist()
     return chosen
 

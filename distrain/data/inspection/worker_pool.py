@@ -18,7 +18,7 @@ Facts = TypeVar("Facts")
 Read = Callable[[str], Facts]
 
 
-class Readers:
+class DecodePool:
     """A fixed number of processes that read files."""
 
     def __init__(self, processes: Isolated[tuple[Read[Any], str], Any]) -> None:
@@ -36,7 +36,7 @@ class Readers:
 
 
 @contextmanager
-def reading_processes(count: int, *, has_pngs: bool = False) -> Iterator[Readers]:
+def reading_processes(count: int, *, has_pngs: bool = False) -> Iterator[DecodePool]:
     """Start `count` processes that read; they end with the block, at once if it ends with an error or Ctrl-C."""
     if has_pngs:  # for these alone it may load torch
         load_decoders()
@@ -45,7 +45,7 @@ def reading_processes(count: int, *, has_pngs: bool = False) -> Iterator[Readers
     processes = Isolated(_read, count, begin=_begin)  # before a progress bar has started a thread
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        yield Readers(processes)
+        yield DecodePool(processes)
     finally:
         processes.close()
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distrain.config import Data
-from distrain.data.loading.sampler import Places, Sampler
+from distrain.data.loading.sampler import EpochOrder, Sampler
 from distrain.data.sources.base import Source, is_read_in_order
 from distrain.data.sources.class_counts import class_counts, read_labels
 from distrain.errors import DataError
@@ -24,26 +24,26 @@ def build_sampler(config: Data, source: Source, *, seed: int) -> Sampler:
     num_samples = len(source)
     if is_read_in_order(source):
         _check_stream_is_read_as_it_comes(config)
-        return partial(stream_places, num_samples=num_samples)
+        return partial(stream_order, num_samples=num_samples)
     num_drawn = -(-num_samples // config.repeats)
-    sampler: Sampler = partial(uniform_places, num_samples=num_samples, num_drawn=num_drawn, seed=seed)
+    sampler: Sampler = partial(uniform_order, num_samples=num_samples, num_drawn=num_drawn, seed=seed)
     if config.sampling == "balanced":
         _check_no_class_is_empty(source)
         labels, num_classes = read_labels(source), len(source.classes)
-        sampler = partial(balanced_places, labels=labels, num_classes=num_classes, num_drawn=num_drawn, seed=seed)
+        sampler = partial(balanced_order, labels=labels, num_classes=num_classes, num_drawn=num_drawn, seed=seed)
     if config.repeats == 1:
         return sampler
-    return partial(repeated_places, sampler=sampler, repeats=config.repeats, num_positions=num_samples)
+    return partial(repeated_order, sampler=sampler, repeats=config.repeats, num_positions=num_samples)
 
 
-def uniform_places(epoch: int, *, num_samples: int, num_drawn: int | None = None, seed: int) -> Places:
+def uniform_order(epoch: int, *, num_samples: int, num_drawn: int | None = None, seed: int) -> EpochOrder:
     """Return all samples of an epoch once each, in an order drawn for it; only the first `num_drawn` if given."""
-    return Places(permutation(seed, epoch, num_samples)[:num_drawn])
+    return EpochOrder(permutation(seed, epoch, num_samples)[:num_drawn])
 
 
-def balanced_places(
+def balanced_order(
     epoch: int, *, labels: NDArray[np.int64], num_classes: int, num_drawn: int | None = None, seed: int
-) -> Places:
+) -> EpochOrder:
     """Return an epoch in which the classes stand equally often; `labels` int64[n], every class among them.
 
     Each class has the floor or the ceiling of `num_drawn` (n if not given) / `num_classes` positions, and which stands
@@ -67,10 +67,10 @@ def balanced_places(
     indices, copies = np.empty(num_drawn, dtype=np.int64), np.empty(num_drawn, dtype=np.int64)
     indices[positions] = samples[np.repeat(np.cumsum(counts) - counts, quotas) + places]
     copies[positions] = rounds
-    return Places(indices, copies)
+    return EpochOrder(indices, copies)
 
 
-def repeated_places(epoch: int, *, sampler: Sampler, repeats: int, num_positions: int) -> Places:
+def repeated_order(epoch: int, *, sampler: Sampler, repeats: int, num_positions: int) -> EpochOrder:
     """Return `num_positions` in which each sample that `sampler` draws stands `repeats` times in a row.
 
     Repeated augmentation: Hoffer et al., "Augment your batch: improving generalization through instance repetition",
@@ -79,12 +79,12 @@ def repeated_places(epoch: int, *, sampler: Sampler, repeats: int, num_positions
     drawn = sampler(epoch)
     rank, copy = np.divmod(np.arange(num_positions), repeats)
     before = 0 if drawn.copies is None else drawn.copies[rank] * repeats
-    return Places(drawn.indices[rank], before + copy)
+    return EpochOrder(drawn.indices[rank], before + copy)
 
 
-def stream_places(epoch: int, *, num_samples: int) -> Places:
+def stream_order(epoch: int, *, num_samples: int) -> EpochOrder:
     """Return the samples of a stream as they come; they are numbered through all epochs, as `Stream` reads them."""
-    return Places(np.arange(epoch * num_samples, (epoch + 1) * num_samples, dtype=np.int64))
+    return EpochOrder(np.arange(epoch * num_samples, (epoch + 1) * num_samples, dtype=np.int64))
 
 
 def _check_no_class_is_empty(source: Source) -> None:

@@ -15,8 +15,8 @@ import torch
 from distrain.data.loading.processes import Note, read_in_processes
 from distrain.data.loading.sampler import MicroBatch
 from distrain.data.loading.threads import ReadSample, Sample, read_in_threads
-from distrain.data.sources.base import Batch, DatasetSource, Empty, Source, TensorSource, room_for, stack_targets
-from distrain.data.sources.cached import MOST_HELD_BYTES, HeldSource
+from distrain.data.sources.base import Allocator, Batch, DatasetSource, Source, TensorSource, empty_batch, stack_targets
+from distrain.data.sources.cached import MAX_CACHED_BYTES, CachedSource
 from distrain.data.transforms.pipeline import DrawnTransforms, Transforms
 from distrain.errors import DataError, RecipeError
 from distrain.global_rng import seed_generators
@@ -66,7 +66,7 @@ class BatchReader:
         return self.source.is_thread_safe and (self.transforms is None or self.transforms.is_thread_safe)
 
     def read(
-        self, micro_batch: MicroBatch, empty: Empty = torch.empty, note: Note | None = None
+        self, micro_batch: MicroBatch, empty: Allocator = torch.empty, note: Note | None = None
     ) -> "Batch | DataError":
         """Return the batch; a `DataError` is returned, not raised, so that it comes at its turn.
 
@@ -128,11 +128,11 @@ class BatchReader:
             f"{self.source.describe(index)} cannot be transformed ({reason}); change augment.train or .eval"
         )
 
-    def _read_each(self, micro_batch: MicroBatch, empty: Empty, note: Note) -> Batch:
+    def _read_each(self, micro_batch: MicroBatch, empty: Allocator, note: Note) -> Batch:
         read, indices, count = self.begin(micro_batch), micro_batch.indices.tolist(), len(micro_batch.indices)
         note(indices[0])
         first, target = read(0, None)
-        images, targets = room_for(first, count, empty), [target]
+        images, targets = empty_batch(first, count, empty), [target]
         places = images.unbind()
         places[0].copy_(first)
         for position in range(1, count):
@@ -299,11 +299,11 @@ def _ignore(_: int) -> None:
     """Note nothing: here whoever reads a sample knows which one it is."""
 
 
-def _is_in_memory(source: Source) -> TypeGuard[TensorSource | HeldSource]:
+def _is_in_memory(source: Source) -> TypeGuard[TensorSource | CachedSource]:
     """Whether all images are at hand; those of a large file come from its disk, and are better read ahead."""
     if isinstance(source, TensorSource):
-        return not source.is_mapped or source.images.nbytes <= MOST_HELD_BYTES
-    return isinstance(source, HeldSource)
+        return not source.is_mapped or source.images.nbytes <= MAX_CACHED_BYTES
+    return isinstance(source, CachedSource)
 
 
 def _put(images: torch.Tensor, targets: torch.Tensor, device: torch.device) -> Batch:

@@ -28,18 +28,18 @@ from numpy.typing import NDArray
 
 from distrain.data.loading.isolation import ending, live_for_parent, portable
 from distrain.data.loading.sampler import MicroBatch
-from distrain.data.sources.base import Batch, Empty
+from distrain.data.sources.base import Allocator, Batch
 from distrain.errors import DataError
 from distrain.system.exits import as_exception
 
 BATCHES_AHEAD = 2  # of each process: one that is read, one that waits for it
-SPARE_ROOMS = 3  # for batches that were handed over and are not used up: trained on, and copied to a GPU
+SPARE_SLOTS = 3  # for batches that were handed over and are not used up: trained on, and copied to a GPU
 _LAST_BATCH_S = 5.0  # a process that is longer at its last batch is killed
 
 _NO_SAMPLE = -1
 
 Note = Callable[[int], None]  # is told the index of each sample before it is read
-ReadBatch = Callable[[MicroBatch, Empty, Note], "Batch | DataError"]  # images are best made with `Empty`
+ReadBatch = Callable[[MicroBatch, Allocator, Note], "Batch | DataError"]  # images are best made with `Allocator`
 
 
 def read_in_processes(
@@ -89,11 +89,11 @@ class _Memory:
         """Return an uninitialised tensor that lies at its start."""
         return torch.from_numpy(self.first(math.prod(shape) * dtype.itemsize)).view(dtype).view(shape)
 
-    def put(self, tensor: torch.Tensor) -> "_Layout":
+    def put(self, tensor: torch.Tensor) -> "_TensorLayout":
         """See to it that a tensor lies at its start, and return how."""
         if tensor.data_ptr() != self._mapped.ctypes.data:
             tensor = self.empty(tuple(tensor.shape), dtype=tensor.dtype).copy_(tensor)
-        return _Layout(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        return _TensorLayout(tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
     def close(self) -> None:
         """Give it back, but for what still is in use."""
@@ -102,7 +102,7 @@ class _Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
+class _TensorLayout:
     """How a tensor lies in memory, from its start on and without gaps."""
 
     shape: tuple[int, ...]
@@ -118,15 +118,15 @@ class _Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class _Response:
     """A batch that was read into a room."""
 
-    room: int
-    images: _Layout
-    targets: _Layout
+    slot: int
+    images: _TensorLayout
+    targets: _TensorLayout
 
 
-class _Room:
+class _BatchSlot:
     """The place of one batch."""
 
     def __init__(self) -> None:
@@ -147,8 +147,8 @@ class _Workers:
         self._describe = describe
         self._samples = np.frombuffer(mmap.mmap(-1, 8 * num_processes), np.int64)  # that each reads; shared with them
         self._samples[:] = _NO_SAMPLE
-        self._rooms = [_Room() for _ in range(BATCHES_AHEAD * num_processes + SPARE_ROOMS)]
-        self._free = deque(range(len(self._rooms)))
+        self._slots = [_BatchSlot() for _ in range(BATCHES_AHEAD * num_processes + SPARE_SLOTS)]
+        self._free = deque(range(len(self._slots)))
         self._pipes: list[Connection] = []
         self._processes: list[BaseProcess] = []
 
@@ -159,18 +159,18 @@ class _Workers:
         try:
             self._pipes[number].send((self._free.popleft(), micro_batch))
         except OSError:
-            raise self._death(number) from None
+            raise self._worker_died(number) from None
 
     def take(self, number: int) -> "Batch | DataError":
         """Wait for the oldest request to a process, and return its batch; raises what was raised there."""
         try:
             answer = self._pipes[number].recv()
         except (EOFError, OSError):
-            raise self._death(number) from None
-        if isinstance(answer, _Answer):
+            raise self._worker_died(number) from None
+        if isinstance(answer, _Response):
             return self._batch(answer)
-        room, error = answer
-        self._free.append(room)
+        slot, error = answer
+        self._free.append(slot)
         if isinstance(error, DataError):
             return error
         raise error
@@ -185,29 +185,29 @@ class _Workers:
             if process.is_alive():
                 process.kill()
                 process.join()
-        for room in self._rooms:
-            room.close()
-        self._rooms = []
+        for slot in self._slots:
+            slot.close()
+        self._slots = []
 
     def _start(self) -> None:
         context = multiprocessing.get_context("fork")
         ours, theirs = context.Pipe()
         self._pipes.append(ours)
         note = partial(self._samples.__setitem__, len(self._processes))
-        arguments = (self._read, self._rooms, theirs, tuple(self._pipes), note)
+        arguments = (self._read, self._slots, theirs, tuple(self._pipes), note)
         process = context.Process(target=_work, args=arguments, name="distrain-loader", daemon=True)
         process.start()
         self._processes.append(process)
         theirs.close()  # so that the end of the process is the end of what comes from it
 
-    def _batch(self, answer: _Answer) -> Batch:
-        room, number = self._rooms[answer.room], answer.room
-        images = answer.images.of(room.images, when_free=lambda: self._free.append(number))
+    def _batch(self, answer: _Response) -> Batch:
+        slot, number = self._slots[answer.slot], answer.slot
+        images = answer.images.of(slot.images, when_free=lambda: self._free.append(number))
         if not self._free:  # so many batches are held by who took them that none could be read after this one
             images = images.clone()
-        return images, answer.targets.of(room.targets).clone()
+        return images, answer.targets.of(slot.targets).clone()
 
-    def _death(self, number: int) -> RuntimeError:
+    def _worker_died(self, number: int) -> RuntimeError:
         process = self._processes[number]
         process.join(_LAST_BATCH_S)
         how = ending(process.exitcode)
@@ -218,7 +218,9 @@ class _Workers:
         return RuntimeError(f"loader process {process.pid} {how}{at}")
 
 
-def _work(read: ReadBatch, rooms: list[_Room], pipe: Connection, of_others: tuple[Connection, ...], note: Note) -> None:
+def _work(
+    read: ReadBatch, slots: list[_BatchSlot], pipe: Connection, of_others: tuple[Connection, ...], note: Note
+) -> None:
     """Answer requests until the other end closes: what a loader process does."""
     for other in of_others:
         other.close()
@@ -227,19 +229,19 @@ def _work(read: ReadBatch, rooms: list[_Room], pipe: Connection, of_others: tupl
     with suppress(EOFError, OSError):  # whom it reads for wants no more, or is gone
         while True:
             number, micro_batch = pipe.recv()
-            answer = _answer(read, rooms[number], number, micro_batch, note)
+            answer = _respond(read, slots[number], number, micro_batch, note)
             note(_NO_SAMPLE)
             pipe.send(answer)
 
 
-def _answer(
-    read: ReadBatch, room: _Room, number: int, micro_batch: MicroBatch, note: Note
-) -> _Answer | tuple[int, Exception]:
+def _respond(
+    read: ReadBatch, slot: _BatchSlot, number: int, micro_batch: MicroBatch, note: Note
+) -> _Response | tuple[int, Exception]:
     try:
-        found = read(micro_batch, room.images.empty, note)
+        found = read(micro_batch, slot.images.empty, note)
         if isinstance(found, DataError):
             return number, found
         images, targets = found
-        return _Answer(number, room.images.put(images), room.targets.put(targets))
+        return _Response(number, slot.images.put(images), slot.targets.put(targets))
     except BaseException as error:  # noqa: BLE001 - also an exit: it is raised where the batch is asked for
         return number, portable(as_exception(error), where="a loader process")

@@ -31,7 +31,7 @@ class MicroBatch:
 
 
 @dataclass(frozen=True)
-class Places:
+class EpochOrder:
     """The samples of an epoch by position: `indices` int64[n], and `copies` int64[n], as a `MicroBatch` has them."""
 
     indices: NDArray[np.int64]
@@ -43,11 +43,11 @@ class Places:
         return MicroBatch(self.indices[start:stop], epoch, copies)
 
 
-Sampler = Callable[[int], Places]  # draws the epoch of that number, always the same
+Sampler = Callable[[int], EpochOrder]  # draws the epoch of that number, always the same
 
 
 @dataclass(frozen=True)
-class Window:
+class GlobalBatch:
     """One optimizer step: its samples over all ranks, and the micro-batches of it that this rank takes."""
 
     num_samples: int
@@ -55,7 +55,7 @@ class Window:
     own: range
 
     @property
-    def num_pieces(self) -> int:
+    def num_micro_batches(self) -> int:
         """The number of micro-batches."""
         return len(self.ranges)
 
@@ -65,7 +65,7 @@ class Window:
         return [stop - start for start, stop in self.ranges]
 
 
-class TrainOrder:
+class TrainSampler:
     """The training samples of one rank, step by step: a pure function of the step, as `sampler` is of the epoch."""
 
     def __init__(self, *, num_samples: int, sampler: Sampler, batching: Batching, drop_last: bool, rank: int) -> None:
@@ -76,11 +76,11 @@ class TrainOrder:
         self.rank = rank
         self._sampler = sampler
         self._draw = lru_cache(maxsize=1)(sampler)  # of the epoch that is being read
-        self._full = self._window(size)
+        self._full = self._global_batch(size)
         tail = num_samples - (self.steps_per_epoch - 1) * size
-        self._last = self._full if tail >= size else self._window(tail)
+        self._last = self._full if tail >= size else self._global_batch(tail)
 
-    def window(self, step: int) -> Window:
+    def global_batch(self, step: int) -> GlobalBatch:
         """Return what step `step`, counted from 0 over the whole run, trains on."""
         return self._last if (step + 1) % self.steps_per_epoch == 0 else self._full
 
@@ -89,31 +89,31 @@ class TrainOrder:
         for step in steps:
             epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
             places = self._draw(epoch)
-            window = self.window(step)
+            global_batch = self.global_batch(step)
             start = step_in_epoch * self.batching.global_batch_size
-            for piece in window.own:
-                begin, end = window.ranges[piece]
+            for piece in global_batch.own:
+                begin, end = global_batch.ranges[piece]
                 yield places.micro_batch(start + begin, start + end, epoch)
 
     @property
-    def windows(self) -> tuple[Window, ...]:
+    def global_batches(self) -> tuple[GlobalBatch, ...]:
         """The one or two kinds of steps of an epoch: all but the last one, and the last one."""
         return (self._last,) if self.steps_per_epoch == 1 else (self._full, self._last)
 
     def first_micro_batch(self) -> MicroBatch:
         """Return this rank's first micro-batch of step 0, or that of rank 0 where this rank has none."""
-        window = self.window(0)
-        begin, end = window.ranges[window.own.start if window.own else 0]
+        global_batch = self.global_batch(0)
+        begin, end = global_batch.ranges[global_batch.own.start if global_batch.own else 0]
         return self._draw(0).micro_batch(begin, end, 0)
 
     def samples(self, step: int, pieces: Iterable[int] | None = None) -> NDArray[np.int64]:
         """Return the samples of a step over all ranks, int64[n]; of some of its micro-batches only where given."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        window, start = self.window(step), step_in_epoch * self.batching.global_batch_size
-        indices = self._draw(epoch).indices[start : start + window.num_samples]
+        global_batch, start = self.global_batch(step), step_in_epoch * self.batching.global_batch_size
+        indices = self._draw(epoch).indices[start : start + global_batch.num_samples]
         if pieces is None:
             return indices
-        return np.concatenate([indices[slice(*window.ranges[piece])] for piece in pieces])
+        return np.concatenate([indices[slice(*global_batch.ranges[piece])] for piece in pieces])
 
     def steps_with(self, samples: Sequence[int], epoch: int) -> list[int]:
         """Return the steps of an epoch that train on any of `samples`."""
@@ -121,9 +121,9 @@ class TrainOrder:
         steps = np.unique(positions // self.batching.global_batch_size)
         return (epoch * self.steps_per_epoch + steps[steps < self.steps_per_epoch]).tolist()  # type: ignore[no-any-return]
 
-    def _window(self, num_samples: int) -> Window:
+    def _global_batch(self, num_samples: int) -> GlobalBatch:
         ranges = tuple(self.batching.cut(num_samples))
-        return Window(num_samples, ranges, self.batching.deal(len(ranges), self.rank))
+        return GlobalBatch(num_samples, ranges, self.batching.deal(len(ranges), self.rank))
 
 
 def evaluation_order(*, num_samples: int, batch_size: int, rank: int, world_size: int) -> list[MicroBatch]:

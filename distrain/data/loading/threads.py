@@ -13,11 +13,11 @@ from queue import SimpleQueue
 import torch
 
 from distrain.data.loading.sampler import MicroBatch
-from distrain.data.sources.base import room_for
+from distrain.data.sources.base import empty_batch
 from distrain.system.exits import LOADER_THREADS
 from distrain.tensors.devices import use_device
 
-LEAST_BATCHES_AHEAD = 2
+MIN_BATCHES_AHEAD = 2
 SAMPLES_AHEAD = 4  # of each thread, where batches are so small that two of them are fewer
 
 Sample = tuple[torch.Tensor, int | torch.Tensor]
@@ -40,18 +40,18 @@ def read_in_threads(
     What went wrong is then found, in the order of the samples, by reading the micro-batch here once more. Close it when
     no more are wanted: that ends the threads, each after the sample at which it is.
     """
-    tasks: SimpleQueue[tuple[BatchInMaking, int] | None] = SimpleQueue()
+    tasks: SimpleQueue[tuple[PendingBatch, int] | None] = SimpleQueue()
     is_over = threading.Event()
     threads = _start(tasks, is_over, num_threads, device)
-    ahead: deque[BatchInMaking] = deque()
+    ahead: deque[PendingBatch] = deque()
     upcoming = iter(micro_batches)
     try:
         while True:
-            while len(ahead) < LEAST_BATCHES_AHEAD or sum(map(len, ahead)) < SAMPLES_AHEAD * num_threads:
+            while len(ahead) < MIN_BATCHES_AHEAD or sum(map(len, ahead)) < SAMPLES_AHEAD * num_threads:
                 micro_batch = next(upcoming, None)
                 if micro_batch is None:
                     break
-                ahead.append(BatchInMaking(micro_batch, begin(micro_batch), pin_memory=device.type == "cuda"))
+                ahead.append(PendingBatch(micro_batch, begin(micro_batch), pin_memory=device.type == "cuda"))
                 for position in range(len(micro_batch.indices)):
                     tasks.put((ahead[-1], position))
             if not ahead:
@@ -66,7 +66,7 @@ def read_in_threads(
             thread.join()
 
 
-class BatchInMaking:
+class PendingBatch:
     """A micro-batch that threads fill, sample by sample; the first image to come decides what all must be like."""
 
     def __init__(self, micro_batch: MicroBatch, read: ReadSample, *, pin_memory: bool) -> None:
@@ -91,7 +91,7 @@ class BatchInMaking:
             place = None if self._places is None else self._places[position]
             image, self._targets[position] = self._read(position, place)
             if place is None:
-                place = self._make_room_for(image)[position]
+                place = self._allocate(image)[position]
             if image.shape != place.shape or image.dtype != place.dtype:
                 self._is_spoilt = True
             elif image is not place:
@@ -108,16 +108,16 @@ class BatchInMaking:
         self._is_done.wait()
         return None if self._is_spoilt or self._images is None else (self._images, self._targets)
 
-    def _make_room_for(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _allocate(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with self._lock:
             if self._places is None:
-                self._images = room_for(image, len(self), self._empty)
+                self._images = empty_batch(image, len(self), self._empty)
                 self._places = self._images.unbind()
             return self._places
 
 
 def _start(
-    tasks: "SimpleQueue[tuple[BatchInMaking, int] | None]",
+    tasks: "SimpleQueue[tuple[PendingBatch, int] | None]",
     is_over: threading.Event,
     num_threads: int,
     device: torch.device,

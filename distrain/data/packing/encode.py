@@ -12,7 +12,7 @@ from distrain.data.sources.decoders import DecodeError, is_upright_jpeg
 from distrain.data.sources.files import decode, unreadable
 from distrain.errors import DataError
 
-_LONGEST_SIDE = 65_500  # of a JPEG, as libjpeg writes it
+_MAX_SIDE = 65_500  # of a JPEG, as libjpeg writes it
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,10 @@ def _resize(image: torch.Tensor, size: int, *, is_square: bool) -> torch.Tensor:
 def _encode(image: torch.Tensor, quality: int, name: str) -> Bytes:
     if image.shape[0] not in (1, 3):
         raise DataError(f"{name} has {image.shape[0]} channels, and a JPEG has 1 or 3; take --format pixels")
-    if max(image.shape) > _LONGEST_SIDE:
+    if max(image.shape) > _MAX_SIDE:
         size = f"{image.shape[2]}x{image.shape[1]}"
         raise BrokenImageError(
-            f"image {name} has {size} pixels, and a JPEG at most {_LONGEST_SIDE:,} on a side; save it smaller"
+            f"image {name} has {size} pixels, and a JPEG at most {_MAX_SIDE:,} on a side; save it smaller"
         )
     pixels = image.permute(1, 2, 0).contiguous().numpy()
     stream = io.BytesIO()

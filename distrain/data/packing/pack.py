@@ -40,7 +40,7 @@ from distrain.messages import MEBIBYTE
 from distrain.runs.directory import sync
 
 SHARD_BYTES = 2**30
-MOST_SHARDS = 256  # of a split, about: a process that reads it holds a file open for each
+MAX_SHARDS = 256  # of a split, about: a process that reads it holds a file open for each
 
 
 class Progress(Protocol):
@@ -93,7 +93,7 @@ def pack_dataset(
         estimates = {split: estimate_bytes(origin, form, jobs=jobs) for split, origin in origins.items()}
         begun = Begun(
             form=form,
-            shard_bytes=max(SHARD_BYTES, max(estimates.values()) // MOST_SHARDS),
+            shard_bytes=max(SHARD_BYTES, max(estimates.values()) // MAX_SHARDS),
             source=config.source,
             path=config.path,
         )

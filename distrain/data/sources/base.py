@@ -245,7 +245,7 @@ class DatasetSource:
         return int(tensor) if self.target == "class" else tensor
 
 
-class PartSource:
+class SubsetSource:
     """Some samples of another source, by their `indices` int64 [n] in it."""
 
     def __init__(self, source: Source, indices: torch.Tensor) -> None:
@@ -278,11 +278,11 @@ class PartSource:
         return hashlib.sha256(self._source.fingerprint().encode() + self._indices.numpy().tobytes()).hexdigest()
 
 
-def take(source: Source, indices: torch.Tensor) -> Source:
+def subset(source: Source, indices: torch.Tensor) -> Source:
     """Return the samples of a source that `indices` int64 [n] name, in that order."""
     if isinstance(source, TensorSource) and not source.is_mapped:
         return TensorSource(source.images[indices], source.targets[indices], source.classes, target=source.target)
-    return PartSource(source, indices)
+    return SubsetSource(source, indices)
 
 
 def is_read_in_order(source: Source) -> bool:
@@ -295,7 +295,7 @@ def target_at(targets: torch.Tensor, index: int) -> int | torch.Tensor:
     return int(targets.numpy()[index]) if targets.ndim == 1 else targets[index]
 
 
-class Empty(Protocol):
+class Allocator(Protocol):
     """What makes uninitialised tensors, as `torch.empty` does, and where it does."""
 
     def __call__(self, shape: tuple[int, ...], /, *, dtype: torch.dtype) -> torch.Tensor:
@@ -303,7 +303,7 @@ class Empty(Protocol):
         ...
 
 
-def room_for(image: torch.Tensor, count: int, empty: Empty = torch.empty) -> torch.Tensor:
+def empty_batch(image: torch.Tensor, count: int, empty: Allocator = torch.empty) -> torch.Tensor:
     """Return empty images [count, channels, height, width], in memory in the order of `image`, so none is rearranged.
 
     A batch of decoded images has its channels last; `Normalize` sees to it that the network's input has not.

@@ -18,13 +18,13 @@ from distrain.global_rng import seed_generators
 from distrain.messages import MEBIBYTE, counted
 from distrain.rng import Purpose
 
-MOST_HELD_BYTES = 2**30  # of a split, where data.hold=auto
-_MOST_PROCESSES = 8  # more hardly read more: one collects what they give
+MAX_CACHED_BYTES = 2**30  # of a split, where data.hold=auto
+_MAX_PROCESSES = 8  # more hardly read more: one collects what they give
 
 log = logging.getLogger(__name__)
 
 
-class HeldSource:
+class CachedSource:
     """The samples of another source with their `images` held, uint8 [n, channels, height, width] on the CPU.
 
     All words and digests are the other's: it makes no difference to a training which of the two it reads.
@@ -57,7 +57,7 @@ class HeldSource:
         return self._source.fingerprint()
 
 
-def hold(
+def cache(
     source: Source,
     how: Literal["auto", "always", "never"],
     *,
@@ -66,9 +66,9 @@ def hold(
     num_processes: int,
     seed: int = 0,
 ) -> Source:
-    """Return the samples of a split held in memory where `data.hold` says so, else the source as it is.
+    """Return the samples of a split held in memory where `data.cache` says so, else the source as it is.
 
-    `auto` holds images of one size, seen while decoding, whose reading is decoding, that take `MOST_HELD_BYTES` at
+    `auto` holds images of one size, seen while decoding, whose reading is decoding, that take `MAX_CACHED_BYTES` at
     most and are read more than once in `epochs`. Every process holds images of its own: a machine with 8 processes
     takes 8 times their bytes. Raises `DataError` for an image that cannot be read, and where `always` asks for images
     that differ in size; `RecipeError` where it asks for a stream.
@@ -81,11 +81,11 @@ def hold(
         return source
     started = time.perf_counter()
     first, _ = source.read(0)
-    if how == "auto" and first.nbytes * len(source) > MOST_HELD_BYTES:
+    if how == "auto" and first.nbytes * len(source) > MAX_CACHED_BYTES:
         return source
     if how == "auto" and source.read(len(source) // 2)[0].shape != first.shape:  # photographs: no process is started
         return source
-    num_processes = min(num_processes, _MOST_PROCESSES) if source.is_thread_safe else 1
+    num_processes = min(num_processes, _MAX_PROCESSES) if source.is_thread_safe else 1
     try:
         load_decoders()
         held = _decode(source, first, num_processes=num_processes, seed=seed)
@@ -105,7 +105,7 @@ class _UnlikeError(Exception):
     """An image cannot be held with the others."""
 
 
-def _decode(source: Source, first: torch.Tensor, *, num_processes: int, seed: int) -> HeldSource:
+def _decode(source: Source, first: torch.Tensor, *, num_processes: int, seed: int) -> CachedSource:
     if first.dtype != torch.uint8:
         raise _UnlikeError(f"{source.describe(0)} is of {first.dtype}, and bytes are held")
     images, targets = torch.empty((len(source), *first.shape), dtype=torch.uint8), list[int | torch.Tensor]()
@@ -132,4 +132,4 @@ def _decode(source: Source, first: torch.Tensor, *, num_processes: int, seed: in
                 raise DataError(f"{source.describe(index)} cannot be read ({sample}); mend or remove it")
             places[index], target = sample
             targets.append(target if isinstance(target, int) else torch.from_numpy(target))
-    return HeldSource(source, images, stack_targets(targets))
+    return CachedSource(source, images, stack_targets(targets))

@@ -11,7 +11,7 @@ from distrain.data.sources.base import Source
 from distrain.errors import DataError
 
 
-class UnionSource:
+class ConcatSource:
     """The samples of several sources, one after the other, with the outputs `classes`, found by their names.
 
     A class is renumbered; a label that a source does not name is one that its samples do not have.
@@ -68,7 +68,7 @@ class UnionSource:
         return spread
 
 
-def unite(parts: Sequence[dict[str, Source]]) -> dict[str, Source]:
+def concat(parts: Sequence[dict[str, Source]]) -> dict[str, Source]:
     """Unite the splits of several sources; those of the first keep their numbers, others' classes come after them.
 
     Raises `DataError` where a source's val has other classes than its train, where the kinds of targets differ, or
@@ -87,7 +87,7 @@ def unite(parts: Sequence[dict[str, Source]]) -> dict[str, Source]:
         if kinds[0] == "values" and (missing := set(classes) - set(part["train"].classes)):
             raise DataError(f"a source of the data has no value {min(missing)!r}, which another has; all must have it")
     return {
-        split: UnionSource([part[split] for part in parts if split in part], classes)
+        split: ConcatSource([part[split] for part in parts if split in part], classes)
         for split in ("train", "val")
         if any(split in part for part in parts)
     }

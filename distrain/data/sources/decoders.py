@@ -8,7 +8,7 @@ nothing: one wrong byte of a PNG ends their process with a segmentation fault.
 
 One rule for each property of a file: its EXIF orientation is carried out; of 16 bits the upper 8 are kept; what is
 transparent is laid over white, as most viewers show it; of several frames or pages the first one is read; an image of
-more than `MOST_PIXELS` is refused.
+more than `MAX_PIXELS` is refused.
 
 A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size at once, from the lower frequencies of its 8x8 blocks. With a
 `decode_size` the smallest of these is taken whose shorter side is as long, or longer.
@@ -30,17 +30,17 @@ from distrain.messages import first_line
 Bytes = NDArray[np.uint8]
 Pixels = NDArray[np.uint8]  # [height, width, 3]
 
-MOST_PIXELS = 178_956_970  # Pillow's own limit for what may be meant to fill the memory: 1 GiB of RGB with padding
-LEAST_TORCHCODEC = (0, 17)
+MAX_PIXELS = 178_956_970  # Pillow's own limit for what may be meant to fill the memory: 1 GiB of RGB with padding
+MIN_TORCHCODEC = (0, 17)
 TIFF_MARKS = {b"II*\0", b"MM\0*"}
 UNREAD_TIFF = "it is a TIFF of a kind that is not read; save it as a PNG, with 8 or 16 bits"
 _COLOURS_OF_TIFF = 262  # the tag that tells what its numbers mean
 _PIXELS_AT_ONCE = 2**20  # of a large image that are converted to RGB
-_LONGEST_WEBP = 16_383  # pixels of a side, as its format has it
+_MAX_WEBP = 16_383  # pixels of a side, as its format has it
 _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _COLOURS = {"Gray", "RGB", "YCbCr"}  # of a JPEG, as simplejpeg names them
-_LEAST_SEGMENT, _SCAN, _APP1 = 0xC0, 0xDA, 0xE1  # markers of a JPEG
+_MIN_SEGMENT, _SCAN, _APP1 = 0xC0, 0xDA, 0xE1  # markers of a JPEG
 _ORIENTATION_TAGS = (b"\x01\x12", b"\x12\x01", b"tiff:Orientation")  # of EXIF in either byte order, and of XMP
 _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {  # by EXIF orientation; any other value is as 1
     2: lambda pixels: pixels[:, ::-1],
@@ -56,7 +56,7 @@ _PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT", 
 # Text that is about the picture and not in it, by keyword; Pillow takes an orientation or a colour key from others.
 _PLAIN_TEXTS = {b"Author", b"Comment", b"Copyright", b"Creation Time", b"Description", b"Disclaimer", b"Software"}
 _PLAIN_TEXTS |= {b"Source", b"Title", b"Warning", b"date:create", b"date:modify", b"date:timestamp"}
-_LONGEST_KEYWORD = 79  # bytes, as the format has it
+_MAX_KEYWORD = 79  # bytes, as the format has it
 
 
 class DecodeError(Exception):
@@ -102,7 +102,7 @@ def png_decoder() -> Callable[[Any], Any] | None:
     An older version counts as none, and so does one that the installed torch does not load.
     """
     try:
-        if tuple(map(int, metadata.version("torchcodec").split(".")[:2])) < LEAST_TORCHCODEC:
+        if tuple(map(int, metadata.version("torchcodec").split(".")[:2])) < MIN_TORCHCODEC:
             return None
         import torchcodec.decoders
     except (ImportError, OSError, RuntimeError, ValueError):
@@ -118,7 +118,7 @@ def _decode_jpeg(content: Bytes, decode_size: int | None) -> Pixels | None:
     """
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
-        if colours not in _COLOURS or height * width > MOST_PIXELS:
+        if colours not in _COLOURS or height * width > MAX_PIXELS:
             return None
         if decode_size is not None and min(height, width) >= 2 * decode_size:
             return None
@@ -148,7 +148,7 @@ def _may_be_turned(content: Bytes) -> bool:
             return False
         if marker == _APP1 and any(tag in bytes(view[place:end]) for tag in _ORIENTATION_TAGS):
             return True
-        if marker < _LEAST_SEGMENT or marker == 0xFF:
+        if marker < _MIN_SEGMENT or marker == 0xFF:
             return True
         place = end
     return True
@@ -175,7 +175,7 @@ def _is_plain_png(content: Bytes) -> bool:
     head = content[:26].tobytes()
     if len(head) < 26 or head[24] != 8 or head[25] not in (0, 2):
         return False
-    if int.from_bytes(head[16:20], "big") * int.from_bytes(head[20:24], "big") > MOST_PIXELS:
+    if int.from_bytes(head[16:20], "big") * int.from_bytes(head[20:24], "big") > MAX_PIXELS:
         return False
     place, kind = len(_PNG), b""
     while kind != b"IEND" and place + 12 <= len(content):  # the chunks: length, kind, content, checksum
@@ -183,7 +183,7 @@ def _is_plain_png(content: Bytes) -> bool:
         if kind not in _PLAIN_CHUNKS:
             return False
         if kind == b"tEXt":
-            keyword, _, _ = content[place + 8 : place + 9 + _LONGEST_KEYWORD].tobytes().partition(b"\0")
+            keyword, _, _ = content[place + 8 : place + 9 + _MAX_KEYWORD].tobytes().partition(b"\0")
             if keyword not in _PLAIN_TEXTS:
                 return False
         place += 12 + int.from_bytes(content[place : place + 4].tobytes(), "big")
@@ -193,7 +193,7 @@ def _is_plain_png(content: Bytes) -> bool:
 def _decode_by_pillow(content: Bytes, decode_size: int | None) -> Pixels:
     head = content[:30].tobytes()
     if head[:4] == b"RIFF" and head[12:16] == b"VP8X":  # Pillow makes two canvases of this size before it looks at it
-        _check_size(*(1 + int.from_bytes(head[place : place + 3], "little") for place in (24, 27)), most=_LONGEST_WEBP)
+        _check_size(*(1 + int.from_bytes(head[place : place + 3], "little") for place in (24, 27)), most=_MAX_WEBP)
     with Image.open(io.BytesIO(content.data)) as image:
         if image.format == "EPS":  # Pillow would start Ghostscript
             raise ValueError("it is a PostScript file, which is not read")
@@ -225,10 +225,10 @@ def _flatten_in_strips(image: Image.Image) -> Pixels:
     return pixels
 
 
-def _check_size(width: int, height: int, *, most: int = MOST_PIXELS) -> None:
-    if width * height > MOST_PIXELS or max(width, height) > most:
+def _check_size(width: int, height: int, *, most: int = MAX_PIXELS) -> None:
+    if width * height > MAX_PIXELS or max(width, height) > most:
         size = f"{width}x{height} pixels"
-        raise ValueError(f"it has {size}, and at most {MOST_PIXELS:,} are read; save it smaller")
+        raise ValueError(f"it has {size}, and at most {MAX_PIXELS:,} are read; save it smaller")
 
 
 def _flatten(image: Image.Image) -> Image.Image:

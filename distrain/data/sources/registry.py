@@ -15,7 +15,7 @@ from distrain.data.layout.manifest import read_manifest
 from distrain.data.packing.format import is_packed
 from distrain.data.sources.arrays import read_tensors
 from distrain.data.sources.base import DatasetSource, Source, TensorSource
-from distrain.data.sources.concat import unite
+from distrain.data.sources.concat import concat
 from distrain.data.sources.files import FileSource, open_files
 from distrain.data.sources.packed import PackedSource, open_packed
 from distrain.data.sources.split import draw, split_off
@@ -45,7 +45,7 @@ def open_sources(config: Data) -> dict[str, Source]:
                 "leave it out"
             )
         parts.append(opened)
-    return unite(parts)
+    return concat(parts)
 
 
 def choose_samples(sources: dict[str, Source], config: Data, *, seed: int) -> dict[str, Source]:

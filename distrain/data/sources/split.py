@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from distrain.data.sources.base import Source, take
+from distrain.data.sources.base import Source, subset
 from distrain.errors import DataError
 from distrain.rng import Purpose, derive_seed, permutation
 
@@ -25,11 +25,14 @@ def split_off(source: Source, fraction: float, *, seed: int) -> dict[str, Source
         raise DataError(
             f"data.val_fraction={fraction:g} of {len(source)} training samples leaves none to validate; set it higher"
         )
-    return {"train": take(source, (~validates).nonzero().flatten()), "val": take(source, validates.nonzero().flatten())}
+    return {
+        "train": subset(source, (~validates).nonzero().flatten()),
+        "val": subset(source, validates.nonzero().flatten()),
+    }
 
 
 def draw(source: Source, num_samples: int | None, *, seed: int) -> Source:
     """Return `num_samples` of a source, drawn from all of it by the seed, in its order; None leaves it as it is."""
     if num_samples is None or num_samples >= len(source):
         return source
-    return take(source, torch.from_numpy(np.sort(permutation(seed, 0, len(source))[:num_samples])))
+    return subset(source, torch.from_numpy(np.sort(permutation(seed, 0, len(source))[:num_samples])))

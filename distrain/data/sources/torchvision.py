@@ -74,7 +74,7 @@ def open_torchvision(config: Data) -> dict[str, Source]:
         own = arguments[split]
         if own is not None:
             dataset = _open(name, {**own, **config.arguments}, config)
-            sources[split] = _held(name, dataset) or _read(name, dataset, split, config)
+            sources[split] = _in_memory(name, dataset) or _read(name, dataset, split, config)
     return sources
 
 
@@ -126,7 +126,7 @@ def _construct(dataset: Any, arguments: dict[str, Any], name: str) -> Any:
         raise DataError(f"{name} could not be had from {where} ({reason}); give a folder with --data DIR") from None
 
 
-def _held(name: str, dataset: Any) -> Source | None:
+def _in_memory(name: str, dataset: Any) -> Source | None:
     """Return a dataset that torchvision holds in memory as such; None for one that it reads image by image."""
     data = getattr(dataset, "data", None)
     images = torch.from_numpy(data) if isinstance(data, np.ndarray) else data

@@ -65,8 +65,10 @@ class RandomCrop:
         padded = self._pad(images)
         rows, columns = self._corners(padded.shape[-2:], numbers)
         # numpy copies whole windows, in a tenth of the time that torch takes for it
-        windows = np.lib.stride_tricks.sliding_window_view(padded.numpy(), (self._height, self._width), axis=(2, 3))
-        return torch.from_numpy(np.ascontiguousarray(windows[np.arange(len(rows)), :, rows, columns]))
+        global_batches = np.lib.stride_tricks.sliding_window_view(
+            padded.numpy(), (self._height, self._width), axis=(2, 3)
+        )
+        return torch.from_numpy(np.ascontiguousarray(global_batches[np.arange(len(rows)), :, rows, columns]))
 
     def find_places(self, numbers: Numbers, size: Size) -> tuple[Places, Size]:
         """Return the upper left corners of the crops in padded images."""
@@ -76,9 +78,9 @@ class RandomCrop:
 
     def apply_by(self, images: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """Return the crops of the padded images."""
-        windows = self._pad(images).unfold(2, self._height, 1).unfold(3, self._width, 1)
+        global_batches = self._pad(images).unfold(2, self._height, 1).unfold(3, self._width, 1)
         rows, columns = places
-        return windows[torch.arange(len(images), device=images.device), :, rows, columns].contiguous()
+        return global_batches[torch.arange(len(images), device=images.device), :, rows, columns].contiguous()
 
     def _pad(self, images: torch.Tensor) -> torch.Tensor:
         if not any(self._padding):

@@ -8,11 +8,13 @@ from contextlib import suppress
 from typing import Any
 
 BEAT_S = 1.0
-SILENT_S = 15.0  # longer than a launcher takes to kill what it has started: it gives no sign of life in that time
+SILENCE_TIMEOUT_S = (
+    15.0  # longer than a launcher takes to kill what it has started: it gives no sign of life in that time
+)
 _MAX_BYTES = 1 << 16  # more without an end of line is no launcher
 
 
-class Line:
+class PeerConnection:
     """A connection that never waits: whoever holds it polls it, and learns so what came and whether the other lives."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -24,12 +26,12 @@ class Line:
         self._is_open = True
 
     @property
-    def loss(self) -> str | None:
+    def failure(self) -> str | None:
         """What has become of a connection that is of no use any more; None for a good one."""
         if not self._is_open:
             return "has closed the connection"
         silent_s = time.monotonic() - self._heard
-        return f"has given no sign of life for {silent_s:.0f} s" if silent_s > SILENT_S else None
+        return f"has given no sign of life for {silent_s:.0f} s" if silent_s > SILENCE_TIMEOUT_S else None
 
     def send(self, **message: Any) -> None:
         """Send an object; the connection is lost where it does not take it."""

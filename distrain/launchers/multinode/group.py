@@ -29,15 +29,15 @@ class LocalNode:
         return {**words, "nodes": profile.nodes, "min_nodes": profile.min_nodes, "recipe": self.recipe_digest}
 
 
-class Company(Protocol):
+class NodeGroup(Protocol):
     """The launchers that begin and end every attempt together."""
 
     @property
-    def leads(self) -> bool:
+    def is_coordinator(self) -> bool:
         """Whether this launcher watches the ranks and decides how the run goes on."""
         ...
 
-    def gather(self, was_asked: StopRequest) -> Plan | None:
+    def join(self, was_asked: StopRequest) -> Plan | None:
         """Wait until all are ready, and return what to start here; None where the run is asked to stop first.
 
         `was_asked` is set once a signal has asked this very launcher to stop.
@@ -45,15 +45,15 @@ class Company(Protocol):
         """
         ...
 
-    def look(self) -> str | None:
+    def poll(self) -> str | None:
         """Return why the attempt that is under way has to end here; None as long as it goes on."""
         ...
 
-    def part(self) -> None:
+    def leave(self) -> None:
         """Say that the attempt is over here, and wait until it is over everywhere."""
         ...
 
-    def agree(self, end: ExitCode | None) -> ExitCode | None:
+    def decide(self, end: ExitCode | None) -> ExitCode | None:
         """Agree how the run goes on: with another attempt (None), or not; the leader's `end` decides."""
         ...
 
@@ -62,26 +62,26 @@ class Company(Protocol):
         ...
 
 
-class Alone:
+class SingleNode:
     """One machine, which needs nobody."""
 
-    leads = True
+    is_coordinator = True
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
 
-    def gather(self, was_asked: StopRequest) -> Plan:  # noqa: ARG002 - there is nothing to wait for
+    def join(self, was_asked: StopRequest) -> Plan:  # noqa: ARG002 - there is nothing to wait for
         """Return the plan at once."""
         return self._plan
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """See nobody."""
         return
 
-    def part(self) -> None:
+    def leave(self) -> None:
         """Wait for nobody."""
 
-    def agree(self, end: ExitCode | None) -> ExitCode | None:
+    def decide(self, end: ExitCode | None) -> ExitCode | None:
         """Decide."""
         return end
 

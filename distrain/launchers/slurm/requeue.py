@@ -15,13 +15,13 @@ from distrain.messages import print_error
 from distrain.runs import slurm
 from distrain.runs.checkpoints import newest_step
 from distrain.runs.directory import RunDirectory
-from distrain.runs.slurm import JobFacts
+from distrain.runs.slurm import JobInfo
 from distrain.runs.status import Job
 
 Verdict = Literal["over", "requeue", "requeued"]
 
 
-def decide(code: int, *, signal: str, made_progress: bool, facts: JobFacts | None, earlier_restarts: int) -> Verdict:
+def decide(code: int, *, signal: str, made_progress: bool, facts: JobInfo | None, earlier_restarts: int) -> Verdict:
     """Return what becomes of a job whose training has ended with `code`, after the batch script heard `signal`.
 
     SLURM queues a job again by itself after most preemptions and after the failure of a node: `requeued`. A job that

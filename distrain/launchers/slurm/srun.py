@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from distrain.config.profile import Profile, Wanted
+from distrain.config.profile import LaunchOptions, Profile
 from distrain.errors import LaunchError
 from distrain.launchers.plan import Plan
 from distrain.runs import slurm
@@ -101,18 +101,18 @@ def read_allocation(environment: Mapping[str, str]) -> Allocation:
 
 
 def resolve_allocated(
-    wanted: Wanted, allocation: Allocation, *, stored: Profile | None, threads: int | None
+    options: LaunchOptions, allocation: Allocation, *, stored: Profile | None, threads: int | None
 ) -> Profile:
     """Return the profile of a run in this allocation: as many machines and GPUs as SLURM has given.
 
-    On CPUs SLURM does not say how many processes a node is for: `wanted` does, else the run's own `stored` profile,
+    On CPUs SLURM does not say how many processes a node is for: `options` does, else the run's own `stored` profile,
     which also says what the run bears.
     Raises `LaunchError` where other counts are asked for than were given.
     """
-    device, processes = wanted.device, wanted.processes
-    if wanted.nodes is not None and str(wanted.nodes) != str(allocation.nodes):
+    device, processes = options.device, options.processes
+    if options.nodes is not None and str(options.nodes) != str(allocation.nodes):
         raise LaunchError(
-            f"SLURM has given {allocation.nodes} nodes, and {wanted.nodes} were asked for; say how many to sbatch"
+            f"SLURM has given {allocation.nodes} nodes, and {options.nodes} were asked for; say how many to sbatch"
         )
     if stored is not None and stored.launcher == "slurm" and processes is None:
         device = device or stored.device
@@ -130,7 +130,7 @@ def resolve_allocated(
         nodes=allocation.nodes,
         processes=count,
         threads=threads or max(1, allocation.cpus // count),
-        **{**(stored.as_wanted().patience if stored is not None else {}), **wanted.patience},
+        **{**(stored.as_options().fault_tolerance if stored is not None else {}), **options.fault_tolerance},
     )
 
 

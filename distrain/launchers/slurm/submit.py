@@ -11,8 +11,8 @@ from pathlib import Path
 
 from distrain.config import Recipe
 from distrain.config.batching import solve_batching
-from distrain.config.debug_presets import Aids
-from distrain.config.profile import Profile, Wanted
+from distrain.config.debug_presets import DebugOptions
+from distrain.config.profile import LaunchOptions, Profile
 from distrain.errors import LaunchError, RunError
 from distrain.launchers.plan import Plan
 from distrain.launchers.prepare import check_data, check_schedule, resolve_run, write_request
@@ -28,13 +28,13 @@ _OPTION = re.compile(r"[a-z][a-z0-9-]*(=.*)?", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Order:
+class SbatchOptions:
     """What is asked of the launcher in the job, and of SLURM in sbatch's own words.
 
     `extras` are further options of sbatch, KEY=VALUE or KEY.
     """
 
-    wanted: Wanted
+    options: LaunchOptions
     time: str | None = None
     partition: str | None = None
     account: str | None = None
@@ -57,7 +57,13 @@ class Submission:
 
 
 def resolve(
-    *, references: list[str], tasks: list[str], overrides: list[str], data: str | None, run: Path | None, order: Order
+    *,
+    references: list[str],
+    tasks: list[str],
+    overrides: list[str],
+    data: str | None,
+    run: Path | None,
+    order: SbatchOptions,
 ) -> Submission:
     """Resolve and check what is asked for, and plan the call of sbatch; makes nothing.
 
@@ -71,11 +77,11 @@ def resolve(
     else:
         folders = [run] * len(pairs)
     found = [
-        resolve_run(reference, changes, data, folder, Aids())[:2]
+        resolve_run(reference, changes, data, folder, DebugOptions())[:2]
         for (reference, changes), folder in zip(pairs, folders, strict=True)
     ]
     runs, recipes = tuple(run for run, _ in found), tuple(recipe for _, recipe in found)
-    profile = _profile(order.wanted, recipes)
+    profile = _profile(order.options, recipes)
     notes: dict[str, None] = {}  # each once
     for directory, recipe in found:
         solve_batching(
@@ -132,24 +138,24 @@ def _each(tasks: list[str]) -> list[list[str]]:
     return [[task] for task in tasks] or [[]]
 
 
-def _profile(wanted: Wanted, recipes: tuple[Recipe, ...]) -> Profile:
+def _profile(options: LaunchOptions, recipes: tuple[Recipe, ...]) -> Profile:
     """Return what is asked for; the job writes down what it was given, which may have other threads.
 
     Where no device is asked for, none is stored: options of sbatch may ask for GPUs in ways of their own.
     """
-    if not str(wanted.nodes or 1).isdecimal() or wanted.nodes == 0:
-        raise LaunchError(f"--nodes {wanted.nodes} is not a number of machines for SLURM; give 1 or more")
+    if not str(options.nodes or 1).isdecimal() or options.nodes == 0:
+        raise LaunchError(f"--nodes {options.nodes} is not a number of machines for SLURM; give 1 or more")
     return Profile(
         launcher="slurm",
-        device=wanted.device or (None if wanted.processes is None else "cuda"),
-        nodes=int(wanted.nodes or 1),
-        processes=wanted.processes or 1,
+        device=options.device or (None if options.processes is None else "cuda"),
+        nodes=int(options.nodes or 1),
+        processes=options.processes or 1,
         threads=recipes[0].train.threads or 1,
-        **wanted.patience,
+        **options.fault_tolerance,
     )
 
 
-def _plan(order: Order, runs: tuple[RunDirectory, ...], recipes: tuple[Recipe, ...], profile: Profile) -> Plan:
+def _plan(order: SbatchOptions, runs: tuple[RunDirectory, ...], recipes: tuple[Recipe, ...], profile: Profile) -> Plan:
     workers = max(recipe.data.num_workers for recipe in recipes)
     options: dict[str, object] = {
         "job-name": recipes[0].name,

@@ -8,26 +8,26 @@ The names here need no torch. What touches tensors is imported from its own modu
 and `writer` (saving), `load` (reading), `consolidate` (one file for other programs).
 """
 
-from distrain.runs.checkpoints.catalog import Entry, choose, find_best, run_best_step, strongest, take_inventory
-from distrain.runs.checkpoints.integrity import find_fault, newest_good
-from distrain.runs.checkpoints.paths import Checkpoint, committed, final_path, newest_step, read, remove, remove_drafts
-from distrain.runs.checkpoints.retention import superfluous
+from distrain.runs.checkpoints.catalog import Entry, choose, find_best, read_catalog, run_best_step, strongest
+from distrain.runs.checkpoints.integrity import find_corruption, latest_valid
+from distrain.runs.checkpoints.paths import Checkpoint, committed, final_path, newest_step, read, remove, remove_partial
+from distrain.runs.checkpoints.retention import expired
 
 __all__ = [
     "Checkpoint",
     "Entry",
     "choose",
     "committed",
+    "expired",
     "final_path",
     "find_best",
-    "find_fault",
-    "newest_good",
+    "find_corruption",
+    "latest_valid",
     "newest_step",
     "read",
+    "read_catalog",
     "remove",
-    "remove_drafts",
+    "remove_partial",
     "run_best_step",
     "strongest",
-    "superfluous",
-    "take_inventory",
 ]

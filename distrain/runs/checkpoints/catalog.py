@@ -29,7 +29,7 @@ class Entry:
     run_best: int | None = None
 
 
-def take_inventory(folder: Path) -> list[Entry]:
+def read_catalog(folder: Path) -> list[Entry]:
     """Return the committed checkpoints below `folder`, the oldest first; nothing in them is verified."""
     entries: list[Entry] = []
     for path in committed(folder):
@@ -74,7 +74,7 @@ def find_best(entries: list[Entry]) -> Entry | None:
 
 def choose(folder: Path, which: str) -> Path:
     """Return the checkpoint that `which` names: a step, `best` or `last`; raises `RunError` where there is none."""
-    entries = take_inventory(folder)
+    entries = read_catalog(folder)
     if not entries:
         raise RunError(f"there is no checkpoint in {folder}")
     steps = ", ".join(str(entry.step) for entry in entries)

@@ -16,14 +16,14 @@ _CHUNK_BYTES = 1 << 22
 Manifest = dict[str, dict[str, Any]]  # by file name: its size in `bytes` and its digest in `xxh3_128`
 
 
-def newest_good(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def latest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest checkpoint whose files all have their digests, and what was wrong with the newer ones.
 
     What is wrong is moved to `quarantine/` beside it, so that it is looked at once and not lost.
     """
     complaints: list[str] = []
     for path in reversed(committed(folder)):
-        fault = find_fault(path)
+        fault = find_corruption(path)
         if fault is None:
             return read(path), complaints
         quarantine = folder / "quarantine" / path.name
@@ -38,7 +38,7 @@ def newest_good(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, complaints
 
 
-def find_fault(path: Path, *, advance: Callable[[int], None] | None = None) -> str | None:
+def find_corruption(path: Path, *, advance: Callable[[int], None] | None = None) -> str | None:
     """Return what is wrong with a checkpoint's files, or None; every byte of it is read.
 
     `advance` is told the number of bytes after each piece that was read, for a progress bar.

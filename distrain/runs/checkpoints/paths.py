@@ -10,7 +10,7 @@ STATE = "state.json"
 MANIFEST = "MANIFEST.json"
 METADATA = ".metadata"  # DCP's own name
 _PREFIX = "step-"
-_DRAFT = ".tmp"
+_PARTIAL = ".tmp"
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ def final_path(folder: Path, step: int) -> Path:
     return folder / f"{_PREFIX}{step:08d}"
 
 
-def draft_path(folder: Path, step: int) -> Path:
+def partial_path(folder: Path, step: int) -> Path:
     """Return where the checkpoint of `step` is written until it is whole."""
-    return final_path(folder, step).with_suffix(_DRAFT)
+    return final_path(folder, step).with_suffix(_PARTIAL)
 
 
 def step_of(path: Path) -> int:
@@ -57,12 +57,12 @@ def read(path: Path) -> Checkpoint:
 
 def remove(path: Path) -> None:
     """Delete a committed checkpoint: first its name, so that a kill in between leaves no half of it to be read."""
-    draft = path.with_suffix(_DRAFT)
+    draft = path.with_suffix(_PARTIAL)
     path.replace(draft)
     shutil.rmtree(draft)
 
 
-def remove_drafts(folder: Path) -> None:
+def remove_partial(folder: Path) -> None:
     """Delete what a killed process left half-written or half-deleted."""
-    for path in folder.glob(f"{_PREFIX}*{_DRAFT}"):
+    for path in folder.glob(f"{_PREFIX}*{_PARTIAL}"):
         shutil.rmtree(path, ignore_errors=True)

@@ -3,7 +3,7 @@
 from distrain.runs.checkpoints.catalog import Entry, find_best, strongest
 
 
-def superfluous(entries: list[Entry], *, keep_last: int, keep_best: bool, keep_every_steps: int | None) -> list[Entry]:
+def expired(entries: list[Entry], *, keep_last: int, keep_best: bool, keep_every_steps: int | None) -> list[Entry]:
     """Return the checkpoints that need not stay; `entries` begin with the oldest, and so does what is returned.
 
     The best one is that of the run's best evaluation, or where it has none, the strongest of those that are there.

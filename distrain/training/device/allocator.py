@@ -12,7 +12,7 @@ import torch
 from distrain.messages import MEBIBYTE
 from distrain.system.memory import available_memory_bytes
 
-MOST_MORE = 0.5  # of the memory that is needed, to be held for what comes next
+MAX_MORE = 0.5  # of the memory that is needed, to be held for what comes next
 _STEPS_TO_LEARN = 3  # looks at which another step had been reached: by then the largest has been
 _PROCESS = Path("/proc/self")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # mallopt(3)
@@ -22,13 +22,13 @@ _TO_KEEP = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_TOP_PAD: 64 * 2**20}
 log = logging.getLogger(__name__)
 
 
-class KeptMemory:
+class MallocRetention:
     """Has the C library keep what a training on a CPU frees for its next step, while that takes little more memory.
 
     By default glibc maps large blocks of memory anew each time, and the kernel clears their pages one by one: up to
     half of the time of a step whose activations are large. Kept blocks are divided among what comes next, and where
     that fits badly, several times the memory is taken. So the first steps show what is needed without it, and it ends
-    for good once that and `MOST_MORE` of it are taken. `forget_peak` gives everything back in between.
+    for good once that and `MAX_MORE` of it are taken. `forget_peak` gives everything back in between.
     """
 
     def __init__(self) -> None:
@@ -46,13 +46,13 @@ class KeptMemory:
         peak = resident_bytes("VmHWM")
         if self._limit == math.inf:
             free = available_memory_bytes()
-            self._is_over = free is not None and free < MOST_MORE * peak
-            self._limit = (1 + MOST_MORE) * peak
+            self._is_over = free is not None and free < MAX_MORE * peak
+            self._limit = (1 + MAX_MORE) * peak
             if not self._is_over:
-                keep_freed()
+                retain_freed()
         elif peak > self._limit:
             self._is_over = True
-            give_back()
+            release_retained()
             log.info(
                 "this process took %s MiB, half as much again as a step needs; from now on it returns what steps free "
                 "to the system, so they may take longer",
@@ -60,12 +60,12 @@ class KeptMemory:
             )
 
 
-def keep_freed() -> None:
+def retain_freed() -> None:
     """Have the C library keep what is freed, whatever its size; other libraries than glibc are left as they are."""
     _set_malloc(_TO_KEEP)
 
 
-def give_back() -> None:
+def release_retained() -> None:
     """Have the C library give back what is freed, as it does by default, and what it has kept."""
     _set_malloc(_BY_DEFAULT)
     _trim()

@@ -13,7 +13,7 @@ from distrain.rng import Purpose, derive_seed
 from distrain.training.losses import LossFunction
 
 
-class Preparation:
+class BatchTransform:
     """Makes the network's input and the loss's targets of a micro-batch, which draws from (seed, step, piece)."""
 
     def __init__(self, recipe: Recipe, normalize: Normalize, *, steps_per_epoch: int, num_classes: int) -> None:

@@ -16,14 +16,14 @@ from distrain.models.copies import copy_network
 from distrain.runs.directory import RunDirectory
 from distrain.system.memory import available_memory_bytes
 from distrain.training.device.allocator import forget_peak, release_unused, resident_bytes
-from distrain.training.device.batch_transforms import Preparation
-from distrain.training.device.precision import Precision, place, set_tf32
+from distrain.training.device.batch_transforms import BatchTransform
+from distrain.training.device.precision import Precision, set_tf32, to_device
 from distrain.training.losses import LossFunction
 from distrain.training.optim.optimizer import build_optimizer
-from distrain.training.optim.weight_averaging import WeightAverage
+from distrain.training.optim.weight_averaging import EmaWeights
 
-SHARE_TAKEN = 0.9  # of the memory that is left: evaluation, communication and fragments want some, too
-LEAST_LEFT_BYTES = 2**30  # of a GPU's: kernels that are loaded at their first use, and NCCL's buffers, come later
+MEMORY_FRACTION = 0.9  # of the memory that is left: evaluation, communication and fragments want some, too
+MIN_LEFT_BYTES = 2**30  # of a GPU's: kernels that are loaded at their first use, and NCCL's buffers, come later
 # How running out of memory is reported apart from torch's own exceptions: by the CPU's allocator, cuBLAS and cuDNN.
 _OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 # What cuDNN reports where no algorithm has memory for its workspace; also for what it cannot compute at any size.
@@ -34,22 +34,22 @@ log = logging.getLogger(__name__)
 Trial = Callable[[int], int | None]  # from a micro-batch size to the peak of its bytes; None: there are not so many
 
 
-def settle_micro_batch_size(run: RunDirectory, world: World, *, largest: int, find: Callable[[], int]) -> int:
+def resolve_micro_batch_size(run: RunDirectory, world: World, *, largest: int, find: Callable[[], int]) -> int:
     """Return this run's size: the one that it has found before, or now the least that any rank's `find` gives.
 
     `largest` is a rank's share of a step, which the size must divide. All ranks call it together. Raises `RecipeError`
     where nothing fits.
     """
-    kept = int(world.all_reduce(torch.tensor((run.read_micro_batch_size() or 0) if world.is_main else 0)))
+    kept = int(world.all_reduce(torch.tensor((run.read_micro_batch_size() or 0) if world.is_rank_zero else 0)))
     if kept and largest % kept == 0:
         return kept
-    found = world.smallest(find())
+    found = world.min_over_ranks(find())
     if found == 0:
         raise RecipeError(
             "train.micro_batch_size=auto: a pass of the fewest samples does not fit into the memory that is left; "
             "end other programs, or take a smaller network or smaller images"
         )
-    if world.is_main:
+    if world.is_rank_zero:
         try:
             run.write_micro_batch_size(found)
         except OSError as error:
@@ -103,7 +103,7 @@ def memory_limit_bytes(world: World, *, processes: int) -> int:
 
 def usable_bytes(free: int, device: torch.device) -> int:
     """Return how much of `free` bytes a training may take; on a small GPU the rest is more than a tenth."""
-    return min(int(free * SHARE_TAKEN), max(0, free - LEAST_LEFT_BYTES if device.type == "cuda" else free))
+    return min(int(free * MEMORY_FRACTION), max(0, free - MIN_LEFT_BYTES if device.type == "cuda" else free))
 
 
 def try_micro_batch_sizes(
@@ -113,7 +113,7 @@ def try_micro_batch_sizes(
     *,
     largest: int,
     limit_bytes: int,
-    prepare: Preparation,
+    prepare: BatchTransform,
     loss_function: LossFunction,
     world: World,
 ) -> int:
@@ -141,7 +141,7 @@ class _Passes:
         model: nn.Module,
         batch: Batch,
         *,
-        prepare: Preparation,
+        prepare: BatchTransform,
         loss_function: LossFunction,
         world: World,
     ) -> None:
@@ -150,9 +150,9 @@ class _Passes:
         forget_peak(self._device)
         self._before = _now_bytes(self._device)
         set_tf32(recipe, self._device)
-        self._model = place(_copy(model, recipe), recipe, self._device).train()
+        self._model = to_device(_copy(model, recipe), recipe, self._device).train()
         self._optimizer = build_optimizer(recipe.optimizer, self._model)
-        self._average = None if recipe.train.ema_decay is None else WeightAverage(self._model, recipe.train.ema_decay)
+        self._average = None if recipe.train.ema_decay is None else EmaWeights(self._model, recipe.train.ema_decay)
         self._precision = Precision(recipe.precision, self._device)
         self._clip_norm = recipe.train.clip_norm
         self._batch, self._prepare, self._loss_function = batch, prepare, loss_function

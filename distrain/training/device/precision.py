@@ -10,7 +10,7 @@ from torch import nn
 from distrain.config import Recipe
 from distrain.errors import RecipeError
 from distrain.tensors.autocast import DTYPES, autocast
-from distrain.tensors.dtensor import is_sharded, own_part, whole
+from distrain.tensors.dtensor import full_tensor, is_sharded, local_shard
 from distrain.training.optim.optimizer import begin_momentum, update
 from distrain.training.step_watch import norms_of
 
@@ -30,7 +30,7 @@ def set_tf32(recipe: Recipe, device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = recipe.has_tf32
 
 
-def place(network: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:
+def to_device(network: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:
     """Return a network on its device, its weights in the recipe's memory format.
 
     FSDP wants contiguous weights: with it, images alone bring the format in.
@@ -104,7 +104,7 @@ def gradient_norms(weights: Sequence[nn.Parameter]) -> list[torch.Tensor]:
     """Return the 2-norm of each gradient there is, of sharded ones that of this rank's part."""
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     if any(type(gradient) is not torch.Tensor for gradient in gradients):
-        gradients = [own_part(gradient) for gradient in gradients]
+        gradients = [local_shard(gradient) for gradient in gradients]
     return norms_of(gradients)
 
 
@@ -134,11 +134,11 @@ def _clip_mixed(gradients: Sequence[torch.Tensor], clip_norm: float) -> None:
         return
     parts = [gradient for gradient in gradients if is_sharded(gradient)]
     others = [gradient for gradient in gradients if not is_sharded(gradient)]
-    norms = [whole(nn.utils.get_total_norm(kind)) for kind in (parts, others) if kind]
+    norms = [full_tensor(nn.utils.get_total_norm(kind)) for kind in (parts, others) if kind]
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
-        own_part(gradient).mul_(factor.to(gradient.device))
+        local_shard(gradient).mul_(factor.to(gradient.device))
 
 
 def _alike(weights: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:

@@ -1,4 +1,4 @@
-"""Sinks: where the records of a run go. `metrics.jsonl` is the truth; the others are copies of it."""
+"""LoggerCollection: where the records of a run go. `metrics.jsonl` is the truth; the others are copies of it."""
 
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
@@ -7,25 +7,27 @@ from typing import Self
 from distrain.system.loop_guard import LoopGuard
 from distrain.training.loggers import console, jsonl
 from distrain.training.loggers.background import Background
-from distrain.training.loggers.protocol import Opening, Record, Sink
+from distrain.training.loggers.protocol import LoggerContext, MetricLogger, Record
 
 
-class Sinks:
+class LoggerCollection:
     """All sinks of a run, open from `__enter__` to `__exit__`. On ranks other than 0 there are none."""
 
-    def __init__(self, opening: Opening | None) -> None:
-        self._opening = opening
-        self._sinks: list[Sink] = []
+    def __init__(self, context: LoggerContext | None) -> None:
+        self._opening = context
+        self._sinks: list[MetricLogger] = []
         self._stack = ExitStack()
         self._guard = LoopGuard("showing the metrics")
 
     def __enter__(self) -> Self:
-        opening = self._opening
-        if opening is None:
+        context = self._opening
+        if context is None:
             return self
-        wanted = {"tensorboard": opening.recipe.log.tensorboard, "wandb": opening.recipe.log.wandb != "disabled"}
-        self._sinks = [jsonl.JsonlSink(opening), console.ConsoleSink(opening)]
-        self._sinks += [Background(name, COPIES[name], opening) for name, is_wanted in wanted.items() if is_wanted]
+        wanted = {"tensorboard": context.recipe.log.tensorboard, "wandb": context.recipe.log.wandb != "disabled"}
+        self._sinks = [jsonl.JsonlLogger(context), console.ConsoleLogger(context)]
+        self._sinks += [
+            Background(name, BACKGROUND_LOGGERS[name], context) for name, is_wanted in wanted.items() if is_wanted
+        ]
         for sink in self._sinks:
             self._stack.callback(sink.close)
         return self
@@ -40,18 +42,21 @@ class Sinks:
                 sink.write(record)
 
 
-def _open_tensorboard(opening: Opening) -> Sink:
+def _open_tensorboard(context: LoggerContext) -> MetricLogger:
     from distrain.training.loggers.tensorboard import (
-        TensorboardSink,  # seconds of imports, which the sink's own thread makes
+        TensorboardLogger,  # seconds of imports, which the sink's own thread makes
     )
 
-    return TensorboardSink(opening)
+    return TensorboardLogger(context)
 
 
-def _open_wandb(opening: Opening) -> Sink:
-    from distrain.training.loggers.wandb import WandbSink
+def _open_wandb(context: LoggerContext) -> MetricLogger:
+    from distrain.training.loggers.wandb import WandbLogger
 
-    return WandbSink(opening)
+    return WandbLogger(context)
 
 
-COPIES: dict[str, Callable[[Opening], Sink]] = {"tensorboard": _open_tensorboard, "wandb": _open_wandb}
+BACKGROUND_LOGGERS: dict[str, Callable[[LoggerContext], MetricLogger]] = {
+    "tensorboard": _open_tensorboard,
+    "wandb": _open_wandb,
+}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from distrain.messages import type_and_first_line
 from distrain.system.loop_guard import LoopGuard
-from distrain.training.loggers.protocol import Opening, Record, Sink
+from distrain.training.loggers.protocol import LoggerContext, MetricLogger, Record
 
 CAPACITY = 10_000  # records that wait for a slow sink; more are dropped from it, metrics.jsonl has them all
 CLOSE_TIMEOUT_S = 60.0
@@ -23,10 +23,10 @@ class Background:
     It is opened at the first record: an attempt that comes to none leaves the files of the earlier ones as they are.
     """
 
-    def __init__(self, name: str, factory: Callable[[Opening], Sink], opening: Opening) -> None:
+    def __init__(self, name: str, factory: Callable[[LoggerContext], MetricLogger], context: LoggerContext) -> None:
         self._name = name
         self._factory = factory
-        self._opening = opening
+        self._opening = context
         self._queue: queue.Queue[Record | None] = queue.Queue(CAPACITY)
         self._has_failed = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"distrain-{name}", daemon=True)

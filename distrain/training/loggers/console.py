@@ -13,7 +13,7 @@ from rich.console import Console
 from distrain.config.metrics import ALWAYS_MEASURED, in_words
 from distrain.system.display import Column, Line, duration
 from distrain.system.live_line import LiveLine, with_bar
-from distrain.training.loggers.protocol import Moment, Opening, Record
+from distrain.training.loggers.protocol import LoggerContext, Moment, Record
 
 PLAIN_LINE_EVERY_S = 10.0
 _LOSS_WIDTH, _RATE_WIDTH, _TIME_WIDTH = len("loss 0.1234"), len("12,345/s"), len("ETA 9 h 59 min")
@@ -22,18 +22,18 @@ _WIDE = 100  # cells from which on a live line says what it has so many of a sec
 log = logging.getLogger(__name__)
 
 
-class ConsoleSink:
+class ConsoleLogger:
     """Shows epoch, step, losses, metrics, samples/s and the time left, and logs a line for every evaluation.
 
     A line tells what it was measured for: after an evaluation the means over the epoch so far and that evaluation, at
     any other record the means since the record before. The live line shows the newest numbers that are known.
     """
 
-    def __init__(self, opening: Opening) -> None:
-        self._opening = opening
+    def __init__(self, context: LoggerContext) -> None:
+        self._opening = context
         self._console = Console(highlight=False, soft_wrap=True)
         self._newest: Record = {}
-        for record in opening.history:
+        for record in context.history:
             self._newest |= record
         self._began_s = self._last_line_s = time.monotonic()
         self._evaluating_since_s: float | None = None
@@ -44,13 +44,13 @@ class ConsoleSink:
 
     def write(self, record: Record) -> None:
         """Take the newest numbers; an evaluation also leaves a line behind."""
-        is_evaluation, is_verbose = "val/loss" in record, self._opening.recipe.log.verbose
+        should_evaluate, is_verbose = "val/loss" in record, self._opening.recipe.log.verbose
         is_late = not self._console.is_terminal and time.monotonic() - self._last_line_s > PLAIN_LINE_EVERY_S
         told = dict(record)
-        if is_evaluation and not (is_verbose and "train/loss" in record):
+        if should_evaluate and not (is_verbose and "train/loss" in record):
             told |= _of_epoch(self._opening.now())
         self._newest |= told
-        if is_evaluation or is_verbose or is_late:
+        if should_evaluate or is_verbose or is_late:
             self._last_line_s = time.monotonic()
             log.info(self._line(told))
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from distrain.runs.directory import RunDirectory, write_atomically
 from distrain.system.files import PatientFile, read_readable
-from distrain.training.loggers.protocol import Opening, Record
+from distrain.training.loggers.protocol import LoggerContext, Record
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +38,14 @@ def _cut(run: RunDirectory, step: int, refusal: OSError) -> None:
         os.truncate(run.metrics, length)
 
 
-class JsonlSink:
+class JsonlLogger:
     """Appends records to `metrics.jsonl`, each handed to the system before training goes on.
 
     Lines for which the disk has no room wait in memory and are written, in their order, with a later one.
     """
 
-    def __init__(self, opening: Opening) -> None:
-        self._file = PatientFile(opening.run.metrics)
+    def __init__(self, context: LoggerContext) -> None:
+        self._file = PatientFile(context.run.metrics)
         self._is_behind = False
 
     def write(self, record: Record) -> None:

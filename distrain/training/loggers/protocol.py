@@ -26,7 +26,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Opening:
+class LoggerContext:
     """What sinks may want to know when a run starts or goes on."""
 
     run: RunDirectory
@@ -41,7 +41,7 @@ class Opening:
     history: list[Record] = field(default_factory=list)  # the records up to the first step
 
 
-class Sink(Protocol):
+class MetricLogger(Protocol):
     """Takes records, in the order of their steps."""
 
     def write(self, record: Record) -> None:

@@ -6,24 +6,24 @@ import warnings
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from distrain.training.loggers.protocol import Opening, Record
+from distrain.training.loggers.protocol import LoggerContext, Record
 
 
-class TensorboardSink:
+class TensorboardLogger:
     """Writes TensorBoard's event files anew from `metrics.jsonl` at each start, then adds to them.
 
     Event files are not on disk until they are flushed, so what a killed run left of them is not to be relied on.
     """
 
-    def __init__(self, opening: Opening) -> None:
-        shutil.rmtree(opening.run.tensorboard, ignore_errors=True)
-        self._writer = SummaryWriter(str(opening.run.tensorboard))
-        self._writer.add_images("train/images", _to_visible(opening.images), global_step=opening.first_step)
-        if opening.model is not None:
+    def __init__(self, context: LoggerContext) -> None:
+        shutil.rmtree(context.run.tensorboard, ignore_errors=True)
+        self._writer = SummaryWriter(str(context.run.tensorboard))
+        self._writer.add_images("train/images", _to_visible(context.images), global_step=context.first_step)
+        if context.model is not None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the tracer warns of Python values in any model: it is only drawn
-                self._writer.add_graph(opening.model, opening.images[:1])
-        for record in opening.history:
+                self._writer.add_graph(context.model, context.images[:1])
+        for record in context.history:
             self.write(record)
         self._writer.flush()
 

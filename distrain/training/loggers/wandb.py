@@ -8,24 +8,24 @@ import wandb
 
 from distrain.messages import first_line
 from distrain.runs.directory import RunDirectory, write_atomically
-from distrain.training.loggers.protocol import Opening, Record
+from distrain.training.loggers.protocol import LoggerContext, Record
 
 INIT_TIMEOUT_S = 30.0
 
 log = logging.getLogger(__name__)
 
 
-class WandbSink:
+class WandbLogger:
     """Copies records to one W&B run, whose id is kept in the run directory.
 
     Offline files are not on disk until the run is finished, so each attempt begins with the records of the earlier
     ones: the newest offline folder always holds the whole run. Online, only what the server lacks is sent.
     """
 
-    def __init__(self, opening: Opening) -> None:
-        opening.run.wandb.mkdir(exist_ok=True)
-        self._run = _open(opening)
-        for record in opening.history:
+    def __init__(self, context: LoggerContext) -> None:
+        context.run.wandb.mkdir(exist_ok=True)
+        self._run = _open(context)
+        for record in context.history:
             if self._run.step <= record["step"]:
                 self.write(record)
 
@@ -39,27 +39,27 @@ class WandbSink:
         self._run.finish()
 
 
-def _open(opening: Opening) -> wandb.Run:
-    if opening.recipe.log.wandb == "offline":
-        return _init(opening, "offline")
+def _open(context: LoggerContext) -> wandb.Run:
+    if context.recipe.log.wandb == "offline":
+        return _init(context, "offline")
     try:
         if wandb.login(prompt=False, verify=False):
-            return _init(opening, "online")
+            return _init(context, "online")
         reason = "no API key; `wandb login` stores one"
     except wandb.errors.Error as error:
         reason = first_line(error)
         wandb.teardown()  # its service still holds the id of the run that it could not open
     log.warning("wandb is not reached (%s), so this run is kept offline; `wandb sync` uploads it later", reason)
-    return _init(opening, "offline")
+    return _init(context, "offline")
 
 
-def _init(opening: Opening, mode: Literal["online", "offline"]) -> wandb.Run:
+def _init(context: LoggerContext, mode: Literal["online", "offline"]) -> wandb.Run:
     return wandb.init(
-        project=opening.recipe.log.wandb_project,
-        name=opening.run.path.name,
-        id=_run_id(opening.run),
-        dir=str(opening.run.path),
-        config=opening.recipe.model_dump(mode="json"),
+        project=context.recipe.log.wandb_project,
+        name=context.run.path.name,
+        id=_run_id(context.run),
+        dir=str(context.run.path),
+        config=context.recipe.model_dump(mode="json"),
         mode=mode,
         resume="allow" if mode == "online" else None,
         reinit="create_new",

@@ -16,7 +16,7 @@ Factor = Callable[[int], float]
 
 
 @dataclass(frozen=True)
-class Setting:
+class ParamGroupOptions:
     """How a parameter is updated; parameters with equal settings are one group of the optimizer."""
 
     lr_factor: float = 1.0  # of the learning rate
@@ -24,7 +24,7 @@ class Setting:
 
 
 def build_optimizer(
-    config: recipe.Optimizer, model: nn.Module, settings: Mapping[str, Setting] | None = None
+    config: recipe.Optimizer, model: nn.Module, settings: Mapping[str, ParamGroupOptions] | None = None
 ) -> torch.optim.Optimizer:
     """Return the optimizer of a recipe over all trainable parameters, in torch's fused form where it has one.
 
@@ -57,12 +57,14 @@ def build_optimizer(
     return rule(groups, lr=config.lr, betas=config.betas or (0.9, 0.999), eps=config.eps or 1e-8, fused=True)
 
 
-def _groups(config: recipe.Optimizer, model: nn.Module, settings: Mapping[str, Setting]) -> list[dict[str, Any]]:
+def _groups(
+    config: recipe.Optimizer, model: nn.Module, settings: Mapping[str, ParamGroupOptions]
+) -> list[dict[str, Any]]:
     # A fused update is of one type.
-    members: dict[tuple[bool, Setting, torch.dtype], list[nn.Parameter]] = {}
+    members: dict[tuple[bool, ParamGroupOptions, torch.dtype], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            kind = not is_sharded(parameter), settings.get(name, Setting()), parameter.dtype
+            kind = not is_sharded(parameter), settings.get(name, ParamGroupOptions()), parameter.dtype
             members.setdefault(kind, []).append(parameter)
     return [
         {
@@ -74,7 +76,7 @@ def _groups(config: recipe.Optimizer, model: nn.Module, settings: Mapping[str, S
     ]
 
 
-def _weight_decay(config: recipe.Optimizer, setting: Setting) -> float:
+def _weight_decay(config: recipe.Optimizer, setting: ParamGroupOptions) -> float:
     """Return the penalty of a group; a step takes off this times the group's learning rate."""
     if not setting.has_decay:
         return 0.0

@@ -8,19 +8,19 @@ from torch import nn
 
 from distrain import config as recipe
 from distrain.config.parameter_patterns import prefixes, select
-from distrain.tensors.undisturbed import undisturbed
-from distrain.training.optim.optimizer import Setting
+from distrain.tensors.preserve_state import preserve_state
+from distrain.training.optim.optimizer import ParamGroupOptions
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
 
 
-def plan_settings(
+def plan_param_groups(
     config: recipe.Optimizer,
     model: nn.Module,
     *,
     heads: Sequence[str],
     example: torch.Tensor,
-) -> dict[str, Setting]:
+) -> dict[str, ParamGroupOptions]:
     """Return the setting of every parameter by its name.
 
     `example` is a small batch as the network gets it, `heads` the names of the heads. Raises `ModelError` for a pattern
@@ -33,7 +33,7 @@ def plan_settings(
         factors |= dict.fromkeys(select(pattern, names, heads=heads, key="optimizer.lr_factors"), factor)
     depths = dict.fromkeys(names, 0) if config.layer_decay is None else find_depths(model, example)
     return {
-        name: Setting(
+        name: ParamGroupOptions(
             lr_factor=factors[name] * (config.layer_decay or 1.0) ** depths[name],
             has_decay=name not in without_decay,
         )
@@ -95,7 +95,7 @@ def _order_of_calls(model: nn.Module, paths: list[str], example: torch.Tensor) -
         order[path] = None
 
     handles = [model.get_submodule(path).register_forward_pre_hook(partial(note, path)) for path in paths]
-    with undisturbed(model), torch.no_grad():
+    with preserve_state(model), torch.no_grad():
         model.eval()(example)
     for handle in handles:
         handle.remove()

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from distrain.config import Lookahead
-from distrain.tensors.dtensor import own_part, reshard
+from distrain.tensors.dtensor import local_shard, reshard
 from distrain.tensors.module_state import split
 from distrain.training.step_watch import not_finite
 
 
-class WeightAverage:
+class EmaWeights:
     """The moving average of all floating-point weights and buffers of a network, by their names.
 
     Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992, in its exponential form. In the
@@ -24,7 +24,7 @@ class WeightAverage:
         self._live = _FloatingPoint(module)
         self.tensors = self._live.clones()
         self._decay = decay
-        self._averages = [own_part(tensor) for tensor in self.tensors.values()]
+        self._averages = [local_shard(tensor) for tensor in self.tensors.values()]
         self._constants = not_finite(self._averages)
 
     @torch.no_grad()
@@ -44,7 +44,7 @@ class WeightAverage:
             self._live.write(own)
 
 
-class SlowWeights:
+class LookaheadWeights:
     """The slow weights, and buffers, of Lookahead, by their names: every few steps they move towards the network's own.
 
     Zhang et al., "Lookahead Optimizer: k steps forward, 1 step back", 2019, https://arxiv.org/abs/1907.08610, around
@@ -56,7 +56,7 @@ class SlowWeights:
         self.tensors = self._live.clones()
         self._config = config
         self._total_steps = total_steps
-        self._slow = [own_part(tensor) for tensor in self.tensors.values()]
+        self._slow = [local_shard(tensor) for tensor in self.tensors.values()]
         self._constants = not_finite(self._slow)
 
     @torch.no_grad()
@@ -71,14 +71,16 @@ class SlowWeights:
         self._live.write(self._slow)
 
 
-def _approach(followers: list[torch.Tensor], live: list[torch.Tensor], weight: float, *, constants: list[int]) -> None:
+def _approach(
+    averaged_weights: list[torch.Tensor], live: list[torch.Tensor], weight: float, *, constants: list[int]
+) -> None:
     """Move tensors towards others; those at the places `constants` become equal to them.
 
     The mean of -inf and -inf, as it is computed, is NaN.
     """
-    torch._foreach_lerp_(followers, live, weight)
+    torch._foreach_lerp_(averaged_weights, live, weight)
     for place in constants:
-        followers[place].copy_(live[place])
+        averaged_weights[place].copy_(live[place])
 
 
 class _FloatingPoint:
@@ -90,7 +92,7 @@ class _FloatingPoint:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._named = {name: tensor for name, tensor in split(module)[0].items() if tensor.is_floating_point()}
-        self._parts = [own_part(tensor) for tensor in self._named.values()]
+        self._parts = [local_shard(tensor) for tensor in self._named.values()]
         places = {
             (f"{path}.{name}" if path else name): (part, name)
             for path, part in module.named_modules()
@@ -111,7 +113,7 @@ class _FloatingPoint:
         for place, (number, module, name, known) in enumerate(self._buffers):
             buffer = module._buffers[name]
             if buffer is not known and buffer is not None:
-                self._parts[number] = own_part(buffer)
+                self._parts[number] = local_shard(buffer)
                 self._buffers[place] = (number, module, name, buffer)
         return self._parts
 

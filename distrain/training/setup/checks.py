@@ -10,7 +10,7 @@ from distrain.config import Recipe
 from distrain.distributed.parallelize import check_sync_batchnorm
 from distrain.distributed.world import World
 from distrain.models.freezing import check_something_trains
-from distrain.tensors.undisturbed import undisturbed
+from distrain.tensors.preserve_state import preserve_state
 from distrain.training.device.batch_transforms import check_mixing, check_sizes
 from distrain.training.device.precision import Precision
 from distrain.training.losses import check_loss
@@ -43,7 +43,7 @@ def run_checks(checks: Sequence[Check], parts: Parts) -> None:
 
 
 def _network_takes_all_sizes(parts: Parts) -> None:
-    with undisturbed(parts.network.model):
+    with preserve_state(parts.network.model):
         check_sizes(parts.recipe, parts.network.model.eval(), num_channels=parts.data.num_channels)
 
 
@@ -51,7 +51,7 @@ def _something_trains(parts: Parts) -> None:
     if parts.is_new:
         check_something_trains(
             parts.network.model,
-            parts.network.thaw_steps,
+            parts.network.unfreeze_steps,
             parts.network.end_steps,
             steps_per_epoch=parts.data.order.steps_per_epoch,
             total_steps=parts.data.total_steps,
@@ -59,7 +59,7 @@ def _something_trains(parts: Parts) -> None:
 
 
 def _loss_takes_mixed_targets(parts: Parts) -> None:
-    with undisturbed(parts.loss.function):
+    with preserve_state(parts.loss.function):
         check_mixing(
             parts.recipe,
             parts.loss.function,
@@ -92,7 +92,7 @@ def _network_trains_and_evaluates(parts: Parts) -> None:
 
 def _loss_takes_targets(parts: Parts) -> None:
     targets = parts.data.first[1].to(parts.world.device)
-    with parts.precision.autocast(), undisturbed(parts.loss.function):
+    with parts.precision.autocast(), preserve_state(parts.loss.function):
         check_loss(parts.loss.function, parts.recipe.loss, targets, num_outputs=parts.data.num_classes)
 
 

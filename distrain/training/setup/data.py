@@ -13,18 +13,18 @@ from distrain.config.batching import solve_batching
 from distrain.config.profile import Profile
 from distrain.data.loading.epoch_order import build_sampler
 from distrain.data.loading.loader import BatchReader
-from distrain.data.loading.sampler import MicroBatch, TrainOrder
+from distrain.data.loading.sampler import MicroBatch, TrainSampler
 from distrain.data.sources.base import Batch, Source
-from distrain.data.sources.cached import hold
+from distrain.data.sources.cached import cache
 from distrain.data.sources.registry import choose_samples, open_sources
 from distrain.data.transforms.pipeline import Normalize, build_transforms
 from distrain.distributed.world import World
 from distrain.errors import DataError
 from distrain.models.data_dependent_init import NUM_IMAGES
-from distrain.training.device.batch_transforms import Preparation
+from distrain.training.device.batch_transforms import BatchTransform
 from distrain.training.device.precision import MEMORY_FORMATS
 
-NUM_SHOWN_IMAGES = 8
+NUM_SAMPLE_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class DataSetup:
 
     sources: dict[str, Source]  # by split: train and val
     readers: dict[str, BatchReader]
-    order: TrainOrder
+    order: TrainSampler
     total_steps: int
     normalize: Normalize
-    prepare: Preparation
+    prepare: BatchTransform
     first: Batch  # of the training, not yet normalized, on the CPU
     first_val: Batch
-    shown_images: torch.Tensor  # float32 [n, channels, height, width], the first ones normalized, on the device
+    sample_images: torch.Tensor  # float32 [n, channels, height, width], the first ones normalized, on the device
 
     @property
     def train_source(self) -> Source:
@@ -54,7 +54,7 @@ class DataSetup:
     @property
     def num_channels(self) -> int:
         """The channels of an image."""
-        return self.shown_images.shape[1]
+        return self.sample_images.shape[1]
 
 
 def set_up_data(recipe: Recipe, profile: Profile, world: World) -> DataSetup:
@@ -63,14 +63,14 @@ def set_up_data(recipe: Recipe, profile: Profile, world: World) -> DataSetup:
     All ranks call it together. Raises `DataError` for an empty split or a sample that cannot be read, and
     `RecipeError` for a batch that cannot be cut as the recipe says.
     """
-    with world.main_first():  # rank 0 downloads what is not there yet
+    with world.rank_zero_first():  # rank 0 downloads what is not there yet
         sources = choose_samples(open_sources(recipe.data), recipe.data, seed=recipe.train.seed)
     _check_not_empty(sources)
     order = order_samples(recipe, recipe.train.micro_batch_size, sources["train"], world=world)
     total_steps = min(recipe.train.epochs * order.steps_per_epoch, recipe.train.max_steps or 2**63)
     readers = _build_readers(recipe, profile, sources, world=world, epochs=total_steps / order.steps_per_epoch)
     first = _first_batch(readers["train"], order.first_micro_batch().indices)
-    first_val = _first_batch(readers["val"], np.arange(min(NUM_SHOWN_IMAGES, len(sources["val"]))))
+    first_val = _first_batch(readers["val"], np.arange(min(NUM_SAMPLE_IMAGES, len(sources["val"]))))
     normalize = Normalize(
         recipe.augment,
         num_channels=first[0].shape[1],
@@ -84,19 +84,19 @@ def set_up_data(recipe: Recipe, profile: Profile, world: World) -> DataSetup:
         order=order,
         total_steps=total_steps,
         normalize=normalize,
-        prepare=Preparation(recipe, normalize, steps_per_epoch=order.steps_per_epoch, num_classes=num_classes),
+        prepare=BatchTransform(recipe, normalize, steps_per_epoch=order.steps_per_epoch, num_classes=num_classes),
         first=first,
         first_val=first_val,
-        shown_images=normalize(first[0].to(world.device)),
+        sample_images=normalize(first[0].to(world.device)),
     )
 
 
 def order_samples(
     recipe: Recipe, micro_batch_size: int | Literal["auto"] | None, source: Source, *, world: World
-) -> TrainOrder:
+) -> TrainSampler:
     """Return which samples this rank trains on in each step."""
     batching = solve_batching(recipe.data.batch_size, micro_batch_size, world.size, is_exact=recipe.train.exact)
-    return TrainOrder(
+    return TrainSampler(
         num_samples=len(source),
         sampler=build_sampler(recipe.data, source, seed=recipe.train.seed),
         batching=batching,
@@ -118,7 +118,7 @@ def _build_readers(
     readers = {}
     for split, key, listed in (("train", "train", recipe.augment.train), ("val", "eval", recipe.augment.eval)):
         transforms = build_transforms(listed, key=f"augment.{key}")
-        source = hold(
+        source = cache(
             sources[split],
             recipe.data.hold,
             name=split,
@@ -134,7 +134,7 @@ def _build_readers(
 
 def _first_batch(reader: BatchReader, indices: NDArray[np.int64]) -> Batch:
     """Return the first few of these samples, their images not yet normalised; raises what is wrong with them."""
-    batch = reader.read(MicroBatch(indices[:NUM_SHOWN_IMAGES]))
+    batch = reader.read(MicroBatch(indices[:NUM_SAMPLE_IMAGES]))
     if isinstance(batch, DataError):
         raise batch
     return batch

@@ -31,9 +31,9 @@ class NetworkSetup:
 
     model: nn.Module
     heads: Sequence[str]
-    thaw_steps: ThawSteps  # the step from which on a frozen weight is trained
+    unfreeze_steps: ThawSteps  # the step from which on a frozen weight is trained
     end_steps: dict[str, int]  # the step from which on a weight is trained no more
-    bare_copy: nn.Module | None  # for the sinks; None where the network cannot be copied
+    unwrapped_copy: nn.Module | None  # for the sinks; None where the network cannot be copied
 
 
 def set_up_network(recipe: Recipe, data: DataSetup, world: World, *, is_new: bool) -> NetworkSetup:
@@ -46,14 +46,14 @@ def set_up_network(recipe: Recipe, data: DataSetup, world: World, *, is_new: boo
     if wants is None and is_new:
         initialize(model, lambda: first_images(recipe, data.train_source))
     check_state(model, name=f"model.name={recipe.model.name}")
-    bare_copy = _copy_for_sinks(recipe, model)
+    unwrapped_copy = _copy_for_loggers(recipe, model)
     heads, steps_per_epoch = heads_of(recipe.model, model), data.order.steps_per_epoch
     return NetworkSetup(
         model=model,
         heads=heads,
-        thaw_steps=freeze(recipe.model, model, heads=heads, steps_per_epoch=steps_per_epoch),
+        unfreeze_steps=freeze(recipe.model, model, heads=heads, steps_per_epoch=steps_per_epoch),
         end_steps=end_steps(recipe.model, model, heads=heads, steps_per_epoch=steps_per_epoch),
-        bare_copy=bare_copy,
+        unwrapped_copy=unwrapped_copy,
     )
 
 
@@ -66,7 +66,7 @@ def _build_model(recipe: Recipe, wants: str | None, source: Source, *, in_channe
         if wants != IF_REACHABLE:
             raise
         complaint = str(error).partition(";")[0]
-    if wants != IF_REACHABLE or not world.any_rank(complaint is not None):
+    if wants != IF_REACHABLE or not world.any_over_ranks(complaint is not None):
         return model
     log.warning("%s: the network starts from random weights", complaint or "another rank could not have the weights")
     return _draw_model(
@@ -77,11 +77,11 @@ def _build_model(recipe: Recipe, wants: str | None, source: Source, *, in_channe
 def _draw_model(recipe: Recipe, config: Model, source: Source, *, in_channels: int, world: World) -> nn.Module:
     stored = read_stored(config)
     seed_generators(recipe.train.seed, Purpose.MODEL_INIT)
-    with world.main_first():  # rank 0 downloads weights that are not there yet
+    with world.rank_zero_first():  # rank 0 downloads weights that are not there yet
         return build_model(config, num_classes=len(source.classes), in_channels=in_channels, stored=stored)
 
 
-def _copy_for_sinks(recipe: Recipe, model: nn.Module) -> nn.Module | None:
+def _copy_for_loggers(recipe: Recipe, model: nn.Module) -> nn.Module | None:
     """Return a copy in evaluation mode, or None, which is said, where the network does not allow one."""
     try:
         return copy_network(model, name=recipe.model.name).eval()

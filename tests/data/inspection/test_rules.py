@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 
 from distrain.data.inspection.folders import list_folder
 from distrain.data.inspection.image_table import read_everything
-from distrain.data.inspection.rules import Finding, find_faults
+from distrain.data.inspection.rules import Finding, run_checks
 from distrain.data.inspection.worker_pool import reading_processes
 from distrain.errors import DataError
 from tests.command import distrain
@@ -38,7 +38,7 @@ def check(folder: Path) -> list[Finding]:
     listing = list_folder(folder)
     with reading_processes(1) as readers:
         images, others = read_everything(readers, listing, advance=lambda: None)
-    return find_faults(listing, images, others)
+    return run_checks(listing, images, others)
 
 
 def told(findings: list[Finding]) -> list[Found]:

@@ -12,7 +12,7 @@ from distrain.config import Data
 from distrain.data.inspection.contact_sheet import collect_pictures
 from distrain.data.inspection.folders import list_data
 from distrain.data.inspection.image_table import read_everything
-from distrain.data.inspection.rules import find_faults
+from distrain.data.inspection.rules import run_checks
 from distrain.data.inspection.scan import Listing
 from distrain.data.inspection.worker_pool import reading_processes
 from distrain.errors import DataError
@@ -50,7 +50,7 @@ def listed(path: Path, **fields: Any) -> Listing:
 
 def check(listing: Listing) -> list[tuple[str, str, list[tuple[str, ...]]]]:
     with reading_processes(1) as readers:
-        found = find_faults(listing, *read_everything(readers, listing, advance=lambda: None))
+        found = run_checks(listing, *read_everything(readers, listing, advance=lambda: None))
     return [(f.severity, f.kind, [item.paths for item in f.items]) for f in found]
 
 

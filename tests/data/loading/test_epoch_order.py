@@ -10,8 +10,8 @@ from PIL import Image
 
 from distrain.config import Data
 from distrain.config.batching import solve_batching
-from distrain.data.loading.epoch_order import balanced_places, build_sampler, repeated_places, uniform_places
-from distrain.data.loading.sampler import Places, Sampler, TrainOrder
+from distrain.data.loading.epoch_order import balanced_order, build_sampler, repeated_order, uniform_order
+from distrain.data.loading.sampler import EpochOrder, Sampler, TrainSampler
 from distrain.data.sources.base import DatasetSource, Source
 from distrain.data.sources.class_counts import class_counts
 from distrain.data.sources.registry import choose_samples, open_sources
@@ -34,9 +34,9 @@ class Listed:
         return Image.new("L", (4, 4)), self._labels[index]
 
 
-def balanced(labels: np.ndarray, epoch: int = 0, *, num_drawn: int | None = None, seed: int = 3) -> Places:
+def balanced(labels: np.ndarray, epoch: int = 0, *, num_drawn: int | None = None, seed: int = 3) -> EpochOrder:
     num_classes = int(labels.max()) + 1
-    return balanced_places(epoch, labels=labels, num_classes=num_classes, num_drawn=num_drawn, seed=seed)
+    return balanced_order(epoch, labels=labels, num_classes=num_classes, num_drawn=num_drawn, seed=seed)
 
 
 @pytest.mark.parametrize("num_drawn", [None, 1, 3, 10, 75])
@@ -81,9 +81,9 @@ def test_balanced_orders_differ_by_epoch_and_seed_and_use_all_samples_and_favour
 @pytest.mark.parametrize("repeats", [2, 3, 5])
 def test_repeats_stand_in_a_row_and_keep_the_length(repeats: int) -> None:
     drawn = -(-101 // repeats)
-    once = uniform_places(1, num_samples=101, num_drawn=drawn, seed=3)
-    places = repeated_places(
-        1, sampler=partial(uniform_places, num_samples=101, num_drawn=drawn, seed=3), repeats=repeats, num_positions=101
+    once = uniform_order(1, num_samples=101, num_drawn=drawn, seed=3)
+    places = repeated_order(
+        1, sampler=partial(uniform_order, num_samples=101, num_drawn=drawn, seed=3), repeats=repeats, num_positions=101
     )
     assert places.copies is not None
     assert places.indices.tolist() == [index for index in once.indices.tolist() for _ in range(repeats)][:101]
@@ -98,7 +98,7 @@ def test_without_either_the_order_is_as_it_always_was() -> None:
     source = open_sources(Data(source="digits", batch_size=24))["train"]
     places = sampler_of(source)(2)
     assert places.copies is None
-    assert np.array_equal(places.indices, uniform_places(2, num_samples=len(source), seed=3).indices)
+    assert np.array_equal(places.indices, uniform_order(2, num_samples=len(source), seed=3).indices)
 
 
 def test_copies_of_a_rare_sample_that_is_repeated_are_all_told_apart() -> None:
@@ -114,7 +114,7 @@ def test_copies_come_with_their_samples_at_every_world_size_and_after_a_resume(w
     source = DatasetSource(Listed(RARE.tolist(), classes=4), name="mine")
     sampler = sampler_of(source, sampling="balanced", repeats=2)
     orders = [
-        TrainOrder(
+        TrainSampler(
             num_samples=74, sampler=sampler, batching=solve_batching(24, 6, world_size), drop_last=False, rank=rank
         )
         for rank in range(world_size)

@@ -14,11 +14,11 @@ from distrain.config import Augment
 from distrain.config.batching import solve_batching
 from distrain.config.metrics import Target
 from distrain.data.layout.image_folder import scan_image_folder
-from distrain.data.loading.epoch_order import repeated_places, uniform_places
+from distrain.data.loading.epoch_order import repeated_order, uniform_order
 from distrain.data.loading.loader import BatchReader, Loader, read_batches
-from distrain.data.loading.sampler import MicroBatch, TrainOrder
+from distrain.data.loading.sampler import MicroBatch, TrainSampler
 from distrain.data.sources.base import DatasetSource, TensorSource
-from distrain.data.sources.cached import hold
+from distrain.data.sources.cached import cache
 from distrain.data.sources.files import FileSource
 from distrain.data.transforms.pipeline import Transforms, build_transforms
 from distrain.errors import DataError, RecipeError
@@ -138,9 +138,9 @@ WAYS: dict[str, tuple[Loader, int, bool]] = {
 @pytest.mark.parametrize("listed", LISTS.values(), ids=LISTS)
 def test_every_way_of_reading_gives_the_same_bits(photographs: Path, listed: list[Any]) -> None:
     files = FileSource(scan_image_folder(str(photographs))["train"])
-    held = hold(files, "always", name="train", epochs=2, num_processes=2)
+    held = cache(files, "always", name="train", epochs=2, num_processes=2)
     transforms = build_transforms(Augment.model_validate({"train": listed}).train, key="augment.train")
-    order = repeated_places(1, sampler=partial(uniform_places, num_samples=10, seed=3), repeats=2, num_positions=10)
+    order = repeated_order(1, sampler=partial(uniform_order, num_samples=10, seed=3), repeats=2, num_positions=10)
     batches = [order.micro_batch(start, min(start + 4, 10), 1) for start in (0, 4, 8)]
     found = {}
     for name, (loader, workers, is_held) in WAYS.items():
@@ -169,9 +169,9 @@ def test_batches_are_the_same_at_every_world_size_and_after_a_resume(photographs
         """The images of one step over all ranks, read from a step before it on."""
         found = []
         for rank in range(world_size):
-            order = TrainOrder(
+            order = TrainSampler(
                 num_samples=10,
-                sampler=partial(uniform_places, num_samples=10, seed=3),
+                sampler=partial(uniform_order, num_samples=10, seed=3),
                 batching=solve_batching(4, 1, world_size),
                 drop_last=False,
                 rank=rank,
@@ -207,7 +207,7 @@ def test_image_too_small_for_its_crop_is_named(photographs: Path) -> None:
     files = FileSource(scan_image_folder(str(photographs))["train"])
     config = Augment.model_validate({"train": [{"RandomCrop": {"size": 50}}]})
     transforms = build_transforms(config.train, key="augment.train")
-    held = hold(files, "always", name="train", epochs=2, num_processes=1)
+    held = cache(files, "always", name="train", epochs=2, num_processes=1)
     for source in (files, held):
         batch = BatchReader(source, transforms, seed=0).read(MicroBatch(np.array([1, 2])))
         assert "ants/b.png cannot be transformed (RandomCrop: a crop of 50x50 is larger than the image" in str(batch)
@@ -218,7 +218,7 @@ def test_image_too_small_for_its_crop_is_named(photographs: Path) -> None:
 def test_every_way_gives_the_same_bits_on_a_gpu(photographs: Path, listed: list[Any]) -> None:
     device = torch.device("cuda")
     files = FileSource(scan_image_folder(str(photographs))["train"])
-    held = hold(files, "always", name="train", epochs=2, num_processes=2)
+    held = cache(files, "always", name="train", epochs=2, num_processes=2)
     transforms = build_transforms(Augment.model_validate({"train": listed}).train, key="augment.train")
     batches = [MicroBatch(np.array([start, start + 3]), 2) for start in range(6)]
     expected = [BatchReader(files, transforms, seed=5).read(batch) for batch in batches]

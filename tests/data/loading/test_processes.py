@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from distrain.data.loading import processes
-from distrain.data.loading.processes import BATCHES_AHEAD, SPARE_ROOMS, Note
+from distrain.data.loading.processes import BATCHES_AHEAD, SPARE_SLOTS, Note
 from distrain.data.loading.sampler import MicroBatch
-from distrain.data.sources.base import Batch, Empty
+from distrain.data.sources.base import Allocator, Batch
 from distrain.errors import DataError
 
 read_in_processes = partial(processes.read_in_processes, describe="photos/{}.jpg".format)
@@ -29,7 +29,7 @@ def micro_batches(count: int) -> list[MicroBatch]:
     return [MicroBatch(np.array([number, number + 1])) for number in range(count)]
 
 
-def numbered(micro_batch: MicroBatch, empty: Empty, note: Note) -> Batch:
+def numbered(micro_batch: MicroBatch, empty: Allocator, note: Note) -> Batch:
     """Images that are filled with their numbers, the first batches smaller than the later ones."""
     number = int(micro_batch.indices[0])
     time.sleep(0.002 * (number % 3))  # a later batch is often there first
@@ -73,7 +73,7 @@ def test_memory_is_used_again_once_nothing_sees_it_and_a_view_holds_it() -> None
             assert isinstance(batch, tuple)
             places.add(batch[0].data_ptr())
             del batch
-        assert len(places) < 4 * (BATCHES_AHEAD + SPARE_ROOMS)  # a room moves when it grows
+        assert len(places) < 4 * (BATCHES_AHEAD + SPARE_SLOTS)  # a room moves when it grows
         assert kept.eq(0).all()
 
 
@@ -96,7 +96,7 @@ def test_images_that_were_made_elsewhere_arrive_all_the_same(kind: str) -> None:
         "flipped": torch.arange(24).reshape(2, 2, 3, 2).permute(0, 3, 1, 2).flip(-1).to(torch.bfloat16),
     }[kind]
 
-    def read(_: MicroBatch, __: Empty, ___: Note) -> Batch:
+    def read(_: MicroBatch, __: Allocator, ___: Note) -> Batch:
         return given, torch.tensor([[0.5, 1.0], [2.0, 3.0]])
 
     found = list(read_in_processes(read, micro_batches(4), num_processes=2))
@@ -109,7 +109,7 @@ def test_images_that_were_made_elsewhere_arrive_all_the_same(kind: str) -> None:
 
 
 def test_large_questions_and_answers_block_neither_side() -> None:
-    def read(micro_batch: MicroBatch, empty: Empty, note: Note) -> Batch:
+    def read(micro_batch: MicroBatch, empty: Allocator, note: Note) -> Batch:
         return empty((1,), dtype=torch.uint8), torch.zeros(len(micro_batch.indices), 2)
 
     large = [MicroBatch(np.arange(200_000)) for _ in range(8)]
@@ -120,7 +120,7 @@ def test_bad_data_comes_at_its_turn_and_an_error_of_the_users_code_is_raised_wit
     class OwnError(Exception):  # defined here, so no other process could build it
         pass
 
-    def read(micro_batch: MicroBatch, empty: Empty, note: Note) -> Batch | DataError:
+    def read(micro_batch: MicroBatch, empty: Allocator, note: Note) -> Batch | DataError:
         number = int(micro_batch.indices[0])
         if number == 1:
             return DataError("b.jpg cannot be read")
@@ -144,7 +144,7 @@ def test_bad_data_comes_at_its_turn_and_an_error_of_the_users_code_is_raised_wit
 
 @pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt(), StopIteration()])
 def test_end_that_code_asks_for_in_a_loader_process_is_raised_as_an_error(error: BaseException) -> None:
-    def read(micro_batch: MicroBatch, empty: Empty, note: Note) -> Batch:
+    def read(micro_batch: MicroBatch, empty: Allocator, note: Note) -> Batch:
         if micro_batch.indices[0] == 3:
             raise error
         return numbered(micro_batch, empty, note)
@@ -163,7 +163,7 @@ def test_end_that_code_asks_for_in_a_loader_process_is_raised_as_an_error(error:
     ],
 )
 def test_process_that_dies_is_named_with_what_it_was_reading(die: Callable[[], None], words: str) -> None:
-    def read(micro_batch: MicroBatch, empty: Empty, note: Note) -> Batch:
+    def read(micro_batch: MicroBatch, empty: Allocator, note: Note) -> Batch:
         for index in micro_batch.indices.tolist():
             note(index)
             if index == 5:
@@ -212,7 +212,7 @@ def test_no_more_processes_are_started_than_there_are_batches() -> None:
 def test_process_that_hangs_is_killed_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distrain.data.loading.processes._LAST_BATCH_S", 0.5)
 
-    def read(micro_batch: MicroBatch, empty: Empty, note: Note) -> Batch:
+    def read(micro_batch: MicroBatch, empty: Allocator, note: Note) -> Batch:
         if micro_batch.indices[0] == 1:
             time.sleep(1000)
         return numbered(micro_batch, empty, note)

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from distrain.config.batching import solve_batching
-from distrain.data.loading.epoch_order import uniform_places
-from distrain.data.loading.sampler import TrainOrder, evaluation_order
+from distrain.data.loading.epoch_order import uniform_order
+from distrain.data.loading.sampler import TrainSampler, evaluation_order
 from distrain.errors import RecipeError
 
 
-def train_order(world_size: int, rank: int, *, drop_last: bool = False) -> TrainOrder:
+def train_order(world_size: int, rank: int, *, drop_last: bool = False) -> TrainSampler:
     batching = solve_batching(24, 2, world_size)
-    sampler = partial(uniform_places, num_samples=101, seed=3)
-    return TrainOrder(num_samples=101, sampler=sampler, batching=batching, drop_last=drop_last, rank=rank)
+    sampler = partial(uniform_order, num_samples=101, seed=3)
+    return TrainSampler(num_samples=101, sampler=sampler, batching=batching, drop_last=drop_last, rank=rank)
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
@@ -27,7 +27,7 @@ def test_micro_batches_are_the_same_at_every_world_size(world_size: int, drop_la
         expected = [batch.indices.tolist() for batch in alone.micro_batches(range(step, step + 1))]
         dealt = [batch.indices.tolist() for order in ranks for batch in order.micro_batches(range(step, step + 1))]
         assert dealt == expected
-        assert sum(map(len, dealt)) == alone.window(step).num_samples
+        assert sum(map(len, dealt)) == alone.global_batch(step).num_samples
     epoch = [i for batch in alone.micro_batches(range(alone.steps_per_epoch)) for i in batch.indices.tolist()]
     assert len(set(epoch)) == len(epoch) == (96 if drop_last else 101)
 
@@ -66,9 +66,9 @@ def test_smaller_window_is_cut_evenly_and_rank_0_always_has_work(num_samples: in
 
 @pytest.mark.parametrize("num_samples", [1, 20, 40, 64])
 def test_rank_without_work_in_the_first_step_looks_at_the_micro_batch_of_another(num_samples: int) -> None:
-    sampler = partial(uniform_places, num_samples=num_samples, seed=3)
+    sampler = partial(uniform_order, num_samples=num_samples, seed=3)
     orders = [
-        TrainOrder(
+        TrainSampler(
             num_samples=num_samples, sampler=sampler, batching=solve_batching(64, 16, 4), drop_last=False, rank=rank
         )
         for rank in range(4)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from distrain.data.loading.sampler import MicroBatch
-from distrain.data.loading.threads import LEAST_BATCHES_AHEAD, SAMPLES_AHEAD, ReadSample, Sample, read_in_threads
+from distrain.data.loading.threads import MIN_BATCHES_AHEAD, SAMPLES_AHEAD, ReadSample, Sample, read_in_threads
 
 CPU = torch.device("cpu")
 
@@ -58,7 +58,7 @@ def test_threads_stay_a_bounded_way_ahead_and_end_when_broken_off() -> None:
         for _ in range(5):
             next(reading)
         time.sleep(0.05)
-        ahead = max(LEAST_BATCHES_AHEAD, -(-SAMPLES_AHEAD * 2 // 3))
+        ahead = max(MIN_BATCHES_AHEAD, -(-SAMPLES_AHEAD * 2 // 3))
         assert len(asked) == 4 + ahead
         assert len(loader_threads()) == 2
     assert not loader_threads()

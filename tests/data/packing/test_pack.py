@@ -23,7 +23,7 @@ from tests.disk import fill, small_disk
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset, "SHARD_BYTES", 40_000)
-    monkeypatch.setattr(dataset, "MOST_SHARDS", 10**9)
+    monkeypatch.setattr(dataset, "MAX_SHARDS", 10**9)
 
 
 @pytest.mark.parametrize("form", ["jpeg", "pixels"])

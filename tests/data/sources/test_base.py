@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distrain.config.metrics import Target
-from distrain.data.sources.base import DatasetSource, TensorSource, take
+from distrain.data.sources.base import DatasetSource, TensorSource, subset
 from distrain.errors import DataError
 
 IMAGES = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
@@ -48,7 +48,7 @@ def test_dataset_of_the_user_gives_targets_of_its_kind(target: str | None, given
         found = source.read(index)[1]
         assert isinstance(found, int) == (expected.ndim == 1)
         assert torch.equal(torch.as_tensor(found), expected[index])
-    assert torch.equal(take(source, torch.tensor([1])).targets, expected[1:])
+    assert torch.equal(subset(source, torch.tensor([1])).targets, expected[1:])
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from PIL import Image
 
 from distrain.data.layout.image_folder import scan_image_folder
 from distrain.data.sources import cached as rules
-from distrain.data.sources.base import DatasetSource, Source, TensorSource, take
-from distrain.data.sources.cached import HeldSource, hold
-from distrain.data.sources.concat import UnionSource
+from distrain.data.sources.base import DatasetSource, Source, TensorSource, subset
+from distrain.data.sources.cached import CachedSource, cache
+from distrain.data.sources.concat import ConcatSource
 from distrain.data.sources.files import FileSource
 from distrain.data.sources.stream import Stream
 from distrain.errors import DataError, RecipeError
@@ -56,16 +56,16 @@ def files(folder: Path) -> FileSource:
 
 
 def held(source: Source, how: How = "auto", *, epochs: float = 2) -> Source:
-    return hold(source, how, name="train", epochs=epochs, num_processes=2)
+    return cache(source, how, name="train", epochs=epochs, num_processes=2)
 
 
 def test_held_samples_are_those_of_the_files_and_so_are_their_words(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = take(UnionSource([files(folder)], ["ants", "bees"]), torch.arange(190, 3, -1))
+    source = subset(ConcatSource([files(folder)], ["ants", "bees"]), torch.arange(190, 3, -1))
     with caplog.at_level(logging.INFO):
         found = held(source)
-    assert isinstance(found, HeldSource)
+    assert isinstance(found, CachedSource)
     assert "187 images of train are held in memory: 0.0 MiB in each process, decoded in" in caplog.text
     assert "by 2 processes" in caplog.text
     assert found.images.shape == (187, 3, 8, 6)
@@ -83,11 +83,11 @@ def test_auto_holds_only_what_is_worth_it(folder: Path, monkeypatch: pytest.Monk
     source = files(folder)
     assert held(source, "never") is source
     assert held(source, epochs=1) is source
-    assert isinstance(held(source, "always", epochs=0.1), HeldSource)
-    monkeypatch.setattr(rules, "MOST_HELD_BYTES", 200 * 8 * 6 * 3 - 1)
+    assert isinstance(held(source, "always", epochs=0.1), CachedSource)
+    monkeypatch.setattr(rules, "MAX_CACHED_BYTES", 200 * 8 * 6 * 3 - 1)
     assert held(source) is source
-    monkeypatch.setattr(rules, "MOST_HELD_BYTES", 200 * 8 * 6 * 3)
-    assert isinstance(held(source), HeldSource)
+    monkeypatch.setattr(rules, "MAX_CACHED_BYTES", 200 * 8 * 6 * 3)
+    assert isinstance(held(source), CachedSource)
 
 
 def test_tensors_are_held_as_they_are_and_own_datasets_only_if_asked_for() -> None:
@@ -96,7 +96,7 @@ def test_tensors_are_held_as_they_are_and_own_datasets_only_if_asked_for() -> No
     mine = DatasetSource(Mine(), name="mine:data")
     assert held(mine) is mine
     found = held(mine, "always")
-    assert isinstance(found, HeldSource)
+    assert isinstance(found, CachedSource)
     assert found.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
     assert found.targets.tolist() == [0, 1, 0, 1, 0]
     stream = DatasetSource(Stream(Numbers(), name="mine:stream", num_samples=5), name="mine:stream")

@@ -11,7 +11,7 @@ from distrain.config.metrics import Target
 from distrain.data.loading.loader import BatchReader
 from distrain.data.loading.sampler import MicroBatch
 from distrain.data.sources.base import Source, TensorSource
-from distrain.data.sources.concat import unite
+from distrain.data.sources.concat import concat
 from distrain.data.sources.registry import choose_samples, open_sources
 from distrain.errors import DataError, UserError
 from tests.data.writing import write
@@ -30,23 +30,23 @@ def read_all(source: Source) -> tuple[list[int], list[object]]:
 
 def test_classes_of_one_name_have_one_number_and_new_ones_come_last() -> None:
     parts = [part(["cat", "dog"], [0, 1, 1], pixel=1), part(["ant", "dog"], [0, 1], pixel=2)]
-    train = unite(parts)["train"]
+    train = concat(parts)["train"]
     assert list(train.classes) == ["cat", "dog", "ant"]
     assert read_all(train) == ([1, 1, 1, 2, 2], [0, 1, 1, 2, 1])
     assert train.targets.tolist() == [0, 1, 1, 2, 1]
     assert [train.describe(index) for index in (2, 3)] == ["sample 2", "sample 0"]
-    assert train.fingerprint() == unite(parts)["train"].fingerprint() != unite(parts[::-1])["train"].fingerprint()
+    assert train.fingerprint() == concat(parts)["train"].fingerprint() != concat(parts[::-1])["train"].fingerprint()
 
 
 def test_labels_that_a_source_does_not_name_are_absent_and_values_are_matched() -> None:
-    labels = unite(
+    labels = concat(
         [
             part(["a", "b"], [[1.0, 0.0]], pixel=1, target="labels"),
             part(["c", "a"], [[1.0, 1.0]], pixel=2, target="labels"),
         ]
     )["train"]
     assert (labels.target, read_all(labels)[1]) == ("labels", [[1, 0, 0], [1, 0, 1]])
-    values = unite(
+    values = concat(
         [
             part(["x", "y"], [[1.0, 2.0]], pixel=1, target="values"),
             part(["y", "x"], [[3.0, 4.0]], pixel=2, target="values"),
@@ -57,12 +57,12 @@ def test_labels_that_a_source_does_not_name_are_absent_and_values_are_matched() 
 
 def test_sources_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(DataError, match="targets of different kinds: class, labels"):
-        unite([part(["a"], [0], pixel=1), part(["a"], [[1.0]], pixel=1, target="labels")])
+        concat([part(["a"], [0], pixel=1), part(["a"], [[1.0]], pixel=1, target="labels")])
     with pytest.raises(DataError, match="no value 'y'"):
-        unite([part(n, [[1.0] * len(n)], pixel=1, target="values") for n in (["x", "y"], ["x"])])
+        concat([part(n, [[1.0] * len(n)], pixel=1, target="values") for n in (["x", "y"], ["x"])])
     different = {**part(["a"], [0], pixel=1), "val": part(["b"], [0], pixel=1)["train"]}
     with pytest.raises(DataError, match="train and val splits of the data have different classes"):
-        unite([different])
+        concat([different])
 
 
 def test_recipe_adds_sources_of_any_kind_with_or_without_a_split(tmp_path: Path) -> None:

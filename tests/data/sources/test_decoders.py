@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from distrain.data.sources import decoders
-from distrain.data.sources.decoders import MOST_PIXELS, DecodeError, Pixels, decode
+from distrain.data.sources.decoders import MAX_PIXELS, DecodeError, Pixels, decode
 from distrain.data.sources.files import read_image
 from tests.data.pngs import CHANNELS, KINDS, SIGNATURE, chunk, png
 from tests.data.sources.test_files import UPRIGHT
@@ -258,7 +258,7 @@ def test_size_that_would_fill_the_memory_is_refused(form: str) -> None:
     with pytest.raises(DecodeError) as caught:
         decode(bytes_of(bytes(content)))
     assert "178956970" in str(caught.value).replace(",", "")
-    assert MOST_PIXELS == 178_956_970
+    assert MAX_PIXELS == 178_956_970
 
 
 def test_canvas_of_a_webp_is_refused_before_it_is_made() -> None:

@@ -13,9 +13,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from distrain.config import Data
 from distrain.config.batching import solve_batching
-from distrain.data.loading.epoch_order import build_sampler, stream_places
+from distrain.data.loading.epoch_order import build_sampler, stream_order
 from distrain.data.loading.loader import BatchReader, read_batches
-from distrain.data.loading.sampler import TrainOrder
+from distrain.data.loading.sampler import TrainSampler
 from distrain.data.sources.base import DatasetSource
 from distrain.data.sources.registry import open_sources
 from distrain.data.sources.stream import Stream, is_stream, open_stream
@@ -112,16 +112,16 @@ def read(stream: Stream, steps: range, *, world_size: int, workers: int) -> list
     """Return [epoch, position] of each sample, and what it drew, by step; 8 samples a step, in micro-batches of 2."""
     by_rank = []
     for rank in range(world_size):
-        order = TrainOrder(
+        order = TrainSampler(
             num_samples=len(stream),
-            sampler=partial(stream_places, num_samples=len(stream)),
+            sampler=partial(stream_order, num_samples=len(stream)),
             batching=solve_batching(8, 2, world_size),
             drop_last=False,
             rank=rank,
         )
         reader = BatchReader(DatasetSource(stream, name="mine:stream"), None, seed=0)
         batches = read_batches(reader, order.micro_batches(steps), num_workers=workers, device=CPU)
-        own = [[next(batches) for _ in order.window(step).own] for step in steps]
+        own = [[next(batches) for _ in order.global_batch(step).own] for step in steps]
         batches.close()
         by_rank.append([[place for images, _ in step for place in images[:, 0, 0].tolist()] for step in own])
     return [list(chain(*step)) for step in zip(*by_rank, strict=True)]

@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as reference
 
 from distrain.data.loading.sampler import MicroBatch
-from distrain.data.sources.base import room_for
+from distrain.data.sources.base import empty_batch
 from distrain.data.transforms.resize import RandomResizedCrop, Resize, from_torchvision
 
 BATCH = MicroBatch(np.arange(30))
@@ -43,7 +43,7 @@ def test_crop_is_that_of_torchvision_with_the_same_box(
             box = crop.box(61, 83, row)
             expected = reference.resized_crop(image, *box, size, interpolation=interpolation, antialias=antialias)
             assert torch.equal(crop.apply(image, row), expected)
-            place = room_for(expected, 3)[1]
+            place = empty_batch(expected, 3)[1]
             assert torch.equal(crop.apply(image, row, place), expected)
 
 
@@ -53,7 +53,7 @@ def test_bytes_are_resized_into_their_place_only_where_it_is_like_them(size: lis
     resize = from_torchvision(v2.Resize(size))
     assert isinstance(resize, Resize)
     expected, nothing = resize.apply(image, np.empty(0)), np.empty(0)
-    batch = room_for(expected, 3).fill_(7)
+    batch = empty_batch(expected, 3).fill_(7)
     written = resize.apply(image, nothing, place := batch[1])
     assert torch.equal(written, expected)
     assert (written is place) == (size != [61, 83] and torch.backends.cpu.get_cpu_capability().startswith("AVX"))

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from distrain.config.profile import Profile, Wanted
+from distrain.config.profile import LaunchOptions, Profile
 from distrain.errors import LaunchError
 from distrain.launchers.slurm.requeue import decide
 from distrain.launchers.slurm.srun import Allocation, first_node, read_allocation, resolve_allocated
 from distrain.runs.query import state_on_cluster
-from distrain.runs.slurm import JobFacts, read_own_job
+from distrain.runs.slurm import JobInfo, read_own_job
 from distrain.runs.status import Attempt, State, Status
 
 VARIABLES = {"SLURM_JOB_ID": "30017", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
-RUNNING = JobFacts("RUNNING")
+RUNNING = JobInfo("RUNNING")
 
 
 @pytest.mark.parametrize(
@@ -25,15 +25,15 @@ RUNNING = JobFacts("RUNNING")
         (0, "USR1", True, RUNNING, "over"),
         (75, "none", True, RUNNING, "over"),  # `distrain stop`
         (75, "TERM", True, RUNNING, "over"),
-        (75, "TERM", True, JobFacts("RUNNING", is_preempted=True), "requeue"),  # a preemption with a grace time
-        (75, "TERM", True, JobFacts("COMPLETING"), "over"),  # scancel
-        (75, "TERM", True, JobFacts("COMPLETING", restarts=1), "requeued"),  # a preemption
-        (1, "TERM", False, JobFacts("PENDING", restarts=1), "requeued"),  # a node failed
+        (75, "TERM", True, JobInfo("RUNNING", is_preempted=True), "requeue"),  # a preemption with a grace time
+        (75, "TERM", True, JobInfo("COMPLETING"), "over"),  # scancel
+        (75, "TERM", True, JobInfo("COMPLETING", restarts=1), "requeued"),  # a preemption
+        (1, "TERM", False, JobInfo("PENDING", restarts=1), "requeued"),  # a node failed
         (75, "USR1", True, None, "over"),
     ],
 )
 def test_job_is_queued_again_only_if_it_was_stopped_from_outside_and_got_on(
-    code: int, signal: str, made_progress: bool, facts: JobFacts | None, verdict: str
+    code: int, signal: str, made_progress: bool, facts: JobInfo | None, verdict: str
 ) -> None:
     assert decide(code, signal=signal, made_progress=made_progress, facts=facts, earlier_restarts=0) == verdict
 
@@ -41,21 +41,21 @@ def test_job_is_queued_again_only_if_it_was_stopped_from_outside_and_got_on(
 @pytest.mark.parametrize(
     ("state", "facts", "shown"),
     [
-        ("queued", JobFacts("PENDING"), "queued"),
-        ("queued", JobFacts("RUNNING"), "starting"),
-        ("running", JobFacts("RUNNING"), "running"),
-        ("preempted", JobFacts("PENDING", restarts=1), "requeued"),
-        ("running", JobFacts("PENDING", restarts=1), "requeued"),  # killed before it could say so
-        ("preempted", JobFacts("SPECIAL_EXIT", restarts=1), "requeued"),  # queued again, and held
-        ("running", JobFacts("TIMEOUT"), "timed out"),
-        ("running", JobFacts("NODE_FAIL"), "died"),
-        ("queued", JobFacts("CANCELLED"), "cancelled"),
-        ("stopped", JobFacts("FAILED"), "stopped"),
-        ("finished", JobFacts("COMPLETED"), "finished"),
+        ("queued", JobInfo("PENDING"), "queued"),
+        ("queued", JobInfo("RUNNING"), "starting"),
+        ("running", JobInfo("RUNNING"), "running"),
+        ("preempted", JobInfo("PENDING", restarts=1), "requeued"),
+        ("running", JobInfo("PENDING", restarts=1), "requeued"),  # killed before it could say so
+        ("preempted", JobInfo("SPECIAL_EXIT", restarts=1), "requeued"),  # queued again, and held
+        ("running", JobInfo("TIMEOUT"), "timed out"),
+        ("running", JobInfo("NODE_FAIL"), "died"),
+        ("queued", JobInfo("CANCELLED"), "cancelled"),
+        ("stopped", JobInfo("FAILED"), "stopped"),
+        ("finished", JobInfo("COMPLETED"), "finished"),
         ("finished", None, "finished"),
     ],
 )
-def test_state_joins_what_the_run_and_what_slurm_say(state: State, facts: JobFacts | None, shown: str) -> None:
+def test_state_joins_what_the_run_and_what_slurm_say(state: State, facts: JobInfo | None, shown: str) -> None:
     attempt = Attempt(started=0, host="h", pid=1, world_size=1, first_step=0, last_step=0, state=state)
     assert state_on_cluster(Status(state=state, heartbeat=0, attempts=[attempt]), facts) == shown
 
@@ -77,13 +77,13 @@ def test_profile_is_what_slurm_gave_and_not_what_was_written_down() -> None:
     assert (given.device, given.nodes, given.processes, given.threads) == ("cpu", 2, 8, 1)
     assert (given.restarts, given.stall_timeout_s) == (7, 9)
     with pytest.raises(LaunchError, match="2 nodes, and 3 were asked for"):
-        resolve_allocated(Wanted(nodes=3), Allocation(1, 2, "", 8, 4), stored=None, threads=None)
+        resolve_allocated(LaunchOptions(nodes=3), Allocation(1, 2, "", 8, 4), stored=None, threads=None)
     with pytest.raises(LaunchError, match="SLURM has given 4 GPUs on each node, and 8 were asked for"):
         resolve(Allocation(1, nodes=2, node_list="", cpus=8, gpus=4), gpus=8)
 
 
 def resolve(allocation: Allocation, *, stored: Profile | None = None, gpus: int | None = None) -> Profile:
-    wanted = Wanted(device="cuda" if gpus else None, processes=gpus)
+    wanted = LaunchOptions(device="cuda" if gpus else None, processes=gpus)
     return resolve_allocated(wanted, allocation, stored=stored, threads=None)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from distrain.errors import RunError
-from distrain.runs.checkpoints import choose, final_path, find_best, take_inventory
+from distrain.runs.checkpoints import choose, final_path, find_best, read_catalog
 from distrain.runs.directory import RunDirectory
 from distrain.runs.query import find_checkpoint
 
@@ -41,7 +41,7 @@ def test_best_that_was_not_kept_is_no_other(run: RunDirectory, best: int) -> Non
     write(run, 10, 0.3, best=best)
     write(run, 20, 0.4, best=best)
     write(run, 30, None, best=best)
-    assert find_best(take_inventory(run.checkpoints)) is None
+    assert find_best(read_catalog(run.checkpoints)) is None
     with pytest.raises(
         RunError, match=f"the best evaluation, at step {best}, has no checkpoint in .*; use last, or 10"
     ):

@@ -27,7 +27,7 @@ def test_damaged_file_is_quarantined_and_the_older_one_used(
 ) -> None:
     folder = copy(two_checkpoints, tmp_path / "checkpoints")
     damage(folder / "step-00000002" / name, how)
-    found, complaints = checkpoints.newest_good(folder)
+    found, complaints = checkpoints.latest_valid(folder)
     assert found is not None
     assert found.step == 1
     assert len(complaints) == 1
@@ -41,7 +41,7 @@ def test_all_bad_checkpoints_are_set_aside_one_after_the_other(two_checkpoints: 
     folder = copy(two_checkpoints, tmp_path / "checkpoints")
     damage(folder / "step-00000002" / ".metadata", "flipped")
     damage(folder / "step-00000001" / "__1_0.distcp", "truncated")
-    found, complaints = checkpoints.newest_good(folder)
+    found, complaints = checkpoints.latest_valid(folder)
     assert found is None
     assert [complaint.split()[1] for complaint in complaints] == ["step-00000002", "step-00000001"]
 
@@ -52,24 +52,24 @@ def test_draft_is_never_read_whichever_file_it_lacks(two_checkpoints: Path, tmp_
     draft = folder / "step-00000003.tmp"
     (folder / "step-00000002").rename(draft)
     damage(draft / name, "missing")
-    found, complaints = checkpoints.newest_good(folder)
+    found, complaints = checkpoints.latest_valid(folder)
     assert found is not None
     assert (found.step, complaints) == (1, [])
-    checkpoints.remove_drafts(folder)
+    checkpoints.remove_partial(folder)
     assert [path.name for path in folder.iterdir()] == ["step-00000001"]
 
 
 def test_folder_renamed_before_its_manifest_was_written_is_set_aside(two_checkpoints: Path, tmp_path: Path) -> None:
     folder = copy(two_checkpoints, tmp_path / "checkpoints")
     (folder / "step-00000002" / "MANIFEST.json").unlink()
-    _, complaints = checkpoints.newest_good(folder)
+    _, complaints = checkpoints.latest_valid(folder)
     assert "it has no MANIFEST.json" in complaints[0]
 
 
 def test_checkpoint_under_the_name_of_another_step_is_set_aside(two_checkpoints: Path, tmp_path: Path) -> None:
     folder = copy(two_checkpoints, tmp_path / "checkpoints")
     (folder / "step-00000002").rename(folder / "step-00000009")
-    found, complaints = checkpoints.newest_good(folder)
+    found, complaints = checkpoints.latest_valid(folder)
     assert found is not None
     assert found.step == 1
     assert "it holds step 2" in complaints[0]
@@ -80,9 +80,9 @@ def test_other_things_beside_the_checkpoints_are_left_alone(two_checkpoints: Pat
     for name in ("00000007", "step-best", "notes.tmp"):
         (folder / name).mkdir()
     (folder / "step-00000008").touch()
-    checkpoints.remove_drafts(folder)
+    checkpoints.remove_partial(folder)
     assert [path.name for path in checkpoints.committed(folder)] == ["step-00000001", "step-00000002"]
-    assert checkpoints.newest_good(folder)[1] == []
+    assert checkpoints.latest_valid(folder)[1] == []
     assert (folder / "notes.tmp").is_dir()
 
 
@@ -96,13 +96,13 @@ def test_any_flipped_byte_of_the_manifest_is_found(tmp_path: Path) -> None:
         flipped = bytearray(content)
         flipped[position] ^= 1
         manifest.write_bytes(flipped)
-        assert checkpoints.find_fault(path) is not None, flipped[max(0, position - 20) : position + 20]
+        assert checkpoints.find_corruption(path) is not None, flipped[max(0, position - 20) : position + 20]
     manifest.write_bytes(content)
-    assert checkpoints.find_fault(path) is None
+    assert checkpoints.find_corruption(path) is None
 
 
 def test_progress_counts_every_byte(two_checkpoints: Path) -> None:
     path = two_checkpoints / "step-00000002"
     seen: list[int] = []
-    assert checkpoints.find_fault(path, advance=seen.append) is None
+    assert checkpoints.find_corruption(path, advance=seen.append) is None
     assert sum(seen) == sum(file.stat().st_size for file in path.iterdir() if file.name != "MANIFEST.json")

@@ -6,7 +6,7 @@ import pytest
 
 from distrain.errors import RunError
 from distrain.runs.checkpoints.catalog import Entry, best_step, choose
-from distrain.runs.checkpoints.retention import superfluous
+from distrain.runs.checkpoints.retention import expired
 from tests.checkpoint.making import make, save
 
 
@@ -39,7 +39,7 @@ def test_last_k_best_and_every_nth_stay(
     given: dict[str, float], keep_last: int, keep_best: bool, keep_every_steps: int | None, kept: set[int]
 ) -> None:
     found = entries(given)
-    going = superfluous(found, keep_last=keep_last, keep_best=keep_best, keep_every_steps=keep_every_steps)
+    going = expired(found, keep_last=keep_last, keep_best=keep_best, keep_every_steps=keep_every_steps)
     assert kept == {entry.step for entry in found if entry not in going}
     assert going == sorted(going, key=lambda entry: entry.step)
 
@@ -47,12 +47,12 @@ def test_last_k_best_and_every_nth_stay(
 @pytest.mark.parametrize(("run_best", "kept"), [(20, {20, 60}), (35, {40, 60}), (None, {40, 60})])
 def test_best_that_stays_is_that_of_the_run_or_else_the_strongest(run_best: int | None, kept: set[int]) -> None:
     found = entries({"s20": 0.5, "s40": 0.7}, run_best=run_best)
-    going = superfluous(found, keep_last=1, keep_best=True, keep_every_steps=None)
+    going = expired(found, keep_last=1, keep_best=True, keep_every_steps=None)
     assert kept == {entry.step for entry in found if entry not in going}
 
 
 def test_nothing_is_kept_of_nothing() -> None:
-    assert superfluous([], keep_last=3, keep_best=True, keep_every_steps=2) == []
+    assert expired([], keep_last=3, keep_best=True, keep_every_steps=2) == []
     assert best_step([]) is None
 
 

@@ -8,13 +8,13 @@ import pytest
 PROGRAM = """
 import resource, sys
 import torch
-from distrain.training.device.allocator import forget_peak, keep_freed, resident_bytes
+from distrain.training.device.allocator import forget_peak, retain_freed, resident_bytes
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 if sys.argv[1] == "keep":
-    keep_freed()
+    retain_freed()
 for size in (40, 1):  # MiB: a block that glibc maps by itself, and one that it may not
     for _ in range(20):  # until a block that fits is there
         torch.ones(size << 18)
@@ -31,7 +31,7 @@ print(held - resident_bytes("VmRSS"))
 GUARDED = """
 import resource
 import torch
-from distrain.training.device.allocator import KeptMemory, resident_bytes
+from distrain.training.device.allocator import MallocRetention, resident_bytes
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -39,7 +39,7 @@ def faults():
         torch.ones(40 << 18)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-kept = KeptMemory()
+kept = MallocRetention()
 torch.ones(300 << 18)
 for step in range(4):  # as training goes on without it
     print(faults())

@@ -11,7 +11,7 @@ from distrain.config import Recipe, load_recipe
 from distrain.data.sources.base import Batch
 from distrain.data.transforms.pipeline import Normalize
 from distrain.errors import ModelError, RecipeError
-from distrain.training.device.batch_transforms import Preparation, check_mixing, check_sizes
+from distrain.training.device.batch_transforms import BatchTransform, check_mixing, check_sizes
 
 CLASSES = 10
 
@@ -20,10 +20,10 @@ def recipe(*overrides: str) -> Recipe:
     return load_recipe("digits", overrides=["augment.mean=null", "augment.std=null", *overrides])
 
 
-def preparation(*overrides: str) -> Preparation:
+def preparation(*overrides: str) -> BatchTransform:
     asked = recipe(*overrides)
     normalize = Normalize(asked.augment, num_channels=1, device=torch.device("cpu"))
-    return Preparation(asked, normalize, steps_per_epoch=5, num_classes=CLASSES)
+    return BatchTransform(asked, normalize, steps_per_epoch=5, num_classes=CLASSES)
 
 
 def batch(count: int = 16, side: int = 8) -> Batch:

@@ -14,10 +14,10 @@ from distrain.errors import RecipeError
 from distrain.messages import MEBIBYTE
 from distrain.models.registry import build_model
 from distrain.runs.directory import RunDirectory
-from distrain.training.device.batch_transforms import Preparation
+from distrain.training.device.batch_transforms import BatchTransform
 from distrain.training.device.micro_batch_size import (
     find_micro_batch_size,
-    settle_micro_batch_size,
+    resolve_micro_batch_size,
     try_micro_batch_sizes,
     usable_bytes,
 )
@@ -72,7 +72,7 @@ def test_real_passes_obey_the_limit_and_leave_nothing_behind() -> None:
     model = build_model(recipe.model, num_classes=10, in_channels=3)
     before = copy.deepcopy(model.state_dict())
     normalize = Normalize(recipe.augment, num_channels=3, device=ALONE.device)
-    prepare = Preparation(recipe, normalize, steps_per_epoch=10, num_classes=10)
+    prepare = BatchTransform(recipe, normalize, steps_per_epoch=10, num_classes=10)
     batch = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8)
     generator = torch.get_rng_state()
 
@@ -121,7 +121,7 @@ def search_with(model: nn.Module) -> int:
         (torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8)),
         largest=16,
         limit_bytes=2**60,
-        prepare=Preparation(recipe, normalize, steps_per_epoch=10, num_classes=10),
+        prepare=BatchTransform(recipe, normalize, steps_per_epoch=10, num_classes=10),
         loss_function=build_loss(recipe.loss, num_classes=10, target="class", device=ALONE.device),
         world=ALONE,
     )
@@ -155,11 +155,11 @@ def test_room_is_left_on_a_small_gpu() -> None:
 
 def _settle(world: World, folder: str) -> None:
     run = RunDirectory(Path(folder))
-    found = settle_micro_batch_size(run, world, largest=64, find=lambda: 32 >> world.rank)
+    found = resolve_micro_batch_size(run, world, largest=64, find=lambda: 32 >> world.rank)
     assert found == 16
     world.barrier()
-    assert settle_micro_batch_size(run, world, largest=64, find=_fail) == 16
-    assert settle_micro_batch_size(run, world, largest=40, find=lambda: 20) == 20
+    assert resolve_micro_batch_size(run, world, largest=64, find=_fail) == 16
+    assert resolve_micro_batch_size(run, world, largest=40, find=lambda: 20) == 20
 
 
 def _fail() -> int:
@@ -173,5 +173,5 @@ def test_ranks_take_the_smallest_of_theirs_and_a_resume_takes_it_again(tmp_path:
 
 def test_nothing_that_fits_is_said(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="does not fit into the memory that is left"):
-        settle_micro_batch_size(RunDirectory(tmp_path), ALONE, largest=64, find=lambda: 0)
+        resolve_micro_batch_size(RunDirectory(tmp_path), ALONE, largest=64, find=lambda: 0)
     assert RunDirectory(tmp_path).read_micro_batch_size() is None

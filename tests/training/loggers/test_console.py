@@ -15,8 +15,8 @@ from rich.control import Control
 from distrain.config import load_recipe
 from distrain.runs.directory import RunDirectory
 from distrain.system.display import Line
-from distrain.training.loggers.console import ConsoleSink
-from distrain.training.loggers.protocol import Moment, Opening, Record
+from distrain.training.loggers.console import ConsoleLogger
+from distrain.training.loggers.protocol import LoggerContext, Moment, Record
 from tests.screen import Screen
 
 EVALUATION = {"val/loss": 0.3195, "val/top1": 0.9944, "val/top5": 1.0}
@@ -29,9 +29,9 @@ class Training:
     moment: Moment
     verbose: bool = False
 
-    def open(self, *, history: list[Record] | None = None) -> ConsoleSink:
-        return ConsoleSink(
-            Opening(
+    def open(self, *, history: list[Record] | None = None) -> ConsoleLogger:
+        return ConsoleLogger(
+            LoggerContext(
                 run=RunDirectory(Path("run")),
                 recipe=load_recipe("digits", overrides=[f"log.verbose={str(self.verbose).lower()}"]),
                 first_step=0,

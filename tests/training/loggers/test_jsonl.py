@@ -8,15 +8,15 @@ import torch
 
 from distrain.config import load_recipe
 from distrain.runs.directory import RunDirectory
-from distrain.training.loggers.jsonl import JsonlSink, rewind_metrics
-from distrain.training.loggers.protocol import Moment, Opening, Record
+from distrain.training.loggers.jsonl import JsonlLogger, rewind_metrics
+from distrain.training.loggers.protocol import LoggerContext, Moment, Record
 from distrain.training.monitor import RankMonitor
 from tests.disk import fill, small_disk
 
 
-def open_sink(run: RunDirectory) -> JsonlSink:
-    return JsonlSink(
-        Opening(
+def open_sink(run: RunDirectory) -> JsonlLogger:
+    return JsonlLogger(
+        LoggerContext(
             run=run,
             recipe=load_recipe("digits", overrides=[]),
             first_step=0,

@@ -9,7 +9,13 @@ import torch
 from torch.optim import lr_scheduler
 
 from distrain.config import Optimizer, Schedule
-from distrain.training.optim.optimizer import Setting, build_optimizer, build_schedule, set_learning_rate, update
+from distrain.training.optim.optimizer import (
+    ParamGroupOptions,
+    build_optimizer,
+    build_schedule,
+    set_learning_rate,
+    update,
+)
 
 STEPS_PER_EPOCH = 7
 TOTAL = 70
@@ -74,7 +80,7 @@ def test_triangle_rises_in_a_line_and_falls_in_a_line(ends: tuple[float, float])
 def test_even_decay_takes_as_much_off_every_weight_whatever_its_learning_rate() -> None:
     net = torch.nn.Linear(2, 2)
     config = Optimizer(lr=0.5, weight_decay=0.01, lr_factors={"bias": 64}, even_decay=True)
-    optimizer = build_optimizer(config, net, {"bias": Setting(lr_factor=64)})
+    optimizer = build_optimizer(config, net, {"bias": ParamGroupOptions(lr_factor=64)})
     set_learning_rate(optimizer, 0.5)
     before = [parameter.detach().clone() for parameter in net.parameters()]
     for parameter in net.parameters():

@@ -9,13 +9,13 @@ from torch import nn
 from distrain.config import Model, Optimizer
 from distrain.errors import ModelError
 from distrain.models.registry import build_model
-from distrain.training.optim.optimizer import Setting, build_optimizer, set_learning_rate
-from distrain.training.optim.param_groups import find_depths, plan_settings
+from distrain.training.optim.optimizer import ParamGroupOptions, build_optimizer, set_learning_rate
+from distrain.training.optim.param_groups import find_depths, plan_param_groups
 
 
-def settings(model: nn.Module, size: int = 8, **options: Any) -> dict[str, Setting]:
+def settings(model: nn.Module, size: int = 8, **options: Any) -> dict[str, ParamGroupOptions]:
     config = Optimizer.model_validate({"lr": 0.1, "weight_decay": 0.5, **options})
-    return plan_settings(config, model, heads=["fc"], example=torch.zeros(2, 1, size, size))
+    return plan_param_groups(config, model, heads=["fc"], example=torch.zeros(2, 1, size, size))
 
 
 def digits_cnn() -> nn.Module:
@@ -53,7 +53,7 @@ def test_factors_of_the_learning_rate_multiply_and_the_last_pattern_counts() -> 
 def test_schedule_multiplies_the_rate_of_each_group(name: str) -> None:
     model = digits_cnn()
     config = Optimizer.model_validate({"name": name, "lr": 0.1, "weight_decay": 0.5, "lr_factors": {"head": 10}})
-    planned = plan_settings(config, model, heads=["fc"], example=torch.zeros(1, 1, 8, 8))
+    planned = plan_param_groups(config, model, heads=["fc"], example=torch.zeros(1, 1, 8, 8))
     optimizer = build_optimizer(config, model, planned)
     for rate in (0.1, 0.05):
         set_learning_rate(optimizer, rate)

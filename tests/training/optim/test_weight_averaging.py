@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from distrain.config import Lookahead
-from distrain.training.optim.weight_averaging import SlowWeights, WeightAverage
+from distrain.training.optim.weight_averaging import EmaWeights, LookaheadWeights
 
 TOTAL = 8
 
@@ -15,7 +15,7 @@ def test_slow_weights_meet_the_networks_own_every_few_steps_and_at_the_end(power
     net = nn.BatchNorm1d(2)
     with torch.no_grad():
         net.weight.zero_()
-    slow = SlowWeights(net, Lookahead(every_steps=3, decay=0.6, power=power), total_steps=TOTAL)
+    slow = LookaheadWeights(net, Lookahead(every_steps=3, decay=0.6, power=power), total_steps=TOTAL)
     own = expected = 0.0
     for step in range(TOTAL):
         with torch.no_grad():
@@ -37,8 +37,8 @@ def test_slow_weights_meet_the_networks_own_every_few_steps_and_at_the_end(power
 def test_constants_that_are_not_finite_stay_as_they_are() -> None:
     net = nn.Linear(2, 2)
     net.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
-    average = WeightAverage(net, 0.9)
-    slow = SlowWeights(net, Lookahead(every_steps=1, decay=0.6), total_steps=2)
+    average = EmaWeights(net, 0.9)
+    slow = LookaheadWeights(net, Lookahead(every_steps=1, decay=0.6), total_steps=2)
     for step in range(2):
         average.update(step)
         slow.update(step)
@@ -51,7 +51,7 @@ def test_constants_that_are_not_finite_stay_as_they_are() -> None:
 def test_average_follows_a_buffer_that_is_infinite_at_the_start() -> None:
     net = nn.Linear(2, 2)
     net.register_buffer("least", torch.tensor(torch.inf))
-    average = WeightAverage(net, 0.9)
+    average = EmaWeights(net, 0.9)
     net.get_buffer("least").fill_(3.0)
     average.update(0)
     assert average.tensors["least"] == 3.0

@@ -40,7 +40,7 @@ def train(path: Path, *overrides: str, world: World = ALONE) -> Status:
     """Train from the newest checkpoint of `path`, or from the start, and return the status at the end."""
     run = RunDirectory(path)
     recipe = load_recipe("digits", overrides=[*SHORT, *overrides])
-    if world.is_main and not path.exists():
+    if world.is_rank_zero and not path.exists():
         run.create()
         run.recipe.write_text(recipe.to_yaml())
     world.barrier()
@@ -54,14 +54,14 @@ def train(path: Path, *overrides: str, world: World = ALONE) -> Status:
 def train_and_resume(world: World, folder: Path, *overrides: str) -> None:
     """Train two epochs, and the second one again from the checkpoint of the first: the bits must be equal."""
     whole = train(folder / "whole", *overrides, world=world)
-    if world.is_main:
+    if world.is_rank_zero:
         shutil.copytree(folder / "whole", folder / "resumed")
         unfinish(folder / "resumed")
     world.barrier()
     resumed = train(folder / "resumed", *overrides, world=world)
     assert resumed.weights_digest == whole.weights_digest
     assert resumed.state_digest == whole.state_digest
-    if world.is_main:
+    if world.is_rank_zero:
         assert comparable(folder / "resumed") == comparable(folder / "whole")
 
 

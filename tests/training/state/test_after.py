@@ -43,7 +43,7 @@ def newest(run: RunDirectory) -> Path:
 
 def eval_newest(world: World, run: RunDirectory, out: Path, *overrides: str) -> Findings:
     folder, recipe, request = resolve(run, newest(run), split=None, overrides=list(overrides), data=None, out=out)
-    if world.is_main:
+    if world.is_rank_zero:
         folder.path.mkdir(parents=True)
     world.barrier()
     with RankMonitor(folder, rank=world.rank) as monitor:

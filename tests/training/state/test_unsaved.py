@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from distrain.errors import ModelError
-from distrain.tensors.undisturbed import undisturbed
+from distrain.tensors.preserve_state import preserve_state
 from distrain.training.unsaved import find_unsaved
 from tests.command import distrain
 from tests.training.state import making
@@ -55,7 +55,7 @@ class Varied(nn.Module):
 
 
 def unsaved(module: nn.Module) -> list[str]:
-    with undisturbed(module):
+    with preserve_state(module):
         module.train()
         return find_unsaved(module, lambda: module(IMAGES), lambda: module(IMAGES.flip(0) * 2 + 1), name="mine:x")
 
@@ -86,7 +86,7 @@ def test_what_extra_state_gives_back_is_saved(network: type[Base]) -> None:
 def test_loss_that_saves_its_state_has_nothing_to_be_told() -> None:
     loss = Centred()
     targets = torch.arange(2)
-    with undisturbed(loss):
+    with preserve_state(loss):
         first = lambda: loss(torch.zeros(2, 10), targets)  # noqa: E731
         assert find_unsaved(loss, first, lambda: loss(torch.ones(2, 10), targets), name="mine:x") == []
     assert loss.center.sum() == loss.batches["train"] == 0

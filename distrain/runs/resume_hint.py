@@ -7,7 +7,7 @@ from distrain.runs.directory import RunDirectory
 from distrain.runs.query import resume_command
 
 
-def print_way_back(console: Console, run: RunDirectory) -> None:
+def print_resume_hint(console: Console, run: RunDirectory) -> None:
     """Print the newest checkpoint of a run that has failed, and the command that resumes it."""
     console.print(f"checkpoint    {_newest_checkpoint(run)}", markup=False, soft_wrap=True)
     print_resume(console, run)

@@ -14,7 +14,7 @@ from distrain.tensors.module_state import Tensors, as_stateful, kept_buffers, lo
 
 
 @contextmanager
-def undisturbed(owner: object) -> Iterator[None]:
+def preserve_state(owner: object) -> Iterator[None]:
     """Restore, after passes in any mode, all that they have changed in a network or a loss, and the random numbers.
 
     These are modes, weights, buffers, extra state and plain attributes; of what is not a module, its state, if it has

@@ -13,7 +13,7 @@ from distrain.messages import joined
 MAX_NAMED = 3
 
 
-def forewarn(recipe: Recipe, sources: Mapping[str, Source], *, steps_per_epoch: int, total_steps: int) -> list[str]:
+def warn_early(recipe: Recipe, sources: Mapping[str, Source], *, steps_per_epoch: int, total_steps: int) -> list[str]:
     """Return a sentence for each thing that a user should know before the first step; most runs have none."""
     return [
         *find_schedule_faults(recipe, steps_per_epoch=steps_per_epoch, total_steps=total_steps),

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from distrain.config import Recipe, load_recipe
-from distrain.data.sources.base import DatasetSource, Source, TensorSource, take
-from distrain.data.sources.concat import unite
+from distrain.data.sources.base import DatasetSource, Source, TensorSource, subset
+from distrain.data.sources.concat import concat
 from distrain.errors import RecipeError
 from distrain.launchers.prepare import check_schedule
-from distrain.training.forewarnings import find_class_faults, find_double_weights, find_schedule_faults
+from distrain.training.early_warnings import find_class_faults, find_double_weights, find_schedule_faults
 from tests.command import fit
 
 
@@ -74,13 +74,13 @@ def source(labels: list[int] | torch.Tensor, classes: str = "abcd", **more: Any)
 def test_classes_without_samples_are_told_once_a_split() -> None:
     whole = source([0, 1, 2, 3])
     assert find_class_faults({"train": whole, "val": whole}) == []
-    found = find_class_faults({"train": source([0, 1, 1, 2]), "val": take(whole, torch.tensor([1]))})
+    found = find_class_faults({"train": source([0, 1, 1, 2]), "val": subset(whole, torch.tensor([1]))})
     assert found == [
         "class 'd' has no training samples: the network does not learn it",
         "3 classes ('a', 'c' and 'd') have no validation samples: the validation says nothing about them",
     ]
     many = source([0], "abcdefg")
-    (_, other) = find_class_faults({"train": many, "val": unite([{"train": many}, {"train": many}])["train"]})
+    (_, other) = find_class_faults({"train": many, "val": concat([{"train": many}, {"train": many}])["train"]})
     assert other.startswith("6 classes ('b', 'c', 'd' and 3 more) have no validation samples")
 
 
@@ -110,10 +110,10 @@ class Unread:
 
 def test_no_sample_is_read_to_count_classes() -> None:
     unread = DatasetSource(Unread(), name="mine:data")
-    part = take(unread, torch.tensor([0, 2]))
+    part = subset(unread, torch.tensor([0, 2]))
     assert find_class_faults({"train": unread, "val": part}) == []
     known = DatasetSource(Unread(), name="mine:data", targets=torch.tensor([0, 0, 0]))
-    assert len(find_class_faults({"train": known, "val": take(known, torch.tensor([0, 2]))})) == 2
+    assert len(find_class_faults({"train": known, "val": subset(known, torch.tensor([0, 2]))})) == 2
 
 
 def test_rare_classes_that_count_twice_are_told() -> None:
