@@ -1,4 +1,4 @@
-"""Owns the exceptions of distrain and the exit codes that they end a process with.
+"""Defines the exceptions of distrain and the exit codes that they end a process with.
 
 DistrainError             exit 1
 ├── UserError             exit 2: one sentence that says what is wrong, the value seen, and what to do

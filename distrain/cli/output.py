@@ -1,4 +1,4 @@
-"""Owns the words in which a run is told to a person: its header, its summary, and its first failure."""
+"""Prints what a person reads of a run: its header, its summary, and its first failure."""
 
 import math
 import shlex

@@ -1,4 +1,4 @@
-"""Owns the question whether a command may write to the place that it was given; nothing of the user's is lost by it."""
+"""Checks whether a command may write to the path that it was given, so that nothing of the user's is lost."""
 
 from pathlib import Path
 

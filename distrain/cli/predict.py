@@ -1,4 +1,4 @@
-"""`distrain predict`: what a trained network sees in pictures, told as they are done."""
+"""`distrain predict`: what a trained network sees in pictures, reported as they are done."""
 
 import csv
 import json

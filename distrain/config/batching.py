@@ -1,4 +1,4 @@
-"""Owns how a global batch is cut into micro-batches and how these are dealt to the processes.
+"""Defines how a global batch is cut into micro-batches and how these are dealt to the processes.
 
 The cut depends on the recipe alone: what stands in micro-batch j of a step is the same at every world size. Only the
 deal depends on the world size, and it gives every process a run of neighbours.

@@ -1,4 +1,4 @@
-"""Owns the aids to find a fault: what --debug and --overfit change in a recipe, and the debugger at an exception."""
+"""Defines the aids to find a fault: what --debug and --overfit change in a recipe, and the debugger at an exception."""
 
 import bdb
 import json

@@ -1,4 +1,4 @@
-"""Owns what is due at which step: records, evaluations and checkpoints, as functions of the step alone."""
+"""Decides what is due at which step: records, evaluations and checkpoints, as functions of the step alone."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Owns how a recipe names weights: by patterns on the names that a network gives them.
+"""Defines how a recipe names weights: by patterns on the names that a network gives them.
 
 A pattern is the name of a weight (`fc.bias`) or of a layer (`layer4`), which stands for all in it, with the wildcards
 of the shell (`layer[12]`, `*.bias`). `head` is the layer or the layers that give logits, and `backbone` all but those.

@@ -1,4 +1,4 @@
-"""Owns the profile: where and on how many processes a recipe trains, checked against what this machine has."""
+"""Defines the profile: where and on how many processes a recipe trains, checked against what this machine has."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Owns the recipe as a whole: all sections, what must hold between them, and what of it decides the training."""
+"""Defines the recipe as a whole: all sections, what must hold between them, and what of it decides the training."""
 
 from functools import cached_property
 from typing import Any, Literal, Self

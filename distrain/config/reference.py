@@ -1,4 +1,4 @@
-"""Owns the list of all fields of a recipe, for people who look for one."""
+"""Lists all fields of a recipe, for people who look for one."""
 
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin

@@ -1,4 +1,4 @@
-"""Owns the way to the user's own code: `package.module:name` in a recipe names an object in it."""
+"""Imports the user's own code: `package.module:name` in a recipe names an object in it."""
 
 import importlib
 import inspect

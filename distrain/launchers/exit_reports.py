@@ -1,4 +1,4 @@
-"""Owns what the launcher itself knows of a rank's end: a rank that a signal has killed leaves no report."""
+"""Reports what the launcher itself knows of a rank's end: a rank that a signal has killed leaves no report."""
 
 import re
 import signal

@@ -1,4 +1,4 @@
-"""Owns the plan: a command that can be printed as well as run."""
+"""Defines the plan: a command that can be printed as well as run."""
 
 import shlex
 from collections.abc import Mapping

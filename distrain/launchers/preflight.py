@@ -1,4 +1,4 @@
-"""Owns the look ahead: what this machine would run out of, or cannot reach, told before a GPU hour is spent.
+"""Checks ahead what this machine would run out of, or cannot reach, before a GPU hour is spent.
 
 What is asked for is compared with a stated minimum, and with what is known from the run itself. None of it is certain,
 so `distrain fit --no-preflight` skips it; contradictions and missing files are found elsewhere and cannot be skipped.

@@ -1,4 +1,4 @@
-"""Owns how a plan becomes a process: a program of its own, or a fork of one that has loaded torch already."""
+"""Turns a plan into a process: a program of its own, or a fork of one that has loaded torch already."""
 
 import os
 import signal

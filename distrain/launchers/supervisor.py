@@ -1,4 +1,4 @@
-"""Owns the execution of a plan: attempt after attempt, until the run is at its end or cannot go on."""
+"""Executes a plan: attempt after attempt, until the run is at its end or cannot continue."""
 
 import socket
 import subprocess
@@ -238,7 +238,7 @@ def _forget_earlier(run: RunDirectory) -> None:
 def _watch(
     child: ProcessHandle, looks: list[Callable[[], str | None]], group: NodeGroup, tell: Callable[[str], None]
 ) -> bool:
-    """Wait for the processes to end; returns True at once where the company breaks up, or one of the looks says why."""
+    """Wait for the processes to end; returns True at once if the node group breaks up or one of the looks says why."""
     guard = LoopGuard("the launcher's watch over the ranks", report=lambda loop, error: tell(describe(loop, error)))
     next_s = time.monotonic()
     while True:

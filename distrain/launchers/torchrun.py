@@ -17,7 +17,7 @@ def plan(profile: Profile, run: Path) -> Plan:
     arguments = (
         *(_meet_at_the_first(profile) if profile.nodes > 1 else _meet_here()),
         f"--nproc-per-node={profile.processes}",
-        "--max-restarts=0",  # the launcher starts the plan anew
+        "--max-restarts=0",  # the launcher starts the plan again
         "-m",
         "distrain.worker",
         str(run),

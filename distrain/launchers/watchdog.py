@@ -1,4 +1,4 @@
-"""Owns the finding of a stall: no rank moves any more, one of them is why, and the others wait for it."""
+"""Detects a stall: no rank moves any more, one of them is why, and the others wait for it."""
 
 import socket
 import time

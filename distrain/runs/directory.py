@@ -1,4 +1,4 @@
-"""Owns the run directory: every file name in it, how its files are written, and who may write to it.
+"""Defines the run directory: every file name in it, how its files are written, and who may write to it.
 
 The folder is the whole contract between the control plane and the training plane.
 """
@@ -193,11 +193,11 @@ class RunDirectory:
         write_atomically(self.error(report["rank"]), json.dumps(report, indent=1))
 
     def write_heartbeat(self, heartbeat: Heartbeat) -> None:
-        """Replace a rank's sign of life."""
+        """Replace a rank's heartbeat."""
         write_atomically(self.heartbeat(heartbeat.rank), heartbeat.model_dump_json(indent=1))
 
     def read_heartbeats(self) -> list[Heartbeat]:
-        """Return the last sign of life of each rank that has given one, by rank."""
+        """Return the last heartbeat of each rank that has written one, by rank."""
         found = read_readable(texts_of(self.heartbeats.glob("rank-*.json")), Heartbeat.model_validate_json)
         return sorted(found, key=lambda heartbeat: heartbeat.rank)
 

@@ -1,4 +1,4 @@
-"""Owns what is recorded of the machine and the code that a run is started with; never a secret."""
+"""Collects what is recorded of the machine and the code that a run is started with; never a secret."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""Owns what the control plane reads of runs: finding them, and telling a live one from one that died."""
+"""Reads runs for the control plane: finds them, and tells a live one from one that died."""
 
 import shlex
 import socket

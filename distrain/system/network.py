@@ -1,4 +1,4 @@
-"""Owns what a machine knows of its own network: the address and the interface on the way to another machine."""
+"""Finds what a machine knows of its own network: the address and the interface on the way to another machine."""
 
 import socket
 

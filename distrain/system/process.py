@@ -1,4 +1,4 @@
-"""Owns a process's ties to others: the signals it hears, the parent it dies with, and the processes below it."""
+"""Manages a process's ties to others: the signals it hears, the parent it dies with, and the processes below it."""
 
 import ctypes
 import os

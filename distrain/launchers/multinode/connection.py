@@ -1,4 +1,4 @@
-"""Owns one connection between the launchers of two machines: JSON objects, one a line, and a sign of life a second."""
+"""Holds one connection between the launchers of two machines: JSON objects, one a line, and a heartbeat a second."""
 
 import json
 import select

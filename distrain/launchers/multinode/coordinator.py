@@ -1,4 +1,4 @@
-"""Owns the meeting of several machines on the side of the first one, which leads: it alone writes the run directory."""
+"""Runs the meeting of several machines on the side of the coordinator, which alone writes the run directory."""
 
 import json
 import secrets

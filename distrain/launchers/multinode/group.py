@@ -1,4 +1,4 @@
-"""Owns with whom a launcher executes a plan: alone, or with the launchers of the run's other machines."""
+"""Defines with whom a launcher executes a plan: alone, or with the launchers of the run's other machines."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

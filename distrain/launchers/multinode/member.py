@@ -1,4 +1,4 @@
-"""Owns the meeting of several machines on the side of the others, which follow the first one."""
+"""Runs the meeting of several machines on the side of the members, which follow the coordinator."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""Owns the snapshot: a copy of the user's code in the run directory, so that what was submitted is what runs."""
+"""Makes the snapshot: a copy of the user's code in the run directory, so that what was submitted is what runs."""
 
 import shutil
 import subprocess

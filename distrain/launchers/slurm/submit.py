@@ -1,4 +1,4 @@
-"""Owns the submission of runs to SLURM: from what is asked for to a job that waits in the queue."""
+"""Submits runs to SLURM: from what is requested to a job that waits in the queue."""
 
 import itertools
 import os

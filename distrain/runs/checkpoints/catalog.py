@@ -1,4 +1,4 @@
-"""Owns what is known of a run's checkpoints without reading a tensor: step, size, age, evaluation, which is best."""
+"""Lists what is known of a run's checkpoints without reading a tensor: step, size, age, evaluation, which is best."""
 
 import json
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Owns trust in a checkpoint: the manifest with every file's digest, the commit, and what becomes of a bad one."""
+"""Verifies checkpoints: the manifest with every file's digest, the commit, and what becomes of a bad one."""
 
 import json
 import shutil

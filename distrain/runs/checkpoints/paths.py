@@ -1,4 +1,4 @@
-"""Owns the folder of checkpoints: how one is named, which are committed, and how one is taken away."""
+"""Defines the folder of checkpoints: how one is named, which are committed, and how one is removed."""
 
 import json
 import shutil
