@@ -1,4 +1,4 @@
-"""Owns the generators that all code of a process shares: torch's, numpy's and Python's own."""
+"""Seeds the generators that all code of a process shares: torch's, numpy's and Python's own."""
 
 import random
 

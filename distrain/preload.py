@@ -1,4 +1,4 @@
-"""Owns the imports of seconds, made at once and out of the garbage collector's sight: those of training before all."""
+"""Imports in one go, with garbage collection paused, the modules that take seconds, above all those of training."""
 
 import atexit
 import gc

@@ -1,4 +1,4 @@
-"""Owns all randomness of a run: every draw is a pure function of the seed and of where in the run it is made.
+"""Draws all random numbers of a run as pure functions of the seed and of where in the run they are drawn.
 
 The mixing function is the finalizer of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
 generators", OOPSLA 2014). It is written out here so that an order never changes with a library's version.

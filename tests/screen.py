@@ -9,7 +9,7 @@ _TOKEN = re.compile(r"\x1b\[([?0-9;]*)([A-Za-z])|[\x00-\x1f]|[^\x00-\x1f]", re.S
 class Screen:
     """An endless screen of some width, in which the cursor only moves as live lines and prints need it.
 
-    Made narrower, it breaks its lines anew as most terminals do, or cuts them off as xterm does; the cursor stays at
+    Made narrower, it breaks its lines again as most terminals do, or cuts them off as xterm does; the cursor stays at
     the character where it stood.
     """
 

@@ -1,4 +1,4 @@
-"""Owns the one file for other programs: the plain model's weights and buffers as safetensors."""
+"""Writes the plain model's weights and buffers into one safetensors file for other programs."""
 
 import json
 from pathlib import Path

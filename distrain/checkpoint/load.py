@@ -1,4 +1,4 @@
-"""Owns reading the tensors of a checkpoint, on any number of processes, without ever running code that it names."""
+"""Reads a checkpoint's tensors on any number of processes, without ever running code that it names."""
 
 import pickle
 import warnings

@@ -1,4 +1,4 @@
-"""Owns the writing of the shards by torch.distributed.checkpoint: a second of imports, made in the writer's thread."""
+"""Writes the shards with torch.distributed.checkpoint, whose import takes a second, in the writer's thread."""
 
 from pathlib import Path
 

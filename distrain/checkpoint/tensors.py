@@ -1,4 +1,4 @@
-"""Owns which tensors are the training, and their names.
+"""Names the tensors that make up a training's state.
 
 `model.<name>`, `optimizer.<parameter's name>.<key>`, and where the recipe keeps moving averages and slow weights
 `average.<name>` and `slow.<name>`. Where modules have extra state, it stands below `model.`, packed as `module_state`

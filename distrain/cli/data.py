@@ -121,7 +121,7 @@ def info(
 ) -> None:
     """Show what is in an image folder, a packed dataset or a manifest: classes, sizes, channels, and pictures.
 
-    The pictures of the training classes go to a PNG, which is written anew each time, and some of them to the terminal.
+    The pictures of the training classes go to a PNG, rewritten each time, and some of them to the terminal.
     Mean and deviation come from up to 5,000 training images, in each the same weight, ready for augment.mean and
     augment.std of a recipe.
     """

@@ -117,6 +117,6 @@ def _print_match(model: str, fit: "WeightMatch") -> None:
     if not fit.is_good:
         typer.echo(f"does not fit {title}: {fit.fault}")
     elif fit.initialised:
-        typer.echo(f"fits     {title} except {fit.initialised}, which training initialises anew")
+        typer.echo(f"fits     {title} except {fit.initialised}, which training initialises")
     else:
         typer.echo(f"fits     {title}")

@@ -112,7 +112,7 @@ def pack(
     Many small files are slow to open, most of all on a network disk. A pack holds their images in files of about 1 GiB
     that are mapped into memory, and trains by the same recipes: `--data DIR.packed` in place of `--data DIR`. With
     --format jpeg a JPEG that needs no change is copied byte by byte; what is larger than --size, turned by its EXIF
-    orientation or no JPEG is encoded anew. Without --size, copied JPEGs and all of --format pixels give the very same
+    orientation or no JPEG is re-encoded. Without --size, copied JPEGs and all of --format pixels give the very same
     training as the folder, to the bit.
 
     Killed or stopped, the same command goes on where it was, and the result is the same to the byte. An image that
@@ -136,7 +136,7 @@ def pack(
         _form({**order, "quality": quality}),
         jobs=jobs or len(os.sched_getaffinity(0)),
         skips=skip_bad,
-        anew=force,
+        starts_over=force,
         progress=progress,
     )
     damages = verify_pack(where, read_pack(where)) if verify else None
@@ -214,7 +214,7 @@ def _print(outcome: "Outcome", source: str, *, is_verified: bool) -> None:
     lines = [
         f"packed   {outcome.folder}: {how}",
         f"images   {counts}, of {len(outcome.pack.classes):,} classes; {images - changed:,} as they were, "
-        f"{changed:,} made smaller or encoded anew",
+        f"{changed:,} made smaller or re-encoded",
         f"bytes    {f'{before / MEBIBYTE:,.1f} MiB before, ' if before else ''}{after / MEBIBYTE:,.1f} MiB packed",
     ]
     skipped = [skipped for part in splits.values() for skipped in part.skipped]

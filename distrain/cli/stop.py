@@ -26,7 +26,7 @@ def stop(
     cancelled = query.request_stop(run)
     console = Console(highlight=False, soft_wrap=True)
     if cancelled is not None:
-        console.print(f"cancelled job {cancelled}, which was not training; `distrain resume` queues it anew")
+        console.print(f"cancelled job {cancelled}, which was not training; `distrain resume` queues it again")
         return
     if not wait:
         step = run.read_status().step

@@ -80,7 +80,9 @@ class Data(Section):
     sampling: Literal["uniform", "balanced"] = Field(
         "uniform", description="balanced: each class equally often, those with few samples again and again"
     )
-    repeats: int = Field(1, gt=0, description="times a sample stands in a row, augmented anew; fewer are seen an epoch")
+    repeats: int = Field(
+        1, gt=0, description="times a sample stands in a row, each time augmented differently; fewer are seen an epoch"
+    )
 
     @property
     def splits(self) -> tuple[Split, ...]:

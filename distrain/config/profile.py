@@ -257,5 +257,5 @@ def read_profile(path: Path) -> Profile:
     """Read the profile of a run directory."""
     profile = read_whole(path, lambda text: Profile.model_validate(read_yaml_text(text)))
     if profile is None:
-        raise RunError(f"{path} is missing; `distrain fit --run {path.parent}` writes it anew")
+        raise RunError(f"{path} is missing; `distrain fit --run {path.parent}` writes it again")
     return profile

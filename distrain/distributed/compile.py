@@ -1,4 +1,4 @@
-"""Owns torch.compile: which parts of the network are compiled, and which of its passes run compiled."""
+"""Applies torch.compile: which parts of the network are compiled, and which of its passes run compiled."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Owns DistributedDataParallel: one replica a rank, gradients averaged while the backward pass runs."""
+"""Wraps DistributedDataParallel: one replica a rank, gradients averaged while the backward pass runs."""
 
 from contextlib import AbstractContextManager, nullcontext
 

@@ -1,4 +1,4 @@
-"""Owns exact mode: the same bits at every number of processes.
+"""Implements exact mode: the same bits on every number of processes.
 
 The micro-batches of a step are the leaves of the fixed tree of `reduction_tree.py`. Each rank sums its own neighbours
 as far as the tree allows, while it trains; the ranks then combine what they hold, bucket by bucket, while the last

@@ -1,4 +1,4 @@
-"""Owns the reduction of small networks on CPUs: gradients and BatchNorm's statistics, in one buffer and one call."""
+"""Reduces small networks on CPUs: gradients and BatchNorm statistics in one buffer and one call."""
 
 from contextlib import AbstractContextManager, nullcontext
 

@@ -1,4 +1,4 @@
-"""Owns the fixed binary tree in which exact mode sums the micro-batches of a step, whatever the number of processes.
+"""Defines the fixed binary tree in which exact mode sums the micro-batches of a step on any number of processes.
 
 Node (level, index) is the sum of the leaves from index x 2^level up to (index + 1) x 2^level, as far as there are any.
 It is its left child plus its right child; a node whose only child is the left one has that child's value. The shape

@@ -1,4 +1,4 @@
-"""Owns the weights that the loss does not depend on: a layer that is left over, a head that nothing calls.
+"""Finds weights that the loss does not depend on: an unused layer, a head that nothing calls.
 
 One process leaves them as they are: they have no gradient. DistributedDataParallel waits for one of theirs until it
 gives up, and a buffer that is summed over the ranks has zeros for them, by which they decay. So they are kept out.

@@ -1,4 +1,4 @@
-"""Owns who this process is among all of them: the only module that reads rank variables or makes a process group."""
+"""Tells a process its rank: the only module that reads rank variables or creates process groups."""
 
 import os
 import socket

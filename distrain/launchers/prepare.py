@@ -1,4 +1,4 @@
-"""Owns what is asked for: the recipe and the run directory that go together, checked, and written before a start."""
+"""Resolves the recipe and run directory of a request, checks both, and writes them before the start."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Owns launch profiles: files that say where and on how many processes to train, and nothing of what."""
+"""Reads launch profiles: files that say where and on how many processes to train, and nothing of what."""
 
 from importlib import resources
 from pathlib import Path

@@ -59,7 +59,7 @@ def execute(
 
     A plan in this process calls `run_worker` here, so that `breakpoint()` stops where the user put it, and `on_error`,
     with what ended the training, where the objects of the training are at hand. Others are child
-    processes, started anew after a failure: the worker then goes on from the newest good checkpoint. As many failures
+    processes, started again after a failure: the worker then goes on from the newest good checkpoint. As many failures
     in a row as `profile.restarts` are borne; a newer checkpoint than at the last one begins a new row. A user's mistake
     is not tried again, nor what distrain gave up itself, nor a run that was asked to stop. With `group`, all machines
     begin and end each attempt together, and the first one decides.

@@ -164,7 +164,7 @@ def _report(
         layers = {name.rpartition(".")[0] for name in misfits.initialised}
         counters = [n for n in expected if n not in tensors and n.endswith(_COUNTER) and n.rpartition(".")[0] in layers]
         names = dict.fromkeys([*misfits.initialised, *counters])
-        log.info("  initialised anew, not loaded: %s%s", grouped(names, expected), _outputs(misfits, tensors, expected))
+        log.info("  initialised, not loaded: %s%s", grouped(names, expected), _outputs(misfits, tensors, expected))
     others = [name for name in misfits.misshaped if not any(head in prefixes(name) for head in heads)]
     for name in others[:MAX_GROUPS]:
         log.info("  of another shape: %s is %s, wanted %s", name, _by(tensors[name]), _by(expected[name]))

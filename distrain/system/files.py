@@ -77,7 +77,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 class PatientFile:
     """Appends lines to a file. What the disk refuses waits in memory, and is written, in order, with a later line.
 
-    The file is opened when the first line comes, and anew after each error: a network file system may have lost it.
+    The file is opened when the first line comes, and again after each error: a network file system may have lost it.
     """
 
     def __init__(self, path: Path, *, most_waiting: int | None = None, is_shared: bool = False) -> None:

@@ -232,7 +232,7 @@ def _outputs() -> Iterator[Output]:
 
 
 def _end_live_lines() -> None:
-    """Print directly again: rich draws what is printed anew with its live line, for a terminal that is gone."""
+    """Print directly again: rich draws what is printed again with its live line, for a terminal that is gone."""
     for _, name in _STREAMS:
         if (proxied := getattr(getattr(sys, name), "rich_proxied_file", None)) is not None:
             setattr(sys, name, proxied)

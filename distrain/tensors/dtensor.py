@@ -39,7 +39,7 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def reshard(module: nn.Module) -> None:
-    """Free the weights that FSDP has gathered in `module`, so that its next pass gathers them anew from the parts.
+    """Free the weights that FSDP has gathered in `module`, so that its next pass gathers them again from the parts.
 
     After a forward pass the root of a network keeps its weights gathered for the backward pass, and `parameters()`
     gives those. Without a backward pass, as in evaluation, they would stay: what is then written into the parts is

@@ -1,4 +1,4 @@
-"""Owns the weights of the classes in the loss: given in numbers, or resolved from how many samples each class has."""
+"""Resolves the weights of the classes in the loss: given as numbers, or from each class's number of samples."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal

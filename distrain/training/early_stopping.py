@@ -1,4 +1,4 @@
-"""Owns the ends that come before the planned last step: a loss that is reached, no progress any more, time that is up.
+"""Ends a run before its planned last step: at a target loss, without progress, or when its time is up.
 
 An end makes a step the last one, with all that is due then. The schedule of the learning rate stays as it was planned.
 """

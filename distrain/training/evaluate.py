@@ -1,4 +1,4 @@
-"""Owns evaluation: the validation samples, each counted exactly once at every world size."""
+"""Evaluates the validation samples, each exactly once at every world size."""
 
 import math
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Owns the losses: functions of (logits, targets) that give the mean over the samples of a batch.
+"""Builds the losses: functions of (logits, targets) that return the mean over the samples of a batch.
 
 A mean over samples: the loss of a batch is the mean of the losses of its parts, weighted by their sizes. Training cuts
 a batch into micro-batches and counts on it.

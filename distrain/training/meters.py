@@ -1,4 +1,4 @@
-"""Owns what a run measures of itself: losses kept on the device until they are read, and throughput."""
+"""Measures a run: losses, kept on the device until they are read, and throughput."""
 
 import math
 from collections import deque
@@ -92,7 +92,7 @@ class LossMeter:
         return _mean(self._last_epoch)
 
     def pop_mean(self) -> float:
-        """Return the mean over the samples of the settled steps, of which there is one at least, and begin anew."""
+        """Return the mean over the samples of the settled steps, of which there is one at least, and begin again."""
         mean = _mean(self._since_record)
         self._since_record = []
         return mean
@@ -166,7 +166,7 @@ class ThroughputMeter:
         return self._epoch_samples / max(self._epoch_seconds, 1e-9) if self._epoch_samples else None
 
     def pop_rate(self) -> float:
-        """Return samples a second over all ranks, and begin anew."""
+        """Return samples a second over all ranks, and begin again."""
         rate = self._samples / max(self._seconds, 1e-9)
         self._seconds, self._samples = 0.0, 0
         return rate

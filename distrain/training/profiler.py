@@ -1,4 +1,4 @@
-"""Owns the torch profiler: a few steps of a run as a Chrome trace, and the operators that took the time."""
+"""Runs the torch profiler for a few steps: a Chrome trace, and a table of the operators that took the time."""
 
 import logging
 from types import TracebackType

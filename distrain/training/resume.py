@@ -1,4 +1,4 @@
-"""Owns where an attempt begins, and what is saved so that a later one goes on from it as if the run had never ended."""
+"""Saves a training's state and resumes from it, as if the run had never ended."""
 
 import logging
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ def resume(session: Session, found: checkpoints.Checkpoint | None) -> ResumePoin
             world_size=world.size,
         )
         if extra.has_loss and not any(name.startswith(LOSS) for name in packed):
-            log.warning("checkpoint %s holds no state of the loss, which starts anew", found.path.name)
+            log.warning("checkpoint %s holds no state of the loss, which starts over", found.path.name)
         extra.write(packed)
     session.precision.load_state(found.state["loss_scale"])
     session.losses.load_state(found.state, session.last_trained(found.step))

@@ -1,4 +1,4 @@
-"""Owns what a training is made of on one rank: data, network, strategy, optimizer, meters."""
+"""Holds what a training consists of on one rank: data, network, strategy, optimizer, meters."""
 
 import platform
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Owns the views of an image over which its evaluation averages the network's outputs."""
+"""Averages the network's outputs over several views of each image in an evaluation."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Owns training: the loop over the steps, with records, evaluations and checkpoints, told top to bottom."""
+"""Trains: the loop over the steps, with records, evaluations and checkpoints, to be read top to bottom."""
 
 import logging
 import time

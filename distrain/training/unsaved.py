@@ -65,7 +65,7 @@ def _log(unsaved: list[str], *, name: str) -> list[str]:
     if unsaved:
         more = "" if len(unsaved) <= MAX_NAMED else f" and {len(unsaved) - MAX_NAMED} more"
         log.warning(
-            "%s changes %s%s in training, which no checkpoint holds: a resumed run starts anew with it and ends in "
+            "%s changes %s%s in training, which no checkpoint holds: a resumed run starts over with it and ends in "
             "other bits; register it as a persistent buffer, or return it from get_extra_state",
             *(name, ", ".join(unsaved[:MAX_NAMED]), more),
         )

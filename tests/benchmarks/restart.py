@@ -4,7 +4,7 @@
 
 `distrain fit` trains the digits with two CPU processes and saves every 20 steps. Again and again one rank is killed
 (SIGKILL), rank 1 and rank 0 in turn; measured is the time from the kill to the end of the next optimizer step, for
-which the launcher has noticed the death, ended the other rank, and started both anew. Medians are printed.
+which the launcher has noticed the death, ended the other rank, and started both again. Medians are printed.
 """
 
 import argparse

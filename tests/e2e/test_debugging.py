@@ -122,7 +122,7 @@ def test_pdb_opens_in_the_frame_that_failed_with_nothing_written_over_its_prompt
 
     read_until("(Pdb) ")
     os.write(ours, b"p 'seen', batch\n")
-    time.sleep(1.0)  # a live line would write itself anew four times
+    time.sleep(1.0)  # a live line would write itself again four times
     assert "ETA" not in read_until("('seen', 256)")
     os.write(ours, b"\x03p 'still', self.training\n")  # Ctrl-C is no stop request here
     read_until("('still', False)")

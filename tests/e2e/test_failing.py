@@ -1,4 +1,4 @@
-"""A run whose processes die or stall is started anew, and tells what befell it."""
+"""A run whose processes die or stall is started again, and tells what befell it."""
 
 import os
 import random
@@ -77,7 +77,7 @@ def test_killed_rank_is_replaced_and_the_run_ends_in_the_undisturbed_bits(
     killed = time.monotonic()
     wait_until(lambda: len(status(run)["attempts"]) == 2 and status(run)["state"] == "running", "the restart")
     assert time.monotonic() - killed < max(10, 1.5 * start_up_s), "10 s, on a machine that is not busy otherwise"
-    assert grandparent(run) == server, "torch was loaded anew"
+    assert grandparent(run) == server, "torch was loaded again"
     done = end_of(process)
     assert done.code == 0, done.out
     assert f"rank {rank} failed at step" in done.out

@@ -60,7 +60,7 @@ def test_all_sinks_of_a_resumed_run_hold_the_same_metrics(tmp_path: Path) -> Non
     assert steps == sorted(set(steps))
     assert {5, 23, 45, 46} <= set(steps)
 
-    # As if it had been killed in the second epoch: the copies are made anew from what metrics.jsonl keeps.
+    # As if it had been killed in the second epoch: the copies are made again from what metrics.jsonl keeps.
     for path in (run / "checkpoints").glob("step-00000046"):
         path.rename(tmp_path / "later")
     (run / "status.json").unlink()

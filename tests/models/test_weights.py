@@ -36,7 +36,7 @@ def test_weights_of_another_head_are_loaded_below_a_new_head(
     same = digits_cnn(10, file).state_dict()
     assert caplog.messages == [f"model.weights={file}: loaded 20 of the model's 20 tensors"]
     other = digits_cnn(4, file).state_dict()
-    words = "initialised anew, not loaded: fc (2 tensors), with 4 outputs, where the file has 10"
+    words = "initialised, not loaded: fc (2 tensors), with 4 outputs, where the file has 10"
     assert caplog.messages[-1] == f"  {words}"
     for key, tensor in donor.state_dict().items():
         assert torch.equal(same[key], tensor), key
@@ -151,7 +151,7 @@ def test_part_of_a_file_is_taken_on_request_and_every_misfit_is_told(
     assert not torch.equal(loaded["features.1.0.weight"], donor["features.1.0.weight"])
     lines = caplog.text
     assert "loaded 13 of the model's 20 tensors" in lines
-    assert "initialised anew, not loaded: features.1 (6 tensors), features.0.1.bias" in lines
+    assert "initialised, not loaded: features.1 (6 tensors), features.0.1.bias" in lines
     assert "of another shape: features.0.1.bias is 3, wanted 32" in lines
     assert "the model has no place for other" in lines
 
@@ -161,7 +161,7 @@ def test_head_that_is_initialised_anew_is_told(tmp_path: Path, caplog: pytest.Lo
     torch.save(digits_cnn(10).state_dict(), tmp_path / "weights.pth")
     digits_cnn(3, tmp_path / "weights.pth")
     assert "loaded 18 of the model's 20 tensors" in caplog.text
-    assert "initialised anew, not loaded: fc (2 tensors), with 3 outputs, where the file has 10" in caplog.text
+    assert "initialised, not loaded: fc (2 tensors), with 3 outputs, where the file has 10" in caplog.text
     assert "of another shape" not in caplog.text
 
 

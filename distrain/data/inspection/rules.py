@@ -134,7 +134,7 @@ def _broken(listing: Listing, images: ImageTable) -> Iterator[Finding]:
             "wrong-suffix",
             ImageFlag.MISNAMED,
             "named as a format that they are not; a training reads them, other programs may not",
-            "rename them, or save them anew",
+            "rename them, or save them again",
         ),
     ]
     for severity, kind, trait, words, advice in kinds:

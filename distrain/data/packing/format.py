@@ -93,7 +93,7 @@ class Skipped(_Part):
 
 
 class PackedSplit(_Part):
-    """One split. `num_changed` images have other pixels than the source gives: made smaller, or encoded anew."""
+    """One split. `num_changed` images have other pixels than the source gives: made smaller, or re-encoded."""
 
     images: int
     shape: tuple[int, int, int] | None  # channels, height, width, of every image

@@ -156,7 +156,7 @@ class Journal:
 
 
 @contextmanager
-def open_journal(folder: Path, begun: Begun, *, anew: bool) -> Iterator[Journal]:
+def open_journal(folder: Path, begun: Begun, *, starts_over: bool) -> Iterator[Journal]:
     """Begin a pack in `folder`, or resume one; raises `DataError` where that is another one, or being written."""
     is_new = not folder.exists()
     folder.mkdir(exist_ok=True)
@@ -164,7 +164,7 @@ def open_journal(folder: Path, begun: Begun, *, anew: bool) -> Iterator[Journal]
         content = [path for path in folder.iterdir() if not path.name.startswith(f"{LOCK}.")]
         if not is_new and content and not (folder / "journal.jsonl").exists():
             raise DataError(f"{folder} is in the way, and no unfinished pack; move it away")
-        if anew:
+        if starts_over:
             for path in content:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         if not (folder / "journal.jsonl").exists():
@@ -199,12 +199,12 @@ def _read(folder: Path, begun: Begun) -> tuple[Begun, dict[tuple[Split, int], Re
         found = Begun.model_validate(json.loads(lines[0]))
         records = [Record.model_validate(json.loads(line)) for line in lines[1:]]
     except (ValueError, IndexError):  # of JSON, and of pydantic
-        raise DataError(f"{folder}/journal.jsonl cannot be read; begin anew with --force") from None
+        raise DataError(f"{folder}/journal.jsonl cannot be read; begin again with --force") from None
     now, then = _told(begun), _told(found)
     if key := next((key for key in now if now[key] != then[key]), None):
         raise DataError(
             f"{folder} was begun with {key}={then[key]}, and now it is {key}={now[key]}; go on as it was begun, or "
-            f"begin anew with --force"
+            f"begin again with --force"
         )
     return found, {(record.split, record.number): record for record in records}
 

@@ -67,12 +67,13 @@ class Outcome:
 
 
 def pack_dataset(
-    config: Data, out: Path, form: Form, *, jobs: int, skips: bool, anew: bool, progress: Progress
+    config: Data, out: Path, form: Form, *, jobs: int, skips: bool, starts_over: bool, progress: Progress
 ) -> Outcome:
     """Write the splits of a source to the folder `out`, or resume that; `skips` leaves out broken images.
 
-    `anew` begins again where it was begun or is finished. Raises `DataError` for an image that cannot be read, a disk
-    that is or would be full, a finished pack that is not of this source as it is now, and a place that is taken.
+    `starts_over` discards a pack that was begun or is finished. Raises `DataError` for an image that cannot be
+    read, a disk that is or would be full, a finished pack that is not of this source as it is now, and a place that
+    is taken.
     """
     begin = time.monotonic()
     draft = out.with_name(f"{out.name}.tmp")
@@ -85,7 +86,7 @@ def pack_dataset(
     notes = tuple(note for source in opened.values() if isinstance(source, FileSource) for note in source.notes)
     origins = {split: describe_origin(opened[split], config, skips=skips) for split in splits if split in opened}
     try:
-        if is_packed(out) and not anew and not (draft / "pack").exists():
+        if is_packed(out) and not starts_over and not (draft / "pack").exists():
             if (draft / "journal.jsonl").exists():
                 shutil.rmtree(draft)  # the pack was whole, and the process killed before this was gone
             pack = check_complete(out, config, form, origins)
@@ -98,7 +99,7 @@ def pack_dataset(
             path=config.path,
         )
         out.parent.mkdir(parents=True, exist_ok=True)
-        with open_journal(draft, begun, anew=anew) as journal:
+        with open_journal(draft, begun, starts_over=starts_over) as journal:
             kept = _keep(journal, origins, skips=skips, progress=progress)
             _check_space(journal, out, sum(estimates.values()))
             num_left = sum(len(origin) for origin in origins.values()) - sum(record.count for record in kept)

@@ -117,7 +117,7 @@ def check_complete(out: Path, config: Data, form: Form, origins: dict[Split, Ori
     if changes:
         raise DataError(
             f"{out} is complete, but not what {config.path or config.source} gives now: {'; '.join(changes)}; --force "
-            f"packs it anew"
+            f"packs it again"
         )
     return pack
 

@@ -65,7 +65,7 @@ class Stream:
             raise DataError(
                 f"data.source={self._name}: in epoch {epoch} the stream has ended before position {position}, counted "
                 f"from 0, and {self._num_samples} samples an epoch are promised; correct its len() or "
-                f"data.samples_per_epoch, and let every iter() begin anew"
+                f"data.samples_per_epoch, and let every iter() begin again"
             ) from None
 
     def _next(self, cursor: _Cursor) -> Any:

@@ -62,7 +62,7 @@ class Coordinator:
         return self._begin()
 
     def poll(self) -> str | None:
-        """Return which machine is lost or has ended; a machine that comes back has all of them stop and begin anew."""
+        """Return which machine is lost or has ended; a machine that comes back has all of them stop and begin again."""
         self._receive()
         if lost := self._in_attempt - self._members.keys():
             return f"node {min(lost)} ({self._names[min(lost)]}) is lost"
@@ -100,7 +100,7 @@ class Coordinator:
         self._listener.close()
 
     def _request_regroup(self) -> None:
-        """Have all ranks stop and begin anew with a machine that has come; a user's own stop goes before."""
+        """Have all ranks stop and begin again with a machine that has come; a user's own stop goes before."""
         requested_ns = self._stop_requested_ns()
         if self._grown_ns is not None and requested_ns not in {None, self._grown_ns}:
             self._grown_ns = 0  # someone has asked for a stop since

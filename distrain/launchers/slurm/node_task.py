@@ -32,7 +32,7 @@ def torchrun(profile: Profile, run: Path, environment: Mapping[str, str], *, add
         f"--nproc-per-node={profile.processes}",
         f"--master-addr={address}",
         f"--master-port={allocation.port}",
-        "--max-restarts=0",  # the launcher starts all nodes anew
+        "--max-restarts=0",  # the launcher starts all nodes again
         "-m",
         "distrain.worker",
         str(run),

@@ -45,7 +45,7 @@ def plan(profile: Profile, run: Path) -> Plan:
         f"--nodes={profile.nodes}",
         f"--ntasks={profile.nodes}",
         "--ntasks-per-node=1",
-        "--kill-on-bad-exit=1",  # a node whose ranks are lost takes the others with it: the launcher starts all anew
+        "--kill-on-bad-exit=1",  # a node whose ranks are lost takes the others with it: the launcher starts all again
         sys.executable,
         "-m",
         "distrain.launchers.slurm.node_task",

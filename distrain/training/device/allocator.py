@@ -1,4 +1,4 @@
-"""Owns the memory of this process: how freed memory is kept for what comes next, and how much there is and was."""
+"""Keeps the memory that this process frees for its next use, and reads how much it has and had."""
 
 import ctypes
 import gc
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class MallocRetention:
     """Has the C library keep what a training on a CPU frees for its next step, while that takes little more memory.
 
-    By default glibc maps large blocks of memory anew each time, and the kernel clears their pages one by one: up to
+    By default glibc maps large blocks of memory afresh each time, and the kernel clears their pages one by one: up to
     half of the time of a step whose activations are large. Kept blocks are divided among what comes next, and where
     that fits badly, several times the memory is taken. So the first steps show what is needed without it, and it ends
     for good once that and `MAX_MORE` of it are taken. `forget_peak` gives everything back in between.

@@ -1,4 +1,4 @@
-"""Owns what becomes of a training batch on its device before the network sees it: normalised, resized, mixed."""
+"""Transforms a training batch on its device before the network sees it: normalise, resize, mix."""
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +67,7 @@ class Mixing:
 
     def __call__(self, images: torch.Tensor, targets: torch.Tensor, *, step: int, piece: int) -> Batch:
         """Mix images float32 [n, channels, height, width] and classes int64 [n] to shares float32 [n, classes]."""
-        # Drawn from torch's own generator on the CPU, which is seeded anew for the network's draws.
+        # Drawn from torch's own generator on the CPU, which is seeded again for the network's draws.
         torch.default_generator.manual_seed(derive_seed(self._seed, Purpose.MIXING, step, piece))
         if self._probability < 1 and float(torch.rand(())) >= self._probability:
             return images, F.one_hot(targets, self._num_classes).float()

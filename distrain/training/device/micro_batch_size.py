@@ -1,4 +1,4 @@
-"""Owns `train.micro_batch_size: auto`: the largest micro-batch that memory holds, found by trying, once for a run."""
+"""Finds the largest micro-batch that fits into memory, once a run, for `train.micro_batch_size: auto`."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""Owns numbers on a device: their precision, the loss scaling that float16 gradients need, their order in memory."""
+"""Sets numbers on a device: their precision, the loss scaling that float16 needs, their memory format."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext

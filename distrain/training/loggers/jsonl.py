@@ -1,4 +1,4 @@
-"""Owns `metrics.jsonl`: one JSON object a line, each step once, also across resumes and while the disk is full."""
+"""Writes `metrics.jsonl`: one JSON object a line, each step once, across resumes and full disks."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ def rewind_metrics(run: RunDirectory, step: int) -> list[Record]:
 
 def _cut(run: RunDirectory, step: int, refusal: OSError) -> None:
     """Cut the file off before the first record after `step`, for which a full disk has room."""
-    log.warning("%s could not be written anew: %s; it is cut off instead", run.metrics, refusal.strerror)
+    log.warning("%s could not be written again: %s; it is cut off instead", run.metrics, refusal.strerror)
     length = 0
     with suppress(OSError):
         for line in run.metrics.read_bytes().splitlines(keepends=True):

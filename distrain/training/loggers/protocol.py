@@ -1,4 +1,4 @@
-"""Owns what a sink is: something that is opened with the run, takes records, and is closed."""
+"""Defines what a logger is: opened with the run, given records, and closed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

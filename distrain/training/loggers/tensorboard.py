@@ -1,4 +1,4 @@
-"""Owns the TensorBoard files: scalars, a few input images, and the graph of the model."""
+"""Writes the TensorBoard files: scalars, a few input images, and the graph of the model."""
 
 import shutil
 import warnings
@@ -10,7 +10,7 @@ from distrain.training.loggers.protocol import LoggerContext, Record
 
 
 class TensorboardLogger:
-    """Writes TensorBoard's event files anew from `metrics.jsonl` at each start, then adds to them.
+    """Writes TensorBoard's event files again from `metrics.jsonl` at each start, then adds to them.
 
     Event files are not on disk until they are flushed, so what a killed run left of them is not to be relied on.
     """

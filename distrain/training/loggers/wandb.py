@@ -1,4 +1,4 @@
-"""Owns the Weights & Biases run: offline unless asked, one id for all attempts, the step always given."""
+"""Logs to Weights & Biases: offline by default, one id for all attempts, the step always given."""
 
 import logging
 import secrets

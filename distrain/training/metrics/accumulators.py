@@ -1,4 +1,4 @@
-"""Owns the counting of metrics on the device: whole numbers, so that the sum over any number of ranks is exact.
+"""Counts metrics on the device in whole numbers, so that the sum over any number of ranks is exact.
 
 Not by torchmetrics: its updates count by `torch.bincount`, which waits for the device, or, where kernels must be
 deterministic, by a comparison of every sample with every bin.

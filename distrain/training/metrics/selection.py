@@ -1,4 +1,4 @@
-"""Owns what is measured: the metrics that a recipe names, or that its kind of target is usually judged by."""
+"""Chooses the metrics: those that a recipe names, or the usual ones for its kind of target."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Owns the optimizers, and the learning rate as a pure function of the step."""
+"""Builds the optimizers, and the learning rate as a pure function of the step."""
 
 import math
 from bisect import bisect_right

@@ -1,4 +1,4 @@
-"""Owns how each weight is to be updated: its factor of the learning rate, and whether it decays."""
+"""Decides for each weight its factor of the learning rate, and whether it decays."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial

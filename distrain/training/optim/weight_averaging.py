@@ -1,4 +1,4 @@
-"""Owns weights that follow the network's own: a moving average, evaluated in their place, and slow ones that lead."""
+"""Averages weights: an exponential moving average to evaluate, and lookahead's slow weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -73,7 +73,7 @@ def test_balanced_orders_differ_by_epoch_and_seed_and_use_all_samples_and_favour
     assert len({tuple(places.indices.tolist()) for places in epochs + others}) == 80
     assert set(np.concatenate([places.indices for places in epochs]).tolist()) == set(range(len(RARE)))
     times = np.bincount(RARE[np.concatenate([places.indices for places in epochs])])
-    assert times.max() / times.min() < 1.03  # who has one more, 19 and not 18 of 74, is drawn anew
+    assert times.max() / times.min() < 1.03  # who has one more, 19 and not 18 of 74, is drawn each time
     firsts = np.bincount([RARE[places.indices[0]] for places in epochs + others], minlength=4)
     assert firsts.min() > 8  # of 20 expected: where a class stands is drawn
 

@@ -25,10 +25,12 @@ def opened(path: Path, **fields: Any) -> dict[str, Source]:
     return open_sources(data(path, **fields))
 
 
-def pack(folder: Path | None, out: Path, *, skips: bool = False, anew: bool = False, **fields: Any) -> Outcome:
+def pack(folder: Path | None, out: Path, *, skips: bool = False, starts_over: bool = False, **fields: Any) -> Outcome:
     """Pack in this process; what is no field of the form is one of the data."""
     form = {key: fields.pop(key) for key in ("format", "size", "square", "quality") if key in fields}
-    return pack_dataset(data(folder, **fields), out, Form(**form), jobs=2, skips=skips, anew=anew, progress=no_progress)
+    return pack_dataset(
+        data(folder, **fields), out, Form(**form), jobs=2, skips=skips, starts_over=starts_over, progress=no_progress
+    )
 
 
 @contextmanager

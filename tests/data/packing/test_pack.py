@@ -122,7 +122,7 @@ def test_broken_image_is_one_sentence_and_nothing_is_lost(tmp_path: Path) -> Non
     broken.write_bytes(whole)
     assert pack(folder, out).num_packed == 2 + 2
     broken.write_bytes(b"no image")
-    outcome = pack(folder, out, anew=True, skips=True)
+    outcome = pack(folder, out, starts_over=True, skips=True)
     part = outcome.pack.splits["train"]
     assert [(skipped.name, part.images) for skipped in part.skipped] == [(f"train/käfer/{broken.name}", 5)]
     found, expected = opened(out)["train"], opened(folder)["train"]
@@ -234,7 +234,7 @@ def test_finished_pack_says_what_has_changed_and_is_replaced_by_force_alone(tmp_
     with pytest.raises(DataError, match="size is None in it and 50 was asked"):
         pack(folder, out, size=50)
     assert content(out) == before
-    assert pack(folder, out, anew=True).num_packed == 8
+    assert pack(folder, out, starts_over=True).num_packed == 8
     assert len(opened(out)["train"]) == 7
 
 
@@ -243,7 +243,7 @@ def test_other_options_do_not_go_on_with_what_was_begun(tmp_path: Path, monkeypa
     interrupt_after(monkeypatch, folder, out, 3)
     with pytest.raises(DataError, match=r"was begun with size=None, and now it is size=64; .* --force"):
         pack(folder, out, size=64)
-    assert pack(folder, out, size=64, anew=True).num_packed == 8
+    assert pack(folder, out, size=64, starts_over=True).num_packed == 8
 
 
 def test_place_that_is_taken_or_within_the_data_is_refused(tmp_path: Path) -> None:

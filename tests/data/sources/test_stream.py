@@ -159,7 +159,7 @@ def test_stream_that_can_begin_anywhere_reads_nothing_that_is_not_wanted() -> No
     plain = Plain()
     stream = stream_of(plain)
     assert [stream[number][0].flatten().tolist() for number in (30, 3, 2)] == [[1, 7], [0, 3], [0, 2]]
-    assert plain.num_read == 8 + 4 + 3  # begun anew for another epoch, and to go back
+    assert plain.num_read == 8 + 4 + 3  # begun again for another epoch, and to go back
 
 
 @pytest.mark.parametrize("dataset", [Plain, Jumping])
