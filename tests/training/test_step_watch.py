@@ -1,5 +1,7 @@
 """The watch sees what is not finite, on the host and on a device, in small networks and in large ones; nothing else."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -66,14 +68,14 @@ def note(net: nn.Module, watching: Watch, *, gradient: float = 0.5, without: str
     watching.note([] if watching._is_on_host else gradient_norms(list(net.parameters())))
 
 
-@pytest.mark.parametrize("is_small", [True, False])
+@pytest.mark.parametrize("limit", [None, "MAX_BYTES", "MAX_IN_NUMPY"])  # the one this network is too large for
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_is_not_finite_after_a_step_marks_it(
-    net: tuple[nn.Module, Watch], monkeypatch: pytest.MonkeyPatch, change: str, is_small: bool
+    net: tuple[nn.Module, Watch], monkeypatch: pytest.MonkeyPatch, change: str, limit: str | None
 ) -> None:
-    if not is_small:
+    if limit is not None:
         is_on_host = net[1]._is_on_host
-        monkeypatch.setattr(step_watch, "MAX_BYTES", 0)
+        monkeypatch.setattr(step_watch, limit, 0)
         net = net[0], Watch(net[0])
         net[1]._is_on_host = is_on_host
     do, words = CHANGES[change]
@@ -105,3 +107,13 @@ def test_step_between_two_records_is_found_again_after_the_next_has_begun(net: t
     assert net[1].take_marks(CPU).tolist() == [1]
     note(*net)
     assert net[1].explain(0, ALONE) == "the gradient of first.bias"
+
+
+def test_overflow_is_no_warning_besides() -> None:
+    program = (
+        "import torch; from torch import nn; from distrain.training.step_watch import Watch; net = nn.Linear(2, 2); "
+        "watch = Watch(net); nn.init.constant_(net.weight, 1e30); watch.note([]); "
+        "print(watch.take_marks(torch.device('cpu')).tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("[1.0]\n", "")
