@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distrain.cli.json_output import print_json
 from distrain.cli.options import AsJson, DataPath, DeviceName, Overrides, RecipeName, Steps
 from distrain.messages import MEBIBYTE
-from distrain.system.files import to_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,7 +66,7 @@ def bench(
 
         draw(report, plot)
     if as_json:
-        typer.echo(to_json(report))
+        print_json(report)
         return
     console = Console(highlight=False, soft_wrap=True)
     _print(console, report)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from distrain.cli import complete
+from distrain.cli.json_output import print_json
 from distrain.cli.options import AsJson, Root, RunName
 from distrain.errors import ExitCode, RunError
 from distrain.messages import MEBIBYTE
@@ -42,7 +43,7 @@ def list_checkpoints(reference: RunName, root: Root = Path("runs"), as_json: AsJ
     entries = checkpoints.read_catalog(run.checkpoints)
     rows = _facts(entries)
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        print_json(rows)
         return
     shown = list(dict.fromkeys((ALWAYS_MEASURED, run.read_status().best_by)))
     titles = ("step", "size", "age", *(METRICS[name].title for name in shown), "")
@@ -103,7 +104,7 @@ def verify(
         if entry.path.is_dir():  # else a training has deleted it meanwhile
             faults[entry.path.name] = fault
     if as_json:
-        typer.echo(json.dumps([{"checkpoint": name, "fault": fault} for name, fault in faults.items()], indent=1))
+        print_json([{"checkpoint": name, "fault": fault} for name, fault in faults.items()])
     else:
         for name, fault in faults.items():
             typer.echo(f"{name}  {'good' if fault is None else f'BAD: {fault}'}")
@@ -133,7 +134,7 @@ def show(
     tensors = describe_tensors(path)
     if as_json:
         shown = {name: {"shape": shape, "dtype": dtype} for name, (shape, dtype) in tensors.items()}
-        typer.echo(json.dumps({"checkpoint": str(path), "state": state, "tensors": shown}, indent=1))
+        print_json({"checkpoint": str(path), "state": state, "tensors": shown})
         return
     typer.echo(str(path))
     for name, value in state.items():

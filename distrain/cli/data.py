@@ -1,6 +1,5 @@
 """`distrain data`: what is in data, and what is wrong with it, before a training finds out."""
 
-import json
 import os
 import time
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distrain.cli.json_output import print_json
 from distrain.cli.options import AsJson
 from distrain.cli.pack import PACK_EPILOG, pack, verify_pack
 from distrain.cli.progress import progress
@@ -96,7 +96,7 @@ def check(
     findings = find_damages(damages) + run_checks(listing, images, others)
     seconds = time.monotonic() - begin
     if as_json:
-        typer.echo(json.dumps(output.findings_as_json(listing, findings, seconds=seconds), indent=1))
+        print_json(output.findings_as_json(listing, findings, seconds=seconds))
     else:
         output.print_findings(Console(highlight=False, soft_wrap=True), listing, findings, seconds=seconds)
     fatal = {"error", "warning"} if strict else {"error"}
@@ -146,7 +146,7 @@ def info(
         with whole_file(written) as draft:
             contact_sheet.draw_sheet(gallery).save(draft, "PNG")
     if as_json:
-        typer.echo(json.dumps(output.figures_as_json(listing, figures, channels, written), indent=1))
+        print_json(output.figures_as_json(listing, figures, channels, written))
         return
     console = Console(highlight=False, soft_wrap=True)
     output.print_figures(console, listing, figures, channels)

@@ -1,6 +1,5 @@
 """`distrain doctor`: what this machine has, and what is missing for training on it."""
 
-import json
 import os
 import shutil
 from collections import Counter
@@ -9,6 +8,7 @@ from typing import Any
 
 import typer
 
+from distrain.cli.json_output import print_json
 from distrain.cli.options import AsJson
 from distrain.messages import first_line
 
@@ -29,7 +29,7 @@ def doctor(as_json: AsJson = False) -> None:
     facts["torch"] = _ask_torch()
     facts["problems"] = _problems(facts)
     if as_json:
-        typer.echo(json.dumps(facts, indent=1))
+        print_json(facts)
     else:
         _print(facts)
     raise typer.Exit(1 if facts["problems"] else 0)

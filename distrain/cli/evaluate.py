@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from distrain.cli import complete
+from distrain.cli.json_output import print_json
 from distrain.cli.options import AsJson, CheckpointName, DeviceName, Overrides, Root, Trained
 from distrain.system.encoding import printable_name
-from distrain.system.files import to_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,6 +77,8 @@ def evaluate(
     folder, recipe, request = resolve(run, path, split=split, overrides=changes, data=data, out=out)
     options = read_options(gpus=gpus, device=device, processes=procs)
     errors = Console(stderr=True, highlight=False)
+    if (note := query.describe_unsaved(run)) is not None:
+        errors.print(f"note: {note}", markup=False, soft_wrap=True)
     result = examine(
         folder,
         recipe,
@@ -88,7 +90,7 @@ def evaluate(
     answers = found.read_answers(folder)
     drawn = _draw(folder.path, result, answers, recipe_source=folder.recipe) if pictures else []
     if as_json:
-        typer.echo(to_json(result))
+        print_json(result)
         return
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"checkpoint  {path} ({why})", soft_wrap=True, markup=False)

@@ -1,13 +1,13 @@
 """`distrain export`: a trained network for other programs, compared with the original before it is handed out."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from distrain.cli import complete
+from distrain.cli.json_output import print_json
 from distrain.cli.options import AsJson, CheckpointName, Root, Trained
 from distrain.cli.output_paths import check_file, check_folder
 from distrain.errors import BundleError
@@ -81,8 +81,10 @@ def export(
         check_file(place, may_replace=force)
     facts = {"format": form, "path": str(place), "checkpoint": str(path), "chosen": why}
     facts |= _write(form, run, path, place, images=images or [], with_normalize=with_normalize)
+    if (note := query.describe_unsaved(run)) is not None:
+        typer.echo(f"note: {note}", err=True)
     if as_json:
-        typer.echo(json.dumps(facts, indent=1))
+        print_json(facts)
     else:
         _print(facts)
 

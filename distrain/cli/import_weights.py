@@ -1,11 +1,11 @@
 """`distrain import`: weights that another program saved, as a file that a recipe's model.weights takes."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from distrain.cli.json_output import print_json
 from distrain.cli.options import AsJson
 from distrain.cli.output_paths import check_file
 from distrain.errors import BundleError, ExitCode
@@ -61,7 +61,7 @@ def import_(
         with whole_file(target) as draft:
             save_tensors(foreign.tensors, draft, metadata)
     if as_json:
-        typer.echo(json.dumps(_facts(foreign, target if is_written else None), indent=1))
+        print_json(_facts(foreign, target if is_written else None))
     else:
         _print(foreign)
         if found is not None:

@@ -1,11 +1,11 @@
 """`distrain launch`: the launch profiles that ship with distrain, for `distrain fit --launch`."""
 
-import json
 from typing import Annotated
 
 import typer
 
 from distrain.cli import complete
+from distrain.cli.json_output import print_json
 from distrain.cli.options import AsJson
 from distrain.errors import LaunchError
 from distrain.messages import nearest
@@ -34,7 +34,7 @@ def list_profiles(as_json: AsJson = False) -> None:
         name: path.read_text(encoding="utf-8").splitlines()[1].lstrip("# ") for name, path in builtin_profiles().items()
     }
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        print_json(rows)
         return
     for name, headline in rows.items():
         typer.echo(f"{name:<{max(map(len, rows))}}  {headline}")

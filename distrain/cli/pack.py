@@ -1,6 +1,5 @@
 """`distrain data pack`: many small image files become a few large ones, which a training maps into memory."""
 
-import json
 import os
 import shlex
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from distrain.cli import complete
+from distrain.cli.json_output import print_json
 from distrain.cli.options import AsJson
 from distrain.cli.progress import progress
 from distrain.errors import DataError, ExitCode
@@ -141,7 +141,7 @@ def pack(
     )
     damages = verify_pack(where, read_pack(where)) if verify else None
     if as_json:
-        typer.echo(json.dumps(_as_json(outcome, source, damages), indent=1))
+        print_json(_as_json(outcome, source, damages))
     else:
         _print(outcome, source, is_verified=verify)
         for words in damages or ():

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distrain.cli.json_output import print_json
 from distrain.cli.options import AsJson, DataPath, Overrides, ProfileName, RecipeName, Steps
 from distrain.messages import byte_size, counted
-from distrain.system.files import to_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,7 +70,7 @@ def plan(
         errors.print(f"not known    {sentence}", soft_wrap=True, markup=False)
     found = capacity_plan.make(question, place=place, limit_s=limit_s, console=errors)
     if as_json:
-        typer.echo(to_json(found))
+        print_json(found)
     else:
         _print(Console(highlight=False), found)
 

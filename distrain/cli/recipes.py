@@ -1,6 +1,5 @@
 """`distrain recipes`: the built-in recipes, what their keys mean, and a copy to make your own of."""
 
-import json
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +8,7 @@ import typer
 
 from distrain.cli import complete
 from distrain.cli.groups import refuse_misplaced
+from distrain.cli.json_output import print_json
 from distrain.cli.options import AsJson
 from distrain.errors import RecipeError
 from distrain.runs.directory import write_atomically
@@ -39,7 +39,7 @@ def list_recipes(as_json: AsJson = False) -> None:
 
     found = {name: _headline(text) for name, text in recipes.builtin_recipes().items()}
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        print_json(found)
         return
     console = Console(highlight=False, soft_wrap=True)
     print_table(console, [Heading("recipe"), Heading("what it trains", is_text=True)], list(found.items()))
@@ -133,7 +133,7 @@ def keys(
         raise RecipeError(f"no key begins with {section!r}{near or '; `distrain recipes keys` lists all'}")
     if as_json:
         names = ("key", "type", "default", "meaning")
-        typer.echo(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=1))
+        print_json([dict(zip(names, row, strict=True)) for row in rows])
         return
     console = Console(highlight=False, soft_wrap=True)
     for key, kind, default, meaning in rows:

@@ -1,12 +1,12 @@
 """`distrain runs`: what was trained here, and how it stands."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from distrain.cli.groups import refuse_misplaced
+from distrain.cli.json_output import print_json
 from distrain.cli.options import AsJson, Root, RunName
 
 app = typer.Typer(help="List runs and show one.\n\nExample: `distrain runs --sort best`", invoke_without_command=True)
@@ -38,7 +38,7 @@ def list_runs(root: Root = Path("runs"), as_json: AsJson = False, sort: Sort = "
 
     found = run_table.sort_runs(query.find_runs(root), sort)
     if as_json:
-        typer.echo(json.dumps([query.facts(run) | {"recipe": run_table.recipe_name(run)} for run in found], indent=1))
+        print_json([query.facts(run) | {"recipe": run_table.recipe_name(run)} for run in found])
     else:
         run_table.print_runs(Console(highlight=False, soft_wrap=True), found, root)
 
@@ -60,6 +60,6 @@ def show(
 
     run = query.find_run(reference, root)
     if as_json:
-        typer.echo(json.dumps(query.facts(run) | {"recipe": run_table.recipe_name(run)}, indent=1))
+        print_json(query.facts(run) | {"recipe": run_table.recipe_name(run)})
     else:
         output.print_run(Console(highlight=False, soft_wrap=True), run)

@@ -1,11 +1,11 @@
 """`distrain stacks`: the Python stack of every rank of a run, without stopping it."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from distrain.cli.json_output import print_json
 from distrain.cli.options import AsJson, Root, RunName
 
 
@@ -41,4 +41,4 @@ def stacks(
         said = {} if stack.heartbeat is None else stack.heartbeat.model_dump(exclude={"threads"})
         answer = {"stack": stack.main, "threads": stack.threads}
         facts.append({"rank": stack.rank, **said, "age_s": stack.age_s, "is_silent": stack.is_silent, **answer})
-    typer.echo(json.dumps(facts, indent=1))
+    print_json(facts)

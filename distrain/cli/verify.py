@@ -1,7 +1,6 @@
 """`distrain verify`: prove on this machine that a recipe's training is what it promises to be."""
 
 import dataclasses
-import json
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +8,7 @@ from typing import Annotated
 import typer
 
 from distrain.cli import complete
+from distrain.cli.json_output import print_json
 from distrain.cli.options import AsJson, DataPath, Overrides, RecipeName
 
 
@@ -65,7 +65,7 @@ def verify(
                 output.print_finding(console, findings[-1])
     holds = all(finding.is_identical for finding in findings if finding.must_match)
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))
+        print_json([dataclasses.asdict(finding) for finding in findings])
     console.print(
         f"[bold green]the promise holds[/bold green], {_SCOPE[resolved.train.exact]}"
         if holds

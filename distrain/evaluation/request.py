@@ -22,12 +22,12 @@ def resolve(
 ) -> tuple[RunDirectory, Recipe, EvaluationRequest]:
     """Return the folder of an examination, its recipe and the request; nothing is made.
 
-    The same question has the same folder, unless `out` names one. Other data than the run's own is not split by
-    `data.val_fraction`. Raises `RecipeError` for what the recipe refuses, and `RunError` for an `out` that is a
-    training.
+    The same question has the same folder, unless `out` names one. Other data than the run's own is used whole:
+    neither `data.val_fraction` nor `data.val_samples` applies to it. Raises `RecipeError` for what the recipe
+    refuses, and `RunError` for an `out` that is a training.
     """
     is_other = data is not None and Path(data).resolve() != Path(read_recipe(run.recipe).data.path or "").resolve()
-    whole = ["data.val_fraction=null"] if is_other else []
+    whole = ["data.val_fraction=null", "data.val_samples=null"] if is_other else []
     recipe = load_recipe(str(run.recipe), overrides=[*whole, *overrides], data=data)
     if recipe.model != (trained := read_recipe(run.recipe).model):
         raise RunError(f"the checkpoint has the weights of model.name={trained.name}; leave out --set model.*")

@@ -9,6 +9,7 @@ from typing import Any
 
 from distrain.config.profile import read_profile
 from distrain.errors import RunError
+from distrain.messages import joined
 from distrain.runs import checkpoints, slurm
 from distrain.runs.directory import RunDirectory
 from distrain.runs.slurm import JobInfo
@@ -107,6 +108,15 @@ def best_checkpoint(run: RunDirectory, status: Status) -> Path | None:
         return None
     path = checkpoints.final_path(run.checkpoints, int(status.best["step"]))
     return path if path.is_dir() else None
+
+
+def describe_unsaved(run: RunDirectory) -> str | None:
+    """Return a sentence on what a run's checkpoints lack of what its training used; None where they have it all."""
+    names = run.read_status().unsaved_state
+    if not names:
+        return None
+    listed = joined(names, last="and")
+    return f"no checkpoint holds {listed}, so this network is not exactly the one that the training evaluated"
 
 
 def find_fault(run: RunDirectory) -> str | None:

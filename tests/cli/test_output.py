@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from distrain.cli import output
+from distrain.cli.json_output import print_json
 from distrain.config.profile import Profile
 from distrain.runs.checkpoints import final_path
 from distrain.runs.directory import RunDirectory
@@ -33,6 +34,15 @@ VALUES = Status(
 )
 ONLY_NAN = Status(state="finished", step=9, total_steps=9, last={"step": 9, "val/loss": math.nan, "val/top1": 0.1})
 BY_LOSS = VALUES.model_copy(update={"best_by": "loss"})
+
+
+def test_json_for_scripts_is_strict(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"loss": (math.inf, 0.5)})
+    print_json(ONLY_NAN)
+    first, _, second = capsys.readouterr().out.partition("\n}\n")
+    assert json.loads(first + "}") == {"loss": [None, 0.5]}
+    assert "NaN" not in second
+    assert json.loads(second)["last"] == {"step": 9, "val/loss": None, "val/top1": 0.1}
 
 
 def make_run(path: Path, status: Status) -> RunDirectory:

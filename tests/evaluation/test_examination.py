@@ -91,7 +91,8 @@ def test_all_of_other_data_without_splits_is_examined(tmp_path: Path) -> None:
     for folder in ("photos", "others"):
         (tmp_path / folder / "dark/._0.png").touch()
         (tmp_path / folder / "dark/up").symlink_to("..")
-    changes = ["data.val_fraction=0.25", "data.num_workers=0", "model.name=lenet", "train.max_steps=2"]
+    changes = ["data.val_fraction=0.25", "data.val_samples=3"]
+    changes += ["data.num_workers=0", "model.name=lenet", "train.max_steps=2"]
     fixed = ["augment={mean: null, std: null}", "train.threads=1"]
     settings = [f"--set={change}" for change in changes + fixed]
     done = fit("imagefolder-resnet18", "--data=photos", "--run=run", *settings, cwd=tmp_path)
@@ -107,7 +108,7 @@ def test_all_of_other_data_without_splits_is_examined(tmp_path: Path) -> None:
         if not more:
             assert [line for line in done.err.splitlines() if line.startswith("note: ")] == notes
         counts[tuple(more)] = (found["split"], found["num_samples"])
-    assert list(counts.values()) == [("val", 4), ("val", 4), ("all", 6), ("all", 6)]
+    assert list(counts.values()) == [("val", 3), ("val", 3), ("all", 6), ("all", 6)]
 
 
 SLOW_LOSS = """

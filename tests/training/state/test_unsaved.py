@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from distrain.errors import ModelError
+from distrain.runs.directory import RunDirectory
+from distrain.runs.query import describe_unsaved
 from distrain.tensors.preserve_state import preserve_state
 from distrain.training.unsaved import find_unsaved
 from tests.command import distrain
@@ -139,6 +141,8 @@ def test_it_is_said_once_at_the_start_and_kept_in_the_status(tmp_path: Path, cap
     with caplog.at_level(logging.WARNING):
         done = train(tmp_path / "run", f"model.name={making.__name__}:Base", "train.epochs=1")
     assert done.unsaved_state == ["seen"]
+    assert (note := describe_unsaved(RunDirectory(tmp_path / "run"))) is not None
+    assert note.startswith("no checkpoint holds seen, ")
     said = [record.getMessage() for record in caplog.records if "no checkpoint holds" in record.getMessage()]
     (only,) = said
     assert only.startswith(f"model.name={making.__name__}:Base changes seen in training, which no checkpoint holds: a ")
