@@ -6,10 +6,9 @@ least: a gradient that is not finite shows in them too, and is still there to be
 """
 
 import math
-import re
-import warnings
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -26,9 +25,6 @@ MODERATE = 1e30  # a mask may hold the least float32, of which two overflow
 Slot = tuple[nn.Module, str, str]  # a module, the name of its buffer, and that name in the whole network
 # Of one step: numbers for so many gradients, one for the weights, one for the buffers, not finite where these are not.
 Row = tuple[torch.Tensor, int]
-
-# NumPy warns of a square that overflows; the step is reported for it.
-warnings.filterwarnings("ignore", "overflow encountered in dot", RuntimeWarning, re.escape(__name__))
 
 
 class Watch:
@@ -120,7 +116,8 @@ class Watch:
 
     def _look_at_weights(self) -> torch.Tensor | float:
         if self._arrays:
-            return math.fsum([array.dot(array) for array in self._arrays])
+            vdot = np.vdot  # unlike `dot`, it does not warn of an overflow, which is reported as a step's
+            return math.fsum([vdot(array, array) for array in self._arrays])
         if self._flat_weights:
             flat = torch.cat(self._flat_weights)
             return torch.dot(flat, flat)
