@@ -78,7 +78,7 @@ class StorageError(UserError):
 
 
 class LaunchError(UserError):
-    """The processes or devices that were asked for cannot be had."""
+    """The requested processes or devices are not available."""
 
 
 class PreflightError(UserError):

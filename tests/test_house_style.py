@@ -33,15 +33,28 @@ BUDGETS = {
     "models": 1070,
     "runs": 1470,
     "system": 1515,
-    "tensors": 350,
+    "tensors": 365,
     "training": 3780,
 }
 FILES_BUDGET = 465  # of the files in the package's own folder
 # What the field has a word for, or a native speaker would not say: what to write in its place.
 BANNED = {
-    r"guest": "member",
-    r"ledger": "table",
+    r", say(?! so)": "such as, for example",
+    r"be had": "is not available",
+    r"broken off": "abandoned",
+    r"compan(y|ies)": "node group",
+    r"gone on": "resumed",
+    r"guests?": "member",
+    r"lest": "so that ... not",
+    r"ledgers?": "table",
+    r"made up for": "repeated",
+    r"mended": "fixed",
+    r"strangers?": "pending",
+    r"superfluous": "expired",
+    r"witness(es)?": "recorder",
 }
+# A word that stands in one file with reason: {(file, word): reason}.
+ALLOWED: dict[tuple[str, str], str] = {}
 TEXTS = [
     *PACKAGE.rglob("*.py"),
     *PACKAGE.rglob("*.yaml"),
@@ -85,11 +98,14 @@ def test_files_are_short() -> None:
 
 @pytest.mark.parametrize("word", BANNED)
 def test_no_house_dialect(word: str) -> None:
+    """Wherever a line breaks, in comments too, and with a capital as well."""
     before = r"\b" if word[0].isalpha() else ""
-    found = [
-        f"{path.relative_to(PACKAGE.parent)}:{number}: {line.strip()}"
-        for path in TEXTS
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        if re.search(rf"{before}{word}\b", line)
-    ]
-    assert not found, f"write instead: {BANNED[word]}\n" + "\n".join(found)
+    pattern = re.compile(rf"{before}(?:{word})\b".replace(" ", r"\s+(?:#\s+)?"), re.IGNORECASE)
+    allowed = {file for file, of in ALLOWED if of == word}
+    found: dict[str, list[int]] = {}
+    for path in TEXTS:
+        text = path.read_text(encoding="utf-8")
+        if lines := [text.count("\n", 0, match.start()) + 1 for match in pattern.finditer(text)]:
+            found[str(path.relative_to(PACKAGE.parent))] = lines
+    assert allowed <= found.keys(), "remove what is no longer needed from ALLOWED"
+    assert not found.keys() - allowed, f"write instead: {BANNED[word]}: {found}"

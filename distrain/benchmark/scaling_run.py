@@ -76,7 +76,7 @@ def resolve(
     left_out: list[str] = []
     for count in sizes(most):
         profile = _profile(recipe, options.model_copy(update={"processes": count}), reference=reference)
-        profile = profile.model_copy(update={"threads": largest.threads})  # a process is the same in every company
+        profile = profile.model_copy(update={"threads": largest.threads})  # a process is the same among any number
         own = with_batch(recipe, recipe.data.batch_size * count) if is_weak else recipe
         try:
             _check_batch(own, profile)

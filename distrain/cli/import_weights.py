@@ -27,7 +27,7 @@ def import_(
         int | None, typer.Option(metavar="N", min=1, help="Outputs of the model.", show_default="as many as FILE has")
     ] = None,
     entry: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which weights of a file that holds several: model_ema, say.")
+        str | None, typer.Option(metavar="NAME", help="Which weights of a file that holds several, such as model_ema.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what stands at --out.")] = False,
     as_json: AsJson = False,

@@ -116,7 +116,7 @@ def pack(
     training as the folder, to the bit.
 
     Killed or stopped, the same command goes on where it was, and the result is the same to the byte. An image that
-    cannot be read ends it with exit code 2, and it goes on once that is mended or --skip-bad is given. On a finished
+    cannot be read ends it with exit code 2, and it continues once that is fixed or --skip-bad is given. On a finished
     pack it only tells whether DIR has changed since.
     """
     from distrain.config import load_data

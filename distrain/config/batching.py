@@ -98,8 +98,8 @@ def count_steps_per_epoch(num_samples: int, batch_size: int, *, drop_last: bool)
 def _solve_exact(global_batch_size: int, micro_batch_size: int | None, world_size: int) -> Batching:
     if micro_batch_size is None:
         raise RecipeError(
-            "train.exact sums the micro-batches in a fixed order, so the recipe gives their size; "
-            f"--set train.micro_batch_size={_largest_divisor(global_batch_size, at_most=global_batch_size // 4)}, say"
+            "train.exact sums the micro-batches in a fixed order, so the recipe gives their size; for example "
+            f"--set train.micro_batch_size={_largest_divisor(global_batch_size, at_most=global_batch_size // 4)}"
         )
     if global_batch_size % micro_batch_size:
         raise RecipeError(

@@ -81,7 +81,7 @@ def _describe_preprocessing(recipe: Recipe, examples: Sequence[Picture]) -> Prep
             pictures = [torch.zeros(3, *size, dtype=torch.uint8) for size in PHOTOGRAPHS]
         else:
             raise BundleError(
-                f"the data, which tells the size of the network's input, cannot be had: {error}"
+                f"the data, which gives the size of the network's input, is not available: {error}"
             ) from None
     inputs = [picture if transforms is None else transforms(picture) for picture in pictures]
     if inputs[0].shape != inputs[-1].shape:

@@ -20,7 +20,7 @@ from distrain.system.terminal import write_last_words
 
 
 def end_at_once(run: RunDirectory, *, earlier: AttemptMark, cleanup: tuple[str, ...] = ()) -> None:
-    """Kill what this process has started, run the command `cleanup` for each, say so, and exit with code 130.
+    """Kill what this process has started, run the command `cleanup` for each, report it, and exit with code 130.
 
     A signal handler calls it. It returns only where an attempt after the `earlier` one has saved and ended by itself:
     then its exit code stands.

@@ -102,7 +102,7 @@ def _execute_together(
     was_asked: StopRequest,
     tell: Callable[[str], None],
 ) -> Ending:
-    """Start attempt after attempt until the company agrees on the end."""
+    """Start attempt after attempt until the node group agrees on the end."""
     failures, reached = 0, newest_step(run.checkpoints)
     while True:
         if group.is_coordinator:

@@ -15,7 +15,7 @@ _CUT_OFF = (
     "Connection was likely closed",
     "The client socket has timed out",
 )
-# These are gloo's where it is gloo that says them, and else, say, those of a server that holds the data.
+# These are gloo's where it is gloo that says them, and else those of another server, such as one that holds the data.
 _CUT_OFF_BY_GLOO = (
     "Connection closed by peer",
     "Connection reset by peer",

@@ -98,7 +98,7 @@ def ask(
 def answer_requests(run: RunDirectory, rank: int, *, owns_process: bool) -> None:
     """Have this process write its main thread's stack to the run directory whenever `STACK_SIGNAL` comes.
 
-    The stack of a fault that kills the process (a segmentation fault, say) is written there as well, or to standard
+    The stack of a fault that kills the process (such as a segmentation fault) is written there as well, or to standard
     error where the process is not the worker's own. To be called from the main thread. Raises `OSError` where the file
     cannot be made.
     """

@@ -10,7 +10,7 @@ a series of files `NAME.1`, `NAME.2`, ..., each made by one process with O_EXCL,
 3. Whoever finds number N released or stale makes number N + 1. O_EXCL lets one of several contenders succeed.
 4. The new holder deletes files that are `_KEPT` numbers older. A contender that has slept since it read number N may
    therefore make an old number again; it looks again, finds a newer one, and has not taken the lock.
-5. A holder that finds a newer number than its own was taken for dead (its machine was suspended, say). It ends at once:
+5. A holder that finds a newer number than its own was taken for dead (its machine was suspended). It ends at once:
    two processes must not write to one run.
 """
 

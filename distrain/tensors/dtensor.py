@@ -1,9 +1,14 @@
 """Answers what is known of sharded tensors: whether one is, which part this rank has, and how its network sees it."""
 
 import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
+
+_NO_CONTEXT: AbstractContextManager[Any] = nullcontext()
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
@@ -36,6 +41,15 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """Return a sharded tensor gathered from all ranks, which call this together, or the tensor itself."""
     gathered: torch.Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
     return gathered
+
+
+def mixing_sharded(tensors: Sequence[torch.Tensor]) -> AbstractContextManager[Any]:
+    """Return a context in which one operation takes sharded tensors together with others, equal on all ranks."""
+    if len({is_sharded(tensor) for tensor in tensors}) < 2:
+        return _NO_CONTEXT
+    from torch.distributed.tensor.experimental import implicit_replication
+
+    return implicit_replication()
 
 
 def reshard(module: nn.Module) -> None:

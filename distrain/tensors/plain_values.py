@@ -51,7 +51,9 @@ def decode(text: str, tensors: Sequence[torch.Tensor], *, device: torch.device |
     return _decode(json.loads(text), tensors, device)
 
 
-def _encode(value: Any, place: str, tensors: list[torch.Tensor]) -> Any:
+def _encode(  # noqa: C901, PLR0911 - one branch a kind of value
+    value: Any, place: str, tensors: list[torch.Tensor]
+) -> Any:
     kind = type(value)
     if value is None or kind in {bool, int, float, str}:
         return value
@@ -135,7 +137,9 @@ def _dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def _decode(value: Any, tensors: Sequence[torch.Tensor], device: torch.device | None) -> Any:
+def _decode(  # noqa: PLR0911 - one branch a kind of value
+    value: Any, tensors: Sequence[torch.Tensor], device: torch.device | None
+) -> Any:
     if isinstance(value, list):
         return [_decode(item, tensors, device) for item in value]
     if not isinstance(value, dict):

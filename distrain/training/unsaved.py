@@ -78,7 +78,7 @@ def find_unsaved(
     """Return the names of the attributes and buffers with which a resumed training would go on otherwise.
 
     `first` and `second` are training passes over other inputs. A resume is tried: both passes, back to the saved state,
-    and the first pass again. What is then not as after the first pass depends on more than is saved: a count, say, but
+    and the first pass again. What is then not as after the first pass depends on more than is saved: a count, but
     no cache. Raises `ModelError`, which calls the module `name`, where a pass changes what is saved into what could not
     be loaded. All else that the passes change is left to the caller to undo, with `preserve_state`. Nothing is found
     where a pass fails: that is told when it is trained.

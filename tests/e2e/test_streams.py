@@ -109,7 +109,7 @@ def test_run_killed_within_an_epoch_ends_in_the_bits_of_the_undisturbed_one(
             ["--set=data.source=mine:short", "--set=data.samples_per_epoch=1438"],
             "in epoch 1 the stream has ended before position 1398, counted from 0, and 1438 samples an epoch",
         ),
-        (["--set=data.source=mine:plain", "--set=data.repeats=2"], "so data.repeats=2 cannot be had"),
+        (["--set=data.source=mine:plain", "--set=data.repeats=2"], "so data.repeats=2 is not available"),
     ],
 )
 def test_what_a_stream_cannot_give_is_one_sentence(folder: Path, changes: list[str], sentence: str) -> None:

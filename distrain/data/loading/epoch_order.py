@@ -101,5 +101,5 @@ def _check_stream_is_read_as_it_comes(config: Data) -> None:
         if (value := getattr(config, field)) != default:
             raise DataError(
                 f"data.source={config.source} is a stream, whose samples are trained on in the order they come in, so "
-                f"data.{field}={value} cannot be had; leave it {default}, or give a dataset with __getitem__"
+                f"data.{field}={value} is not available; leave it {default}, or give a dataset with __getitem__"
             )

@@ -38,7 +38,7 @@ class _Part(BaseModel):
 
 
 class Begun(_Part):
-    """What the whole pack is made by: another one cannot be gone on with."""
+    """What the whole pack is made by: a pack made by anything else cannot be resumed."""
 
     form: Form
     shard_bytes: int
@@ -220,7 +220,7 @@ def _told(begun: Begun) -> dict[str, object]:
 
 
 class Draft:
-    """The shard that is being written, from the record of it where it is gone on with."""
+    """The shard that is being written, from the record of it where it is resumed."""
 
     def __init__(
         self, journal: Journal, samples: Samples, *, split: Split, number: int, file: str, offset: int, first: int

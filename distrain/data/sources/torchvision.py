@@ -123,7 +123,7 @@ def _construct(dataset: Any, arguments: dict[str, Any], name: str) -> Any:
         if "root" not in arguments:
             raise DataError(f"{name} refuses data.arguments {arguments} ({reason}); mend them") from None
         where = f"{arguments['root']}{' or the network' if arguments.get('download') else ''}"
-        raise DataError(f"{name} could not be had from {where} ({reason}); give a folder with --data DIR") from None
+        raise DataError(f"{name} is not available from {where} ({reason}); give a folder with --data DIR") from None
 
 
 def _in_memory(name: str, dataset: Any) -> Source | None:

@@ -1,7 +1,7 @@
 """Sets numbers on a device: their precision, the loss scaling that float16 needs, their memory format."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
@@ -10,12 +10,9 @@ from torch import nn
 from distrain.config import Recipe
 from distrain.errors import RecipeError
 from distrain.tensors.autocast import DTYPES, autocast
-from distrain.tensors.dtensor import full_tensor, is_sharded, local_shard
+from distrain.tensors.dtensor import full_tensor, is_sharded, local_shard, mixing_sharded
 from distrain.training.optim.optimizer import begin_momentum, update
 from distrain.training.step_watch import norms_of
-
-_NO_CONTEXT: AbstractContextManager[Any] = nullcontext()
-
 
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -81,7 +78,7 @@ class Precision:
             return norms
         if all(weight.grad is None for weight in weights):  # torch's scaler does not take a step without gradients
             return []
-        with _alike(weights):
+        with mixing_sharded(weights):
             if clip_norm is not None:
                 self._scaler.unscale_(optimizer)
                 clip_gradients(weights, clip_norm)
@@ -139,12 +136,3 @@ def _clip_mixed(gradients: Sequence[torch.Tensor], clip_norm: float) -> None:
     factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         local_shard(gradient).mul_(factor.to(gradient.device))
-
-
-def _alike(weights: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
-    """Return a context in which one operation takes weights in parts together with others, equal on all ranks."""
-    if len({is_sharded(weight) for weight in weights}) < 2:
-        return _NO_CONTEXT
-    from torch.distributed.tensor.experimental import implicit_replication
-
-    return implicit_replication()

@@ -231,8 +231,8 @@ def test_length_is_the_datasets_own_or_the_recipes() -> None:
         (config("make_long", train_samples=9), "give data.samples_per_epoch, for its first ones"),
         (config("make_indexed", samples_per_epoch=9), "data.samples_per_epoch=9 is for streams, and data.source="),
         (Data(source="digits", batch_size=8, samples_per_epoch=9), "is for streams, and data.source=digits is none"),
-        (config("make_long", repeats=2), "so data.repeats=2 cannot be had; leave it 1, or give a dataset"),
-        (config("make_long", sampling="balanced"), "so data.sampling=balanced cannot be had; leave it uniform"),
+        (config("make_long", repeats=2), "so data.repeats=2 is not available; leave it 1, or give a dataset"),
+        (config("make_long", sampling="balanced"), "so data.sampling=balanced is not available; leave it uniform"),
     ],
 )
 def test_what_a_stream_cannot_do_is_one_sentence(data: Data, sentence: str) -> None:

@@ -107,8 +107,8 @@ def test_dataset_without_a_split_needs_one_and_mixed_images_are_all_rgb(tmp_path
         ("FakeData", {"path": "/here"}, "FakeData is made up"),
         ("FakeData", {"target": "labels"}, "data.target=labels, and data.source=torchvision.FakeData has target class"),
         ("ImageNet", {}, "torchvision does not download ImageNet"),
-        ("MNIST", {"path": "/nowhere"}, "MNIST could not be had from /nowhere .*--data DIR"),
-        ("EMNIST", {"path": "/nowhere", "arguments": {"split": "none"}}, "EMNIST could not be had .*'none'"),
+        ("MNIST", {"path": "/nowhere"}, "MNIST is not available from /nowhere .*--data DIR"),
+        ("EMNIST", {"path": "/nowhere", "arguments": {"split": "none"}}, "EMNIST is not available .*'none'"),
     ],
 )
 def test_what_cannot_be_had_is_one_sentence(name: str, fields: dict[str, Any], words: str) -> None:
@@ -122,7 +122,7 @@ def test_download_without_a_network_is_one_sentence(tmp_path: Path, monkeypatch:
     for variable in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")  # where nothing listens
     for name in ("SVHN", "FashionMNIST"):
-        with pytest.raises(DataError, match=rf"{name} could not be had from .* or the network .*--data DIR") as caught:
+        with pytest.raises(DataError, match=rf"{name} is not available from .* or the network .*--data DIR") as caught:
             open_dataset(name)
         assert "\n" not in str(caught.value)
 
