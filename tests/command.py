@@ -63,7 +63,7 @@ def metrics(run: Path) -> list[dict[str, float]]:
 
 
 class Launch(Protocol):
-    """Begins to train, and returns while that goes on."""
+    """Begins to train, and returns while that continues."""
 
     def __call__(self, *arguments: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.Popen[str]: ...
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.command import Launch, begin_fit
 
-# Tests run side by side: a thread of OpenMP that spins while it waits for its fellows takes the processor from them.
+# Tests run side by side: a thread of OpenMP that spins while it waits for the others keeps the processor from them.
 # The bits stay the same. Read when torch is first imported, here or in the processes that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -21,7 +21,7 @@ for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the rooms whose tests take longest, so that no worker is left alone with them at the end."""
+    """Begin with the folders whose tests take longest, so that no worker is left alone with them at the end."""
     items.sort(key=lambda item: not {"slurm", "e2e"} & set(item.path.parts))
 
 

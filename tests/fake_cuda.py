@@ -230,7 +230,7 @@ def _replace_passes(patch: pytest.MonkeyPatch) -> None:
 
 
 class _Draws:
-    """torch as `mixing` sees it, which takes its last mixer, and mixes always."""
+    """torch as `batch_transforms` sees it, which picks its last mixer, and mixes always."""
 
     def rand(self, *_: object) -> float:
         return 0.0

@@ -17,7 +17,7 @@ class Screen:
         self.width = width
         self._breaks_lines = breaks_lines
         self._rows: list[list[str]] = [[]]
-        self._continues: list[bool] = [False]  # whether a row goes on with the line of the row before
+        self._continues: list[bool] = [False]  # whether a row continues the line of the row before
         self._row = self._column = 0
 
     @property

@@ -1,4 +1,4 @@
-"""Values and names stand in messages on one line, as a recipe writes them, and not too long."""
+"""Values and names are in messages on one line, as a recipe writes them, and not too long."""
 
 import datetime
 from typing import Any

@@ -1,4 +1,4 @@
-"""Lists the private names of torch that the package uses, so that one that a new torch lacks is noticed at once."""
+"""Lists the private names of torch that the package uses, so that one missing from a new torch is noticed at once."""
 
 import ast
 import pkgutil

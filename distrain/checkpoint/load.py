@@ -43,7 +43,7 @@ def load_tensors(
     stored = reader.read_metadata().state_dict_metadata
     tensors = {**model_tensors(model), **(others or {})}
     if missing := [name for name in tensors if name not in stored]:
-        raise CheckpointError(f"checkpoint {checkpoint.path} lacks {missing[0]}")
+        raise CheckpointError(f"checkpoint {checkpoint.path} has no {missing[0]}")
     for name, parameter in model.named_parameters():
         prefix = optimizer_prefix(name)
         for key in [key for key in stored if key.startswith(prefix)]:
@@ -68,7 +68,7 @@ def read_extra(path: Path, *, network: set[str], has_loss: bool, rank: int, worl
     stored = _describe(reader)
     names = extra_names(stored, network=network, has_loss=has_loss, rank=rank, world_size=world_size)
     if lacking := sorted(network - {name.rpartition(":")[0] for name in names} - names.keys()):
-        raise CheckpointError(f"checkpoint {path} lacks {lacking[0]}")
+        raise CheckpointError(f"checkpoint {path} has no {lacking[0]}")
     found = _empty({place: stored[place] for place in names.values()})
     _read_into(found, reader, no_dist=True)  # other ranks may have other names
     return {name: found[place] for name, place in names.items()}
@@ -85,9 +85,9 @@ def read_loss(path: Path) -> Tensors:
 def read_model(path: Path, *, use_average: bool = True) -> Tensors:
     """Return the weights and buffers of a verified checkpoint by their names in the plain model, whole and on the CPU.
 
-    Extra state of modules is among them, packed: `module_state.unpack` gives what `load_state_dict` takes.
+    Extra state of modules is among them, packed: `module_state.unpack` gives what `load_state_dict` accepts.
 
-    Moving averages take the place of what they are averages of, as in evaluation, unless `use_average` is False. Raises
+    Moving averages replace what they are averages of, as in evaluation, unless `use_average` is False. Raises
     `CheckpointError` as `load_tensors` does.
     """
     reader = _SafeReader(path)
@@ -102,7 +102,7 @@ def read_model(path: Path, *, use_average: bool = True) -> Tensors:
 
 
 def has_packed_state(path: Path) -> bool:
-    """Whether the network of a verified checkpoint has extra state that is no tensor."""
+    """Whether the network of a verified checkpoint has extra state that is not a tensor."""
     return any(name.startswith(MODEL) and is_packed(name) for name in _describe(_SafeReader(path)))
 
 

@@ -1,7 +1,7 @@
 """Names the tensors that make up a training's state.
 
 `model.<name>`, `optimizer.<parameter's name>.<key>`, and where the recipe keeps moving averages and slow weights
-`average.<name>` and `slow.<name>`. Where modules have extra state, it stands below `model.`, packed as `module_state`
+`average.<name>` and `slow.<name>`. Where modules have extra state, it is below `model.`, packed as `module_state`
 says, and so does the state of a loss below `loss.`; what another rank than 0 has of them, below `ranks.<rank>.`.
 """
 

@@ -34,7 +34,7 @@ T = TypeVar("T")
 class Checkpointer:
     """Writes the checkpoints of a run, one at a time. All ranks make the same calls in the same order.
 
-    A save that fails, on whatever rank, leaves the older checkpoints as they are; rank 0 warns, and training goes on.
+    A save that fails, on whatever rank, leaves the older checkpoints as they are; rank 0 warns, and training continues.
     Leaving the context waits for the save under way and raises `CheckpointError` if the last one failed. The ranks'
     threads talk over a process group of their own, so that a save never mixes with what training sends.
     """
@@ -218,7 +218,7 @@ class Checkpointer:
         for _, reason in outcomes:
             if reason is not None:
                 raise _SaveFailed(reason)
-        return [result for result, _ in outcomes]  # type: ignore[misc]  # None only where a reason stands beside it
+        return [result for result, _ in outcomes]  # type: ignore[misc]  # None only where a reason is beside it
 
 
 class _SaveFailed(Exception):  # noqa: N818 - it never leaves this module

@@ -45,7 +45,7 @@ class BatchStatistics:
         """Give all ranks the mean statistics of those that had work in `global_batch`, and rank 0's other buffers."""
         if self.values is not None:
             if not global_batch.own:
-                self.values.zero_()  # this rank has seen nothing of this window
+                self.values.zero_()  # this rank has seen nothing of this global batch
             dist.all_reduce(self.values)
             self.values /= min(world.size, global_batch.num_micro_batches)
         self.share_rest(global_batch, world)

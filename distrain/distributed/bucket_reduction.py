@@ -39,7 +39,7 @@ class Bucket:
 def lay_out(parameters: list[nn.Parameter], extra: int, world_size: int) -> tuple[list[Bucket], int]:
     """Return buckets of the parameters, last ones first as the backward pass gives them, and where `extra` begins.
 
-    The `extra` numbers stand at the end of the last bucket.
+    The `extra` numbers are at the end of the last bucket.
     """
     buckets: list[Bucket] = []
     start = 0

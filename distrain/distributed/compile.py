@@ -87,7 +87,7 @@ def compile_network(
         parts = find_blocks(network)
         if not parts:
             raise ModelError(
-                f"compute.compile=regional finds no repeated blocks in model.name={recipe.model.name}; take whole"
+                f"compute.compile=regional finds no repeated blocks in model.name={recipe.model.name}; use whole"
             )
         kinds = sorted({type(part).__name__ for part in parts})
         log.info("compute.compile=regional: %d blocks are compiled (%s)", len(parts), ", ".join(kinds))
@@ -136,7 +136,7 @@ def _check(recipe: Recipe, world: World, *, num_micro_batches: int) -> None:
     if config.compile == "whole" and recipe.parallel.strategy == "fsdp" and world.size > 1:
         raise RecipeError(
             "compute.compile=whole does not go with parallel.strategy=fsdp, which gathers weights between the blocks; "
-            "take regional"
+            "use regional"
         )
     if config.cuda_graphs and (world.device.type != "cuda" or world.size > 1 or num_micro_batches > 1):
         fault = f"trains {num_micro_batches} in a step" if num_micro_batches > 1 else f"has {world.size} processes"
@@ -144,7 +144,7 @@ def _check(recipe: Recipe, world: World, *, num_micro_batches: int) -> None:
             fault = f"trains on the {world.device.type.upper()}"
         raise RecipeError(
             f"compute.cuda_graphs is for one process with a GPU and one micro-batch a step, and this one {fault}; "
-            f"leave it out"
+            f"remove it"
         )
 
 
@@ -158,7 +158,7 @@ def _prepare(processes: int, *, is_deterministic: bool) -> None:
     if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
         inductor_config.compile_threads = max(1, min(MAX_THREADS, cpus // processes))
     inductor_config.deterministic = is_deterministic  # no choice between kernels by their time
-    dynamo_config.recompile_limit = MAX_VERSIONS  # beyond it torch goes on without compiling, and says so
+    dynamo_config.recompile_limit = MAX_VERSIONS  # beyond it torch continues without compiling, and says so
 
 
 class _Clock:

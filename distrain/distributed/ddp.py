@@ -46,7 +46,7 @@ class Ddp:
         return _NO_CONTEXT if piece == global_batch.own[-1] else self._replica.no_sync()
 
     def finish_step(self, global_batch: GlobalBatch, step: int) -> None:
-        """Average what the backward passes have not: statistics, and the gradients of an uneven window.
+        """Average what the backward passes have not: statistics, and the gradients of an uneven global batch.
 
         Raises `ModelError` where a weight took no part in the step: its ranks would wait for each other.
         """

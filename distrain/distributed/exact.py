@@ -46,18 +46,18 @@ class Exact:
         self._starts = [torch.clone(buffer) for buffer in self._buffers]
         parameters = [p for p in module.parameters() if p.requires_grad]
         if len({p.dtype for p in parameters}) != 1:
-            raise ModelError("train.exact needs trainable weights, all of one dtype; leave it out for this model")
+            raise ModelError("train.exact needs trainable weights, all of one dtype; remove it for this model")
         num_statistics = 0 if values is None else values.numel()
         self._buckets, offset = lay_out(list(parameters), num_statistics, world.size)
         self._exchange = BucketReducer(world, batching, num_buckets=len(self._buckets))
         self._flat = parameters[0].new_zeros(self._buckets[-1].stop)
         self._changes = self._flat[offset : offset + num_statistics]  # of the statistics, summed like a gradient
         self._fresh: Node | None = None  # what the flat buffer holds
-        self._waiting: dict[Node, torch.Tensor] = {}  # the sums of earlier micro-batches of this window
+        self._waiting: dict[Node, torch.Tensor] = {}  # the sums of earlier micro-batches of this step
         self._spare: list[torch.Tensor] = []
         self._step = 0
         self._num_pieces = 0
-        self._lacking: list[int] | None = None  # during the last micro-batch: gradients that each bucket still lacks
+        self._lacking: list[int] | None = None  # during the last micro-batch: missing gradients of each bucket
         self._next_bucket = 0
         self._hooks: list[RemovableHandle] = []
         for number, bucket in enumerate(self._buckets):

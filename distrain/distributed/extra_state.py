@@ -67,7 +67,7 @@ class ExtraState:
     def gather(self, world: World) -> Tensors:
         """Return what a checkpoint holds of all ranks', the same on each and on the CPU.
 
-        Rank 0's has its plain names. Where any other's differs, all others stand beside it. All ranks call it together.
+        Rank 0's has its plain names. Where any other's differs, all others are beside it. All ranks call it together.
         """
         if not self.exists:
             return {}

@@ -20,7 +20,7 @@ _NO_CONTEXT: AbstractContextManager[None] = nullcontext()
 class FlatAllReduce:
     """The network as it is; `parameter.grad` are views of one buffer, which is averaged over the ranks once a step.
 
-    It takes the place of DistributedDataParallel where `fits_in_one` says so, and gives the same gradients. A weight
+    It replaces DistributedDataParallel where `fits_in_one` says so, and gives the same gradients. A weight
     on which no rank's loss depends in a step has the gradient 0 there.
     """
 
@@ -51,7 +51,7 @@ class FlatAllReduce:
         return _NO_CONTEXT
 
     def finish_step(self, global_batch: GlobalBatch, step: int) -> None:  # noqa: ARG002
-        """Average gradients and statistics over the ranks; one that had no work in the window gives zeros."""
+        """Average gradients and statistics over the ranks; one that had no work in the global batch gives zeros."""
         values = self._statistics.values
         if values is not None and global_batch.own:
             self._carried.copy_(values)

@@ -103,9 +103,7 @@ def _auto(module: nn.Module, world: World, example: torch.Tensor, dtype: Dtype) 
 
 def _ddp(module: nn.Module, world: World, example: torch.Tensor, dtype: Dtype) -> Strategy:
     if world.num_devices > 1:
-        log.info(
-            "several GPUs in one process: DataParallel takes the place of DistributedDataParallel, which is faster"
-        )
+        log.info("several GPUs in one process: DataParallel replaces DistributedDataParallel, which is faster")
     return _data_parallel(module, world, example, dtype) if world.size == 1 else Ddp(module, world)
 
 
@@ -113,7 +111,7 @@ def _data_parallel(module: nn.Module, world: World, _: torch.Tensor, dtype: Dtyp
     if world.size > 1:
         raise RecipeError(
             f"parallel.strategy=dp trains in one process, and {world.size} were started; "
-            f"give --gpus without --procs, or take parallel.strategy=ddp"
+            f"give --gpus without --procs, or use parallel.strategy=ddp"
         )
     return SingleProcess(module, num_devices=world.num_devices, dtype=dtype)
 
@@ -121,8 +119,8 @@ def _data_parallel(module: nn.Module, world: World, _: torch.Tensor, dtype: Dtyp
 def _none(module: nn.Module, world: World, _: torch.Tensor, __: Dtype) -> Strategy:
     if world.size > 1 or world.num_devices > 1:
         raise RecipeError(
-            f"parallel.strategy=none is for one device, and {max(world.size, world.num_devices)} were asked for; "
-            f"take parallel.strategy=auto"
+            f"parallel.strategy=none is for one device, and {max(world.size, world.num_devices)} were requested; "
+            f"use parallel.strategy=auto"
         )
     return SingleProcess(module)
 

@@ -38,7 +38,7 @@ class SingleProcess:
         return _NO_CONTEXT
 
     def finish_step(self, global_batch: GlobalBatch, step: int) -> None:
-        """Do nothing: this rank has seen the whole window."""
+        """Do nothing: this rank has seen the whole global batch."""
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

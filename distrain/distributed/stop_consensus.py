@@ -19,7 +19,7 @@ before it is released; the stop step is the largest of these, so s < stop step. 
 a lock, so that a rank cannot begin a step between the reading of its next step and the hold.
 
 Why all ranks stop before the same step: every answer equals "s >= stop step" for one number. A False given before the
-hold made the rank's next step s + 1, and the stop step is no smaller; an answer given after the release is that very
+hold made the rank's next step s + 1, and the stop step is not smaller; an answer given after the release is that very
 comparison. So all ranks get the same answer to the same question wherever they ask it, before a step, or after an
 evaluation, a save or the last step, and a collective call that follows on an answer is made by all of them or by none.
 Where all ranks have begun the last step before they are held, the stop step lies behind it, and the run finishes.
@@ -28,7 +28,7 @@ Why nothing deadlocks: a rank that is held waits for stop threads and the store 
 Stop threads wait for no rank: they post also while their rank is in a collective call, an evaluation or a save, or
 waits in point 6 for the others; PyTorch releases the interpreter lock wherever it waits for a device or another rank.
 So the stop step becomes known, and held ranks continue up to it and contribute to whatever the others wait in. Point 6
-is left out by a rank that fails: the launcher ends the others. If the store is lost, a held rank raises.
+is skipped by a rank that fails: the launcher ends the others. If the store is lost, a held rank raises.
 """
 
 import threading
@@ -83,7 +83,7 @@ class StopConsensus:
         self._thread.join(_JOIN_S)
 
     def is_reached(self, step: int) -> bool:
-        """Return whether the ranks stop before they take `step`; every rank gets the same answer.
+        """Return whether the ranks stop before they begin `step`; every rank gets the same answer.
 
         Raises `ConnectionError` where a stop was requested and the store is lost.
         """
@@ -100,7 +100,7 @@ class StopConsensus:
         return step >= self._stop_step
 
     def _run(self) -> None:
-        """Take the rounds of the stop thread until the stop step is known; none that fails ends it."""
+        """Run the rounds of the stop thread until the stop step is known; none that fails ends it."""
         guard = LoopGuard("the agreement on the stop step")
         while not self._is_known.is_set():
             if self._is_over.wait(_HELD_POLL_S if self._is_held else _POLL_S):
@@ -120,7 +120,7 @@ class StopConsensus:
                 return
             with self._lock:
                 self._is_held = True
-        store.set(self._next_keys[self._world.rank], str(self._next_step))  # it stands still from here on
+        store.set(self._next_keys[self._world.rank], str(self._next_step))  # it does not change from here on
         if self._world.is_rank_zero and store.check(self._next_keys):
             store.set(self._stop_key, str(max(int(step) for step in store.multi_get(self._next_keys))))
         if store.check([self._stop_key]):

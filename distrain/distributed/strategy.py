@@ -11,7 +11,7 @@ from distrain.data.loading.sampler import GlobalBatch
 class Strategy(Protocol):
     """Called by the loop, for every step in this order: begin_step, micro_batch for each one, finish_step.
 
-    A micro-batch's mean loss is multiplied by its share of the window's samples, times `loss_scale`, before the
+    A micro-batch's mean loss is multiplied by its share of the global batch's samples, times `loss_scale`, before the
     backward pass. `module` is the network itself, with its own parameter names, whatever wraps it.
     """
 
@@ -25,11 +25,11 @@ class Strategy(Protocol):
         ...
 
     def micro_batch(self, global_batch: GlobalBatch, piece: int) -> AbstractContextManager[None]:
-        """Return the context of the forward and backward pass of micro-batch `piece` of the window."""
+        """Return the context of the forward and backward pass of the micro-batch with index `piece`."""
         ...
 
     def finish_step(self, global_batch: GlobalBatch, step: int) -> None:
-        """Make gradients and buffers those of the whole window, equal on all ranks."""
+        """Make gradients and buffers those of the global batch, equal on all ranks."""
         ...
 
     def zero_grad(self) -> None:

@@ -28,7 +28,7 @@ def find_unused_parameters(model: nn.Module, example: torch.Tensor) -> list[str]
     """
     idle = {name for name, weight in model.named_parameters() if weight.requires_grad}
     with preserve_state(model), torch.enable_grad():
-        for is_training in (True, False):  # what is left out at random in training is there in evaluation
+        for is_training in (True, False):  # what is skipped at random in training is there in evaluation
             if idle:
                 idle -= _reached(model.train(is_training), example.clone())  # a network may write to it
     return [name for name, _ in model.named_parameters() if name in idle]

@@ -1,4 +1,4 @@
-"""Tells a process its rank: the only module that reads rank variables or creates process groups."""
+"""Gives a process its rank: the only module that reads rank variables or creates process groups."""
 
 import os
 import socket
@@ -87,7 +87,7 @@ class World:
             self.barrier()
         try:
             yield
-        finally:  # where rank 0 fails, the others go on, and find out for themselves
+        finally:  # where rank 0 fails, the others continue, and find out for themselves
             if self.is_rank_zero:
                 self.barrier()
 
@@ -109,13 +109,13 @@ def join_world(
     """Join the other processes of this run, by the variables that the launcher has set, and leave them at the end.
 
     A collective call fails after `timeout_s` seconds, by default torch's own limit.
-    Raises `LaunchError` where another number of processes came than the profile asked for, and where a GPU is missing.
+    Raises `LaunchError` where another number of processes came than the profile requests, and where a GPU is missing.
     """
     rank = rank_from_environment()
     size = size_from_environment()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if size != processes:
-        raise LaunchError(f"{processes} processes were asked for and {size} came; start the run with `distrain fit`")
+        raise LaunchError(f"{processes} processes were requested and {size} came; start the run with `distrain fit`")
     torch.set_num_threads(threads)
     if device == "cuda":
         if (visible := torch.cuda.device_count()) < local_rank + num_devices:

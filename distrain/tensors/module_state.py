@@ -1,6 +1,6 @@
 """Says what a module's `state_dict` holds besides its weights and buffers, and hands it back as `load_state_dict` does.
 
-What is no weight or buffer is the module's extra state: what `get_extra_state` gives, for example. It is packed into
+What is not a weight or buffer is the module's extra state: what `get_extra_state` gives, for example. It is packed into
 tensors by name: a tensor under its own name, any other value as the JSON text `NAME:json`, uint8, with the tensors that
 it refers to as `NAME:0`, `NAME:1` and so on.
 """
@@ -27,14 +27,14 @@ LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A module, or any other object that gives its state and takes it back."""
+    """A module, or any other object that gives its state and loads it again."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state by names."""
         ...
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
-        """Take such a state."""
+        """Load such a state."""
         ...
 
 
@@ -143,7 +143,7 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
 
 
 def is_packed(name: str) -> bool:
-    """Whether a name is that of a value that is no tensor, packed."""
+    """Whether a name is that of a value that is not a tensor, packed."""
     return name.endswith(_TEXT)
 
 

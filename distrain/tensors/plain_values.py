@@ -26,7 +26,7 @@ _SEQUENCES: dict[str, Callable[[list[Any]], Any]] = {
 
 
 class NotPlainError(Exception):
-    """A value is of a type that is not written; the message names it and where it stands."""
+    """A value is of a type that is not written; the message names it and its place."""
 
 
 def encode(value: Any) -> tuple[str, list[torch.Tensor]]:

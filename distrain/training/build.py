@@ -53,7 +53,7 @@ def build_session(
 ) -> Session:
     """Make everything that a training needs, without the batches that the monitor's state skips.
 
-    The weights that a recipe starts from are not asked for where a checkpoint takes their place.
+    The weights that a recipe starts from are not requested where a checkpoint replaces them.
     Raises a `UserError` where recipe, data and network do not go together.
     """
     data = set_up_data(recipe, profile, world)

@@ -76,7 +76,7 @@ def check_target(session: Session) -> None:
     if target is None:
         return
     if loss >= target and session.ending != "target_loss":  # after a resume at the end the loss is not known any more
-        reached = f" (it is {loss:.3g})" if math.isfinite(loss) else ""  # not known where no step was left to take
+        reached = f" (it is {loss:.3g})" if math.isfinite(loss) else ""  # unknown where no step was left
         raise TrainingError(
             f"the training loss did not come below train.target_loss={target:g} in {session.total_steps} steps"
             f"{reached}; look at the learning rate, the labels, and weights that are frozen"

@@ -63,7 +63,7 @@ class HeartbeatWriter:
                 self._is_behind = False
             except OSError as error:  # a full disk: the next heartbeat tries again
                 if not self._is_behind:
-                    log.warning("%s could not be written: %s; training goes on", self._run.status, error.strerror)
+                    log.warning("%s could not be written: %s; training continues", self._run.status, error.strerror)
                 self._is_behind = True
 
     def write_heartbeat(self) -> None:

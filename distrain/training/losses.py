@@ -48,7 +48,7 @@ def build_loss(
     if target not in _FITTING[config.name]:
         fitting = ", ".join(name for name, targets in _FITTING.items() if target in targets)
         raise RecipeError(
-            f"loss.name={config.name} is not for data whose target is {target}; take {fitting}, or your own as "
+            f"loss.name={config.name} is not for data whose target is {target}; use {fitting}, or your own as "
             "package.module:function"
         )
     if config.name == "cross_entropy":
@@ -78,7 +78,7 @@ def _own_loss(name: str, device: torch.device) -> LossFunction:
         if learnt:
             raise RecipeError(
                 f"loss.name={name} has a weight of its own, {learnt[0]}, which nothing would train; put it into the "
-                f"network, and have that give what the loss takes"
+                f"network, and have that give what the loss accepts"
             )
         function = function.to(device)
     return cast("LossFunction", function)
@@ -100,9 +100,9 @@ def check_loss(function: LossFunction, config: Loss, targets: torch.Tensor, *, n
         if isinstance(error, UserError | torch.OutOfMemoryError) or own_frame(error) is not None:
             raise
         reason = first_line(error)
-        numbers = "" if targets.is_floating_point() else ", or cross_entropy, which takes classes"
+        numbers = "" if targets.is_floating_point() else ", or cross_entropy, which accepts classes"
         raise RecipeError(
-            f"loss.name={config.name} does not take logits {_describe(logits)} and targets {_describe(targets)} "
+            f"loss.name={config.name} does not accept logits {_describe(logits)} and targets {_describe(targets)} "
             f"({reason}); use a loss that does{numbers}"
         ) from error
     if not (isinstance(value, torch.Tensor) and value.ndim == 0 and value.is_floating_point()):
@@ -141,7 +141,7 @@ def _pos_weight(config: Loss, num_classes: int, device: torch.device) -> torch.T
 def _binary_cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, *, pos_weight: torch.Tensor | None
 ) -> torch.Tensor:
-    """Take every class or label as a yes or a no of its own: the mean over samples and these.
+    """Treat every class or label as a yes or a no of its own: the mean over samples and these.
 
     For classes see Wightman et al., "ResNet strikes back", 2021, https://arxiv.org/abs/2110.00476.
     """

@@ -40,7 +40,7 @@ class LossMeter:
         self._watch = watch
 
     def add(self, loss: torch.Tensor) -> None:
-        """Take the mean loss of this rank's next micro-batch, without waiting for the device."""
+        """Add the mean loss of this rank's next micro-batch, without waiting for the device."""
         self._fresh.append(loss.detach())
 
     def sync_losses(self, steps: Sequence[int]) -> list[SyncedLosses]:
@@ -64,7 +64,7 @@ class LossMeter:
         for step, row, global_batch, mark in zip(
             steps, rows, global_batches, found[len(losses) :].tolist(), strict=True
         ):
-            total = _total(row, global_batch.sizes)  # a shorter window leaves the end of its row empty
+            total = _total(row, global_batch.sizes)  # a shorter global batch leaves the end of its row empty
             means.append(_StepLoss(total / global_batch.num_samples, global_batch.num_samples))
             synced.append(_FINITE if not mark and math.isfinite(total) else SyncedLosses(_bad_pieces(row), mark > 0))
             if (epoch := step // self._order.steps_per_epoch) != self._epoch:
@@ -109,7 +109,7 @@ class LossMeter:
         return kept | ({"losses_of_epoch": [step.mean for step in self._last_epoch]} if has_epoch else {})
 
     def load_state(self, state: Mapping[str, Any], steps: Sequence[int]) -> None:
-        """Go on from a checkpoint; `steps` are those that were trained up to it, the last ones at least."""
+        """Restore from a checkpoint; `steps` are those that were trained up to it, the last ones at least."""
         self._since_record = self._with_samples(state["losses_since_record"], steps)
         self._last_epoch.clear()
         self._last_epoch += self._with_samples(state.get("losses_of_epoch", []), steps)
@@ -127,7 +127,7 @@ class _StepLoss(NamedTuple):
 
 
 def _total(losses: Sequence[float], sizes: Sequence[int]) -> float:
-    """Return the sum of the losses of so many samples each, exactly rounded; NaN where they add up to no number."""
+    """Return the sum of mean losses times their numbers of samples, exactly rounded; NaN where that is not a number."""
     try:
         return math.fsum(map(mul, losses, sizes))
     except (OverflowError, ValueError):  # beyond the largest number, or infinities of both signs

@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 class NotFiniteError(Exception):
     """A step made numbers that are not finite, so that the weights after it are worth nothing.
 
-    `step` counts from 0, `cause` says what was not finite, `pieces` are the micro-batches in which it can have begun.
+    `step` counts from 0, `cause` says what was not finite, `pieces` are the indices of the micro-batches in which
+    it can have begun.
     All ranks raise it together.
     """
 
@@ -52,7 +53,7 @@ def skip_step(session: Session, error: NotFiniteError) -> None:
         clue = f"its samples: {_name(session, batch.samples)}"
         if len(unexplained) > 1 and common:
             steps = ", ".join(str(each.step) for each in unexplained)
-            clue = f"the batches left out (steps {steps}) have in common: {_name(session, common)}"
+            clue = f"the skipped batches (steps {steps}) have in common: {_name(session, common)}"
             if len(unexplained) >= MIN_BATCHES and len(common) == 1:
                 batch.bad_samples = common
     if len(before) >= most:
@@ -65,7 +66,7 @@ def skip_step(session: Session, error: NotFiniteError) -> None:
         *(found, len(before) + 1, most, clue),
     )
     if batch.bad_samples and not is_read_in_order(source):
-        log.warning("later batches with %s are left out, too", _name(session, batch.bad_samples))
+        log.warning("later batches with %s are skipped, too", _name(session, batch.bad_samples))
     session.state.skip(batch)
     session.monitor.report()  # a kill does not make it forgotten
 

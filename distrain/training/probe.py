@@ -31,7 +31,7 @@ def check_state(owner: object, *, name: str) -> None:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(
-            f"{name} does not take back the state that it gives ({reason[:200]}); define set_extra_state beside "
+            f"{name} does not load the state that it gives ({reason[:200]}); define set_extra_state beside "
             f"get_extra_state, so that a resume can restore it"
         ) from error
 
@@ -74,7 +74,7 @@ def try_network(
 def check_outputs(
     model: nn.Module, images: torch.Tensor, *, name: str, num_outputs: int, is_training: bool = False
 ) -> None:
-    """Raise `ModelError` where a network does not take `images`, or does not give `num_outputs` numbers for each.
+    """Raise `ModelError` where a network does not accept `images`, or does not give `num_outputs` numbers for each.
 
     `images` float32 [n, channels, height, width] are some as the network gets them in evaluation or in training, on its
     device. What the user's own network raises is not translated.
@@ -87,8 +87,8 @@ def check_outputs(
         if is_reference(name):
             raise
         raise ModelError(
-            f"model.name={name} does not take images of {_by(images.shape[1:])} ({first_line(error)}); make them "
-            f"what it takes in augment.train and augment.eval"
+            f"model.name={name} does not accept images of {_by(images.shape[1:])} ({first_line(error)}); make them "
+            f"what it accepts in augment.train and augment.eval"
         ) from error
     if (seen := _unlike_logits(outputs, num_samples=len(images), num_outputs=num_outputs)) is not None:
         when = " in training" if is_training else ""
@@ -106,7 +106,7 @@ def check_single_sample(
     is_training: bool,
     lone: Lone,
 ) -> None:
-    """Raise `ModelError` where a network that takes two samples does not take one alone, as BatchNorm does not.
+    """Raise `ModelError` where a network that accepts two samples does not accept one alone, as BatchNorm does not.
 
     `image` float32 [1, channels, height, width] lies on the network's device; `lone` says in which passes a sample is
     alone, and what avoids them.
@@ -124,7 +124,7 @@ def check_single_sample(
             return
         seen = f"it gives {unlike}"
     raise ModelError(
-        f"model.name={name} does not take a batch of a single sample{' in training' if is_training else ''} "
+        f"model.name={name} does not accept a batch of a single sample{' in training' if is_training else ''} "
         f"({seen}), and {lone.where}; {lone.remedy}"
     ) from cause
 

@@ -36,7 +36,7 @@ class Profiler:
         if self._profile is not None:
             self._finish(self._profile)
         elif self._is_wanted and kind is None and self._world.is_rank_zero:
-            log.warning("--profile leaves out %d steps and the training had no more: there is no trace", WARMUP_STEPS)
+            log.warning("--profile skips %d steps and the training had no more: there is no trace", WARMUP_STEPS)
 
     def advance(self, step: int, boundary: int) -> int:
         """Begin or end the trace if that is due before `step`, and return the next step at which anything is due."""

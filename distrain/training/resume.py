@@ -77,7 +77,7 @@ def resume(session: Session, found: checkpoints.Checkpoint | None) -> ResumePoin
         extra.write(packed)
     session.precision.load_state(found.state["loss_scale"])
     session.losses.load_state(found.state, session.last_trained(found.step))
-    log.info("goes on from checkpoint %s at step %d of %d", found.path.name, found.step, session.total_steps)
+    log.info("resumes from checkpoint %s at step %d of %d", found.path.name, found.step, session.total_steps)
     state, best = found.state, found.state["best"]
     if best is not None and best["step"] == 0:  # in checkpoints of earlier versions; nothing was kept of that step
         best = None
@@ -85,7 +85,7 @@ def resume(session: Session, found: checkpoints.Checkpoint | None) -> ResumePoin
 
 
 def save(session: Session, step: int, *, is_record_due: bool) -> None:
-    """Begin the checkpoint of `step`: with it, a run of any process goes on as if it had never ended."""
+    """Begin the checkpoint of `step`: with it, a run of any process resumes as if it had never ended."""
     session.state.phase = "save"
     last = session.state.last_evaluation
     tensors = session.tensors()

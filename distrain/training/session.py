@@ -103,7 +103,7 @@ class Session:
         return {**gather_tensors(self.model, self.optimizer), **self.averaged_weights, **self.extra.gather(self.world)}
 
     def close(self) -> None:
-        """Give back threads and process groups; all ranks call it together, when the process goes on without it."""
+        """Give back threads and process groups; all ranks call it together, when the process continues without it."""
         self.checkpointer.close()
         self.parallel.close()
 
@@ -114,10 +114,10 @@ class Session:
     def num_samples(self, first_step: int, last_step: int) -> int:
         """Return how many samples the steps from `first_step` up to, not including, `last_step` train on.
 
-        Steps that are left out train on none.
+        Steps that are skipped train on none.
         """
         size, spe = self.order.batching.global_batch_size, self.order.steps_per_epoch
-        missing = size - self.order.global_batch(spe - 1).num_samples  # what the last window of each epoch lacks
+        missing = size - self.order.global_batch(spe - 1).num_samples  # from the last global batch of each epoch
         left_out = sum(
             self.order.global_batch(step).num_samples for step in self.skipped.between(first_step, last_step)
         )

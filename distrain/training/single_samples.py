@@ -15,7 +15,7 @@ _FARTHEST = 64  # other batch sizes that are tried on each side of the recipe's
 
 @dataclass(frozen=True)
 class Lone:
-    """Where a sample is alone in a forward pass, and what avoids it, in words."""
+    """Where a sample is alone in a forward pass, and what avoids it, as text."""
 
     where: str
     remedy: str

@@ -1,4 +1,4 @@
-"""Says which steps are left out: those that were gone back for, and later ones with a sample known to be the cause."""
+"""Says which steps are skipped: those that caused a rollback, and later ones with a sample known to be the cause."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -8,7 +8,7 @@ from distrain.runs.status import SkippedBatch
 
 
 class SkippedSteps:
-    """The steps, counted from 0, whose batch is left out; a function of the batches alone, so that a resume agrees."""
+    """The steps, counted from 0, whose batch is skipped; a function of the batches alone, so that a resume agrees."""
 
     def __init__(self, batches: Sequence[SkippedBatch], order: TrainSampler) -> None:
         self.batches = list(batches)
@@ -16,11 +16,11 @@ class SkippedSteps:
         self._in_epoch = lru_cache(maxsize=None)(self._find)
 
     def __contains__(self, step: int) -> bool:
-        """Whether step `step` is left out."""
+        """Whether step `step` is skipped."""
         return bool(self.batches) and step in self._in_epoch(step // self._order.steps_per_epoch)
 
     def between(self, first: int, stop: int) -> list[int]:
-        """Return the steps from `first` up to, not including, `stop` that are left out."""
+        """Return the steps from `first` up to, not including, `stop` that are skipped."""
         if not self.batches:
             return []
         first = max(first, min(batch.step for batch in self.batches) - 1)

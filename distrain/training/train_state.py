@@ -37,7 +37,7 @@ class StepProgress(Protocol):
 
 
 class StepTimer:
-    """Times the steps of an attempt, start-up left out."""
+    """Times the steps of an attempt, without start-up."""
 
     def __init__(self, *, first_step: int = 0, earlier_s: float = 0.0) -> None:
         """`earlier_s` are the seconds that earlier attempts have trained for."""
@@ -72,7 +72,7 @@ class TrainState:
         self._lock = threading.Lock()  # no snapshot is of half a change
 
     def load(self, status: Status) -> None:
-        """Take over the status that earlier attempts have left."""
+        """Restore the status that earlier attempts have left."""
         with self._lock:
             self._status = status
 
@@ -119,7 +119,7 @@ class TrainState:
 
     @property
     def train_seconds(self) -> float:
-        """Seconds of training up to now, over all attempts, start-up left out."""
+        """Seconds of training up to now, over all attempts, without start-up."""
         return self._timer.train_seconds
 
     @property

@@ -80,8 +80,8 @@ def _train_once(recipe: Recipe, profile: Profile, run: RunDirectory, world: Worl
         monitor.state.keep_digests(weights=weights_digest(session.model), state=digest(session.tensors()))
     monitor.report("finished" if is_complete else "stopped")
     if world.is_rank_zero and not is_complete:
-        with suppress(OSError):  # a start takes it away, too
-            run.stop.unlink(missing_ok=True)  # the request is met: the worker's next start goes on
+        with suppress(OSError):  # a start removes it, too
+            run.stop.unlink(missing_ok=True)  # the request is met: the worker's next start continues
     return is_complete
 
 
@@ -149,7 +149,7 @@ def run_steps(
     *,
     progress: StepProgress | None = None,
 ) -> int:
-    """Take the optimizer steps from `first_step` up to, not including, `last_step`: the loop that must be fast.
+    """Run the optimizer steps from `first_step` up to, not including, `last_step`: the loop that must be fast.
 
     Returns the number of steps taken since step 0: `last_step`, or less where the ranks have agreed to stop.
     `progress` is what the loop sets step and phase of, in place of the session's state.
@@ -179,7 +179,7 @@ def run_steps(
             with parallel.micro_batch(global_batch, piece):
                 with precision.autocast():
                     loss = loss_function(replica(images), targets)
-                # The mean over the whole window, whatever its size, once the ranks are combined.
+                # The mean over the global batch, whatever its size, once the ranks are combined.
                 share = len(targets) * parallel.loss_scale / global_batch.num_samples
                 state.phase = "backward"
                 precision.backward(loss if share == 1 else loss * share)
@@ -331,7 +331,7 @@ def run_evaluation(session: Session) -> Evaluation | None:
             state.evaluated += 1
 
     state.evaluated, state.to_evaluate = 0, len(own)
-    session.checkpointer.wait_for_staging()  # the averages take the place of the weights
+    session.checkpointer.wait_for_staging()  # the averages replace the weights
     is_collective = session.parallel.forward_is_collective
     with (
         closing(reading) as batches,

@@ -75,13 +75,13 @@ def _log(unsaved: list[str], *, name: str) -> list[str]:
 def find_unsaved(
     module: nn.Module, first: Callable[[], object], second: Callable[[], object], *, name: str
 ) -> list[str]:
-    """Return the names of the attributes and buffers with which a resumed training would go on otherwise.
+    """Return the names of the attributes and buffers with which a resumed training would differ.
 
     `first` and `second` are training passes over other inputs. A resume is tried: both passes, back to the saved state,
-    and the first pass again. What is then not as after the first pass depends on more than is saved: a count, but
-    no cache. Raises `ModelError`, which calls the module `name`, where a pass changes what is saved into what could not
-    be loaded. All else that the passes change is left to the caller to undo, with `preserve_state`. Nothing is found
-    where a pass fails: that is told when it is trained.
+    and the first pass again. What is then not as after the first pass depends on more than is saved: for example a
+    count, but not a cache. Raises `ModelError`, which calls the module `name`, where a pass changes what is saved into
+    what could not be loaded. All else that the passes change is left to the caller to undo, with `preserve_state`.
+    Nothing is found where a pass fails: that is reported in training.
     """
     shapes = {key: tensor.shape for key, tensor in split(module)[0].items()}
     resume = _saved_state(module)
@@ -153,7 +153,7 @@ def _take_prints(module: nn.Module) -> Prints:
 
 
 def _print(value: Any, saved: set[int], depth: int = 0) -> object:
-    """Return what is equal for two values if they are, as far as their kinds are known; `saved` memory is left out."""
+    """Return what is equal for two values if they are, as far as their kinds are known; `saved` memory is ignored."""
     kind = type(value)
     if value is None or kind in {bool, int, float, complex, str, bytes}:
         return repr(value)

@@ -291,5 +291,5 @@ def test_state_is_json_that_runs_nothing(saved: Path) -> None:
 def test_checkpoint_of_another_model_is_named(saved: Path) -> None:
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(CheckpointError, match=r"step-00000001 lacks model\.weight"):
+    with pytest.raises(CheckpointError, match=r"step-00000001 has no model\.weight"):
         load_tensors(checkpoints.read(saved), model=model, optimizer=optimizer, world=ALONE)

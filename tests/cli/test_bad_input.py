@@ -119,7 +119,7 @@ def test_label_out_of_range_names_the_sample(tmp_path: Path) -> None:
         ("augment.train=[Flop]", ["unknown transform 'Flop'"]),
         ("data.source=digit", ["did you mean digits?"]),
         ("model.weights=none.pth", ["no such file"]),
-        ("model.name=alexnet", ["alexnet does not take images of 1x8x8"]),
+        ("model.name=alexnet", ["alexnet does not accept images of 1x8x8"]),
         ("augment.eval=[Resize: {size: 9}, Grayscale: {num_output_channels: 3}]", ["3x9x9", "3 channels"]),
     ],
 )

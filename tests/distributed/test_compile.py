@@ -104,7 +104,7 @@ def test_evaluation_and_smaller_micro_batches_have_the_bits_of_the_plain_network
             ["compute.compile=whole", "parallel.strategy=fsdp"],
             World(rank=0, size=2, local_rank=0, device=CPU),
             1,
-            "take regional",
+            "use regional",
         ),
     ],
 )

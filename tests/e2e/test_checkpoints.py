@@ -58,7 +58,7 @@ def test_damaged_checkpoint_is_set_aside_and_the_run_ends_in_the_same_bits(tmp_p
         "checkpoint step-00000040 is not used: .metadata has",
         "checkpoint step-00000030 is not used: state.json is missing",
         "checkpoint step-00000023 is not used: it has no MANIFEST.json",
-        "goes on from checkpoint step-00000020 at step 20 of 46",
+        "resumes from checkpoint step-00000020 at step 20 of 46",
     ):
         assert words in done.out
     assert status(run)["weights_digest"] == digest
@@ -81,7 +81,7 @@ def test_every_damage_to_every_file_ends_in_the_same_bits(tmp_path: Path, name: 
     make_unfinished(run)
     done = fit(*SHORT, "--procs=2", "--run=run", cwd=tmp_path)
     assert "checkpoint step-00000046 is not used" in done.out
-    assert "goes on from checkpoint step-00000040" in done.out
+    assert "resumes from checkpoint step-00000040" in done.out
     assert (status(run)["weights_digest"], comparable(run)) == (digest, records)
 
 

@@ -77,7 +77,7 @@ def assert_bad_input(done: Done, folder: Path, *words: str) -> None:
         (
             ["--procs=2", "--set=loss={name: 'torch.nn:HuberLoss'}"],
             "pass",
-            ["torch.nn:HuberLoss does not take logits float32 [2, 10] and targets int64 [2]", "cross_entropy"],
+            ["torch.nn:HuberLoss does not accept logits float32 [2, 10] and targets int64 [2]", "cross_entropy"],
         ),
         (["--set=loss={name: 'torch.nn:LayerNorm'}"], "pass", ["is a class that is called without arguments"]),
         (

@@ -76,7 +76,7 @@ def test_killed_run_ends_in_the_bits_of_the_undisturbed_run(tmp_path: Path, proc
         kill_after_checkpoint(process, tmp_path / "disturbed", step=step, delay_s=delay_s)
     resumed = fit(*disturbed, cwd=tmp_path)
 
-    assert "goes on from checkpoint step-" in resumed.out
+    assert "resumes from checkpoint step-" in resumed.out
     whole, pieced = status(tmp_path / "undisturbed"), status(tmp_path / "disturbed")
     assert pieced["weights_digest"] == whole["weights_digest"], f"killed at {kills}"
     assert len(pieced["attempts"]) == 3

@@ -52,7 +52,7 @@ def test_batch_whose_loss_is_not_finite_is_left_out_and_noted(tmp_path: Path, pr
     assert (found["rollbacks"], skipped["bad_samples"]) == (1, [100])
     assert done.out.count(f"warning: the loss is not finite in step {skipped['step']}: ") == 1
     assert "in the pixels of sample 100 of poisoned:samples there are values that are not finite" in done.out
-    assert "later batches with sample 100 of poisoned:samples are left out, too" in done.out
+    assert "later batches with sample 100 of poisoned:samples are skipped, too" in done.out
     assert "sample 100 of poisoned:samples" in (tmp_path / "run" / "logs" / "rank-0.log").read_text()
     records = metrics(tmp_path / "run")
     assert [record["step"] for record in records] == sorted({record["step"] for record in records})

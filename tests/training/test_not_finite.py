@@ -248,7 +248,7 @@ def test_message_names_the_samples_and_those_that_all_batches_share(
     assert "(rollback 1 of at most 3)" in first
     for sample in permutation(0, 0, COUNT)[(step_of(0) - 1) * BATCH :][:BATCH]:
         assert f"sample {sample} of {HERE}:constant_image" in first
-    assert f"the batches left out (steps {step_of(0)}, {step_of(1)}) have in common: " in second
+    assert f"the skipped batches (steps {step_of(0)}, {step_of(1)}) have in common: " in second
     assert f"sample {BAD} of {HERE}:constant_image" in second
 
 

@@ -43,9 +43,9 @@ def test_passes_leave_modes_statistics_and_random_numbers_as_they_were() -> None
     [
         (
             "alexnet",
-            r"model\.name=alexnet does not take images of 3x40x40 \(Given input size.*; make them what",
+            r"model\.name=alexnet does not accept images of 3x40x40 \(Given input size.*; make them what",
         ),
-        ("vit_b_32", r"model\.name=vit_b_32 does not take images of 3x40x40 \(Wrong image height"),
+        ("vit_b_32", r"model\.name=vit_b_32 does not accept images of 3x40x40 \(Wrong image height"),
         ("lenet", r"model\.name=lenet takes images of 32x32 pixels, and these have 40x40"),
     ],
 )

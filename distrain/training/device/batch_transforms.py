@@ -14,7 +14,7 @@ from distrain.training.losses import LossFunction
 
 
 class BatchTransform:
-    """Makes the network's input and the loss's targets of a micro-batch, which draws from (seed, step, piece)."""
+    """Makes the network's input and the loss's targets of a micro-batch, with draws by (seed, step, micro-batch)."""
 
     def __init__(self, recipe: Recipe, normalize: Normalize, *, steps_per_epoch: int, num_classes: int) -> None:
         self._normalize = normalize
@@ -84,14 +84,14 @@ def _mixer(kind: str, alpha: float, num_classes: int) -> nn.Module:
 
 
 def resize(images: torch.Tensor, pixels: int) -> torch.Tensor:
-    """Resize images float32 [n, channels, height, width] to squares of so many pixels a side, antialiased."""
+    """Resize images float32 [n, channels, height, width] to squares of `pixels` pixels a side, antialiased."""
     if images.shape[-2:] == (pixels, pixels):
         return images
     return F.interpolate(images, size=(pixels, pixels), mode="bilinear", antialias=True)
 
 
 def check_sizes(recipe: Recipe, model: nn.Module, *, num_channels: int) -> None:
-    """Raise `ModelError` where a network, on the CPU and in evaluation, does not take images of `augment.sizes`."""
+    """Raise `ModelError` where a network, on the CPU and in evaluation, does not accept images of `augment.sizes`."""
     for _, pixels in recipe.augment.sizes or ():
         try:
             with torch.no_grad():
@@ -99,15 +99,15 @@ def check_sizes(recipe: Recipe, model: nn.Module, *, num_channels: int) -> None:
         except Exception as error:  # noqa: BLE001 - each network has its own way to refuse a size
             reason = first_line(error)
             raise ModelError(
-                f"model.name={recipe.model.name} does not take images of {pixels}x{pixels} pixels, which "
-                f"augment.sizes asks for ({reason})"
+                f"model.name={recipe.model.name} does not accept images of {pixels}x{pixels} pixels, which "
+                f"augment.sizes requests ({reason})"
             ) from None
 
 
 def check_mixing(
     recipe: Recipe, loss_function: LossFunction, targets: torch.Tensor, *, num_classes: int, micro_batch_size: int
 ) -> None:
-    """Raise `RecipeError` where the samples cannot be mixed, or the loss does not take mixed targets.
+    """Raise `RecipeError` where the samples cannot be mixed, or the loss does not accept mixed targets.
 
     `targets` are those of some samples.
     """
@@ -116,12 +116,12 @@ def check_mixing(
     if targets.ndim != 1 or targets.dtype != torch.int64:
         raise RecipeError(
             f"augment.mixup and augment.cutmix mix samples of one class each, and the targets of data.source="
-            f"{recipe.data.source} are {targets.dtype} {list(targets.shape)}; leave both out"
+            f"{recipe.data.source} are {targets.dtype} {list(targets.shape)}; remove both"
         )
     if micro_batch_size < 2:
         raise RecipeError(
             "augment.mixup and augment.cutmix mix the samples of a micro-batch, and each has only one; "
-            "raise train.micro_batch_size, or leave both out"
+            "raise train.micro_batch_size, or remove both"
         )
     shares = torch.full((2, num_classes), 1 / num_classes, device=targets.device)
     try:
@@ -129,6 +129,6 @@ def check_mixing(
     except Exception as error:  # noqa: BLE001 - what a loss raises that was written for classes is its own affair
         reason = first_line(error)
         raise RecipeError(
-            f"loss.name={recipe.loss.name} does not take the shares of classes that augment.mixup and augment.cutmix "
-            f"make of the targets ({reason}); leave both out, or take cross_entropy"
+            f"loss.name={recipe.loss.name} does not accept the shares of classes that augment.mixup and augment.cutmix "
+            f"make of the targets ({reason}); remove both, or use cross_entropy"
         ) from None

@@ -31,7 +31,7 @@ _NO_ALGORITHM = "unable to find an engine"
 
 log = logging.getLogger(__name__)
 
-Trial = Callable[[int], int | None]  # from a micro-batch size to the peak of its bytes; None: there are not so many
+Trial = Callable[[int], int | None]  # from a micro-batch size to its peak memory in bytes; None where it does not fit
 
 
 def resolve_micro_batch_size(run: RunDirectory, world: World, *, largest: int, find: Callable[[], int]) -> int:
@@ -47,7 +47,7 @@ def resolve_micro_batch_size(run: RunDirectory, world: World, *, largest: int, f
     if found == 0:
         raise RecipeError(
             "train.micro_batch_size=auto: a pass of the fewest samples does not fit into the memory that is left; "
-            "end other programs, or take a smaller network or smaller images"
+            "end other programs, or use a smaller network or smaller images"
         )
     if world.is_rank_zero:
         try:
@@ -81,28 +81,28 @@ def find_micro_batch_size(trial: Trial, *, largest: int, limit_bytes: int, is_ca
         found = size if size in divisors else found
     if peaks:
         log.info(
-            "train.micro_batch_size=auto: %d samples take %.0f MiB at most, and %.0f MiB may be taken",
+            "train.micro_batch_size=auto: %d samples take %.0f MiB at most, and %.0f MiB may be used",
             *(peaks[-1][0], peaks[-1][1] / MEBIBYTE, limit_bytes / MEBIBYTE),
         )
     return found
 
 
 def memory_limit_bytes(world: World, *, processes: int) -> int:
-    """Return what this rank's training may take, of `processes` on this machine; all ranks call it together."""
+    """Return the bytes that this rank may use, of `processes` on this machine; all ranks call it together."""
     if world.device.type == "cuda":
         torch.cuda.empty_cache()
         free: int | None = torch.cuda.mem_get_info(world.device)[0]
     else:
         available = available_memory_bytes()
         free = None if available is None else available // processes
-    world.barrier()  # no rank begins to take memory before all have looked
+    world.barrier()  # no rank allocates memory before all have looked
     if free is None:
         raise LaunchError("train.micro_batch_size=auto cannot see how much memory is left here; give a number")
     return usable_bytes(free, world.device)
 
 
 def usable_bytes(free: int, device: torch.device) -> int:
-    """Return how much of `free` bytes a training may take; on a small GPU the rest is more than a tenth."""
+    """Return how much of `free` bytes a training may use; on a small GPU the rest is more than a tenth."""
     return min(int(free * MEMORY_FRACTION), max(0, free - MIN_LEFT_BYTES if device.type == "cuda" else free))
 
 
@@ -159,7 +159,7 @@ class _Passes:
         self._has_passed = False  # some size has
 
     def peak_bytes(self, size: int) -> int | None:
-        """Return what two steps on `size` samples take at most, None where there is not so much."""
+        """Return the peak memory of two steps on `size` samples in bytes, None where it does not fit."""
         forget_peak(self._device)
         try:
             for _ in range(2):  # in the second one the optimizer's state is there during the passes
@@ -195,7 +195,7 @@ def _copy(model: nn.Module, recipe: Recipe) -> nn.Module:
 
 
 def _take_a_first_step() -> None:
-    """Have torch load what it loads at the first step of any optimizer, a hundred MiB that no other step takes."""
+    """Have torch load what it loads at the first step of any optimizer, a hundred MiB that no other step needs."""
     network = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     network(torch.ones(1, 1)).sum().backward()

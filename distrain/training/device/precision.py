@@ -46,7 +46,7 @@ class Precision:
             major, minor = torch.cuda.get_device_capability(device)
             raise RecipeError(
                 "precision=bf16 needs a GPU of compute capability 8.0 or above, and "
-                f"{torch.cuda.get_device_name(device)} has {major}.{minor}; take precision=fp16 or fp32"
+                f"{torch.cuda.get_device_name(device)} has {major}.{minor}; use precision=fp16 or fp32"
             )
         self._device_type = device.type
         self._dtype = DTYPES[name]
@@ -66,7 +66,7 @@ class Precision:
         """Clip the gradient's 2-norm to `clip_norm` and update the weights; float16 overflow skips the update.
 
         Returns the 2-norms of the gradients before that, by weight, of sharded ones those of this rank's parts. They
-        are left out on a CPU without clipping, and where loss scaling has looked whether the gradients are finite.
+        are omitted on a CPU without clipping, and where loss scaling has looked whether the gradients are finite.
         """
         if not self._scaler.is_enabled():
             norms = []
@@ -76,7 +76,7 @@ class Precision:
                 norms = gradient_norms(weights)
             update(optimizer)
             return norms
-        if all(weight.grad is None for weight in weights):  # torch's scaler does not take a step without gradients
+        if all(weight.grad is None for weight in weights):  # torch's scaler refuses a step without gradients
             return []
         with mixing_sharded(weights):
             if clip_norm is not None:
@@ -92,7 +92,7 @@ class Precision:
         return self._scaler.state_dict()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on with a saved loss scale."""
+        """Restore a saved loss scale."""
         if self._scaler.is_enabled() and state:
             self._scaler.load_state_dict(state)
 

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class Background:
-    """A sink in its own thread. A record that it fails to write is left out, with one warning for each kind of failure.
+    """A sink in its own thread. A record that it fails to write is dropped, with one warning for each kind of failure.
 
     One that cannot be opened, or falls far behind, is given up with a warning.
 
@@ -41,7 +41,7 @@ class Background:
                 self._give_up("it falls behind the training")
 
     def close(self) -> None:
-        """Wait for the sink to take what it was given, up to a minute."""
+        """Wait for the sink to write what it was given, up to a minute."""
         if not self._has_failed.is_set():
             self._queue.put(None)
             self._thread.join(CLOSE_TIMEOUT_S)
@@ -50,7 +50,7 @@ class Background:
 
     def _run(self) -> None:
         try:
-            record = self._queue.get()  # its imports take seconds: they shall not slow down the start of the training
+            record = self._queue.get()  # its imports take seconds: they must not slow down the start of the training
             if record is None:
                 return
             sink = self._factory(self._opening)
@@ -68,5 +68,5 @@ class Background:
         if not self._has_failed.is_set():
             self._has_failed.set()
             log.warning(
-                "%s gets no more records (%s); training goes on, metrics.jsonl has them all", self._name, reason
+                "%s gets no more records (%s); training continues, metrics.jsonl has them all", self._name, reason
             )

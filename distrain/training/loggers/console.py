@@ -17,7 +17,7 @@ from distrain.training.loggers.protocol import LoggerContext, Moment, Record
 
 PLAIN_LINE_EVERY_S = 10.0
 _LOSS_WIDTH, _RATE_WIDTH, _TIME_WIDTH = len("loss 0.1234"), len("12,345/s"), len("ETA 9 h 59 min")
-_WIDE = 100  # cells from which on a live line says what it has so many of a second
+_WIDE = 100  # cells from which on a live line names the unit of its rate
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class ConsoleLogger:
     """Shows epoch, step, losses, metrics, samples/s and the time left, and logs a line for every evaluation.
 
-    A line tells what it was measured for: after an evaluation the means over the epoch so far and that evaluation, at
+    A line reports what it was measured for: after an evaluation the means over the epoch so far and that evaluation, at
     any other record the means since the record before. The live line shows the newest numbers that are known.
     """
 
@@ -43,7 +43,7 @@ class ConsoleLogger:
         self._live.start()
 
     def write(self, record: Record) -> None:
-        """Take the newest numbers; an evaluation also leaves a line behind."""
+        """Show the newest numbers; an evaluation also leaves a line behind."""
         should_evaluate, is_verbose = "val/loss" in record, self._opening.recipe.log.verbose
         is_late = not self._console.is_terminal and time.monotonic() - self._last_line_s > PLAIN_LINE_EVERY_S
         told = dict(record)
@@ -65,7 +65,7 @@ class ConsoleLogger:
         return Line((*columns, Column(self._step(step), 5, self._step_width), *self._numbers(record)))
 
     def _draw(self, width: int) -> str:
-        """Return the live line: what is going on takes the place of the step's numbers where there is little room."""
+        """Return the live line: the current activity replaces the step's numbers where there is little room."""
         now = self._opening.now()
         columns = [
             Column(self._epoch(max(1, now.step)), width=len(self._epoch(self._opening.total_steps))),

@@ -39,7 +39,7 @@ def _cut(run: RunDirectory, step: int, refusal: OSError) -> None:
 
 
 class JsonlLogger:
-    """Appends records to `metrics.jsonl`, each handed to the system before training goes on.
+    """Appends records to `metrics.jsonl`, each handed to the system before training continues.
 
     Lines for which the disk has no room wait in memory and are written, in their order, with a later one.
     """

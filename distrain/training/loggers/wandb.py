@@ -19,7 +19,7 @@ class WandbLogger:
     """Copies records to one W&B run, whose id is kept in the run directory.
 
     Offline files are not on disk until the run is finished, so each attempt begins with the records of the earlier
-    ones: the newest offline folder always holds the whole run. Online, only what the server lacks is sent.
+    ones: the newest offline folder always holds the whole run. Online, only what the server is missing is sent.
     """
 
     def __init__(self, context: LoggerContext) -> None:

@@ -86,7 +86,7 @@ class ExactMatch:
 class Confusion:
     """The confusion matrix of classes: counts int64 [classes, classes], a row a true class, a column a predicted one.
 
-    `classes` are the names by which the accuracy of each class is told; none where it is not wanted.
+    `classes` are the names by which the accuracy of each class is reported; none where it is not wanted.
     """
 
     def __init__(self, num_classes: int, rates: set[str], classes: tuple[str, ...], device: torch.device) -> None:
@@ -131,8 +131,8 @@ class LabelConfusion:
 def _rates(wanted: set[str], hits: Tensor, false: Tensor, missed: Tensor, *, is_multilabel: bool) -> dict[str, float]:
     """Return unweighted means over classes or labels, of true and false positives and false negatives: int64 [classes].
 
-    A rate is 0 where it has nothing to count. A class, but not a label, that is neither true nor predicted is left out
-    of the mean. These are the macro averages of scikit-learn and of torchmetrics.
+    A rate is 0 where it has nothing to count. A class, but not a label, that is neither true nor predicted is not in
+    the mean. These are the macro averages of scikit-learn and of torchmetrics.
     """
     ratios = {
         "f1": (2 * hits, 2 * hits + false + missed),

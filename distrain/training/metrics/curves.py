@@ -52,7 +52,7 @@ class Curves:
         self._num_nan = torch.zeros((), dtype=torch.int64, device=device)
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Take a batch: logits float32 [n, outputs], targets as the source gives; waits for the device now and then."""
+        """Add a batch: logits float32 [n, outputs], targets as the source gives; waits for the device now and then."""
         if targets.is_floating_point():
             has_output, scores = targets > 0.5, logits
         else:
@@ -134,8 +134,8 @@ def build_curves(chosen: ChosenMetrics, device: torch.device) -> Curves | None:
 def _log_odds_of_classes(logits: Tensor) -> Tensor:
     """Return float32 [n, classes], 0 for a class with the share that all have on average.
 
-    float32 tells scores apart best near 0, and where a network knows little, all of them are there. The way leads over
-    float64, since the probability of a class that is nearly certain is 1 in float32.
+    float32 tells scores apart best near 0, and where a network knows little, all of them are there. The computation
+    is in float64, since the probability of a class that is nearly certain is 1 in float32.
     """
     log_p = logits.double().log_softmax(dim=1)
     return (log_p - torch.log(-torch.expm1(log_p)) + math.log(max(1, logits.shape[1] - 1))).float()

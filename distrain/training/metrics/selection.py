@@ -25,7 +25,7 @@ class ChosenMetrics:
     best: str  # the metric that says which evaluation is the best
     shown: tuple[
         str, ...
-    ]  # what a line of text tells of an evaluation besides its loss: the best one, and what is named
+    ]  # what a line of text reports of an evaluation besides its loss: the best one, and what is named
 
 
 def choose_metrics(config: Eval, *, target: Target, classes: Sequence[str]) -> ChosenMetrics:
@@ -52,6 +52,6 @@ def choose_metrics(config: Eval, *, target: Target, classes: Sequence[str]) -> C
 def _check(key: str, name: str, target: Target, num_classes: int) -> None:
     if target not in METRICS[name].targets:
         fitting = ", ".join(other for other, metric in METRICS.items() if target in metric.targets)
-        raise RecipeError(f"{key} names {name}, which is not for data whose target is {target}; take {fitting}")
+        raise RecipeError(f"{key} names {name}, which is not for data whose target is {target}; use {fitting}")
     if name == "top5" and num_classes < _TOP5:
-        raise RecipeError(f"{key} names top5, and the data has {num_classes} classes; leave it out")
+        raise RecipeError(f"{key} names top5, and the data has {num_classes} classes; remove it")

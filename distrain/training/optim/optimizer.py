@@ -77,7 +77,7 @@ def _groups(
 
 
 def _weight_decay(config: recipe.Optimizer, setting: ParamGroupOptions) -> float:
-    """Return the penalty of a group; a step takes off this times the group's learning rate."""
+    """Return the penalty of a group; a step subtracts this times the group's learning rate."""
     if not setting.has_decay:
         return 0.0
     return config.weight_decay / setting.lr_factor if config.even_decay else config.weight_decay
@@ -120,7 +120,7 @@ def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
     """Give SGD's weights that have their first gradient the momentum 0: the update adds the gradient to it.
 
     torch's fused form fails where weights of a group begin in different steps, as those do that thaw, or that a
-    network leaves out at random.
+    network skips at random.
     """
     if not isinstance(optimizer, torch.optim.SGD):
         return

@@ -37,7 +37,7 @@ class NetworkSetup:
 
 
 def set_up_network(recipe: Recipe, data: DataSetup, world: World, *, is_new: bool) -> NetworkSetup:
-    """Make the network, with the weights that it starts from where `is_new`: else a checkpoint takes their place.
+    """Make the network, with the weights that it starts from where `is_new`: else a checkpoint replaces them.
 
     All ranks call it together. Raises a `UserError` where network, weights and data do not go together.
     """

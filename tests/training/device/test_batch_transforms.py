@@ -93,7 +93,7 @@ def test_images_have_the_size_of_their_epoch() -> None:
 @pytest.mark.parametrize(
     ("loss", "targets", "micro_batch_size", "sentence"),
     [
-        (F.nll_loss, torch.tensor([1, 2]), 16, "loss.name=cross_entropy does not take the shares of classes"),
+        (F.nll_loss, torch.tensor([1, 2]), 16, "loss.name=cross_entropy does not accept the shares of classes"),
         (F.cross_entropy, torch.tensor([0.5, 1.5]), 16, "samples of one class each"),
         (F.cross_entropy, torch.tensor([1, 2]), 1, "raise train.micro_batch_size"),
     ],
@@ -109,5 +109,5 @@ def test_what_cannot_be_mixed_is_said(loss: Any, targets: torch.Tensor, micro_ba
 def test_network_that_takes_one_size_alone_is_refused_for_others() -> None:
     network = VisionTransformer(16, 8, 1, 1, 16, 16, num_classes=CLASSES).eval()
     check_sizes(recipe("augment.sizes=[[0, 16]]"), network, num_channels=3)
-    with pytest.raises(ModelError, match="does not take images of 24x24 pixels"):
+    with pytest.raises(ModelError, match="does not accept images of 24x24 pixels"):
         check_sizes(recipe("augment.sizes=[[0, 16], [1, 24]]"), network, num_channels=3)

@@ -138,6 +138,6 @@ def test_bf16_is_refused_on_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: including_emulation)
-    with pytest.raises(RecipeError, match=r"Tesla T4 has 7\.5; take precision=fp16 or fp32"):
+    with pytest.raises(RecipeError, match=r"Tesla T4 has 7\.5; use precision=fp16 or fp32"):
         Precision("bf16", torch.device("cuda", 0))
     Precision("bf16", torch.device("cpu"))

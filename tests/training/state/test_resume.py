@@ -88,5 +88,5 @@ def test_checkpoint_from_before_the_loss_was_saved_is_loaded_and_it_is_said(
 def test_checkpoint_of_a_network_that_had_no_extra_state_names_what_it_lacks(tmp_path: Path) -> None:
     train(tmp_path / "run", f"model.name={making.__name__}:Base")
     unfinish(tmp_path / "run")
-    with pytest.raises(CheckpointError, match=r"step-00000005 lacks model\._extra_state"):
+    with pytest.raises(CheckpointError, match=r"step-00000005 has no model\._extra_state"):
         train(tmp_path / "run", f"model.name={making.__name__}:CountingInADict")
