@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from distrain.runs.directory import RunDirectory
 from tests.command import QUIET, command, comparable, distrain, fit, metrics, status
 
 # BatchNorm and dropout in the model, augmentation drawn a sample, accumulation, a smaller last window (1,438 = 14 x 96
@@ -50,6 +51,8 @@ def kill_after_checkpoint(process: subprocess.Popen[bytes], run: Path, *, step: 
     time.sleep(delay_s)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    while RunDirectory(run).is_held:  # its ranks may still commit what they have begun
+        time.sleep(0.002)
 
 
 @pytest.mark.parametrize(
