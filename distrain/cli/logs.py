@@ -18,8 +18,11 @@ def logs(
 
     Example: `distrain logs last -f --rank 1`
     """
-    from distrain.runs import query
+    from distrain.messages import print_error
+    from distrain.runs import liveness, query
 
     run = query.find_run(reference, root)
     for text in query.read_log(run, rank, follow=follow):
         typer.echo(text, nl=False)
+    if liveness.find_dead([run]):  # no process was left to write it into the log
+        print_error(query.describe_end(run))

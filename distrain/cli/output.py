@@ -19,7 +19,8 @@ from distrain.messages import counted
 from distrain.runs.checkpoints import committed
 from distrain.runs.directory import RunDirectory
 from distrain.runs.error_reports import read_errors
-from distrain.runs.query import best_checkpoint, read_states
+from distrain.runs.liveness import read_states
+from distrain.runs.query import best_checkpoint
 from distrain.runs.resume_hint import print_resume, print_resume_hint
 from distrain.runs.stacks import MAIN_THREAD, RankStack
 from distrain.runs.status import Status
@@ -203,8 +204,8 @@ def print_stacks(console: Console, stacks: list[RankStack]) -> None:
 def print_run(console: Console, run: RunDirectory) -> None:
     """Print where a run stands, how it got there, its evaluations and its checkpoints."""
     status = run.read_status()
-    left = f", {duration(status.eta_s)} left" if status.eta_s and status.state == "running" else ""
     state = read_states([run])[run.path]
+    left = f", {duration(status.eta_s)} left" if status.eta_s and state == "running" else ""
     console.print(f"[bold]{escape(run.path.name)}[/bold]  {state}{left}")
     if (job := run.read_job()) is not None:
         console.print(f"SLURM job   {job.id}", markup=False)

@@ -14,7 +14,8 @@ from rich.console import Console
 from distrain.config.metrics import ALWAYS_MEASURED, METRICS, in_words, number_in_words, score
 from distrain.errors import RunError
 from distrain.runs.directory import RunDirectory
-from distrain.runs.query import best_checkpoint, find_fault, read_states
+from distrain.runs.liveness import read_states
+from distrain.runs.query import best_checkpoint, find_fault
 from distrain.runs.status import Status
 from distrain.system.display import Heading, duration, print_table
 

@@ -20,7 +20,7 @@ def stop(
     from rich.console import Console
 
     from distrain.cli import output
-    from distrain.runs import query
+    from distrain.runs import liveness, query
 
     run = query.find_run(reference, root)
     cancelled = query.request_stop(run)
@@ -32,6 +32,6 @@ def stop(
         step = run.read_status().step
         console.print(f"asked {run.path.name} to stop; it is at step {step}", markup=False, soft_wrap=True)
         return
-    query.wait_for_end(run)
+    liveness.wait_for_end(run)
     if not output.print_end(console, run):
         raise typer.Exit(1)

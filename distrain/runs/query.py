@@ -1,7 +1,6 @@
-"""Reads runs for the control plane: finds them, and tells a live one from one that died."""
+"""Finds runs and reads them for the control plane, and asks one to stop."""
 
 import shlex
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,21 +11,16 @@ from distrain.errors import RunError
 from distrain.messages import joined
 from distrain.runs import checkpoints, slurm
 from distrain.runs.directory import RunDirectory
-from distrain.runs.slurm import JobInfo
+from distrain.runs.liveness import is_alive, read_states
 from distrain.runs.status import State, Status
 from distrain.system import filesystem
 
-SILENT_AFTER_S = 60.0  # a running run writes its status every second; a long save or evaluation may pause it
-_NEXT_BEAT_S = 3.0  # another heartbeat of a run that is alive is there by then
-_MAX_APART_S = 3600.0  # of two clocks: a heartbeat that is older is the last one
-_ALIVE: tuple[State, ...] = ("starting", "running", "stopping")
 _ENDINGS: dict[State, str] = {
     "stopped": "was stopped",
     "failed": "failed",
-    "queued": "never began",
+    "queued": "never started",
     "preempted": "was preempted",
 }
-_POLL_S = 0.1
 _FOLLOW_S = 0.5
 
 
@@ -145,56 +139,6 @@ def _began(run: RunDirectory) -> float:
         return run.path.stat().st_ctime
 
 
-def find_silent(runs: list[RunDirectory]) -> set[Path]:
-    """Return the paths of those runs that claim to be alive and have been silent for too long.
-
-    The heartbeat of a run on another machine has the time of that machine, which may differ by minutes: where it is not
-    of the last minute, what counts is whether another one follows. That takes `_NEXT_BEAT_S`, for all of them together.
-    """
-    silent, doubtful = set[Path](), dict[Path, float]()
-    for run in runs:
-        status = run.read_status()
-        age_s = time.time() - status.heartbeat
-        if status.state not in _ALIVE or 0 <= age_s <= SILENT_AFTER_S:
-            continue
-        if _is_elsewhere(status) and age_s < _MAX_APART_S:
-            doubtful[run.path] = status.heartbeat
-        elif age_s > SILENT_AFTER_S:
-            silent.add(run.path)
-    if doubtful:
-        time.sleep(_NEXT_BEAT_S)
-    return silent | {path for path, beat in doubtful.items() if RunDirectory(path).read_status().heartbeat == beat}
-
-
-def read_states(runs: list[RunDirectory]) -> dict[Path, str]:
-    """Return for each run its state in a word, joined with what SLURM says of its job, if it has one."""
-    jobs = {run.path: job for run in runs if (job := run.read_job()) is not None}
-    facts = slurm.read_jobs(job.id for job in jobs.values())
-    known = {path: facts[job.id] for path, job in jobs.items() if job.id in facts}
-    silent = find_silent([run for run in runs if run.path not in known])
-    return {
-        run.path: state_on_cluster(run.read_status(), known.get(run.path), is_silent=run.path in silent) for run in runs
-    }
-
-
-def state_on_cluster(status: Status, facts: JobInfo | None, *, is_silent: bool = False) -> str:
-    """Return the state of a run whose job is as SLURM says: the status alone knows nothing of what happens to a queue.
-
-    Without facts, or while the job runs, the run's own word counts, or `died` for a run that `is_silent`.
-    """
-    if facts is None:
-        return "died" if is_silent else status.state
-    if facts.is_waiting:
-        return "requeued" if facts.restarts and status.state != "queued" else "queued"
-    if facts.is_over:
-        if status.state in {*_ALIVE, "queued", "preempted"}:
-            return {"CANCELLED": "cancelled", "TIMEOUT": "timed out", "FAILED": "failed"}.get(facts.state, "died")
-        return status.state
-    if facts.state == "RUNNING" and status.state in {"queued", "preempted"}:
-        return "starting"
-    return status.state
-
-
 def request_stop(run: RunDirectory) -> str | None:
     """Ask a run to stop, which it does at its next step; a job that does not train yet is cancelled.
 
@@ -217,10 +161,15 @@ def request_stop(run: RunDirectory) -> str | None:
 def check_alive(run: RunDirectory) -> None:
     """Raise `RunError` where nothing trains in the run, with how it ended."""
     if not is_alive(run):
-        status = run.read_status()
-        state = "finished" if status.state == "finished" else f"not running (it {_ENDINGS.get(status.state, 'died')})"
-        advice = "" if status.state == "finished" else f"; `{resume_command(run)}` resumes it"
-        raise RunError(f"run {run.path.name} is {state} at step {status.step} of {status.total_steps}{advice}")
+        raise RunError(describe_end(run))
+
+
+def describe_end(run: RunDirectory) -> str:
+    """Return in a sentence how a run that nobody trains in any more has ended, and how it is resumed."""
+    status = run.read_status()
+    state = "finished" if status.state == "finished" else f"not running (it {_ENDINGS.get(status.state, 'died')})"
+    advice = "" if status.state == "finished" else f"; `{resume_command(run)}` resumes it"
+    return f"run {run.path.name} is {state} at step {status.step} of {status.total_steps}{advice}"
 
 
 def resume_command(run: RunDirectory) -> str:
@@ -243,31 +192,16 @@ def resume_command(run: RunDirectory) -> str:
     )
 
 
-def wait_for_end(run: RunDirectory) -> None:
-    """Return once nothing trains in the run any more."""
-    while is_alive(run):
-        time.sleep(_POLL_S)
-
-
-def is_alive(run: RunDirectory) -> bool:
-    """Whether a run is being trained: by the locks that its processes hold, or on another machine by its heartbeat."""
-    status = run.read_status()
-    if run.is_held or not _is_elsewhere(status):
-        return run.is_held
-    return status.state in _ALIVE and not find_silent([run])
-
-
-def _is_elsewhere(status: Status) -> bool:
-    return bool(status.attempts) and status.attempts[-1].host != socket.gethostname()
-
-
 def facts(run: RunDirectory) -> dict[str, Any]:
     """Return where a run stands as JSON holds it, for scripts; of one that cannot be read, the `fault`."""
     if (fault := find_fault(run)) is not None:
         return {"run": str(run.path), "state": "unreadable", "fault": fault}
     status = run.read_status()
     best = best_checkpoint(run, status)
-    more = {"state": read_states([run])[run.path], "best_checkpoint": None if best is None else str(best)}
+    state = read_states([run])[run.path]
+    more = {"state": state, "best_checkpoint": None if best is None else str(best)}
+    if state != "running":  # what a run that died has promised
+        more["eta_s"] = None
     return {"run": str(run.path), **status.model_dump(), **more}
 
 

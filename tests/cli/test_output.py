@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +124,15 @@ def test_summary_lists_each_class_or_the_lowest_of_many(tmp_path: Path, classes:
     assert (["[b]0", "100.00%"] in table) is (shown == classes)
 
 
-def test_attempt_of_a_run_that_died_is_not_called_running(tmp_path: Path) -> None:
-    status = Status(state="running")
+def test_run_that_died_a_moment_ago_is_not_called_running(tmp_path: Path) -> None:
+    status = Status()
     status.begin_attempt(world_size=1, first_step=0)
-    status.attempts[-1].state = "running"
-    lines = told("print_run", make_run(tmp_path / "run", status))
+    status.state = status.attempts[-1].state = "running"
+    status.heartbeat, status.eta_s = time.time(), 45.0
+    run = make_run(tmp_path / "run", status)
+    lines = told("print_run", run)
     assert lines[0] == "run  died"
+    assert (facts(run)["state"], facts(run)["eta_s"]) == ("died", None)
     assert any(line.startswith("attempt 1   died, steps 0 to 0") for line in lines)
 
 

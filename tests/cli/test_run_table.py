@@ -12,7 +12,7 @@ from distrain.config import load_recipe
 from distrain.errors import RunError
 from distrain.runs.checkpoints import final_path
 from distrain.runs.directory import RunDirectory
-from distrain.runs.status import Status
+from distrain.runs.status import Job, Status
 from tests.cli.test_output import CLASSES, VALUES, make_run
 
 
@@ -41,6 +41,7 @@ def make_sweep(root: Path, status: Status = CLASSES) -> list[RunDirectory]:
 
 def test_runs_with_one_metric_have_it_as_their_heading_and_others_beside_each_number(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "classes", CLASSES), make_run(tmp_path / "waiting", Status(best_by="mae"))]
+    runs[1].write_job(Job(id="1"))
     header, first, waiting = told(runs, tmp_path)
     assert header.split() == ["run", "state", "step", "top-1", "best", "val", "loss", "time", "recipe"]
     assert first.split()[3:6] == ["75.00%", "87.50%", "0.5000"]

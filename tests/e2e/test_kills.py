@@ -1,5 +1,6 @@
 """SIGKILL at random moments, of any process of a run, never changes what the run ends in."""
 
+import json
 import os
 import random
 import signal
@@ -9,7 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import Launch, checkpoint_steps, comparable, fit, heartbeat, metrics, status
+from distrain.runs.directory import RunDirectory
+from tests.command import (
+    Launch,
+    checkpoint_steps,
+    comparable,
+    distrain,
+    fit,
+    heartbeat,
+    metrics,
+    status,
+    wait_for_step,
+    wait_until,
+)
 
 RECIPE = [
     "digits",
@@ -102,3 +115,20 @@ def test_run_killed_at_random_ends_in_the_bits_of_the_undisturbed_run(
     steps = [record["step"] for record in metrics(run)]
     assert steps == sorted(set(steps)), story
     print(story)
+
+
+def test_every_command_says_at_once_that_a_killed_run_died(tmp_path: Path, launch: Launch) -> None:
+    run = tmp_path / "runs" / "killed"
+    process = launch("--run=runs/killed", "--device=cpu", "--procs=2", "--set=train.epochs=4000", cwd=tmp_path)
+    wait_for_step(run, 40)
+    assert "running" in distrain("runs", cwd=tmp_path).out
+    process.kill()
+    process.wait()
+    wait_until(lambda: not RunDirectory(run).is_held, "the end of the ranks")
+    shown, followed = distrain("runs", "show", "killed", cwd=tmp_path), distrain("logs", "killed", "-f", cwd=tmp_path)
+    asked = distrain("stop", "killed", cwd=tmp_path)
+    assert "died" in distrain("runs", cwd=tmp_path).out.splitlines()[1].split()
+    assert shown.out.splitlines()[0] == "killed  died"
+    assert json.loads(distrain("runs", "--json", cwd=tmp_path).out)[0]["state"] == "died"
+    assert asked.err.startswith("distrain: run killed is not running (it died) at step")
+    assert followed.err == asked.err

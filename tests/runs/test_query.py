@@ -1,23 +1,38 @@
-"""Whether a run on another machine is alive, whose clock may differ from the one here."""
+"""Whether a run is alive: here by its locks, on another machine by its heartbeat, whose clock may differ."""
 
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
-from distrain.runs import query
+from distrain.runs import liveness, query
 from distrain.runs.directory import RunDirectory
 from distrain.runs.stacks import read_stacks
-from distrain.runs.status import Attempt, Status
+from distrain.runs.status import Attempt, Job, Status
 from tests.runs.test_error_reports import beat
+
+HOLD = """
+import sys
+from pathlib import Path
+
+from distrain.runs.directory import RunDirectory
+
+with RunDirectory(Path(sys.argv[1])).hold_launcher_lock():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distrain.runs.query._NEXT_BEAT_S", 0.5)
+    monkeypatch.setattr("distrain.runs.liveness._NEXT_BEAT_S", 0.5)
 
 
 def write(run: RunDirectory, *, behind_s: float, host: str = "elsewhere") -> None:
@@ -57,8 +72,8 @@ def run(tmp_path: Path) -> RunDirectory:
 @pytest.mark.parametrize("behind_s", [-600.0, 0.0, 600.0])
 def test_run_elsewhere_is_alive_as_long_as_its_heartbeats_follow_each_other(run: RunDirectory, behind_s: float) -> None:
     with beating(run, behind_s=behind_s):
-        assert query.is_alive(run)
-        assert query.read_states([run]) == {run.path: "running"}
+        assert liveness.is_alive(run)
+        assert liveness.read_states([run]) == {run.path: "running"}
         if behind_s > 0:
             assert [rank.is_silent for rank in read_stacks(run, world_size=1)] == [False]
 
@@ -66,8 +81,32 @@ def test_run_elsewhere_is_alive_as_long_as_its_heartbeats_follow_each_other(run:
 @pytest.mark.parametrize("behind_s", [-600.0, 600.0, 10 * 3600.0])
 def test_run_elsewhere_that_has_ended_is_dead_whatever_its_clock_said(run: RunDirectory, behind_s: float) -> None:
     write(run, behind_s=behind_s)
-    assert not query.is_alive(run)
-    assert query.read_states([run]) == {run.path: "died"}
+    assert not liveness.is_alive(run)
+    assert liveness.read_states([run]) == {run.path: "died"}
+
+
+def test_silent_run_is_alive_while_its_launcher_holds_it(run: RunDirectory) -> None:
+    write(run, behind_s=600.0, host=socket.gethostname())
+    with subprocess.Popen([sys.executable, "-c", HOLD, run], stdin=PIPE, stdout=PIPE, text=True) as launcher:
+        assert launcher.stdout is not None
+        assert launcher.stdout.readline() == "held\n"
+        assert liveness.is_alive(run)
+        assert liveness.read_states([run]) == {run.path: "running"}
+        launcher.kill()
+        launcher.wait()
+    assert not liveness.is_alive(run)
+    assert liveness.read_states([run]) == {run.path: "died"}
+
+
+def test_run_without_a_status_is_starting_or_never_started(run: RunDirectory) -> None:
+    assert liveness.read_states([run]) == {run.path: "never started"}
+    with subprocess.Popen([sys.executable, "-c", HOLD, run], stdin=PIPE, stdout=PIPE, text=True) as launcher:
+        assert launcher.stdout is not None
+        assert launcher.stdout.readline() == "held\n"
+        assert liveness.read_states([run]) == {run.path: "starting"}
+        launcher.communicate("\n")
+    run.write_job(Job(id="1"))
+    assert liveness.read_states([run]) == {run.path: "queued"}
 
 
 def test_run_that_is_the_current_folder_has_its_name(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:

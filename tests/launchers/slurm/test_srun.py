@@ -8,7 +8,7 @@ from distrain.config.profile import LaunchOptions, Profile
 from distrain.errors import LaunchError
 from distrain.launchers.slurm.requeue import decide
 from distrain.launchers.slurm.srun import Allocation, first_node, read_allocation, resolve_allocated
-from distrain.runs.query import state_on_cluster
+from distrain.runs.liveness import state_on_cluster
 from distrain.runs.slurm import JobInfo, read_own_job
 from distrain.runs.status import Attempt, State, Status
 
@@ -52,10 +52,9 @@ def test_job_is_queued_again_only_if_it_was_stopped_from_outside_and_got_on(
         ("queued", JobInfo("CANCELLED"), "cancelled"),
         ("stopped", JobInfo("FAILED"), "stopped"),
         ("finished", JobInfo("COMPLETED"), "finished"),
-        ("finished", None, "finished"),
     ],
 )
-def test_state_joins_what_the_run_and_what_slurm_say(state: State, facts: JobInfo | None, shown: str) -> None:
+def test_state_joins_what_the_run_and_what_slurm_say(state: State, facts: JobInfo, shown: str) -> None:
     attempt = Attempt(started=0, host="h", pid=1, world_size=1, first_step=0, last_step=0, state=state)
     assert state_on_cluster(Status(state=state, heartbeat=0, attempts=[attempt]), facts) == shown
 
