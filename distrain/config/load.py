@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from contextlib import suppress
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 
 from distrain.config.data import Data
 from distrain.config.recipe import Recipe
-from distrain.config.validation import describe
+from distrain.config.validation import describe, takes_text
 from distrain.config.yaml_text import YamlError, read_yaml_text
 from distrain.errors import RecipeError
 from distrain.messages import nearest, shown
@@ -114,11 +115,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(part.strip() for part in key.split(".")):
         raise RecipeError(f"--set {override} is not of the form section.key=value")
-    try:
-        value = read_yaml_text(text) if text else ""
-    except YamlError as error:
-        raise RecipeError(f"--set {override} cannot be read as a YAML value ({error}); quote it") from None
-    *parents, leaf = key.strip().split(".")
+    parts = key.strip().split(".")
+    value = _read_text_value(text) if takes_text(Recipe, parts) else _read_value(text, override)
+    *parents, leaf = parts
     node: Any = tree
     for parent in parents:
         node = _step_into(node, parent, override)
@@ -127,6 +126,30 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         node[int(leaf)] = value
     else:
         node[leaf] = value
+
+
+def _read_text_value(text: str) -> str | None:
+    """Return the value of a key that takes text: as it stands, unless it is null or what a quoted YAML text holds."""
+    if text.strip() == "null":
+        return None
+    if text.lstrip().startswith(("'", '"')):
+        with suppress(YamlError):
+            value = read_yaml_text(text)
+            return value if isinstance(value, str) else text
+    return text.strip() or text
+
+
+def _read_value(text: str, override: str) -> Any:
+    """Return the value of any other key: what the YAML holds, and text that is not YAML as it stands."""
+    try:
+        return read_yaml_text(text) if text else ""
+    except YamlError as error:
+        if text.lstrip().startswith(("[", "{")) or "\n" in text:
+            raise RecipeError(
+                f"--set {override} cannot be read as YAML ({error}); in a list or a mapping, text that holds other "
+                'characters than letters and digits is quoted: ["a: b"]'
+            ) from None
+        return text
 
 
 def _step_into(node: Any, key: str, override: str) -> Any:

@@ -3,7 +3,8 @@
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -82,6 +83,14 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from keys_of(inner, f"{prefix}{key}.")
 
 
+def takes_text(model: type[BaseModel], parts: Sequence[str]) -> bool:
+    """Return whether the value at a dotted key is text, or null, and nothing else; the places of lists are numbers."""
+    *parents, leaf = (int(part) if part.isdecimal() else part for part in parts)
+    section = _model_at(model, tuple(parents))
+    info = None if section is None else section.model_fields.get(str(leaf))
+    return info is not None and _is_text(info.annotation)
+
+
 def similar_keys(key: str, known: Sequence[str]) -> list[str]:
     """Return up to three of the known dotted keys that `key` was probably meant to be.
 
@@ -134,6 +143,8 @@ def _expected(path: Path, faults: list[ErrorDetails], model: type[BaseModel], tr
         hint = "; quote what ends in a colon"
     elif fault["type"] == "string_type" and isinstance(value, int | float):
         hint = f'; quote it: "{value}"'
+    elif fault["type"] == "string_too_short":
+        hint = '; quote a character that means something else in YAML: "|"'
     elif fault["type"] in {"tuple_type", "list_type"} and isinstance(value, str | int | float):
         hint = f": [{shown(value)}]"
     elif fault["type"].startswith("model_") and isinstance(value, str):
@@ -191,3 +202,13 @@ def _model_in(annotation: Any, *, in_lists: bool = False) -> type[BaseModel] | N
     if not in_lists and getattr(annotation, "__origin__", None) is tuple:
         return None
     return next((found for part in get_args(annotation) if (found := _model_in(part, in_lists=in_lists))), None)
+
+
+def _is_text(annotation: Any) -> bool:
+    if annotation is str:
+        return True
+    if (origin := get_origin(annotation)) is Literal:
+        return all(isinstance(option, str) for option in get_args(annotation))
+    if origin is Annotated:
+        return _is_text(get_args(annotation)[0])
+    return origin in {Union, UnionType} and all(part is NoneType or _is_text(part) for part in get_args(annotation))

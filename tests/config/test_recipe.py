@@ -99,7 +99,7 @@ def test_override_without_key_and_value_is_refused(override: str) -> None:
 
 
 def test_override_that_is_not_yaml_is_refused() -> None:
-    assert "cannot be read as a YAML value" in sentence("augment.mean=[0.1")
+    assert "cannot be read as YAML" in sentence("augment.mean=[0.1")
 
 
 def test_data_folder_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import copy
 import datetime
 import math
+import string
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,18 +131,25 @@ def test_option_is_refused_by_its_own_name() -> None:
             "schedule.name=cosin",
             "must be constant, step, multistep, cosine, onecycle or triangle; did you mean cosine?",
         ),
-        ("log.wandb=on", "log.wandb=true: must be offline, online or disabled; YAML reads on, off, yes and no as true"),
+        ("log={wandb: on}", "log.wandb=true: must be offline, online or disabled; YAML reads on, off, yes and no as"),
+        ("log.wandb=on", "log.wandb=on: must be offline, online or disabled"),
         ("data.drop_last=maybe", "data.drop_last=maybe: must be true or false"),
         ("model=resnet18", "model=resnet18: must be a section with keys of its own; did you mean model.name=resnet18?"),
         ("schedule=null", "schedule=null: must be a section with keys of its own"),
-        ("model.name=18", 'model.name=18: must be text; quote it: "18"'),
+        ("model={name: 18}", 'model.name=18: must be text; quote it: "18"'),
+        ("data.batch_size=,", "data.batch_size=,: must be a whole number"),
+        ("augment.mean=[0.5", "--set augment.mean=[0.5 cannot be read as YAML"),
         ("eval.metrics=top1,f1", "eval.metrics=top1,f1: must be a list: [top1,f1]"),
         ("augment.mean=0.5", "augment.mean=0.5: must be a list: [0.5]"),
         ("augment.mean=[0.5, x]", "augment.mean.1=x: must be a number"),
         ("model.arguments={1: 2}", "model.arguments has a key 1, which must be text; quote it"),
         ("train.max_time=.h", "train.max_time: .h is not a time"),
         ("data.delimiter=ab", "data.delimiter=ab: must be text no longer than 1"),
-        ("model.name={mine: null}", "model.name={mine: null}: must be text; quote what ends in a colon"),
+        (
+            'data.delimiter=""',
+            '"": must be text no shorter than 1; quote a character that means something else in YAML: "|"',
+        ),
+        ("model={name: {mine: null}}", "model.name={mine: null}: must be text; quote what ends in a colon"),
         ("name=a/b", "name=a/b: must be a name of letters, digits"),
     ],
 )
@@ -163,6 +171,29 @@ def test_one_word_is_a_list_of_one(override: str, found: tuple[str, ...]) -> Non
     section, _, key = override.partition("=")[0].partition(".")
     recipe = load_recipe("digits", overrides=["optimizer.weight_decay=0.1", override])
     assert getattr(getattr(recipe, section), key) == found
+
+
+@pytest.mark.parametrize("character", [*string.punctuation, " ", "0"])
+def test_value_of_a_text_key_is_the_text_itself_whatever_yaml_makes_of_it(character: str) -> None:
+    recipe = load_recipe("digits", overrides=["data.source=manifest", f"data.delimiter={character}"])
+    assert recipe.data.delimiter == character
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *((text, text) for text in ("on", "5", "1e3", "2026-01-01", "a: b", "a #b", "[x", "~", "*x")),
+        *((f'"{text}"', text) for text in ("null", "|", "", "a'b")),
+        ("'it''s'", "it's"),
+        (" padded ", "padded"),
+        ("null", None),
+    ],
+)
+@pytest.mark.parametrize("key", ["data.path", "model.weights", "data.more.0.path"])
+def test_text_key_takes_text_quoted_text_or_null(key: str, text: str, value: str | None) -> None:
+    recipe = load_recipe("digits", overrides=["data.more=[{source: digits}]", f"{key}={text}"])
+    found = {"data.path": recipe.data.path, "model.weights": recipe.model.weights}
+    assert found.get(key, recipe.data.more[0].path) == value
 
 
 def test_key_that_is_known_is_its_own_nearest() -> None:
