@@ -162,6 +162,6 @@ def test_folder_is_predicted_without_hidden_files_and_once(folder: Path) -> None
     done = predict("bundle", "odd", "--csv", cwd=folder)
     assert done.out == expected
     assert done.err.splitlines() == [
-        "note: odd: skipped as hidden or the system's: 1 file (._0.png) and 1 folder (__MACOSX)",
+        "note: odd: skipped hidden and system files: 1 file (._0.png) and 1 folder (__MACOSX)",
         "note: odd: did not follow 1 link to a folder that is read anyway (up)",
     ]

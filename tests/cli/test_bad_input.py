@@ -54,11 +54,11 @@ def test_bad_request_is_one_sentence(tmp_path: Path, arguments: list[str], words
 def test_folder_without_splits_or_classes_is_named(tmp_path: Path) -> None:
     (tmp_path / "data" / "val").mkdir(parents=True)
     arguments = ["fit", "imagefolder-resnet18", "--data=data"]
-    assert_one_sentence(distrain(*arguments, cwd=tmp_path), "must hold train/ and val/")
+    assert_one_sentence(distrain(*arguments, cwd=tmp_path), "must contain train/ and val/")
     (tmp_path / "data" / "train").mkdir()
     assert_one_sentence(distrain(*arguments, cwd=tmp_path), "no class folders")
     (tmp_path / "data" / "train" / "ants").mkdir()
-    assert_one_sentence(distrain(*arguments, cwd=tmp_path), "no image in them")
+    assert_one_sentence(distrain(*arguments, cwd=tmp_path), "no images in them")
 
 
 def test_data_without_a_validation_part_is_told_how_to_get_one(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_validation_class_that_train_lacks_is_named(tmp_path: Path) -> None:
     make_images(tmp_path / "data" / "train", "ants")
     make_images(tmp_path / "data" / "val", "ants", "bees")
     done = distrain("fit", "imagefolder-resnet18", "--data=data", cwd=tmp_path)
-    assert_one_sentence(done, "class 'bees', which train lacks")
+    assert_one_sentence(done, "class 'bees', which train does not have")
     assert not (tmp_path / "runs").exists()
 
 

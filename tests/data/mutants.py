@@ -1,4 +1,4 @@
-"""Makes small pictures of every format and damages them, each a function of its format and a seed."""
+"""Makes small images of every format and damages them, each as a function of its format and a seed."""
 
 import io
 import random

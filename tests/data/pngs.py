@@ -1,4 +1,4 @@
-"""Writes PNGs of every kind byte by byte: all colour types, bit depths and both ways of interlacing."""
+"""Writes PNGs of every kind byte by byte: all colour types, bit depths, with and without interlacing."""
 
 import struct
 import zlib

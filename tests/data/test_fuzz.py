@@ -1,4 +1,4 @@
-"""No damaged file ends the process that reads it, hangs it, or fills its memory."""
+"""No damaged file crashes the process that reads it, hangs it, or fills its memory."""
 
 import io
 import os

@@ -97,7 +97,7 @@ def test_all_of_other_data_without_splits_is_examined(tmp_path: Path) -> None:
     settings = [f"--set={change}" for change in changes + fixed]
     done = fit("imagefolder-resnet18", "--data=photos", "--run=run", *settings, cwd=tmp_path)
     notes = [
-        f"note: {tmp_path / 'photos'}: skipped as hidden or the system's: 1 file (dark/._0.png)",
+        f"note: {tmp_path / 'photos'}: skipped hidden and system files: 1 file (dark/._0.png)",
         f"note: {tmp_path / 'photos'}: did not follow 1 link to a folder that is read anyway (dark/up)",
     ]
     assert [line for line in done.out.splitlines() if line.startswith("note: ")] == notes

@@ -46,7 +46,7 @@ def test_picture_that_kills_its_reader_is_told_in_its_place(tmp_path: Path, monk
     assert [prediction.image for prediction in found] == paths
     [(place, error)] = [(place, prediction.error) for place, prediction in enumerate(found) if prediction.error]
     reason = "reading it ends the process: it was killed by SIGKILL"
-    assert (place, error) == (3, f"image {paths[3]} cannot be read ({reason}); mend or remove it")
+    assert (place, error) == (3, f"image {paths[3]} cannot be read ({reason}); fix or remove it")
 
 
 def test_files_are_read_only_a_little_ahead(tmp_path: Path) -> None:

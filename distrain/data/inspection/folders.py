@@ -36,14 +36,14 @@ def list_folder(folder: Path, *, ending: str = "") -> Listing:
     if not folder.is_dir():
         raise DataError(f"data folder {folder} {'is a file' if folder.exists() else 'does not exist'}")
     walk = Walk(folder)
-    below, files = walk.look_in(folder)
+    below, files = walk.list_folder(folder)
     splits = [name for name in ("train", *VALIDATION_NAMES) if name in below]
     has_splits = "train" in splits or (bool(splits) and len(splits) == len(below))
     if not below:
         raise DataError(f"data folder {folder} holds no folder; put the images of each class into one of its own")
     if not has_splits:
         return _list_splits(folder, walk, {WHOLE: (below, files)}, ending)
-    listing = _list_splits(folder, walk, {name: walk.look_in(folder / name) for name in splits}, ending)
+    listing = _list_splits(folder, walk, {name: walk.list_folder(folder / name) for name in splits}, ending)
     listing.stray_folders += [name for name in below if name not in splits]
     listing.stray_files += files
     return listing

@@ -32,7 +32,7 @@ def list_manifest(config: Data) -> Listing:
 
     Paths are relative to its folder.
     """
-    found = read_manifest(config, may_lack=True)
+    found = read_manifest(config, allow_missing=True)
     source = Path(str(config.path))
     root = source if source.is_dir() else source.parent
     targets = [np.array(each.targets) for each in found.values()]

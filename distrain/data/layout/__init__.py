@@ -1,1 +1,1 @@
-"""How data lies on disk, without torch."""
+"""How data is laid out on disk, without torch."""

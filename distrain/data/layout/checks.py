@@ -1,4 +1,4 @@
-"""Checks a recipe's data as far as names and tables show it. It reads no image and imports no torch."""
+"""Checks a recipe's data by file names and tables alone, without reading an image or importing torch."""
 
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -15,17 +15,17 @@ from distrain.data.packing.format import is_packed, read_pack
 from distrain.errors import DataError, RecipeError
 from distrain.system.encoding import printable_name
 
-_DOWNLOADED = ("cifar10",)  # where no path is given
-_ANY_TARGET = ("manifest", "packed", "tensors")  # the other sources of ours have classes
+_DOWNLOADED = ("cifar10",)  # when no path is given
+_ANY_TARGET = ("manifest", "packed", "tensors")  # the other built-in sources have classes
 
 
-Checked = tuple[Collection[Split], list[str]]  # the splits that there are, and sentences on them
+Checked = tuple[Collection[Split], list[str]]  # the available splits, and notes on them
 
 
 def check_requirements(config: Data, *, needs_validation: bool = True) -> list[str]:
-    """Raise a `UserError` for data that is not there or not of the form that its source has.
+    """Raise a `UserError` for data that does not exist or is not in the form that its source expects.
 
-    Returns in a sentence each what was chosen or passed over, which a user may not expect.
+    Returns notes, one sentence each, on choices and skipped files that a user may not expect.
     """
     splits: list[Collection[Split]] = []
     notes: list[str] = []
@@ -36,37 +36,37 @@ def check_requirements(config: Data, *, needs_validation: bool = True) -> list[s
         check_target(part)
         if part.path is not None and not Path(part.path).exists():
             raise DataError(f"data {'folder ' if not Path(part.path).suffix else ''}{part.path} does not exist")
-        found, told = _CHECKS[part.source](part) if part.source in _CHECKS else (("train", "val"), [])
+        found, part_notes = _CHECKS[part.source](part) if part.source in _CHECKS else (("train", "val"), [])
         splits.append(found)
-        notes += told
+        notes += part_notes
     if needs_validation and config.val_fraction is None and not any("val" in found for found in splits):
         raise missing_validation(config)
     return notes
 
 
 def needs_path(config: Data) -> bool:
-    """Whether a source reads the user's files and the recipe does not say where they are."""
+    """Whether a source reads the user's files but the recipe has no path to them."""
     return any(part.path is None and part.source in _CHECKS and part.source not in _DOWNLOADED for part in config.parts)
 
 
 def may_be_packed(source: str) -> bool:
-    """Whether the path of a source may as well name a packed dataset, which has taken the place of its files."""
+    """Whether the path of a source may be that of a packed dataset in place of its files."""
     return source != "digits" and not is_reference(source)
 
 
 def check_target(config: Data, *, gives: Target | None = None) -> None:
-    """Raise `RecipeError` where a source does not have the targets that a recipe wants; `gives` are those it has."""
+    """Raise `RecipeError` where a source does not have the targets that a recipe needs; `gives` are those it has."""
     if gives is None:
         if is_reference(config.source) or config.source in _ANY_TARGET:
             return
         gives = "class"
     if gives != config.target:
-        advice = f"take {', '.join(_ANY_TARGET)} or your own factory, or --set data.target={gives}"
-        raise RecipeError(f"data.target={config.target}, and data.source={config.source} has target {gives}; {advice}")
+        advice = f"use {', '.join(_ANY_TARGET)} or your own factory, or --set data.target={gives}"
+        raise RecipeError(f"data.target={config.target}, but data.source={config.source} has target {gives}; {advice}")
 
 
 def missing_validation(config: Data) -> DataError:
-    """Return the error of data that has only samples to train on."""
+    """Return the error for data without validation samples."""
     form = _VALIDATION.get(config.source, "")
     return DataError(
         f"data {config.path or config.source} has no validation samples; {form}split some off the training samples, "
@@ -83,7 +83,7 @@ def _check_label_folders(config: Data) -> Checked:
 
 
 def _check_cifar10(config: Data) -> Checked:
-    """Check CIFAR-10 in image files; its `test/` is what it validates on always."""
+    """Check CIFAR-10 in image files, which always validates on `test/`."""
     if config.path is None or not (Path(config.path) / "train").is_dir():
         return config.splits, []
     found = scan_image_folder(config.path, splits=config.splits)
@@ -106,7 +106,7 @@ def _check_tensors(config: Data) -> Checked:
 
 def _check_packed(config: Data) -> Checked:
     if config.path is None:
-        raise DataError("the recipe reads a packed dataset and none was given; name it with --data DIR")
+        raise DataError("the recipe reads a packed dataset and none was given; pass it with --data DIR")
     pack = read_pack(config.path)
     check_target(config, gives=pack.target)
     return pack.splits.keys() & set(config.splits), []

@@ -1,4 +1,4 @@
-"""Describes image files before one is opened: their paths and their targets."""
+"""Describes image files by their paths and targets, without opening them."""
 
 from dataclasses import dataclass
 
@@ -9,8 +9,9 @@ from distrain.config.metrics import Target
 class Listing:
     """One split's images: `paths[i]` has `targets[i]`, the number of its class or a number for each of `classes`.
 
-    `notes` are what is worth knowing of how it was made, a sentence each. Those of the training images also tell of
-    what was passed over in any split, as `may_repeat` tells whether two paths of any split may lead to the same file.
+    `notes` report, one sentence each, what a user should know about how the listing was made. For all splits together,
+    those of the training split report what was skipped, and its `may_repeat` says whether two paths may lead to the
+    same file.
     """
 
     classes: tuple[str, ...]

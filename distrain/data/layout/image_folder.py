@@ -20,13 +20,13 @@ def scan_image_folder(
 ) -> dict[Split, Listing]:
     """List the images of `root`/train and `root`/val (or valid, validation, test), sorted by class and name.
 
-    Class folders right below `root` are all training images. A class is named by its folder, less `ending`, without
-    which no folder is one; what a `Walk` passes over is neither a class nor an image. Both splits number their classes
-    as train does; val is left out where there is none. Raises `DataError` where a folder or its classes are missing,
-    or where the validation split has a class that is missing in train.
+    Class folders directly below `root` are all training images. A class has the name of its folder without `ending`;
+    folders without that ending, and what a `Walk` skips, are ignored. Both splits number the classes as train does;
+    without validation images there is no val. Raises `DataError` where a folder or its classes are missing, or where
+    the validation split has a class that train does not have.
     """
     if root is None:
-        raise DataError("the recipe reads an image folder and none was given; name it with --data DIR")
+        raise DataError("the recipe reads an image folder and none was given; pass it with --data DIR")
     base = Path(root)
     if not base.is_dir():
         if not base.exists():
@@ -37,7 +37,7 @@ def scan_image_folder(
     found: dict[Split, Listing] = {}
     if not (base / "train").is_dir():
         if validation is not None:
-            raise DataError(f"data folder {root} has {validation}/ and no train/; it must hold train/ and val/")
+            raise DataError(f"data folder {root} has {validation}/ but no train/; it must contain train/ and val/")
         found["train"] = _scan_split(walk, base, None, ending)
     else:
         found["train"] = _scan_split(walk, base / "train", None, ending)
@@ -50,17 +50,17 @@ def scan_image_folder(
 
 
 def _scan_split(walk: Walk, folder: Path, classes: tuple[str, ...] | None, ending: str) -> Listing:
-    names, _ = walk.look_in(folder)
+    names, _ = walk.list_folder(folder)
     found = {name.removesuffix(ending): name for name in names if name.endswith(ending) and name != ending}
     if not found:
         named = f"CLASS{ending}, " if ending else ""
         raise DataError(
-            f"{folder} has no class folders; put the images of each class into a folder of its own, {named}"
+            f"{folder} has no class folders; put the images of each class into their own folder, {named}"
             f"below train/ and val/"
         )
     classes = classes or tuple(sorted(found))
     if unknown := sorted(set(found) - set(classes)):
-        raise DataError(f"{folder} has class {unknown[0]!r}, which train lacks; the model could not learn it")
+        raise DataError(f"{folder} has class {unknown[0]!r}, which train does not have; a model cannot learn it")
     walk.begin([folder / name for name in found.values()])
     paths: list[str] = []
     labels: list[int] = []
@@ -70,5 +70,5 @@ def _scan_split(walk: Walk, folder: Path, classes: tuple[str, ...] | None, endin
         labels += [label] * len(images)
     if not paths:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(f"{folder} has class folders and no image in them; images end in {kinds}")
+        raise DataError(f"{folder} has class folders but no images in them; the names of images end in {kinds}")
     return Listing(classes, tuple(paths), tuple(labels))

@@ -1,4 +1,4 @@
-"""Reads manifests: tables that name images and their targets. It opens no image."""
+"""Reads manifests: tables that name images and their targets, without opening an image."""
 
 import math
 import os
@@ -15,19 +15,19 @@ from distrain.errors import DataError
 from distrain.messages import escape_control_characters
 
 
-def read_manifest(config: Data, *, may_lack: bool = False) -> dict[Split, Listing]:
-    """List the images that the manifest `config.path` names, in its order, with the targets of `config.target`.
+def read_manifest(config: Data, *, allow_missing: bool = False) -> dict[Split, Listing]:
+    """List the images in the manifest `config.path`, in its order, with the targets of `config.target`.
 
-    The file is one table, or a folder holds train.* and val.*. Each row has a path, relative to its file, and a label:
-    a class; for labels a JSON list or `a;b`; for values a number or several of them in such a list. Labels and values
-    may instead have a column of numbers each, `label_NAME`. A column `split` tells train from val (or valid,
-    validation, test); without one all rows train. Other columns are not read. Raises `DataError`, with the line,
-    for a row that is not of this form and, unless it `may_lack` some, for an image that is not there.
+    The manifest is one table, or a folder with train.* and val.*. Each row has a path, relative to its file, and a
+    label: a class; for labels a JSON list or `a;b`; for values a number or several of them in such a list. Instead,
+    each label or value may have its own column of numbers, `label_NAME`. A column `split` holds train or val (or valid,
+    validation, test); without it all rows are training samples. Other columns are not read. Raises `DataError`, with
+    the line, for a row that is not in this form and, unless `allow_missing`, for an image that does not exist.
     """
     if config.path is None:
-        raise DataError(f"the recipe reads a manifest and none was given; name it with --data: {FORM}")
+        raise DataError(f"the recipe reads a manifest and none was given; pass it with --data: {FORM}")
     rows, notes = _read_splits(Path(config.path), config)
-    if not may_lack:
+    if not allow_missing:
         for found in rows.values():
             _check_images_exist(found)
     if config.target == "class":
@@ -43,7 +43,7 @@ def read_manifest(config: Data, *, may_lack: bool = False) -> dict[Split, Listin
 
 
 def is_manifest(path: Path) -> bool:
-    """Whether a path is a file that may be a manifest, or a folder with one for the training images."""
+    """Whether a path has the suffix of a manifest, or is a folder with a manifest of training images."""
     if path.is_dir():
         return not (path / "train").is_dir() and any((path / f"train{suffix}").is_file() for suffix in READERS)
     return path.suffix.lower() in READERS
@@ -56,16 +56,16 @@ def _read_splits(path: Path, config: Data) -> tuple[dict[Split, list[Row]], list
     if path.is_dir():
         for name in ("train", *VALIDATION_NAMES):
             if (file := _find(path, name)) is not None:
-                tables[name], told = read_table(file, config)
-                notes += told
+                tables[name], table_notes = read_table(file, config)
+                notes += table_notes
         if "train" not in tables:
-            raise DataError(f"data folder {path} holds no train.csv, train.json or train.jsonl; a manifest is {FORM}")
+            raise DataError(f"data folder {path} has no train.csv, train.json or train.jsonl; use {FORM}")
     elif path.exists():
         rows, notes = read_table(path, config)
         for row in rows:
             tables.setdefault(_split_of(row), []).append(row)
         if "train" not in tables:
-            raise DataError(f"manifest {path} has no row to train on; give each one a path, a label and split=train")
+            raise DataError(f"manifest {path} has no training rows; they need a path, a label and split=train")
     else:
         raise DataError(f"manifest {path} does not exist")
     validation = next((name for name in VALIDATION_NAMES if name in tables), None)
@@ -79,7 +79,7 @@ def _read_splits(path: Path, config: Data) -> tuple[dict[Split, list[Row]], list
 def _find(folder: Path, name: str) -> Path | None:
     found = sorted(folder / f"{name}{suffix}" for suffix in READERS if (folder / f"{name}{suffix}").is_file())
     if len(found) > 1:
-        raise DataError(f"data folder {folder} holds {found[0].name} and {found[1].name}; keep one of them")
+        raise DataError(f"data folder {folder} has {found[0].name} and {found[1].name}; keep one of them")
     return found[0] if found else None
 
 
@@ -91,7 +91,7 @@ def _split_of(row: Row) -> str:
 
 
 def _hint_at_labels(classes: tuple[str, ...], path: str) -> list[str]:
-    """Return the sentence on classes that look like several labels in one cell, if there are any."""
+    """Return a sentence on classes that look like several labels in one cell, or an empty list."""
     parts = [part.strip() for name in classes for part in name.split(";")]
     has_repeats = len(set(parts)) < len(parts)
     lists = [name for name in classes if (";" in name and has_repeats) or (name[0] == "[" and name[-1] == "]")]
@@ -103,13 +103,13 @@ def _path(row: Row) -> str:
 
 
 def _check_images_exist(rows: list[Row]) -> None:
-    names: dict[str, set[str]] = {}  # one listing of each folder takes less time than a question for each image
+    names: dict[str, set[str]] = {}  # listing each folder once is faster than a stat call per image
     for row in rows:
         folder, name = os.path.split(_path(row))
         if folder not in names:
             names[folder] = _names_in(folder or ".")
         if name not in names[folder]:
-            raise DataError(f"{row.place} names image {_path(row)}, which does not exist; mend or remove the row")
+            raise DataError(f"{row.place} names image {_path(row)}, which does not exist; fix or remove the row")
 
 
 def _names_in(folder: str) -> set[str]:
@@ -118,7 +118,7 @@ def _names_in(folder: str) -> set[str]:
 
 def _list_classes(rows: dict[Split, list[Row]]) -> dict[Split, Listing]:
     names = {split: [_class_name(row) for row in found] for split, found in rows.items()}
-    classes = _in_order(set(names["train"]))
+    classes = _sorted_names(set(names["train"]))
     numbers = {name: number for number, name in enumerate(classes)}
     listings: dict[Split, Listing] = {}
     for split, found in rows.items():
@@ -129,7 +129,7 @@ def _list_classes(rows: dict[Split, list[Row]]) -> dict[Split, Listing]:
 
 
 def _list_numbers(rows: dict[Split, list[Row]], config: Data) -> dict[Split, Listing]:
-    """List with a number for each output: given as such, or 1 for each label that a row has and 0 for the others."""
+    """List with a number for each output: the given number, or 1 for each label of a row and 0 for the others."""
     first = rows["train"][0]
     columns = tuple(name for name in first.cells if str(name).startswith(COLUMN) and name != COLUMN)
     if config.label_column is not None:
@@ -146,9 +146,9 @@ def _list_numbers(rows: dict[Split, list[Row]], config: Data) -> dict[Split, Lis
         names = (column,) if count == 1 else tuple(f"{column}_{number}" for number in range(count))
     else:
         found = {s: [[_label_name(item, r) for item in _items(r)] for r in rows[s]] for s in rows}
-        names = _in_order({name for labels in found["train"] for name in labels})
+        names = _sorted_names({name for labels in found["train"] for name in labels})
         if not names:
-            raise DataError(f"{first.place} and all other rows to train on have an empty label")
+            raise DataError(f"{first.place} and all other training rows have an empty label")
         for row, labels in zip(rows.get("val", ()), found.get("val", ()), strict=True):
             for name in labels:
                 _check_known(name, names, row)
@@ -165,7 +165,7 @@ def _list_numbers(rows: dict[Split, list[Row]], config: Data) -> dict[Split, Lis
 def _class_name(row: Row) -> str:
     label = _label(row)
     if isinstance(label, list):
-        raise DataError(f"{row.place} has several labels, {label}; for those, --set data.target=labels")
+        raise DataError(f"{row.place} has several labels, {label}; --set data.target=labels reads them")
     return _label_name(label, row)
 
 
@@ -183,13 +183,13 @@ def _label(row: Row) -> Any:
 
 
 def _column(row: Row) -> str:
-    if row.label_column is None:  # it has label_NAME, and of an object in JSON the first row may be another
+    if row.label_column is None:  # the first row has label_NAME columns; in JSON, others may have different keys
         raise DataError(f"{row.place} has no label; it has {', '.join(row.cells)}")
     return row.label_column
 
 
 def _items(row: Row) -> list[Any]:
-    """Return the list that a label is or that its text stands for."""
+    """Return a label as a list, parsed where it is text."""
     label = _label(row)
     if isinstance(label, str) and label.strip().startswith("["):
         label = parse_json(label, f"{row.place}: label {label!r}")
@@ -210,7 +210,7 @@ def _number(value: Any, column: str, row: Row) -> float:
 
 def _check_numbers(values: tuple[float, ...], names: tuple[str, ...], row: Row, config: Data) -> None:
     if not values or len(values) != len(names):
-        raise DataError(f"{row.place} has {len(values)} values, the first row to train on has {len(names)}")
+        raise DataError(f"{row.place} has {len(values)} values, but the first training row has {len(names)}")
     if config.target == "labels" and not set(values) <= {0, 1}:
         raise DataError(f"{row.place} has {values}; with data.target=labels the columns {COLUMN}NAME hold 0 or 1")
 
@@ -218,13 +218,11 @@ def _check_numbers(values: tuple[float, ...], names: tuple[str, ...], row: Row, 
 def _check_known(name: str, names: Iterable[str], row: Row) -> None:
     if name not in names:
         hint = ", or it is several labels: --set data.target=labels" if ";" in name else ""
-        raise DataError(
-            f"{row.place} has label {name!r}, which no row to train on has; the model could not learn it{hint}"
-        )
+        raise DataError(f"{row.place} has label {name!r}, which no training row has; a model cannot learn it{hint}")
 
 
-def _in_order(names: set[str]) -> tuple[str, ...]:
-    """Sort names, numbers by their value."""
+def _sorted_names(names: set[str]) -> tuple[str, ...]:
+    """Sort names, numerically where all are numbers."""
     if all(name.isdecimal() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))

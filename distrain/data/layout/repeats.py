@@ -10,9 +10,9 @@ from distrain.system.encoding import printable_name
 
 
 def find_repeats(listings: Mapping[Split, Listing]) -> list[str]:
-    """Return a sentence on the files that are listed more than once, if there are any.
+    """Return a sentence on the files that are listed more than once, or an empty list where there are none.
 
-    The files are looked at only where a listing says that there may be some.
+    The files are compared only where a listing says that some may repeat.
     """
     if not any(listing.may_repeat for listing in listings.values()):
         return []
@@ -36,8 +36,8 @@ def find_repeats(listings: Mapping[Split, Listing]) -> list[str]:
 
 def _identity(path: str) -> tuple[int, int] | str:
     try:
-        found = os.stat(path)  # noqa: PTH116 - a million
-    except OSError:  # a dangling link, of which reading it will tell
+        found = os.stat(path)  # noqa: PTH116 - there may be a million
+    except OSError:  # a dangling link: reading it will report the error
         return path
     return found.st_dev, found.st_ino
 

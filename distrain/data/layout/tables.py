@@ -13,7 +13,7 @@ from distrain.errors import DataError
 
 FORM = "a .csv, .tsv, .json or .jsonl file with path and label, or a folder with train.csv and val.csv"
 COLUMN = "label_"  # label_NAME is a column of numbers for the output NAME
-# What columns are called where the recipe does not say it, the first that is there counts; in lower case.
+# The names of the columns where the recipe does not give them, in lower case; the first one found is used.
 PATH_COLUMNS = ("path", "filename", "file_name", "filepath", "file_path", "file", "image_path", "image", "img")
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", "tags")
 DELIMITERS = (",", ";", "\t", "|")
@@ -21,7 +21,7 @@ DELIMITERS = (",", ";", "\t", "|")
 
 @dataclass(frozen=True)
 class Row:
-    """One row: `path` as it is written, relative to `folder`; `label_column` is None where no column is one."""
+    """One row: `path` as written, relative to `folder`; `label_column` is None where there is no such column."""
 
     place: str  # such as "photos.csv, line 3"
     folder: str
@@ -39,13 +39,13 @@ class _Columns:
 
 
 def read_table(file: Path, config: Data) -> tuple[list[Row], list[str]]:
-    """Return the rows of a file, and a sentence on its columns where they were found by names that are not the usual.
+    """Return the rows of a file, and a sentence on its columns where they do not have their default names.
 
-    Raises `DataError` where it cannot be read as what its name says, or for a row without a path.
+    Raises `DataError` for content that does not match the suffix of the file, and for a row without a path.
     """
     reader = READERS.get(file.suffix.lower())
     if reader is None:
-        raise DataError(f"manifest {file} has a name that tells no format; a manifest is {FORM}")
+        raise DataError(f"manifest {file} has an unknown suffix; use {FORM}")
     rows: list[Row] = []
     columns: _Columns | None = None
     folder = os.path.dirname(file)  # noqa: PTH120 - no ./ before a path beside it
@@ -62,12 +62,12 @@ def read_table(file: Path, config: Data) -> tuple[list[Row], list[str]]:
     except UnicodeDecodeError:
         raise DataError(f"manifest {file} is not UTF-8 text; save it as UTF-8") from None
     if columns is None:
-        raise DataError(f"manifest {file} has no rows; give each image one, with path and label")
+        raise DataError(f"manifest {file} has no rows; add one for each image, with path and label")
     return rows, _describe(columns, file, config)
 
 
 def parse_json(text: str, place: str) -> Any:
-    """Return what a JSON text holds; raises `DataError` that names its `place`."""
+    """Return the value of a JSON text; raises `DataError` that names its `place`."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -83,17 +83,19 @@ def _read_csv(file: Path, config: Data) -> Iterator[tuple[str, Any]]:
             names = list(reader.fieldnames or ())
             _find_columns(names, config, place=f"manifest {file}")
             if len(set(names)) < len(names):
-                raise DataError(f"manifest {file} has the columns {', '.join(names)}; name each once in its first line")
+                raise DataError(f"manifest {file} has repeated columns: {', '.join(names)}; give each its own name")
             for cells in reader:
                 if None in cells or None in cells.values():
-                    raise DataError(f"{file}, line {reader.line_num} has not {len(names)} cells as the first line has")
+                    raise DataError(
+                        f"{file}, line {reader.line_num} does not have {len(names)} cells like the first line"
+                    )
                 yield f"line {reader.line_num}", cells
         except csv.Error as error:
             raise DataError(f"manifest {file} cannot be read as CSV near line {reader.line_num} ({error})") from None
 
 
 def _find_delimiter(first_line: str, config: Data) -> str:
-    """Return the first delimiter between which the first line names a path; else that which cuts it most often."""
+    """Return the first delimiter that gives a path column in the first line, else the one that gives most columns."""
     found: dict[str, list[str]] = {}
     for delimiter in DELIMITERS:
         try:
@@ -114,7 +116,7 @@ def _read_json_lines(file: Path, _: Data) -> Iterator[tuple[str, Any]]:
 def _read_json(file: Path, _: Data) -> Iterator[tuple[str, Any]]:
     table = parse_json(file.read_text(encoding="utf-8-sig"), f"manifest {file}")
     if not isinstance(table, list):
-        raise DataError(f"manifest {file} holds {type(table).__name__}, not a list of objects with path and label")
+        raise DataError(f"manifest {file} contains {type(table).__name__}, not a list of objects with path and label")
     for number, cells in enumerate(table, start=1):
         yield f"entry {number}", cells
 
@@ -128,30 +130,30 @@ READERS: dict[str, Callable[[Path, Data], Iterator[tuple[str, Any]]]] = {
 
 
 def _find_columns(names: Sequence[str], config: Data, *, place: str) -> _Columns:
-    held = f"{place} has the columns {', '.join(map(str, names)) or 'none'}"
+    seen = f"{place} has the columns {', '.join(map(str, names)) or 'none'}"
     path = _choose(names, config.path_column, PATH_COLUMNS)
     if path is None and config.path_column is not None:
-        raise DataError(f"{held}, and no {config.path_column!r}, as data.path_column says")
+        raise DataError(f"{seen}, but no {config.path_column!r}, the value of data.path_column")
     if path is None:
-        advice = "name that of the images with data.path_column, and what separates them with data.delimiter"
-        raise DataError(f"{held}, and none called path, filename or image; {advice}")
+        advice = "set data.path_column to the column with the paths, and data.delimiter to the separator of columns"
+        raise DataError(f"{seen}, but none called path, filename or image; {advice}")
     label = _choose(names, config.label_column, LABEL_COLUMNS)
     if label is None and config.label_column is not None:
-        raise DataError(f"{held}, and no {config.label_column!r}, as data.label_column says")
+        raise DataError(f"{seen}, but no {config.label_column!r}, the value of data.label_column")
     has_numbers = any(str(name).startswith(COLUMN) and name != COLUMN for name in names)
     if label is None and (config.target == "class" or not has_numbers):
-        raise DataError(f"{held}, and none called label or class; name that of the labels with data.label_column")
+        raise DataError(f"{seen}, but none called label or class; set data.label_column to the column with the labels")
     if config.label_column is None and config.target != "class" and has_numbers and label != "label":
-        label = None  # `class` may well be one more column beside label_NAME
+        label = None  # `class` may be an unrelated column beside label_NAME
     return _Columns(path, label)
 
 
-def _choose(names: Iterable[str], wanted: str | None, usual: Sequence[str]) -> str | None:
-    """Return the column that is wanted, or else the first of the usual ones, in capitals or not."""
-    if wanted is not None:
-        return wanted if wanted in names else None
+def _choose(names: Iterable[str], requested: str | None, defaults: Sequence[str]) -> str | None:
+    """Return the `requested` column, else the first of the `defaults`, whose case does not matter."""
+    if requested is not None:
+        return requested if requested in names else None
     found = {str(name).strip().lower(): name for name in reversed(list(names))}
-    return next((found[name] for name in usual if name in found), None)
+    return next((found[name] for name in defaults if name in found), None)
 
 
 def _describe(columns: _Columns, file: Path, config: Data) -> list[str]:

@@ -1,7 +1,7 @@
 """Walks folders of images: skips what is not data, and reads each real folder once.
 
-Hidden files and folders (AppleDouble's `._x.jpg`, `.ipynb_checkpoints`, `.git`) and those that systems leave behind
-(`__MACOSX`, `Thumbs.db`, `lost+found`, `@eaDir`) are skipped at every depth below the folder that is named.
+Hidden files and folders (AppleDouble's `._x.jpg`, `.ipynb_checkpoints`, `.git`) and those of operating systems
+(`__MACOSX`, `Thumbs.db`, `lost+found`, `@eaDir`) are skipped at every depth below the folder that the user names.
 """
 
 import os
@@ -15,7 +15,7 @@ from distrain.messages import counted
 from distrain.system.encoding import printable_name
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-# What pictures end in that are not read, in lower case: their formats, or their suffixes.
+# Suffixes of images that are not read, in lower case.
 UNREAD_SUFFIXES = frozenset({".avif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".psd", ".svg", ".tga"})
 SYSTEM_FOLDERS = frozenset(  # in lower case
     {
@@ -38,7 +38,7 @@ SYSTEM_FILES = frozenset({"desktop.ini", "ehthumbs.db", "icon\r", "thumbs.db"}) 
 
 
 class Folder(NamedTuple):
-    """One folder as a walk meets it: its path, what is right in it, and whether folders are."""
+    """One folder of a walk: its path, the files directly in it, and whether it has subfolders."""
 
     path: str
     images: "list[os.DirEntry[str]]"
@@ -47,48 +47,48 @@ class Folder(NamedTuple):
 
 
 class Walk:
-    """A walk over a data folder, which remembers the paths that it has passed over: files, folders, links to folders.
+    """A walk over a data folder, which records the paths that it skips: files, folders, links to folders.
 
-    The folders that are walked are named beforehand, with `begin`; a link in them that leads to one of them, into one,
-    or to a folder around one is not followed, and any other folder is entered through the first link to it alone.
+    `begin` names the folders to walk. A link to one of them, to a folder inside one, or to a parent of one is not
+    followed; any other folder is entered only through the first link to it.
     """
 
     def __init__(self, root: str | Path) -> None:
         self._root = str(root)
-        self._tops: list[str] = []  # real paths
+        self._roots: list[str] = []  # real paths
         self._entered: set[tuple[int, int]] = set()  # device and inode of folders behind links
         self._inodes = array("Q")  # of all images
         self.files: list[str] = []
         self.folders: list[str] = []
         self.links: list[str] = []
-        self.unread: list[str] = []  # pictures, by their suffix
+        self.unread: list[str] = []  # images by their suffix, in formats that are not read
 
-    def look_in(self, folder: str | Path) -> tuple[list[str], list[str]]:
-        """Return the names of the folders and of the other files in a folder, sorted, without what is passed over.
+    def list_folder(self, folder: str | Path) -> tuple[list[str], list[str]]:
+        """Return the names of the folders and of the other files in a folder, sorted, without what is skipped.
 
-        A link to the folder itself, or to one around it, is passed over too.
+        A link to the folder itself, or to a parent of it, is skipped too.
         """
         folders, images, others = self._scan(str(folder))
-        around = os.path.realpath(folder)
+        real_path = os.path.realpath(folder)
         names = []
         for entry in folders:
-            if entry.is_symlink() and _is_below(around, os.path.realpath(entry.path)):
+            if entry.is_symlink() and _is_below(real_path, os.path.realpath(entry.path)):
                 self.links.append(entry.path)
             else:
                 names.append(entry.name)
         return sorted(names), sorted([*(entry.name for entry in images), *map(os.path.basename, others)])
 
-    def begin(self, tops: Sequence[str | Path]) -> None:
-        """Begin with these folders, such as the classes of a split; each is to be walked, whatever it links to."""
-        self._tops = [os.path.realpath(top) for top in tops]
+    def begin(self, roots: Sequence[str | Path]) -> None:
+        """Set the folders to walk, such as the classes of a split; each is walked even where it is a link."""
+        self._roots = [os.path.realpath(root) for root in roots]
         self._entered = set()
 
-    def below(self, top: str | Path) -> Iterator[Folder]:
-        """Yield a folder and those below it, each before what is in it, in the order of their names.
+    def below(self, root: str | Path) -> Iterator[Folder]:
+        """Yield a folder and those below it, parents first, in the order of their names.
 
         Raises `DataError` for a folder that cannot be read.
         """
-        pending = [(str(top), False)]
+        pending = [(str(root), False)]
         while pending:
             path, is_behind_link = pending.pop()
             if is_behind_link and not self._is_new(path):
@@ -108,7 +108,7 @@ class Walk:
         return len(set(self._inodes)) < len(self._inodes)
 
     def notes(self) -> list[str]:
-        """Return what was passed over, in a sentence each."""
+        """Return what was skipped, one sentence each."""
         found = []
         if self.files or self.folders:
             parts = [
@@ -116,14 +116,14 @@ class Walk:
                 for paths, one in ((self.files, "file"), (self.folders, "folder"))
                 if paths
             ]
-            found.append(f"{self._root}: skipped as hidden or the system's: {' and '.join(parts)}")
+            found.append(f"{self._root}: skipped hidden and system files: {' and '.join(parts)}")
         if self.links:
             which = counted(len(self.links), "link to a folder that is", "links to folders that are")
             found.append(f"{self._root}: did not follow {which} read anyway ({self._name_first(self.links)})")
         if self.unread:
-            which = counted(len(self.unread), "picture whose suffix is", "pictures whose suffix is")
-            advice = "save as .jpg or .png"
-            found.append(f"{self._root}: skipped {which} not read ({self._name_first(self.unread)}); {advice}")
+            which = counted(len(self.unread), "image whose suffix is", "images whose suffix is")
+            advice = "convert to .jpg or .png"
+            found.append(f"{self._root}: skipped {which} not supported ({self._name_first(self.unread)}); {advice}")
         return list(map(printable_name, found))
 
     def _scan(self, path: str) -> "tuple[list[os.DirEntry[str]], list[os.DirEntry[str]], list[str]]":
@@ -157,18 +157,18 @@ class Walk:
         return folders, images, others
 
     def _is_read_anyway(self, target: str) -> bool:
-        """Whether the folder at this real path is around, or visibly below, one that is walked."""
-        for top in self._tops:
-            if _is_below(top, target):
+        """Whether the folder at this real path contains a walked folder, or is below one and not hidden."""
+        for root in self._roots:
+            if _is_below(root, target):
                 return True
-            if _is_below(target, top) and not any(map(_is_passed_over, Path(target[len(top) :]).parts)):
+            if _is_below(target, root) and not any(map(_is_skipped, Path(target[len(root) :]).parts)):
                 return True
         return False
 
     def _is_new(self, path: str) -> bool:
-        """Whether no link has led to a folder yet; raises `DataError` where that cannot be determined."""
+        """Whether no link has led to this folder before; raises `DataError` where it cannot be read."""
         try:
-            found = os.stat(path)  # noqa: PTH116 - as everywhere here, for text
+            found = os.stat(path)  # noqa: PTH116 - paths are text in this module
         except OSError as error:
             raise DataError(f"folder {path} cannot be read ({error.strerror}); change its permissions") from None
         identity = (found.st_dev, found.st_ino)
@@ -182,7 +182,7 @@ class Walk:
 
 
 def images_below(folder: str | Path, walk: Walk | None = None) -> list[str]:
-    """Return the paths of all images below a folder, at any depth, sorted; `walk` remembers what is passed over."""
+    """Return the paths of all images below a folder, at any depth, sorted; `walk` records what is skipped."""
     if walk is None:
         walk = Walk(folder)
         walk.begin([folder])
@@ -190,7 +190,7 @@ def images_below(folder: str | Path, walk: Walk | None = None) -> list[str]:
 
 
 def _inode(entry: "os.DirEntry[str]") -> int:
-    """Return the number of a file on its disk, without asking the disk again."""
+    """Return the inode of a file, without a system call where the folder's listing has it."""
     if not entry.is_symlink():
         return entry.inode()
     try:
@@ -200,7 +200,7 @@ def _inode(entry: "os.DirEntry[str]") -> int:
 
 
 def _is_device(entry: "os.DirEntry[str]") -> bool:
-    """Whether something is neither a folder nor a file: a pipe, for which a reader would wait, a socket, a device."""
+    """Whether an entry is a device, a socket or a pipe, which would block its reader, and not a folder or a file."""
     try:
         return not (entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)))  # noqa: PTH110
     except OSError:  # a link to itself
@@ -208,9 +208,9 @@ def _is_device(entry: "os.DirEntry[str]") -> bool:
 
 
 def _is_below(path: str, folder: str) -> bool:
-    """Whether a real path is a folder, or lies in it."""
+    """Whether a real path is `folder` or below it."""
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
-def _is_passed_over(name: str) -> bool:
+def _is_skipped(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS

@@ -79,7 +79,7 @@ def pack_dataset(
     draft = out.with_name(f"{out.name}.tmp")
     _check_place(out, config)
     if skips and config.source == "manifest":  # whose rows may name what is not there
-        opened = open_files(read_manifest(config, may_lack=True), config)
+        opened = open_files(read_manifest(config, allow_missing=True), config)
     else:
         opened = open_sources(config)
     splits: tuple[Split, ...] = ("train", "val")

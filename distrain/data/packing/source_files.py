@@ -96,8 +96,8 @@ def describe_origin(source: Source, config: Data, *, skips: bool) -> Origin:
     words = [source.describe(index) for index in range(len(source))]
     if not isinstance(source, FileSource):
         return Origin(source, words, np.zeros(len(source), np.int64), source.fingerprint())
-    fingerprint = source.fingerprint(may_lack=skips)
-    sizes = np.fromiter((file_size(path, may_lack=skips) for path in words), np.int64, len(words))
+    fingerprint = source.fingerprint(allow_missing=skips)
+    sizes = np.fromiter((file_size(path, allow_missing=skips) for path in words), np.int64, len(words))
     base = Path(config.path or ".")
     prefix = f"{base if base.is_dir() else base.parent}{os.sep}"
     return Origin(source, [path.removeprefix(prefix) for path in words], sizes, fingerprint)

@@ -1,1 +1,1 @@
-"""Samples by index, from wherever they lie."""
+"""Sources of samples, read by index."""

@@ -18,10 +18,10 @@ from distrain.errors import DataError
 
 
 def read_tensors(config: Data) -> dict[str, Source]:
-    """Read images uint8 [n, channels, height, width] and their labels from the file `config.path`, whole into memory.
+    """Read images uint8 [n, channels, height, width] and their labels from the file `config.path` into memory.
 
     Labels are whole numbers [n] for classes, 0 and 1 [n, labels] for labels, numbers [n] or [n, values] for values.
-    `classes` may name the outputs: a list of texts, in the metadata of a .safetensors file as JSON.
+    `classes` may name the outputs: a list of strings, in the metadata of a .safetensors file as JSON.
     """
     path = array_file(config)
     try:
@@ -29,16 +29,18 @@ def read_tensors(config: Data) -> dict[str, Source]:
     except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
         raise unreadable(path, error) from None
     except pickle.UnpicklingError:
-        raise DataError(f"array file {path} holds more than tensors, lists and texts; save a dict of tensors") from None
+        raise DataError(
+            f"array file {path} holds more than tensors, lists and strings; save a dict of tensors"
+        ) from None
     if not isinstance(arrays, dict):
-        raise DataError(f"array file {path} holds {type(arrays).__name__}, not a dict of tensors by their names")
+        raise DataError(f"array file {path} holds {type(arrays).__name__}, not a dict of tensors by name")
     found = {
         split: (_images(arrays, f"{prefix}images", path), _labels(arrays, f"{prefix}labels", path, config.target))
         for split, prefix in prefixes(path, arrays, config).items()
     }
     for split, (images, labels) in found.items():
         if len(images) != len(labels):
-            raise DataError(f"array file {path} has {len(images)} images and {len(labels)} labels to {split}")
+            raise DataError(f"array file {path} has {len(images)} images but {len(labels)} labels for {split}")
     classes = _classes(arrays, path, config.target, [labels for _, labels in found.values()])
     try:
         return {s: TensorSource(images, labels, classes, target=config.target) for s, (images, labels) in found.items()}
@@ -68,10 +70,10 @@ _READERS = {".npz": _read_npz, ".pt": _read_pt, ".safetensors": _read_safetensor
 def _images(arrays: dict[str, Any], name: str, path: Path) -> torch.Tensor:
     images = _tensor(arrays, name, path)
     if images.dtype != torch.uint8 or images.ndim != 4:
-        raise DataError(f"array file {path}: {name} is {_kind(images)}; images are uint8 [n, channels, height, width]")
+        raise DataError(f"array file {path}: {name} is {_kind(images)}; use uint8 [n, channels, height, width]")
     if images.shape[1] > 4 and images.shape[3] <= 4:
         raise DataError(
-            f"array file {path}: {name} is {_kind(images)} and has its channels last; move them before height"
+            f"array file {path}: {name} is {_kind(images)}, with the channels last; move them before the height"
         )
     return images.contiguous()
 
@@ -82,7 +84,7 @@ def _labels(arrays: dict[str, Any], name: str, path: Path, target: Target) -> to
     if target == "class":
         if not is_whole or labels.ndim != 1:
             raise DataError(
-                f"array file {path}: {name} is {_kind(labels)}; classes are whole numbers [n], and for other targets "
+                f"array file {path}: {name} is {_kind(labels)}; use whole numbers [n] for classes, for other targets "
                 f"--set data.target=labels or data.target=values"
             )
         return labels.long()
@@ -90,7 +92,7 @@ def _labels(arrays: dict[str, Any], name: str, path: Path, target: Target) -> to
         labels = labels.unsqueeze(1)
     if labels.ndim != 2 or labels.is_complex():
         raise DataError(
-            f"array file {path}: {name} is {_kind(labels)}; data.target={target} takes numbers [n, {target}]"
+            f"array file {path}: {name} is {_kind(labels)}; data.target={target} needs numbers [n, {target}]"
         )
     return labels.float()
 

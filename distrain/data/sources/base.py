@@ -1,4 +1,4 @@
-"""Defines what a source of samples is, and the sources in memory, of a user's dataset, and of a subset.
+"""Defines the protocol of a source of samples, and sources in memory, of a user's dataset, and of a subset.
 
 A source either keeps its images in memory as one uint8 tensor, or reads them one by one.
 """
@@ -28,7 +28,7 @@ class Source(Protocol):
 
     @property
     def classes(self) -> Sequence[str]:
-        """The names of the outputs: of the classes by their number, of the labels, or of the values."""
+        """The names of the outputs: of the classes in the order of their numbers, of the labels, or of the values."""
         ...
 
     @property
@@ -38,7 +38,7 @@ class Source(Protocol):
 
     @property
     def targets(self) -> torch.Tensor:
-        """All targets, read without the images where that can be: int64 [n], or float32 [n, outputs]."""
+        """All targets, read without the images where possible: int64 [n], or float32 [n, outputs]."""
         ...
 
     @property
@@ -48,10 +48,10 @@ class Source(Protocol):
 
     @property
     def is_thread_safe(self) -> bool:
-        """Whether several threads of a process may call `read` at once, and it costs no more than decoding an image.
+        """Whether several threads of a process may call `read` at once, and a call only decodes an image.
 
-        Such a source may be read by loader threads, and is held in memory where it is small, unless the recipe says
-        otherwise. Another one may draw random numbers, from generators that are seeded for each sample.
+        Such a source may be read by loader threads, and is cached in memory where it is small, unless the recipe says
+        otherwise. Other sources may draw random numbers, from generators that are seeded for each sample.
         """
         ...
 
@@ -67,7 +67,7 @@ class Source(Protocol):
         ...
 
     def describe(self, index: int) -> str:
-        """Return the words that name a sample in a message, such as its path."""
+        """Return the name of a sample for messages, such as its path."""
         ...
 
     def fingerprint(self) -> str:
@@ -78,8 +78,8 @@ class Source(Protocol):
 class TensorSource:
     """Samples held in memory: `images` uint8 [n, channels, height, width], `targets` int64 [n] or float32 [n, outputs].
 
-    `fingerprint` and `describe` are given where they are known better than from the pixels; `is_mapped` tells that the
-    images lie in a file, which may be larger than the memory. Raises `DataError` for a target that is not of its kind.
+    `fingerprint` and `describe` replace those computed from pixels and indices; `is_mapped` says that the images are in
+    a mapped file, which may be larger than memory. Raises `DataError` for a target that does not fit its kind.
     """
 
     has_known_targets = True
@@ -118,7 +118,7 @@ class TensorSource:
         return f"sample {index}" if self._describe is None else self._describe(index)
 
     def fingerprint(self) -> str:
-        """Return the digest that was given, or one over all pixels and targets."""
+        """Return the given digest, or one over all pixels and targets."""
         if self._fingerprint is not None:
             return self._fingerprint
         digest = hashlib.sha256(self.images.numpy().tobytes())
@@ -127,10 +127,11 @@ class TensorSource:
 
 
 class DatasetSource:
-    """A dataset of others: `len()`, `dataset[i] -> (image, target)`, `dataset.classes` and, if need be, `.target`.
+    """A user's dataset: `len()`, `dataset[i] -> (image, target)`, `dataset.classes` and optionally `.target`.
 
-    `targets` are those of all samples where they are known without reading these; `name` names it in messages, and
-    with `arguments` in its fingerprint. What a dataset does in `dataset[i]` is not known, so one thread reads it.
+    `targets` are those of all samples, where they are known without reading the samples. `name` identifies the dataset
+    in messages, and together with `arguments` in its fingerprint. `dataset[i]` may not be thread-safe, so one thread
+    reads it.
     """
 
     is_thread_safe = False
@@ -141,7 +142,7 @@ class DatasetSource:
         self.target: Target = getattr(dataset, "target", "class")
         if self.target not in get_args(Target):
             raise DataError(
-                f"data.source={name}: the dataset's `target` is {self.target!r}; take {', '.join(get_args(Target))}"
+                f"data.source={name}: the dataset's `target` is {self.target!r}; use {', '.join(get_args(Target))}"
             )
         self.classes: Sequence[str] = list(dataset.classes)
         self.is_stream = isinstance(dataset, Stream)
@@ -151,28 +152,28 @@ class DatasetSource:
         self._arguments = arguments
         if targets is not None:
             if len(targets) != len(self):
-                raise DataError(f"data.source={name}: {len(targets)} targets stand against {len(self)} samples")
+                raise DataError(f"data.source={name}: the dataset has {len(targets)} targets but {len(self)} samples")
             check_targets(targets, self.classes, self.target, describe=self.describe)
 
     @property
     def has_known_targets(self) -> bool:
-        """Whether the dataset has given its targets."""
+        """Whether the targets were given with the dataset."""
         return self._known is not None
 
     @cached_property
     def targets(self) -> torch.Tensor:
-        """All targets; where they are not known every sample is read for them."""
+        """All targets; where they are not known, every sample is read to find them."""
         if self._known is not None:
             return self._known
         if self.is_stream:
             raise DataError(
-                f"data.source={self._name} is a stream, whose targets are not known before its samples are read; do "
-                f"without data.sampling=balanced, loss.class_weights=balanced and data.val_fraction, which need them"
+                f"data.source={self._name} is a stream, whose targets are unknown before its samples are read; remove "
+                f"data.sampling=balanced, loss.class_weights=balanced and data.val_fraction, which need them"
             )
         return self._read_targets()
 
     def seed_stream(self, seed: int) -> None:
-        """Have what a stream draws be a function of this seed too; other datasets are seeded sample by sample."""
+        """Set the seed of a stream's random draws; other datasets are seeded sample by sample."""
         if self.is_stream:
             self._dataset.seed = seed
 
@@ -181,13 +182,13 @@ class DatasetSource:
         return len(self._dataset)
 
     def read(self, index: int) -> tuple[torch.Tensor, int | torch.Tensor]:
-        """Return one image, made a uint8 tensor where it is a PIL image, and its target, checked."""
+        """Return one image, converted to a uint8 tensor where it is a PIL image, and its checked target."""
         image, target = self._sample(index)
         if isinstance(image, Image.Image):
             image = to_tensor(image)
         if not isinstance(image, torch.Tensor):
             kind = type(image).__name__
-            raise DataError(f"{self.describe(index)} is of type {kind}; give a tensor or an image of Pillow")
+            raise DataError(f"{self.describe(index)} is of type {kind}; return a tensor or a Pillow image")
         return image, self._target(index, target)
 
     def describe(self, index: int) -> str:
@@ -197,14 +198,14 @@ class DatasetSource:
     def fingerprint(self) -> str:
         """Return a digest over the dataset's name, arguments, length, classes and, where they are known, targets.
 
-        The images are left out: they may be costly to read.
+        The images are not included: they may be expensive to read.
         """
-        words = f"{self._name}:{self._arguments}:{len(self)}:{list(self.classes)}"
+        identity = f"{self._name}:{self._arguments}:{len(self)}:{list(self.classes)}"
         known = b"" if self._known is None else self._known.numpy().tobytes()
-        return hashlib.sha256(words.encode() + known).hexdigest()
+        return hashlib.sha256(identity.encode() + known).hexdigest()
 
     def _read_targets(self) -> torch.Tensor:
-        """Read every sample for its target, in a process of its own: a sample may end it."""
+        """Read every sample for its target, in a separate process, which a sample may crash."""
 
         def read(index: int) -> int | NDArray[np.float32]:
             target = self._target(index, self._sample(index)[1])
@@ -214,22 +215,22 @@ class DatasetSource:
         with Isolated(read, 1) as process, closing(process.map(range(len(self)))) as targets:
             for index, target in enumerate(targets):
                 if isinstance(target, KilledError):
-                    raise DataError(f"{self.describe(index)} cannot be read ({target}); mend or remove it")
+                    raise DataError(f"{self.describe(index)} cannot be read ({target}); fix or remove it")
                 found.append(target if isinstance(target, int) else torch.from_numpy(target))
         return stack_targets(found)
 
     def _sample(self, index: int) -> Any:
         try:
             sample = self._dataset[index]
-        except ModuleNotFoundError as error:  # some of torchvision's datasets import a package where they need it
+        except ModuleNotFoundError as error:  # some of torchvision's datasets import a package on first use
             raise DataError(
-                f"{self.describe(index)} is read with the package {error.name}; install it: pip install {error.name}"
+                f"{self.describe(index)} needs the package {error.name}; install it: pip install {error.name}"
             ) from error
         except OSError as error:
-            raise DataError(f"{self.describe(index)} cannot be read ({error}); mend its file") from error
+            raise DataError(f"{self.describe(index)} cannot be read ({error}); fix its file") from error
         if not (isinstance(sample, tuple | list) and len(sample) == 2):
             seen = f"a {type(sample).__name__} of {len(sample)}" if hasattr(sample, "__len__") else f"{sample!r:.60}"
-            raise DataError(f"{self.describe(index)} is {seen}; give a pair (image, target)")
+            raise DataError(f"{self.describe(index)} is {seen}; return a pair (image, target)")
         return sample
 
     def _target(self, index: int, target: Any) -> int | torch.Tensor:
@@ -237,7 +238,7 @@ class DatasetSource:
         try:
             seen = torch.as_tensor(target)
         except (TypeError, ValueError, RuntimeError):
-            raise DataError(f"{self.describe(index)} has label {target!r:.60}, which is no number") from None
+            raise DataError(f"{self.describe(index)} has label {target!r:.60}, which is not a number") from None
         tensor = seen.to(dtype)
         if self.target == "class" and not (tensor.ndim == 0 and tensor == seen):
             raise DataError(f"{self.describe(index)} has label {target!r:.60}; a class is one whole number")
@@ -246,7 +247,7 @@ class DatasetSource:
 
 
 class SubsetSource:
-    """Some samples of another source, by their `indices` int64 [n] in it."""
+    """The samples of another source at `indices` int64 [n]."""
 
     def __init__(self, source: Source, indices: torch.Tensor) -> None:
         self.classes = source.classes
@@ -270,23 +271,23 @@ class SubsetSource:
         return self._source.read(int(self._indices[index]))
 
     def describe(self, index: int) -> str:
-        """Return the other source's words for the sample."""
+        """Return the other source's name for the sample."""
         return self._source.describe(int(self._indices[index]))
 
     def fingerprint(self) -> str:
-        """Return a digest over the other source's own and the choice from it."""
+        """Return a digest over the other source's fingerprint and the indices."""
         return hashlib.sha256(self._source.fingerprint().encode() + self._indices.numpy().tobytes()).hexdigest()
 
 
 def subset(source: Source, indices: torch.Tensor) -> Source:
-    """Return the samples of a source that `indices` int64 [n] name, in that order."""
+    """Return the samples of a source at `indices` int64 [n], in that order."""
     if isinstance(source, TensorSource) and not source.is_mapped:
         return TensorSource(source.images[indices], source.targets[indices], source.classes, target=source.target)
     return SubsetSource(source, indices)
 
 
 def is_read_in_order(source: Source) -> bool:
-    """Whether a source is a stream, whose samples are read one after the other."""
+    """Whether a source is a stream, whose samples are read one after another."""
     return isinstance(source, DatasetSource) and source.is_stream
 
 
@@ -296,7 +297,7 @@ def target_at(targets: torch.Tensor, index: int) -> int | torch.Tensor:
 
 
 class Allocator(Protocol):
-    """What makes uninitialised tensors, as `torch.empty` does, and where it does."""
+    """Makes uninitialised tensors, as `torch.empty` does, in memory of its choice."""
 
     def __call__(self, shape: tuple[int, ...], /, *, dtype: torch.dtype) -> torch.Tensor:
         """Return a tensor of this shape and type."""
@@ -304,9 +305,9 @@ class Allocator(Protocol):
 
 
 def empty_batch(image: torch.Tensor, count: int, empty: Allocator = torch.empty) -> torch.Tensor:
-    """Return empty images [count, channels, height, width], in memory in the order of `image`, so none is rearranged.
+    """Return empty images [count, channels, height, width] with the memory format of `image`, so that none is permuted.
 
-    A batch of decoded images has its channels last; `Normalize` sees to it that the network's input has not.
+    A batch of decoded images is in channels-last format; `Normalize` makes the network's input contiguous.
     """
     if image.ndim == 3 and image.stride(0) == 1 and len(image) > 1:
         channels, height, width = image.shape
@@ -324,15 +325,13 @@ def stack_targets(targets: Sequence[int | torch.Tensor]) -> torch.Tensor:
 def check_targets(
     targets: torch.Tensor, classes: Sequence[str], target: Target, *, describe: Callable[[int], str]
 ) -> None:
-    """Raise `DataError` for targets that are not classes' numbers, not 0 and 1, or not finite; `describe` names one."""
+    """Raise `DataError` for targets that are not class numbers, not 0 and 1, or not finite; `describe` names one."""
     count = len(classes)
     shape = targets.shape[1:]
     if target == "class":
         bad = (targets < 0) | (targets >= count) if not shape else torch.ones(len(targets), dtype=torch.bool)
     elif shape != (count,):
-        raise DataError(
-            f"{describe(0)} has {target} of shape {list(shape)}; give it {count} numbers, one for each name"
-        )
+        raise DataError(f"{describe(0)} has {target} of shape {list(shape)}; use {count} numbers, one for each name")
     else:
         bad = ~(targets.isfinite() if target == "values" else (targets == 0) | (targets == 1)).all(dim=1)
     if not bad.any():
@@ -343,5 +342,5 @@ def check_targets(
         raise DataError(
             f"{describe(index)} has label {seen}, outside 0 to {count - 1}, the numbers of its {count} classes"
         )
-    wanted = "labels other than 0 and 1" if target == "labels" else "values that are not finite"
-    raise DataError(f"{describe(index)} has {wanted}: {seen}")
+    fault = "labels other than 0 and 1" if target == "labels" else "values that are not finite"
+    raise DataError(f"{describe(index)} has {fault}: {seen}")

@@ -1,4 +1,4 @@
-"""Caches the decoded samples of another source in memory, and says when that is worth it."""
+"""Caches the decoded samples of another source in memory, where that is worthwhile."""
 
 import logging
 import time
@@ -19,15 +19,15 @@ from distrain.messages import MEBIBYTE, counted
 from distrain.rng import Purpose
 
 MAX_CACHED_BYTES = 2**30  # of a split, where data.hold=auto
-_MAX_PROCESSES = 8  # more hardly read more: one collects what they give
+_MAX_PROCESSES = 8  # more are hardly faster: a single process collects their results
 
 log = logging.getLogger(__name__)
 
 
 class CachedSource:
-    """The samples of another source with their `images` held, uint8 [n, channels, height, width] on the CPU.
+    """The samples of another source with their `images` cached, uint8 [n, channels, height, width] on the CPU.
 
-    All words and digests are the other's: it makes no difference to a training which of the two it reads.
+    Names and fingerprints are those of the other source: training on either gives the same result.
     """
 
     has_known_targets = True
@@ -49,11 +49,11 @@ class CachedSource:
         return self.images[index], target_at(self.targets, index)
 
     def describe(self, index: int) -> str:
-        """Return the other source's words for the sample."""
+        """Return the other source's name for the sample."""
         return self._source.describe(index)
 
     def fingerprint(self) -> str:
-        """Return the other source's digest."""
+        """Return the other source's fingerprint."""
         return self._source.fingerprint()
 
 
@@ -66,17 +66,17 @@ def cache(
     num_processes: int,
     seed: int = 0,
 ) -> Source:
-    """Return the samples of a split held in memory where `data.cache` says so, else the source as it is.
+    """Return the samples of a split cached in memory where `how`, the value of `data.hold`, says so, else the source.
 
-    `auto` holds images of one size, seen while decoding, whose reading is decoding, that take `MAX_CACHED_BYTES` at
-    most and are read more than once in `epochs`. Every process holds images of its own: a machine with 8 processes
-    takes 8 times their bytes. Raises `DataError` for an image that cannot be read, and where `always` asks for images
-    that differ in size; `RecipeError` where it asks for a stream.
+    `auto` caches thread-safe sources whose images have one size, need at most `MAX_CACHED_BYTES` and are read more than
+    once in `epochs`. Each process has its own cache: a node with 8 processes needs 8 times the bytes. Raises
+    `DataError` for an image that cannot be read and, with `always`, for images that differ in size; with `always`,
+    raises `RecipeError` for a stream.
     """
     if how == "never" or isinstance(source, TensorSource):
         return source
     if how == "always" and is_read_in_order(source):
-        raise RecipeError("data.hold=always: a stream cannot be held in memory; leave data.hold out")
+        raise RecipeError("data.hold=always: a stream cannot be held in memory; remove data.hold")
     if how == "auto" and (not source.is_thread_safe or epochs <= 1):
         return source
     started = time.perf_counter()
@@ -88,48 +88,48 @@ def cache(
     num_processes = min(num_processes, _MAX_PROCESSES) if source.is_thread_safe else 1
     try:
         load_decoders()
-        held = _decode(source, first, num_processes=num_processes, seed=seed)
-    except _UnlikeError as error:
+        cached = _decode(source, first, num_processes=num_processes, seed=seed)
+    except _MismatchError as error:
         if how == "auto":
             return source
-        raise DataError(f"data.hold=always: {error}; leave data.hold out") from None
+        raise DataError(f"data.hold=always: {error}; remove data.hold") from None
     log.info(
         "%d images of %s are held in memory: %.1f MiB in each process, decoded in %.1f s by %s",
-        *(len(held), name, held.images.nbytes / MEBIBYTE, time.perf_counter() - started),
+        *(len(cached), name, cached.images.nbytes / MEBIBYTE, time.perf_counter() - started),
         counted(num_processes, "process", "processes"),
     )
-    return held
+    return cached
 
 
-class _UnlikeError(Exception):
-    """An image cannot be held with the others."""
+class _MismatchError(Exception):
+    """An image does not have the size or type of the others."""
 
 
 def _decode(source: Source, first: torch.Tensor, *, num_processes: int, seed: int) -> CachedSource:
     if first.dtype != torch.uint8:
-        raise _UnlikeError(f"{source.describe(0)} is of {first.dtype}, and bytes are held")
+        raise _MismatchError(f"{source.describe(0)} is {first.dtype}, and only uint8 images are held in memory")
     images, targets = torch.empty((len(source), *first.shape), dtype=torch.uint8), list[int | torch.Tensor]()
-    places = images.numpy()
+    rows = images.numpy()
 
     def read(index: int) -> tuple[NDArray[np.uint8], int | NDArray[np.float32]]:
         if not source.is_thread_safe:
             seed_generators(seed, Purpose.READING, 0, index)
         image, target = source.read(index)
         if image.shape != first.shape or image.dtype != torch.uint8:
-            raise _UnlikeError(
+            raise _MismatchError(
                 f"{source.describe(index)} is {image.dtype} {list(image.shape)}, the first image is "
-                f"{first.dtype} {list(first.shape)}, and only images of one size are held"
+                f"{first.dtype} {list(first.shape)}, and only images of one size are held in memory"
             )
         return image.numpy(), target if isinstance(target, int) else target.numpy()
 
-    # In processes, which an image may end: this one would be gone without a word on which it was.
+    # In separate processes: an image that crashed this one could not be named in an error.
     with (
         Isolated(read, num_processes, begin=partial(torch.set_num_threads, 1)) as processes,
         closing(processes.map(range(len(source)))) as samples,
     ):
-        for index, sample in enumerate(samples):  # the first error comes in the order of the samples
+        for index, sample in enumerate(samples):  # raises the error of the first bad sample, whichever is read first
             if isinstance(sample, KilledError):
-                raise DataError(f"{source.describe(index)} cannot be read ({sample}); mend or remove it")
-            places[index], target = sample
+                raise DataError(f"{source.describe(index)} cannot be read ({sample}); fix or remove it")
+            rows[index], target = sample
             targets.append(target if isinstance(target, int) else torch.from_numpy(target))
     return CachedSource(source, images, stack_targets(targets))

@@ -19,7 +19,7 @@ def read_labels(source: Source) -> NDArray[np.int64]:
     """Return the class of every sample, int64[n]; raises `DataError` as `class_counts` does."""
     if source.target != "class":
         raise DataError(
-            f"the samples have {source.target} and no class; do without data.sampling=balanced and "
+            f"the samples have {source.target} and no class; remove data.sampling=balanced and "
             f"loss.class_weights=balanced, which count the samples of each class"
         )
     return source.targets.numpy()

@@ -1,4 +1,4 @@
-"""Concatenates sources; outputs of the same name become one output."""
+"""Concatenates sources; outputs with the same name become one output."""
 
 import hashlib
 from bisect import bisect_right
@@ -12,9 +12,9 @@ from distrain.errors import DataError
 
 
 class ConcatSource:
-    """The samples of several sources, one after the other, with the outputs `classes`, found by their names.
+    """The samples of several sources, one source after another, with the outputs `classes`, matched by name.
 
-    A class is renumbered; a label that a source does not name is one that its samples do not have.
+    Classes are renumbered; samples of a source without a label of that name do not have the label.
     """
 
     def __init__(self, sources: Sequence[Source], classes: Sequence[str]) -> None:
@@ -37,19 +37,19 @@ class ConcatSource:
         return self._ends[-1]
 
     def read(self, index: int) -> tuple[torch.Tensor, int | torch.Tensor]:
-        """Return one image and its target among the outputs of all."""
-        number, own = self._find(index)
-        image, target = self._sources[number].read(own)
+        """Return one image and its target, renumbered to the outputs of all sources."""
+        number, local_index = self._find(index)
+        image, target = self._sources[number].read(local_index)
         renumbered = self._renumber(torch.as_tensor(target).unsqueeze(0), self._numbers[number])[0]
         return image, int(renumbered) if self.target == "class" else renumbered
 
     def describe(self, index: int) -> str:
-        """Return the words of the source that the sample comes from."""
-        number, own = self._find(index)
-        return self._sources[number].describe(own)
+        """Return the name of the sample in the source that it comes from."""
+        number, local_index = self._find(index)
+        return self._sources[number].describe(local_index)
 
     def fingerprint(self) -> str:
-        """Return a digest over those of the sources and over the numbers of their outputs."""
+        """Return a digest over the fingerprints of the sources and the numbers of their outputs."""
         digest = hashlib.sha256()
         for source, numbers in zip(self._sources, self._numbers, strict=True):
             digest.update(f"{source.fingerprint()}:{numbers.tolist()}\n".encode())
@@ -69,7 +69,7 @@ class ConcatSource:
 
 
 def concat(parts: Sequence[dict[str, Source]]) -> dict[str, Source]:
-    """Unite the splits of several sources; those of the first keep their numbers, others' classes come after them.
+    """Concatenate the splits of several sources; new classes are numbered after those of earlier sources.
 
     Raises `DataError` where a source's val has other classes than its train, where the kinds of targets differ, or
     where a value of one source is missing in another.
@@ -85,7 +85,7 @@ def concat(parts: Sequence[dict[str, Source]]) -> dict[str, Source]:
     classes = list(dict.fromkeys(name for part in parts for name in part["train"].classes))
     for part in parts:
         if kinds[0] == "values" and (missing := set(classes) - set(part["train"].classes)):
-            raise DataError(f"a source of the data has no value {min(missing)!r}, which another has; all must have it")
+            raise DataError(f"a source of the data has no value {min(missing)!r}, but another has; all must have it")
     return {
         split: ConcatSource([part[split] for part in parts if split in part], classes)
         for split in ("train", "val")

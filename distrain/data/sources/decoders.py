@@ -1,17 +1,17 @@
-"""Decides which decoder reads an image's bytes, and makes 8-bit RGB of whatever it gives.
+"""Chooses the decoder for an image's bytes, and converts the result to 8-bit RGB.
 
 simplejpeg (libjpeg-turbo) reads grey and colour JPEGs: a photograph in 0.74 of Pillow's time, 32x32 pixels in a tenth.
 torchcodec, where version 0.17 or newer is installed, reads plain 8-bit PNGs in 0.7 (small ones) to 0.9 of Pillow's
 time; older versions write past their buffers. Pillow reads everything else, and everything that these two refuse, so
-that the pixels, and the reason why there are none, are Pillow's whatever is installed. torchvision's decoders read
-nothing: one wrong byte of a PNG ends their process with a segmentation fault.
+that pixels and error messages are Pillow's whatever is installed. torchvision's decoders are not used: one wrong byte
+of a PNG crashes the process with a segmentation fault.
 
-One rule for each property of a file: its EXIF orientation is carried out; of 16 bits the upper 8 are kept; what is
-transparent is laid over white, as most viewers show it; of several frames or pages the first one is read; an image of
-more than `MAX_PIXELS` is refused.
+Each property of a file has one rule: EXIF orientation is applied; of 16 bits the upper 8 are kept; transparent pixels
+are blended with white, as most viewers show them; of several frames or pages the first one is read; an image of more
+than `MAX_PIXELS` pixels is refused.
 
-A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size at once, from the lower frequencies of its 8x8 blocks. With a
-`decode_size` the smallest of these is taken whose shorter side is as long, or longer.
+A JPEG can be decoded directly at 1/2, 1/4 or 1/8 of its size, from the lower frequencies of its 8x8 blocks. With a
+`decode_size`, the smallest of these sizes is used whose shorter side is not below it.
 """
 
 import io
@@ -30,13 +30,13 @@ from distrain.messages import first_line
 Bytes = NDArray[np.uint8]
 Pixels = NDArray[np.uint8]  # [height, width, 3]
 
-MAX_PIXELS = 178_956_970  # Pillow's own limit for what may be meant to fill the memory: 1 GiB of RGB with padding
+MAX_PIXELS = 178_956_970  # Pillow's limit against decompression bombs
 MIN_TORCHCODEC = (0, 17)
 TIFF_MARKS = {b"II*\0", b"MM\0*"}
-UNREAD_TIFF = "it is a TIFF of a kind that is not read; save it as a PNG, with 8 or 16 bits"
-_COLOURS_OF_TIFF = 262  # the tag that tells what its numbers mean
-_PIXELS_AT_ONCE = 2**20  # of a large image that are converted to RGB
-_MAX_WEBP = 16_383  # pixels of a side, as its format has it
+UNREAD_TIFF = "it is a TIFF of an unsupported kind; save it as a PNG, with 8 or 16 bits"
+_COLOURS_OF_TIFF = 262  # the tag PhotometricInterpretation: how values map to colours
+_PIXELS_AT_ONCE = 2**20  # of a large image that are converted to RGB at a time
+_MAX_WEBP = 16_383  # pixels per side, the limit of the format
 _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _COLOURS = {"Gray", "RGB", "YCbCr"}  # of a JPEG, as simplejpeg names them
@@ -51,20 +51,20 @@ _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {  # by EXIF orientation; any 
     7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
     8: lambda pixels: np.rot90(pixels, 1),
 }
-# The chunks that leave a PNG's pixels as they are stored; libpng prints its doubts about colour profiles.
+# The chunks that leave a PNG's pixels as they are stored; libpng prints warnings about colour profiles.
 _PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"pHYs", b"tIME", b"tEXt"}
-# Text that is about the picture and not in it, by keyword; Pillow takes an orientation or a colour key from others.
+# Keywords of plain text; Pillow reads an orientation or a colour key from others.
 _PLAIN_TEXTS = {b"Author", b"Comment", b"Copyright", b"Creation Time", b"Description", b"Disclaimer", b"Software"}
 _PLAIN_TEXTS |= {b"Source", b"Title", b"Warning", b"date:create", b"date:modify", b"date:timestamp"}
-_MAX_KEYWORD = 79  # bytes, as the format has it
+_MAX_KEYWORD = 79  # bytes, the limit of the format
 
 
 class DecodeError(Exception):
-    """An image cannot be decoded; the message is the reason, without the image's name."""
+    """An image cannot be decoded; the message gives the reason, without the image's name."""
 
 
 def decode(content: Bytes, *, decode_size: int | None = None) -> Pixels:
-    """Return the image in a file's bytes as RGB, upright, uint8 [height, width, 3] without gaps.
+    """Return the image in a file's bytes as RGB, upright, uint8 [height, width, 3], contiguous.
 
     Raises `DecodeError`, whatever the bytes hold.
     """
@@ -80,26 +80,26 @@ def decode(content: Bytes, *, decode_size: int | None = None) -> Pixels:
 
 
 def is_upright_jpeg(content: Bytes) -> bool:
-    """Whether a file that can be decoded is a JPEG that is shown as it is stored."""
-    return _is_jpeg(content) and (not _may_be_turned(content) or _turn(content) is None)
+    """Whether a decodable file is a JPEG without an EXIF rotation or flip."""
+    return _is_jpeg(content) and (not _may_be_rotated(content) or _upright_transform(content) is None)
 
 
 def load_decoders() -> None:
-    """Import what decoding needs, in a process that forks others: once, and not in each of them."""
+    """Import the decoders once, in a process that forks others, instead of in each of these."""
     Image.preinit()
     png_decoder()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return a Pillow image of any mode as RGB, upright; raises `ValueError` where its pixels have no agreed range."""
+    """Return a Pillow image of any mode as upright RGB; raises `ValueError` if the range of its pixels is unknown."""
     return _flatten(ImageOps.exif_transpose(image))
 
 
 @cache
 def png_decoder() -> Callable[[Any], Any] | None:
-    """Return torchcodec's decoder of PNGs, from a tensor of bytes to one of pixels; None where it is not installed.
+    """Return torchcodec's PNG decoder, which maps a tensor of bytes to one of pixels; None where it is not installed.
 
-    An older version counts as none, and so does one that the installed torch does not load.
+    An older version counts as not installed, and so does one that does not load with the installed torch.
     """
     try:
         if tuple(map(int, metadata.version("torchcodec").split(".")[:2])) < MIN_TORCHCODEC:
@@ -112,9 +112,9 @@ def png_decoder() -> Callable[[Any], Any] | None:
 
 
 def _decode_jpeg(content: Bytes, decode_size: int | None) -> Pixels | None:
-    """Return a JPEG's pixels, None where Pillow is to read it: in CMYK, damaged, or at a part of its size.
+    """Return a JPEG's pixels, or None where Pillow must read it: in CMYK, damaged, or at a reduced size.
 
-    simplejpeg refuses what libjpeg warns of, some of which Pillow takes, and rounds CMYK in another way.
+    simplejpeg refuses files that libjpeg warns about, some of which Pillow reads, and rounds CMYK differently.
     """
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
@@ -125,7 +125,7 @@ def _decode_jpeg(content: Bytes, decode_size: int | None) -> Pixels | None:
         pixels: Pixels = simplejpeg.decode_jpeg(content, "RGB", fastdct=False, fastupsample=False)
     except ValueError:
         return None
-    turn = _turn(content) if _may_be_turned(content) else None
+    turn = _upright_transform(content) if _may_be_rotated(content) else None
     return pixels if turn is None else np.array(turn(pixels), order="C")
 
 
@@ -133,14 +133,14 @@ def _is_jpeg(content: Bytes) -> bool:
     return content[:3].tobytes() == _JPEG
 
 
-def _turn(content: Bytes) -> Callable[[Pixels], Pixels] | None:
-    """Return what makes an image upright, None where it is; raises what Pillow raises."""
-    with Image.open(io.BytesIO(content.data)) as image:  # reads no more than the head
+def _upright_transform(content: Bytes) -> Callable[[Pixels], Pixels] | None:
+    """Return the function that makes an image upright, None where it is already; raises what Pillow raises."""
+    with Image.open(io.BytesIO(content.data)) as image:  # reads only the header
         return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
-def _may_be_turned(content: Bytes) -> bool:
-    """Whether a JPEG has metadata that could hold an orientation, or a head that is best left to Pillow."""
+def _may_be_rotated(content: Bytes) -> bool:
+    """Whether a JPEG has metadata that could contain an orientation, or a header that only Pillow should read."""
     view, place = content.data, 2
     while place + 4 <= len(view) and view[place] == 0xFF:  # the segments before the scan: marker, length, content
         marker, end = view[place + 1], place + 2 + (view[place + 2] << 8 | view[place + 3])
@@ -155,7 +155,7 @@ def _may_be_turned(content: Bytes) -> bool:
 
 
 def _decode_png(content: Bytes) -> Pixels | None:
-    """Return the pixels of a plain PNG, None where Pillow is to read it."""
+    """Return the pixels of a plain PNG, None where Pillow must read it."""
     decoder = png_decoder()
     if decoder is None or not _is_plain_png(content):
         return None
@@ -171,7 +171,7 @@ def _decode_png(content: Bytes) -> Pixels | None:
 
 
 def _is_plain_png(content: Bytes) -> bool:
-    """Whether a PNG has 8 bits of grey or RGB, and nothing that changes how they are shown."""
+    """Whether a PNG has 8 bits of grey or RGB, and no metadata that changes how they are shown."""
     head = content[:26].tobytes()
     if len(head) < 26 or head[24] != 8 or head[25] not in (0, 2):
         return False
@@ -192,11 +192,11 @@ def _is_plain_png(content: Bytes) -> bool:
 
 def _decode_by_pillow(content: Bytes, decode_size: int | None) -> Pixels:
     head = content[:30].tobytes()
-    if head[:4] == b"RIFF" and head[12:16] == b"VP8X":  # Pillow makes two canvases of this size before it looks at it
-        _check_size(*(1 + int.from_bytes(head[place : place + 3], "little") for place in (24, 27)), most=_MAX_WEBP)
+    if head[:4] == b"RIFF" and head[12:16] == b"VP8X":  # Pillow allocates two canvases of this size without a check
+        _check_size(*(1 + int.from_bytes(head[place : place + 3], "little") for place in (24, 27)), limit=_MAX_WEBP)
     with Image.open(io.BytesIO(content.data)) as image:
         if image.format == "EPS":  # Pillow would start Ghostscript
-            raise ValueError("it is a PostScript file, which is not read")
+            raise ValueError("it is a PostScript file, which is not supported")
         _check_size(*image.size)
         if decode_size is not None and _is_jpeg(content) and min(image.size) >= 2 * decode_size:
             image.draft(None, (decode_size, decode_size))
@@ -207,7 +207,7 @@ def _decode_by_pillow(content: Bytes, decode_size: int | None) -> Pixels:
 
 
 def _has_white_at_0(image: Image.Image) -> bool:
-    """Whether an image that was just opened has 0 for white, and 16 bits: with 8 Pillow sees to it."""
+    """Whether a newly opened image has 16 bits with 0 for white; Pillow inverts such images of 8 bits itself."""
     if image.format != "TIFF" or not image.mode.startswith("I;16"):
         return False
     tiff: Any = image
@@ -219,22 +219,22 @@ def _flatten_in_strips(image: Image.Image) -> Pixels:
         return np.array(_flatten(image))
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     num_rows = max(1, _PIXELS_AT_ONCE // image.width)
-    for top in range(0, image.height, num_rows):  # every conversion of a whole one would be held
+    for top in range(0, image.height, num_rows):  # converting the whole image would need several full-size copies
         end = min(top + num_rows, image.height)
         pixels[top:end] = np.asarray(_flatten(image.crop((0, top, image.width, end))))
     return pixels
 
 
-def _check_size(width: int, height: int, *, most: int = MAX_PIXELS) -> None:
-    if width * height > MAX_PIXELS or max(width, height) > most:
+def _check_size(width: int, height: int, *, limit: int = MAX_PIXELS) -> None:
+    if width * height > MAX_PIXELS or max(width, height) > limit:
         size = f"{width}x{height} pixels"
-        raise ValueError(f"it has {size}, and at most {MAX_PIXELS:,} are read; save it smaller")
+        raise ValueError(f"it has {size}, more than the limit of {MAX_PIXELS:,}; save it smaller")
 
 
 def _flatten(image: Image.Image) -> Image.Image:
-    """Return an upright image as RGB, itself where it is that already."""
+    """Return an upright image as RGB; one that is RGB already is returned itself."""
     if image.mode == "F":
-        raise ValueError("it has floating-point pixels, whose range it does not tell; write it with 8 or 16 bits")
+        raise ValueError("it has floating-point pixels, whose range is unknown; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         return _upper_bits(image)
     if image.has_transparency_data:
@@ -246,7 +246,7 @@ def _flatten(image: Image.Image) -> Image.Image:
 def _upper_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     if values.size and not (values.min() >= 0 and values.max() <= 0xFFFF):
-        raise ValueError("it has pixels of more than 16 bits; write it with 8 or 16 bits")
+        raise ValueError("it has pixels of more than 16 bits; save it with 8 or 16 bits")
     grey = (values >> 8).astype(np.uint8)
     if isinstance(key := image.info.get("transparency"), int):  # the value that is transparent
         grey[values == key] = 255
@@ -255,7 +255,7 @@ def _upper_bits(image: Image.Image) -> Image.Image:
 
 def _reason(error: Exception, content: Bytes) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return UNREAD_TIFF if content[:4].tobytes() in TIFF_MARKS else "its format is not known"
+        return UNREAD_TIFF if content[:4].tobytes() in TIFF_MARKS else "its format is unknown"
     if isinstance(error, MemoryError):
         return "there is not enough memory to decode it"
     return first_line(error)

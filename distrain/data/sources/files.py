@@ -1,4 +1,4 @@
-"""Reads image files as samples: RGB, in whatever mode each was written."""
+"""Reads image files of any mode as RGB samples."""
 
 import hashlib
 import os
@@ -48,35 +48,35 @@ class FileSource:
         """Return the image's path."""
         return self._paths[index]
 
-    def fingerprint(self, *, may_lack: bool = False) -> str:
+    def fingerprint(self, *, allow_missing: bool = False) -> str:
         """Return a digest over the files' names without their folders, their sizes, the targets and `decode_size`.
 
-        Raises `DataError` for a file that is not there, unless it `may_lack` some: they have 0 bytes.
+        Raises `DataError` for a file that does not exist, unless `allow_missing`: it counts as 0 bytes.
         """
         digest = hashlib.sha256()
         for path, target in zip(self._paths, self.targets.tolist(), strict=True):
-            size = file_size(path, may_lack=may_lack)
+            size = file_size(path, allow_missing=allow_missing)
             digest.update(os.fsencode(f"{target}/{Path(path).name}:{size}\n"))
         return fingerprint_decoded(digest.hexdigest(), self._decode_size)
 
 
-def file_size(path: str, *, may_lack: bool = False) -> int:
-    """Return the bytes of an image's file; raises `DataError` where it is not there, unless it `may_lack`: then 0."""
+def file_size(path: str, *, allow_missing: bool = False) -> int:
+    """Return the size of an image file in bytes; raises `DataError` where it is missing, or returns 0 if allowed."""
     try:
-        return os.stat(path).st_size  # noqa: PTH116 - a million
+        return os.stat(path).st_size  # noqa: PTH116 - there may be a million
     except OSError as error:
-        if may_lack:
+        if allow_missing:
             return 0
-        raise DataError(f"image {path} cannot be read ({error.strerror}); mend or remove it") from None
+        raise DataError(f"image {path} cannot be read ({error.strerror}); fix or remove it") from None
 
 
 def open_files(listings: Mapping[Split, Listing], config: Data) -> dict[str, "Source"]:
-    """Return the splits of a recipe's data whose files are listed."""
+    """Return a source for each split whose files are listed."""
     return {split: FileSource(listing, decode_size=config.decode_size) for split, listing in listings.items()}
 
 
 def fingerprint_decoded(fingerprint: str, decode_size: int | None) -> str:
-    """Return the digest of images whose files have a digest: with a `decode_size` they have other pixels."""
+    """Return the fingerprint of images whose files have `fingerprint`: a `decode_size` changes their pixels."""
     if decode_size is None:
         return fingerprint
     return hashlib.sha256(f"{fingerprint} decode_size {decode_size}".encode()).hexdigest()
@@ -91,28 +91,28 @@ def read_image(path: str, *, decode_size: int | None = None) -> torch.Tensor:
 
 
 def decode(content: Bytes, *, decode_size: int | None = None) -> torch.Tensor:
-    """Return the image in a file's bytes as RGB, uint8 [3, height, width], its channels last in memory.
+    """Return the image in a file's bytes as RGB, uint8 [3, height, width], channels last in memory.
 
     Raises `DecodeError`, whatever the bytes hold.
     """
     return torch.from_numpy(decoders.decode(content, decode_size=decode_size)).permute(2, 0, 1)
 
 
-def unreadable(name: str, error: OSError | DecodeError, *, advice: str = "mend or remove it") -> DataError:
-    """Return the error of an image that could not be read or decoded."""
+def unreadable(name: str, error: OSError | DecodeError, *, advice: str = "fix or remove it") -> DataError:
+    """Return the error for an image that could not be read or decoded."""
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return DataError(f"image {name} cannot be read ({reason}); {advice}")
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
-    """Return an image that a dataset gives, upright, uint8: [1, height, width] where it is grey, [3, ...] otherwise."""
+    """Return a dataset's Pillow image upright, uint8: [1, height, width] where it is grey, else [3, height, width]."""
     upright = ImageOps.exif_transpose(image) if image.mode == "L" else to_rgb(image)
     pixels = np.atleast_3d(np.array(upright))  # [height, width, channels]
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _read_file(path: str) -> Bytes:
-    """Return a file's bytes, in half the time of Python's file objects; a decoder notices what is missing."""
+    """Return a file's bytes, in half the time of Python's file objects; the decoder notices missing bytes."""
     file = os.open(path, os.O_RDONLY)
     try:
         content = np.empty(os.fstat(file).st_size, dtype=np.uint8)

@@ -13,16 +13,16 @@ from distrain.errors import DataError, RecipeError
 
 
 def open_packed(config: Data) -> dict[str, Source]:
-    """Open the splits of the packed dataset `config.path`; raises `DataError` where it is not whole.
+    """Open the splits of the packed dataset `config.path`; raises `DataError` where it is incomplete.
 
-    The sizes of all files and the digests of all arrays are compared; `distrain data check` reads the images too.
+    The sizes of all files and the digests of all arrays are checked; `distrain data check` reads the images too.
     """
     if config.path is None:
-        raise DataError("the recipe reads a packed dataset and none was given; name it with --data DIR")
+        raise DataError("the recipe reads a packed dataset and none was given; pass it with --data DIR")
     pack = read_pack(config.path)
     if config.decode_size is not None and pack.form.format != "jpeg":
         raise RecipeError(
-            f"data.decode_size={config.decode_size} is for JPEGs, and {config.path} holds pixels; leave it out"
+            f"data.decode_size={config.decode_size} is for JPEGs, but {config.path} holds pixels; remove it"
         )
     folder, splits = Path(config.path), [split for split in config.splits if split in pack.splits]
     return {split: _open_split(folder, pack, split, decode_size=config.decode_size) for split in splits}
@@ -44,11 +44,11 @@ def _open_split(folder: Path, pack: Pack, split: Split, *, decode_size: int | No
 
 
 class PackedSource:
-    """Images of one split, each of its own size, read from files that are mapped into memory once a process.
+    """Images of one split, each with its own size, read from files that each process maps into memory once.
 
-    `read` changes nothing and keeps no position in a file: it is safe from any number of threads at once, and in
-    processes that are forked from this one. Pixels are given as a view of the mapped file: who writes into an image
-    in place changes it for the rest of the process, though never in the file.
+    `read` changes nothing and keeps no file position: it is safe to call from any number of threads at once, and in
+    forks of this process. Pixels are a view of the mapped file: writing into an image in place changes it for the rest
+    of the process, but never in the file.
     """
 
     has_known_targets = True
@@ -74,7 +74,7 @@ class PackedSource:
         return _describe(self._images, index)
 
     def fingerprint(self) -> str:
-        """Return the digest that was written with the pack, with `decode_size` in it."""
+        """Return the digest that is stored in the pack, combined with `decode_size`."""
         return fingerprint_decoded(self._images.part.fingerprint, self._decode_size)
 
     def _image(self, index: int) -> torch.Tensor:
@@ -83,9 +83,9 @@ class PackedSource:
         try:
             image = decode(self._images.content(index), decode_size=self._decode_size)
         except DecodeError as error:
-            advice = f"distrain data check {self._images.folder} tells whether the pack is damaged"
+            advice = f"run distrain data check {self._images.folder} to see whether the pack is damaged"
             raise unreadable(self.describe(index), error, advice=advice) from None
-        return image[: int(self._images.index[index]["channels"])]  # of a grey image all three are the same
+        return image[: int(self._images.index[index]["channels"])]  # all three channels of a grey image are equal
 
 
 def _describe(images: PackedImages, index: int) -> str:

@@ -26,14 +26,14 @@ from distrain.messages import nearest
 
 
 def open_sources(config: Data) -> dict[str, Source]:
-    """Open the `train` split of a recipe's data, with what `data.more` adds, and its own `val` split.
+    """Open the `train` split of a recipe's data, including what `data.more` adds, and the `val` split.
 
-    `val` is left out where no source has one, and where the recipe takes it from train by `data.val_fraction`. Raises a
+    There is no `val` where no source has one, and where `data.val_fraction` splits it off train. Raises a
     `UserError` where the data is not available.
     """
     parts = []
     if not any(is_reference(part.source) for part in config.parts):
-        _check_is_no_stream(config)
+        _check_not_a_stream(config)
     for part in config.parts:
         opened = (
             open_packed(part) if may_be_packed(part.source) and is_packed(part.path) else _opener(part.source)(part)
@@ -42,29 +42,29 @@ def open_sources(config: Data) -> dict[str, Source]:
         if config.decode_size is not None and not isinstance(opened["train"], FileSource | PackedSource):
             raise RecipeError(
                 f"data.decode_size={config.decode_size} is for JPEGs in files, and data.source={part.source} has none; "
-                "leave it out"
+                "remove it"
             )
         parts.append(opened)
     return concat(parts)
 
 
 def choose_samples(sources: dict[str, Source], config: Data, *, seed: int) -> dict[str, Source]:
-    """Return the `train` and the `val` samples that a recipe asks for, drawn by the seed.
+    """Return the `train` and the `val` samples that a recipe requests, drawn by the seed.
 
-    The validation samples are split off where `data.val_fraction` says so; then both are cut to `data.train_samples`
-    and `data.val_samples`.
+    The validation samples are split off where `data.val_fraction` says so; then both splits are reduced to
+    `data.train_samples` and `data.val_samples`.
     """
     if config.val_fraction is not None:
         sources = split_off(sources["train"], config.val_fraction, seed=seed)
     elif "val" not in sources:
         raise missing_validation(config)
-    wanted = {"train": config.train_samples, "val": config.val_samples}
-    return {split: draw(sources[split], number, seed=seed) for split, number in wanted.items()}
+    counts = {"train": config.train_samples, "val": config.val_samples}
+    return {split: draw(sources[split], count, seed=seed) for split, count in counts.items()}
 
 
 def _opener(name: str) -> "Opener":
     if is_reference(name):
-        return _open_own
+        return _open_user_dataset
     if name.startswith(PREFIX):
         return open_torchvision
     if name not in SOURCES:
@@ -74,7 +74,7 @@ def _opener(name: str) -> "Opener":
     return SOURCES[name]
 
 
-def _open_own(config: Data) -> dict[str, Source]:
+def _open_user_dataset(config: Data) -> dict[str, Source]:
     factory = load_reference(config.source, key="data.source")
     sources: dict[str, Source] = {}
     for split in config.splits:
@@ -85,7 +85,7 @@ def _open_own(config: Data) -> dict[str, Source]:
         if dataset is not None:
             sources[split] = _open_dataset(dataset, config, split=split)
     if "train" not in sources:
-        raise DataError(f"data.source={config.source} gives None for split='train'; return a dataset")
+        raise DataError(f"data.source={config.source} returns None for split='train'; return a dataset")
     return sources
 
 
@@ -94,42 +94,42 @@ def _open_dataset(dataset: Any, config: Data, *, split: str) -> Source:
         if split == "train" and config.train_samples is not None:
             raise RecipeError(
                 f"data.train_samples={config.train_samples} are drawn from all samples, and {config.source} is a "
-                f"stream; give data.samples_per_epoch, for its first ones"
+                f"stream; use data.samples_per_epoch to read its first samples"
             )
-        wanted = config.samples_per_epoch if split == "train" else config.val_samples
-        dataset = open_stream(dataset, name=config.source, split=split, num_samples=wanted)
+        num_samples = config.samples_per_epoch if split == "train" else config.val_samples
+        dataset = open_stream(dataset, name=config.source, split=split, num_samples=num_samples)
     elif split == "train":
-        _check_is_no_stream(config)
-    known = getattr(dataset, "targets", None)  # as torchvision's datasets have them
+        _check_not_a_stream(config)
+    known = getattr(dataset, "targets", None)  # the name in torchvision's datasets
     targets = None if known is None else torch.as_tensor(known)
     return DatasetSource(dataset, name=config.source, targets=targets, arguments=str(config.arguments or ""))
 
 
-def _check_is_no_stream(config: Data) -> None:
+def _check_not_a_stream(config: Data) -> None:
     if config.samples_per_epoch is not None:
         raise RecipeError(
-            f"data.samples_per_epoch={config.samples_per_epoch} is for streams, and data.source={config.source} is "
-            f"none; data.train_samples trains on fewer samples"
+            f"data.samples_per_epoch={config.samples_per_epoch} is for streams, but data.source={config.source} is "
+            f"not one; use data.train_samples to train on fewer samples"
         )
 
 
 def _open_digits(config: Data) -> dict[str, Source]:
-    """Open the handwritten digits that ship with distrain; every fifth image validates.
+    """Open the handwritten digits that ship with distrain; every fifth image is for validation.
 
     Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998,
     https://doi.org/10.24432/C50P49, licensed CC BY 4.0: the 1,797 images of its test part, 8x8, 0 to 16.
     """
     if config.path is not None:
-        raise DataError(f"the digits ship with distrain, so --data {config.path} would go unread; leave it out")
+        raise DataError(f"the digits ship with distrain, so --data {config.path} would be ignored; remove it")
     with resources.as_file(resources.files("distrain") / "data" / "digits.npz") as file, np.load(file) as arrays:
         ink, labels = arrays["images"], arrays["labels"]
     images = torch.from_numpy(np.round(ink * (255 / 16)).astype(np.uint8)).unsqueeze(1)  # [n, 1, 8, 8]
-    validates = torch.arange(len(images)) % 5 == 4
+    is_val = torch.arange(len(images)) % 5 == 4
     targets = torch.from_numpy(labels.astype(np.int64))
     names = [str(digit) for digit in range(10)]
     return {
-        "train": TensorSource(images[~validates], targets[~validates], names),
-        "val": TensorSource(images[validates], targets[validates], names),
+        "train": TensorSource(images[~is_val], targets[~is_val], names),
+        "val": TensorSource(images[is_val], targets[is_val], names),
     }
 
 

@@ -23,7 +23,7 @@ _VAL: tuple[dict[str, Any], dict[str, Any]] = ({"split": "train"}, {"split": "va
 _TEST: tuple[dict[str, Any], dict[str, Any]] = ({"split": "train"}, {"split": "test"})
 
 DATASETS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
-    # The arguments of the training and of the validation samples; None where all are training samples.
+    # The arguments of the training and of the validation split; None where all samples are for training.
     "CIFAR10": _TRAIN,
     "CIFAR100": _TRAIN,
     "Caltech101": ({}, None),
@@ -43,7 +43,7 @@ DATASETS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "Imagenette": _VAL,
     "KMNIST": _TRAIN,
     "MNIST": _TRAIN,
-    "Omniglot": ({"background": True}, None),  # its other part has other characters
+    "Omniglot": ({"background": True}, None),  # its other split has other characters
     "OxfordIIITPet": ({"split": "trainval"}, {"split": "test"}),
     "PCAM": _VAL,
     "Places365": ({"split": "train-standard"}, {"split": "val"}),
@@ -56,13 +56,13 @@ DATASETS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "StanfordCars": _TEST,
     "USPS": _TRAIN,
 }
-_NUM_CLASSES = {"FER2013": 7, "GTSRB": 43, "PCAM": 2, "SEMEION": 10, "SVHN": 10, "USPS": 10}  # those without names
+_NUM_CLASSES = {"FER2013": 7, "GTSRB": 43, "PCAM": 2, "SEMEION": 10, "SVHN": 10, "USPS": 10}  # without class names
 _NOT_DOWNLOADED = {"FER2013", "ImageNet"}
 _NOT_IN_ONE_MODE = {"Caltech101", "Caltech256"}  # some of their images are grey, most are not
 
 
 def open_torchvision(config: Data) -> dict[str, Source]:
-    """Open `torchvision.NAME` from torchvision's own files below `config.path`, or these downloaded to the cache."""
+    """Open `torchvision.NAME` from torchvision's files below `config.path`, or download them to the cache."""
     name = config.source.removeprefix(PREFIX)
     if name not in DATASETS:
         hint = nearest(config.source, [f"{PREFIX}{known}" for known in DATASETS], count=1, cutoff=0.8)
@@ -71,20 +71,20 @@ def open_torchvision(config: Data) -> dict[str, Source]:
     arguments = dict(zip(("train", "val"), DATASETS[name], strict=True))
     sources: dict[str, Source] = {}
     for split in config.splits:
-        own = arguments[split]
-        if own is not None:
-            dataset = _open(name, {**own, **config.arguments}, config)
+        split_arguments = arguments[split]
+        if split_arguments is not None:
+            dataset = _open(name, {**split_arguments, **config.arguments}, config)
             sources[split] = _in_memory(name, dataset) or _read(name, dataset, split, config)
     return sources
 
 
 def open_cifar10(config: Data) -> dict[str, Source]:
-    """Open CIFAR-10: an image folder, torchvision's own files below `config.path`, or these downloaded to the cache."""
+    """Open CIFAR-10: an image folder, or torchvision's files below `config.path`, downloaded to the cache if None."""
     path = config.path
     if path is not None and (Path(path) / "train").is_dir():
         return open_files(scan_image_folder(path, splits=config.splits), config)
     if path is not None and not (Path(path) / "cifar-10-batches-py").is_dir():
-        raise DataError(f"data folder {path} holds neither train/ and test/ nor torchvision's cifar-10-batches-py/")
+        raise DataError(f"data folder {path} has neither train/ and test/ nor torchvision's cifar-10-batches-py/")
     return open_torchvision(config.model_copy(update={"source": f"{PREFIX}CIFAR10"}))
 
 
@@ -93,11 +93,11 @@ def _open(name: str, arguments: dict[str, Any], config: Data) -> Any:
 
     if name == "FakeData":
         if config.path is not None:
-            raise DataError(f"FakeData is made up, so --data {config.path} would go unread; leave it out")
+            raise DataError(f"FakeData is generated, so --data {config.path} would be ignored; remove it")
         return _construct(datasets.FakeData, arguments, name)
     root = Path(config.path) if config.path is not None else CACHE / name.lower()
     if config.path is None and name in _NOT_DOWNLOADED:
-        raise DataError(f"torchvision does not download {name}; give the folder of its files with --data DIR")
+        raise DataError(f"torchvision does not download {name}; pass the folder of its files with --data DIR")
     if name not in _NOT_DOWNLOADED:
         arguments = {"download": config.path is None, **arguments}
     if name in _NOT_IN_ONE_MODE:
@@ -121,13 +121,13 @@ def _construct(dataset: Any, arguments: dict[str, Any], name: str) -> Any:
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         reason = first_line(error)
         if "root" not in arguments:
-            raise DataError(f"{name} refuses data.arguments {arguments} ({reason}); mend them") from None
+            raise DataError(f"{name} does not accept data.arguments {arguments} ({reason}); fix them") from None
         where = f"{arguments['root']}{' or the network' if arguments.get('download') else ''}"
-        raise DataError(f"{name} is not available from {where} ({reason}); give a folder with --data DIR") from None
+        raise DataError(f"{name} is not available from {where} ({reason}); pass a folder with --data DIR") from None
 
 
 def _in_memory(name: str, dataset: Any) -> Source | None:
-    """Return a dataset that torchvision holds in memory as such; None for one that it reads image by image."""
+    """Return a dataset that torchvision holds in memory as a `TensorSource`; None for one read image by image."""
     data = getattr(dataset, "data", None)
     images = torch.from_numpy(data) if isinstance(data, np.ndarray) else data
     targets = _known_targets(dataset)
@@ -147,7 +147,7 @@ def _read(name: str, dataset: Any, split: Split, config: Data) -> Source:
 
 
 def _known_targets(dataset: Any) -> torch.Tensor | None:
-    """Return the classes int64 [n] of all samples where a dataset keeps them under one of torchvision's names."""
+    """Return the classes int64 [n] of all samples where a dataset has them under one of torchvision's names."""
     for attribute in ("targets", "labels", "_labels", "y"):
         found = getattr(dataset, attribute, None)
         if isinstance(found, list | np.ndarray | torch.Tensor) and len(found) == len(dataset):

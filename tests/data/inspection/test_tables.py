@@ -148,7 +148,7 @@ def test_commands_read_a_manifest_by_its_name_and_keys_of_the_data(folder: Path)
         ("train.epochs=1", "--set train.epochs=1 says nothing about how data is read"),
         ("data.targt=labels", "did you mean data.target?"),
         ("data.source=digits", "data.source=digits is not looked through"),
-        ("data.label_column=none", "and no 'none', as data.label_column says"),
+        ("data.label_column=none", "but no 'none', the value of data.label_column"),
     ],
 )
 def test_key_that_does_not_say_how_data_is_read_is_refused(folder: Path, change: str, words: str) -> None:

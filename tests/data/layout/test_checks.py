@@ -1,4 +1,4 @@
-"""What is missing or of the wrong form is told before anything is started, without torch and without an image read."""
+"""Missing and malformed data is reported before anything is started, without torch and without reading an image."""
 
 import subprocess
 import sys
@@ -16,10 +16,10 @@ from tests.data.writing import write
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"source": "imagefolder"}, "name it with --data DIR"),
-        ({"source": "labelfolders"}, "name it with --data DIR"),
-        ({"source": "manifest"}, "name it with --data: a .csv, .tsv, .json or .jsonl file"),
-        ({"source": "tensors"}, "name it with --data: a .npz, .pt or .safetensors file"),
+        ({"source": "imagefolder"}, "pass it with --data DIR"),
+        ({"source": "labelfolders"}, "pass it with --data DIR"),
+        ({"source": "manifest"}, "pass it with --data: a .csv, .tsv, .json or .jsonl file"),
+        ({"source": "tensors"}, "pass it with --data: a .npz, .pt or .safetensors file"),
         ({"source": "imagefolder", "path": "nowhere"}, "data folder nowhere does not exist"),
         ({"source": "manifest", "path": "none.csv"}, "none.csv does not exist"),
         ({"source": "torchvision.MNIST", "path": "nowhere"}, "nowhere does not exist"),
@@ -28,7 +28,7 @@ from tests.data.writing import write
         ({"source": "manifest", "path": "all.csv"}, "mark them in a column split, or split some off"),
         ({"source": "manifest", "path": "bad.csv"}, "bad.csv, line 2 names image none.png, which does not exist"),
         ({"source": "digits", "more": [{"source": "manifest", "path": "bad.csv"}]}, "bad.csv, line 2 names image"),
-        ({"source": "digits", "target": "values"}, "data.target=values, and data.source=digits has target class"),
+        ({"source": "digits", "target": "values"}, "data.target=values, but data.source=digits has target class"),
         ({"source": "digits", "more": [{"source": "imagefolder", "path": "none"}]}, "none does not exist"),
     ],
 )
@@ -45,7 +45,7 @@ def test_missing_or_malformed_data_is_one_sentence(
     assert "\n" not in str(caught.value)
 
 
-def test_validation_part_may_come_from_a_fraction_or_from_another_source(tmp_path: Path) -> None:
+def test_validation_split_may_come_from_a_fraction_or_from_another_source(tmp_path: Path) -> None:
     write(tmp_path / "cat_image" / "1.png")
     alone = {"source": "labelfolders", "path": str(tmp_path)}
     check_requirements(Data.model_validate({**alone, "batch_size": 1, "val_fraction": 0.5}))

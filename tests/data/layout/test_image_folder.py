@@ -10,7 +10,7 @@ from tests.data.writing import write
 
 
 @pytest.mark.parametrize("ending", ["", LABEL_ENDING])
-def test_classes_are_the_names_of_their_folders_less_the_ending(tmp_path: Path, ending: str) -> None:
+def test_classes_are_the_names_of_their_folders_without_the_ending(tmp_path: Path, ending: str) -> None:
     for place in ("train/dog", "train/cat", "valid/dog"):
         for name in ("b.png", "a.png"):
             write(tmp_path / f"{place}{ending}" / name)
@@ -33,9 +33,9 @@ def test_class_folders_alone_are_training_samples(tmp_path: Path) -> None:
     assert scan_image_folder(str(tmp_path), ending=LABEL_ENDING)["train"].classes == ("a", "b")
 
 
-def test_folder_of_another_form_is_named(tmp_path: Path) -> None:
+def test_error_names_a_folder_of_another_form(tmp_path: Path) -> None:
     write(tmp_path / "val" / "cat" / "1.png")
-    with pytest.raises(DataError, match="has val/ and no train/"):
+    with pytest.raises(DataError, match="has val/ but no train/"):
         scan_image_folder(str(tmp_path))
     write(tmp_path / "train" / "cat" / "1.png")
     with pytest.raises(DataError, match=r"train has no class folders; put .*, CLASS_image, below"):

@@ -1,4 +1,4 @@
-"""A manifest gives each image its target, whatever way it is written, and every bad row is named with its line."""
+"""A manifest gives each image its target, whatever its format, and errors name the line of a bad row."""
 
 import json
 from pathlib import Path
@@ -102,7 +102,7 @@ def notes(path: Path, **fields: Any) -> list[str]:
     return [words.replace(str(path), "FILE") for words in (*found["train"].notes, *find_repeats(found))]
 
 
-def test_what_is_decided_without_being_asked_is_said(folder: Path) -> None:
+def test_notes_report_automatic_choices(folder: Path) -> None:
     file = folder / "all.csv"
     file.write_text(as_csv(ROWS))
     assert notes(file) == []
@@ -114,7 +114,7 @@ def test_what_is_decided_without_being_asked_is_said(folder: Path) -> None:
     assert notes(file, path_column="filename", label_column="class", val_fraction=0.5) == []
 
 
-def test_image_that_is_listed_twice_is_said(folder: Path) -> None:
+def test_a_note_reports_images_that_are_listed_twice(folder: Path) -> None:
     file = folder / "all.csv"
     file.write_text("path,label\nimages/a.png,x\nimages/a.png,y\nimages/b.png,x\nimages/b.png,x\n")
     assert notes(file) == [
@@ -134,7 +134,7 @@ def test_image_that_is_listed_twice_is_said(folder: Path) -> None:
         (("this; that", "other", "more"), None),  # a name with a semicolon, of which nothing comes again
     ],
 )
-def test_several_labels_in_one_cell_are_hinted_at(folder: Path, labels: tuple[str, ...], first: str | None) -> None:
+def test_a_note_hints_at_several_labels_in_one_cell(folder: Path, labels: tuple[str, ...], first: str | None) -> None:
     file = folder / "all.csv"
     rows = [f"images/{name}.png,{label}\n" for name, label in zip("abc", labels, strict=True)]
     file.write_text("".join(["path,label\n", *rows]))
@@ -213,74 +213,74 @@ HEAD = "path,label\nimages/a.png,x\n"
     ("name", "text", "fields", "words"),
     [
         ("all.csv", HEAD + "images/none.png,x\n", {}, ["line 3 names image", "images/none.png, which does not exist"]),
-        ("all.csv", HEAD + "images/b.png\n", {}, ["line 3 has not 2 cells"]),
-        ("all.csv", HEAD + "images/b.png,x,y\n", {}, ["line 3 has not 2 cells"]),
+        ("all.csv", HEAD + "images/b.png\n", {}, ["line 3 does not have 2 cells"]),
+        ("all.csv", HEAD + "images/b.png,x,y\n", {}, ["line 3 does not have 2 cells"]),
         ("all.csv", HEAD + "images/b.png, \n", {}, ["line 3 has label ''"]),
         ("all.csv", HEAD + ",x\n", {}, ["line 3 has no path"]),
         ("all.csv", HEAD + '"images/b.png,x\n', {}, ["cannot be read as CSV near line 2"]),
-        ("all.csv", "path,label,label\nimages/a.png,x,y\n", {}, ["the columns path, label, label; name each once"]),
+        ("all.csv", "path,label,label\nimages/a.png,x,y\n", {}, ["repeated columns: path, label, label; give each"]),
         (
             "all.csv",
             "path,kind\nimages/a.png,x\n",
             {},
-            ["columns path, kind, and none called label", "label_column"],
+            ["columns path, kind, but none called label", "label_column"],
         ),
-        ("all.csv", "images/a.png,x\n", {}, ["columns images/a.png, x, and none called path", "data.path_column"]),
-        ("all.csv", "where;what\nimages/a.png;x\n", {}, ["columns where, what, and none called path"]),
-        ("all.csv", HEAD, {"path_column": "file"}, ["and no 'file', as data.path_column says"]),
-        ("all.csv", HEAD, {"label_column": "kind"}, ["and no 'kind', as data.label_column says"]),
-        ("all.csv", HEAD, {"delimiter": ";"}, ["columns path,label, and none called path"]),
+        ("all.csv", "images/a.png,x\n", {}, ["columns images/a.png, x, but none called path", "data.path_column"]),
+        ("all.csv", "where;what\nimages/a.png;x\n", {}, ["columns where, what, but none called path"]),
+        ("all.csv", HEAD, {"path_column": "file"}, ["but no 'file', the value of data.path_column"]),
+        ("all.csv", HEAD, {"label_column": "kind"}, ["but no 'kind', the value of data.label_column"]),
+        ("all.csv", HEAD, {"delimiter": ";"}, ["columns path,label, but none called path"]),
         (
             "all.jsonl",
             '{"path": "images/a.png", "kind": "x"}',
             {},
-            ["line 1 has the columns path, kind, and none called label"],
+            ["line 1 has the columns path, kind, but none called label"],
         ),
         (
             "all.csv",
             "path,label,split\nimages/a.png,x,train\nimages/b.png,x;y,val\n",
             {},
-            ["label 'x;y', which no row to train on has", "or it is several labels: --set data.target=labels"],
+            ["label 'x;y', which no training row has", "or it is several labels: --set data.target=labels"],
         ),
         ("all.csv", "path,label\n", {}, ["has no rows"]),
         ("all.csv", "", {}, ["columns none"]),
         ("all.csv", "path,label,split\nimages/a.png,x,trian\n", {}, ["line 2 has split 'trian'; use train or val"]),
-        ("all.csv", "path,label,split\nimages/a.png,x,val\n", {}, ["no row to train on"]),
+        ("all.csv", "path,label,split\nimages/a.png,x,val\n", {}, ["no training rows"]),
         (
             "all.csv",
             "path,label,split\nimages/a.png,x,train\nimages/b.png,y,val\n",
             {},
-            ["line 3 has label 'y', which no row to train on has"],
+            ["line 3 has label 'y', which no training row has"],
         ),
         ("all.csv", HEAD, {"target": "values"}, ["line 2 has label 'x', which is not a finite number"]),
         ("all.csv", HEAD.replace("x", "nan"), {"target": "values"}, ["line 2 has label 'nan', which is not a finite"]),
         ("all.csv", HEAD.replace("x", "1") + "images/b.png,1;2\n", {"target": "values"}, ["line 3 has 2 values"]),
-        ("all.csv", HEAD.replace("x", ""), {"target": "labels"}, ["all other rows to train on have an empty label"]),
+        ("all.csv", HEAD.replace("x", ""), {"target": "labels"}, ["all other training rows have an empty label"]),
         ("all.csv", "path,label_x\nimages/a.png,2\n", {"target": "labels"}, ["line 2 has (2.0,)", "hold 0 or 1"]),
         ("all.csv", "path,label,label_x\nimages/a.png,2,3\n", {"target": "values"}, ["keep one of the two forms"]),
         ("all.jsonl", '{"path": "images/a.png", "label": ["x"]}', {}, ["line 1 has several", "data.target=labels"]),
         ("all.jsonl", '{"path": "images/a.png", "label": 1.5}', {}, ["line 1 has label 1.5"]),
         ("all.jsonl", '\n{"path": "images/a.png",', {}, ["line 2 cannot be read as JSON"]),
         ("all.jsonl", "[1, 2]\n", {}, ["line 1 is [1, 2], not an object"]),
-        ("all.json", '{"path": "images/a.png"}', {}, ["holds dict, not a list"]),
-        ("all.json", '[{"label": "x"}]', {}, ["entry 1 has the columns label, and none called path"]),
-        ("all.txt", HEAD, {}, ["a name that tells no format", ".csv, .tsv, .json or .jsonl"]),
+        ("all.json", '{"path": "images/a.png"}', {}, ["contains dict, not a list"]),
+        ("all.json", '[{"label": "x"}]', {}, ["entry 1 has the columns label, but none called path"]),
+        ("all.txt", HEAD, {}, ["an unknown suffix", ".csv, .tsv, .json or .jsonl"]),
     ],
 )
 def test_bad_manifest_is_one_sentence_with_the_line(
     folder: Path, name: str, text: str, fields: dict[str, Any], words: list[str]
 ) -> None:
     (folder / name).write_text(text)
-    told = sentence(folder / name, **fields)
-    assert str(folder / name) in told
-    assert all(word in told for word in words), told
+    message = sentence(folder / name, **fields)
+    assert str(folder / name) in message
+    assert all(word in message for word in words), message
 
 
-def test_manifest_that_is_not_there_or_not_text_is_named(folder: Path) -> None:
+def test_error_names_a_manifest_that_is_missing_or_not_text(folder: Path) -> None:
     assert "none.csv does not exist" in sentence(folder / "none.csv")
-    assert "holds no train.csv" in sentence(folder)
+    assert "has no train.csv" in sentence(folder)
     (folder / "bad.csv").write_bytes(b"path,label\n\xff\xfe,x\n")
     assert "bad.csv is not UTF-8 text" in sentence(folder / "bad.csv")
     for name in ("train.csv", "train.json"):
         (folder / name).write_text("")
-    assert "holds train.csv and train.json; keep one" in sentence(folder)
+    assert "has train.csv and train.json; keep one" in sentence(folder)

@@ -1,4 +1,4 @@
-"""A walk over a data folder passes over what nobody means as data, and reads each real folder once."""
+"""A walk over a data folder skips hidden and system files, and reads each real folder once."""
 
 import os
 import shutil
@@ -53,7 +53,7 @@ PLAIN = {
 }
 
 
-def test_nothing_is_said_of_a_plain_folder(folder: Path) -> None:
+def test_plain_folder_gives_no_notes(folder: Path) -> None:
     assert (read(folder), notes(folder)) == (PLAIN, [])
 
 
@@ -73,33 +73,33 @@ def test_nothing_is_said_of_a_plain_folder(folder: Path) -> None:
         ),
     ],
 )
-def test_what_nobody_means_as_data_is_skipped_and_said(folder: Path, name: str, words: str) -> None:
+def test_hidden_and_system_files_are_skipped_and_reported(folder: Path, name: str, words: str) -> None:
     write(folder / "x.png")
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / "x.png").rename(folder / name)
     assert read(folder) == PLAIN
-    assert notes(folder) == [f"DIR: skipped as hidden or the system's: {words}"]
+    assert notes(folder) == [f"DIR: skipped hidden and system files: {words}"]
 
 
-def test_what_is_skipped_is_counted_in_one_line(folder: Path) -> None:
+def test_skipped_files_are_counted_in_one_line(folder: Path) -> None:
     for number in range(3):
         write(folder / f"val/cat/._{number}.png")
     write(folder / "train/__MACOSX/cat/._0.png")
     assert notes(folder) == [
-        "DIR: skipped as hidden or the system's: 3 files (val/cat/._0.png, ...) and 1 folder (train/__MACOSX)"
+        "DIR: skipped hidden and system files: 3 files (val/cat/._0.png, ...) and 1 folder (train/__MACOSX)"
     ]
 
 
-def test_pictures_of_formats_that_are_not_read_are_said(folder: Path) -> None:
+def test_images_of_unsupported_formats_are_reported(folder: Path) -> None:
     for name in ("train/cat/x.HEIC", "val/dog/y.jfif", "val/dog/notes.txt"):
         (folder / name).touch()
     assert read(folder) == PLAIN
     assert notes(folder) == [
-        "DIR: skipped 2 pictures whose suffix is not read (train/cat/x.HEIC, ...); save as .jpg or .png"
+        "DIR: skipped 2 images whose suffix is not supported (train/cat/x.HEIC, ...); convert to .jpg or .png"
     ]
 
 
-def test_pipe_with_the_name_of_an_image_is_not_waited_for(folder: Path) -> None:
+def test_pipe_with_the_name_of_an_image_is_not_read(folder: Path) -> None:
     os.mkfifo(folder / "train/cat/x.png")
     (folder / "train/dog/x.png").symlink_to("../cat/x.png")
     (folder / "train/dog/self.png").symlink_to("self.png")
@@ -107,14 +107,14 @@ def test_pipe_with_the_name_of_an_image_is_not_waited_for(folder: Path) -> None:
     assert find_image(str(folder / "train/cat/x.png")) == NO_IMAGE
 
 
-def test_folder_that_is_named_is_read_whatever_it_is_called(tmp_path: Path) -> None:
+def test_given_folder_is_read_whatever_its_name(tmp_path: Path) -> None:
     write(tmp_path / ".cache/__MACOSX/0.png")
     assert images_below(tmp_path / ".cache/__MACOSX") == [str(tmp_path / ".cache/__MACOSX/0.png")]
 
 
 @pytest.mark.parametrize("target", ["..", "../..", ".", "../../..", "../dog", "deep", "/"])
 @pytest.mark.parametrize("name", ["up", "a", "z"])
-def test_link_to_what_is_read_anyway_is_not_followed(folder: Path, target: str, name: str) -> None:
+def test_link_to_a_folder_that_is_read_anyway_is_not_followed(folder: Path, target: str, name: str) -> None:
     write(folder / "train/cat/deep/er/2.png")
     expected = read(folder)
     (folder / "train/cat/deep" / name).symlink_to(target if target.startswith("/") else f"../{target}")
@@ -157,14 +157,14 @@ def test_class_folders_and_splits_may_be_links(tmp_path: Path, tmp_path_factory:
     ]
 
 
-def test_link_among_class_folders_that_loops_is_no_class(folder: Path) -> None:
+def test_looping_link_among_class_folders_is_not_a_class(folder: Path) -> None:
     (folder / "train/loop").symlink_to("..")
     (folder / "train/self").symlink_to("self")
     assert read(folder) == PLAIN
     assert notes(folder) == ["DIR: did not follow 1 link to a folder that is read anyway (train/loop)"]
 
 
-def test_images_listed_twice_are_said_with_what_contradicts(folder: Path) -> None:
+def test_a_note_reports_images_listed_twice_and_their_contradictions(folder: Path) -> None:
     (folder / "train/dog/link.png").symlink_to("../cat/0.png")
     (folder / "train/dog/hard.png").hardlink_to(folder / "train/dog/1.png")
     (folder / "val/dog/link.png").symlink_to("../../train/dog/0.png")
@@ -183,10 +183,10 @@ def test_dangling_links_are_listed_as_images(folder: Path) -> None:
 
 def test_note_is_one_line_of_text_whatever_a_name_holds(folder: Path) -> None:
     write(folder / "x.png").rename(folder / "train/cat" / os.fsdecode(b"._\n\xfc.png"))
-    assert notes(folder) == [r"DIR: skipped as hidden or the system's: 1 file (train/cat/._\n\xfc.png)"]
+    assert notes(folder) == [r"DIR: skipped hidden and system files: 1 file (train/cat/._\n\xfc.png)"]
 
 
-def test_test_that_validates_is_said(folder: Path) -> None:
+def test_a_note_reports_validation_on_test(folder: Path) -> None:
     (folder / "val").rename(folder / "test")
     assert notes(folder) == ["DIR has no val/: validating on test/"]
     config = Data(source="imagefolder", path=str(folder), batch_size=1)
@@ -196,7 +196,7 @@ def test_test_that_validates_is_said(folder: Path) -> None:
     assert notes(folder) == check_requirements(config) == []
 
 
-def test_folder_that_cannot_be_read_is_named(folder: Path) -> None:
+def test_error_names_a_folder_that_cannot_be_read(folder: Path) -> None:
     walk = Walk(folder)
     walk.begin([folder / "train/cat"])
     shutil.rmtree(folder / "train/cat")

@@ -203,7 +203,7 @@ def test_what_is_skipped_unseen_is_not_packed_and_is_said(tmp_path: Path) -> Non
         outcome = pack(folder, out)
         assert (outcome.num_packed, outcome.was_complete) == (0 if was_complete else 8, was_complete)
         assert [note.removeprefix(f"{folder}: ") for note in outcome.notes] == [
-            "skipped as hidden or the system's: 1 file (train/ants/._0.jpg) and 1 folder (train/__MACOSX)",
+            "skipped hidden and system files: 1 file (train/ants/._0.jpg) and 1 folder (train/__MACOSX)",
             "did not follow 1 link to a folder that is read anyway (val/ants/up)",
         ]
     assert [opened(out)["train"].describe(i).partition(" of ")[0] for i in range(6)] == [

@@ -1,4 +1,4 @@
-"""Files of arrays hold images and targets; what they lack is named."""
+"""Files of arrays hold images and targets; an error names what is missing in them."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def held(source: Source) -> TensorSource:
 
 
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
-def test_test_images_that_validate_are_said(tmp_path: Path, suffix: str) -> None:
+def test_a_note_reports_that_test_images_are_used_for_validation(tmp_path: Path, suffix: str) -> None:
     arrays = splits(torch.tensor([0, 1, 1, 0, 2, 1]))
     file = save(
         tmp_path / f"a.{suffix}", {name.replace("val_", "test_"): array for name, array in arrays.items()}, None
@@ -97,18 +97,18 @@ LABELS = torch.zeros(6, dtype=torch.int64)
 @pytest.mark.parametrize(
     ("change", "fields", "words"),
     [
-        ({"train_images": None}, {}, "has no train_images; it holds train_labels, val_images, val_labels"),
-        ({"val_labels": None}, {}, "has val_images and no val_labels"),
-        ({"train_labels": LABELS[:3]}, {}, "has 4 images and 3 labels to train"),
-        ({"train_images": IMAGES[:4].float()}, {}, r"train_images is float32 \[4, 3, 4, 5\]; images are uint8"),
+        ({"train_images": None}, {}, "has no train_images; it contains train_labels, val_images, val_labels"),
+        ({"val_labels": None}, {}, "has val_images but no val_labels"),
+        ({"train_labels": LABELS[:3]}, {}, "has 4 images but 3 labels for train"),
+        ({"train_images": IMAGES[:4].float()}, {}, r"train_images is float32 \[4, 3, 4, 5\]; use uint8"),
         ({"train_images": IMAGES[:4, 0].clone()}, {}, r"train_images is uint8 \[4, 4, 5\]"),
-        ({"train_images": torch.zeros(4, 8, 8, 3, dtype=torch.uint8)}, {}, "has its channels last"),
-        ({"train_labels": torch.zeros(4)}, {}, r"train_labels is float32 \[4\]; classes are whole numbers"),
+        ({"train_images": torch.zeros(4, 8, 8, 3, dtype=torch.uint8)}, {}, "with the channels last"),
+        ({"train_labels": torch.zeros(4)}, {}, r"train_labels is float32 \[4\]; use whole numbers"),
         ({"train_labels": LABELS[:4] - 1}, {}, "sample 0 has label -1, outside 0 to 0"),
-        ({}, {"target": "labels"}, r"train_labels is int64 \[4\]; data.target=labels takes numbers \[n, labels\]"),
+        ({}, {"target": "labels"}, r"train_labels is int64 \[4\]; data.target=labels needs numbers \[n, labels\]"),
         ({"train_labels": torch.full((4, 1), 2), "val_labels": LABELS[:2, None]}, {"target": "labels"}, "other than 0"),
         ({"train_labels": torch.full((4,), torch.nan)}, {"target": "values"}, "values that are not finite"),
-        ({"train_labels": torch.zeros(4, 2)}, {"target": "values"}, r"has values of shape \[1\]; give it 2 numbers"),
+        ({"train_labels": torch.zeros(4, 2)}, {"target": "values"}, r"has values of shape \[1\]; use 2 numbers"),
     ],
 )
 def test_bad_arrays_are_one_sentence(
@@ -122,8 +122,8 @@ def test_bad_arrays_are_one_sentence(
     assert "\n" not in str(caught.value)
 
 
-def test_file_that_is_none_of_arrays_is_named(tmp_path: Path) -> None:
-    for name, words in {"a.bin": "a name that tells no format", "none.npz": "does not exist"}.items():
+def test_error_names_a_file_that_does_not_hold_arrays(tmp_path: Path) -> None:
+    for name, words in {"a.bin": "an unknown suffix", "none.npz": "does not exist"}.items():
         (tmp_path / "a.bin").touch()
         with pytest.raises(DataError, match=words):
             read_tensors(config(tmp_path / name))
@@ -132,7 +132,7 @@ def test_file_that_is_none_of_arrays_is_named(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=f"a.{suffix} (cannot be read|holds more)"):
             read_tensors(config(tmp_path / f"a.{suffix}"))
     torch.save({"train_images": Path("a")}, tmp_path / "a.pt")  # an object of any class could run code
-    with pytest.raises(DataError, match="holds more than tensors, lists and texts"):
+    with pytest.raises(DataError, match="holds more than tensors, lists and strings"):
         read_tensors(config(tmp_path / "a.pt"))
     torch.save(IMAGES, tmp_path / "a.pt")
     with pytest.raises(DataError, match="holds Tensor, not a dict"):

@@ -1,4 +1,4 @@
-"""A source gives each sample its target, checked, of whatever kind it is."""
+"""A source checks the target of each sample, whatever its kind."""
 
 import os
 import signal
@@ -56,23 +56,23 @@ def test_dataset_of_the_user_gives_targets_of_its_kind(target: str | None, given
     [
         (None, 2, "sample 1 of mine:pictures has label 2, outside 0 to 1, the numbers of its 2 classes"),
         (None, -1, "has label -1, outside"),
-        (None, "cat", "has label 'cat', which is no number"),
+        (None, "cat", "has label 'cat', which is not a number"),
         (None, 0.5, "has label 0.5; a class is one whole number"),
         (None, [0, 1], r"has label \[0, 1\]; a class is one whole number"),
         ("labels", [0, 2], r"has labels other than 0 and 1: \[0.0, 2.0\]"),
-        ("labels", 1, r"has labels of shape \[\]; give it 2 numbers"),
-        ("labels", [1, 0, 0], r"has labels of shape \[3\]; give it 2 numbers"),
+        ("labels", 1, r"has labels of shape \[\]; use 2 numbers"),
+        ("labels", [1, 0, 0], r"has labels of shape \[3\]; use 2 numbers"),
         ("values", [0, float("inf")], r"has values that are not finite"),
     ],
 )
-def test_target_that_is_not_of_its_kind_is_named(target: str | None, given: Any, words: str) -> None:
+def test_error_names_a_target_of_the_wrong_kind(target: str | None, given: Any, words: str) -> None:
     source = DatasetSource(Pictures([0, given], target), name="mine:pictures")
     with pytest.raises(DataError, match=words):
         source.read(1)
 
 
 def test_dataset_of_another_form_is_refused() -> None:
-    with pytest.raises(DataError, match="`target` is 'boxes'; take class, labels, values"):
+    with pytest.raises(DataError, match="`target` is 'boxes'; use class, labels, values"):
         DatasetSource(Pictures([], "boxes"), name="mine:pictures")
     with pytest.raises(DataError, match="has no `classes`"):
         DatasetSource([], name="mine:pictures")
@@ -81,7 +81,7 @@ def test_dataset_of_another_form_is_refused() -> None:
         def __getitem__(self, index: int) -> tuple[Any, int]:
             return IMAGES[0].numpy(), 0
 
-    with pytest.raises(DataError, match="sample 0 of mine:pictures is of type ndarray; give a tensor"):
+    with pytest.raises(DataError, match="sample 0 of mine:pictures is of type ndarray; return a tensor"):
         DatasetSource(Arrays([0]), name="mine:pictures").read(0)
 
 
@@ -91,7 +91,7 @@ def test_dataset_of_another_form_is_refused() -> None:
         ("class", torch.tensor([0, 2]), "sample 1 has label 2, outside 0 to 1"),
         ("class", torch.tensor([[0], [1]]), r"sample 0 has label \[0\], outside"),
         ("labels", torch.tensor([[0.0, 1], [0, 0.5]]), "sample 1 has labels other than 0 and 1"),
-        ("values", torch.tensor([[0.0], [1]]), r"has values of shape \[1\]; give it 2 numbers"),
+        ("values", torch.tensor([[0.0], [1]]), r"has values of shape \[1\]; use 2 numbers"),
     ],
 )
 def test_targets_in_memory_are_checked_at_once(target: Target, targets: torch.Tensor, words: str) -> None:
@@ -124,7 +124,7 @@ class Deadly:
         return torch.zeros(1, 2, 2, dtype=torch.uint8), index % 2
 
 
-def test_sample_that_kills_its_reader_while_targets_are_read_is_named() -> None:
+def test_error_names_a_sample_that_crashes_the_process_that_reads_targets() -> None:
     assert DatasetSource(Deadly(-1), name="mine:data").targets.tolist() == [0, 1] * 25
     words = r"^sample 41 of mine:data cannot be read \(reading it ends the process: it was killed by SIGKILL\)"
     with pytest.raises(DataError, match=words):

@@ -1,4 +1,4 @@
-"""Images of one size are decoded once and held, where that is worth it, and nothing else changes."""
+"""Images of one size are decoded once and cached, where that is worthwhile, and nothing else changes."""
 
 import logging
 import os
@@ -59,9 +59,7 @@ def held(source: Source, how: How = "auto", *, epochs: float = 2) -> Source:
     return cache(source, how, name="train", epochs=epochs, num_processes=2)
 
 
-def test_held_samples_are_those_of_the_files_and_so_are_their_words(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_cached_samples_and_their_names_are_those_of_the_files(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = subset(ConcatSource([files(folder)], ["ants", "bees"]), torch.arange(190, 3, -1))
     with caplog.at_level(logging.INFO):
         found = held(source)
@@ -79,7 +77,7 @@ def test_held_samples_are_those_of_the_files_and_so_are_their_words(
         assert target == label
 
 
-def test_auto_holds_only_what_is_worth_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_caches_only_where_it_is_worthwhile(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = files(folder)
     assert held(source, "never") is source
     assert held(source, epochs=1) is source
@@ -90,7 +88,7 @@ def test_auto_holds_only_what_is_worth_it(folder: Path, monkeypatch: pytest.Monk
     assert isinstance(held(source), CachedSource)
 
 
-def test_tensors_are_held_as_they_are_and_own_datasets_only_if_asked_for() -> None:
+def test_tensors_are_not_cached_and_user_datasets_only_on_request() -> None:
     tensors = TensorSource(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), ["a"])
     assert held(tensors) is tensors
     mine = DatasetSource(Mine(), name="mine:data")
@@ -105,7 +103,7 @@ def test_tensors_are_held_as_they_are_and_own_datasets_only_if_asked_for() -> No
         held(stream, "always")
 
 
-def test_images_of_several_sizes_are_not_held_and_a_broken_one_keeps_its_sentence(folder: Path) -> None:
+def test_images_of_different_sizes_are_not_cached_and_a_broken_one_keeps_its_error(folder: Path) -> None:
     source = files(folder)
     Image.new("RGB", (9, 9)).save(folder / "train" / "bees" / "077.png")
     assert held(source) is source
@@ -118,7 +116,7 @@ def test_images_of_several_sizes_are_not_held_and_a_broken_one_keeps_its_sentenc
         held(source)
 
 
-def test_image_that_kills_its_reader_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_names_an_image_that_crashes_its_reader(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = files(folder)
     read = source.read
 
@@ -129,5 +127,5 @@ def test_image_that_kills_its_reader_is_named(folder: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(source, "read", die_of_one)
     reason = r"\(reading it ends the process: it was killed by SIGKILL\)"
-    with pytest.raises(DataError, match=rf"bees/050\.png cannot be read {reason}; mend or remove it"):
+    with pytest.raises(DataError, match=rf"bees/050\.png cannot be read {reason}; fix or remove it"):
         held(source)

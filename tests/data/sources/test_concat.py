@@ -1,4 +1,4 @@
-"""The samples of several sources come together, the same class of each under the same number."""
+"""The samples of several sources are concatenated; a class has the same number in all of them."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def test_classes_of_one_name_have_one_number_and_new_ones_come_last() -> None:
     assert train.fingerprint() == concat(parts)["train"].fingerprint() != concat(parts[::-1])["train"].fingerprint()
 
 
-def test_labels_that_a_source_does_not_name_are_absent_and_values_are_matched() -> None:
+def test_labels_missing_in_a_source_are_absent_and_values_are_matched() -> None:
     labels = concat(
         [
             part(["a", "b"], [[1.0, 0.0]], pixel=1, target="labels"),
@@ -55,7 +55,7 @@ def test_labels_that_a_source_does_not_name_are_absent_and_values_are_matched() 
     assert read_all(values)[1] == [[1, 2], [4, 3]]
 
 
-def test_sources_that_do_not_go_together_are_refused() -> None:
+def test_incompatible_sources_are_refused() -> None:
     with pytest.raises(DataError, match="targets of different kinds: class, labels"):
         concat([part(["a"], [0], pixel=1), part(["a"], [[1.0]], pixel=1, target="labels")])
     with pytest.raises(DataError, match="no value 'y'"):
@@ -85,5 +85,5 @@ def test_recipe_adds_sources_of_any_kind_with_or_without_a_split(tmp_path: Path)
     chosen = choose_samples(open_sources(split), split, seed=0)
     assert chosen["val"].targets.tolist() == [1]
     assert len(chosen["train"]) == 2
-    with pytest.raises(UserError, match=r"data.target=labels, and data.source=imagefolder has target class"):
+    with pytest.raises(UserError, match=r"data.target=labels, but data.source=imagefolder has target class"):
         open_sources(config.model_copy(update={"target": "labels"}))

@@ -1,4 +1,4 @@
-"""Images of every kind become the RGB that was meant, and each broken one is named."""
+"""Images of every kind become the RGB that was meant, and errors name each broken one."""
 
 import io
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def hole(image: Image.Image, *, index: int) -> NDArray[Any]:
 
 
 def ycck(file: Path) -> None:
-    """Write a CMYK JPEG and have its marker say that its numbers are YCCK, as Adobe's are."""
+    """Write a CMYK JPEG whose marker says that its numbers are YCCK, as Adobe's are."""
     gradient().convert("CMYK").save(file, quality=100)
     content = bytearray(file.read_bytes())
     content[content.index(b"Adobe") + 11] = 2
@@ -56,7 +56,7 @@ def ycck(file: Path) -> None:
 
 
 def rgb_of_ycck() -> NDArray[Any]:
-    """Return what the numbers of `gradient` in CMYK mean as YCCK: the inks by JFIF's formula, all stored inverted."""
+    """Return the numbers of `gradient` in CMYK read as YCCK: the inks by JFIF's formula, all stored inverted."""
     y, cb, cr, k = np.moveaxis(255 - np.array(gradient().convert("CMYK")).astype(np.float64), -1, 0)
     cb, cr = cb - 128, cr - 128
     ink = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], axis=-1).clip(0, 255)
@@ -138,7 +138,7 @@ UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 @pytest.mark.parametrize("orientation", UPRIGHT)
-def test_picture_stands_upright_whatever_way_the_camera_was_held(tmp_path: Path, orientation: int, suffix: str) -> None:
+def test_image_is_upright_whatever_way_the_camera_was_held(tmp_path: Path, orientation: int, suffix: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     kinds: dict[str, dict[str, Any]] = {"webp": {"lossless": True}, "jpg": {"quality": 95}}
@@ -164,7 +164,7 @@ def test_both_decoders_give_the_same_pixels(tmp_path: Path, name: str) -> None:
     [(None, (600, 800)), (301, (600, 800)), (300, (300, 400)), (151, (300, 400)), (9, (75, 100))],
 )
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_jpeg_is_decoded_as_small_as_is_asked_for(
+def test_jpeg_is_decoded_at_the_requested_size(
     tmp_path: Path, decode_size: int | None, expected: tuple[int, int], orientation: int
 ) -> None:
     exif = Image.Exif()
@@ -190,24 +190,24 @@ def test_photographs_decoded_small_are_the_means_of_blocks(real_images: Path) ->
         assert (small - means).abs().mean() < 1
 
 
-def test_other_files_are_decoded_whole(tmp_path: Path) -> None:
+def test_other_files_are_decoded_at_full_size(tmp_path: Path) -> None:
     gradient().resize((800, 600)).save(tmp_path / "a.png")
     assert read_image(str(tmp_path / "a.png"), decode_size=9).shape == (3, 600, 800)
 
 
-def test_file_is_read_by_what_it_holds_and_not_by_its_name(tmp_path: Path) -> None:
+def test_file_is_read_by_its_content_not_its_name(tmp_path: Path) -> None:
     with_alpha("RGB").save(tmp_path / "a.jpg", format="PNG")
     assert np.abs(read_image(str(tmp_path / "a.jpg")).permute(1, 2, 0).numpy() - over_white(RGB, ALPHA)).max() <= 1
 
 
-def test_picture_of_a_dataset_keeps_one_channel_only_if_it_is_plain_grey() -> None:
+def test_image_of_a_dataset_keeps_one_channel_only_if_it_is_plain_grey() -> None:
     shapes = {mode: tuple(to_tensor(gradient().convert(mode)).shape) for mode in ("L", "LA", "1", "P", "RGB", "CMYK")}
     assert shapes.pop("L") == (1, 24, 32)
     assert set(shapes.values()) == {(3, 24, 32)}
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_picture_of_a_dataset_stands_upright(tmp_path: Path, mode: str) -> None:
+def test_image_of_a_dataset_is_upright(tmp_path: Path, mode: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     gradient().convert(mode).save(tmp_path / "a.png", exif=exif)
@@ -240,14 +240,14 @@ def test_damaged_image_is_an_error_of_one_line_with_its_path(tmp_path: Path, suf
         (np.full((4, 4), -1, dtype=np.int32), "more than 16 bits"),
     ],
 )
-def test_pixels_without_an_agreed_range_are_refused(tmp_path: Path, pixels: NDArray[Any], words: str) -> None:
+def test_pixels_of_unknown_range_are_refused(tmp_path: Path, pixels: NDArray[Any], words: str) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.tif")
     with pytest.raises(DataError, match=words):
         read_image(str(tmp_path / "a.tif"))
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of what it mends
-def test_bytes_changed_at_random_are_read_or_named_and_nothing_else(tmp_path: Path) -> None:
+def test_randomly_changed_bytes_are_read_or_give_an_error_that_names_the_file(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for suffix in ("png", "tif", "gif", "webp", "jpg"):
         buffer = io.BytesIO()

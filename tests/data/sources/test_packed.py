@@ -1,4 +1,4 @@
-"""A pack is a source like the one it was made of: the same images to the bit, classes, targets and names."""
+"""A pack is a source like the one it was made from: the same images to the bit, classes, targets and names."""
 
 import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +30,7 @@ def assert_equal(one: Source, other: Source) -> None:
 
 
 def make_zoo(root: Path) -> Path:
-    """Write one image of each kind that decodes in a way of its own."""
+    """Write one image of each kind that is decoded differently."""
     turned = Image.Exif()
     turned[ExifTags.Base.Orientation] = 6
     folder = root / "train" / "zoo"
@@ -55,7 +55,7 @@ def test_pixel_pack_gives_the_images_of_the_folder_to_the_bit(tmp_path: Path) ->
     assert other.fingerprint() == one.fingerprint()
 
 
-def test_jpeg_pack_copies_plain_files_and_encodes_others_anew(tmp_path: Path) -> None:
+def test_jpeg_pack_copies_plain_files_and_reencodes_others(tmp_path: Path) -> None:
     folder = make_zoo(tmp_path / "photos")
     outcome = pack(folder, tmp_path / "packed", quality=100)
     one, other = opened(folder)["train"], opened(tmp_path / "packed")["train"]
@@ -69,7 +69,7 @@ def test_jpeg_pack_copies_plain_files_and_encodes_others_anew(tmp_path: Path) ->
         assert torch.equal(image, image_too) if is_copied else image.shape == image_too.shape
 
 
-def test_packed_jpegs_are_decoded_as_small_as_those_of_the_folder(tmp_path: Path) -> None:
+def test_packed_jpegs_are_decoded_at_the_same_size_as_those_of_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     write(folder / "train" / "zoo" / "a.jpg", gradient().resize((320, 240)))
     pack(folder, tmp_path / "packed")
@@ -78,7 +78,7 @@ def test_packed_jpegs_are_decoded_as_small_as_those_of_the_folder(tmp_path: Path
     assert one.read(0)[0].shape == (3, 120, 160)
     assert_equal(one, other)
     assert one.fingerprint() == other.fingerprint()
-    with pytest.raises(RecipeError, match=r"decode_size=100 is for JPEGs, and .*pixels holds pixels"):
+    with pytest.raises(RecipeError, match=r"decode_size=100 is for JPEGs, but .*pixels holds pixels"):
         open_sources(data(tmp_path / "pixels", decode_size=100))
 
 
@@ -151,7 +151,7 @@ def test_manifest_keeps_its_targets(tmp_path: Path, target: str) -> None:
         assert (found["val"].target, list(found["val"].classes)) == (target, ["x", "y"])
         assert found["val"].targets.dtype == torch.float32
     assert found["train"].describe(1) == f"b.png of {tmp_path / 'packed'}"
-    with pytest.raises(UserError, match=f"data.target=class, and data.source=packed has target {target}"):
+    with pytest.raises(UserError, match=f"data.target=class, but data.source=packed has target {target}"):
         check_requirements(data(tmp_path / "packed", source="packed"))
 
 
@@ -166,7 +166,7 @@ def test_tensors_are_packed_with_the_channels_that_they_have(tmp_path: Path) -> 
     assert opened(tmp_path / "jpeg")["train"].read(0)[0].shape == (1, 8, 9)
 
 
-def test_pack_takes_part_in_unions_and_fractions_and_checks(tmp_path: Path) -> None:
+def test_pack_can_be_concatenated_split_and_checked(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "photos")
     pack(folder, tmp_path / "packed")
     both = opened(folder, more=[{"source": "packed", "path": str(tmp_path / "packed")}])["train"]

@@ -1,4 +1,4 @@
-"""Images of every format hold the pixels that were written, and each broken one is named."""
+"""Sources of every format give the images that were written, split and drawn by the seed."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def test_validation_numbers_its_classes_as_training_does(tmp_path: Path) -> None
     assert val.read(0)[1] == 2
 
 
-def test_fingerprint_of_a_folder_changes_with_its_images_and_not_with_its_place(tmp_path: Path) -> None:
+def test_fingerprint_of_a_folder_changes_with_its_images_but_not_with_its_path(tmp_path: Path) -> None:
     for root in ("here", "there"):
         for split in ("train", "val"):
             write(tmp_path / root, split, "ants/a.png", gradient())
@@ -80,7 +80,7 @@ def test_decode_size_makes_other_images_of_the_same_files_and_is_refused_where_t
         open_sources(Data(source="digits", batch_size=1, decode_size=9))
 
 
-def test_augmented_image_differs_by_seed_and_by_sample_and_not_by_its_batch(tmp_path: Path) -> None:
+def test_augmented_image_depends_on_seed_and_sample_but_not_on_its_batch(tmp_path: Path) -> None:
     for split in ("train", "val"):
         for name in "abcd":
             write(tmp_path, split, f"ants/{name}.png", gradient())  # the same picture: only the draws can differ

@@ -1,4 +1,4 @@
-"""A validation part is split off by class, the same one for a seed, and nothing is in both parts."""
+"""A validation split is drawn by class, the same one for a seed, and no sample is in both splits."""
 
 from collections import Counter
 from pathlib import Path
@@ -34,7 +34,7 @@ def numbers(part: Source) -> list[int]:
         (0.9, (10, 2, 1), {0: 9, 1: 1}),  # each class keeps one to train on
     ],
 )
-def test_each_class_gives_the_nearest_whole_number(
+def test_number_of_samples_of_each_class_is_rounded_to_the_nearest(
     fraction: float, counts: tuple[int, ...], expected: dict[int, int]
 ) -> None:
     whole = source(*counts)
@@ -57,7 +57,7 @@ def test_split_depends_on_the_seed_and_on_a_class_alone() -> None:
     assert first != val_of_first_class(1, 30, 30)
 
 
-def test_split_of_a_folder_takes_the_place_of_its_own_and_is_cut_afterwards(tmp_path: Path) -> None:
+def test_split_replaces_val_of_a_folder_and_is_reduced_afterwards(tmp_path: Path) -> None:
     for name in ("ants", "bees"):
         for number in range(10):
             write(tmp_path / "train" / name / f"{number}.png")
@@ -77,7 +77,7 @@ def test_labels_and_values_are_drawn_from_all_samples() -> None:
     assert parts["val"].targets.shape == (5, 2)
 
 
-def test_split_that_leaves_nothing_is_refused() -> None:
+def test_split_without_validation_samples_is_refused() -> None:
     with pytest.raises(DataError, match=r"data.val_fraction=0.1 of 4 training samples leaves none"):
         split_off(source(2, 2), 0.1, seed=0)
     with pytest.raises(DataError, match="digits has no validation samples"):

@@ -1,4 +1,4 @@
-"""A stream gives the same samples at the same positions in any number of processes, and begun anywhere."""
+"""A stream gives the same samples at the same positions in any number of processes and from any start."""
 
 import random
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def sample(epoch: int, position: int) -> Sample:
 
 
 class Plain:
-    """Iterates from the beginning only, and counts what it was made to read."""
+    """Iterates from the beginning only, and counts the samples read."""
 
     classes = ("a", "b", "c")
 
@@ -59,7 +59,7 @@ class Jumping(Plain):
 
 
 class FromFile(Plain):
-    """Reads from an open file, whose offset is one with that of a process that it is forked from."""
+    """Reads from an open file, whose offset it shares with the process that it is forked from."""
 
     def _samples(self, epoch: int, start: int) -> Iterator[Sample]:
         with TemporaryFile(buffering=0) as file:
@@ -70,7 +70,7 @@ class FromFile(Plain):
 
 
 class Torch(IterableDataset[Sample]):
-    """Shares itself out over loader processes, as torch asks of such a dataset."""
+    """Splits its samples over loader processes, as torch's documentation recommends."""
 
     classes = ("a", "b", "c")
     epoch = 0
@@ -86,7 +86,7 @@ class Torch(IterableDataset[Sample]):
 
 
 class Drawing(Plain):
-    """Shuffles at its beginning and augments on its way, with generators that all code shares."""
+    """Shuffles at the start and augments each sample, with the global generators."""
 
     def _samples(self, epoch: int, start: int) -> Iterator[Sample]:
         order = np.random.permutation(LENGTH)[start:].tolist()
@@ -109,7 +109,7 @@ def stream_of(dataset: object, num_samples: int = LENGTH) -> Stream:
 
 
 def read(stream: Stream, steps: range, *, world_size: int, workers: int) -> list[list[list[int]]]:
-    """Return [epoch, position] of each sample, and what it drew, by step; 8 samples a step, in micro-batches of 2."""
+    """Return [epoch, position] and random draws of each sample, by step; 8 samples a step, in micro-batches of 2."""
     by_rank = []
     for rank in range(world_size):
         order = TrainSampler(
@@ -129,7 +129,7 @@ def read(stream: Stream, steps: range, *, world_size: int, workers: int) -> list
 
 @pytest.mark.parametrize("dataset", [Jumping, FromFile, Torch])
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_samples_stand_at_their_positions_in_any_processes(dataset: type, workers: int) -> None:
+def test_samples_have_their_positions_in_any_number_of_processes(dataset: type, workers: int) -> None:
     expected = [[[epoch, p] for p in range(LENGTH)][at : at + 8] for epoch in (0, 1) for at in (0, 8, 16)]
     stream = stream_of(dataset())
     stream[0]  # as the training process looks at the first images before its loader processes begin
@@ -139,7 +139,7 @@ def test_samples_stand_at_their_positions_in_any_processes(dataset: type, worker
 
 
 @pytest.mark.parametrize("dataset", [Drawing, JumpingAndDrawing])
-def test_what_a_stream_draws_is_the_same_in_any_processes(dataset: type) -> None:
+def test_random_draws_of_a_stream_are_the_same_in_any_number_of_processes(dataset: type) -> None:
     expected = read(stream_of(dataset()), range(6), world_size=1, workers=0)
     epochs = [list(chain(*expected[:3])), list(chain(*expected[3:]))]
     for epoch, found in enumerate(epochs):
@@ -150,7 +150,7 @@ def test_what_a_stream_draws_is_the_same_in_any_processes(dataset: type) -> None
     assert read(stream_of(dataset()), range(4, 6), world_size=2, workers=1) == expected[4:]
 
 
-def test_stream_that_can_begin_anywhere_reads_nothing_that_is_not_wanted() -> None:
+def test_stream_with_iter_from_reads_only_the_requested_samples() -> None:
     for dataset, num_read in ((Plain(), 23), (Jumping(), 8)):
         stream = stream_of(dataset)
         for number in (4, 5, 6, 7, 12, 13, 14, 22):
@@ -163,15 +163,15 @@ def test_stream_that_can_begin_anywhere_reads_nothing_that_is_not_wanted() -> No
 
 
 @pytest.mark.parametrize("dataset", [Plain, Jumping])
-def test_stream_that_ends_early_is_one_sentence_also_from_a_loader_process(dataset: type) -> None:
+def test_stream_that_ends_early_is_one_sentence_from_a_loader_process_too(dataset: type) -> None:
     for workers in (0, 2):
         with pytest.raises(DataError) as caught:
             read(stream_of(dataset(), LENGTH + 1), range(3, 6), world_size=1, workers=workers)
-        assert "in epoch 1 the stream has ended before position 23" in str(caught.value)
-        assert "24 samples an epoch are promised" in str(caught.value)
+        assert "in epoch 1 the stream ended before position 23" in str(caught.value)
+        assert "an epoch has 24 samples" in str(caught.value)
 
 
-def test_bad_label_is_named_by_its_place() -> None:
+def test_error_names_the_position_of_a_bad_label() -> None:
     source = DatasetSource(stream_of(Plain()), name="mine:stream")
     source.classes = ["a", "b"]
     with pytest.raises(DataError, match=r"^sample 5 of epoch 1 of mine:stream has label 2, outside 0 to 1"):
@@ -204,11 +204,11 @@ def config(factory: str, **changes: object) -> Data:
     return Data.model_validate({"source": f"{__name__}:{factory}", "batch_size": 8, **changes})
 
 
-def test_what_can_be_indexed_is_no_stream() -> None:
+def test_dataset_that_can_be_indexed_is_not_a_stream() -> None:
     assert [is_stream(thing) for thing in (Plain(), Torch(), Indexed(), [1, 2], 3)] == [True, True, False, False, False]
 
 
-def test_length_is_the_datasets_own_or_the_recipes() -> None:
+def test_length_comes_from_the_dataset_or_the_recipe() -> None:
     def lengths(data: Data) -> list[int]:
         return [len(source) for source in open_sources(data).values()]
 
@@ -225,12 +225,12 @@ def test_length_is_the_datasets_own_or_the_recipes() -> None:
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (config("make_plain"), "the train split is a stream without len(); say with data.samples_per_epoch how long"),
-        (config("make_plain", samples_per_epoch=9), "the val split is a stream without len(); say with data.val_sam"),
-        (config("make_long", samples_per_epoch=24), "data.samples_per_epoch=24 is more than the 23 samples"),
-        (config("make_long", train_samples=9), "give data.samples_per_epoch, for its first ones"),
-        (config("make_indexed", samples_per_epoch=9), "data.samples_per_epoch=9 is for streams, and data.source="),
-        (Data(source="digits", batch_size=8, samples_per_epoch=9), "is for streams, and data.source=digits is none"),
+        (config("make_plain"), "the train split is a stream without len(); set data.samples_per_epoch to its length"),
+        (config("make_plain", samples_per_epoch=9), "the val split is a stream without len(); set data.val_sam"),
+        (config("make_long", samples_per_epoch=24), "data.samples_per_epoch=24 is more than 23, the len"),
+        (config("make_long", train_samples=9), "use data.samples_per_epoch to read its first samples"),
+        (config("make_indexed", samples_per_epoch=9), "data.samples_per_epoch=9 is for streams, but data.source="),
+        (Data(source="digits", batch_size=8, samples_per_epoch=9), "is for streams, but data.source=digits is not one"),
         (config("make_long", repeats=2), "so data.repeats=2 is not available; leave it 1, or give a dataset"),
         (config("make_long", sampling="balanced"), "so data.sampling=balanced is not available; leave it uniform"),
     ],

@@ -1,4 +1,4 @@
-"""torchvision's datasets are opened by their names: made up, from files in their own formats, or told to be missing."""
+"""torchvision's datasets are opened by name: generated, from files in their own formats, or reported as missing."""
 
 import bz2
 from pathlib import Path
@@ -31,7 +31,7 @@ def write_idx(file: Path, array: NDArray[np.uint8]) -> None:
     file.write_bytes(bytes([0, 0, 8, array.ndim]) + np.array(array.shape, dtype=">i4").tobytes() + array.tobytes())
 
 
-def test_made_up_data_has_the_size_that_is_asked_for_and_other_images_to_validate() -> None:
+def test_generated_data_has_the_requested_size_and_other_images_for_validation() -> None:
     found = open_dataset("FakeData", arguments={"size": 7, "image_size": [3, 8, 9], "num_classes": 3})
     assert {split: len(source) for split, source in found.items()} == {"train": 7, "val": 7}
     image, label = found["train"].read(2)
@@ -43,7 +43,7 @@ def test_made_up_data_has_the_size_that_is_asked_for_and_other_images_to_validat
     assert found["train"].fingerprint() != found["val"].fingerprint()
 
 
-def test_mnist_is_held_in_memory_as_its_files_have_it(tmp_path: Path) -> None:
+def test_mnist_is_in_memory_as_its_files_have_it(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for part, count in (("train", 5), ("t10k", 3)):
         images = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
@@ -104,14 +104,14 @@ def test_dataset_without_a_split_needs_one_and_mixed_images_are_all_rgb(tmp_path
         ("FashionMnist", {}, "did you mean torchvision.FashionMNIST"),
         ("CocoDetection", {}, "is not a dataset of images and their classes; use torchvision. and one of CIFAR10"),
         ("FakeData", {"arguments": {"sise": 3}}, "torchvision.FakeData has no 'sise'"),
-        ("FakeData", {"path": "/here"}, "FakeData is made up"),
-        ("FakeData", {"target": "labels"}, "data.target=labels, and data.source=torchvision.FakeData has target class"),
+        ("FakeData", {"path": "/here"}, "FakeData is generated"),
+        ("FakeData", {"target": "labels"}, "data.target=labels, but data.source=torchvision.FakeData has target class"),
         ("ImageNet", {}, "torchvision does not download ImageNet"),
         ("MNIST", {"path": "/nowhere"}, "MNIST is not available from /nowhere .*--data DIR"),
         ("EMNIST", {"path": "/nowhere", "arguments": {"split": "none"}}, "EMNIST is not available .*'none'"),
     ],
 )
-def test_what_cannot_be_had_is_one_sentence(name: str, fields: dict[str, Any], words: str) -> None:
+def test_dataset_that_is_not_available_is_one_sentence(name: str, fields: dict[str, Any], words: str) -> None:
     with pytest.raises((DataError, RecipeError), match=words) as caught:
         open_dataset(name, **fields)
     assert "\n" not in str(caught.value)
@@ -128,8 +128,8 @@ def test_download_without_a_network_is_one_sentence(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("name", torchvision.DATASETS)
-def test_every_dataset_takes_the_arguments_that_it_is_opened_with(name: str, tmp_path: Path) -> None:
-    """Files are missing, so it gets as far as to say so, and not to an argument that it does not know."""
+def test_every_dataset_accepts_the_arguments_that_it_is_opened_with(name: str, tmp_path: Path) -> None:
+    """Files are missing, so it fails with that error, not with one about an unknown argument."""
     if name == "FakeData":
         assert isinstance(open_dataset(name)["train"], DatasetSource)
         return
