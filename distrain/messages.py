@@ -19,6 +19,11 @@ def print_error(sentence: str) -> None:
     print(f"distrain: {escape_control_characters(sentence)}", file=sys.stderr, flush=True)
 
 
+def print_note(sentence: str) -> None:
+    """Print a note on standard error, which no script reads, on one line."""
+    print(f"note: {escape_control_characters(sentence)}", file=sys.stderr, flush=True)
+
+
 def shown(value: Any) -> str:
     """Return a value as a recipe writes it, on one line and not longer than `MAX_VALUE`."""
     if isinstance(value, str):

@@ -24,7 +24,7 @@ BUDGETS = {
     "benchmark": 1675,
     "checkpoint": 505,
     "cli": 3110,
-    "config": 1500,
+    "config": 1560,
     "data": 5220,
     "distributed": 1200,
     "evaluation": 485,

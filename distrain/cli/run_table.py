@@ -12,7 +12,8 @@ import yaml
 from rich.console import Console
 
 from distrain.config.metrics import ALWAYS_MEASURED, METRICS, in_words, number_in_words, score
-from distrain.errors import RunError
+from distrain.config.old_names import rename_keys
+from distrain.errors import RecipeError, RunError
 from distrain.runs.directory import RunDirectory
 from distrain.runs.liveness import read_states
 from distrain.runs.query import best_checkpoint, find_fault
@@ -130,9 +131,11 @@ def _table(rows: list[_Row]) -> tuple[list[Heading], list[list[str]]]:
 
 def _read_recipe(run: RunDirectory) -> dict[str, Any]:
     """Return the values of a run's recipe by their dotted keys; nothing of one that cannot be read."""
-    with suppress(OSError, ValueError, yaml.YAMLError):
+    with suppress(OSError, ValueError, yaml.YAMLError, RecipeError):
         tree = yaml.load(run.recipe.read_text(encoding="utf-8"), Loader=_LOADER)
-        return _flat(tree) if isinstance(tree, dict) else {}
+        if isinstance(tree, dict):
+            rename_keys(tree)
+            return _flat(tree)
     return {}
 
 

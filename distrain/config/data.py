@@ -57,13 +57,13 @@ class Data(Section):
     )
     loader: Literal["auto", "threads", "processes"] = Field(
         "auto",
-        description="what num_workers are; auto: processes, and none for images that are held and augmented in whole "
+        description="what num_workers are; auto: processes, and none for cached images that are augmented in whole "
         "batches; threads are slower, and spare the memory of processes, where all transforms can run in them",
     )
-    hold: Literal["auto", "always", "never"] = Field(
+    cache: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="decode the images once and hold them in memory, in each training process, or on its GPU if a "
-        "fifth of what is free holds them; auto: where all have one size, 1 GiB at most a split, read more than once",
+        description="cache decoded images in the memory of each training process, or of its GPU where they fit into a "
+        "fifth of what is free; auto: images of one size, up to 1 GiB a split, that are read more than once",
     )
     decode_size: int | None = Field(
         None,

@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from distrain.config.data import Data
+from distrain.config.old_names import note_old_name, rename_keys, rename_overrides
 from distrain.config.recipe import Recipe
 from distrain.config.validation import describe, takes_text
 from distrain.config.yaml_text import YamlError, read_yaml_text
@@ -26,27 +27,24 @@ def load_recipe(reference: str, *, overrides: list[str], data: str | None = None
 
     Raises `RecipeError` with one sentence that names the key, the value seen and what to do.
     """
-    text, name = _find(reference)
-    tree = _parse_yaml(text, reference)
-    tree.setdefault("name", name)
-    for override in overrides:
-        _apply_override(tree, override)
-    if data is not None and isinstance(section := tree.setdefault("data", {}), dict):  # else refused below
-        section["path"] = str(Path(data).expanduser().absolute())
-    return _validate(tree)
+    tree, old_names = _read(reference)
+    for old in old_names:
+        note_old_name(old)
+    return _change(tree, overrides, data)
 
 
-def change_recipe(recipe: Recipe, overrides: list[str]) -> Recipe:
-    """Return a recipe with `a.b=c` overrides made in it, in their order; raises as `load_recipe` does."""
-    tree = yaml.safe_load(recipe.to_yaml())
-    for override in overrides:
-        _apply_override(tree, override)
-    return _validate(tree)
+def change_recipe(recipe: Recipe, overrides: list[str], *, data: str | None = None) -> Recipe:
+    """Return a recipe with `a.b=c` overrides made in it, in their order, then the data folder.
+
+    Raises `RecipeError` as `load_recipe` does.
+    """
+    return _change(yaml.safe_load(recipe.to_yaml()), overrides, data)
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read the resolved recipe of a run directory."""
-    return load_recipe(str(path), overrides=[])
+    """Read the resolved recipe of a run directory; keys of earlier versions are renamed without a note."""
+    tree, _ = _read(str(path))
+    return _validate(tree)
 
 
 def load_data(path: Path, *, source: str, overrides: list[str]) -> Data:
@@ -66,6 +64,24 @@ def builtin_recipes() -> dict[str, str]:
     folder: Traversable = resources.files("distrain") / "recipes"
     files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
     return {f.name.removesuffix(".yaml"): f.read_text(encoding="utf-8") for f in files}
+
+
+def _read(reference: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the tree of a recipe, its keys under their new names, and the old names that were found."""
+    text, name = _find(reference)
+    tree = _parse_yaml(text, reference)
+    tree.setdefault("name", name)
+    return tree, rename_keys(tree)
+
+
+def _change(tree: dict[str, Any], overrides: list[str], data: str | None) -> Recipe:
+    for override in rename_overrides(overrides):
+        _apply_override(tree, override)
+    for old in rename_keys(tree):  # in a section that an override gives as a whole
+        note_old_name(old)
+    if data is not None and isinstance(section := tree.setdefault("data", {}), dict):  # else refused below
+        section["path"] = str(Path(data).expanduser().absolute())
+    return _validate(tree)
 
 
 def _validate(tree: dict[str, Any]) -> Recipe:

@@ -83,7 +83,7 @@ class Recipe(Section):
                 "eval": {"batch_size"},
             },
         )
-        for field in ("path", "num_workers", "loader", "hold"):
+        for field in ("path", "num_workers", "loader", "cache"):
             del dump["data"][field]
         for part in dump["data"]["more"]:
             del part["path"]

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
-from distrain.config import Recipe, load_recipe, read_recipe
+from distrain.config import Recipe, change_recipe, read_recipe
 from distrain.errors import RunError
 from distrain.runs.directory import RunDirectory
 from distrain.runs.task import EvaluationRequest, Samples, TrainRequest, read_task
@@ -26,11 +26,12 @@ def resolve(
     neither `data.val_fraction` nor `data.val_samples` applies to it. Raises `RecipeError` for what the recipe
     refuses, and `RunError` for an `out` that is a training.
     """
-    is_other = data is not None and Path(data).resolve() != Path(read_recipe(run.recipe).data.path or "").resolve()
+    trained = read_recipe(run.recipe)
+    is_other = data is not None and Path(data).resolve() != Path(trained.data.path or "").resolve()
     whole = ["data.val_fraction=null", "data.val_samples=null"] if is_other else []
-    recipe = load_recipe(str(run.recipe), overrides=[*whole, *overrides], data=data)
-    if recipe.model != (trained := read_recipe(run.recipe).model):
-        raise RunError(f"the checkpoint has the weights of model.name={trained.name}; leave out --set model.*")
+    recipe = change_recipe(trained, [*whole, *overrides], data=data)
+    if recipe.model != trained.model:
+        raise RunError(f"the checkpoint has the weights of model.name={trained.model.name}; leave out --set model.*")
     wanted: Samples = split or ("given" if is_other and recipe.data.val_fraction is None else "val")
     request = EvaluationRequest(run=str(run.path.absolute()), checkpoint=str(checkpoint.absolute()), split=wanted)
     question = "".join(map(to_json, (recipe.data, recipe.augment, recipe.eval)))

@@ -4,8 +4,9 @@ import json
 import math
 from pathlib import Path
 
-from distrain.config import Recipe, load_recipe, read_recipe
+from distrain.config import Recipe, change_recipe, load_recipe, read_recipe
 from distrain.config.debug_presets import DebugOptions
+from distrain.config.old_names import rename_overrides
 from distrain.config.profile import Profile
 from distrain.data.layout.checks import check_requirements
 from distrain.errors import RecipeError, RunError
@@ -29,11 +30,16 @@ def resolve_run(
     """
     existing = RunDirectory(path.absolute()) if path is not None else None
     if existing is None or not existing.exists:
-        recipe, changes = _load(reference or DEFAULT_RECIPE, overrides, data, debug_options)
+        asked = load_recipe(reference or DEFAULT_RECIPE, overrides=overrides, data=data)
+        recipe, changes = _with_aids(asked, overrides, debug_options)
         run = existing or new_run_directory(recipe.name, RUNS.absolute())
         return run, pin_weights(recipe, run, stored=None, root=RUNS), changes
     stored = read_recipe(existing.recipe)
-    recipe, changes = _load(reference or str(existing.recipe), overrides, data, debug_options)
+    if reference:
+        asked = load_recipe(reference, overrides=overrides, data=data)
+    else:
+        asked = change_recipe(stored, overrides, data=data)
+    recipe, changes = _with_aids(asked, overrides, debug_options)
     recipe = pin_weights(recipe, existing, stored=stored, root=RUNS)
     if changed := _differences(stored.identity, recipe.identity):
         raise RunError(
@@ -80,14 +86,11 @@ def write_request(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Pla
             run.write_status(Status())
 
 
-def _load(
-    reference: str, overrides: list[str], data: str | None, debug_options: DebugOptions
-) -> tuple[Recipe, list[str]]:
-    """Return the recipe with what the aids change in it, and that; --set has the last word."""
-    recipe = load_recipe(reference, overrides=overrides, data=data)
-    chosen = [override.partition("=")[0].strip() for override in overrides]
+def _with_aids(recipe: Recipe, overrides: list[str], debug_options: DebugOptions) -> tuple[Recipe, list[str]]:
+    """Return the recipe with what the aids change in it, and that; what the `overrides` chose has the last word."""
+    chosen = [override.partition("=")[0].strip() for override in rename_overrides(overrides)]
     changes = [change for change in debug_options.overrides(recipe) if not _is_chosen(change.partition("=")[0], chosen)]
-    return load_recipe(reference, overrides=[*overrides, *changes], data=data), changes
+    return change_recipe(recipe, changes) if changes else recipe, changes
 
 
 def _is_chosen(key: str, chosen: list[str]) -> bool:

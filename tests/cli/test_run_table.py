@@ -53,6 +53,15 @@ def test_runs_with_one_metric_have_it_as_their_heading_and_others_beside_each_nu
     assert last.split()[3:8] == ["MAE", "12.35", "MAE", "11", "0.2500"]
 
 
+def test_key_under_its_old_name_is_no_difference_between_runs(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, CLASSES) for name in ("old", "new")]
+    text = load_recipe("digits", overrides=[]).to_yaml()
+    runs[0].recipe.write_text(text.replace("  cache: auto\n", "  hold: auto\n"))
+    runs[1].recipe.write_text(text)
+    assert "hold: auto" in runs[0].recipe.read_text()
+    assert "differs" not in told(runs, tmp_path)[0]
+
+
 def test_evaluation_without_a_checkpoint_is_not_listed_as_the_best(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", CLASSES)
     final_path(run.checkpoints, 6).rmdir()

@@ -236,7 +236,7 @@ def test_weight_of_a_yes_is_one_number_or_one_for_each_label(tmp_path: Path) -> 
 
 def test_identity_ignores_logs_checkpoints_and_where_the_data_lies() -> None:
     same = ["log.every_steps=3", "log.wandb=disabled", "checkpoint.keep_last=5", "data.path=/elsewhere"]
-    same += ["data.num_workers=3", "data.loader=threads", "data.hold=never", "eval.batch_size=7"]
+    same += ["data.num_workers=3", "data.loader=threads", "data.cache=never", "eval.batch_size=7"]
     same += ["compute={memory_format: channels_last, compile: whole}"]
     assert digits(*same).identity == digits().identity
     assert digits(*same) != digits()

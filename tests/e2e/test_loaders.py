@@ -57,8 +57,8 @@ def test_training_ends_in_the_same_bits_with_held_images_and_with_files(tmp_path
     arguments = ["cifar10", f"--data={photographs}", "--set=data.batch_size=8", "--set=train.epochs=3"]
     (photographs / "val").rename(photographs / "test")
     done = fit(*arguments, "--run=held", cwd=tmp_path)
-    assert "24 images of train are held in memory" in done.out + done.err
-    fit(*arguments, "--set=data.hold=never", "--run=files", cwd=tmp_path)
+    assert "24 images of train are cached in memory" in done.out + done.err
+    fit(*arguments, "--set=data.cache=never", "--run=files", cwd=tmp_path)
     assert status(tmp_path / "held")["state_digest"] == status(tmp_path / "files")["state_digest"]
 
 

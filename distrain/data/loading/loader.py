@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 class BatchReader:
     """Reads one micro-batch: what loader processes run, and what runs here where there are none.
 
-    The same micro-batch gives the same bits by every way of reading. Images that are held in memory and transformed in
-    whole batches are so on `device`, if `GPU_SHARE` of its free memory holds them; other batches lie on the CPU.
+    The same micro-batch gives the same bits by every way of reading. Cached images that are transformed in whole
+    batches are so on `device`, if `GPU_SHARE` of its free memory holds them; other batches lie on the CPU.
     """
 
     def __init__(
@@ -310,7 +310,7 @@ def _put(images: torch.Tensor, targets: torch.Tensor, device: torch.device) -> B
     """Return held images and targets on the device, where `GPU_SHARE` of its free memory holds them."""
     if device.type != "cuda" or images.nbytes > GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
         return images, targets
-    log.info("%d images are held on the GPU: %.1f MiB", len(images), images.nbytes / MEBIBYTE)
+    log.info("%d images are cached on the GPU: %.1f MiB", len(images), images.nbytes / MEBIBYTE)
     return images.to(device), targets.to(device)
 
 

@@ -18,7 +18,7 @@ from distrain.global_rng import seed_generators
 from distrain.messages import MEBIBYTE, counted
 from distrain.rng import Purpose
 
-MAX_CACHED_BYTES = 2**30  # of a split, where data.hold=auto
+MAX_CACHED_BYTES = 2**30  # of a split, where data.cache=auto
 _MAX_PROCESSES = 8  # more are hardly faster: a single process collects their results
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def cache(
     num_processes: int,
     seed: int = 0,
 ) -> Source:
-    """Return the samples of a split cached in memory where `how`, the value of `data.hold`, says so, else the source.
+    """Return the samples of a split cached in memory where `how`, the value of `data.cache`, says so, else the source.
 
     `auto` caches thread-safe sources whose images have one size, need at most `MAX_CACHED_BYTES` and are read more than
     once in `epochs`. Each process has its own cache: a node with 8 processes needs 8 times the bytes. Raises
@@ -76,7 +76,7 @@ def cache(
     if how == "never" or isinstance(source, TensorSource):
         return source
     if how == "always" and is_read_in_order(source):
-        raise RecipeError("data.hold=always: a stream cannot be held in memory; remove data.hold")
+        raise RecipeError("data.cache=always: a stream cannot be cached; remove data.cache")
     if how == "auto" and (not source.is_thread_safe or epochs <= 1):
         return source
     started = time.perf_counter()
@@ -92,9 +92,9 @@ def cache(
     except _MismatchError as error:
         if how == "auto":
             return source
-        raise DataError(f"data.hold=always: {error}; remove data.hold") from None
+        raise DataError(f"data.cache=always: {error}; remove data.cache") from None
     log.info(
-        "%d images of %s are held in memory: %.1f MiB in each process, decoded in %.1f s by %s",
+        "%d images of %s are cached in memory: %.1f MiB in each process, decoded in %.1f s by %s",
         *(len(cached), name, cached.images.nbytes / MEBIBYTE, time.perf_counter() - started),
         counted(num_processes, "process", "processes"),
     )
@@ -107,7 +107,7 @@ class _MismatchError(Exception):
 
 def _decode(source: Source, first: torch.Tensor, *, num_processes: int, seed: int) -> CachedSource:
     if first.dtype != torch.uint8:
-        raise _MismatchError(f"{source.describe(0)} is {first.dtype}, and only uint8 images are held in memory")
+        raise _MismatchError(f"{source.describe(0)} is {first.dtype}, and only uint8 images are cached")
     images, targets = torch.empty((len(source), *first.shape), dtype=torch.uint8), list[int | torch.Tensor]()
     rows = images.numpy()
 
@@ -118,7 +118,7 @@ def _decode(source: Source, first: torch.Tensor, *, num_processes: int, seed: in
         if image.shape != first.shape or image.dtype != torch.uint8:
             raise _MismatchError(
                 f"{source.describe(index)} is {image.dtype} {list(image.shape)}, the first image is "
-                f"{first.dtype} {list(first.shape)}, and only images of one size are held in memory"
+                f"{first.dtype} {list(first.shape)}, and only images of one size are cached"
             )
         return image.numpy(), target if isinstance(target, int) else target.numpy()
 

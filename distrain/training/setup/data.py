@@ -120,14 +120,14 @@ def _build_readers(
         transforms = build_transforms(listed, key=f"augment.{key}")
         source = cache(
             sources[split],
-            recipe.data.hold,
+            recipe.data.cache,
             name=split,
             epochs=epochs,
             num_processes=num_processes,
             seed=recipe.train.seed,
         )
         is_read_here = recipe.data.loader == "auto"  # loader processes could not use what lies on a GPU
-        device = world.device if recipe.data.hold != "never" and is_read_here else None
+        device = world.device if recipe.data.cache != "never" and is_read_here else None
         readers[split] = BatchReader(source, transforms, seed=recipe.train.seed, device=device)
     return readers
 

@@ -64,7 +64,7 @@ def test_cached_samples_and_their_names_are_those_of_the_files(folder: Path, cap
     with caplog.at_level(logging.INFO):
         found = held(source)
     assert isinstance(found, CachedSource)
-    assert "187 images of train are held in memory: 0.0 MiB in each process, decoded in" in caplog.text
+    assert "187 images of train are cached in memory: 0.0 MiB in each process, decoded in" in caplog.text
     assert "by 2 processes" in caplog.text
     assert found.images.shape == (187, 3, 8, 6)
     assert (found.fingerprint(), found.classes, found.target) == (source.fingerprint(), source.classes, source.target)
@@ -99,7 +99,7 @@ def test_tensors_are_not_cached_and_user_datasets_only_on_request() -> None:
     assert found.targets.tolist() == [0, 1, 0, 1, 0]
     stream = DatasetSource(Stream(Numbers(), name="mine:stream", num_samples=5), name="mine:stream")
     assert held(stream) is stream
-    with pytest.raises(RecipeError, match=r"data.hold=always: a stream cannot be held"):
+    with pytest.raises(RecipeError, match=r"data.cache=always: a stream cannot be cached"):
         held(stream, "always")
 
 
@@ -108,7 +108,7 @@ def test_images_of_different_sizes_are_not_cached_and_a_broken_one_keeps_its_err
     Image.new("RGB", (9, 9)).save(folder / "train" / "bees" / "077.png")
     assert held(source) is source
     with pytest.raises(
-        DataError, match=r"data.hold=always: .*bees/077.png is torch.uint8 \[3, 9, 9\], the first image"
+        DataError, match=r"data.cache=always: .*bees/077.png is torch.uint8 \[3, 9, 9\], the first image"
     ):
         held(source, "always")
     (folder / "train" / "ants" / "010.png").write_bytes(b"broken")
