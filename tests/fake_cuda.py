@@ -24,7 +24,7 @@ from distrain.data.sources.base import Batch, TensorSource
 from distrain.distributed import unused_parameters
 from distrain.distributed.world import World
 from distrain.runs.directory import RunDirectory
-from distrain.training import build, determinism, evaluate, step_watch, trainer
+from distrain.training import build, determinism, evaluate, records, step_watch, trainer
 from distrain.training.device import batch_transforms, micro_batch_size
 from distrain.training.monitor import RankMonitor
 from distrain.training.optim import optimizer, param_groups, weight_averaging
@@ -107,7 +107,7 @@ def run_evaluation(session: Session) -> list[str]:
     with pytest.MonkeyPatch.context() as patch, waits:
         patch.setattr(evaluate, "_add_over_ranks", end)
         with pytest.raises(SumsAreThere):
-            trainer.run_evaluation(session)
+            records.run_evaluation(session)
     return waits.seen
 
 

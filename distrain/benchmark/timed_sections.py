@@ -27,9 +27,10 @@ from distrain.distributed.flat_all_reduce import FlatAllReduce
 from distrain.distributed.world import World
 from distrain.runs.checkpoints import read_catalog
 from distrain.runs.task import BenchmarkRequest
+from distrain.training.records import run_evaluation
 from distrain.training.resume import save
 from distrain.training.session import Session
-from distrain.training.trainer import run_evaluation, run_steps
+from distrain.training.trainer import run_steps
 
 NUM_BLOCKS = 10  # into which a stretch is cut: the values whose median and spread are told
 MIN_STEPS, MAX_STEPS = 4, 1000

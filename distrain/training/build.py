@@ -105,7 +105,12 @@ def _assemble(
     parallel = build_strategy(
         recipe, model, world, batching=order.batching, example=data.sample_images, extra=extra, idle=idle
     )
-    watch, skipped, lookahead = Watch(model), monitor.state.skipped_batches, recipe.train.lookahead
+    skipped, must_watch, lookahead = (
+        monitor.state.skipped_batches,
+        monitor.state.must_watch_steps,
+        recipe.train.lookahead,
+    )
+    watch = Watch(model, every_step=must_watch or bool(skipped))
     schedule = build_schedule(recipe.schedule, steps_per_epoch=order.steps_per_epoch, total_steps=data.total_steps)
     fingerprint = {split: source.fingerprint() for split, source in data.sources.items()} if world.is_rank_zero else {}
     return Session(
@@ -142,7 +147,7 @@ def _assemble(
         skipped=SkippedSteps(skipped, order),
         fingerprint=fingerprint,
         monitor=monitor,
-        stop=StopConsensus(world, lambda: monitor.stop.is_requested, name=f"stop-{len(skipped)}"),
+        stop=StopConsensus(world, lambda: monitor.stop.is_requested, name=f"stop-{len(skipped)}-{must_watch}"),
         tracer=Profiler(run, world, monitor.state, is_wanted=profile.trace),
     )
 

@@ -20,18 +20,34 @@ class NotFiniteError(Exception):
     """A step made numbers that are not finite, so that the weights after it are worth nothing.
 
     `step` counts from 0, `cause` says what was not finite, `pieces` are the indices of the micro-batches in which
-    it can have begun.
+    it can have begun. Without a cause it is this step or one shortly before it.
     All ranks raise it together.
     """
 
-    def __init__(self, step: int, cause: str, pieces: Sequence[int]) -> None:
+    def __init__(self, step: int, cause: str = "", pieces: Sequence[int] = ()) -> None:
         super().__init__(step, cause)
         self.step = step
         self.cause = cause
         self.pieces = pieces
 
 
-def skip_step(session: Session, error: NotFiniteError) -> None:
+def roll_back(session: Session, error: NotFiniteError) -> None:
+    """Prepare the return to the newest checkpoint: to skip the step to blame, or to find it first.
+
+    All ranks call it together. Raises `TrainingError` where steps have been skipped too often.
+    """
+    session.state.must_watch_steps = True
+    if error.cause:
+        _skip_step(session, error)
+    else:
+        log.warning(
+            "values that are not finite appeared by step %d: training resumes from the newest checkpoint and checks "
+            "every step to find the one that caused them",
+            error.step + 1,
+        )
+
+
+def _skip_step(session: Session, error: NotFiniteError) -> None:
     """Skip the batch of this step from now on: training resumes from the newest checkpoint without it.
 
     All ranks call it together. Raises `TrainingError` where that has been done too often.

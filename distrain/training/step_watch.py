@@ -1,14 +1,14 @@
 """Watches what each step makes besides its loss: gradients, weights, statistics of norm layers and other buffers.
 
-A finite loss may have a gradient that is not finite, and a finite gradient an update that overflows. On a GPU, what
-shows it stays there until the losses are read. On a CPU, a look at the weights after each update is enough and costs
-least: a gradient that is not finite shows in them too, and is still there to be named.
+A finite loss may have a gradient that is not finite, and a finite gradient an update that overflows. On a GPU, numbers
+that show it stay there, step by step, until the losses are read. On a CPU they would cost a small network a tenth of
+its step, so the weights are looked at only where the losses are read: what is not finite stays so. If something is, the
+run returns to its newest checkpoint and trains again with a look after each step, which finds the one to blame.
 """
 
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -17,9 +17,6 @@ from distrain.distributed.world import World
 from distrain.errors import ModelError
 from distrain.tensors.dtensor import local_shard
 
-MAX_BYTES = 1 << 20  # of weights, or of buffers, that are small: on a CPU the calls cost more than the arithmetic
-MAX_ARRAYS = 16  # weights; one copy of more costs less than a call for each
-MAX_IN_NUMPY = 10_000  # values of a weight; NumPy's BLAS would start threads of its own for more
 MODERATE = 1e30  # a mask may hold the least float32, of which two overflow
 
 Slot = tuple[nn.Module, str, str]  # a module, the name of its buffer, and that name in the whole network
@@ -28,15 +25,18 @@ Row = tuple[torch.Tensor, int]
 
 
 class Watch:
-    """Notes after each step whether its gradients, and the weights and buffers after it, are finite.
+    """Notes of each step whether its gradients, and the weights and buffers after it, are finite.
 
     Of gradients and weights it looks at 2-norms, which clipping needs anyway; of buffers at sums or largest values,
     since variances may be large. A buffer that is not finite when training starts, or nearly so, such as a mask, is not
     watched.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        """Watch `module`, the network as its strategy trains it."""
+    def __init__(self, module: nn.Module, *, every_step: bool) -> None:
+        """Watch `module`, the network as its strategy trains it.
+
+        On a CPU, `every_step` says whether to look after each step, or only at the last one before `take_marks`.
+        """
         self._parameters = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
         self._weights = [local_shard(weight) for weight in self._parameters.values()]
         slots: list[Slot] = [
@@ -47,17 +47,10 @@ class Watch:
         ]
         # A forward pass may put another tensor into the place of a buffer.
         self._slots = [slot for slot in slots if _is_statistic(slot) or is_moderate(_value(slot))]
-        self._flat_weights = [weight.view(-1) for weight in self._weights] if _are_small(self._weights) else []
-        is_in_numpy = all(weight.numel() <= MAX_IN_NUMPY for weight in self._flat_weights)
-        # They share the memory of the weights; a dot product takes a third of the time that torch needs for it.
-        self._arrays = (
-            [weight.numpy() for weight in self._flat_weights]
-            if is_in_numpy and len(self._flat_weights) <= MAX_ARRAYS
-            else []
-        )
-        self._has_small_buffers = _are_small([_value(slot) for slot in self._slots])
         self._nothing = self._weights[0].new_zeros(())
         self._is_on_host = self._nothing.device.type == "cpu"
+        self.names_the_step = every_step or not self._is_on_host  # else the marked step, or one before it, is to blame
+        self._num_unseen = 0  # steps since the last look, where not every step is looked at
         self._rows: list[Row | None] = []  # None: all is finite
         self._taken: list[Row | None] = []
 
@@ -76,16 +69,25 @@ class Watch:
         `gradient_norms` are the 2-norms of its gradients, in the order of the weights, where `Precision.step` gives
         them. The gradients themselves are still those of the weights.
         """
-        weights = self._look_at_weights()
-        buffers = self._look_at_buffers() if self._slots else self._nothing
-        if self._is_on_host and math.isfinite(weights) and (not self._slots or math.isfinite(buffers)):
+        if not self.names_the_step:
+            self._num_unseen += 1
+            return
+        weights, buffers = self._look_at_weights(), self._look_at_buffers()
+        if self._is_on_host and math.isfinite(weights) and math.isfinite(buffers):
             self._rows.append(None)
             return
         gradients = self._look_at_gradients(gradient_norms) if self._is_on_host else gradient_norms
-        self._rows.append((torch.stack([*gradients, torch.as_tensor(weights), buffers]), len(gradients)))
+        self._rows.append((torch.stack([*gradients, weights, buffers]), len(gradients)))
 
     def take_marks(self, device: torch.device) -> torch.Tensor:
-        """Return 1 for each step since the last call in which something is not finite, else 0: float64 [steps]."""
+        """Return 1 for each step since the last call in which something is not finite, else 0: float64 [steps].
+
+        Where not every step is looked at, the last one is marked for all of them.
+        """
+        if not self.names_the_step:
+            unseen, self._num_unseen = torch.zeros(self._num_unseen, dtype=torch.float64), 0
+            unseen[-1:] = not math.isfinite(self._look_at_weights() + self._look_at_buffers())
+            return unseen
         self._taken, self._rows = self._rows, []
         if self._is_on_host:
             return torch.tensor([row is not None for row in self._taken], dtype=torch.float64)
@@ -97,7 +99,7 @@ class Watch:
         return torch.stack(marks) if marks else torch.zeros(0, dtype=torch.float64, device=device)
 
     def explain(self, place: int, world: World) -> str:
-        """Return what was not finite in the marked step at `place` of the last `take_marks`.
+        """Return what was not finite in the marked step at `place` of the last `take_marks`, where it names the step.
 
         All ranks call it together; it waits for the device.
         """
@@ -114,13 +116,7 @@ class Watch:
             return f"the gradient of {names[last]}" if num_gradients == len(names) else "a gradient"
         return "a weight after the update"
 
-    def _look_at_weights(self) -> torch.Tensor | float:
-        if self._arrays:
-            vdot = np.vdot  # unlike `dot`, it does not warn of an overflow, which is reported as a step's
-            return math.fsum([vdot(array, array) for array in self._arrays])
-        if self._flat_weights:
-            flat = torch.cat(self._flat_weights)
-            return torch.dot(flat, flat)
+    def _look_at_weights(self) -> torch.Tensor:
         return torch.stack(norms_of(self._weights)).sum()
 
     def _look_at_gradients(self, known: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -133,12 +129,12 @@ class Watch:
         ]
 
     def _look_at_buffers(self) -> torch.Tensor:
-        values = [_value(slot) for slot in self._slots]
-        if self._has_small_buffers:
-            return torch.cat([value.reshape(-1) for value in values]).sum()
+        values = [value for slot in self._slots if (value := _value(slot)).numel()]
+        if not values:
+            return self._nothing
         if self._is_on_host:
             return torch.stack([value.sum() for value in values]).sum()
-        return torch.stack(norms_of([value for value in values if value.numel()], order=math.inf)).sum()
+        return torch.stack(norms_of(values, order=math.inf)).sum()
 
 
 def norms_of(tensors: list[torch.Tensor], *, order: float = 2.0) -> list[torch.Tensor]:
@@ -158,15 +154,6 @@ def not_finite(tensors: list[torch.Tensor]) -> list[int]:
 def is_moderate(buffer: torch.Tensor) -> bool:
     """Whether a buffer has values, and all of them are so small that no sum overflows; it waits for the device."""
     return buffer.numel() > 0 and bool(buffer.abs().amax() < MODERATE)
-
-
-def _are_small(tensors: list[torch.Tensor]) -> bool:
-    """Whether tensors are on a CPU, contiguous, all float32, and small together."""
-    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    is_plain = all(
-        tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in tensors
-    )
-    return is_plain and 0 < num_bytes <= MAX_BYTES
 
 
 def _is_statistic(slot: Slot) -> bool:

@@ -65,6 +65,7 @@ class TrainState:
         self.progress = 0  # counts micro-batches and batches: a long step or evaluation moves, a stalled one does not
         self.evaluated = 0  # batches of the evaluation in progress, of this rank
         self.to_evaluate = 0  # batches that it has
+        self.must_watch_steps = False  # one has made numbers that are not finite: the watch looks at every step
         self.has_begun = False  # whether start-up is over, and the status is this attempt's
         self._status = Status()
         self._steps_per_epoch = 0

@@ -10,7 +10,6 @@ from distrain.config import Recipe
 from distrain.config.profile import Profile
 from distrain.config.user_code import is_reference
 from distrain.data.loading.loader import read_batches
-from distrain.data.loading.sampler import evaluation_order
 from distrain.data.sources.base import Batch
 from distrain.distributed.world import World
 from distrain.runs.directory import RunDirectory
@@ -18,19 +17,18 @@ from distrain.training.build import build_session
 from distrain.training.determinism import seed_model_draws, set_determinism
 from distrain.training.device.allocator import release_unused
 from distrain.training.early_stopping import (
-    check_patience,
     check_target,
     check_time_and_target,
     last_step_in_time,
     stop_at,
 )
-from distrain.training.evaluate import Evaluation, evaluate
 from distrain.training.loggers import LoggerCollection
 from distrain.training.loggers.jsonl import rewind_metrics
 from distrain.training.loggers.protocol import LoggerContext, Moment, Record
 from distrain.training.monitor import RankMonitor
-from distrain.training.nonfinite import NotFiniteError, skip_step
+from distrain.training.nonfinite import NotFiniteError, roll_back
 from distrain.training.optim.optimizer import set_learning_rate
+from distrain.training.records import write_records
 from distrain.training.resume import ResumePoint, find_checkpoint, resume, save
 from distrain.training.session import Session
 from distrain.training.train_state import StepProgress
@@ -52,7 +50,7 @@ def train(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, mon
 
 
 def _train_once(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, monitor: RankMonitor) -> bool | None:
-    """Train up to the end or a stop, and return whether it was the end; None to try again without one more batch."""
+    """Train up to the end or a stop, and return whether it was the end; None to try again after a rollback."""
     found = find_checkpoint(run, world)
     session = build_session(recipe, profile, run, world, monitor, has_checkpoint=found is not None)
     start = resume(session, found)
@@ -72,7 +70,7 @@ def _train_once(recipe: Recipe, profile: Profile, run: RunDirectory, world: Worl
             is_complete = run_to_end(session, start, loggers)
     except NotFiniteError as error:
         try:
-            skip_step(session, error)
+            roll_back(session, error)
         finally:
             session.close()
         return None
@@ -204,38 +202,19 @@ def run_steps(
 def sync_losses(session: Session, steps: range) -> None:
     """Bring the losses of the steps to the host, and whether what else the steps made is finite.
 
-    Raises `NotFiniteError` for the first step of which that is not so.
+    Raises `NotFiniteError` for the first step of which that is not so. Where the watch cannot name the step, the first
+    one whose loss is not finite may be innocent, and the weights before it not finite; unless it is the first of all.
     """
     trained = [step for step in steps if step not in session.skipped]
     for place, (step, synced) in enumerate(zip(trained, session.losses.sync_losses(trained), strict=True)):
+        is_sure = session.watch.names_the_step or (place == 0 and not synced.is_marked)
+        if (synced.bad_pieces or synced.is_marked) and not is_sure:
+            raise NotFiniteError(step)
         if synced.bad_pieces:
             raise NotFiniteError(step, "the loss", synced.bad_pieces)
         if synced.is_marked:
             cause = session.watch.explain(place, session.world)
             raise NotFiniteError(step, cause, range(session.order.global_batch(step).num_micro_batches))
-
-
-def write_records(session: Session, step: int, loggers: LoggerCollection) -> tuple[Session, bool]:
-    """Evaluate and record what is due at `step`.
-
-    Returns the session, whose last step this is where evaluations do not get better, and whether that is done: False,
-    with nothing recorded, where a stop broke it off.
-    """
-    state = session.state
-    metrics: Record = {}
-    if session.intervals.should_evaluate(step):
-        state.phase = "evaluate"
-        found = run_evaluation(session)
-        if found is None:
-            return session, False
-        metrics = {"step": step, "epoch": session.epoch(step), **found.metrics}
-        state.keep_evaluation(step, found.metrics)
-        session = check_patience(session, step)
-    state.phase = "record"
-    record = _record(session, step) if session.intervals.should_log(step) else {}
-    if record | metrics:
-        loggers.write(record | metrics)
-    return session, True
 
 
 def _begin_attempt(session: Session, start: ResumePoint) -> None:
@@ -292,61 +271,3 @@ def _must_save(session: Session, step: int) -> bool:
     config, best = session.recipe.checkpoint, session.state.best
     is_best = best is not None and best["step"] == step
     return session.intervals.should_save(step) or (is_best and config.keep_best) or session.checkpointer.is_overdue()
-
-
-def _record(session: Session, step: int) -> Record:
-    record: Record = {"step": step, "epoch": session.epoch(step)}
-    if session.losses.has_synced:
-        record["train/loss"] = session.losses.pop_mean()
-    record["train/lr"] = session.recipe.base_lr * session.schedule(step - 1)
-    record["train/samples_per_s"] = session.stopwatch.pop_rate()
-    if (blocked_s := session.checkpointer.take_blocked_s()) is not None:
-        record["checkpoint/blocked_s"] = blocked_s
-    if skipped := session.skipped.between(0, step):
-        record["train/skipped_batches"] = len(skipped)
-    return record
-
-
-def run_evaluation(session: Session) -> Evaluation | None:
-    """Evaluate the validation samples of all ranks; None, on every rank, where a stop broke it off."""
-    world, recipe, state, stop = session.world, session.recipe, session.state, session.monitor.stop
-    own = evaluation_order(
-        num_samples=len(session.val_reader.source),
-        batch_size=recipe.eval.batch_size,
-        rank=world.rank,
-        world_size=world.size,
-    )
-    reading = read_batches(
-        session.val_reader,
-        own,
-        num_workers=recipe.data.num_workers,
-        device=world.device,
-        loader=recipe.data.loader,
-    )
-
-    def normalized(batches: Iterator[Batch]) -> Iterator[Batch]:
-        for images, targets in batches:
-            state.progress += 1
-            yield session.normalize(images), targets
-            state.evaluated += 1
-
-    state.evaluated, state.to_evaluate = 0, len(own)
-    session.checkpointer.wait_for_staging()  # the averages replace the weights
-    is_collective = session.parallel.forward_is_collective
-    with (
-        closing(reading) as batches,
-        session.extra.of_rank_zero(world),
-        nullcontext() if session.average is None else session.average.in_place(),
-    ):
-        return evaluate(
-            session.model,
-            normalized(batches),
-            num_batches=-(-len(session.val_reader.source) // recipe.eval.batch_size),
-            idle_batch=session.sample_images.to(world.device) if is_collective else None,
-            loss_function=session.loss_function,
-            chosen=session.metrics,
-            precision=session.precision,
-            views=recipe.eval,
-            world=world,
-            must_break_off=lambda: stop.is_requested and not is_collective,
-        )

@@ -18,7 +18,7 @@ from tests.processes import run_ranks
 
 SAMPLES, BATCH = 81, 20  # five steps an epoch, of which the last has one sample
 PER_EPOCH = 5
-WATCH = Watch(nn.Linear(1, 1))
+WATCH = Watch(nn.Linear(1, 1), every_step=False)
 
 
 def build(world: World, micro_batch_size: int | None = None) -> tuple[LossMeter, TrainSampler]:

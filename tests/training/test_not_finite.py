@@ -243,6 +243,11 @@ def test_message_names_the_samples_and_those_that_all_batches_share(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("distrain"), "propagate", True)
     train(ALONE, tmp_path / "run", "gradient", [], epochs=3)
+    searches = [text for record in caplog.records if "to find the one" in (text := record.getMessage())]
+    assert searches == [  # the loss of the next step shows it; later batches are named at once
+        f"values that are not finite appeared by step {step_of(0) + 1}: training resumes from the newest checkpoint "
+        "and checks every step to find the one that caused them"
+    ]
     first, second, *_ = [record.getMessage() for record in caplog.records if "rollback" in record.getMessage()]
     assert first.startswith(f"the gradient of conv.bias is not finite in step {step_of(0)}: ")
     assert "(rollback 1 of at most 3)" in first

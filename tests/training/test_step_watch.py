@@ -1,7 +1,5 @@
 """The watch sees what is not finite, on the host and on a device, in small networks and in large ones; nothing else."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +7,6 @@ import torch
 from torch import nn
 
 from distrain.distributed.world import World
-from distrain.training import step_watch
 from distrain.training.device.precision import gradient_norms
 from distrain.training.step_watch import Watch
 
@@ -54,7 +51,7 @@ CHANGES: dict[str, tuple[Callable[[nn.Module], None], str | None]] = {
 @pytest.fixture(params=["host", "device"])
 def net(request: pytest.FixtureRequest) -> tuple[nn.Module, Watch]:
     made = Net()
-    watching = Watch(made)
+    watching = Watch(made, every_step=True)
     watching._is_on_host = request.param == "host"  # on a GPU all is the same, and the numbers stay there
     return made, watching
 
@@ -68,16 +65,8 @@ def note(net: nn.Module, watching: Watch, *, gradient: float = 0.5, without: str
     watching.note([] if watching._is_on_host else gradient_norms(list(net.parameters())))
 
 
-@pytest.mark.parametrize("limit", [None, "MAX_BYTES", "MAX_IN_NUMPY"])  # the one this network is too large for
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_is_not_finite_after_a_step_marks_it(
-    net: tuple[nn.Module, Watch], monkeypatch: pytest.MonkeyPatch, change: str, limit: str | None
-) -> None:
-    if limit is not None:
-        is_on_host = net[1]._is_on_host
-        monkeypatch.setattr(step_watch, limit, 0)
-        net = net[0], Watch(net[0])
-        net[1]._is_on_host = is_on_host
+def test_what_is_not_finite_after_a_step_marks_it(net: tuple[nn.Module, Watch], change: str) -> None:
     do, words = CHANGES[change]
     note(*net)
     note(*net, without="last.weight")  # it joins in later
@@ -109,11 +98,18 @@ def test_step_between_two_records_is_found_again_after_the_next_has_begun(net: t
     assert net[1].explain(0, ALONE) == "the gradient of first.bias"
 
 
-def test_overflow_is_no_warning_besides() -> None:
-    program = (
-        "import torch; from torch import nn; from distrain.training.step_watch import Watch; net = nn.Linear(2, 2); "
-        "watch = Watch(net); nn.init.constant_(net.weight, 1e30); watch.note([]); "
-        "print(watch.take_marks(torch.device('cpu')).tolist())"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("[1.0]\n", "")
+@pytest.mark.parametrize("change", CHANGES)
+def test_one_look_on_the_host_finds_what_any_step_since_the_last_has_made(change: str) -> None:
+    do, words = CHANGES[change]
+    net = Net()
+    watching = Watch(net, every_step=False)
+    assert not watching.names_the_step
+    assert watching.take_marks(CPU).tolist() == []
+    note(net, watching)
+    assert watching.take_marks(CPU).tolist() == [0]
+    note(net, watching)
+    do(net)
+    note(net, watching)
+    marks = watching.take_marks(CPU)
+    assert marks.dtype == torch.float64
+    assert marks.tolist() == [0, words is not None]

@@ -1,0 +1,94 @@
+"""Evaluates and records what is due at a step: the line of `metrics.jsonl` and of the other loggers."""
+
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
+
+from distrain.data.loading.loader import read_batches
+from distrain.data.loading.sampler import evaluation_order
+from distrain.data.sources.base import Batch
+from distrain.training.early_stopping import check_patience
+from distrain.training.evaluate import Evaluation, evaluate
+from distrain.training.loggers import LoggerCollection
+from distrain.training.loggers.protocol import Record
+from distrain.training.session import Session
+
+
+def write_records(session: Session, step: int, loggers: LoggerCollection) -> tuple[Session, bool]:
+    """Evaluate and record what is due at `step`.
+
+    Returns the session, whose last step this is where evaluations do not get better, and whether that is done: False,
+    with nothing recorded, where a stop broke it off.
+    """
+    state = session.state
+    metrics: Record = {}
+    if session.intervals.should_evaluate(step):
+        state.phase = "evaluate"
+        found = run_evaluation(session)
+        if found is None:
+            return session, False
+        metrics = {"step": step, "epoch": session.epoch(step), **found.metrics}
+        state.keep_evaluation(step, found.metrics)
+        session = check_patience(session, step)
+    state.phase = "record"
+    record = _record(session, step) if session.intervals.should_log(step) else {}
+    if record | metrics:
+        loggers.write(record | metrics)
+    return session, True
+
+
+def run_evaluation(session: Session) -> Evaluation | None:
+    """Evaluate the validation samples of all ranks; None, on every rank, where a stop broke it off."""
+    world, recipe, state, stop = session.world, session.recipe, session.state, session.monitor.stop
+    own = evaluation_order(
+        num_samples=len(session.val_reader.source),
+        batch_size=recipe.eval.batch_size,
+        rank=world.rank,
+        world_size=world.size,
+    )
+    reading = read_batches(
+        session.val_reader,
+        own,
+        num_workers=recipe.data.num_workers,
+        device=world.device,
+        loader=recipe.data.loader,
+    )
+
+    def normalized(batches: Iterator[Batch]) -> Iterator[Batch]:
+        for images, targets in batches:
+            state.progress += 1
+            yield session.normalize(images), targets
+            state.evaluated += 1
+
+    state.evaluated, state.to_evaluate = 0, len(own)
+    session.checkpointer.wait_for_staging()  # the averages replace the weights
+    is_collective = session.parallel.forward_is_collective
+    with (
+        closing(reading) as batches,
+        session.extra.of_rank_zero(world),
+        nullcontext() if session.average is None else session.average.in_place(),
+    ):
+        return evaluate(
+            session.model,
+            normalized(batches),
+            num_batches=-(-len(session.val_reader.source) // recipe.eval.batch_size),
+            idle_batch=session.sample_images.to(world.device) if is_collective else None,
+            loss_function=session.loss_function,
+            chosen=session.metrics,
+            precision=session.precision,
+            views=recipe.eval,
+            world=world,
+            must_break_off=lambda: stop.is_requested and not is_collective,
+        )
+
+
+def _record(session: Session, step: int) -> Record:
+    record: Record = {"step": step, "epoch": session.epoch(step)}
+    if session.losses.has_synced:
+        record["train/loss"] = session.losses.pop_mean()
+    record["train/lr"] = session.recipe.base_lr * session.schedule(step - 1)
+    record["train/samples_per_s"] = session.stopwatch.pop_rate()
+    if (blocked_s := session.checkpointer.take_blocked_s()) is not None:
+        record["checkpoint/blocked_s"] = blocked_s
+    if skipped := session.skipped.between(0, step):
+        record["train/skipped_batches"] = len(skipped)
+    return record
