@@ -17,9 +17,11 @@ from safetensors.torch import load_file
 from distrain.errors import ModelError
 from distrain.messages import first_line, nearest
 from distrain.models.weight_folders import IN_FOLDERS, INDEX
+from distrain.tensors.program_files import describe_program
 
 SAFETENSORS = ".safetensors"
 WORDS = ("imagenet", "imagenet-if-reachable")  # what model.weights may be besides a file
+_NOT_WEIGHTS = "is not a file that torch.save wrote, or is damaged"
 MAX_NAMED = 3  # of the Python objects that a refused file names
 
 # Plain data that old files carry beside the tensors. Made from a pickle, none of it runs code.
@@ -52,20 +54,24 @@ def read_content(path: Path, *, title: str) -> Any:
             return load_file(path)
         except Exception as error:  # noqa: BLE001 - safetensors has exceptions of its own
             raise ModelError(f"{title} cannot be read as safetensors: {first_line(error)}") from None
+    if (program := describe_program(path)) is not None:
+        raise ModelError(f"{title} is {program}")
     try:
         with torch.serialization.safe_globals(PLAIN):
             return torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's own message advises to switch this protection off
         names = _objects_in(path)
         if not names and "global" not in str(error).lower():
-            raise ModelError(f"{title} is not a file that torch.save wrote, or is damaged") from None
+            raise ModelError(f"{title} {_NOT_WEIGHTS}") from None
         shown = ", ".join(names[:MAX_NAMED]) or "of unknown classes"
         raise ModelError(
             f"{title} is a pickle of Python objects ({shown}), which could run code when read, and is refused; if you "
             f"trust it, load it where its code is and save the weights: torch.save(model.state_dict(), 'weights.pth')"
         ) from None
-    except Exception as error:  # noqa: BLE001 - torch, pickle and zip each have exceptions of their own
-        raise ModelError(f"{title} cannot be read as a file of weights: {first_line(error)}") from None
+    except OSError as error:
+        raise ModelError(f"{title} cannot be read: {first_line(error)}") from None
+    except Exception:  # noqa: BLE001 - torch, pickle and zip each have exceptions of their own, in words for themselves
+        raise ModelError(f"{title} {_NOT_WEIGHTS}") from None
 
 
 def kind_of(value: Any) -> str:

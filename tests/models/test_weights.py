@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -66,6 +67,36 @@ def test_hostile_weights_are_refused_and_do_not_run(tmp_path: Path, as_zip: bool
         digits_cnn(10, file)
     assert "weights_only" not in str(caught.value), "torch's advice to switch the protection off"
     assert not made.exists()
+
+
+@pytest.mark.parametrize("kind", ["TorchScript", "torch.export"])
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_program_is_refused_with_the_command_that_takes_its_tensors(tmp_path: Path, kind: str) -> None:
+    file, example = tmp_path / "weights.pt", torch.zeros(1, 1, 8, 8)
+    if kind == "TorchScript":
+        torch.jit.save(torch.jit.trace(digits_cnn(10).eval(), example), str(file))
+    else:
+        torch.export.save(torch.export.export(digits_cnn(10).eval(), (example,)), file)
+    for title in (str(file), "model.weights=weights.pt"):
+        with pytest.raises(ModelError) as caught:
+            read_content(file, title=title)
+        head, command = str(caught.value).split(": torch.save(")
+        trust = "which holds code beside its tensors, and is refused; if you trust it, save the tensors alone"
+        assert head == f"{title} is a {kind} program, {trust}"
+    tensors = eval(command.split(", 'weights.pth'")[0].replace("weights.pt", str(file)), {"torch": torch})
+    torch.save(tensors, tmp_path / "weights.pth")
+    assert digits_cnn(10, tmp_path / "weights.pth").state_dict().keys() == tensors.keys()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x05\x06" + bytes(18)])
+def test_file_of_something_else_is_told_in_our_own_words(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "weights.pth"
+    file.write_bytes(content)
+    with pytest.raises(ModelError, match=r"is not a file that torch\.save wrote"):
+        read_content(file, title=str(file))
+    np.savez(tmp_path / "weights.npz", a=np.zeros(3))
+    with pytest.raises(ModelError, match=r"is not a file that torch\.save wrote"):
+        read_content(tmp_path / "weights.npz", title="weights.npz")
 
 
 def write_bad_weights(file: Path, fault: str) -> None:

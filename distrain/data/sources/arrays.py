@@ -15,6 +15,7 @@ from distrain.config.metrics import Target
 from distrain.data.layout.array_files import array_file, prefixes, unreadable
 from distrain.data.sources.base import Source, TensorSource
 from distrain.errors import DataError
+from distrain.tensors.program_files import describe_program
 
 
 def read_tensors(config: Data) -> dict[str, Source]:
@@ -54,6 +55,8 @@ def _read_npz(path: Path) -> Any:
 
 
 def _read_pt(path: Path) -> Any:
+    if (program := describe_program(path)) is not None:
+        raise DataError(f"array file {path} is {program}")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
