@@ -62,6 +62,7 @@ def export(
     Example: `distrain export last --format onnx --out ants.onnx`
     """
     from distrain.runs import query
+    from distrain.runs.directory import BUNDLE
 
     if form not in FILES:
         hint = nearest(form, FILES, count=1) or f"; use {joined(list(FILES))}"
@@ -76,7 +77,7 @@ def export(
         run.check_writable(otherwise="name a place of your own with --out")
         run.export.mkdir(exist_ok=True)
     if form == "bundle":
-        check_folder(place, may_replace=force, mark="bundle.json")
+        check_folder(place, may_replace=force, mark=BUNDLE)
     else:
         check_file(place, may_replace=force)
     facts = {"format": form, "path": str(place), "checkpoint": str(path), "chosen": why}

@@ -130,10 +130,11 @@ def _stdin_lines() -> Iterator[str]:
 def _open(reference: str, root: Path, *, device: str | None) -> "Bundle":
     from distrain.config.user_code import add_to_sys_path
     from distrain.runs import query
+    from distrain.runs.directory import BUNDLE
     from distrain.system.gpus import count_gpus
 
     folder = Path(reference).expanduser()
-    is_bundle = (folder / "bundle.json").is_file()
+    is_bundle = (folder / BUNDLE).is_file()
     checkpoint = None if is_bundle else query.find_checkpoint(reference, root, must_be_best=False)
     add_to_sys_path(Path.cwd())
     device = device or ("cuda" if count_gpus() else "cpu")  # one that cannot be used is told, and not left aside

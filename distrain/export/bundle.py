@@ -18,9 +18,9 @@ from distrain.errors import BundleError
 from distrain.export.metadata import FORMAT_VERSION, Description
 from distrain.export.read_images import Picture, read_picture
 from distrain.models.registry import build_model
+from distrain.runs.directory import BUNDLE
 from distrain.tensors.module_state import is_part_of, split, unpack, with_versions
 
-DESCRIPTION = "bundle.json"
 WEIGHTS = "model.safetensors"
 CLASS_INDICES = "class_indices.json"
 
@@ -113,15 +113,15 @@ class Bundle:
 
 def read_bundle(folder: Path) -> tuple[Description, Tensors]:
     """Return what `bundle.json` says and the weights, verified; raises `BundleError` as `load` does."""
-    if not (folder / DESCRIPTION).is_file():
-        raise BundleError(f"{folder} is no bundle: it has no {DESCRIPTION}; `distrain export RUN` writes one")
-    description = _read_description(folder / DESCRIPTION)
+    if not (folder / BUNDLE).is_file():
+        raise BundleError(f"{folder} is no bundle: it has no {BUNDLE}; `distrain export RUN` writes one")
+    description = _read_description(folder / BUNDLE)
     try:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise BundleError(f"bundle {folder}: {WEIGHTS} cannot be read ({error}); export it again") from None
     if digest(tensors) != description.weights_digest:
-        raise BundleError(f"bundle {folder}: {WEIGHTS} holds other bits than {DESCRIPTION} says; export it again")
+        raise BundleError(f"bundle {folder}: {WEIGHTS} holds other bits than {BUNDLE} says; export it again")
     return description, tensors
 
 

@@ -12,8 +12,8 @@ from safetensors.torch import save
 
 from distrain.checkpoint.tensors import Tensors
 from distrain.errors import ExportError
-from distrain.export.bundle import CLASS_INDICES, DESCRIPTION, WEIGHTS, Bundle, load
-from distrain.runs.directory import sync
+from distrain.export.bundle import CLASS_INDICES, WEIGHTS, Bundle, load
+from distrain.runs.directory import BUNDLE, sync
 from distrain.system import files
 from distrain.system.filesystem import explain, name_path
 from distrain.tensors.module_state import split
@@ -29,7 +29,7 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
         draft.mkdir()
         tensors = {n: t.cpu() for n, t in split(bundle.model)[0].items()} | bundle.extra_state
         save_tensors(tensors, draft / WEIGHTS, {"format": "pt"})
-        (draft / DESCRIPTION).write_text(files.to_json(bundle.description), encoding="utf-8")
+        (draft / BUNDLE).write_text(files.to_json(bundle.description), encoding="utf-8")
         indices = {str(index): name for index, name in enumerate(bundle.classes)}
         (draft / CLASS_INDICES).write_text(_readable_json(indices), encoding="utf-8")
         load(draft)  # verifies the digest of what was written

@@ -20,6 +20,7 @@ from distrain.system.files import read_readable, read_whole, texts_of, to_json
 from distrain.system.filesystem import check_writable
 
 RESERVE_BYTES = 1 << 18
+BUNDLE = "bundle.json"  # in the folder of an exported network
 RANK_EXIT_TIMEOUT_S = 10.0  # the ranks of a launcher that was killed end within it
 
 

@@ -10,7 +10,7 @@ from distrain.config.profile import read_profile
 from distrain.errors import RunError
 from distrain.messages import joined
 from distrain.runs import checkpoints, slurm
-from distrain.runs.directory import RunDirectory
+from distrain.runs.directory import BUNDLE, RunDirectory
 from distrain.runs.liveness import is_alive, read_states
 from distrain.runs.status import State, Status
 from distrain.system import filesystem
@@ -50,7 +50,20 @@ def find_run(reference: str, root: Path, *, excluding: RunDirectory | None = Non
         return matches[0]
     if matches:
         raise RunError(f"{len(matches)} runs begin with {reference!r}: {', '.join(run.path.name for run in matches)}")
+    _refuse_other(Path(reference).expanduser())
     raise RunError(f"there is no run {reference!r} here or in {root}; `distrain runs` lists them")
+
+
+def _refuse_other(path: Path) -> None:
+    """Raise `RunError` where a path that was given for a run is something else, with what can be done with that."""
+    shown = shlex.quote(str(path))
+    if (path / BUNDLE).is_file():
+        raise RunError(
+            f"{path} is a bundle, not a run: `distrain predict {shown} IMAGE...` uses it, --set model.weights={shown} "
+            f"trains from its weights, and `distrain eval` takes the run that it was exported from"
+        )
+    if path.is_file():
+        raise RunError(f"{path} is a file, not a run; name the folder of a run, which `distrain runs` lists")
 
 
 def find_checkpoint(

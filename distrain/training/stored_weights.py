@@ -7,6 +7,7 @@ from distrain.config import Model
 from distrain.errors import BundleError, CheckpointError, ModelError
 from distrain.models.weight_sets import Stored
 from distrain.runs import checkpoints
+from distrain.runs.directory import BUNDLE
 
 TRAINED, AVERAGE = "model", "average"  # the two sets of weights in a checkpoint that has moving averages
 
@@ -24,9 +25,9 @@ def read_stored(config: Model) -> Stored | None:
     path = Path(config.weights).expanduser()
     if path in checkpoints.committed(path.parent):
         return _read_checkpoint(path, config)
-    from distrain.export.bundle import DESCRIPTION, read_bundle
+    from distrain.export.bundle import read_bundle
 
-    if not (path / DESCRIPTION).is_file():
+    if not (path / BUNDLE).is_file():
         return None
     try:
         return Stored({None: read_bundle(path)[1]})

@@ -74,7 +74,8 @@ def test_hostile_weights_are_refused_and_do_not_run(tmp_path: Path, as_zip: bool
 def test_program_is_refused_with_the_command_that_takes_its_tensors(tmp_path: Path, kind: str) -> None:
     file, example = tmp_path / "weights.pt", torch.zeros(1, 1, 8, 8)
     if kind == "TorchScript":
-        torch.jit.save(torch.jit.trace(digits_cnn(10).eval(), example), str(file))
+        program: Any = torch.jit.trace(digits_cnn(10).eval(), example)  # type: ignore[no-untyped-call]  # torch's
+        torch.jit.save(program, str(file))
     else:
         torch.export.save(torch.export.export(digits_cnn(10).eval(), (example,)), file)
     for title in (str(file), "model.weights=weights.pt"):

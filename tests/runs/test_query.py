@@ -7,13 +7,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from subprocess import PIPE
 
 import pytest
 
+from distrain.errors import RunError
 from distrain.runs import liveness, query
-from distrain.runs.directory import RunDirectory
+from distrain.runs.directory import BUNDLE, RunDirectory
 from distrain.runs.stacks import read_stacks
 from distrain.runs.status import Attempt, Job, Status
 from tests.runs.test_error_reports import beat
@@ -22,7 +24,7 @@ HOLD = """
 import sys
 from pathlib import Path
 
-from distrain.runs.directory import RunDirectory
+from distrain.runs.directory import BUNDLE, RunDirectory
 
 with RunDirectory(Path(sys.argv[1])).hold_launcher_lock():
     print("held", flush=True)
@@ -114,3 +116,13 @@ def test_run_that_is_the_current_folder_has_its_name(run: RunDirectory, monkeypa
     for folder, reference in ((run.path, "."), (run.path / "below", "..")):
         monkeypatch.chdir(folder)
         assert query.find_run(reference, run.path / "runs").path.name == run.path.name
+
+
+def test_bundle_or_file_in_the_place_of_a_run_is_told_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "ants").mkdir()
+    (tmp_path / "ants" / BUNDLE).touch()
+    for find in (query.find_run, partial(query.find_checkpoint, must_be_best=False)):
+        with pytest.raises(RunError, match=r"ants is a bundle, not a run: `distrain predict \S+ants IMAGE...` uses it"):
+            find(str(tmp_path / "ants"), tmp_path / "runs")
+        with pytest.raises(RunError, match=r"bundle.json is a file, not a run"):
+            find(str(tmp_path / "ants" / BUNDLE), tmp_path / "runs")
