@@ -6,17 +6,17 @@ DistrainError             exit 1
 │   ├── DataError         a folder, an image, a label
 │   ├── ModelError        a model name, its weights, its head
 │   │   └── WeightsUnreachableError
-│   ├── BundleError       a bundle or an export that cannot be read or made as asked
+│   ├── BundleError       a bundle or an export that cannot be read or made as requested
 │   ├── RunError          a run directory that is missing, in use, or holds another recipe
-│   ├── StorageError      a place where nothing can be read or written
+│   ├── StorageError      a file or folder that cannot be read or written
 │   ├── LaunchError       processes and devices that this machine does not have
-│   └── PreflightError    all that is known to be wrong before anything is started, a sentence each
+│   └── PreflightError    everything that was found to be wrong before the start, one sentence each
 ├── CheckpointError       exit 1: a checkpoint that cannot be written or read
 ├── ExportError           exit 1: an export that does not compute what the model computes
 ├── TaskError             exit 1: a process of `eval`, `bench` or `plan` has failed
-├── OutputError           exit 1: what a command prints cannot be written, for want of disk or the like
-├── StoppedError          exit 130: a command that keeps nothing was asked to stop
-└── TrainingError         exit 1: a training that does not get on, whatever is tried
+├── OutputError           exit 1: standard output cannot be written, for example because the disk is full
+├── StoppedError          exit 130: a command that saves nothing was stopped
+└── TrainingError         exit 1: training diverges and rolling back does not help
 """
 
 from enum import IntEnum
@@ -28,8 +28,8 @@ class ExitCode(IntEnum):
     FINISHED = 0
     FAILED = 1
     BAD_INPUT = 2
-    STOPPED = 75  # resumable: the same command goes on
-    INTERRUPTED = 130  # by Ctrl-C, without a save; what a shell says of a process that SIGINT has killed
+    STOPPED = 75  # resumable: the same command resumes the run
+    INTERRUPTED = 130  # by Ctrl-C, without a save; what a shell reports for a process killed by SIGINT
 
 
 class DistrainError(Exception):
@@ -39,12 +39,12 @@ class DistrainError(Exception):
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """The message as it is printed: one line, unless a subclass has more to say."""
+        """The message as it is printed: one line, unless a subclass has more."""
         return (str(self),)
 
 
 class UserError(DistrainError):
-    """Something the user can mend: its message is one sentence, printed without a traceback."""
+    """Something the user can fix: its message is one sentence, printed without a traceback."""
 
     exit_code = ExitCode.BAD_INPUT
 
@@ -54,11 +54,11 @@ class RecipeError(UserError):
 
 
 class DataError(UserError):
-    """The data is missing, unreadable or contradicts itself."""
+    """The data is missing, unreadable or contradictory."""
 
 
 class ModelError(UserError):
-    """The model cannot be built as the recipe asks."""
+    """The model cannot be built as the recipe says."""
 
 
 class WeightsUnreachableError(ModelError):
@@ -66,11 +66,11 @@ class WeightsUnreachableError(ModelError):
 
 
 class BundleError(UserError):
-    """A bundle or an export cannot be read, or not be made as asked."""
+    """A bundle or an export cannot be read or made as requested."""
 
 
 class RunError(UserError):
-    """The run directory cannot be used for what was asked."""
+    """The run directory cannot be used for what was requested."""
 
 
 class StorageError(UserError):
@@ -82,7 +82,7 @@ class LaunchError(UserError):
 
 
 class PreflightError(UserError):
-    """Faults that were found before anything was started: the message has a line for each."""
+    """Errors that were found before anything was started: the message has a line for each."""
 
     def __init__(self, faults: list[str]) -> None:
         super().__init__("\n".join(faults))
@@ -90,7 +90,7 @@ class PreflightError(UserError):
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """The faults."""
+        """One line for each error."""
         return self._faults
 
 
@@ -116,13 +116,13 @@ class OutputError(DistrainError):
 
 
 class StoppedError(DistrainError):
-    """A command that does not save what it has done so far was asked to stop."""
+    """A command was stopped that does not save its partial work."""
 
     exit_code = ExitCode.INTERRUPTED
 
     def __init__(self) -> None:
-        super().__init__("stopped on request; nothing was kept")
+        super().__init__("stopped on request; nothing was saved")
 
 
 class TrainingError(DistrainError):
-    """The training diverges: going on from a checkpoint again would not help."""
+    """The training diverges: resuming from a checkpoint again would not help."""

@@ -1,12 +1,12 @@
-"""torchrun, with ranks forked from a process that has loaded what they need: `python -u -m distrain.fork_server`.
+"""Runs torchrun with ranks forked from a process that has imported torch: `python -u -m distrain.fork_server`.
 
-torch takes seconds to load, the more so for many ranks at once from one disk. Here one process loads it, and runs
-torchrun in forks of itself, which forks the ranks: the next attempt at a run begins at once. The arguments are those of
+Importing torch takes seconds, and longer for many ranks at once from one disk. Here one process imports it, and runs
+torchrun in forks of itself, which forks the ranks: the next attempt of a run starts at once. The arguments are those of
 torchrun for `-m distrain.worker RUN_DIR`; with `--serve FD` they come over that connection, attempt after attempt.
 
-Not `multiprocessing`'s forkserver: that has the environment, the standard error and the process group of the program
-that begins it. torch would be loaded before a plan's OMP_NUM_THREADS is set, which it reads only then, what it prints
-would miss the launcher's log, and the terminal's Ctrl-C would be sent to the ranks as well.
+This is not `multiprocessing`'s forkserver, which has the environment, standard error and process group of the program
+that starts it. torch would be imported before the plan's OMP_NUM_THREADS is set, which it reads only then, its output
+would miss the launcher's log, and Ctrl-C on the terminal would be sent to the ranks as well.
 """
 
 import logging
@@ -22,12 +22,12 @@ from distrain.launchers.exit_reports import END_LINE
 from distrain.preload import preload
 from distrain.system.process import children, die_with_parent, hold_signals
 
-_SIGNALS = "--signals-to-handle=SIGTERM,SIGINT,SIGQUIT"  # not SIGHUP: where `nohup` has it ignored, ranks ignore it too
-_WORKER = ("-m", "distrain.worker")  # and the run directory: the end of every torchrun command of distrain's
+_SIGNALS = "--signals-to-handle=SIGTERM,SIGINT,SIGQUIT"  # not SIGHUP: under `nohup`, ranks must ignore it too
+_WORKER = ("-m", "distrain.worker")  # with the run directory after it, this ends each torchrun command of distrain
 
 
 def main() -> None:
-    """Run torchrun once, or for whoever is at the other end of a connection as often as it asks."""
+    """Run torchrun once, or once for each request of a connection."""
     hold_signals()
     die_with_parent()
     if sys.argv[1] == "--serve":
@@ -46,18 +46,18 @@ def run_torchrun(arguments: list[str]) -> None:
 
     log = logging.getLogger("torch.distributed.elastic")
     log.addHandler(logging.StreamHandler())
-    log.propagate = False  # torch's own handler loads its compiler, for seconds, before it prints a traceback
+    log.propagate = False  # torch's handler imports the compiler, which takes seconds, before it prints a traceback
     if _may_fork():
-        _note_ends()
+        _print_exits()
         arguments = _forking(arguments)
     torchrun([_SIGNALS, *arguments])
 
 
 def _serve(requests: "Connection[tuple[str, int], list[str]]") -> None:
-    """Run torchrun in a fork for each request; the other end hears of its beginning and its end."""
+    """Run torchrun in a fork for each request; send the pid of the fork and later its exit code."""
     server = os.getpid()
-    os.set_inheritable(requests.fileno(), False)  # noqa: FBT003 - it takes no name for it
-    with requests, suppress(EOFError):  # the launcher has left
+    os.set_inheritable(requests.fileno(), False)  # noqa: FBT003 - the parameter is positional only
+    with requests, suppress(EOFError):  # the launcher has ended
         while True:
             arguments = requests.recv()
             _preload()
@@ -72,51 +72,51 @@ def _serve(requests: "Connection[tuple[str, int], list[str]]") -> None:
 
 
 def _run_and_exit(arguments: list[str]) -> None:
-    """Run torchrun and end this process at once, without what a program that has loaded torch does at its end."""
+    """Run torchrun and end this process at once, without the exit handlers of torch."""
     code = 1
     try:
         run_torchrun(arguments)
         code = 0
-    except BaseException:  # noqa: BLE001 - whatever it is, this process ends with it
+    except BaseException:  # noqa: BLE001 - the process ends after any exception
         traceback.print_exc()
     finally:
         os._exit(code)
 
 
 def _preload() -> None:
-    """Load what torchrun and its ranks need."""
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # a fork of what has asked CUDA itself cannot use it
+    """Import what torchrun and its ranks need."""
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # forks of a process that has initialised CUDA fail
     preload()
     import torch.distributed.run  # noqa: F401
 
 
-def _note_ends() -> None:
-    """Write to standard error how ranks end, as they end: torchrun names the one that it finds first, and no other.
+def _print_exits() -> None:
+    """Print on standard error how each rank ends, when it ends: torchrun reports only the first one that it finds.
 
-    Where one rank is killed, another one may lose the connection and be found first.
+    Where one rank is killed, another may lose its connection and be found first.
     """
     known: set[int] = set()
 
-    def note(*_: object) -> None:
-        # What a handler raises would end torchrun wherever it happens to be: a thread of this process has just ended,
-        # and its children cannot be listed, or the disk with the log is full.
+    def print_exits(*_: object) -> None:
+        # An exception in a signal handler would end torchrun at any point. It is raised where a thread of this process
+        # has just ended, so that the children cannot be listed, or where the disk with the log is full.
         with suppress(Exception):
             for pid in children():
                 with suppress(ChildProcessError):
-                    end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # it is left to torchrun
+                    end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # torchrun reaps it
                     if end is not None and pid not in known:
                         known.add(pid)
                         code = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
                         print(END_LINE.format(code=code, pid=pid), file=sys.stderr, flush=True)
 
-    signal.signal(signal.SIGCHLD, note)
+    signal.signal(signal.SIGCHLD, print_exits)
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGCHLD, signal.SIG_DFL))
 
 
 def _may_fork() -> bool:
-    """Whether forks of this process can use the GPUs: not those of one that has asked CUDA itself for its devices.
+    """Whether forks of this process can use the GPUs: they cannot once this process has initialised CUDA.
 
-    torchrun may do so where it chooses the ranks' NUMA nodes: that is tried here.
+    torchrun may do so when it chooses the NUMA nodes of the ranks; this is tried here.
     """
     import torch
     from torch.distributed.launcher.api import LaunchConfig
@@ -131,7 +131,7 @@ def _may_fork() -> bool:
 
 
 def _forking(arguments: list[str]) -> list[str]:
-    """Return the arguments for ranks that are forks of torchrun's agent instead of programs of their own."""
+    """Return the arguments that make torchrun's agent fork the ranks instead of starting new programs."""
     *options, module, name, run = arguments
     assert (module, name) == _WORKER
     return [*options, "--start-method=fork", "--run-path", str(Path(__file__).with_name("worker.py")), run]

@@ -1,4 +1,4 @@
-"""Seeds the generators that all code of a process shares: torch's, numpy's and Python's own."""
+"""Seeds the global generators of a process: torch's, numpy's and Python's."""
 
 import random
 
@@ -9,9 +9,9 @@ from distrain.rng import Purpose, derive_seed
 
 
 def seed_generators(seed: int, purpose: Purpose, *place: int) -> None:
-    """Have what code of others draws next be a function of the seed and of where in the run that is, and nothing else.
+    """Seed the global generators, so that the next draws of other code depend only on seed, purpose and place.
 
-    torch's generators of GPUs are left as they are.
+    torch's generators of GPUs are not changed.
     """
     value = derive_seed(seed, purpose, *place)
     torch.default_generator.manual_seed(value)

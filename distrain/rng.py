@@ -1,7 +1,7 @@
-"""Draws all random numbers of a run as pure functions of the seed and of where in the run they are drawn.
+"""Draws all random numbers of a run as pure functions of the seed and of their place in the run.
 
 The mixing function is the finalizer of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
-generators", OOPSLA 2014). It is written out here so that an order never changes with a library's version.
+generators", OOPSLA 2014). It is implemented here so that no order changes with the version of a library.
 """
 
 from enum import IntEnum
@@ -35,13 +35,13 @@ def derive_seed(seed: int, purpose: Purpose, *place: int) -> int:
     state = _stream(seed, purpose)
     for coordinate in place:
         state = _mix(state ^ coordinate)
-    return state >> 1  # generators take a signed 64-bit integer
+    return state >> 1  # generators expect a signed 64-bit integer
 
 
 def derive_keys(seed: int, purpose: Purpose, *place: "int | NDArray[np.int64]") -> NDArray[np.uint64]:
-    """Return 64-bit keys for many places at once, uint64[n]: `key >> 1` is what `derive_seed` gives for each place.
+    """Return 64-bit keys for many places at once, uint64[n]: `key >> 1` is the `derive_seed` of each place.
 
-    A coordinate is one number for all, or int64[n]; all arrays are of one length, and one of them is needed.
+    A coordinate is one number for all places, or int64[n]; all arrays have the same length. At least one is needed.
     """
     state: NDArray[np.uint64] = np.array([_stream(seed, purpose)], dtype=np.uint64)
     for coordinate in place:
@@ -50,7 +50,7 @@ def derive_keys(seed: int, purpose: Purpose, *place: "int | NDArray[np.int64]") 
 
 
 def uniform(keys: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
-    """Return `count` numbers for each of the keys uint64[n], uniform in [0, 1): float64[n, count], of 53 bits each."""
+    """Return `count` numbers for each of the keys uint64[n], uniform in [0, 1): float64[n, count] of 53 bits."""
     mixed = _mix_all(keys[:, None] ^ np.arange(count, dtype=np.uint64))
     return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
@@ -59,7 +59,7 @@ def uniform(keys: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
 def permutation(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
     """Return the order of an epoch: position p of the epoch reads sample `permutation(...)[p]`; int64[num_samples].
 
-    Samples are sorted by a 64-bit key drawn for each of them, so the order needs no state and no data.
+    Samples are sorted by a 64-bit key drawn for each one, so the order needs no state and no data.
     """
     keys = _keys(derive_seed(seed, Purpose.ORDER, epoch), num_samples)
     return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
@@ -68,8 +68,8 @@ def permutation(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
 def shuffled(seed: int, count: int) -> NDArray[np.int64]:
     """Return the numbers from 0 to `count` - 1 in the order of keys drawn from a derived seed; int64[count].
 
-    Each number stands in the low bits of its own key: no two keys are equal, so any way to sort gives the same, and
-    the quickest, of values alone, takes a quarter of the time of `permutation`.
+    The low bits of each key hold its number, so all keys differ, every sorting algorithm gives the same order, and
+    sorting plain values takes a quarter of the time of `permutation`.
     """
     low = np.uint64((1 << count.bit_length()) - 1)
     keys = (_keys(seed, count) & ~low) | np.arange(count, dtype=np.uint64)
@@ -79,7 +79,7 @@ def shuffled(seed: int, count: int) -> NDArray[np.int64]:
 
 def _keys(seed: int, count: int) -> NDArray[np.uint64]:
     keys = np.arange(1, count + 1, dtype=np.uint64)
-    return _finalize(np.uint64(seed) + keys * np.uint64(_GOLDEN))  # uint64 arithmetic wraps around, as the method asks
+    return _finalize(np.uint64(seed) + keys * np.uint64(_GOLDEN))  # uint64 arithmetic wraps around, as intended
 
 
 @lru_cache(maxsize=64)

@@ -1,6 +1,6 @@
-"""The training plane's entry, once a rank: every launcher starts `python -m distrain.worker RUN_DIR`.
+"""The program of each rank: every launcher starts `python -m distrain.worker RUN_DIR`.
 
-torchrun's ranks are forks of a process that has loaded torch (`distrain.fork_server`), and run this file.
+torchrun's ranks are forks of a process that has imported torch (`distrain.fork_server`), and run this file.
 """
 
 import logging
@@ -45,8 +45,8 @@ log = logging.getLogger("distrain.worker")  # this module is run as __main__
 
 
 def main() -> None:
-    """Train in this process, one rank of however many the launcher has started."""
-    hold_signals()  # first of all: the imports that training needs take seconds
+    """Run this process as one of the ranks that the launcher has started."""
+    hold_signals()  # first of all: the imports of training take seconds
     die_with_parent()
     if is_orphan():
         sys.exit(ExitCode.FAILED)
@@ -64,19 +64,19 @@ def run_worker(
     owns_process: bool = False,
     on_error: Callable[[BaseException], None] | None = None,
 ) -> ExitCode:
-    """Do the task of the run directory, and leave in it what happened.
+    """Run the task of the run directory, and write its outcome there.
 
-    Returns the code that the process ends with. `stop` asks for a stop. A process of its own takes the signals that it
-    holds as such requests, and gives what it prints on ranks other than 0 to the rank's log. `on_error` is called with
-    what ended the training, once everything is wound up.
+    Returns the exit code of the process. `stop` requests a stop. With `owns_process`, signals that are held become such
+    requests, and ranks other than 0 print to their logs. `on_error` is called with the exception that ended the task,
+    after everything is shut down.
     """
-    preload()  # takes seconds: signals and the parent are seen to before
+    preload()  # takes seconds: signals and the parent are taken care of before
     from distrain.distributed.world import join_world, rank_from_environment, size_from_environment
     from distrain.training.device.allocator import MallocRetention
 
     rank = rank_from_environment()
     task = read_task(run)
-    is_shown = rank == 0 and task.task != "benchmark"  # what is measured has the terminal's lines to itself
+    is_shown = rank == 0 and task.task != "benchmark"  # a benchmark's results have the terminal to themselves
     handlers = _start_log(run.log(rank), is_shown=is_shown)
     if owns_process and not is_shown:
         _redirect_output(run.log(rank))
@@ -95,7 +95,7 @@ def run_worker(
             _take_held_signals(run, stop, is_alone=size_from_environment() == 1) if owns_process else nullcontext(),
             monitor,
             join_world(
-                device=profile.own_device,
+                device=profile.resolved_device,
                 processes=profile.world_size,
                 threads=profile.threads,
                 num_devices=profile.devices,
@@ -110,7 +110,7 @@ def run_worker(
             return ExitCode.STOPPED
         mistake = None if recipe is None else find_mistake(error, recipe, run, step=monitor.state.step)
         sentence = str(error) if isinstance(error, DistrainError) else mistake
-        if owns_process and sentence is not None:  # distrain's launcher tells it; another one would not
+        if owns_process and sentence is not None:  # distrain's launcher prints it too; another launcher would not
             print_error(sentence)
         code = error.exit_code if isinstance(error, DistrainError) else ExitCode.FAILED
         code = code if mistake is None else ExitCode.BAD_INPUT
@@ -126,7 +126,7 @@ def run_worker(
 
 @dataclass(frozen=True)
 class _Job:
-    """What a task is done with on this rank."""
+    """What a task needs on this rank."""
 
     recipe: Recipe
     profile: Profile
@@ -156,13 +156,13 @@ def _benchmark(job: _Job) -> bool:
     return measure(job.recipe, job.profile, job.run, job.task, job.world, job.monitor)
 
 
-# Each returns whether it came to its end, and not to a stop.
+# Each returns whether the task is complete; False after a stop.
 TASKS: dict[TaskName, Callable[[_Job], bool]] = {"train": _train, "evaluate": _evaluate, "benchmark": _benchmark}
 
 
 @contextmanager
 def _take_held_signals(run: RunDirectory, stop: StopRequest, *, is_alone: bool) -> Iterator[None]:
-    """Take signals as stop requests: one of several ranks in a thread, one alone by handlers that leave pdb its own."""
+    """Turn signals into stop requests: in a thread for several ranks, by handlers for a single one, which pdb needs."""
     if is_alone:
         earlier = run.read_status().mark
         with stop_on_signal(run, kill=lambda: end_at_once(run, earlier=earlier), requested=stop, is_last=True):
@@ -180,21 +180,21 @@ def _answer_stack_requests(run: RunDirectory, rank: int, *, owns_process: bool) 
 
 
 class _Terminal(logging.Handler):
-    """Prints what distrain says, to whatever standard output is at the time: a live display takes its place."""
+    """Prints log messages to the current standard output, which a live display may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one message; errors are told by the launcher, once."""
+        """Print one message below the level of errors; the launcher prints those, once."""
         if record.levelno < logging.ERROR:
             prefix = "warning: " if record.levelno == logging.WARNING else ""
             text = record.getMessage()
-            if isinstance(record.msg, Line):  # a narrow terminal gets fewer of its columns than the log
+            if isinstance(record.msg, Line):  # a narrow terminal shows fewer of its columns than the log
                 text = record.msg.within(stream_width(sys.stdout))
             with logged_already():
                 print(f"{prefix}{text}", flush=True)
 
 
 def _start_log(path: Path, *, is_shown: bool) -> list[logging.Handler]:
-    """Append what distrain says to the log of this rank, and show it in the terminal as well."""
+    """Append log messages to the log of this rank, and with `is_shown` print them on the terminal as well."""
     file = open_log(path)
     handlers = [file, _Terminal()] if is_shown else [file]
     logger = logging.getLogger("distrain")
@@ -206,13 +206,13 @@ def _start_log(path: Path, *, is_shown: bool) -> list[logging.Handler]:
 
 
 def _redirect_output(path: Path) -> None:
-    with suppress(OSError), path.open("ab") as file:  # else it goes where the launcher's goes
+    with suppress(OSError), path.open("ab") as file:  # on an error, output goes where the launcher's goes
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
 
 
 def _report_end(run: RunDirectory, rank: int, monitor: RankMonitor, error: BaseException) -> None:
-    """Report that a thread of the user's own ends this process now: nothing that follows can do it."""
+    """Report that a thread of the user's code is ending this process: no later code can."""
     _report(run, rank, monitor.state.step, error, ExitCode.FAILED)
     monitor.report("failed")
     if rank == 0:
@@ -222,7 +222,7 @@ def _report_end(run: RunDirectory, rank: int, monitor: RankMonitor, error: BaseE
 def _report(
     run: RunDirectory, rank: int, step: int, error: BaseException, code: ExitCode, *, mistake: str | None = None
 ) -> None:
-    """Write what ended this rank where the launcher reads it; `mistake` is one of the user's code, in a sentence."""
+    """Write the error that ended this rank for the launcher; `mistake` is a sentence on an error of the user's code."""
     text = "".join(traceback.format_exception(error))
     log.error("%s", text)
     report = {
@@ -234,15 +234,15 @@ def _report(
         "message": mistake or describe_end(error) or str(error).strip() or type(error).__name__,
         "exit_code": int(code),
         "is_secondary": is_secondary(error),  # of another rank's end
-        # What distrain itself gives up is not tried again.
+        # An error raised by distrain itself is not retried.
         "is_final": isinstance(error, DistrainError) or mistake is not None,
         "is_mistake": mistake is not None,
         "traceback": text,
     }
     try:
         run.write_error(report)
-    except OSError as refusal:  # the log and the exit code have to do
-        log.error("%s could not be written: %s", run.error(rank), refusal.strerror)
+    except OSError as cause:  # the log and the exit code must suffice
+        log.error("%s could not be written: %s", run.error(rank), cause.strerror)
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def diagnosis_input(recipe: Recipe, profile: Profile) -> DiagnosisInput:
     checkpoint = recipe.checkpoint
     return DiagnosisInput(
         cpus=len(os.sched_getaffinity(0)),
-        device=profile.own_device,
+        device=profile.resolved_device,
         precision=recipe.precision,
         source=recipe.data.source,
         path=recipe.data.path,

@@ -35,7 +35,7 @@ def list_checkpoints(reference: RunName, root: Root = Path("runs"), as_json: AsJ
     """
     from rich.console import Console
 
-    from distrain.config.metrics import ALWAYS_MEASURED, METRICS, number_in_words
+    from distrain.config.metrics import ALWAYS_MEASURED, METRICS, format_value
     from distrain.runs import checkpoints
     from distrain.system.display import Heading, duration, print_table
 
@@ -52,7 +52,7 @@ def list_checkpoints(reference: RunName, root: Root = Path("runs"), as_json: AsJ
             str(row["step"]),
             f"{row['bytes'] / MEBIBYTE:.1f} MiB",
             duration(max(0.0, time.time() - row["written"])),
-            *(number_in_words(name, row["evaluation"] or {}) for name in shown),
+            *(format_value(name, row["evaluation"] or {}) for name in shown),
             "best" if row["best"] else "",
         ]
         for row in rows

@@ -101,12 +101,12 @@ def evaluate(
 
 
 def _print(console: "Console", result: "Findings", answers: "Answers") -> None:
-    from distrain.config.metrics import METRICS, in_words
+    from distrain.config.metrics import METRICS, format_metric
     from distrain.evaluation.results import badness_in_words, confused_pairs
     from distrain.system.display import Heading, print_table
 
     names = [name.removeprefix("val/") for name in result.metrics]
-    words = ", ".join(in_words(name, result.metrics) for name in names if name in METRICS)
+    words = ", ".join(format_metric(name, result.metrics) for name in names if name in METRICS)
     weights = ", weights: the moving average" if result.weights == "moving average" else ""
     console.print(f"{result.split:<11} {result.num_samples:,} samples: {words}{weights}", soft_wrap=True, markup=False)
     if result.classes:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from distrain.benchmark.reproducibility import Finding
 from distrain.config import Recipe, read_recipe
 from distrain.config.batching import Batching, solve_batching
-from distrain.config.metrics import ALWAYS_MEASURED, METRICS, in_words, number_in_words
+from distrain.config.metrics import ALWAYS_MEASURED, METRICS, format_metric, format_value
 from distrain.config.profile import Profile, read_profile
 from distrain.launchers.plan import Plan
 from distrain.messages import counted
@@ -76,14 +76,14 @@ def print_summary(console: Console, run: RunDirectory, status: Status) -> None:
     if status.last is not None:
         by, rest = status.best_by, ""
         if status.best is not None:
-            number, step = number_in_words(by, status.best), f"step {status.best['step']:.0f}"
+            number, step = format_value(by, status.best), f"step {status.best['step']:.0f}"
             is_kept = best_checkpoint(run, status) is not None
             rest = f" (best {number} at {step})" if is_kept else f" ({number} at {step}, which has no checkpoint)"
         if by != ALWAYS_MEASURED:
-            rest += f", validation loss {number_in_words(ALWAYS_MEASURED, status.last)}"
+            rest += f", validation loss {format_value(ALWAYS_MEASURED, status.last)}"
         console.print(
             f"[bold green]finished[/bold green]  {METRICS[by].title} "
-            f"[bold]{number_in_words(by, status.last)}[/bold]{rest}",
+            f"[bold]{format_value(by, status.last)}[/bold]{rest}",
             soft_wrap=True,
         )
         _print_classes(console, status.last)
@@ -212,7 +212,7 @@ def print_run(console: Console, run: RunDirectory) -> None:
     console.print(f"step        {status.step}/{status.total_steps}, {duration(status.train_seconds)} of training")
     for title, metrics in (("newest", status.last), ("best", status.best)):
         if metrics is not None:
-            words = f"{in_words(status.best_by, metrics)} at step {metrics['step']:.0f}"
+            words = f"{format_metric(status.best_by, metrics)} at step {metrics['step']:.0f}"
             is_lost = title == "best" and best_checkpoint(run, status) is None
             console.print(f"{title:<11} {f'not kept: {words} has no checkpoint' if is_lost else words}")
     if status.skipped_batches:
@@ -263,7 +263,7 @@ def _curve(by: str, values: list[float], *, width: int | None) -> str:
     """
     finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite, default=math.nan), max(finite, default=math.nan)
-    ends = [number_in_words(by, {f"val/{by}": value}) for value in (low, high)]
+    ends = [format_value(by, {f"val/{by}": value}) for value in (low, high)]
     facts = f"  ({' to '.join(dict.fromkeys(ends))}, {counted(len(values), 'evaluation')})"
     count = min(len(values), _MAX_BARS, max(1, width - len(facts)) if width is not None else _MAX_BARS)
     means = [_mean(values[i * len(values) // count : (i + 1) * len(values) // count]) for i in range(count)]

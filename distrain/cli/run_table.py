@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from distrain.config.metrics import ALWAYS_MEASURED, METRICS, in_words, number_in_words, score
+from distrain.config.metrics import ALWAYS_MEASURED, METRICS, format_metric, format_value, score
 from distrain.config.old_names import rename_keys
 from distrain.errors import RecipeError, RunError
 from distrain.runs.directory import RunDirectory
@@ -97,7 +97,7 @@ def _table(rows: list[_Row]) -> tuple[list[Heading], list[list[str]]]:
     measures = {row.status.best_by for row in rows if row.status.last is not None} or {"top1"}
     is_mixed = len(measures) > 1  # then each number has its metric beside it
     newest = "newest" if is_mixed else METRICS[next(iter(measures))].title
-    words = in_words if is_mixed else number_in_words
+    words = format_metric if is_mixed else format_value
     headings = [
         Heading("run"),
         Heading("state"),
@@ -115,7 +115,7 @@ def _table(rows: list[_Row]) -> tuple[list[Heading], list[list[str]]]:
             row.state,
             f"{row.status.step}/{row.status.total_steps}",
             *("-" if m is None else words(row.status.best_by, m) for m in (row.status.last, row.best)),
-            "-" if row.status.last is None else number_in_words(ALWAYS_MEASURED, row.status.last),
+            "-" if row.status.last is None else format_value(ALWAYS_MEASURED, row.status.last),
             duration(row.status.train_seconds),
             str(row.recipe.get("name", "-")),
             row.differences,

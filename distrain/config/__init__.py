@@ -1,6 +1,7 @@
 """The recipe: what is trained, as one frozen, validated model, read from YAML and changed by --set.
 
-Every field says here what it does. A recipe never says where or on how many devices it runs: that is the profile's.
+Each field is documented where it is defined. A recipe never says where or on how many devices it runs: the launch
+profile does.
 """
 
 from distrain.config.compute import Compute

@@ -1,7 +1,7 @@
-"""Defines how a global batch is cut into micro-batches and how these are dealt to the processes.
+"""Defines how a global batch is split into micro-batches and how these are assigned to the processes.
 
-The cut depends on the recipe alone: what stands in micro-batch j of a step is the same at every world size. Only the
-deal depends on the world size, and it gives every process a run of neighbours.
+The split depends on the recipe alone: micro-batch j of a step holds the same samples at every world size. Only the
+assignment depends on the world size; it gives each process neighbouring micro-batches.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ from distrain.messages import counted
 class Batching:
     """The solved equation global_batch_size = micro_batch_size x accumulation x world_size.
 
-    In exact mode the processes may have unequal work: accumulation is then the most micro-batches that one of them has.
+    In exact mode the processes may have unequal work: accumulation is then the largest number of micro-batches of a
+    process.
     """
 
     global_batch_size: int
@@ -25,27 +26,27 @@ class Batching:
 
     def __str__(self) -> str:
         if self.global_batch_size != self.micro_batch_size * self.accumulation * self.world_size:
-            pieces = self.global_batch_size // self.micro_batch_size
+            num_micro_batches = self.global_batch_size // self.micro_batch_size
             return (
-                f"global batch {self.global_batch_size} = {pieces} micro-batches of {self.micro_batch_size} "
-                f"dealt to {self.world_size} processes, {self.accumulation} at most to each"
+                f"global batch {self.global_batch_size} = {num_micro_batches} micro-batches of {self.micro_batch_size} "
+                f"over {self.world_size} processes, at most {self.accumulation} each"
             )
         return (
             f"global batch {self.global_batch_size} = micro-batch {self.micro_batch_size} "
             f"x accumulation {self.accumulation} x {counted(self.world_size, 'process', 'processes')}"
         )
 
-    def cut(self, num_samples: int) -> list[tuple[int, int]]:
-        """Return the [start, stop) ranges of the micro-batches of a window of `num_samples`.
+    def split(self, num_samples: int) -> list[tuple[int, int]]:
+        """Return the [start, stop) ranges of the micro-batches of a global batch of `num_samples`.
 
-        A full window gives ranges of `micro_batch_size`. The smaller last window of an epoch gives as few ranges as
-        hold it, of sizes that differ by one at most, so that none is left with a sample or two for BatchNorm.
+        A full batch gives ranges of `micro_batch_size`. The smaller last batch of an epoch gives as few ranges as
+        possible, whose sizes differ by at most one, so that BatchNorm never sees a micro-batch of one or two samples.
         """
-        pieces = -(-num_samples // self.micro_batch_size)
-        return [(num_samples * j // pieces, num_samples * (j + 1) // pieces) for j in range(pieces)]
+        count = -(-num_samples // self.micro_batch_size)
+        return [(num_samples * j // count, num_samples * (j + 1) // count) for j in range(count)]
 
-    def deal(self, num_micro_batches: int, rank: int) -> range:
-        """Return which of a window's micro-batches this rank takes; rank 0 always has one, the last may have none."""
+    def assign(self, num_micro_batches: int, rank: int) -> range:
+        """Return the indices of the micro-batches of this rank: at least one on rank 0, maybe none on the last."""
         return range(
             -(-num_micro_batches * rank // self.world_size), -(-num_micro_batches * (rank + 1) // self.world_size)
         )
@@ -54,12 +55,12 @@ class Batching:
 def solve_batching(
     global_batch_size: int, micro_batch_size: int | Literal["auto"] | None, world_size: int, *, is_exact: bool = False
 ) -> Batching:
-    """Solve for the accumulation; without a micro-batch size one micro-batch a process is taken.
+    """Solve for the accumulation; without a micro-batch size, each process gets one micro-batch.
 
-    So it is for auto, too: that is the largest size there could be, of which training finds the one that memory holds.
+    The same holds for auto: that is the largest possible size, and training then finds the largest that fits in memory.
 
-    Exact mode takes any number of processes up to that of the micro-batches. Raises `RecipeError` where the global
-    batch does not divide, naming sizes that do.
+    Exact mode allows any number of processes up to the number of micro-batches. Raises `RecipeError` where the global
+    batch is not divisible; the message names sizes that are.
     """
     if micro_batch_size == "auto":
         micro_batch_size = None
@@ -69,7 +70,7 @@ def solve_batching(
         if global_batch_size % world_size:
             raise RecipeError(
                 f"data.batch_size={global_batch_size} does not divide over {world_size} processes; "
-                f"take {_divisors_text(global_batch_size)} processes, or "
+                f"use {_divisors_text(global_batch_size)} processes, or "
                 f"--set data.batch_size={_nearest_multiple(global_batch_size, world_size)}"
             )
         return Batching(global_batch_size, global_batch_size // world_size, 1, world_size)
@@ -85,12 +86,12 @@ def solve_batching(
 
 
 def count_steps_per_epoch(num_samples: int, batch_size: int, *, drop_last: bool) -> int:
-    """Return the optimizer steps of an epoch; raises `DataError` where `drop_last` leaves none."""
+    """Return the number of optimizer steps in an epoch; raises `DataError` where `drop_last` leaves none."""
     steps = num_samples // batch_size if drop_last else -(-num_samples // batch_size)
     if steps == 0:
         raise DataError(
             f"data.drop_last leaves nothing: the data has {num_samples} training samples and "
-            f"data.batch_size={batch_size}; lower the batch, or --set data.drop_last=false"
+            f"data.batch_size={batch_size}; lower the batch size, or --set data.drop_last=false"
         )
     return steps
 
@@ -98,7 +99,7 @@ def count_steps_per_epoch(num_samples: int, batch_size: int, *, drop_last: bool)
 def _solve_exact(global_batch_size: int, micro_batch_size: int | None, world_size: int) -> Batching:
     if micro_batch_size is None:
         raise RecipeError(
-            "train.exact sums the micro-batches in a fixed order, so the recipe gives their size; for example "
+            "train.exact sums the micro-batches in a fixed order, so the recipe must give their size; for example "
             f"--set train.micro_batch_size={_largest_divisor(global_batch_size, at_most=global_batch_size // 4)}"
         )
     if global_batch_size % micro_batch_size:
@@ -107,13 +108,13 @@ def _solve_exact(global_batch_size: int, micro_batch_size: int | None, world_siz
             f"--set data.batch_size={_nearest_multiple(global_batch_size, micro_batch_size)}, "
             f"or another train.micro_batch_size"
         )
-    pieces = global_batch_size // micro_batch_size
-    if world_size > pieces:
+    num_micro_batches = global_batch_size // micro_batch_size
+    if world_size > num_micro_batches:
         raise RecipeError(
-            f"train.exact deals {counted(pieces, 'micro-batch', 'micro-batches')} of {micro_batch_size} to "
-            f"{world_size} processes; take 1 to {pieces} processes, or a smaller train.micro_batch_size"
+            f"train.exact has {counted(num_micro_batches, 'micro-batch', 'micro-batches')} of {micro_batch_size} for "
+            f"{world_size} processes; use 1 to {num_micro_batches} processes, or a smaller train.micro_batch_size"
         )
-    return Batching(global_batch_size, micro_batch_size, -(-pieces // world_size), world_size)
+    return Batching(global_batch_size, micro_batch_size, -(-num_micro_batches // world_size), world_size)
 
 
 def _largest_divisor(value: int, *, at_most: int) -> int:

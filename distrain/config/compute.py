@@ -1,4 +1,4 @@
-"""The section of a recipe that says how the arithmetic is carried out: what makes it quick, and nothing else."""
+"""The section of a recipe that says how the arithmetic is carried out: settings for speed only."""
 
 from typing import Literal, Self
 
@@ -8,32 +8,32 @@ from distrain.config.section import Section
 
 
 class Compute(Section):
-    """How the arithmetic is carried out; the last bits of a result depend on it, and a resume may change it."""
+    """How the arithmetic is carried out; it affects the last bits of a result, and a resume may change it."""
 
     memory_format: Literal["contiguous", "channels_last"] = Field(
         "contiguous",
-        description="channels_last: images and weights with a pixel's channels side by side, quicker for convolutions; "
-        "with parallel.strategy=fsdp images alone",
+        description="channels_last: images and weights with a pixel's channels side by side, faster for convolutions; "
+        "with parallel.strategy=fsdp only images",
     )
     compile: Literal["none", "whole", "regional"] = Field(
         "none",
-        description="torch.compile for training, of the whole network, or of each repeated block, which is compiled "
-        "once for all like it; evaluation and an epoch's smaller last micro-batch are not compiled",
+        description="torch.compile for training: the whole network, or regional: each repeated block, compiled once "
+        "for all its copies; evaluation and an epoch's smaller last micro-batch are not compiled",
     )
     cuda_graphs: bool = Field(
         default=False, description="replay compiled steps as CUDA graphs, for small networks; needs compile: whole"
     )
     tf32: bool | None = Field(
         None,
-        description="float32 convolutions and matrix products of GPUs with inputs of 10 bits' precision; null: where "
-        "train.exact is false",
+        description="run float32 convolutions and matrix products on GPUs with inputs rounded to 10 bits; null: unless "
+        "train.exact is true",
     )
 
     @model_validator(mode="after")
     def _cuda_graphs_are_compiled(self) -> Self:
         if self.cuda_graphs and self.compile != "whole":
             raise ValueError(
-                f"compute.cuda_graphs replays what compute.compile=whole makes, and compute.compile is {self.compile}; "
-                f"set it to whole, or leave cuda_graphs out"
+                f"compute.cuda_graphs needs compute.compile=whole, and compute.compile is {self.compile}; "
+                f"set it to whole, or remove cuda_graphs"
             )
         return self

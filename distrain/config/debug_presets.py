@@ -1,4 +1,4 @@
-"""Defines the aids to find a fault: what --debug and --overfit change in a recipe, and the debugger at an exception."""
+"""Defines the debug options: what --debug and --overfit change in a recipe, and the debugger after an exception."""
 
 import bdb
 import json
@@ -12,15 +12,15 @@ from distrain.errors import LaunchError
 
 DEBUG_STEPS = 8
 DEBUG_EVALUATION_BATCHES = 4
-OVERFIT_TARGET = 0.05  # a mean cross-entropy at which the right class of a training image has about 95%
+OVERFIT_TARGET = 0.05  # mean cross-entropy; the right class of a training image then has a probability of about 95%
 OVERFIT_PASSES = 100
-OVERFIT_LEAST_STEPS = 300
+OVERFIT_MIN_STEPS = 300
 _WARMUP_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class DebugOptions:
-    """What `distrain fit` was asked for besides an ordinary training."""
+    """The debug options given to `distrain fit`."""
 
     debug: bool = False
     overfit_batches: int | None = None
@@ -29,29 +29,29 @@ class DebugOptions:
 
     def __post_init__(self) -> None:
         if self.overfit_batches is not None and self.overfit_batches < 1:
-            raise LaunchError(f"--overfit {self.overfit_batches} trains on nothing; give 1 batch or more")
+            raise LaunchError(f"--overfit must be 1 batch or more, not {self.overfit_batches}")
 
     def check(self, *, processes: int) -> None:
-        """Raise `LaunchError` where the aids do not go with several processes."""
+        """Raise `LaunchError` where an option does not work with several processes."""
         for option, is_given in (("--debug", self.debug), ("--pdb", self.post_mortem)):
             if is_given and processes > 1:
-                raise LaunchError(f"{option} is for one process, in which a debugger works, and not for {processes}")
+                raise LaunchError(f"{option} needs a single process, in which a debugger works, not {processes}")
 
     def overrides(self, recipe: Recipe) -> list[str]:
-        """Return what changes in the recipe, as --set would say it; the name says that it is no real training."""
+        """Return the changes to the recipe, as --set overrides; the name marks the run as not a real training."""
         suffixes = ["debug"] * self.debug + ["overfit"] * (self.overfit_batches is not None)
         if not suffixes:
             return []
         suffix = "".join(f"-{word}" for word in suffixes)
-        changes = [f"name={recipe.name.removesuffix(suffix)}{suffix}"]  # a run that goes on has it already
+        changes = [f"name={recipe.name.removesuffix(suffix)}{suffix}"]  # a resumed run has it already
         changes += _debug_overrides(recipe) if self.debug else []
         changes += _overfit_overrides(recipe, self.overfit_batches) if self.overfit_batches is not None else []
-        last = {change.partition("=")[0]: change for change in changes}  # what --overfit changes, too, counts
+        last = {change.partition("=")[0]: change for change in changes}  # of two changes to a key, --overfit's wins
         return list(last.values())
 
 
 def _debug_overrides(recipe: Recipe) -> list[str]:
-    """Make every fault show in the user's own thread, at once, and in the line that makes it."""
+    """Make every fault show at once, in the main thread and in the line that causes it."""
     return [
         f"train.max_steps={DEBUG_STEPS}",
         "train.deterministic=true",
@@ -63,20 +63,20 @@ def _debug_overrides(recipe: Recipe) -> list[str]:
         "checkpoint.asynchronous=false",
         "log.every_steps=1",
         "log.verbose=true",
-        "log.tensorboard=false",  # it calls the network in a thread, where a breakpoint would stop it
+        "log.tensorboard=false",  # it calls the network in a thread, where a breakpoint would stop
         "log.wandb=disabled",
     ]
 
 
 def _overfit_overrides(recipe: Recipe, num_batches: int) -> list[str]:
-    """Leave the network nothing to do but to learn some batches by heart: the same pixels and labels every time."""
-    max_steps = max(OVERFIT_LEAST_STEPS, OVERFIT_PASSES * num_batches)
+    """Make the network memorise a few batches, with the same pixels and labels every time."""
+    max_steps = max(OVERFIT_MIN_STEPS, OVERFIT_PASSES * num_batches)
     transforms = [{t.name: t.arguments} for t in recipe.augment.eval]
     return [
         f"data.train_samples={num_batches * recipe.data.batch_size}",
         f"data.val_samples={recipe.eval.batch_size}",
         f"augment.train={json.dumps(transforms)}",
-        "loss.label_smoothing=null",  # with it no loss comes near 0
+        "loss.label_smoothing=null",  # label smoothing keeps the loss away from 0
         "optimizer.weight_decay=0",
         "schedule={name: constant, warmup_epochs: %g}" % (_WARMUP_SHARE * max_steps / num_batches),
         f"train.epochs={max_steps}",
@@ -92,10 +92,10 @@ def _overfit_overrides(recipe: Recipe, num_batches: int) -> list[str]:
 
 
 def debug_post_mortem(error: BaseException) -> None:
-    """Let the user look at the frame that raised `error`, on the terminal; the training has been wound up before."""
+    """Open pdb on the terminal at the frame that raised `error`; the training has already been shut down."""
     if isinstance(error, bdb.BdbQuit):  # the user has left a debugger just now
         return
     print(f"{type(error).__name__}: {error}", flush=True)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C is the debugger's: there is nothing to stop
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C goes to pdb: no training is left to stop
     pdb.post_mortem(error.__traceback__)

@@ -1,4 +1,4 @@
-"""Reads a recipe from YAML and --set, and says in one sentence what is wrong in them."""
+"""Reads a recipe from YAML and --set, and reports what is wrong with it in one sentence."""
 
 import re
 import unicodedata
@@ -19,11 +19,11 @@ from distrain.config.yaml_text import YamlError, read_yaml_text
 from distrain.errors import RecipeError
 from distrain.messages import nearest, shown
 
-MAX_CHARACTERS = 50  # of a recipe's name: file systems take 255 bytes, and the time of the start is added
+MAX_CHARACTERS = 50  # of a recipe's name: file systems allow 255 bytes, and the start time is appended
 
 
 def load_recipe(reference: str, *, overrides: list[str], data: str | None = None) -> Recipe:
-    """Resolve a built-in name or a YAML path, then `a.b=c` overrides in their order, then the data folder.
+    """Load a built-in recipe or a YAML file, then apply the `a.b=c` overrides in their order, then the data folder.
 
     Raises `RecipeError` with one sentence that names the key, the value seen and what to do.
     """
@@ -34,7 +34,7 @@ def load_recipe(reference: str, *, overrides: list[str], data: str | None = None
 
 
 def change_recipe(recipe: Recipe, overrides: list[str], *, data: str | None = None) -> Recipe:
-    """Return a recipe with `a.b=c` overrides made in it, in their order, then the data folder.
+    """Return a recipe with `a.b=c` overrides applied in their order, then the data folder.
 
     Raises `RecipeError` as `load_recipe` does.
     """
@@ -48,13 +48,13 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def load_data(path: Path, *, source: str, overrides: list[str]) -> Data:
-    """Return how the data at a path is read, by commands that train nothing; `overrides` are as `data.a=b` alone.
+    """Return the data section for the data at a path, for commands that do not train.
 
-    Raises `RecipeError` as `load_recipe` does.
+    `overrides` may only set `data.` keys. Raises `RecipeError` as `load_recipe` does.
     """
     for override in overrides:
         if not override.startswith("data."):
-            raise RecipeError(f"--set {override} says nothing about how data is read; use a key such as data.target")
+            raise RecipeError(f"--set {override} does not say how data is read; use a key such as data.target")
     recipe = load_recipe("imagefolder-resnet18", overrides=[f"data.source={source}", *overrides])
     return recipe.data.model_copy(update={"path": str(path)})
 
@@ -110,9 +110,9 @@ def _find(reference: str) -> tuple[str, str]:
 
 
 def _as_name(stem: str) -> str:
-    """Return a file's name as the name of a recipe: letters and digits of any script, dashes for all else."""
-    words = re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", stem))
-    return words.strip("-._")[:MAX_CHARACTERS] or "recipe"
+    """Turn a file name into a recipe name: letters and digits of any script, dashes for everything else."""
+    name = re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", stem))
+    return name.strip("-._")[:MAX_CHARACTERS] or "recipe"
 
 
 def _parse_yaml(text: str, reference: str) -> dict[str, Any]:

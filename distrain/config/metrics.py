@@ -1,7 +1,7 @@
-"""Metrics: what an evaluation measures, by name: for which targets, which way is better, and in which words.
+"""Lists the metrics of an evaluation: for which targets each is, whether higher is better, and how it is shown.
 
-The names here need no torch. `choice` says what a recipe measures on its data, `counters` counts it on the device, and
-`curves` computes areas under curves.
+This module needs no torch. In `training/metrics`, `selection` chooses the metrics of a recipe, `accumulators` counts
+them on the device, and `curves` computes areas under curves.
 """
 
 import math
@@ -15,13 +15,13 @@ Target = Literal["class", "labels", "values"]
 
 @dataclass(frozen=True)
 class Metric:
-    """What is known of a metric without measuring it."""
+    """The fixed properties of a metric."""
 
-    title: str  # what a line of text calls it
+    title: str  # its name in a line of text
     targets: tuple[Target, ...]
     is_higher_better: bool = True
-    is_percent: bool = False  # whether a person reads it as a percentage; records hold fractions
-    is_number: bool = True  # whether it is recorded as one number, `val/NAME`, by which the best evaluation is chosen
+    is_percent: bool = False  # whether it is displayed as a percentage; records hold fractions
+    is_number: bool = True  # whether it is recorded as one number, `val/NAME`, that can select the best evaluation
 
 
 METRICS: dict[str, Metric] = {
@@ -43,7 +43,7 @@ ALWAYS_MEASURED = "loss"
 
 
 def score(name: str, evaluation: Mapping[str, float]) -> float | None:
-    """Return by how much an evaluation is good, higher is better; None where it lacks the metric or that is NaN."""
+    """Return a score of an evaluation, higher is better; None where the metric is missing or NaN."""
     value = evaluation.get(f"val/{name}", math.nan)
     if math.isnan(value):
         return None
@@ -51,13 +51,13 @@ def score(name: str, evaluation: Mapping[str, float]) -> float | None:
 
 
 def is_better(name: str, evaluation: Mapping[str, float], best: Mapping[str, float] | None) -> bool:
-    """Whether an evaluation beats the best one so far; an equal one does not, nor does NaN."""
+    """Whether an evaluation beats the best one so far; neither an equal one nor NaN does."""
     now, before = score(name, evaluation), None if best is None else score(name, best)
     return now is not None and (before is None or now > before)
 
 
-def number_in_words(name: str, evaluation: Mapping[str, float]) -> str:
-    """Return the number of a metric as a person reads it, such as `99.44%`; `-` where the evaluation lacks it."""
+def format_value(name: str, evaluation: Mapping[str, float]) -> str:
+    """Return the value of a metric for display, such as `99.44%`; `-` where the evaluation does not have it."""
     value = evaluation.get(f"val/{name}")
     if value is None:
         return "-"
@@ -66,6 +66,6 @@ def number_in_words(name: str, evaluation: Mapping[str, float]) -> str:
     return f"{value:.4f}" if METRICS[name].is_higher_better or name == ALWAYS_MEASURED else f"{value:.4g}"
 
 
-def in_words(name: str, evaluation: Mapping[str, float]) -> str:
-    """Return a metric with its number, such as `top-1 99.44%`."""
-    return f"{METRICS[name].title} {number_in_words(name, evaluation)}"
+def format_metric(name: str, evaluation: Mapping[str, float]) -> str:
+    """Return the title and value of a metric, such as `top-1 99.44%`."""
+    return f"{METRICS[name].title} {format_value(name, evaluation)}"

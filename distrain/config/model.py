@@ -1,4 +1,4 @@
-"""The sections of a recipe that say what is trained, and on what objective."""
+"""The sections of a recipe that define the model and the loss."""
 
 import math
 from typing import Annotated, Any, Literal, Self
@@ -11,42 +11,42 @@ from distrain.messages import joined, nearest, shown
 
 
 class Model(Section):
-    """The network, the weights that it begins with, and which of them stay as they are."""
+    """The network, its initial weights, and which weights are frozen."""
 
     name: str = Field(
         description="digits-cnn, cifar-cnn, cifar-fast, lenet, cifar-plain, cifar-simple-v3, alexnet-5, any "
         "torchvision classifier, timm.NAME, or package.module:factory"
     )
-    arguments: dict[str, Any] = Field({}, description="keyword arguments of its factory, {dropout: 0.1} say")
+    arguments: dict[str, Any] = Field({}, description="keyword arguments of its factory, such as {dropout: 0.1}")
     weights: str | None = Field(
         None,
-        description="imagenet (torchvision's or timm's, downloaded once), imagenet-if-reachable (without a network it "
-        "starts from random ones), a .pth/.pt/.bin/.safetensors file of any trainer's, a run (its best checkpoint, or "
+        description="imagenet (torchvision's or timm's, downloaded once), imagenet-if-reachable (random weights where "
+        "the download fails), a .pth/.pt/.bin/.safetensors file of any trainer, a run (its best checkpoint, or "
         "`RUN last`), a checkpoint, or a bundle",
     )
     weights_entry: str | None = Field(
         None,
-        description="which of several sets of weights in a file, model_ema for example; null: those that were trained",
+        description="which of several sets of weights in a file, such as model_ema; null: the trained weights",
     )
-    partial: bool = Field(default=False, description="take of a weights file what fits, and say what does not")
+    partial: bool = Field(default=False, description="load what fits from a weights file, and report what does not")
     head: Literal["replace", "append"] = Field(
         "replace",
-        description="replace the last linear layer by one with an output a class, or append one behind the network's "
-        "own outputs, as appended.weight and appended.bias",
+        description="replace the last linear layer by one with an output for each class, or append such a layer after "
+        "the network's outputs, as appended.weight and appended.bias",
     )
     head_name: str | None = Field(
-        None, description="the layer that is the head, classifier.6 say; null: the last linear one"
+        None, description="the layer that is the head, such as classifier.6; null: the last linear one"
     )
     freeze: Words = Field(
         (),
-        description="weights that stay as they are, with their BatchNorm statistics: names of weights or layers, with "
+        description="weights that are frozen, with their BatchNorm statistics: names of weights or layers, with "
         "* and ?; backbone: all but the head",
     )
     unfreeze_epochs: dict[str, NonNegative] = Field(
-        {}, description="frozen weights, named as in freeze, and the epochs trained before they join in"
+        {}, description="frozen weights, named as in freeze, and the epochs after which they are trained too"
     )
     freeze_epochs: dict[str, NonNegative] = Field(
-        {}, description="weights, named as in freeze, and the epochs that they are trained before they stay as they are"
+        {}, description="weights, named as in freeze, and the epochs after which they are frozen"
     )
 
     @model_validator(mode="after")
@@ -60,22 +60,22 @@ class Model(Section):
                 f"model.weights_entry is for a weights file, and model.weights is {self.weights or 'null'}"
             )
         if self.unfreeze_epochs and not self.freeze:
-            raise ValueError("model.unfreeze_epochs is for what model.freeze names, and that names nothing")
+            raise ValueError("model.unfreeze_epochs is for weights named in model.freeze, which is empty")
         return self
 
 
 def _read_numbers(value: object) -> object:
-    """Take one number as a list of one."""
+    """Accept a single number as a list of one."""
     return [value] if isinstance(value, int | float) else value
 
 
 def _read_class_weights(value: object) -> object:
-    """Take what a loss can weight its classes with; one sentence for anything else, which a union would give many."""
+    """Accept the class weights of a loss; anything else gives one sentence, where a union would give several."""
     if value is None or value == "balanced":
         return value
     if isinstance(value, list | tuple) and value and all(_is_weight(weight) for weight in value):
         return value
-    raise ValueError(f"loss.class_weights={shown(value)}: give balanced, or a list of numbers from 0 on, one a class")
+    raise ValueError(f"loss.class_weights={shown(value)}: give balanced, or a list with a number >= 0 for each class")
 
 
 def _is_weight(value: object) -> bool:
@@ -86,21 +86,28 @@ ClassWeights = Annotated[Literal["balanced"] | tuple[float, ...] | None, BeforeV
 
 
 class Loss(Section):
-    """What is minimised; a field that the loss does not have stays null."""
+    """The loss; a field that the loss does not have stays null."""
 
     name: str = Field(
         "cross_entropy",
         description="cross_entropy, bce, focal, l1, mse; or package.module:name, function (logits, targets) or module",
     )
-    label_smoothing: Fraction | None = Field(None, description="cross_entropy: share of the target spread over all")
+    label_smoothing: Fraction | None = Field(
+        None, description="cross_entropy: share of the target that is spread over all classes"
+    )
     class_weights: ClassWeights = Field(
-        None, description="cross_entropy: factor of a sample by its class; balanced: samples / (classes * the class's)"
+        None,
+        description="cross_entropy: weight of each class; balanced: samples / (classes * samples of the class)",
     )
     pos_weight: Annotated[tuple[Positive, ...], BeforeValidator(_read_numbers)] | None = Field(
-        None, description="bce: weight of a yes over a no, one number or one for each label; 1 if null"
+        None, description="bce: weight of the positive targets, one number or one for each label; 1 if null"
     )
-    gamma: NonNegative | None = Field(None, description="focal: how little a well classified sample counts; 2 if null")
-    alpha: Fraction | None = Field(None, description="focal, labels: share of a yes, a no has the rest; null: equal")
+    gamma: NonNegative | None = Field(
+        None, description="focal: how much well classified samples are down-weighted; 2 if null"
+    )
+    alpha: Fraction | None = Field(
+        None, description="focal, labels: weight of positives, 1 - alpha that of negatives; null: equal"
+    )
 
     @model_validator(mode="after")
     def _fields_belong_to_the_loss(self) -> Self:

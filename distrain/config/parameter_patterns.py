@@ -1,7 +1,7 @@
-"""Defines how a recipe names weights: by patterns on the names that a network gives them.
+"""Selects weights by the patterns of a recipe, which match the names that a network gives them.
 
-A pattern is the name of a weight (`fc.bias`) or of a layer (`layer4`), which stands for all in it, with the wildcards
-of the shell (`layer[12]`, `*.bias`). `head` is the layer or the layers that give logits, and `backbone` all but those.
+A pattern is the name of a weight (`fc.bias`) or of a layer (`layer4`), which means all weights in it, with the
+wildcards of the shell (`layer[12]`, `*.bias`). `head` means the layers that give logits, and `backbone` all others.
 """
 
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from distrain.messages import nearest
 
 
 def select(pattern: str, names: Sequence[str], *, heads: Sequence[str], key: str) -> list[str]:
-    """Return those of `names` that a pattern names, in their order.
+    """Return those of `names` that a pattern matches, in their order.
 
-    `heads` are the names of the network's heads, none where they are not known. Raises `ModelError`, naming the
-    recipe's key, where the pattern names nothing.
+    `heads` are the names of the network's heads, empty where they are not known. Raises `ModelError`, naming the
+    recipe's key, where the pattern matches nothing.
     """
     if pattern in {"backbone", "head"}:
         if not heads:
-            raise ModelError(f"{key}: {pattern!r} needs to know the network's head; name it with model.head_name")
+            raise ModelError(f"{key}: {pattern!r} needs a known head of the network; name it with model.head_name")
         found = [name for name in names if any(head in prefixes(name) for head in heads) == (pattern == "head")]
     else:
         found = [name for name in names if any(fnmatchcase(prefix, pattern) for prefix in prefixes(name))]
@@ -31,6 +31,6 @@ def select(pattern: str, names: Sequence[str], *, heads: Sequence[str], key: str
 
 
 def prefixes(name: str) -> list[str]:
-    """Return the name itself and those of all layers around it: `a.b.c`, `a`, `a.b`."""
+    """Return the name itself and those of all enclosing layers: `a.b.c`, `a`, `a.b`."""
     parts = name.split(".")
     return [name, *(".".join(parts[:length]) for length in range(1, len(parts)))]

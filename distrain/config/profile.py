@@ -1,4 +1,4 @@
-"""Defines the profile: where and on how many processes a recipe trains, checked against what this machine has."""
+"""Defines the launch profile: where and on how many processes a recipe trains, checked against this machine."""
 
 import os
 from pathlib import Path
@@ -19,66 +19,66 @@ Device = Literal["cpu", "cuda"]
 
 
 class Profile(BaseModel):
-    """The processes and the devices of a run; it never changes the mathematics."""
+    """The processes and devices of a run; a profile never changes the mathematics."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     launcher: LauncherName
-    device: Device | None = Field(description="None for a submitted run whose job takes what SLURM gives it")
-    nodes: int = Field(1, gt=0, description="machines")
-    min_nodes: int | None = Field(None, gt=0, description="go on with as few machines when others are lost")
-    node_rank: int = Field(0, ge=0, description="which of the machines this is; 0 writes the run directory")
-    rendezvous: str | None = Field(None, description="host:port of machine 0, where the machines meet")
-    address: str | None = Field(None, description="this machine's own address on the way to machine 0")
+    device: Device | None = Field(description="None for a submitted run, until its job sees what SLURM has allocated")
+    nodes: int = Field(1, gt=0, description="number of nodes")
+    min_nodes: int | None = Field(None, gt=0, description="continue with this many nodes when others are lost")
+    node_rank: int = Field(0, ge=0, description="index of this node; node 0 writes the run directory")
+    rendezvous: str | None = Field(None, description="host:port of node 0, to which the other nodes connect")
+    address: str | None = Field(None, description="the address of this node on the route to node 0")
     interface: str | None = Field(None, description="the network interface that has this address")
-    processes: int = Field(gt=0, description="training processes of each machine; on GPUs, one for each of them")
+    processes: int = Field(gt=0, description="training processes on each node; on GPUs, one for each GPU")
     devices: int = Field(1, gt=0, description="GPUs of each process; more than one only with DataParallel")
     threads: int = Field(gt=0, description="intra-op threads of each process; their number changes rounding")
-    restarts: int = Field(3, ge=0, description="failures in a row, without a newer checkpoint, that are borne")
+    restarts: int = Field(3, ge=0, description="restarts after failures in a row without a newer checkpoint")
     stall_timeout_s: float = Field(
-        120.0, gt=0, description="a run of several processes that stands so long has stalled"
+        120.0, gt=0, description="a run of several processes without progress for this long has stalled"
     )
     trace: bool = Field(default=False, description="trace some steps of each rank with the torch profiler")
-    accelerate_config: str | None = Field(None, description="the user's own configuration file for accelerate")
+    accelerate_config: str | None = Field(None, description="the user's configuration file for accelerate")
 
     @property
-    def own_device(self) -> Device:
-        """The device; every profile has one, except that of a submitted run whose job has not begun."""
+    def resolved_device(self) -> Device:
+        """The device; only the profile of a submitted run whose job has not started has none."""
         assert self.device is not None
         return self.device
 
     @property
     def world_size(self) -> int:
-        """The training processes of all machines."""
+        """The number of training processes on all nodes."""
         return self.nodes * self.processes
 
     @property
     def world_sizes(self) -> list[int]:
-        """Every number of processes that the run may come to train on."""
+        """All numbers of processes that the run may train on, as nodes are lost and rejoin."""
         return [nodes * self.processes for nodes in range(self.min_nodes or self.nodes, self.nodes + 1)]
 
     @property
     def may_fork(self) -> bool:
-        """Whether ranks may be forks of one process: what traces GPUs is not made for a fork of what has loaded it."""
+        """Whether ranks may be forks of one process: the GPU profiler does not work in forks of a process with it."""
         return not (self.trace and self.device == "cuda")
 
     @property
     def variables(self) -> dict[str, str]:
-        """What every launcher puts into the environment of the training processes."""
-        chosen = {"OMP_NUM_THREADS": str(self.threads)}
-        if self.interface is not None:  # gloo and NCCL would take the one that the host's name resolves to
-            chosen |= {"GLOO_SOCKET_IFNAME": self.interface, "NCCL_SOCKET_IFNAME": self.interface}
-        return chosen
+        """The environment variables that every launcher sets for the training processes."""
+        variables = {"OMP_NUM_THREADS": str(self.threads)}
+        if self.interface is not None:  # gloo and NCCL would use the interface that the hostname resolves to
+            variables |= {"GLOO_SOCKET_IFNAME": self.interface, "NCCL_SOCKET_IFNAME": self.interface}
+        return variables
 
     @property
     def endpoint(self) -> tuple[str, int]:
-        """Where torchrun's agents meet: beside the port at which the machines themselves do."""
+        """Host and port of torchrun's rendezvous: one port above that of distrain's launchers."""
         assert self.rendezvous is not None
         host, port = split_endpoint(self.rendezvous)
         return host, port + 1
 
     def as_options(self) -> "LaunchOptions":
-        """Return what asks for this profile again, on this very machine."""
+        """Return the options that give this profile again on the same machine."""
         nodes = f"{self.min_nodes}:{self.nodes}" if self.min_nodes is not None else str(self.nodes)
         return LaunchOptions(
             launcher=self.launcher,
@@ -98,13 +98,13 @@ class Profile(BaseModel):
 
 
 class LaunchOptions(BaseModel):
-    """What a launch profile or the command line says of a profile; None is left to the other, or to the machine."""
+    """Launch options of a launch profile or the command line; None is decided by the other one, or by the machine."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     launcher: LauncherName | None = None
     device: Device | None = None
-    nodes: int | str | None = None  # or LEAST:MOST
+    nodes: int | str | None = None  # a number, or MIN:MAX
     node_rank: int | None = Field(None, ge=0)
     rendezvous: str | None = None
     processes: int | None = Field(None, gt=0)
@@ -114,11 +114,11 @@ class LaunchOptions(BaseModel):
 
     @property
     def fault_tolerance(self) -> dict[str, Any]:
-        """The fields of a profile that say what a run bears, as far as they are given."""
+        """The fields for restarts and stalls that are given."""
         return self.model_dump(include={"restarts", "stall_timeout_s"}, exclude_none=True)
 
     def merged_over(self, other: Self) -> Self:
-        """Return `other` with what is said here in its place."""
+        """Return `other`, overridden by what is given here."""
         return other.model_copy(update=self.model_dump(exclude_none=True))
 
 
@@ -135,16 +135,16 @@ def read_options(
     stall_timeout_s: float | None = None,
     accelerate_config: Path | None = None,
 ) -> LaunchOptions:
-    """Take the options of the command line; raises `LaunchError` where they make no sense or contradict each other."""
+    """Read the options of the command line; raises `LaunchError` where they are invalid or contradict each other."""
     for option, count in (("--gpus", gpus), ("--procs", processes)):
         if count is not None and count < 1:
-            raise LaunchError(f"{option} {count} starts nothing; give 1 or more")
+            raise LaunchError(f"{option} must be 1 or more, not {count}")
     if restarts is not None and restarts < 0:
         raise LaunchError(f"--restarts must be 0 or more, not {restarts}")
     if stall_timeout_s is not None and not stall_timeout_s > 0:
         raise LaunchError(f"--stall-timeout must be greater than 0 seconds, not {stall_timeout_s:g}")
     if gpus is not None and processes is not None:
-        raise LaunchError("--gpus and --procs both give the number of processes; leave one out")
+        raise LaunchError("--gpus and --procs both give the number of processes; remove one")
     if gpus is not None and device == "cpu":
         raise LaunchError("--gpus does not go with --device cpu; give the number of CPU processes with --procs")
     if processes is not None and device == "cuda":
@@ -168,11 +168,11 @@ def read_options(
 
 
 def resolve_profile(options: LaunchOptions, *, threads: int | None, in_one_process: bool, recipe: str) -> Profile:
-    """Turn what is wanted into a profile; where nothing is, one GPU or else one CPU process.
+    """Turn launch options into a profile; the default is one GPU, or one CPU process where there is none.
 
-    `threads` is what the recipe asks for, None for an equal share of the processors. `in_one_process` gives all GPUs to
-    one process.
-    Raises `LaunchError` where this machine has fewer GPUs than asked for, or cannot meet the others.
+    `threads` is the recipe's number of threads, None for an equal share of the processors. `in_one_process` gives all
+    GPUs to one process.
+    Raises `LaunchError` where this machine has fewer GPUs than requested, or cannot reach the other nodes.
     """
     device, processes = _resolve_devices(options, recipe)
     devices = 1
@@ -181,23 +181,21 @@ def resolve_profile(options: LaunchOptions, *, threads: int | None, in_one_proce
     min_nodes, nodes = _read_nodes(options.nodes)
     launcher = options.launcher or ("inprocess" if processes * nodes == 1 else "torchrun")
     if launcher == "inprocess" and processes * nodes > 1:
-        raise LaunchError(
-            f"--launcher inprocess is one process, and {processes * nodes} were asked for; take --launcher torchrun"
-        )
+        raise LaunchError(f"--launcher inprocess runs one process, not {processes * nodes}; use --launcher torchrun")
     if options.accelerate_config is not None and launcher != "accelerate":
-        raise LaunchError(f"--accelerate-config does not go with --launcher {launcher}; take --launcher accelerate")
+        raise LaunchError(f"--accelerate-config does not go with --launcher {launcher}; use --launcher accelerate")
     node_rank, address, interface = options.node_rank or 0, None, None
     if nodes > 1:
         if options.rendezvous is None or options.node_rank is None:
             raise LaunchError(
-                f"{nodes} nodes find each other at --rendezvous HOST:PORT, an address of node 0, "
-                "and each is told which one it is with --node-rank 0, 1, ..."
+                f"--nodes {nodes} also needs --rendezvous HOST:PORT (an address of node 0) and --node-rank "
+                f"(0 on node 0, 1 on node 1)"
             )
         if not node_rank < nodes:
-            raise LaunchError(f"--node-rank {node_rank} is none of {nodes} nodes; give 0 to {nodes - 1}")
+            raise LaunchError(f"--node-rank {node_rank} is out of range for {nodes} nodes; give 0 to {nodes - 1}")
         address = route_to(*split_endpoint(options.rendezvous))
         interface = find_interface(address)
-        _check_own_address(options.rendezvous, node_rank, address)
+        _check_rendezvous(options.rendezvous, node_rank, address)
     elif options.rendezvous is not None or node_rank:
         raise LaunchError("--rendezvous and --node-rank are for several nodes; give their number with --nodes")
     return Profile(
@@ -218,7 +216,7 @@ def resolve_profile(options: LaunchOptions, *, threads: int | None, in_one_proce
 
 
 def _resolve_devices(options: LaunchOptions, recipe: str) -> tuple[Device, int]:
-    """Return the device and the processes of this machine."""
+    """Return the device and the number of processes on this machine."""
     if options.device == "cpu":
         return "cpu", options.processes or 1
     available = find_gpus()
@@ -227,29 +225,29 @@ def _resolve_devices(options: LaunchOptions, recipe: str) -> tuple[Device, int]:
     gpus = options.processes or 1
     if gpus > available.count:
         raise LaunchError(
-            f"{available}, and {gpus} {'was' if gpus == 1 else 'were'} asked for; "
-            f"on its CPU: distrain fit {recipe} --device cpu --procs {gpus}"
+            f"{available}, and {gpus} {'was' if gpus == 1 else 'were'} requested; "
+            f"to train on the CPU: distrain fit {recipe} --device cpu --procs {gpus}"
         )
     return "cuda", gpus
 
 
 def _read_nodes(nodes: int | str | None) -> tuple[int, int]:
-    """Return the least and the most machines of `2` or of `1:2`."""
-    words = str(1 if nodes is None else nodes).split(":")
-    if not all(word.isdecimal() for word in words) or len(words) > 2:
-        raise LaunchError(f"--nodes {nodes} is not a number of machines; give for example 2, or 1:2 for one or two")
-    least, most = int(words[0]), int(words[-1])
-    if not 1 <= least <= most:
-        raise LaunchError(f"--nodes {nodes} leaves no machine; give for example 2, or 1:2 for one or two")
-    return least, most
+    """Return the minimum and maximum number of nodes of `2` or `1:2`."""
+    parts = str(1 if nodes is None else nodes).split(":")
+    if not all(part.isdecimal() for part in parts) or len(parts) > 2:
+        raise LaunchError(f"--nodes {nodes} is not a number of nodes; give for example 2, or 1:2 for one or two")
+    minimum, maximum = int(parts[0]), int(parts[-1])
+    if not 1 <= minimum <= maximum:
+        raise LaunchError(f"--nodes {nodes} is not a range from 1 on; give for example 2, or 1:2 for one or two")
+    return minimum, maximum
 
 
-def _check_own_address(rendezvous: str, node_rank: int, address: str) -> None:
+def _check_rendezvous(rendezvous: str, node_rank: int, address: str) -> None:
     host, _ = split_endpoint(rendezvous)
     if node_rank == 0 and resolve(host) != address:
         raise LaunchError(
-            f"--rendezvous {rendezvous} is to be an address of node 0, which is this machine; "
-            f"{host} is another one's (this one is {address} on the way there)"
+            f"--rendezvous {rendezvous} must be an address of node 0, which is this machine; "
+            f"{host} is another machine (this one has {address} on the route there)"
         )
 
 

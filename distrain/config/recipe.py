@@ -1,4 +1,4 @@
-"""Defines the recipe as a whole: all sections, what must hold between them, and what of it decides the training."""
+"""Defines the whole recipe: all sections, the rules between them, and the fields that determine the training."""
 
 from functools import cached_property
 from typing import Any, Literal, Self
@@ -15,7 +15,7 @@ from distrain.config.training import Optimizer, Parallel, Schedule, Train
 
 
 class Recipe(Section):
-    """What is trained: everything that decides the result, and nothing about the machine it runs on."""
+    """What is trained: everything that determines the result, and nothing about the machine it runs on."""
 
     name: str = Field(pattern=r"^\w[\w.-]*$", description="names the run directory")
     data: Data
@@ -27,7 +27,7 @@ class Recipe(Section):
     train: Train
     parallel: Parallel = Field(default_factory=Parallel)
     precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="arithmetic of the forward pass, by autocast"
+        "fp32", description="arithmetic of the forward pass, through autocast"
     )
     compute: Compute = Field(default_factory=Compute)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
@@ -46,8 +46,8 @@ class Recipe(Section):
     def _exact_mode_has_its_own_arithmetic(self) -> Self:
         if self.train.exact and self.compute.compile != "none":
             raise ValueError(
-                f"train.exact and compute.compile={self.compute.compile} exclude each other: which micro-batches run "
-                f"compiled would depend on the number of processes; choose one"
+                f"train.exact and compute.compile={self.compute.compile} exclude each other: the number of processes "
+                f"would decide which micro-batches run compiled; choose one"
             )
         if self.train.exact and self.compute.tf32:
             raise ValueError("train.exact and compute.tf32 exclude each other; choose one")
@@ -57,14 +57,14 @@ class Recipe(Section):
     def has_tf32(self) -> bool:
         """Whether GPUs round the inputs of float32 convolutions and matrix products."""
         if self.compute.tf32 is None:
-            return not self.train.exact  # it is deterministic
+            return not self.train.exact  # TF32 is deterministic
         return self.compute.tf32
 
     @property
     def base_lr(self) -> float:
         """The learning rate that the schedule multiplies.
 
-        With `optimizer.lr_per` it follows the batch by the linear scaling rule: Goyal et al., "Accurate, large
+        With `optimizer.lr_per` it scales with the batch by the linear scaling rule: Goyal et al., "Accurate, large
         minibatch SGD: training ImageNet in 1 hour", 2017.
         """
         per = self.optimizer.lr_per
@@ -72,7 +72,7 @@ class Recipe(Section):
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """The fields that decide the training; a run directory goes on only with these unchanged."""
+        """The fields that determine the training; a run resumes only with these unchanged."""
         dump = self.model_dump(
             mode="json",
             exclude={

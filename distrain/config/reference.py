@@ -1,4 +1,4 @@
-"""Lists all fields of a recipe, for people who look for one."""
+"""Lists all fields of a recipe with type, default and description."""
 
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -11,7 +11,7 @@ from distrain.config.section import Section
 
 
 def fields(section: type[Section] = Recipe, prefix: str = "") -> list[tuple[str, str, str, str]]:
-    """Return (key, type, default, meaning) of every field that --set can change, in the order of the recipe."""
+    """Return (key, type, default, description) of every field that --set can change, in the order of the recipe."""
     rows: list[tuple[str, str, str, str]] = []
     for key, info in section.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
@@ -31,7 +31,7 @@ def fields(section: type[Section] = Recipe, prefix: str = "") -> list[tuple[str,
 
 
 def _type_text(annotation: Any) -> str:
-    """Return a type in YAML's words, such as `number or null`."""
+    """Return the name of a type in YAML terms, such as `number or null`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation == TransformList:
         return "list of transforms"

@@ -1,4 +1,4 @@
-"""What every section of a recipe is: frozen, and strict about keys and numbers."""
+"""Defines the base class of all sections of a recipe: frozen, and strict about keys and numbers."""
 
 from typing import Annotated
 
@@ -12,7 +12,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 
 
 def _read_words(value: object) -> object:
-    """Take one word as a list of one."""
+    """Accept a single word as a list of one."""
     return [value] if isinstance(value, str) and "," not in value else value
 
 
@@ -20,13 +20,13 @@ Words = Annotated[tuple[str, ...], BeforeValidator(_read_words)]
 
 
 class Section(BaseModel):
-    """A frozen part of a recipe that refuses keys it does not know and numbers that are not finite."""
+    """A frozen part of a recipe that refuses unknown keys and numbers that are not finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def refuse_unused(section: Section, known: set[str], title: str) -> None:
-    """Raise `ValueError` with all fields that are given though nothing would read them, and how to do without."""
+    """Raise `ValueError` that lists all fields set but not used, and says how to unset them."""
     name = str(getattr(section, "name", ""))
     given = {field: getattr(section, field) for field in type(section).model_fields}
     unused = {field: value for field, value in given.items() if field not in known and value is not None}

@@ -1,4 +1,4 @@
-"""The sections of a recipe that say how the weights are changed, how long, and by how many together."""
+"""The sections of a recipe that define optimizer, schedule, length of training and parallel strategy."""
 
 import re
 from typing import Annotated, Literal, Self
@@ -10,12 +10,12 @@ from distrain.messages import shown
 
 
 class Optimizer(Section):
-    """The update rule, as in torch.optim; a field that the rule does not have stays null."""
+    """The optimizer, as in torch.optim; a field that the optimizer does not have stays null."""
 
-    name: Literal["sgd", "adam", "adamw", "rmsprop"] = Field("sgd", description="the rule")
-    lr: Positive = Field(description="base learning rate, which the schedule multiplies")
+    name: Literal["sgd", "adam", "adamw", "rmsprop"] = Field("sgd", description="the update rule")
+    lr: Positive = Field(description="base learning rate, multiplied by the schedule")
     lr_per: int | None = Field(
-        None, gt=0, description="lr is for so many samples a step, and multiplied by data.batch_size / lr_per; null: no"
+        None, gt=0, description="batch size that lr is meant for; lr is scaled by data.batch_size / lr_per; null: no"
     )
     weight_decay: NonNegative = Field(0.0, description="L2 penalty, decoupled from the gradient by adamw")
     momentum: Fraction | None = Field(None, description="sgd, rmsprop")
@@ -27,14 +27,14 @@ class Optimizer(Section):
         (), description="weights without weight_decay: norm (of norm layers), bias, or names of weights or layers"
     )
     layer_decay: float | None = Field(
-        None, gt=0, le=1, description="factor of the learning rate from each block to the one before it; the head has 1"
+        None, gt=0, le=1, description="factor of the learning rate from each block to the one before; the head has 1"
     )
     lr_factors: dict[str, Positive] = Field(
         {}, description="factors of the learning rate by names of weights or layers, or backbone; the last one counts"
     )
     even_decay: bool = Field(
         default=False,
-        description="divide a weight's weight_decay by its own factor of the learning rate: all decay alike",
+        description="divide the weight_decay of a weight by its learning rate factor, so that all decay equally fast",
     )
 
     @model_validator(mode="after")
@@ -46,10 +46,10 @@ class Optimizer(Section):
             raise ValueError("optimizer.nesterov needs optimizer.momentum above 0")
         if self.even_decay and not (self.weight_decay and (self.lr_factors or self.layer_decay)):
             raise ValueError(
-                "optimizer.even_decay needs a weight_decay, and lr_factors or layer_decay to make up for; leave it out"
+                "optimizer.even_decay needs a weight_decay, and lr_factors or layer_decay to compensate; remove it"
             )
         if self.no_decay and not self.weight_decay:
-            raise ValueError("optimizer.no_decay makes exceptions to optimizer.weight_decay, which is 0")
+            raise ValueError("optimizer.no_decay is for exceptions from optimizer.weight_decay, which is 0; remove it")
         return self
 
 
@@ -59,7 +59,7 @@ class Schedule(Section):
     name: Literal["constant", "step", "multistep", "cosine", "onecycle", "triangle"] = Field(
         "constant", description="the curve"
     )
-    warmup_epochs: NonNegative = Field(0.0, description="linear rise from near 0; not for onecycle and triangle")
+    warmup_epochs: NonNegative = Field(0.0, description="linear warm-up from near 0; not for onecycle and triangle")
     step_epochs: Positive | None = Field(None, description="step: epochs between two drops")
     milestones_epochs: tuple[Positive, ...] | None = Field(None, description="multistep: the epochs of the drops")
     gamma: Positive | None = Field(None, description="step, multistep: factor of a drop; 0.1 if null")
@@ -68,7 +68,7 @@ class Schedule(Section):
         None, description="cosine, triangle: last factor of the learning rate; 0 if null"
     )
     pct_start: Fraction | None = Field(
-        None, description="onecycle, triangle: share of the steps that rises; 0.3 if null"
+        None, description="onecycle, triangle: share of the steps in which it rises; 0.3 if null"
     )
     div_factor: Positive | None = Field(None, description="onecycle: peak over first learning rate; 25 if null")
     final_div_factor: Positive | None = Field(None, description="onecycle: first over last learning rate; 1e4 if null")
@@ -85,12 +85,12 @@ class Schedule(Section):
         }
         refuse_unused(self, {"name", "warmup_epochs", *known[self.name].split()}, "schedule")
         if self.name in {"onecycle", "triangle"} and self.warmup_epochs:
-            raise ValueError(f"schedule.warmup_epochs is not for {self.name}, which rises by pct_start; leave it 0")
+            raise ValueError(f"schedule.warmup_epochs is not for {self.name}, which has pct_start; leave it at 0")
         needed = {"step": "step_epochs", "multistep": "milestones_epochs"}.get(self.name)
         if needed and getattr(self, needed) is None:
             raise ValueError(f"schedule.name={self.name} needs schedule.{needed}")
         if self.milestones_epochs and list(self.milestones_epochs) != sorted(set(self.milestones_epochs)):
-            raise ValueError("schedule.milestones_epochs must rise from one to the next")
+            raise ValueError("schedule.milestones_epochs must increase")
         return self
 
 
@@ -103,7 +103,7 @@ def _read_micro_batch_size(value: object) -> object:
 
 
 def _read_minutes(value: object) -> object:
-    """Take a number of minutes, or hours, minutes and seconds as in `1h30m`."""
+    """Accept a number of minutes, or hours, minutes and seconds as in `1h30m`."""
     if not isinstance(value, str):
         return value
     found = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", value.replace(" ", ""))
@@ -117,86 +117,86 @@ def _read_minutes(value: object) -> object:
 
 
 class Lookahead(Section):
-    """Slow weights behind the network's own, which are set back to them every few steps."""
+    """Lookahead: slow weights that follow the trained ones, which are reset to them every few steps."""
 
-    every_steps: int = Field(5, gt=0, description="steps from one meeting of the two to the next")
+    every_steps: int = Field(5, gt=0, description="steps between two synchronisations with the slow weights")
     decay: Fraction = Field(
-        0.5, description="share of the slow weights that stays at a meeting, at the end of training"
+        0.5, description="share of the slow weights that is kept at a synchronisation, at the end of training"
     )
     power: NonNegative = Field(
-        0.0, description="that share grows with this power of the share of the steps taken; 0: it is always the same"
+        0.0, description="that share grows with this power of the progress of training; 0: it is constant"
     )
 
 
 class Train(Section):
-    """How long and how training runs."""
+    """How training runs, and for how long."""
 
     epochs: int = Field(gt=0, lt=2**31, description="passes over the training samples")
     max_steps: int | None = Field(
         None,
         gt=0,
         lt=2**63,
-        description="optimizer steps in all, if fewer than the epochs have; the schedule is made for so many, while "
-        "max_time, patience and target_loss end a run in the midst of its schedule",
+        description="limit on the optimizer steps; the schedule ends with it, while max_time, patience and target_loss "
+        "end a run in the middle of its schedule",
     )
     max_time: Annotated[Positive | None, BeforeValidator(_read_minutes)] = Field(
         None, description="minutes of training over all attempts, or text such as 2h; then the run ends; null: no limit"
     )
     patience: int | None = Field(
-        None, gt=0, description="end after so many evaluations without a better best one; null: train on"
+        None, gt=0, description="end after this many evaluations without a new best one; null: never"
     )
     micro_batch_size: Annotated[int | Literal["auto"] | None, BeforeValidator(_read_micro_batch_size)] = Field(
-        None, description="samples of one forward pass; null: batch / processes; auto: the most that memory holds"
+        None, description="samples in one forward pass; null: batch / processes; auto: the most that fit in memory"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="the one seed of order, augmentation, weights and dropout")
-    deterministic: bool = Field(default=True, description="take deterministic kernels where torch has them")
-    exact: bool = Field(default=False, description="the same bits at every number of processes; needs deterministic")
+    deterministic: bool = Field(default=True, description="use deterministic kernels where torch has them")
+    exact: bool = Field(default=False, description="the same bits with any number of processes; needs deterministic")
     threads: int | None = Field(None, gt=0, description="CPU threads of a process; null: its share, 1 in exact mode")
     clip_norm: Positive | None = Field(None, description="largest 2-norm of the gradient; null: not clipped")
-    ema_decay: Fraction | None = Field(None, description="moving average of the weights, evaluated in their place")
-    lookahead: Lookahead | None = Field(None, description="let slow weights follow the network's own, and lead them")
-    max_rollbacks: int = Field(
-        3, ge=0, description="how often at most to go back for a step that is not finite, and leave out its batch"
+    ema_decay: Fraction | None = Field(
+        None, description="decay of the moving average of the weights, which is evaluated in their place"
     )
-    detect_anomaly: bool = Field(default=False, description="slow: name the operation whose gradient is not a number")
+    lookahead: Lookahead | None = Field(None, description="slow weights that follow the trained ones; null: none")
+    max_rollbacks: int = Field(
+        3, ge=0, description="how many times to roll back after a step that is not finite, and skip its batch"
+    )
+    detect_anomaly: bool = Field(default=False, description="slow: name the operation whose gradient is NaN")
     target_loss: Positive | None = Field(
         None,
-        description="end where the mean training loss over an epoch's samples is below this, and fail where it never "
-        "is; null: no",
+        description="end when the mean training loss over an epoch's samples is below this, and fail if it never is; "
+        "null: no target",
     )
 
     @model_validator(mode="after")
-    def _exact_mode_leaves_nothing_to_the_machine(self) -> Self:
+    def _exact_mode_does_not_depend_on_the_machine(self) -> Self:
         if self.exact and self.micro_batch_size == "auto":
             raise ValueError(
-                "train.micro_batch_size=auto depends on the machine, and in train.exact the micro-batch is part of the "
-                "result; give a number"
+                "train.micro_batch_size=auto depends on the machine, and with train.exact the micro-batch size affects "
+                "the result; give a number"
             )
         if self.exact and not self.deterministic:
             raise ValueError(
-                "train.exact needs deterministic kernels, and a GPU chooses others with train.deterministic=false; "
-                "set train.deterministic=true, or leave train.exact out"
+                "train.exact needs deterministic kernels; set train.deterministic=true, or remove train.exact"
             )
         return self
 
 
 class Parallel(Section):
-    """How the processes share the work."""
+    """How several processes train together."""
 
     strategy: Literal["auto", "ddp", "dp", "fsdp", "none"] = Field(
         "auto",
-        description="ddp; dp: one process for several GPUs; fsdp: weights divided; auto: ddp, else dp; on CPUs a small "
-        "network's gradients travel in one buffer, which is quicker than ddp",
+        description="ddp; dp: one process for several GPUs; fsdp: sharded weights; auto: ddp, or dp for one process "
+        "with several GPUs; on CPUs small networks use one flat all-reduce, which is faster than ddp",
     )
     sync_batchnorm: bool = Field(
-        default=False, description="BatchNorm over the samples of all GPUs at once; needs GPUs and ddp"
+        default=False, description="BatchNorm statistics over the samples of all GPUs; needs GPUs and ddp"
     )
 
     @model_validator(mode="after")
-    def _sync_batchnorm_goes_with_ddp(self) -> Self:
+    def _sync_batchnorm_needs_ddp(self) -> Self:
         if self.sync_batchnorm and self.strategy not in {"auto", "ddp"}:
             raise ValueError(
-                f"parallel.sync_batchnorm is for parallel.strategy=ddp, and {self.strategy} was asked for; "
-                f"choose one of the two"
+                f"parallel.sync_batchnorm is for parallel.strategy=ddp, not {self.strategy}; choose one of the two"
             )
         return self

@@ -1,4 +1,4 @@
-"""Imports the user's own code: `package.module:name` in a recipe names an object in it."""
+"""Imports the user's code: `package.module:name` in a recipe names an object in it."""
 
 import importlib
 import inspect
@@ -13,7 +13,7 @@ from distrain.system.exits import describe_end
 
 
 def is_reference(text: str) -> bool:
-    """Whether a recipe's value names the user's own code."""
+    """Whether a recipe's value names the user's code."""
     return ":" in text
 
 
@@ -24,12 +24,12 @@ def load_reference(text: str, *, key: str) -> Any:
         module = importlib.import_module(module_name)
     except SystemExit as error:
         raise RecipeError(
-            f"{key}={text}: {describe_end(error)}; let module {module_name} end the program only where it is the "
-            'program itself, below `if __name__ == "__main__":`'
+            f"{key}={text}: {describe_end(error)}; in module {module_name}, exit only below "
+            '`if __name__ == "__main__":`'
         ) from None
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the user's module was found, and an import in it fails: that is theirs to read in full
+            raise  # the user's module was found but an import in it fails: they need the full traceback
         raise RecipeError(
             f"{key}={text}: there is no module {error.name!r} here; start distrain in its folder, or install it"
         ) from None
@@ -42,17 +42,17 @@ def load_reference(text: str, *, key: str) -> Any:
 
 
 def find_refusal(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> str | None:
-    """Return why a factory cannot be called with these keyword arguments, or None; what it does is not tried."""
+    """Return why a factory cannot be called with these keyword arguments, or None; it is not called."""
     try:
         inspect.signature(factory).bind(**arguments)
     except TypeError as error:
         return str(error)
-    except ValueError:  # a factory written in C does not tell what it takes
+    except ValueError:  # a factory written in C may have no signature
         return None
     return None
 
 
 def add_to_sys_path(folder: Path) -> None:
-    """Find the user's modules in `folder` first, as `python -m` does in the working directory."""
+    """Import the user's modules from `folder` first, as `python -m` does from the working directory."""
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))

@@ -1,4 +1,4 @@
-"""Turns what pydantic finds wrong with a recipe, a launch profile or a bundle into one plain sentence."""
+"""Turns pydantic's errors in a recipe, a launch profile or a bundle into one plain sentence."""
 
 import difflib
 import re
@@ -13,7 +13,7 @@ from distrain.messages import did_you_mean, escape_control_characters, joined, n
 
 Path = tuple[int | str, ...]
 
-# What a value must be, by pydantic's type of error; the braces are filled with what the error is about.
+# What a value must be, by pydantic's error type; the braces are filled from the context of the error.
 _MUST_BE = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
@@ -39,8 +39,8 @@ _MUST_BE = {
     "tuple_type": "a list",
     "list_type": "a list",
     "dict_type": "a mapping, such as {{key: value}}",
-    "model_type": "a section with keys of its own",
-    "model_attributes_type": "a section with keys of its own",
+    "model_type": "a section of keys",
+    "model_attributes_type": "a section of keys",
     "too_long": "a list of {max_length} at most",
     "too_short": "a list of {min_length} or more",
 }
@@ -50,8 +50,8 @@ _AS_BOOLEAN = "YAML reads on, off, yes and no as true and false: quote them"
 def describe(error: ValidationError, model: type[BaseModel], tree: Any, *, noun: str) -> str:
     """Return what is wrong with `tree`, in which `model` found the error: one sentence about the first fault.
 
-    `noun` is what the tree is called, such as `the recipe`. A key that nobody knows comes first: what else is wrong may
-    follow from it.
+    `noun` is the name of the tree in the sentence, such as `the recipe`. An unknown key comes first, because other
+    faults may follow from it.
     """
     faults = error.errors(include_url=False)
     fault = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
@@ -76,7 +76,7 @@ def describe(error: ValidationError, model: type[BaseModel], tree: Any, *, noun:
 
 
 def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted keys of a model: each section, and then what is in it."""
+    """Yield the dotted keys of a model: each section, then its keys."""
     for key, info in model.model_fields.items():
         yield f"{prefix}{key}"
         if (inner := _model_in(info.annotation)) is not None:
@@ -94,8 +94,8 @@ def takes_text(model: type[BaseModel], parts: Sequence[str]) -> bool:
 def similar_keys(key: str, known: Sequence[str]) -> list[str]:
     """Return up to three of the known dotted keys that `key` was probably meant to be.
 
-    These are, in this order, keys of the same last name elsewhere, similar ones in the same section, similar last names
-    elsewhere, and similar keys as a whole.
+    In this order: keys with the same last name elsewhere, similar names in the same section, similar last names
+    elsewhere, and similar whole keys.
     """
     section, _, leaf = key.rpartition(".")
     leaves: dict[str, list[str]] = {}
@@ -122,17 +122,17 @@ def _unknown_key(path: Path, value: Any, model: type[BaseModel], *, noun: str) -
     key = _dotted(path)
     if isinstance(value, Mapping) and len(value) == 1:
         whole = f"{key}.{next(iter(value))}"
-        if near := difflib.get_close_matches(whole, known, n=1, cutoff=0.8):  # in a section that is misspelt
+        if near := difflib.get_close_matches(whole, known, n=1, cutoff=0.8):  # the section is misspelt
             return f"{noun} has no key {whole}{did_you_mean(near)}"
     return f"{noun} has no key {key}{did_you_mean(similar_keys(key, known))}"
 
 
 def _expected(path: Path, faults: list[ErrorDetails], model: type[BaseModel], tree: Any) -> str:
-    """Return what the value at a path must be, by all that pydantic says of it, and a hint."""
+    """Return what the value at a path must be according to all of pydantic's errors there, and a hint."""
     fault, value = faults[0], _at(path, tree)
     if fault["type"] == "missing":  # of a list of a fixed length
         return f"a list of {len(value) + len(faults)}"
-    wanted = joined(list(dict.fromkeys(must_be(one) for one in faults)))
+    expected = joined(list(dict.fromkeys(must_be(one) for one in faults)))
     hint = ""
     if fault["type"] == "literal_error":
         options = re.findall(r"'([^']*)'", fault["ctx"]["expected"])
@@ -152,18 +152,18 @@ def _expected(path: Path, faults: list[ErrorDetails], model: type[BaseModel], tr
         hint = (
             f"; did you mean {_dotted(path)}.name={shown(value)}?" if section and "name" in section.model_fields else ""
         )
-    return f"{wanted}{hint}"
+    return f"{expected}{hint}"
 
 
 def must_be(fault: ErrorDetails) -> str:
-    """Return what a value must be by one of pydantic's errors, such as `a whole number`."""
-    words = _MUST_BE.get(fault["type"], "another value")
-    facts = {name: f"{v:g}" if isinstance(v, float) else str(v) for name, v in fault.get("ctx", {}).items()}
-    return words.format_map(facts).replace("'", "")
+    """Return what a value must be according to one of pydantic's errors, such as `a whole number`."""
+    template = _MUST_BE.get(fault["type"], "another value")
+    context = {name: f"{v:g}" if isinstance(v, float) else str(v) for name, v in fault.get("ctx", {}).items()}
+    return template.format_map(context).replace("'", "")
 
 
 def _path(location: Path, tree: Any) -> Path:
-    """Return that part of an error's location that leads into the tree: pydantic adds the alternatives of a union."""
+    """Return the part of an error's location that exists in the tree: pydantic appends the alternatives of a union."""
     found: list[int | str] = []
     node = tree
     for part in location:
@@ -186,7 +186,7 @@ def _dotted(path: Path) -> str:
 
 
 def _model_at(model: type[BaseModel], path: Path) -> type[BaseModel] | None:
-    """Return the section at a path of keys, also in a list of sections."""
+    """Return the section at a path of keys, which may lead through a list of sections."""
     found: type[BaseModel] | None = model
     for part in path:
         if isinstance(part, int):

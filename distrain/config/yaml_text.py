@@ -1,4 +1,4 @@
-"""Reads YAML that a user wrote: a key that stands twice in one mapping is refused, where YAML would take the last."""
+"""Reads YAML written by a user; a key given twice in one mapping is an error, where PyYAML would use the last."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -7,7 +7,7 @@ import yaml
 
 
 class YamlError(ValueError):
-    """Text that is not YAML; the message begins with the place."""
+    """Text that is not valid YAML; the message begins with line and column."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -27,14 +27,14 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml_text(text: str) -> Any:
-    """Return what YAML text holds; raises `YamlError` where it is not YAML, or gives a key twice."""
+    """Return the value of YAML text; raises `YamlError` where it is not valid YAML, or gives a key twice."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"at line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise YamlError(f"{place}{getattr(error, 'problem', None) or 'it is not YAML'}") from None
+        raise YamlError(f"{place}{getattr(error, 'problem', None) or 'it is not valid YAML'}") from None
     except RecursionError:
         raise YamlError("it is nested too deeply") from None
     except ValueError as error:  # a date or a number that does not exist, such as 2024-13-45
-        raise YamlError(f"it holds a number or a date that is not one ({str(error).partition(';')[0]})") from None
+        raise YamlError(f"it has an invalid number or date ({str(error).partition(';')[0]})") from None

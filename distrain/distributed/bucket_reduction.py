@@ -148,7 +148,7 @@ class BucketReducer:
         dist.all_gather_into_tensor(out, root.contiguous(), group=self._group)
 
     def _find_held(self, num_leaves: int) -> list[tuple[Node, ...]]:
-        ranges = [self._batching.deal(num_leaves, rank) for rank in range(self._world.size)]
+        ranges = [self._batching.assign(num_leaves, rank) for rank in range(self._world.size)]
         return [covering_nodes(own.start, own.stop, num_leaves) for own in ranges]
 
     def _are_equal_subtrees(self, held_by: list[tuple[Node, ...]]) -> bool:

@@ -153,7 +153,7 @@ def _attempt(
     if saves_nothing(run):
         looks.append(unsaved.look)
     if group.is_coordinator:
-        stalls = StallWatchdog(run, timeout_s=profile.stall_timeout_s, device=profile.own_device, clocks=clocks)
+        stalls = StallWatchdog(run, timeout_s=profile.stall_timeout_s, device=profile.resolved_device, clocks=clocks)
         looks.append(stalls.look)
     try:
         was_ended = _watch(child, looks, group, tell)

@@ -89,7 +89,7 @@ def _find_batch_size(recipe: Recipe, order: TrainSampler, *, num_devices: int) -
             sizes = [batching.micro_batch_size] if order.num_samples >= size else []
             tail = order.num_samples % size
             if tail and not (recipe.data.drop_last and sizes):
-                sizes += [stop - start for start, stop in batching.cut(tail)]
+                sizes += [stop - start for start, stop in batching.split(tail)]
             if min(_parts(sizes, num_devices)) > 1:
                 return size
     return None

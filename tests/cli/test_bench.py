@@ -53,7 +53,7 @@ def test_first_interrupt_ends_a_bench_and_leaves_nothing(tmp_path: Path) -> None
     bench.send_signal(signal.SIGINT)
     out, _ = bench.communicate(timeout=60)
     assert bench.returncode == 130, out
-    assert "nothing was kept" in out
+    assert "nothing was saved" in out
     assert not list((tmp_path / "runs").iterdir())
 
 
@@ -130,7 +130,7 @@ def test_bench_on_a_gpu(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["bench", "digit"], "did you mean digits?"),
-        (["bench", "--procs=0"], "--procs 0 starts nothing"),
+        (["bench", "--procs=0"], "--procs must be 1 or more, not 0"),
         (["bench", "--procs=3"], "data.batch_size=64 does not divide over 3 processes"),
         (["bench", "--plot=bench.doc"], "--plot bench.doc does not say what kind of picture"),
         (["bench", "imagefolder-resnet18", "--data=nowhere"], "nowhere does not exist"),

@@ -1,4 +1,4 @@
-"""A global batch is cut alike at every world size and dealt so that each sample is trained on once."""
+"""A global batch is split alike at every world size and assigned so that each sample is trained on once."""
 
 import re
 
@@ -18,31 +18,31 @@ def solvable() -> list[Batching]:
 
 
 @pytest.mark.parametrize("batching", solvable(), ids=str)
-def test_cut_and_deal_take_each_sample_once_and_leave_rank_0_never_idle(batching: Batching) -> None:
+def test_each_sample_is_assigned_once_and_rank_0_is_never_idle(batching: Batching) -> None:
     for num_samples in range(1, batching.global_batch_size + 1):
-        pieces = batching.cut(num_samples)
-        assert [i for start, stop in pieces for i in range(start, stop)] == list(range(num_samples))
-        sizes = [stop - start for start, stop in pieces]
+        ranges = batching.split(num_samples)
+        assert [i for start, stop in ranges for i in range(start, stop)] == list(range(num_samples))
+        sizes = [stop - start for start, stop in ranges]
         assert max(sizes) - min(sizes) <= 1
         assert min(sizes) >= 1 and max(sizes) <= batching.micro_batch_size
-        hands = [batching.deal(len(pieces), rank) for rank in range(batching.world_size)]
-        assert [piece for hand in hands for piece in hand] == list(range(len(pieces)))
-        assert len(hands[0]) >= 1
-        assert max(map(len, hands)) <= batching.accumulation
-        assert max(map(len, hands)) - min(map(len, hands)) <= 1
+        assigned = [batching.assign(len(ranges), rank) for rank in range(batching.world_size)]
+        assert [index for indices in assigned for index in indices] == list(range(len(ranges)))
+        assert len(assigned[0]) >= 1
+        assert max(map(len, assigned)) <= batching.accumulation
+        assert max(map(len, assigned)) - min(map(len, assigned)) <= 1
 
 
-def test_full_window_is_cut_into_whole_micro_batches_dealt_evenly() -> None:
+def test_full_batch_is_split_into_full_micro_batches_assigned_evenly() -> None:
     for batching in solvable():
-        pieces = batching.cut(batching.global_batch_size)
-        assert {stop - start for start, stop in pieces} == {batching.micro_batch_size}
-        assert {len(batching.deal(len(pieces), r)) for r in range(batching.world_size)} == {batching.accumulation}
+        ranges = batching.split(batching.global_batch_size)
+        assert {stop - start for start, stop in ranges} == {batching.micro_batch_size}
+        assert {len(batching.assign(len(ranges), r)) for r in range(batching.world_size)} == {batching.accumulation}
 
 
-def test_cut_does_not_depend_on_the_world_size() -> None:
+def test_split_does_not_depend_on_the_world_size() -> None:
     for num_samples in range(1, 49):
-        cuts = [solve_batching(48, 4, world).cut(num_samples) for world in (1, 2, 3, 4, 6, 12)]
-        assert all(cut == cuts[0] for cut in cuts)
+        splits = [solve_batching(48, 4, world).split(num_samples) for world in (1, 2, 3, 4, 6, 12)]
+        assert all(split == splits[0] for split in splits)
 
 
 def test_solved_sizes_multiply_to_the_global_batch() -> None:
@@ -57,7 +57,7 @@ def test_batch_that_does_not_divide_names_processes_and_a_size_that_do(size: int
     with pytest.raises(RecipeError, match=f"data.batch_size={size} does not divide over {world} processes") as caught:
         solve_batching(size, None, world)
     text = str(caught.value)
-    offered = re.search(r"take ([\d, or]+) processes", text)
+    offered = re.search(r"use ([\d, or]+) processes", text)
     assert offered is not None
     for count in re.findall(r"\d+", offered[1]):
         assert solve_batching(size, None, int(count)).global_batch_size == size

@@ -1,4 +1,4 @@
-"""What the aids change in a recipe: each change is explicit, named, and below what the user sets."""
+"""What the debug options change in a recipe: each change is explicit, named, and overridden by the user's --set."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def changed(debug_options: DebugOptions, *overrides: str, reference: str = "digi
     return load_recipe(reference, overrides=[*overrides, *debug_options.overrides(before)])
 
 
-def test_nothing_changes_without_an_aid_that_trains_otherwise() -> None:
+def test_nothing_changes_without_debug_or_overfit() -> None:
     assert DebugOptions(trace=True, post_mortem=True).overrides(load_recipe("digits", overrides=[])) == []
 
 
@@ -37,7 +37,7 @@ def test_overfit_learns_the_same_pixels_every_time() -> None:
     assert recipe.optimizer.momentum == 0.9
 
 
-def test_both_together_learn_by_heart_with_every_check_on() -> None:
+def test_both_together_overfit_with_every_check_on() -> None:
     debug_options = DebugOptions(debug=True, overfit_batches=1)
     recipe = changed(debug_options)
     assert recipe.name == "digits-debug-overfit"
@@ -47,14 +47,14 @@ def test_both_together_learn_by_heart_with_every_check_on() -> None:
     assert len(keys) == len(set(keys))
 
 
-def test_run_that_goes_on_keeps_its_name(tmp_path: Path) -> None:
+def test_resumed_run_keeps_its_name(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(changed(DebugOptions(debug=True)).to_yaml())
     assert changed(DebugOptions(debug=True), reference=str(tmp_path / "recipe.yaml")).name == "digits-debug"
 
 
-def test_numbers_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(LaunchError, match="--overfit 0"):
+def test_invalid_numbers_are_refused() -> None:
+    with pytest.raises(LaunchError, match="--overfit must be 1 batch or more, not 0"):
         DebugOptions(overfit_batches=0)
-    with pytest.raises(LaunchError, match="--pdb is for one process"):
+    with pytest.raises(LaunchError, match="--pdb needs a single process"):
         DebugOptions(post_mortem=True).check(processes=2)
     DebugOptions(trace=True, overfit_batches=2).check(processes=2)

@@ -1,4 +1,4 @@
-"""Nothing that is due is passed over, and at the last step everything is due."""
+"""No log line, evaluation or checkpoint is skipped, and the last step has all three."""
 
 import pytest
 
@@ -15,7 +15,7 @@ from distrain.config.intervals import Intervals
         ["eval.every_epochs=2", "checkpoint.every_epochs=3", "log.every_steps=9"],
     ],
 )
-def test_boundaries_are_the_steps_at_which_anything_is_due(overrides: list[str]) -> None:
+def test_boundaries_are_the_steps_with_a_log_line_an_evaluation_or_a_checkpoint(overrides: list[str]) -> None:
     intervals = Intervals(load_recipe("digits", overrides=overrides), steps_per_epoch=23, total_steps=100)
     boundaries = []
     step = 0
@@ -38,14 +38,14 @@ def test_epochs_and_steps_are_both_counted() -> None:
 
 
 @pytest.mark.parametrize("overrides", [[], ["eval.every_steps=10"], ["eval.every_epochs=null", "eval.every_steps=7"]])
-def test_evaluations_between_two_steps_are_those_that_are_due(overrides: list[str]) -> None:
+def test_evaluations_between_two_steps_are_counted_once(overrides: list[str]) -> None:
     intervals = Intervals(load_recipe("digits", overrides=overrides), steps_per_epoch=4, total_steps=1000)
     for first, last in ((0, 0), (0, 8), (3, 40), (4, 41), (20, 20), (7, 140)):
         expected = sum(intervals.should_evaluate(step) for step in range(first + 1, last + 1))
         assert intervals.num_evaluations(first, last) == expected
 
 
-def test_before_the_first_step_only_an_evaluation_is_due_and_only_where_it_is_wanted() -> None:
+def test_before_the_first_step_there_is_only_an_evaluation_and_only_if_requested() -> None:
     for at_start in (False, True):
         recipe = load_recipe("digits", overrides=[f"eval.at_start={str(at_start).lower()}", "eval.every_steps=5"])
         intervals = Intervals(recipe, steps_per_epoch=23, total_steps=50)

@@ -70,7 +70,7 @@ def test_wrong_value_of_an_old_key_is_refused_under_its_new_name() -> None:
 
 def test_section_that_is_not_one_keeps_its_sentence(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("data: hold\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match="must be a section with keys of its own"):
+    with pytest.raises(RecipeError, match="must be a section of keys"):
         load_recipe(str(tmp_path / "mine.yaml"), overrides=[])
 
 

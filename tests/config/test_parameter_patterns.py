@@ -1,4 +1,4 @@
-"""Patterns name weights by their own names, by those of layers, and by the two words for the head and the rest."""
+"""Patterns match weights by their names, by those of layers, and by `head` and `backbone`."""
 
 import pytest
 
@@ -21,11 +21,11 @@ NAMES = ["conv1.weight", "layer1.0.bn.weight", "layer1.0.bn.bias", "layer10.weig
         ("head", NAMES[4:]),
     ],
 )
-def test_pattern_names_weights_in_their_order(pattern: str, found: list[str]) -> None:
+def test_pattern_selects_weights_in_their_order(pattern: str, found: list[str]) -> None:
     assert select(pattern, NAMES, heads=["fc"], key="model.freeze") == found
 
 
-def test_pattern_that_names_nothing_is_told_with_near_names() -> None:
+def test_pattern_that_matches_nothing_is_reported_with_similar_names() -> None:
     with pytest.raises(
         ModelError, match=r"^model.freeze: 'layer11' is not the name of a weight or layer; did you mean "
     ):

@@ -1,4 +1,4 @@
-"""Recipes: the built-in ones resolve, --set changes one value, and every mistake is told in one sentence."""
+"""Recipes: the built-in ones resolve, --set changes one value, and every mistake is reported in one sentence."""
 
 from pathlib import Path
 
@@ -162,8 +162,8 @@ def test_value_of_the_wrong_type_is_named(override: str, words: list[str]) -> No
         ("train.lookahead={decay: 1}", ["train.lookahead.decay=1", "less than 1"]),
         ("train.max_time=soon", ["train.max_time", "soon is not a time", "1h30m"]),
         ("train.max_time=0", ["train.max_time=0", "greater than 0"]),
-        ("augment.sizes=[[1, 8]]", ["augment.sizes", "from 0 on"]),
-        ("augment.sizes=[[0, 8], [2, 9], [2, 10]]", ["[0, 2, 2]", "must rise"]),
+        ("augment.sizes=[[1, 8]]", ["augment.sizes", "start at 0 and increase"]),
+        ("augment.sizes=[[0, 8], [2, 9], [2, 10]]", ["[0, 2, 2]", "must start at 0 and increase"]),
         ("augment.mix_prob=0.5", ["augment.mix_prob=0.5", "augment.mixup"]),
         ("augment.cutmix=0", ["augment.cutmix=0", "greater than 0"]),
         ("parallel={strategy: fsdp, sync_batchnorm: true}", ["parallel.sync_batchnorm", "fsdp"]),
@@ -204,9 +204,9 @@ def test_momentum_is_refused_for_adam_until_null_unsets_it() -> None:
         (["schedule.gamma=0.5"], "schedule.gamma=0.5 is not used by onecycle; --set schedule.gamma=null unsets it"),
         (["schedule.warmup_epochs=1"], "schedule.warmup_epochs is not for onecycle"),
         (["schedule.name=step"], "schedule.name=step needs schedule.step_epochs"),
-        (["schedule.name=multistep", "schedule.milestones_epochs=[4, 2]"], "must rise from one to the next"),
+        (["schedule.name=multistep", "schedule.milestones_epochs=[4, 2]"], "schedule.milestones_epochs must increase"),
         (["optimizer.momentum=null"], "optimizer.nesterov needs optimizer.momentum above 0"),
-        (["data.arguments={size: 9}"], "data.arguments go to torchvision.NAME"),
+        (["data.arguments={size: 9}"], "data.arguments are for torchvision.NAME"),
         (
             ["loss.name=focal"],
             "loss.label_smoothing=0.05 is not used by focal; --set loss.label_smoothing=null unsets it",
@@ -216,7 +216,7 @@ def test_momentum_is_refused_for_adam_until_null_unsets_it() -> None:
         (["loss.name=focals"], "loss.name=focals: unknown loss; did you mean focal?"),
         (["eval.metrics=[top1, acc]"], "eval.metrics: unknown metric acc; use loss, top1"),
         (["eval.best=top2"], "eval.best: unknown metric top2; did you mean top5?"),
-        (["eval.best=confusion_matrix"], "eval.best=confusion_matrix is not one number"),
+        (["eval.best=confusion_matrix"], "eval.best=confusion_matrix is not a single number"),
         (["augment.std=null"], "augment.mean and augment.std go together"),
         (["augment.std=[0.3, 0.3]"], "augment.mean and augment.std go together"),
     ],
@@ -225,7 +225,7 @@ def test_values_that_contradict_each_other_are_refused(overrides: list[str], wor
     assert words in sentence(*overrides)
 
 
-def test_weight_of_a_yes_is_one_number_or_one_for_each_label(tmp_path: Path) -> None:
+def test_pos_weight_is_one_number_or_one_for_each_label(tmp_path: Path) -> None:
     overrides = ["loss.label_smoothing=null", "loss.name=bce"]
     assert digits(*overrides, "loss.pos_weight=[1, 2.5]").loss.pos_weight == (1.0, 2.5)
     recipe = digits(*overrides, "loss.pos_weight=3")
@@ -234,7 +234,7 @@ def test_weight_of_a_yes_is_one_number_or_one_for_each_label(tmp_path: Path) -> 
     assert read_recipe(tmp_path / "recipe.yaml") == recipe
 
 
-def test_identity_ignores_logs_checkpoints_and_where_the_data_lies() -> None:
+def test_identity_ignores_logs_checkpoints_and_the_data_folder() -> None:
     same = ["log.every_steps=3", "log.wandb=disabled", "checkpoint.keep_last=5", "data.path=/elsewhere"]
     same += ["data.num_workers=3", "data.loader=threads", "data.cache=never", "eval.batch_size=7"]
     same += ["compute={memory_format: channels_last, compile: whole}"]
@@ -250,12 +250,12 @@ def test_identity_ignores_logs_checkpoints_and_where_the_data_lies() -> None:
         (["compute.tf32=false"], False),
     ],
 )
-def test_gpus_round_to_tf32_where_nothing_speaks_against_it(overrides: list[str], expected: bool) -> None:
+def test_gpus_use_tf32_unless_the_recipe_forbids_it(overrides: list[str], expected: bool) -> None:
     assert digits(*overrides).has_tf32 == expected
 
 
 @pytest.mark.parametrize("change", ["train.seed=1", "data.batch_size=32", "optimizer.lr=0.2", "precision=bf16"])
-def test_identity_changes_with_what_decides_the_result(change: str) -> None:
+def test_identity_changes_with_what_determines_the_result(change: str) -> None:
     assert digits(change).identity != digits().identity
 
 
@@ -279,7 +279,7 @@ def test_learning_rate_without_a_dot_is_a_number(text: str) -> None:
             "model:\n  name: a\ntrain: {}\nmodel: {}\n",
             "at line 4, column 1: the key model is given twice, first at line 1",
         ),
-        ("name: 2024-13-45", "cannot be read as YAML: it holds a number or a date that is not one (month must be in"),
+        ("name: 2024-13-45", "cannot be read as YAML: it has an invalid number or date (month must be in"),
         ("data: " + "[" * 2000, "nested too deeply"),
         ("data: \x00", "cannot be read as YAML"),
     ],
@@ -327,12 +327,12 @@ def test_time_is_minutes_or_text_with_units(text: str, minutes: float) -> None:
     assert digits(f"train.max_time={text}").train.max_time == minutes
 
 
-def test_learning_rate_follows_the_batch_where_it_is_asked_to() -> None:
+def test_learning_rate_scales_with_the_batch_if_lr_per_is_set() -> None:
     assert digits("data.batch_size=512").base_lr == 0.1
     assert digits("data.batch_size=512", "optimizer.lr_per=256").base_lr == pytest.approx(0.2)
 
 
-def test_statistics_over_all_gpus_decide_the_training_and_the_strategy_does_not() -> None:
+def test_identity_includes_sync_batchnorm_but_not_the_strategy() -> None:
     assert digits("parallel.sync_batchnorm=true").identity != digits().identity
     assert digits("parallel.strategy=ddp").identity == digits().identity
 
@@ -360,6 +360,6 @@ def test_key_that_is_set_twice_in_one_value_is_refused() -> None:
         (f"{'x' * 200}.yaml", "x" * 50),
     ],
 )
-def test_file_of_any_name_names_its_recipe(tmp_path: Path, file: str, name: str) -> None:
+def test_recipe_name_is_made_from_any_file_name(tmp_path: Path, file: str, name: str) -> None:
     (tmp_path / file).write_text(builtin_recipes()["digits"], encoding="utf-8")
     assert load_recipe(str(tmp_path / file), overrides=[]).name == name

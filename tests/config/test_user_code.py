@@ -1,4 +1,4 @@
-"""A name in the user's own module that is not there is told with the nearest one that is."""
+"""A missing name in the user's module is reported with the most similar one."""
 
 from pathlib import Path
 
@@ -8,7 +8,9 @@ from distrain.config.user_code import load_reference
 from distrain.errors import RecipeError
 
 
-def test_misspelt_name_in_a_module_is_told_with_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_misspelt_name_in_a_module_is_reported_with_the_nearest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "nets_of_mine.py").write_text("def network(): ...\n_netwerk = 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(

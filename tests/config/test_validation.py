@@ -1,4 +1,4 @@
-"""Whatever value a key is given, what is wrong with it is told in one plain sentence, never in pydantic's words."""
+"""Any invalid value of a key is reported in one plain sentence, never in pydantic's words."""
 
 import copy
 import datetime
@@ -32,7 +32,7 @@ KEYS = list(keys_of(Recipe))
 
 
 def sentences(tree: dict[str, Any], key: str) -> Iterator[tuple[Any, str]]:
-    """Yield each wrong value of the key that the recipe refuses, with what is said of it."""
+    """Yield each value of the key that the recipe refuses, with the message."""
     *sections, leaf = key.split(".")
     for value in WRONG:
         changed = copy.deepcopy(tree)
@@ -88,7 +88,7 @@ def test_launch_profile_is_refused_in_plain_words(tmp_path: Path, tree: dict[str
     assert words in str(caught.value)
 
 
-def test_option_is_refused_by_its_own_name() -> None:
+def test_refused_option_is_named() -> None:
     with pytest.raises(LaunchError, match=r"^--launcher slrum: must be .* did you mean slurm\?$"):
         read_options(launcher="slrum")
     with pytest.raises(LaunchError, match=r"^--node-rank -1: must be at least 0$"):
@@ -134,8 +134,8 @@ def test_option_is_refused_by_its_own_name() -> None:
         ("log={wandb: on}", "log.wandb=true: must be offline, online or disabled; YAML reads on, off, yes and no as"),
         ("log.wandb=on", "log.wandb=on: must be offline, online or disabled"),
         ("data.drop_last=maybe", "data.drop_last=maybe: must be true or false"),
-        ("model=resnet18", "model=resnet18: must be a section with keys of its own; did you mean model.name=resnet18?"),
-        ("schedule=null", "schedule=null: must be a section with keys of its own"),
+        ("model=resnet18", "model=resnet18: must be a section of keys; did you mean model.name=resnet18?"),
+        ("schedule=null", "schedule=null: must be a section of keys"),
         ("model={name: 18}", 'model.name=18: must be text; quote it: "18"'),
         ("data.batch_size=,", "data.batch_size=,: must be a whole number"),
         ("augment.mean=[0.5", "--set augment.mean=[0.5 cannot be read as YAML"),
@@ -196,11 +196,11 @@ def test_text_key_takes_text_quoted_text_or_null(key: str, text: str, value: str
     assert found.get(key, recipe.data.more[0].path) == value
 
 
-def test_key_that_is_known_is_its_own_nearest() -> None:
+def test_known_key_is_most_similar_to_itself() -> None:
     assert all(key in similar_keys(key, KEYS) or len(similar_keys(key, KEYS)) == 3 for key in KEYS)
 
 
-def test_error_that_names_its_key_by_itself_is_not_given_another() -> None:
+def test_error_that_already_names_its_key_gets_no_second_one() -> None:
     class Inner(BaseModel):
         number: int
 

@@ -61,5 +61,5 @@ def test_equal_powers_of_two_leave_one_node_to_each_process() -> None:
     for world_size in (1, 2, 4, 8):
         batching = solve_batching(64, 4, world_size, is_exact=True)
         for rank in range(world_size):
-            own = batching.deal(16, rank)
+            own = batching.assign(16, rank)
             assert len(covering_nodes(own.start, own.stop, 16)) == 1

@@ -231,12 +231,12 @@ def test_stacks_show_where_each_rank_stands_while_it_goes_on(tmp_path: Path, lau
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--debug", "--procs=2"], "--debug is for one process"),
-        (["--pdb", "--procs=2"], "--pdb is for one process"),
-        (["--overfit=0"], "--overfit 0 trains on nothing"),
+        (["--debug", "--procs=2"], "--debug needs a single process"),
+        (["--pdb", "--procs=2"], "--pdb needs a single process"),
+        (["--overfit=0"], "--overfit must be 1 batch or more, not 0"),
     ],
 )
-def test_aid_that_cannot_be_given_is_one_sentence(tmp_path: Path, arguments: list[str], words: str) -> None:
+def test_unusable_debug_option_is_reported_in_one_sentence(tmp_path: Path, arguments: list[str], words: str) -> None:
     done = distrain("fit", *arguments, cwd=tmp_path)
     assert done.code == 2
     assert words in done.err

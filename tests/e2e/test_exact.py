@@ -51,7 +51,7 @@ def test_any_number_of_processes_gives_the_bits_of_one(tmp_path: Path, alone: di
     done = fit(*RECIPE, f"--procs={processes}", "--run=run", cwd=tmp_path)
     assert facts(tmp_path / "run") == alone
     if processes == 4:
-        assert "6 micro-batches of 16 dealt to 4 processes, 2 at most to each" in done.out
+        assert "6 micro-batches of 16 over 4 processes, at most 2 each" in done.out
 
 
 def test_run_killed_and_resumed_on_other_numbers_of_processes_gives_the_bits_of_one(
@@ -158,7 +158,7 @@ def test_other_threads_and_versions_are_said_to_change_bits(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (["--procs=7"], "train.exact deals 6 micro-batches of 16 to 7 processes; take 1 to 6 processes"),
+        (["--procs=7"], "train.exact has 6 micro-batches of 16 for 7 processes; use 1 to 6 processes"),
         (["--set=train.micro_batch_size=null"], "--set train.micro_batch_size=24"),
         (["--set=data.batch_size=90"], "data.batch_size=90 does not divide into micro-batches of 16"),
         (["--set=parallel.strategy=fsdp"], "train.exact and parallel.strategy=fsdp exclude each other"),

@@ -67,7 +67,7 @@ def test_every_sample_has_its_answer_and_the_worst_are_shown(run: Path) -> None:
         (["nowhere"], "there is no run 'nowhere'"),
         (["run", "--metrics=mae"], "eval.metrics names mae, which is not for data whose target is class"),
         (["run", "--data=nowhere"], "nowhere does not exist"),
-        (["run", "--gpus=9"], "9 were asked for"),
+        (["run", "--gpus=9"], "9 were requested"),
     ],
 )
 def test_bad_question_is_one_sentence(run: Path, arguments: list[str], words: str) -> None:
@@ -139,6 +139,6 @@ def test_ctrl_c_ends_an_examination_in_the_middle_of_a_batch(tmp_path: Path, pro
     process.send_signal(signal.SIGINT)
     done = end_of(process, timeout_s=60)
     assert done.code == 130, done.out
-    assert "stopped on request; nothing was kept" in done.out
+    assert "stopped on request; nothing was saved" in done.out
     assert "Traceback" not in done.out
     assert not folder.exists()

@@ -151,7 +151,7 @@ def test_gpus_that_torch_alone_sees_are_used_and_that_is_said(tmp_path: Path) ->
         "what torch sees\n"
     )
     missing = distrain("fit", "--gpus=3", cwd=tmp_path, env=environment)
-    assert "torch on this machine sees 2 GPUs, and 3 were asked for" in missing.err
+    assert "torch on this machine sees 2 GPUs, and 3 were requested" in missing.err
 
 
 def test_gpus_that_are_there_are_planned_and_those_that_are_not_are_named(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_gpus_that_are_there_are_planned_and_those_that_are_not_are_named(tmp_pa
     assert "--nproc-per-node=4" in planned.out
     missing = distrain("fit", "--launch=node-8", "--dry-run", cwd=tmp_path, env=environment)
     assert missing.code == 2
-    assert "with CUDA_VISIBLE_DEVICES=0,1,2,3 shows 4 GPUs, and 8 were asked for" in missing.err
+    assert "with CUDA_VISIBLE_DEVICES=0,1,2,3 shows 4 GPUs, and 8 were requested" in missing.err
 
 
 def test_predictions_do_not_leave_a_gpu_aside_that_torch_cannot_use(

@@ -49,7 +49,7 @@ def test_weights_that_cannot_be_are_one_sentence(
 
 @pytest.mark.parametrize("value", ["foo", "[]", "[1, -1]", "[1, .inf]", "[true]", "[a]", "3", "{a: 1}"])
 def test_weights_that_are_no_weights_are_one_sentence(value: str) -> None:
-    with pytest.raises(RecipeError, match=r"^loss\.class_weights=.*: give balanced, or a list of numbers"):
+    with pytest.raises(RecipeError, match=r"^loss\.class_weights=.*: give balanced, or a list with a number"):
         load_recipe("digits", overrides=[f"loss.class_weights={value}"])
 
 

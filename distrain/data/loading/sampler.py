@@ -122,8 +122,8 @@ class TrainSampler:
         return (epoch * self.steps_per_epoch + steps[steps < self.steps_per_epoch]).tolist()  # type: ignore[no-any-return]
 
     def _global_batch(self, num_samples: int) -> GlobalBatch:
-        ranges = tuple(self.batching.cut(num_samples))
-        return GlobalBatch(num_samples, ranges, self.batching.deal(len(ranges), self.rank))
+        ranges = tuple(self.batching.split(num_samples))
+        return GlobalBatch(num_samples, ranges, self.batching.assign(len(ranges), self.rank))
 
 
 def evaluation_order(*, num_samples: int, batch_size: int, rank: int, world_size: int) -> list[MicroBatch]:

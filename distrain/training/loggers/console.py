@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from distrain.config.metrics import ALWAYS_MEASURED, in_words
+from distrain.config.metrics import ALWAYS_MEASURED, format_metric
 from distrain.system.display import Column, Line, duration
 from distrain.system.live_line import LiveLine, with_bar
 from distrain.training.loggers.protocol import LoggerContext, Moment, Record
@@ -96,9 +96,9 @@ class ConsoleLogger:
         if "train/loss" in record:
             columns.append(Column(f"loss {record['train/loss']:.4f}", 1, _LOSS_WIDTH))
         if "val/loss" in record:
-            columns.append(Column(in_words(ALWAYS_MEASURED, record), 4))
+            columns.append(Column(format_metric(ALWAYS_MEASURED, record), 4))
             shown = [name for name in self._opening.shown_metrics if name != ALWAYS_MEASURED]
-            columns += [Column(in_words(name, record), 4 if number else 2) for number, name in enumerate(shown)]
+            columns += [Column(format_metric(name, record), 4 if number else 2) for number, name in enumerate(shown)]
         if "train/samples_per_s" in record:
             columns.append(Column(f"{record['train/samples_per_s']:,.0f}{unit}", 3, _RATE_WIDTH))
         return columns

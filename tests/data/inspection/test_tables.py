@@ -145,7 +145,7 @@ def test_commands_read_a_manifest_by_its_name_and_keys_of_the_data(folder: Path)
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("train.epochs=1", "--set train.epochs=1 says nothing about how data is read"),
+        ("train.epochs=1", "--set train.epochs=1 does not say how data is read"),
         ("data.targt=labels", "did you mean data.target?"),
         ("data.source=digits", "data.source=digits is not looked through"),
         ("data.label_column=none", "but no 'none', the value of data.label_column"),

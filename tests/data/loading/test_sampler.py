@@ -54,12 +54,12 @@ def test_evaluation_counts_every_sample_once(world_size: int) -> None:
 @pytest.mark.parametrize("num_samples", range(1, 60))
 def test_smaller_window_is_cut_evenly_and_rank_0_always_has_work(num_samples: int) -> None:
     batching = solve_batching(60, 5, 4)
-    ranges = batching.cut(num_samples)
+    ranges = batching.split(num_samples)
     sizes = [stop - start for start, stop in ranges]
     assert sum(sizes) == num_samples
     assert max(sizes) <= 5
     assert max(sizes) - min(sizes) <= 1
-    dealt = [list(batching.deal(len(ranges), rank)) for rank in range(4)]
+    dealt = [list(batching.assign(len(ranges), rank)) for rank in range(4)]
     assert [piece for own in dealt for piece in own] == list(range(len(ranges)))
     assert dealt[0]
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from distrain.config import Eval
-from distrain.config.metrics import Target, in_words, is_better, score
+from distrain.config.metrics import Target, format_metric, is_better, score
 from distrain.errors import RecipeError
 from distrain.training.metrics.selection import ChosenMetrics, choose_metrics
 
@@ -96,4 +96,4 @@ def test_evaluation_without_the_metric_has_no_score() -> None:
     ],
 )
 def test_metric_is_told_as_a_person_reads_it(name: str, value: float, words: str) -> None:
-    assert in_words(name, {f"val/{name}": value}) == words
+    assert format_metric(name, {f"val/{name}": value}) == words
