@@ -259,7 +259,7 @@ def evaluation_rate(session: Session, request: BenchmarkRequest) -> float:
     """Return the validation images a second of all ranks, over as many as there is time for."""
     world, whole = session.world, session.val_reader.source
     batch_size = session.recipe.eval.batch_size
-    is_held = session.val_reader.is_whole  # all of them are at hand, then
+    is_held = session.val_reader.is_in_memory  # all of them are at hand, then
     images = len(whole) if is_held else min(len(whole), world.size * batch_size)
     seconds = 0.0
     while True:

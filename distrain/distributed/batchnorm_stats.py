@@ -44,7 +44,7 @@ class BatchStatistics:
     def average(self, global_batch: GlobalBatch, world: World) -> None:
         """Give all ranks the mean statistics of those that had work in `global_batch`, and rank 0's other buffers."""
         if self.values is not None:
-            if not global_batch.own:
+            if not global_batch.local:
                 self.values.zero_()  # this rank has seen nothing of this global batch
             dist.all_reduce(self.values)
             self.values /= min(world.size, global_batch.num_micro_batches)

@@ -43,7 +43,7 @@ class Ddp:
 
     def micro_batch(self, global_batch: GlobalBatch, piece: int) -> AbstractContextManager[None]:
         """Hold the reduction back in all but the last micro-batch."""
-        return _NO_CONTEXT if piece == global_batch.own[-1] else self._replica.no_sync()
+        return _NO_CONTEXT if piece == global_batch.local[-1] else self._replica.no_sync()
 
     def finish_step(self, global_batch: GlobalBatch, step: int) -> None:
         """Average what the backward passes have not: statistics, and the gradients of an uneven global batch.

@@ -84,15 +84,15 @@ class Exact:
             self._put_aside()
             self._flat.zero_()
             node = (0, piece)
-        self._rewind(is_first=piece == global_batch.own[0])
+        self._rewind(is_first=piece == global_batch.local[0])
         self._fresh = node
-        if piece == global_batch.own[-1]:
+        if piece == global_batch.local[-1]:
             self._lacking = [len(bucket.parameters) for bucket in self._buckets]
             self._lacking[-1] += 1  # the statistics
         yield
         if self._statistics.values is not None:
             self._changes.add_(self._statistics.values - self._starts[0])  # one addition a node, as in the tree
-        if piece == 0 and global_batch.own[-1] != 0:
+        if piece == 0 and global_batch.local[-1] != 0:
             self._first_others = [buffer.clone() for buffer in self._statistics.others]
             self._first_extra = self._extra.read()
 
@@ -170,7 +170,7 @@ class Exact:
     def _share_other_buffers(self, global_batch: GlobalBatch) -> None:
         """Give every rank the other buffers, and extra state, as the step's first micro-batch left them."""
         others = self._statistics.others
-        if self._world.is_rank_zero and global_batch.own[-1] != 0:
+        if self._world.is_rank_zero and global_batch.local[-1] != 0:
             for buffer, first in zip(others, self._first_others, strict=True):
                 buffer.copy_(first)
             self._extra.write(self._first_extra)

@@ -53,7 +53,7 @@ class FlatAllReduce:
     def finish_step(self, global_batch: GlobalBatch, step: int) -> None:  # noqa: ARG002
         """Average gradients and statistics over the ranks; one that had no work in the global batch gives zeros."""
         values = self._statistics.values
-        if values is not None and global_batch.own:
+        if values is not None and global_batch.local:
             self._carried.copy_(values)
         dist.all_reduce(self._flat)
         self._gradients /= self._world.size

@@ -71,12 +71,12 @@ class Fsdp:
     @contextmanager
     def micro_batch(self, global_batch: GlobalBatch, piece: int) -> Iterator[None]:
         """Reduce gradients in the last pass only."""
-        self._sharded.set_requires_gradient_sync(piece - global_batch.own[0] == self._num_passes - 1)
+        self._sharded.set_requires_gradient_sync(piece - global_batch.local[0] == self._num_passes - 1)
         yield
 
     def finish_step(self, global_batch: GlobalBatch, step: int) -> None:  # noqa: ARG002
         """Join the passes in which this rank has no micro-batch, and average what FSDP does not."""
-        for number in range(len(global_batch.own), self._num_passes):
+        for number in range(len(global_batch.local), self._num_passes):
             self._sharded.set_requires_gradient_sync(number == self._num_passes - 1)
             with kept_buffers(self.module), self._extra.kept():
                 with autocast(self._dtype, self._world.device.type):

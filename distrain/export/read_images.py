@@ -59,8 +59,8 @@ def prepare_in_order(
 
     load_decoders()
     asked, named = tee(paths)
-    with Isolated(partial(_prepare, bundle), num_workers, begin=_begin) as processes:
-        found = processes.map(asked, items_a_task=1, tasks_ahead=max(1, num_ahead // num_workers))
+    with Isolated(partial(_prepare, bundle), num_workers, initializer=_initialize) as processes:
+        found = processes.map(asked, items_per_task=1, tasks_ahead=max(1, num_ahead // num_workers))
         with closing(found):
             for path, picture in zip(named, found, strict=False):  # the next path may not be asked for yet
                 if isinstance(picture, KilledError):
@@ -92,7 +92,7 @@ class _Flat:
         return pieces.permute(2, 0, 1) if self.are_channels_last else pieces
 
 
-def _begin() -> None:
+def _initialize() -> None:
     torch.set_num_threads(1)
 
 

@@ -98,7 +98,7 @@ def _assemble(
         model,
         world,
         micro_batch_size=order.batching.micro_batch_size,
-        num_micro_batches=len(order.global_batch(0).own),
+        num_micro_batches=len(order.global_batch(0).local),
         processes=profile.processes,
     )
     extra = ExtraState(model, loss.function, device=world.device)

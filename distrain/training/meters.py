@@ -53,7 +53,9 @@ class LossMeter:
             return []
         global_batches = [self._order.global_batch(step) for step in steps]
         width = max(global_batch.num_micro_batches for global_batch in global_batches)
-        places = [row * width + piece for row, global_batch in enumerate(global_batches) for piece in global_batch.own]
+        places = [
+            row * width + piece for row, global_batch in enumerate(global_batches) for piece in global_batch.local
+        ]
         losses = torch.zeros(len(global_batches) * width, dtype=torch.float64, device=self._world.device)
         if self._fresh:
             losses[torch.tensor(places, device=losses.device)] = torch.stack(self._fresh).double()

@@ -95,7 +95,7 @@ def _find_bad_images(session: Session, error: NotFiniteError) -> list[int]:
     global_batch = session.order.global_batch(error.step)
     is_bad = torch.zeros(global_batch.num_samples, dtype=torch.int64)
     if not is_read_in_order(session.train_reader.source):
-        for piece, micro_batch in zip(global_batch.own, session.order.micro_batches([error.step]), strict=True):
+        for piece, micro_batch in zip(global_batch.local, session.order.micro_batches([error.step]), strict=True):
             if piece not in error.pieces:
                 continue
             batch = session.train_reader.read(micro_batch)

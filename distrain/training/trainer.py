@@ -169,7 +169,7 @@ def run_steps(
         global_batch = order.global_batch(step)
         replica = parallel.begin_step(global_batch, step)
         freezing.begin_step(step)
-        for piece in global_batch.own:
+        for piece in global_batch.local:
             state.phase = "data"
             images, targets = prepare(*next(batches), step=step, piece=piece)
             state.phase = "forward"

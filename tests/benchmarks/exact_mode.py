@@ -61,7 +61,7 @@ class Contender:
         started = time.perf_counter()
         for step in range(steps):
             replica = self.parallel.begin_step(global_batch, step)
-            for piece in global_batch.own:
+            for piece in global_batch.local:
                 with self.parallel.micro_batch(global_batch, piece):
                     loss = F.cross_entropy(replica(images), targets)
                     (loss * (len(targets) * self.parallel.loss_scale / global_batch.num_samples)).backward()  # type: ignore[no-untyped-call]

@@ -43,7 +43,7 @@ def train(
         global_batch = order.global_batch(step)
         replica = parallel.begin_step(global_batch, step)
         freezing.begin_step(step)
-        for piece in global_batch.own:
+        for piece in global_batch.local:
             indices = torch.from_numpy(next(batches).indices)
             with parallel.micro_batch(global_batch, piece):
                 loss = F.cross_entropy(replica(IMAGES[indices]), TARGETS[indices])

@@ -42,7 +42,7 @@ def train(make: Callable[[nn.Module], Strategy], memory_format: str, rule: str) 
     for step in range(2):
         global_batch = order.global_batch(step)
         replica = parallel.begin_step(global_batch, step)
-        for piece in global_batch.own:
+        for piece in global_batch.local:
             images = normalize(IMAGES[4 * piece : 4 * piece + 4])
             assert images.is_contiguous() == (memory_format == "contiguous")
             with parallel.micro_batch(global_batch, piece):

@@ -24,7 +24,7 @@ def gradients(parallel: SingleProcess, images: torch.Tensor) -> list[torch.Tenso
     order = TrainSampler(num_samples=8, sampler=sampler, batching=solve_batching(8, 4, 1), drop_last=False, rank=0)
     global_batch = order.global_batch(0)
     replica = parallel.begin_step(global_batch, 0)
-    for piece in global_batch.own:
+    for piece in global_batch.local:
         with parallel.micro_batch(global_batch, piece):
             replica(images[piece * 4 :][:4]).square().mean().backward()
     parallel.finish_step(global_batch, 0)

@@ -89,7 +89,7 @@ def train(make: Callable[[nn.Module], Strategy], world: World) -> dict[str, torc
     global_batch = GlobalBatch(2, ((0, 1), (1, 2)), pieces)
     for step in range(3):
         replica = parallel.begin_step(global_batch, step)
-        for piece in global_batch.own:
+        for piece in global_batch.local:
             torch.manual_seed(10 * step + piece)
             with parallel.micro_batch(global_batch, piece):
                 loss = replica(IMAGES[piece : piece + 1])["logits"].square().sum()

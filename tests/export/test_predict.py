@@ -45,7 +45,7 @@ def test_picture_that_kills_its_reader_is_told_in_its_place(tmp_path: Path, monk
     found = list(chain.from_iterable(predict_files(bundle, paths, batch_size=4, num_workers=2)))
     assert [prediction.image for prediction in found] == paths
     [(place, error)] = [(place, prediction.error) for place, prediction in enumerate(found) if prediction.error]
-    reason = "reading it ends the process: it was killed by SIGKILL"
+    reason = "reading it crashed the process: it was killed by SIGKILL"
     assert (place, error) == (3, f"image {paths[3]} cannot be read ({reason}); fix or remove it")
 
 

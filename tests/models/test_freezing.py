@@ -56,7 +56,7 @@ class Training:
         replica = self.parallel.begin_step(global_batch, step)
         self.freezing.begin_step(step)
         torch.manual_seed(step)
-        for piece in global_batch.own:
+        for piece in global_batch.local:
             with self.parallel.micro_batch(global_batch, piece):
                 loss = F.cross_entropy(replica(torch.randn(4, 1, 8, 8)), torch.arange(4))
                 (loss / 2).backward()  # type: ignore[no-untyped-call]

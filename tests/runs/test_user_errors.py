@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from distrain.config import Recipe, load_recipe
-from distrain.data.loading.isolation import portable
+from distrain.data.loading.isolation import make_picklable
 from distrain.errors import DataError
 from distrain.runs.directory import RunDirectory
 from distrain.runs.status import Status
@@ -138,7 +138,7 @@ def test_place_in_another_process_is_known_where_its_error_arrives(
 ) -> None:
     sent = raised(make(), tmp_path)
     assert isinstance(sent, Exception)
-    arrived = portable(sent, where="a loader process").with_traceback(None)
+    arrived = make_picklable(sent, where="a loader process").with_traceback(None)
     told = find_mistake(arrived, recipe(), run, step=0)
     assert told is not None
     assert "users.py:3, in act" in told

@@ -41,7 +41,7 @@ def take(meter: LossMeter, order: TrainSampler, steps: range) -> None:
     for step in steps:
         epoch, place = divmod(step, PER_EPOCH)
         global_batch = order.global_batch(step)
-        for piece in global_batch.own:
+        for piece in global_batch.local:
             begin, end = global_batch.ranges[piece]
             meter.add(losses()[epoch, place * BATCH + begin : place * BATCH + end].mean())
         WATCH.note([])

@@ -42,7 +42,7 @@ def reading_processes(count: int, *, has_pngs: bool = False) -> Iterator[DecodeP
         load_decoders()
     # Python drops what is raised in its hooks around a fork, and Ctrl-C there would be lost: it waits until after them.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    processes = Isolated(_read, count, begin=_begin)  # before a progress bar has started a thread
+    processes = Isolated(_read, count, initializer=_initialize)  # before a progress bar has started a thread
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         yield DecodePool(processes)
@@ -55,7 +55,7 @@ def _read(task: tuple[Read[Any], str]) -> Any:
     return read(path)
 
 
-def _begin() -> None:
+def _initialize() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     warnings.simplefilter("ignore")  # PIL's, of which a finding tells
     Image.MAX_IMAGE_PIXELS = None  # `decode` has the same limit, and the size is told

@@ -1,1 +1,1 @@
-"""From an order of samples to batches on the device."""
+"""Turns an order of samples into batches on the device."""

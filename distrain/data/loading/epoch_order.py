@@ -1,6 +1,6 @@
-"""Computes which sample has which position in an epoch, as a pure function of the seed and the epoch.
+"""Computes the order of samples in an epoch, as a pure function of the seed and the epoch.
 
-However samples are drawn, an epoch has as many positions as there are training samples.
+Whatever the sampling, an epoch has as many positions as there are training samples.
 """
 
 from functools import partial
@@ -15,15 +15,15 @@ from distrain.data.sources.class_counts import class_counts, read_labels
 from distrain.errors import DataError
 from distrain.rng import Purpose, derive_seed, permutation, shuffled
 
-# What an order by class draws for itself, below (seed, order, epoch).
+# The random draws of a balanced order, each with its own seed derived from (seed, order, epoch).
 _CLASS_POSITIONS, _SAMPLES_OF_CLASS, _LARGER_CLASSES = 1, 2, 3
 
 
 def build_sampler(config: Data, source: Source, *, seed: int) -> Sampler:
-    """Return what draws an epoch of the training samples; raises `DataError` where they cannot be drawn as asked."""
+    """Return the function that orders an epoch's training samples; raises `DataError` where `config` does not fit."""
     num_samples = len(source)
     if is_read_in_order(source):
-        _check_stream_is_read_as_it_comes(config)
+        _check_stream_order(config)
         return partial(stream_order, num_samples=num_samples)
     num_drawn = -(-num_samples // config.repeats)
     sampler: Sampler = partial(uniform_order, num_samples=num_samples, num_drawn=num_drawn, seed=seed)
@@ -37,32 +37,32 @@ def build_sampler(config: Data, source: Source, *, seed: int) -> Sampler:
 
 
 def uniform_order(epoch: int, *, num_samples: int, num_drawn: int | None = None, seed: int) -> EpochOrder:
-    """Return all samples of an epoch once each, in an order drawn for it; only the first `num_drawn` if given."""
+    """Return all samples of an epoch once each, in random order; only the first `num_drawn` if given."""
     return EpochOrder(permutation(seed, epoch, num_samples)[:num_drawn])
 
 
 def balanced_order(
     epoch: int, *, labels: NDArray[np.int64], num_classes: int, num_drawn: int | None = None, seed: int
 ) -> EpochOrder:
-    """Return an epoch in which the classes stand equally often; `labels` int64[n], every class among them.
+    """Return an epoch in which all classes are equally frequent; `labels` int64[n] contain every class.
 
-    Each class has the floor or the ceiling of `num_drawn` (n if not given) / `num_classes` positions, and which stands
-    where is drawn. Its samples follow each other round and round in an order drawn for the epoch, so that none comes
-    twice before each of the class came once.
+    Each class has the floor or the ceiling of `num_drawn` (n if not given) / `num_classes` positions, which are random.
+    Its samples are cycled through in a random order for the epoch, so that none repeats before each of its class was
+    used once.
     """
     num_drawn = len(labels) if num_drawn is None else num_drawn
     seeds = [
         derive_seed(seed, Purpose.ORDER, epoch, drawn)
         for drawn in (_CLASS_POSITIONS, _SAMPLES_OF_CLASS, _LARGER_CLASSES)
     ]
-    small = np.min_scalar_type(num_classes)  # numpy sorts 8 and 16 bits by radix, in a tenth of the time
+    small = np.min_scalar_type(num_classes)  # numpy uses radix sort for 8 and 16 bits, in a tenth of the time
     quotas = num_drawn // num_classes + (shuffled(seeds[2], num_classes) < num_drawn % num_classes)
     class_at = np.repeat(np.arange(num_classes, dtype=small), quotas)[shuffled(seeds[0], num_drawn)]
     positions = np.argsort(class_at, kind="stable")  # those of class 0 first, then those of class 1, and so on
     samples = shuffled(seeds[1], len(labels))
-    samples = samples[np.argsort(labels[samples].astype(small), kind="stable")]  # grouped in the same way
+    samples = samples[np.argsort(labels[samples].astype(small), kind="stable")]  # grouped by class, too
     counts = np.bincount(labels, minlength=num_classes)
-    turns = np.arange(num_drawn) - np.repeat(np.cumsum(quotas) - quotas, quotas)  # of the class, counted from 0
+    turns = np.arange(num_drawn) - np.repeat(np.cumsum(quotas) - quotas, quotas)  # index within the class
     rounds, places = np.divmod(turns, np.repeat(counts, quotas))
     indices, copies = np.empty(num_drawn, dtype=np.int64), np.empty(num_drawn, dtype=np.int64)
     indices[positions] = samples[np.repeat(np.cumsum(counts) - counts, quotas) + places]
@@ -71,10 +71,10 @@ def balanced_order(
 
 
 def repeated_order(epoch: int, *, sampler: Sampler, repeats: int, num_positions: int) -> EpochOrder:
-    """Return `num_positions` in which each sample that `sampler` draws stands `repeats` times in a row.
+    """Return `num_positions` positions in which each sample that `sampler` draws is repeated `repeats` times in a row.
 
     Repeated augmentation: Hoffer et al., "Augment your batch: improving generalization through instance repetition",
-    CVPR 2020. The copies are augmented each for itself, and an epoch sees one in `repeats` of the samples.
+    CVPR 2020. Each copy is augmented independently, and an epoch uses one in `repeats` of the samples.
     """
     drawn = sampler(epoch)
     rank, copy = np.divmod(np.arange(num_positions), repeats)
@@ -83,7 +83,7 @@ def repeated_order(epoch: int, *, sampler: Sampler, repeats: int, num_positions:
 
 
 def stream_order(epoch: int, *, num_samples: int) -> EpochOrder:
-    """Return the samples of a stream as they come; they are numbered through all epochs, as `Stream` reads them."""
+    """Return the samples of a stream in its own order, numbered over all epochs, as `Stream` reads them."""
     return EpochOrder(np.arange(epoch * num_samples, (epoch + 1) * num_samples, dtype=np.int64))
 
 
@@ -96,10 +96,10 @@ def _check_no_class_is_empty(source: Source) -> None:
         )
 
 
-def _check_stream_is_read_as_it_comes(config: Data) -> None:
+def _check_stream_order(config: Data) -> None:
     for field, default in (("sampling", "uniform"), ("repeats", 1)):
         if (value := getattr(config, field)) != default:
             raise DataError(
-                f"data.source={config.source} is a stream, whose samples are trained on in the order they come in, so "
-                f"data.{field}={value} is not available; leave it {default}, or give a dataset with __getitem__"
+                f"data.source={config.source} is a stream, whose samples are trained on in the stream's order, so "
+                f"data.{field}={value} is not available; use {default}, or a dataset with __getitem__"
             )

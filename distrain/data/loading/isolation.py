@@ -1,7 +1,7 @@
-"""Calls a function in separate processes: an item that kills one is reported, and the others are done.
+"""Calls a function on many items in separate processes; an item that crashes its process is reported, the others run.
 
-Decoders and the user's own transforms and datasets may end their process: by a segmentation fault, by `os._exit`, or
-because the kernel runs out of memory. One thread calls and waits for each process.
+Decoders and the user's transforms and datasets may end their process: by a segmentation fault, by `os._exit`, or
+because the system runs out of memory. One thread calls and waits for each process.
 """
 
 import multiprocessing
@@ -25,27 +25,27 @@ from distrain.system.signals import heard_signals
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-ITEMS_A_TASK = 32  # enough that handing a task over costs nothing, few enough that progress is smooth
+ITEMS_PER_TASK = 32  # enough that the overhead of a task is negligible, few enough that progress is smooth
 TASKS_AHEAD = 4  # for each process
 
 
 class KilledError(Exception):
-    """The process died over an item twice; the message is the reason, for brackets."""
+    """An item has crashed its process twice; the message is the reason, to be put in brackets."""
 
 
 class Isolated(Generic[Item, Result]):
-    """Calls `function` in `count` processes, which are forks of this one, each after a call of `begin` in it.
+    """Calls `function` in `count` processes, forks of this one that each call `initializer` first.
 
     Close it, or use it as a context manager.
     """
 
     def __init__(
-        self, function: Callable[[Item], Result], count: int, *, begin: Callable[[], object] | None = None
+        self, function: Callable[[Item], Result], count: int, *, initializer: Callable[[], object] | None = None
     ) -> None:
         self._function = function
-        self._begin = begin
+        self._initializer = initializer
         self._count = count
-        self._lock = Lock()  # a process that is forked while another's pipe is made would hold its end
+        self._lock = Lock()  # a process forked while another's pipe is being made would inherit an end of the pipe
         self._is_closed = False
         self._all: set[_Process] = set()
         self._idle: SimpleQueue[_Process] = SimpleQueue()
@@ -59,18 +59,18 @@ class Isolated(Generic[Item, Result]):
         self.close()
 
     def map(
-        self, items: Iterable[Item], *, items_a_task: int = ITEMS_A_TASK, tasks_ahead: int = TASKS_AHEAD
+        self, items: Iterable[Item], *, items_per_task: int = ITEMS_PER_TASK, tasks_ahead: int = TASKS_AHEAD
     ) -> Generator[Result | KilledError, None, None]:
-        """Yield what the function gives for each item, in their order; raises what it raises.
+        """Yield the function's result for each item, in the order of the items; raises what the function raises.
 
-        An item whose process dies over it twice gives a `KilledError`. At most `tasks_ahead` tasks for each process,
-        of so many items each, are begun before what they gave is taken. Close it to leave the rest undone.
+        An item that crashes its process twice gives a `KilledError`. At most `tasks_ahead` tasks for each process, of
+        `items_per_task` items each, run ahead of the consumer. Close the generator to cancel the rest.
         """
         remaining, running = iter(items), deque[Future[list[Result | KilledError]]]()
         executor = ThreadPoolExecutor(self._count, "distrain-isolated")
         try:
             while True:
-                while len(running) < self._count * tasks_ahead and (task := list(islice(remaining, items_a_task))):
+                while len(running) < self._count * tasks_ahead and (task := list(islice(remaining, items_per_task))):
                     running.append(executor.submit(self._do, task))
                 if not running:
                     return
@@ -87,33 +87,33 @@ class Isolated(Generic[Item, Result]):
 
     def _do(self, task: list[Item]) -> list[Result | KilledError]:
         try:
-            return [*self._ask(task)]
-        except KilledError:  # by one of them, or from outside, as for the memory that others take
-            return [self._do_alone(item) for item in task]
+            return [*self._call(task)]
+        except KilledError:  # by one of the items, or from outside, for example by the out-of-memory killer
+            return [self._do_one(item) for item in task]
 
-    def _do_alone(self, item: Item) -> Result | KilledError:
+    def _do_one(self, item: Item) -> Result | KilledError:
         try:
-            return self._ask([item])[0]
+            return self._call([item])[0]
         except KilledError as error:
             return error
 
-    def _ask(self, task: list[Item]) -> list[Result]:
+    def _call(self, task: list[Item]) -> list[Result]:
         process = self._idle.get()
         try:
-            is_answer, found = process.ask(task)
-        except _DeathError as death:
+            is_result, found = process.call(task)
+        except _ProcessDiedError as error:
             process = self._replace(process)
-            raise KilledError(f"reading it ends the process: it {death}") from None
+            raise KilledError(f"reading it crashed the process: it {error}") from None
         finally:
             self._idle.put(process)
-        if not is_answer:
+        if not is_result:
             raise found
         results: list[Result] = found
         return results
 
     def _start(self) -> "_Process":
         with self._lock:
-            process = _Process(self._function, self._begin)
+            process = _Process(self._function, self._initializer)
             self._all.add(process)
             return process
 
@@ -126,53 +126,53 @@ class Isolated(Generic[Item, Result]):
         return self._start()
 
 
-class _DeathError(Exception):
+class _ProcessDiedError(Exception):
     """A process has died; the message says how."""
 
 
 class _Process:
     """One process, and the pipe to it."""
 
-    def __init__(self, function: Callable[[Any], Any], begin: Callable[[], object] | None) -> None:
+    def __init__(self, function: Callable[[Any], Any], initializer: Callable[[], object] | None) -> None:
         context = multiprocessing.get_context("fork")
-        self._pipe, theirs = context.Pipe()
+        self._pipe, child_end = context.Pipe()
         self._process: BaseProcess = context.Process(
-            target=_work, args=(function, begin, theirs, self._pipe), name="distrain-reader", daemon=True
+            target=_work, args=(function, initializer, child_end, self._pipe), name="distrain-reader", daemon=True
         )
         self._process.start()
-        theirs.close()
+        child_end.close()
 
-    def ask(self, task: list[Any]) -> tuple[bool, Any]:
-        """Return whether a task gave results, and these, or the exception; raises `_DeathError`."""
+    def call(self, task: list[Any]) -> tuple[bool, Any]:
+        """Return True and the results of a task, or False and its exception; raises `_ProcessDiedError`."""
         try:
             self._pipe.send(task)
-            wait([self._pipe, self._process.sentinel])  # other processes may hold the pipe's end open
+            wait([self._pipe, self._process.sentinel])  # other processes may hold the child's end of the pipe open
             if self._pipe.poll():
-                answer: tuple[bool, Any] = self._pipe.recv()
-                return answer
+                response: tuple[bool, Any] = self._pipe.recv()
+                return response
         except (EOFError, OSError):
             pass
         self._process.join()
-        raise _DeathError(ending(self._process.exitcode))
+        raise _ProcessDiedError(describe_exit(self._process.exitcode))
 
     def end(self) -> None:
-        """Kill the process; the pipe is left to whoever waits at it."""
+        """Kill the process; its pipe stays open for a thread that waits for it."""
         self._process.kill()
         self._process.join()
 
 
-def ending(code: int | None) -> str:
-    """Return how a process ended, by its exit code, in the words that follow its name."""
+def describe_exit(code: int | None) -> str:
+    """Return how a process ended, by its exit code, such as "was killed by SIGSEGV"."""
     if code is None:
         return "is gone"
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
-def live_for_parent() -> None:
-    """Die with the process that forked this one; leave to it a stop that is sent to the whole group.
+def follow_parent() -> None:
+    """Die with the parent process, and ignore stop signals that are sent to the whole process group.
 
-    It may want what this one reads still, as a training that saves does. The handlers do nothing, and unlike ignored
-    signals they are not handed on to programs that a dataset starts.
+    The parent decides: it may still need samples from this process, for example while it stops at a common step. The
+    handlers do nothing; unlike ignored signals, they are not inherited by programs that a dataset starts.
     """
     parent = multiprocessing.parent_process()
     die_with_parent(parent.pid if parent is not None else None)
@@ -181,35 +181,35 @@ def live_for_parent() -> None:
     release_signals()
 
 
-def portable(error: Exception, *, where: str) -> Exception:
-    """Return an error that another process can raise, with the traceback of this one as a note."""
+def make_picklable(error: Exception, *, where: str) -> Exception:
+    """Return an error that can be sent to another process, with its traceback in this one as a note."""
     keep_frames(error, of=error)
     error.add_note(f"in {where}:\n" + "".join(traceback.format_exception(error)).rstrip())
     try:
         ForkingPickler.loads(ForkingPickler.dumps(error))
-    except Exception:  # noqa: BLE001 - whatever the error's own class does
-        stand_in = RuntimeError(f"{type(error).__name__}: {error}")
-        stand_in.__notes__ = error.__notes__
-        keep_frames(stand_in, of=error)
-        return stand_in
+    except Exception:  # noqa: BLE001 - the error's class may raise anything
+        substitute = RuntimeError(f"{type(error).__name__}: {error}")
+        substitute.__notes__ = error.__notes__
+        keep_frames(substitute, of=error)
+        return substitute
     return error
 
 
 def _work(
-    function: Callable[[Any], Any], begin: Callable[[], object] | None, pipe: Connection, of_parent: Connection
+    function: Callable[[Any], Any], initializer: Callable[[], object] | None, pipe: Connection, parent_end: Connection
 ) -> None:
-    of_parent.close()
-    live_for_parent()
-    if begin is not None:
-        begin()
+    parent_end.close()
+    follow_parent()
+    if initializer is not None:
+        initializer()
     while True:
         try:
             task = pipe.recv()
         except (EOFError, OSError):
             return
-        answer: tuple[bool, Any]
+        response: tuple[bool, Any]
         try:
-            answer = True, [function(item) for item in task]
-        except BaseException as error:  # noqa: BLE001 - also an exit: it is raised where the answer is waited for
-            answer = False, portable(as_exception(error), where="a process that reads")
-        pipe.send(answer)
+            response = True, [function(item) for item in task]
+        except BaseException as error:  # noqa: BLE001 - an exit too: the parent raises it
+            response = False, make_picklable(as_exception(error), where="a process that reads")
+        pipe.send(response)

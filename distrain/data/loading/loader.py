@@ -1,6 +1,6 @@
-"""Reads samples into batches on the device, in the order given: whole, here, in threads or in processes.
+"""Reads samples into batches on the device, in a given order: from memory, in this thread, in threads or in processes.
 
-They differ in speed alone; `choose_loader` chooses.
+The methods differ only in speed; `choose_loader` chooses one.
 """
 
 import logging
@@ -26,16 +26,16 @@ from distrain.system.exits import own_frame
 
 Loader = Literal["auto", "threads", "processes"]
 
-GPU_SHARE = 0.2  # of its free memory, at most, for the images of a split
+GPU_SHARE = 0.2  # of its free memory, at most, for the cached images of a split
 
 log = logging.getLogger(__name__)
 
 
 class BatchReader:
-    """Reads one micro-batch: what loader processes run, and what runs here where there are none.
+    """Reads one micro-batch, in a loader process or, where there are none, in this one.
 
-    The same micro-batch gives the same bits by every way of reading. Cached images that are transformed in whole
-    batches are so on `device`, if `GPU_SHARE` of its free memory holds them; other batches lie on the CPU.
+    Every loader gives the same bits for the same micro-batch. Images that are in memory and transformed in whole
+    batches are kept on `device` if they fit into `GPU_SHARE` of its free memory; other batches are on the CPU.
     """
 
     def __init__(
@@ -46,19 +46,19 @@ class BatchReader:
         self.seed = seed
         if isinstance(source, DatasetSource):
             source.seed_stream(seed)
-        self._held: Batch | None = None
+        self._cached: Batch | None = None
         if _is_in_memory(source) and (transforms is None or transforms.is_batched):
-            self._held = _put(source.images, source.targets, device or torch.device("cpu"))
+            self._cached = _to_device(source.images, source.targets, device or torch.device("cpu"))
 
     @property
     def device(self) -> torch.device:
-        """Where the batches lie that it gives."""
-        return torch.device("cpu") if self._held is None else self._held[0].device
+        """The device of the batches that it returns."""
+        return torch.device("cpu") if self._cached is None else self._cached[0].device
 
     @property
-    def is_whole(self) -> bool:
-        """Whether the samples of a batch are gathered and transformed all at once."""
-        return self._held is not None
+    def is_in_memory(self) -> bool:
+        """Whether all samples are in memory, so that a batch is gathered and transformed as a whole."""
+        return self._cached is not None
 
     @property
     def is_thread_safe(self) -> bool:
@@ -68,33 +68,33 @@ class BatchReader:
     def read(
         self, micro_batch: MicroBatch, empty: Allocator = torch.empty, note: Note | None = None
     ) -> "Batch | DataError":
-        """Return the batch; a `DataError` is returned, not raised, so that it comes at its turn.
+        """Return the batch; a `DataError` is returned, not raised, so that it is reported in the order of the batches.
 
-        Images that are read one by one are written into what `empty` returns; `note` is called before each.
+        Images that are read one by one are written into a tensor from `empty`; `note` is called before each.
         """
         try:
-            if self._held is not None:
-                return self._gather(*self._held, micro_batch)
+            if self._cached is not None:
+                return self._gather(*self._cached, micro_batch)
             return self._read_each(micro_batch, empty, note or _ignore)
         except DataError as error:
             return error
 
-    def begin(self, micro_batch: MicroBatch) -> ReadSample:
-        """Draw for a micro-batch, and return what reads its samples by their positions in it.
+    def prepare(self, micro_batch: MicroBatch) -> ReadSample:
+        """Draw random numbers for a micro-batch, and return a function that reads its samples by position.
 
-        That gives an image, transformed, and its target; it raises `DataError`. Where the place of the image in the
-        batch is given, the image may come written into it, and is that tensor then.
+        The function returns a transformed image and its target, and raises `DataError`. Where the image's row of the
+        batch is given as `out`, the image may be written to it; then that tensor is returned.
         """
         indices = micro_batch.indices.tolist()
         drawn = None if self.transforms is None else self.transforms.draw(micro_batch, seed=self.seed)
 
-        def read(position: int, place: torch.Tensor | None) -> Sample:
+        def read(position: int, out: torch.Tensor | None) -> Sample:
             if not self.source.is_thread_safe:
-                seed_generators(self.seed, Purpose.READING, *micro_batch.place(position))
+                seed_generators(self.seed, Purpose.READING, *micro_batch.rng_key(position))
             image, target = self.source.read(indices[position])
             if drawn is not None:
                 try:
-                    image = drawn.apply_leading(image, position, place)
+                    image = drawn.apply_leading(image, position, out)
                 except ValueError as error:
                     raise self._refused(indices[position], error) from None
                 image = self._transform_seeded(drawn, image, position, indices[position])
@@ -103,7 +103,7 @@ class BatchReader:
         return read
 
     def _transform_seeded(self, drawn: DrawnTransforms, image: torch.Tensor, position: int, index: int) -> torch.Tensor:
-        """Return an image after the transforms that may draw anything; what the user's own raise is theirs to read."""
+        """Return an image after the unseeded transforms; errors of the user's transforms are raised unchanged."""
         try:
             return drawn.apply_seeded_rest(image, position)
         except Exception as error:
@@ -129,51 +129,51 @@ class BatchReader:
         )
 
     def _read_each(self, micro_batch: MicroBatch, empty: Allocator, note: Note) -> Batch:
-        read, indices, count = self.begin(micro_batch), micro_batch.indices.tolist(), len(micro_batch.indices)
+        read, indices, count = self.prepare(micro_batch), micro_batch.indices.tolist(), len(micro_batch.indices)
         note(indices[0])
         first, target = read(0, None)
         images, targets = empty_batch(first, count, empty), [target]
-        places = images.unbind()
-        places[0].copy_(first)
+        outs = images.unbind()
+        outs[0].copy_(first)
         for position in range(1, count):
-            place = places[position]
+            out = outs[position]
             note(indices[position])
-            image, target = read(position, place)
-            if image is not place:
-                self._check_like(image, first, indices[position])
-                place.copy_(image)
+            image, target = read(position, out)
+            if image is not out:
+                self._check_shape_and_dtype(image, first, indices[position])
+                out.copy_(image)
             targets.append(target)
         return images, stack_targets(targets)
 
-    def _check_like(self, image: torch.Tensor, first: torch.Tensor, index: int) -> None:
+    def _check_shape_and_dtype(self, image: torch.Tensor, first: torch.Tensor, index: int) -> None:
         if image.shape != first.shape:
             raise DataError(
-                f"{self.source.describe(index)} is {_size(image.shape)} after its transforms, others of its "
+                f"{self.source.describe(index)} is {_size(image.shape)} after its transforms, but others of its "
                 f"batch are {_size(first.shape)}; end augment.train and augment.eval with a transform of fixed size"
             )
-        if image.dtype != first.dtype:  # torch would mix bytes of 0 to 255 with numbers of 0 to 1
+        if image.dtype != first.dtype:  # torch would mix bytes from 0 to 255 with floats from 0 to 1
             raise DataError(
-                f"{self.source.describe(index)} is of {image.dtype} after its transforms, others of its batch "
-                f"are of {first.dtype}; end augment.train and augment.eval with ToDtype"
+                f"{self.source.describe(index)} is {image.dtype} after its transforms, but others of its batch "
+                f"are {first.dtype}; end augment.train and augment.eval with ToDtype"
             )
 
 
 def _gather_on_gpu(
     images: torch.Tensor, targets: torch.Tensor, micro_batch: MicroBatch, drawn: DrawnTransforms | None
 ) -> Batch:
-    """Return a batch of what lies on a GPU.
+    """Return a batch of images that are on a GPU.
 
-    All that is decided on the host goes there in one copy from page-locked memory: after a copy from other memory the
-    host waits until the GPU has done all the work that it was given.
+    All indices and parameters are copied there at once from page-locked memory: a copy from pageable memory would make
+    the host wait until the GPU has finished all queued work.
     """
     rows = [micro_batch.indices[None]]
     if drawn is not None:
-        rows += drawn.find_places((images.shape[-2], images.shape[-1]))
-    numbers = np.concatenate([own for own in rows if len(own)])
-    there = torch.from_numpy(numbers).pin_memory().to(images.device, non_blocking=True)  # int64 [k, n]
-    (indices,), *places = torch.split(there, [len(own) for own in rows])
+        rows += drawn.to_parameters((images.shape[-2], images.shape[-1]))
+    numbers = np.concatenate([row for row in rows if len(row)])
+    on_device = torch.from_numpy(numbers).pin_memory().to(images.device, non_blocking=True)  # int64 [k, n]
+    (indices,), *parameters = torch.split(on_device, [len(own) for own in rows])
     chosen = images.index_select(0, indices)
-    return drawn.apply_by(places, chosen) if drawn else chosen, targets.index_select(0, indices)
+    return drawn.apply_parameters(parameters, chosen) if drawn else chosen, targets.index_select(0, indices)
 
 
 def read_batches(
@@ -184,44 +184,44 @@ def read_batches(
     device: torch.device,
     loader: Loader = "auto",
 ) -> Generator[Batch, None, None]:
-    """Yield the batches of `micro_batches` in their order, on `device`; raises `DataError` for one that is bad.
+    """Yield the batches of `micro_batches` in their order, on `device`; raises `DataError` for a bad sample.
 
-    Close it when no more are wanted: that ends the loader's threads or processes. Left to the garbage collector, it may
-    be another thread that ends them, at any time, and waits for them with whatever it holds. Raises `RecipeError` at
-    the first batch where threads are asked for and cannot read.
+    Close the generator to end the loader's threads or processes. If that is left to the garbage collector, any thread
+    may have to wait for them at any time, with whatever locks it holds. Raises `RecipeError` at the first batch where
+    the recipe requests threads and the source or the transforms do not support them.
     """
-    way = choose_loader(reader, loader, num_workers=num_workers)
-    if way == "none":
+    kind = choose_loader(reader, loader, num_workers=num_workers)
+    if kind == "none":
         yield from _read_here(reader, micro_batches, device=device)
         return
-    read = _read_in_threads if way == "threads" else _read_in_processes
+    read = _read_in_threads if kind == "threads" else _read_in_processes
     with closing(read(reader, micro_batches, num_workers=num_workers, device=device)) as ahead:
         yield from map(_checked, ahead) if device.type == "cpu" else _copy_ahead(ahead, device)
 
 
 def choose_loader(reader: BatchReader, loader: Loader, *, num_workers: int) -> Literal["none", "threads", "processes"]:
-    """Return what reads ahead: by `data.loader`, or none where batches are read whole, or no workers are wanted.
+    """Return the loader for `data.loader`; "none" where samples are in memory, or without workers.
 
-    Raises `RecipeError` where threads are asked for and source or transforms are not fit for them.
+    Raises `RecipeError` where threads are requested but the source or the transforms are not thread-safe.
     """
     if loader == "threads" and not reader.is_thread_safe:
         raise RecipeError(
-            "data.loader=threads: the source, or one of the transforms, is not fit for several threads at once; they "
-            "read files of images and tensors, and run RandomCrop, RandomResizedCrop, RandomHorizontalFlip, "
-            "RandomVerticalFlip, AlternatingFlip, Cutout, Resize and CenterCrop; --set data.loader=processes"
+            "data.loader=threads: the source, or one of the transforms, is not thread-safe; threads can read image "
+            "files and tensors, and run RandomCrop, RandomResizedCrop, RandomHorizontalFlip, RandomVerticalFlip, "
+            "AlternatingFlip, Cutout, Resize and CenterCrop; --set data.loader=processes"
         )
     if num_workers == 0:
         return "none"
     if loader != "auto":
         return loader
-    return "none" if reader.is_whole else "processes"
+    return "none" if reader.is_in_memory else "processes"
 
 
 def _read_here(
     reader: BatchReader, micro_batches: Iterable[MicroBatch], *, device: torch.device
 ) -> Generator[Batch, None, None]:
     if device.type == "cpu" or reader.device == device:
-        for micro_batch in micro_batches:  # a StopIteration of the user's would pass for the end of a map
+        for micro_batch in micro_batches:  # with `map`, a StopIteration in user code would look like the end
             yield _checked(reader.read(micro_batch))
         return
     read = partial(reader.read, empty=partial(torch.empty, pin_memory=True))
@@ -229,18 +229,18 @@ def _read_here(
 
 
 def _page_locked(batch: "Batch | DataError") -> "Batch | DataError":
-    """Return a batch in memory from which the GPU copies by itself, while the host continues."""
+    """Return a batch in page-locked memory, which the GPU copies asynchronously."""
     return batch if isinstance(batch, DataError) else (batch[0].pin_memory(), batch[1].pin_memory())
 
 
 def _read_in_threads(
     reader: BatchReader, micro_batches: Iterable[MicroBatch], *, num_workers: int, device: torch.device
 ) -> Generator["Batch | DataError", None, None]:
-    read = read_in_threads(reader.begin, micro_batches, num_threads=num_workers, device=device)
+    read = read_in_threads(reader.prepare, micro_batches, num_threads=num_workers, device=device)
     with closing(read) as gathered:
         for micro_batch, found in gathered:
             if found is None:
-                yield reader.read(micro_batch)  # once more, in the order of the samples, for the error of the first
+                yield reader.read(micro_batch)  # again in the order of the samples, for the first error
                 continue
             images, targets = found
             stacked = stack_targets(targets)
@@ -258,29 +258,29 @@ def _read_in_processes(
 
 
 def _copy_ahead(batches: Iterable["Batch | DataError"], device: torch.device) -> Generator[Batch, None, None]:
-    """Yield batches on a GPU, each copied from pinned memory while the step of the one before it computes.
+    """Yield batches on a GPU, each copied from page-locked memory while the step of the batch before it computes.
 
-    A stream of its own copies; the stream that computes waits for it on the device, and the host for neither.
+    A separate stream copies. The compute stream waits for it on the device; the host waits for neither.
     """
-    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    coming: tuple[Batch | DataError, torch.cuda.Event] | None = None
+    copy_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    pending: tuple[Batch | DataError, torch.cuda.Event] | None = None
     for batch in batches:
-        with torch.cuda.stream(copying):
+        with torch.cuda.stream(copy_stream):
             copy = batch if isinstance(batch, DataError) else _move(batch, device=device)
-            has_come = copying.record_event()
-        if coming is not None:
-            yield _take(*coming, device)
-        coming = copy, has_come
-    if coming is not None:
-        yield _take(*coming, device)
+            copied = copy_stream.record_event()
+        if pending is not None:
+            yield _wait_for_copy(*pending, device)
+        pending = copy, copied
+    if pending is not None:
+        yield _wait_for_copy(*pending, device)
 
 
-def _take(batch: "Batch | DataError", has_come: torch.cuda.Event, device: torch.device) -> Batch:
+def _wait_for_copy(batch: "Batch | DataError", copied: torch.cuda.Event, device: torch.device) -> Batch:
     images, targets = _checked(batch)
-    computing = torch.cuda.current_stream(device)
-    computing.wait_event(has_come)
+    compute_stream = torch.cuda.current_stream(device)
+    compute_stream.wait_event(copied)
     for tensor in (images, targets):
-        tensor.record_stream(computing)  # its memory is not given to another copy before the step is through with it
+        tensor.record_stream(compute_stream)  # its memory is not reused before the step has finished with it
     return images, targets
 
 
@@ -296,18 +296,18 @@ def _move(batch: Batch, *, device: torch.device) -> Batch:
 
 
 def _ignore(_: int) -> None:
-    """Note nothing: here whoever reads a sample knows which one it is."""
+    """Do nothing: only loader processes report the sample that they read."""
 
 
 def _is_in_memory(source: Source) -> TypeGuard[TensorSource | CachedSource]:
-    """Whether all images are at hand; those of a large file come from its disk, and are better read ahead."""
+    """Whether all images are in memory; a large mapped file is on disk, so its images are better read ahead."""
     if isinstance(source, TensorSource):
         return not source.is_mapped or source.images.nbytes <= MAX_CACHED_BYTES
     return isinstance(source, CachedSource)
 
 
-def _put(images: torch.Tensor, targets: torch.Tensor, device: torch.device) -> Batch:
-    """Return held images and targets on the device, where `GPU_SHARE` of its free memory holds them."""
+def _to_device(images: torch.Tensor, targets: torch.Tensor, device: torch.device) -> Batch:
+    """Return images and targets on the device if they fit into `GPU_SHARE` of its free memory, else unchanged."""
     if device.type != "cuda" or images.nbytes > GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
         return images, targets
     log.info("%d images are cached on the GPU: %.1f MiB", len(images), images.nbytes / MEBIBYTE)

@@ -77,8 +77,8 @@ class Origin:
         import torchvision.transforms.v2  # noqa: F401 - here once, and not in each process
 
         load_decoders()
-        with Isolated(store, jobs, begin=_use_one_thread) as processes:
-            found = processes.map(indices, items_a_task=IMAGES_A_TASK, tasks_ahead=TASKS_AHEAD)
+        with Isolated(store, jobs, initializer=_use_one_thread) as processes:
+            found = processes.map(indices, items_per_task=IMAGES_A_TASK, tasks_ahead=TASKS_AHEAD)
             with closing(found):
                 for index, stored in zip(indices, found, strict=True):
                     if isinstance(stored, KilledError):

@@ -124,7 +124,7 @@ def _decode(source: Source, first: torch.Tensor, *, num_processes: int, seed: in
 
     # In separate processes: an image that crashed this one could not be named in an error.
     with (
-        Isolated(read, num_processes, begin=partial(torch.set_num_threads, 1)) as processes,
+        Isolated(read, num_processes, initializer=partial(torch.set_num_threads, 1)) as processes,
         closing(processes.map(range(len(source)))) as samples,
     ):
         for index, sample in enumerate(samples):  # raises the error of the first bad sample, whichever is read first

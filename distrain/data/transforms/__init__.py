@@ -1,1 +1,1 @@
-"""Random and fixed transforms of images."""
+"""Random and deterministic transforms of images."""

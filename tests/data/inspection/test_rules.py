@@ -280,7 +280,7 @@ def test_image_that_kills_its_reader_is_found_and_the_others_are_read(
     items = {item.paths[0]: item.words for item in finding.items}
     assert finding.kind == "unreadable"
     assert set(items) == {str(path.relative_to(folder)) for path in same}
-    assert set(items.values()) == {"reading it ends the process: it was killed by SIGKILL"}
+    assert set(items.values()) == {"reading it crashed the process: it was killed by SIGKILL"}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

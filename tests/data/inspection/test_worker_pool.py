@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 
 from distrain.data.inspection.worker_pool import reading_processes
-from distrain.data.loading.isolation import ITEMS_A_TASK, TASKS_AHEAD
+from distrain.data.loading.isolation import ITEMS_PER_TASK, TASKS_AHEAD
 
 
 def die_of_some(path: str) -> str:
@@ -28,14 +28,14 @@ def test_results_come_in_order_and_paths_are_taken_as_they_are_needed() -> None:
     with reading_processes(2) as readers:
         found = list(itertools.islice(readers.read(len, endless(), when_killed=lambda _: -1), 1_000))
     assert found == [number % 100 for number in range(1, 1_001)]
-    assert taken <= 1_000 + (2 * TASKS_AHEAD + 1) * ITEMS_A_TASK
+    assert taken <= 1_000 + (2 * TASKS_AHEAD + 1) * ITEMS_PER_TASK
 
 
 def test_file_that_kills_its_reader_is_told_and_the_others_are_read() -> None:
     paths = [f"file-{number}" for number in range(150)]
     expected = {
-        path: "reading it ends the process: it was killed by SIGKILL" for path in paths if path.endswith("7")
-    } | {"file-99": "reading it ends the process: it ended with exit code 3"}
+        path: "reading it crashed the process: it was killed by SIGKILL" for path in paths if path.endswith("7")
+    } | {"file-99": "reading it crashed the process: it ended with exit code 3"}
     with reading_processes(2) as readers:
         for _ in range(2):  # the processes that took the place of others read on
             found = list(readers.read(die_of_some, paths, when_killed=str.upper))

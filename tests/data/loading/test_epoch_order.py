@@ -21,7 +21,7 @@ RARE = np.repeat(np.arange(4), [50, 3, 1, 20])
 
 
 class Listed:
-    """Blank images with the labels given, as torchvision's datasets list them."""
+    """Blank images with the given labels, listed as in torchvision's datasets."""
 
     def __init__(self, labels: list[int], *, classes: int) -> None:
         self.classes = [f"class {n}" for n in range(classes)]
@@ -43,69 +43,67 @@ def balanced(labels: np.ndarray, epoch: int = 0, *, num_drawn: int | None = None
 @pytest.mark.parametrize(
     "labels", [RARE, RARE[::-1], np.arange(300) % 7, np.arange(600) // 2, np.zeros(9, dtype=np.int64)]
 )
-def test_each_class_stands_equally_often_and_its_samples_come_in_turn(
-    labels: np.ndarray, num_drawn: int | None
-) -> None:
-    places = balanced(labels, num_drawn=num_drawn)
-    assert places.copies is not None
-    assert len(places.indices) == len(places.copies) == (num_drawn or len(labels))
-    times = np.bincount(labels[places.indices], minlength=labels.max() + 1)
+def test_classes_are_equally_frequent_and_their_samples_take_turns(labels: np.ndarray, num_drawn: int | None) -> None:
+    order = balanced(labels, num_drawn=num_drawn)
+    assert order.copies is not None
+    assert len(order.indices) == len(order.copies) == (num_drawn or len(labels))
+    times = np.bincount(labels[order.indices], minlength=labels.max() + 1)
     assert times.max() - times.min() <= 1
     seen: Counter[int] = Counter()
-    for index, copy in zip(places.indices.tolist(), places.copies.tolist(), strict=True):
+    for index, copy in zip(order.indices.tolist(), order.copies.tolist(), strict=True):
         assert copy == seen[index]
         assert copy == min(seen[other] for other in np.flatnonzero(labels == labels[index]).tolist())
         seen[index] += 1
 
 
 def test_balanced_order_never_changes_with_a_version() -> None:
-    places = balanced(np.array([0, 0, 0, 0, 0, 0, 1, 1, 2]), seed=0)
-    assert places.copies is not None
-    assert (places.indices.tolist(), places.copies.tolist()) == (
+    order = balanced(np.array([0, 0, 0, 0, 0, 0, 1, 1, 2]), seed=0)
+    assert order.copies is not None
+    assert (order.indices.tolist(), order.copies.tolist()) == (
         [3, 7, 5, 8, 6, 8, 7, 8, 2],
         [0, 0, 0, 0, 0, 1, 1, 2, 0],
     )
 
 
-def test_balanced_orders_differ_by_epoch_and_seed_and_use_all_samples_and_favour_no_class() -> None:
+def test_balanced_orders_differ_by_epoch_and_seed_and_use_all_samples_without_a_bias() -> None:
     epochs = [balanced(RARE, epoch) for epoch in range(40)]
     others = [balanced(RARE, epoch, seed=4) for epoch in range(40)]
-    assert len({tuple(places.indices.tolist()) for places in epochs + others}) == 80
-    assert set(np.concatenate([places.indices for places in epochs]).tolist()) == set(range(len(RARE)))
-    times = np.bincount(RARE[np.concatenate([places.indices for places in epochs])])
+    assert len({tuple(order.indices.tolist()) for order in epochs + others}) == 80
+    assert set(np.concatenate([order.indices for order in epochs]).tolist()) == set(range(len(RARE)))
+    times = np.bincount(RARE[np.concatenate([order.indices for order in epochs])])
     assert times.max() / times.min() < 1.03  # who has one more, 19 and not 18 of 74, is drawn each time
-    firsts = np.bincount([RARE[places.indices[0]] for places in epochs + others], minlength=4)
+    firsts = np.bincount([RARE[order.indices[0]] for order in epochs + others], minlength=4)
     assert firsts.min() > 8  # of 20 expected: where a class stands is drawn
 
 
 @pytest.mark.parametrize("repeats", [2, 3, 5])
-def test_repeats_stand_in_a_row_and_keep_the_length(repeats: int) -> None:
+def test_repeats_come_in_a_row_and_keep_the_length(repeats: int) -> None:
     drawn = -(-101 // repeats)
     once = uniform_order(1, num_samples=101, num_drawn=drawn, seed=3)
-    places = repeated_order(
+    order = repeated_order(
         1, sampler=partial(uniform_order, num_samples=101, num_drawn=drawn, seed=3), repeats=repeats, num_positions=101
     )
-    assert places.copies is not None
-    assert places.indices.tolist() == [index for index in once.indices.tolist() for _ in range(repeats)][:101]
-    assert places.copies.tolist() == [copy for _ in range(drawn) for copy in range(repeats)][:101]
+    assert order.copies is not None
+    assert order.indices.tolist() == [index for index in once.indices.tolist() for _ in range(repeats)][:101]
+    assert order.copies.tolist() == [copy for _ in range(drawn) for copy in range(repeats)][:101]
 
 
 def sampler_of(source: Source, **changes: object) -> Sampler:
     return build_sampler(Data.model_validate({"source": "digits", "batch_size": 24, **changes}), source, seed=3)
 
 
-def test_without_either_the_order_is_as_it_always_was() -> None:
+def test_default_order_is_uniform() -> None:
     source = open_sources(Data(source="digits", batch_size=24))["train"]
-    places = sampler_of(source)(2)
-    assert places.copies is None
-    assert np.array_equal(places.indices, uniform_order(2, num_samples=len(source), seed=3).indices)
+    order = sampler_of(source)(2)
+    assert order.copies is None
+    assert np.array_equal(order.indices, uniform_order(2, num_samples=len(source), seed=3).indices)
 
 
-def test_copies_of_a_rare_sample_that_is_repeated_are_all_told_apart() -> None:
-    places = sampler_of(DatasetSource(Listed(RARE.tolist(), classes=4), name="mine"), sampling="balanced", repeats=3)(0)
-    assert places.copies is not None
-    assert len(set(zip(places.indices.tolist(), places.copies.tolist(), strict=True))) == len(RARE)
-    times = np.bincount(RARE[places.indices])
+def test_copies_of_a_repeated_rare_sample_are_all_distinct() -> None:
+    order = sampler_of(DatasetSource(Listed(RARE.tolist(), classes=4), name="mine"), sampling="balanced", repeats=3)(0)
+    assert order.copies is not None
+    assert len(set(zip(order.indices.tolist(), order.copies.tolist(), strict=True))) == len(RARE)
+    times = np.bincount(RARE[order.indices])
     assert times.max() - times.min() <= 3 + 2  # a sample's three times more, and the last sample's cut off
 
 
@@ -157,7 +155,7 @@ def test_sources_count_their_classes(tmp_path: Path) -> None:
         (Listed([0, 5], classes=2), "sample 1 of mine has label 5, outside 0 to 1"),
     ],
 )
-def test_labels_that_do_not_do_for_balance_are_named(dataset: Listed, sentence: str) -> None:
+def test_error_names_labels_that_cannot_be_balanced(dataset: Listed, sentence: str) -> None:
     with pytest.raises(DataError) as caught:
         sampler_of(DatasetSource(dataset, name="mine"), sampling="balanced")
     assert str(caught.value).startswith(sentence)

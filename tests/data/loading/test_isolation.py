@@ -1,4 +1,4 @@
-"""A function is called in processes of its own, whose death is an answer like any other."""
+"""A function is called in separate processes, and a crash is returned like any other result."""
 
 import multiprocessing
 import os
@@ -22,20 +22,20 @@ def half(number: int) -> float:
     return number / 2
 
 
-@pytest.mark.parametrize("items_a_task", [1, 4])
-def test_results_come_in_order_and_deaths_at_their_turn(items_a_task: int) -> None:
+@pytest.mark.parametrize("items_per_task", [1, 4])
+def test_results_and_crashes_come_in_order(items_per_task: int) -> None:
     with Isolated(half, 3) as processes:
-        found = list(processes.map(range(40), items_a_task=items_a_task, tasks_ahead=2))
+        found = list(processes.map(range(40), items_per_task=items_per_task, tasks_ahead=2))
     assert [number for number, result in enumerate(found) if isinstance(result, KilledError)] == [3, 13, 23, 33]
-    assert str(found[3]) == "reading it ends the process: it was killed by SIGKILL"
+    assert str(found[3]) == "reading it crashed the process: it was killed by SIGKILL"
     assert [result for result in found if not isinstance(result, KilledError)] == [
         number / 2 for number in range(40) if number % 10 != 3
     ]
     assert not readers()
 
 
-def test_process_that_is_killed_from_outside_costs_no_item() -> None:
-    with Isolated(str, 2) as processes, closing(processes.map(range(200), items_a_task=5, tasks_ahead=1)) as found:
+def test_process_killed_from_outside_loses_no_item() -> None:
+    with Isolated(str, 2) as processes, closing(processes.map(range(200), items_per_task=5, tasks_ahead=1)) as found:
         seen = []
         for text in found:
             seen.append(text)
@@ -46,14 +46,14 @@ def test_process_that_is_killed_from_outside_costs_no_item() -> None:
 
 def test_error_of_the_function_is_raised_with_its_traceback() -> None:
     with Isolated(int, 1) as processes:
-        found = processes.map(["1", "x"], items_a_task=1, tasks_ahead=1)
+        found = processes.map(["1", "x"], items_per_task=1, tasks_ahead=1)
         assert next(found) == 1
         with pytest.raises(ValueError, match="invalid literal") as caught:
             next(found)
     assert "in a process that reads:\nTraceback" in caught.value.__notes__[0]
 
 
-def test_few_items_are_taken_ahead_and_breaking_off_leaves_nothing() -> None:
+def test_few_items_are_read_ahead_and_closing_early_leaves_nothing() -> None:
     taken = 0
 
     def count() -> Iterator[int]:
@@ -63,7 +63,7 @@ def test_few_items_are_taken_ahead_and_breaking_off_leaves_nothing() -> None:
             yield taken
 
     threads = threading.active_count()
-    with Isolated(str, 2) as processes, closing(processes.map(count(), items_a_task=3, tasks_ahead=2)) as found:
+    with Isolated(str, 2) as processes, closing(processes.map(count(), items_per_task=3, tasks_ahead=2)) as found:
         assert [next(found) for _ in range(4)] == ["1", "2", "3", "4"]
     assert taken <= 3 * (2 * 2 + 2)
     assert not readers()

@@ -50,7 +50,7 @@ def test_every_kind_of_image_is_read_as_rgb(photographs: Path) -> None:
 
 
 class Drawing:
-    """A dataset that augments by itself, with whatever generator comes to hand."""
+    """A dataset that augments its images, with the global generators."""
 
     classes = ("a", "b")
 
@@ -61,7 +61,7 @@ class Drawing:
         return torch.tensor([index / 100, float(torch.rand(())), np.random.rand(), random.random()])[:, None, None], 0
 
 
-def test_what_a_dataset_draws_depends_on_seed_epoch_and_sample_alone() -> None:
+def test_random_draws_of_a_dataset_depend_on_seed_epoch_and_sample_alone() -> None:
     def read(order: list[int], *, epoch: int = 0, seed: int = 5, workers: int, size: int) -> torch.Tensor:
         reader = BatchReader(DatasetSource(Drawing(), name="mine:drawing"), None, seed=seed)
         batches = [MicroBatch(np.array(order[i : i + size]), epoch) for i in range(0, len(order), size)]
@@ -99,7 +99,7 @@ def test_augmentation_depends_on_seed_epoch_and_sample_alone(photographs: Path) 
     assert not all(torch.equal(first[i], third[i]) for i in range(10))
 
 
-def test_each_copy_of_a_sample_is_augmented_for_itself_and_the_first_as_if_alone(photographs: Path) -> None:
+def test_each_copy_of_a_sample_is_augmented_independently_and_the_first_as_if_alone(photographs: Path) -> None:
     source = FileSource(scan_image_folder(str(photographs))["train"])
     config = Augment.model_validate({"train": [{"RandomResizedCrop": {"size": 16}}]})
     reader = BatchReader(source, build_transforms(config.train, key="augment.train"), seed=5)
@@ -125,33 +125,33 @@ LISTS: dict[str, list[Any]] = {
     "none": [],
 }
 WAYS: dict[str, tuple[Loader, int, bool]] = {
-    "here": ("auto", 0, False),
+    "none": ("auto", 0, False),
     "auto": ("auto", 2, False),
     "processes": ("processes", 2, False),
     "threads": ("threads", 3, False),
-    "held, here": ("auto", 0, True),
-    "held, processes": ("processes", 2, True),
-    "held, threads": ("threads", 2, True),
+    "cached, none": ("auto", 0, True),
+    "cached, processes": ("processes", 2, True),
+    "cached, threads": ("threads", 2, True),
 }
 
 
 @pytest.mark.parametrize("listed", LISTS.values(), ids=LISTS)
-def test_every_way_of_reading_gives_the_same_bits(photographs: Path, listed: list[Any]) -> None:
+def test_every_loader_gives_the_same_bits(photographs: Path, listed: list[Any]) -> None:
     files = FileSource(scan_image_folder(str(photographs))["train"])
-    held = cache(files, "always", name="train", epochs=2, num_processes=2)
+    cached = cache(files, "always", name="train", epochs=2, num_processes=2)
     transforms = build_transforms(Augment.model_validate({"train": listed}).train, key="augment.train")
     order = repeated_order(1, sampler=partial(uniform_order, num_samples=10, seed=3), repeats=2, num_positions=10)
     batches = [order.micro_batch(start, min(start + 4, 10), 1) for start in (0, 4, 8)]
     found = {}
     for name, (loader, workers, is_held) in WAYS.items():
-        reader = BatchReader(held if is_held else files, transforms, seed=5)
+        reader = BatchReader(cached if is_held else files, transforms, seed=5)
         if loader == "threads" and not reader.is_thread_safe:
             with pytest.raises(RecipeError, match=r"data.loader=threads: the source, or one of the transforms"):
                 next(read_batches(reader, batches, num_workers=workers, device=CPU, loader=loader))
             continue
         torch.rand(3)  # what others draw changes nothing
         found[name] = list(read_batches(reader, batches, num_workers=workers, device=CPU, loader=loader))
-    expected = found.pop("here")
+    expected = found.pop("none")
     assert [len(targets) for _, targets in expected] == [4, 4, 2]
     for name, read in found.items():
         for (images, targets), (wanted, labels) in zip(read, expected, strict=True):
@@ -166,7 +166,7 @@ def test_batches_are_the_same_at_every_world_size_and_after_a_resume(photographs
     reader = BatchReader(files, build_transforms(config.train, key="augment.train"), seed=5)
 
     def step(number: int, world_size: int, *, first: int = 0) -> torch.Tensor:
-        """The images of one step over all ranks, read from a step before it on."""
+        """The images of one step over all ranks, read from an earlier step on."""
         found = []
         for rank in range(world_size):
             order = TrainSampler(
@@ -190,7 +190,7 @@ def test_batches_are_the_same_at_every_world_size_and_after_a_resume(photographs
 
 
 @pytest.mark.parametrize(("loader", "num_workers"), [("auto", 0), ("processes", 2), ("threads", 2)])
-def test_unreadable_image_is_an_error_with_its_path_at_its_batch(
+def test_unreadable_image_is_an_error_with_its_path_in_the_order_of_batches(
     photographs: Path, loader: Loader, num_workers: int
 ) -> None:
     (photographs / "train" / "bees" / "a.jpg").write_bytes(b"not a JPEG")
@@ -203,26 +203,26 @@ def test_unreadable_image_is_an_error_with_its_path_at_its_batch(
         next(reading)
 
 
-def test_image_too_small_for_its_crop_is_named(photographs: Path) -> None:
+def test_error_names_an_image_too_small_for_its_crop(photographs: Path) -> None:
     files = FileSource(scan_image_folder(str(photographs))["train"])
     config = Augment.model_validate({"train": [{"RandomCrop": {"size": 50}}]})
     transforms = build_transforms(config.train, key="augment.train")
-    held = cache(files, "always", name="train", epochs=2, num_processes=1)
-    for source in (files, held):
+    cached = cache(files, "always", name="train", epochs=2, num_processes=1)
+    for source in (files, cached):
         batch = BatchReader(source, transforms, seed=0).read(MicroBatch(np.array([1, 2])))
         assert "ants/b.png cannot be transformed (RandomCrop: a crop of 50x50 is larger than the image" in str(batch)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("listed", LISTS.values(), ids=LISTS)
-def test_every_way_gives_the_same_bits_on_a_gpu(photographs: Path, listed: list[Any]) -> None:
+def test_every_loader_gives_the_same_bits_on_a_gpu(photographs: Path, listed: list[Any]) -> None:
     device = torch.device("cuda")
     files = FileSource(scan_image_folder(str(photographs))["train"])
-    held = cache(files, "always", name="train", epochs=2, num_processes=2)
+    cached = cache(files, "always", name="train", epochs=2, num_processes=2)
     transforms = build_transforms(Augment.model_validate({"train": listed}).train, key="augment.train")
     batches = [MicroBatch(np.array([start, start + 3]), 2) for start in range(6)]
     expected = [BatchReader(files, transforms, seed=5).read(batch) for batch in batches]
-    for source, num_workers in ((files, 0), (files, 2), (held, 0), (held, 2)):
+    for source, num_workers in ((files, 0), (files, 2), (cached, 0), (cached, 2)):
         reader = BatchReader(source, transforms, seed=5, device=device)
         read = list(read_batches(reader, batches, num_workers=num_workers, device=device))
         for (images, targets), wanted in zip(read, expected, strict=True):
@@ -253,7 +253,7 @@ def test_targets_of_every_kind_are_stacked_as_they_are(target: Target, targets: 
         assert torch.equal(batch[1], targets[order])
 
 
-def test_image_of_other_numbers_than_those_of_its_batch_is_named() -> None:
+def test_error_names_an_image_whose_dtype_differs_from_its_batch() -> None:
     class Mixed:
         classes = ("a",)
 
@@ -264,4 +264,4 @@ def test_image_of_other_numbers_than_those_of_its_batch_is_named() -> None:
             return torch.zeros(1, 4, 4, dtype=torch.float32 if index else torch.uint8), 0
 
     batch = BatchReader(DatasetSource(Mixed(), name="mine:mixed"), None, seed=0).read(MicroBatch(np.array([0, 1])))
-    assert "sample 1 of mine:mixed is of torch.float32" in str(batch)
+    assert "sample 1 of mine:mixed is torch.float32" in str(batch)

@@ -1,4 +1,4 @@
-"""Loader processes keep the order, use their memory again only when nobody sees it, and end however they are left."""
+"""Loader processes keep the order, reuse memory only when it is free, and end in every case."""
 
 import faulthandler
 import gc
@@ -30,7 +30,7 @@ def micro_batches(count: int) -> list[MicroBatch]:
 
 
 def numbered(micro_batch: MicroBatch, empty: Allocator, note: Note) -> Batch:
-    """Images that are filled with their numbers, the first batches smaller than the later ones."""
+    """Images filled with their numbers; the first batches are smaller than the later ones."""
     number = int(micro_batch.indices[0])
     time.sleep(0.002 * (number % 3))  # a later batch is often there first
     images = empty((2, 4 + number % 5, 4, 3), dtype=torch.int32).permute(0, 3, 1, 2)
@@ -48,7 +48,7 @@ def loader_processes() -> list[BaseProcess]:
 
 
 @pytest.mark.parametrize("num_processes", [1, 3])
-def test_batches_come_in_order_and_keep_their_content_while_they_are_held(num_processes: int) -> None:
+def test_batches_come_in_order_and_keep_their_content_while_they_are_in_use(num_processes: int) -> None:
     reading = read_in_processes(numbered, iter(micro_batches(40)), num_processes=num_processes)
     held: list[Batch] = []
     for batch in reading:
@@ -64,16 +64,16 @@ def test_batches_come_in_order_and_keep_their_content_while_they_are_held(num_pr
     assert not loader_processes()
 
 
-def test_memory_is_used_again_once_nothing_sees_it_and_a_view_holds_it() -> None:
+def test_memory_is_reused_once_it_is_free_and_a_view_keeps_it() -> None:
     with closing(read_in_processes(numbered, iter(micro_batches(60)), num_processes=1)) as reading:
         [kept] = [batch[0][:1, :1] for batch in [next(reading)] if isinstance(batch, tuple)]
-        places = set()
+        addresses = set()
         for _ in range(50):
             batch = next(reading)
             assert isinstance(batch, tuple)
-            places.add(batch[0].data_ptr())
+            addresses.add(batch[0].data_ptr())
             del batch
-        assert len(places) < 4 * (BATCHES_AHEAD + SPARE_SLOTS)  # a room moves when it grows
+        assert len(addresses) < 4 * (BATCHES_AHEAD + SPARE_SLOTS)  # a slot moves when it grows
         assert kept.eq(0).all()
 
 
@@ -89,10 +89,10 @@ def test_nothing_is_left_open_or_mapped() -> None:
     assert left() == before
 
 
-@pytest.mark.parametrize("kind", ["float64 of its own", "flipped"])
-def test_images_that_were_made_elsewhere_arrive_all_the_same(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["float64", "flipped"])
+def test_images_that_were_not_allocated_in_a_slot_arrive_unchanged(kind: str) -> None:
     given = {
-        "float64 of its own": torch.arange(24, dtype=torch.float64).reshape(2, 3, 2, 2),
+        "float64": torch.arange(24, dtype=torch.float64).reshape(2, 3, 2, 2),
         "flipped": torch.arange(24).reshape(2, 2, 3, 2).permute(0, 3, 1, 2).flip(-1).to(torch.bfloat16),
     }[kind]
 
@@ -108,7 +108,7 @@ def test_images_that_were_made_elsewhere_arrive_all_the_same(kind: str) -> None:
         assert batch[1].tolist() == [[0.5, 1.0], [2.0, 3.0]]
 
 
-def test_large_questions_and_answers_block_neither_side() -> None:
+def test_large_requests_and_responses_block_neither_side() -> None:
     def read(micro_batch: MicroBatch, empty: Allocator, note: Note) -> Batch:
         return empty((1,), dtype=torch.uint8), torch.zeros(len(micro_batch.indices), 2)
 
@@ -116,8 +116,8 @@ def test_large_questions_and_answers_block_neither_side() -> None:
     assert len(list(read_in_processes(read, large, num_processes=2))) == 8
 
 
-def test_bad_data_comes_at_its_turn_and_an_error_of_the_users_code_is_raised_with_its_traceback() -> None:
-    class OwnError(Exception):  # defined here, so no other process could build it
+def test_bad_data_comes_in_order_and_an_error_of_user_code_is_raised_with_its_traceback() -> None:
+    class LocalError(Exception):  # defined here, so no other process could build it
         pass
 
     def read(micro_batch: MicroBatch, empty: Allocator, note: Note) -> Batch | DataError:
@@ -127,7 +127,7 @@ def test_bad_data_comes_at_its_turn_and_an_error_of_the_users_code_is_raised_wit
         if number == 3:
             raise KeyError("a fault of the user's")
         if number == 5:
-            raise OwnError("of a class that cannot travel")
+            raise LocalError("of a class that cannot travel")
         return numbered(micro_batch, empty, note)
 
     reading = read_in_processes(read, iter(micro_batches(9)), num_processes=2)
@@ -138,12 +138,12 @@ def test_bad_data_comes_at_its_turn_and_an_error_of_the_users_code_is_raised_wit
     assert "in a loader process:\nTraceback" in caught.value.__notes__[0]
     assert "in read" in caught.value.__notes__[0]
     assert not loader_processes()
-    with pytest.raises(RuntimeError, match="OwnError: of a class that cannot travel"):
+    with pytest.raises(RuntimeError, match="LocalError: of a class that cannot travel"):
         list(read_in_processes(read, [MicroBatch(np.array([5]))], num_processes=1))
 
 
 @pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt(), StopIteration()])
-def test_end_that_code_asks_for_in_a_loader_process_is_raised_as_an_error(error: BaseException) -> None:
+def test_exit_in_a_loader_process_is_raised_as_an_error(error: BaseException) -> None:
     def read(micro_batch: MicroBatch, empty: Allocator, note: Note) -> Batch:
         if micro_batch.indices[0] == 3:
             raise error
@@ -158,11 +158,13 @@ def test_end_that_code_asks_for_in_a_loader_process_is_raised_as_an_error(error:
     ("die", "words"),
     [
         (segmentation_fault, "was killed by SIGSEGV"),
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), r"was killed by SIGKILL \(often for want of memory.*\)"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), r"was killed by SIGKILL \(often out of memory.*\)"),
         (lambda: os._exit(3), "ended with exit code 3"),
     ],
 )
-def test_process_that_dies_is_named_with_what_it_was_reading(die: Callable[[], None], words: str) -> None:
+def test_error_names_the_process_that_died_and_the_sample_that_it_was_reading(
+    die: Callable[[], None], words: str
+) -> None:
     def read(micro_batch: MicroBatch, empty: Allocator, note: Note) -> Batch:
         for index in micro_batch.indices.tolist():
             note(index)
@@ -175,7 +177,7 @@ def test_process_that_dies_is_named_with_what_it_was_reading(die: Callable[[], N
     assert not loader_processes()
 
 
-def test_process_that_dies_between_two_batches_is_named_with_no_file() -> None:
+def test_error_of_a_process_that_dies_between_batches_names_no_file() -> None:
     with closing(read_in_processes(numbered, iter(micro_batches(40)), num_processes=1)) as reading:
         next(reading)
         [process] = loader_processes()
@@ -184,7 +186,7 @@ def test_process_that_dies_between_two_batches_is_named_with_no_file() -> None:
             list(reading)
 
 
-def test_they_read_a_bounded_way_ahead_and_end_when_broken_off() -> None:
+def test_processes_read_a_bounded_number_of_batches_ahead_and_end_when_closed() -> None:
     asked = []
 
     def upcoming() -> Iterator[MicroBatch]:
@@ -224,7 +226,7 @@ def test_process_that_hangs_is_killed_at_the_end(monkeypatch: pytest.MonkeyPatch
     assert not loader_processes()
 
 
-def test_error_of_the_order_comes_out_and_leaves_no_process() -> None:
+def test_error_of_the_order_is_raised_and_leaves_no_process() -> None:
     def upcoming() -> Iterator[MicroBatch]:
         yield from micro_batches(1)
         raise LookupError("the order ends here")

@@ -32,7 +32,7 @@ def test_micro_batches_are_the_same_at_every_world_size(world_size: int, drop_la
     assert len(set(epoch)) == len(epoch) == (96 if drop_last else 101)
 
 
-def test_resume_at_any_step_reads_what_the_undisturbed_run_reads() -> None:
+def test_resume_at_any_step_reads_what_the_uninterrupted_run_reads() -> None:
     order = train_order(2, 1)
     whole = [(b.epoch, b.indices.tolist()) for b in order.micro_batches(range(10))]
     for step in range(10):
@@ -52,7 +52,7 @@ def test_evaluation_counts_every_sample_once(world_size: int) -> None:
 
 
 @pytest.mark.parametrize("num_samples", range(1, 60))
-def test_smaller_window_is_cut_evenly_and_rank_0_always_has_work(num_samples: int) -> None:
+def test_smaller_global_batch_is_split_evenly_and_rank_0_always_has_work(num_samples: int) -> None:
     batching = solve_batching(60, 5, 4)
     ranges = batching.split(num_samples)
     sizes = [stop - start for start, stop in ranges]
@@ -65,7 +65,7 @@ def test_smaller_window_is_cut_evenly_and_rank_0_always_has_work(num_samples: in
 
 
 @pytest.mark.parametrize("num_samples", [1, 20, 40, 64])
-def test_rank_without_work_in_the_first_step_looks_at_the_micro_batch_of_another(num_samples: int) -> None:
+def test_rank_without_work_in_the_first_step_gets_the_first_micro_batch_of_rank_0(num_samples: int) -> None:
     sampler = partial(uniform_order, num_samples=num_samples, seed=3)
     orders = [
         TrainSampler(

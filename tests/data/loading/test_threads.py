@@ -1,4 +1,4 @@
-"""Loader threads keep the order, stay a bounded way ahead, and end when they are told to."""
+"""Loader threads keep the order, read a bounded number of batches ahead, and end when they are closed."""
 
 import threading
 import time
@@ -20,11 +20,11 @@ def micro_batches(count: int, size: int = 3) -> list[MicroBatch]:
 
 
 def number_of(micro_batch: MicroBatch) -> ReadSample:
-    def read(position: int, place: torch.Tensor | None) -> Sample:
+    def read(position: int, out: torch.Tensor | None) -> Sample:
         index = int(micro_batch.indices[position])
         time.sleep(0.002 * (index % 3))  # a later sample is often there first
-        if place is not None and index % 2:
-            return place.fill_(index), index
+        if out is not None and index % 2:
+            return out.fill_(index), index
         return torch.full((1, 2, 2), index, dtype=torch.int64), index
 
     return read
@@ -46,7 +46,7 @@ def test_batches_come_in_order_with_their_samples_in_order(num_threads: int) -> 
     assert not loader_threads()
 
 
-def test_threads_stay_a_bounded_way_ahead_and_end_when_broken_off() -> None:
+def test_threads_read_a_bounded_number_of_batches_ahead_and_end_when_closed() -> None:
     asked = []
 
     def upcoming() -> Iterator[MicroBatch]:
@@ -65,14 +65,14 @@ def test_threads_stay_a_bounded_way_ahead_and_end_when_broken_off() -> None:
 
 
 @pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt(), StopIteration()])
-def test_end_that_code_asks_for_in_a_loader_thread_spoils_its_batch_and_not_the_thread(error: BaseException) -> None:
+def test_exit_in_a_loader_thread_fails_its_batch_but_not_the_thread(error: BaseException) -> None:
     def begin(micro_batch: MicroBatch) -> ReadSample:
         read = number_of(micro_batch)
 
-        def end(position: int, place: torch.Tensor | None) -> Sample:
+        def end(position: int, out: torch.Tensor | None) -> Sample:
             if micro_batch.indices[position] == 4:
                 raise error
-            return read(position, place)
+            return read(position, out)
 
         return end
 
@@ -81,12 +81,12 @@ def test_end_that_code_asks_for_in_a_loader_thread_spoils_its_batch_and_not_the_
 
 
 @pytest.mark.parametrize("fault", ["raises", "shape", "dtype"])
-def test_batch_that_cannot_be_made_is_told_at_its_turn_and_the_others_go_on(fault: str) -> None:
+def test_failed_batch_is_reported_in_order_and_the_others_are_read(fault: str) -> None:
     def begin(micro_batch: MicroBatch) -> ReadSample:
         read = number_of(micro_batch)
 
-        def faulty(position: int, place: torch.Tensor | None) -> Sample:
-            image, target = read(position, place)
+        def faulty(position: int, out: torch.Tensor | None) -> Sample:
+            image, target = read(position, out)
             if target != 7:
                 return image, target
             if fault == "raises":
@@ -99,7 +99,7 @@ def test_batch_that_cannot_be_made_is_told_at_its_turn_and_the_others_go_on(faul
     assert [gathered is None for _, gathered in found] == [False, False, True, False, False]
 
 
-def test_error_of_the_order_comes_out_and_leaves_no_thread() -> None:
+def test_error_of_the_order_is_raised_and_leaves_no_thread() -> None:
     def upcoming() -> Iterator[MicroBatch]:
         yield from micro_batches(1)
         raise LookupError("the order ends here")
@@ -109,14 +109,14 @@ def test_error_of_the_order_comes_out_and_leaves_no_thread() -> None:
     assert not loader_threads()
 
 
-def test_threads_compute_alone_and_change_no_count_of_others() -> None:
+def test_threads_use_one_intra_op_thread_and_leave_other_threads_unchanged() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
         counts = []
 
         def begin(micro_batch: MicroBatch) -> ReadSample:
-            def read(position: int, place: torch.Tensor | None) -> Sample:
+            def read(position: int, out: torch.Tensor | None) -> Sample:
                 counts.append(torch.get_num_threads())
                 return torch.zeros(1), 0
 

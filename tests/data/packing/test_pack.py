@@ -155,7 +155,7 @@ def deadly(*, split: str, path: str | None) -> Deadly | None:
 
 def test_sample_that_kills_its_reader_is_broken_as_any_other(tmp_path: Path) -> None:
     out, source = tmp_path / "packed", f"{__name__}:deadly"
-    words = rf"^image sample 7 of {source} cannot be read \(reading it ends the process: it was killed by SIGKILL\)"
+    words = rf"^image sample 7 of {source} cannot be read \(reading it crashed the process: it was killed by SIGKILL\)"
     with pytest.raises(DataError, match=words):
         pack(None, out, source=source)
     outcome = pack(None, out, source=source, skips=True)

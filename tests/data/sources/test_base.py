@@ -126,6 +126,6 @@ class Deadly:
 
 def test_error_names_a_sample_that_crashes_the_process_that_reads_targets() -> None:
     assert DatasetSource(Deadly(-1), name="mine:data").targets.tolist() == [0, 1] * 25
-    words = r"^sample 41 of mine:data cannot be read \(reading it ends the process: it was killed by SIGKILL\)"
+    words = r"^sample 41 of mine:data cannot be read \(reading it crashed the process: it was killed by SIGKILL\)"
     with pytest.raises(DataError, match=words):
         _ = DatasetSource(Deadly(41), name="mine:data").targets

@@ -126,6 +126,6 @@ def test_error_names_an_image_that_crashes_its_reader(folder: Path, monkeypatch:
         return read(index)
 
     monkeypatch.setattr(source, "read", die_of_one)
-    reason = r"\(reading it ends the process: it was killed by SIGKILL\)"
+    reason = r"\(reading it crashed the process: it was killed by SIGKILL\)"
     with pytest.raises(DataError, match=rf"bees/050\.png cannot be read {reason}; fix or remove it"):
         held(source)

@@ -121,7 +121,7 @@ def read(stream: Stream, steps: range, *, world_size: int, workers: int) -> list
         )
         reader = BatchReader(DatasetSource(stream, name="mine:stream"), None, seed=0)
         batches = read_batches(reader, order.micro_batches(steps), num_workers=workers, device=CPU)
-        own = [[next(batches) for _ in order.global_batch(step).own] for step in steps]
+        own = [[next(batches) for _ in order.global_batch(step).local] for step in steps]
         batches.close()
         by_rank.append([[place for images, _ in step for place in images[:, 0, 0].tolist()] for step in own])
     return [list(chain(*step)) for step in zip(*by_rank, strict=True)]
@@ -231,8 +231,8 @@ def test_length_comes_from_the_dataset_or_the_recipe() -> None:
         (config("make_long", train_samples=9), "use data.samples_per_epoch to read its first samples"),
         (config("make_indexed", samples_per_epoch=9), "data.samples_per_epoch=9 is for streams, but data.source="),
         (Data(source="digits", batch_size=8, samples_per_epoch=9), "is for streams, but data.source=digits is not one"),
-        (config("make_long", repeats=2), "so data.repeats=2 is not available; leave it 1, or give a dataset"),
-        (config("make_long", sampling="balanced"), "so data.sampling=balanced is not available; leave it uniform"),
+        (config("make_long", repeats=2), "so data.repeats=2 is not available; use 1, or a dataset"),
+        (config("make_long", sampling="balanced"), "so data.sampling=balanced is not available; use uniform"),
     ],
 )
 def test_what_a_stream_cannot_do_is_one_sentence(data: Data, sentence: str) -> None:

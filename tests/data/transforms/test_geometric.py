@@ -1,4 +1,4 @@
-"""Crops, flips and cutout: torchvision's pixels, torchvision's chances, and the same bits alone and in a batch."""
+"""Crops, flips and cutout: torchvision's pixels and probabilities, and the same bits alone and in a batch."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional as reference
 
 from distrain.config import Augment
 from distrain.data.loading.sampler import MicroBatch
-from distrain.data.transforms.geometric import ADDED, Batched, Drawn, from_torchvision
+from distrain.data.transforms.geometric import ADDED, Batched, Seeded, from_torchvision
 from distrain.data.transforms.pipeline import build_transforms
 from distrain.errors import RecipeError
 
@@ -42,7 +42,7 @@ LISTS: dict[str, list[Any]] = {
 }
 
 
-def built(*listed: Any) -> Drawn:
+def built(*listed: Any) -> Seeded:
     transforms = build_transforms(Augment.model_validate({"train": listed}).train, key="augment.train")
     assert transforms is not None
     assert not transforms.rest
@@ -75,8 +75,8 @@ def check_batch(listed: list[Any], device: str) -> None:
     images = pictures(40)
     before = images.clone()
     drawn = transforms.draw(MicroBatch(np.arange(40) * 7, 3), seed=5)
-    places = [torch.from_numpy(own).to(device) for own in drawn.find_places((12, 16))]
-    whole = drawn.apply_by(places, images.to(device)).cpu()  # as on a GPU, which the CPU does as well
+    parameters = [torch.from_numpy(rows).to(device) for rows in drawn.to_parameters((12, 16))]
+    whole = drawn.apply_parameters(parameters, images.to(device)).cpu()  # as on a GPU, which the CPU does as well
     assert torch.equal(whole, drawn.apply_to_batch(images))
     for position, image in enumerate(images):
         assert torch.equal(drawn.apply_leading(image, position), whole[position])
@@ -88,7 +88,7 @@ def check_batch(listed: list[Any], device: str) -> None:
 @pytest.mark.parametrize("arguments", CROPS.values(), ids=CROPS)
 def test_crop_is_that_of_torchvision_with_the_same_corner(arguments: dict[str, Any]) -> None:
     crop = built({"RandomCrop": arguments})
-    numbers = crop.draw(batch(20), seed=1, place=0)
+    numbers = crop.draw(batch(20), seed=1, index=0)
     height, width = np.broadcast_to(arguments["size"], 2).tolist()
     for image, row in zip(pictures(20), numbers, strict=True):
         padded = image
@@ -99,10 +99,10 @@ def test_crop_is_that_of_torchvision_with_the_same_corner(arguments: dict[str, A
         assert torch.equal(crop.apply(image, row), reference.crop(padded, top, left, height, width))
 
 
-def test_crops_come_from_every_place_equally_often_as_those_of_torchvision_do() -> None:
+def test_crops_come_from_every_position_equally_often_as_those_of_torchvision_do() -> None:
     image = torch.arange(81, dtype=torch.uint8).reshape(1, 9, 9)  # a crop of one pixel tells its place
     crop = built({"RandomCrop": {"size": 1}})
-    numbers = crop.draw(batch(40_500), seed=2, place=0)
+    numbers = crop.draw(batch(40_500), seed=2, index=0)
     places = crop.apply_to_batch(image.expand(40_500, 1, 9, 9), numbers).flatten()  # type: ignore[attr-defined]
     counts = torch.bincount(places, minlength=81)
     assert (counts - 500).abs().max() < 5 * 500**0.5
@@ -111,7 +111,7 @@ def test_crops_come_from_every_place_equally_often_as_those_of_torchvision_do() 
 @pytest.mark.parametrize(("name", "probability"), [("RandomHorizontalFlip", 0.3), ("RandomVerticalFlip", 0.5)])
 def test_flip_is_that_of_torchvision_with_its_probability(name: str, probability: float) -> None:
     flip = built({name: {"p": probability}})
-    numbers = flip.draw(batch(10_000), seed=3, place=1)[:, 0]
+    numbers = flip.draw(batch(10_000), seed=3, index=1)[:, 0]
     assert abs(numbers.mean() - probability) < 5 * (probability * (1 - probability) / 10_000) ** 0.5
     image = pictures(1)[0]
     turned = reference.horizontal_flip(image) if "Horizontal" in name else reference.vertical_flip(image)
@@ -121,19 +121,19 @@ def test_flip_is_that_of_torchvision_with_its_probability(name: str, probability
 
 def test_alternating_flip_shows_each_sample_both_ways_in_two_epochs() -> None:
     flip = built("AlternatingFlip")
-    epochs = [flip.draw(batch(10_000, epoch=epoch), seed=4, place=0)[:, 0] for epoch in range(4)]
+    epochs = [flip.draw(batch(10_000, epoch=epoch), seed=4, index=0)[:, 0] for epoch in range(4)]
     assert (epochs[0] + epochs[1] == 1).all()
     assert (epochs[0] == epochs[2]).all()
     assert (epochs[1] == epochs[3]).all()
     assert abs(epochs[0].mean() - 0.5) < 0.025
-    assert (flip.draw(batch(10_000, copies=1), seed=4, place=0)[:, 0] == epochs[1]).all()
-    assert (flip.draw(batch(10_000), seed=5, place=0)[:, 0] != epochs[0]).any()
+    assert (flip.draw(batch(10_000, copies=1), seed=4, index=0)[:, 0] == epochs[1]).all()
+    assert (flip.draw(batch(10_000), seed=5, index=0)[:, 0] != epochs[0]).any()
 
 
 @pytest.mark.parametrize("size", [1, 4, 5, 40])
-def test_cutout_sets_a_square_around_its_middle_and_nothing_else(size: int) -> None:
+def test_cutout_sets_a_square_around_its_centre_and_nothing_else(size: int) -> None:
     cutout = built({"Cutout": {"size": size}})
-    numbers = cutout.draw(batch(300), seed=6, place=0)
+    numbers = cutout.draw(batch(300), seed=6, index=0)
     middles = (numbers * [12, 16]).astype(int)
     assert {0, 11} <= set(middles[:, 0].tolist()) <= set(range(12))
     assert {0, 15} <= set(middles[:, 1].tolist()) <= set(range(16))
@@ -147,46 +147,46 @@ def test_cutout_sets_a_square_around_its_middle_and_nothing_else(size: int) -> N
 @pytest.mark.parametrize(
     "listed", ["RandomHorizontalFlip", {"Cutout": {"size": 3}}, {"RandomResizedCrop": {"size": 4}}]
 )
-def test_draws_are_of_seed_epoch_sample_copy_and_place_alone(listed: Any) -> None:
+def test_draws_depend_on_seed_epoch_sample_copy_and_index_alone(listed: Any) -> None:
     transform = built(listed)
     order = np.array([9, 2, 7, 300])
-    drawn = transform.draw(MicroBatch(order, 4, np.array([0, 1, 2, 0])), seed=8, place=1)
+    drawn = transform.draw(MicroBatch(order, 4, np.array([0, 1, 2, 0])), seed=8, index=1)
     for row, index, copy in zip(drawn, order, (0, 1, 2, 0), strict=True):
-        alone = transform.draw(MicroBatch(np.array([index]), 4, np.array([copy])), seed=8, place=1)
+        alone = transform.draw(MicroBatch(np.array([index]), 4, np.array([copy])), seed=8, index=1)
         assert np.array_equal(alone[0], row)
     many = [
-        transform.draw(MicroBatch(np.arange(100), epoch, np.full(100, copy)), seed=seed, place=place).tobytes()
+        transform.draw(MicroBatch(np.arange(100), epoch, np.full(100, copy)), seed=seed, index=place).tobytes()
         for seed in (0, 1)
         for epoch in (0, 1)
         for copy in (0, 1)
         for place in (0, 1)
     ]
     assert len(set(many)) == 16
-    without = transform.draw(MicroBatch(np.arange(100)), seed=0, place=0)
+    without = transform.draw(MicroBatch(np.arange(100)), seed=0, index=0)
     assert without.tobytes() == many[0]  # a sample that is read once is its copy 0
 
 
 @pytest.mark.parametrize(
     ("listed", "sentence"),
     [
-        ({"Cutout": {"size": 0}}, r"Cutout refuses .*size is 0; it is a whole number"),
-        ({"Cutout": {"sise": 3}}, r"Cutout refuses .*sise"),
-        ({"AlternatingFlip": {"p": 0.5}}, r"AlternatingFlip refuses"),
+        ({"Cutout": {"size": 0}}, r"Cutout does not accept .*size is 0; use a whole number"),
+        ({"Cutout": {"sise": 3}}, r"Cutout does not accept .*sise"),
+        ({"AlternatingFlip": {"p": 0.5}}, r"AlternatingFlip does not accept"),
     ],
 )
-def test_wrong_arguments_are_said(listed: Any, sentence: str) -> None:
+def test_wrong_arguments_are_one_sentence(listed: Any, sentence: str) -> None:
     with pytest.raises(RecipeError, match=sentence):
         built(listed)
 
 
-def test_what_cannot_be_applied_is_a_sentence() -> None:
+def test_transform_that_cannot_be_applied_is_one_sentence() -> None:
     with pytest.raises(ValueError, match="crop of 20x20 is larger than the image, which is 12x16 with its padding"):
         built({"RandomCrop": {"size": 20}}).apply(pictures(1)[0], np.zeros(2))
-    with pytest.raises(ValueError, match="fill has 3 numbers and the image 1 channels"):
+    with pytest.raises(ValueError, match="fill has 3 numbers, but the image has 1 channels"):
         built({"Cutout": {"size": 2, "fill": [1, 2, 3]}}).apply(pictures(1)[0, :1], np.zeros(2))
 
 
-def test_names_of_ours_hide_none_of_torchvision() -> None:
+def test_added_names_hide_none_of_torchvision() -> None:
     from torchvision.transforms import v2
 
     assert not any(hasattr(v2, name) for name in ADDED)

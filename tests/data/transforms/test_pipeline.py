@@ -1,4 +1,4 @@
-"""Transforms written in YAML build and draw from the sample's seed alone."""
+"""Transforms in YAML are built, and draw from the sample's seed alone."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def photograph(real_images: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("text", RECIPES.values(), ids=RECIPES)
-def test_ingredients_of_known_recipes_give_the_same_image_for_the_same_sample(
+def test_transforms_of_known_recipes_give_the_same_image_for_the_same_sample(
     photograph: torch.Tensor, text: str
 ) -> None:
     augment = load_recipe("cifar10", overrides=[f"augment.train={text}"]).augment
@@ -60,7 +60,7 @@ def test_ingredients_of_known_recipes_give_the_same_image_for_the_same_sample(
         ("cutout", r"unknown transform 'cutout'; did you mean Cutout\?"),
     ],
 )
-def test_word_that_torchvision_does_not_have_is_said_with_those_that_it_has(text: str, sentence: str) -> None:
+def test_error_lists_the_known_values_for_an_unknown_one(text: str, sentence: str) -> None:
     augment = load_recipe("cifar10", overrides=[f"augment.train=[{text}]"]).augment
     with pytest.raises(RecipeError, match=sentence):
         build_transforms(augment.train, key="augment.train")
@@ -77,7 +77,7 @@ def test_word_that_torchvision_does_not_have_is_said_with_those_that_it_has(text
         ("[RandomCrop: {size: 8, pad_if_needed: true}]", 0, 1, False),
     ],
 )
-def test_transforms_with_draws_of_their_own_lead_and_the_rest_is_left_to_one_thread(
+def test_seeded_transforms_lead_and_the_rest_runs_in_one_thread(
     text: str, num_leading: int, num_rest: int, is_batched: bool
 ) -> None:
     pipeline = build_transforms(load_recipe("cifar10", overrides=[f"augment.train={text}"]).augment.train, key="train")
@@ -89,7 +89,7 @@ def test_transforms_with_draws_of_their_own_lead_and_the_rest_is_left_to_one_thr
     assert pipeline(image).shape == (3, 8, 8)
 
 
-def test_normalised_images_are_contiguous_however_a_loader_has_laid_them() -> None:
+def test_normalised_images_are_contiguous_whatever_the_format_of_the_loader() -> None:
     normalize = Normalize(
         Augment(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)), num_channels=3, device=torch.device("cpu")
     )

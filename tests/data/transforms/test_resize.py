@@ -1,4 +1,4 @@
-"""Resized crops and resizing: torchvision's pixels from the same numbers, and boxes by torchvision's chances."""
+"""Resized crops and resizing: torchvision's pixels from the same draws, and boxes with torchvision's probabilities."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ BATCH = MicroBatch(np.arange(30))
 
 
 def photographs(dtype: torch.dtype) -> list[torch.Tensor]:
-    """An image as decoders give it, channels last, the same contiguous, and a grey one."""
+    """A channels-last image as decoders give it, the same contiguous, and a grey one."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (61, 83, 3), dtype=torch.uint8, generator=generator).to(dtype)
     return [
@@ -38,25 +38,25 @@ def test_crop_is_that_of_torchvision_with_the_same_box(
     crop = from_torchvision(v2.RandomResizedCrop(size, interpolation=interpolation, antialias=antialias))
     assert isinstance(crop, RandomResizedCrop)
     size = [size, size] if isinstance(size, int) else size
-    for row in crop.draw(BATCH, seed=1, place=0):
+    for row in crop.draw(BATCH, seed=1, index=0):
         for image in photographs(dtype):
             box = crop.box(61, 83, row)
             expected = reference.resized_crop(image, *box, size, interpolation=interpolation, antialias=antialias)
             assert torch.equal(crop.apply(image, row), expected)
-            place = empty_batch(expected, 3)[1]
-            assert torch.equal(crop.apply(image, row, place), expected)
+            out = empty_batch(expected, 3)[1]
+            assert torch.equal(crop.apply(image, row, out), expected)
 
 
 @pytest.mark.parametrize("size", [[20, 30], [61, 83]])
-def test_bytes_are_resized_into_their_place_only_where_it_is_like_them(size: list[int]) -> None:
+def test_bytes_are_resized_into_out_only_where_shape_and_dtype_match(size: list[int]) -> None:
     image = photographs(torch.uint8)[0]
     resize = from_torchvision(v2.Resize(size))
     assert isinstance(resize, Resize)
     expected, nothing = resize.apply(image, np.empty(0)), np.empty(0)
     batch = empty_batch(expected, 3).fill_(7)
-    written = resize.apply(image, nothing, place := batch[1])
+    written = resize.apply(image, nothing, out := batch[1])
     assert torch.equal(written, expected)
-    assert (written is place) == (size != [61, 83] and torch.backends.cpu.get_cpu_capability().startswith("AVX"))
+    assert (written is out) == (size != [61, 83] and torch.backends.cpu.get_cpu_capability().startswith("AVX"))
     assert (batch[::2] == 7).all()
     for other in (batch[1].contiguous(), batch[1].float(), batch[1, :, :19]):
         before = other.clone()
@@ -73,12 +73,14 @@ def test_bytes_are_resized_into_their_place_only_where_it_is_like_them(size: lis
         (20, 300, {"scale": (0.9, 1.0)}),
     ],
 )
-def test_boxes_are_drawn_with_the_chances_of_torchvision(height: int, width: int, arguments: dict[str, Any]) -> None:
+def test_boxes_are_drawn_with_the_probabilities_of_torchvision(
+    height: int, width: int, arguments: dict[str, Any]
+) -> None:
     theirs = v2.RandomResizedCrop(8, **arguments)
     crop = from_torchvision(theirs)
     assert isinstance(crop, RandomResizedCrop)
     count = 1000
-    numbers = crop.draw(MicroBatch(np.arange(count)), seed=2, place=0)
+    numbers = crop.draw(MicroBatch(np.arange(count)), seed=2, index=0)
     ours = np.array([crop.box(height, width, row) for row in numbers])
     torch.manual_seed(0)
     image = torch.empty(1, height, width)
@@ -106,6 +108,6 @@ def test_resized_image_is_that_of_torchvision(arguments: dict[str, Any], dtype: 
     theirs = v2.Resize(**arguments)
     ours = from_torchvision(theirs)
     assert ours is not None
-    [numbers] = ours.draw(MicroBatch(np.zeros(1, dtype=np.int64)), seed=0, place=0)
+    [numbers] = ours.draw(MicroBatch(np.zeros(1, dtype=np.int64)), seed=0, index=0)
     for image in photographs(dtype):
         assert torch.equal(ours.apply(image, numbers), theirs(image))
