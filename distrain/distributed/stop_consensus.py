@@ -87,8 +87,11 @@ class StopConsensus:
 
         Raises `ConnectionError` where a stop was requested and the store is lost.
         """
-        if self._is_alone and not self._is_held and self._is_requested():
-            self._is_held, self._stop_step = True, self._next_step  # one rank agrees with itself
+        if self._is_alone and not self._is_held:  # one rank agrees with itself
+            if not self._is_requested():
+                self._next_step = step + 1
+                return False
+            self._is_held, self._stop_step = True, self._next_step
             self._is_known.set()
         with self._lock:
             if not self._is_held:

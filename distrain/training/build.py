@@ -147,7 +147,7 @@ def _assemble(
         skipped=SkippedSteps(skipped, order),
         fingerprint=fingerprint,
         monitor=monitor,
-        stop=StopConsensus(world, lambda: monitor.stop.is_requested, name=f"stop-{len(skipped)}-{must_watch}"),
+        stop=StopConsensus(world, monitor.stop.request.is_set, name=f"stop-{len(skipped)}-{must_watch}"),
         tracer=Profiler(run, world, monitor.state, is_wanted=profile.trace),
     )
 

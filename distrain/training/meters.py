@@ -1,6 +1,7 @@
 """Measures a run: losses, kept on the device until they are read, and throughput."""
 
 import math
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from operator import mul
@@ -62,20 +63,26 @@ class LossMeter:
             self._fresh.clear()
         found = self._world.all_reduce(torch.cat([losses, self._watch.take_marks(losses.device)]))
         rows = found[: len(losses)].view(-1, width).tolist()  # x + 0 is exact: each is one rank's
-        means, synced = [], []
-        for step, row, global_batch, mark in zip(
-            steps, rows, global_batches, found[len(losses) :].tolist(), strict=True
-        ):
-            total = _total(row, global_batch.sizes)  # a shorter global batch leaves the end of its row empty
-            means.append(_StepLoss(total / global_batch.num_samples, global_batch.num_samples))
-            synced.append(_FINITE if not mark and math.isfinite(total) else SyncedLosses(_bad_pieces(row), mark > 0))
-            if (epoch := step // self._order.steps_per_epoch) != self._epoch:
-                self._epoch, self._epoch_sum, self._epoch_samples = epoch, 0.0, 0
-            self._epoch_sum += total
-            self._epoch_samples += global_batch.num_samples
+        marks = found[len(losses) :].tolist()
+        # A global batch with fewer micro-batches leaves the end of its row empty.
+        totals = [_total(row, global_batch.sizes) for row, global_batch in zip(rows, global_batches, strict=True)]
+        self._keep(steps, totals, [global_batch.num_samples for global_batch in global_batches])
+        if not any(marks) and all(map(math.isfinite, totals)):
+            return [_FINITE] * len(steps)
+        return [SyncedLosses(_bad_pieces(row), mark > 0) for row, mark in zip(rows, marks, strict=True)]
+
+    def _keep(self, steps: Sequence[int], totals: Sequence[float], counts: Sequence[int]) -> None:
+        """Add the total loss of each of the steps, over all its samples, and the number of these."""
+        means = [_StepLoss(total / count, count) for total, count in zip(totals, counts, strict=True)]
         self._since_record += means
         self._last_epoch += means
-        return synced
+        epoch = steps[-1] // self._order.steps_per_epoch
+        first = bisect_left(steps, epoch * self._order.steps_per_epoch)  # of the newest epoch
+        if epoch != self._epoch:
+            self._epoch, self._epoch_sum, self._epoch_samples = epoch, 0.0, 0
+        for total in totals[first:]:  # one by one: wherever a resume begins, the sum is the same
+            self._epoch_sum += total
+        self._epoch_samples += sum(counts[first:])
 
     @property
     def has_synced(self) -> bool:
@@ -130,6 +137,8 @@ class _StepLoss(NamedTuple):
 
 def _total(losses: Sequence[float], sizes: Sequence[int]) -> float:
     """Return the sum of mean losses times their numbers of samples, exactly rounded; NaN where that is not a number."""
+    if len(sizes) == 1:
+        return losses[0] * sizes[0]
     try:
         return math.fsum(map(mul, losses, sizes))
     except (OverflowError, ValueError):  # beyond the largest number, or infinities of both signs

@@ -1,6 +1,6 @@
 """Says which steps are skipped: those that caused a rollback, and later ones with a sample known to be the cause."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from distrain.data.loading.sampler import TrainSampler
@@ -18,6 +18,10 @@ class SkippedSteps:
     def __contains__(self, step: int) -> bool:
         """Whether step `step` is skipped."""
         return bool(self.batches) and step in self._in_epoch(step // self._order.steps_per_epoch)
+
+    def others(self, steps: range) -> Iterable[int]:
+        """Return those of `steps` that are not skipped; it does not go through them at once."""
+        return (step for step in steps if step not in self) if self.batches else steps
 
     def between(self, first: int, stop: int) -> list[int]:
         """Return the steps from `first` up to, not including, `stop` that are skipped."""

@@ -17,7 +17,7 @@ class StopListener:
     def __init__(self, run: RunDirectory, request: StopRequest | None = None) -> None:
         """`request` is set by this listener and by whoever else hears of a stop, such as a signal handler."""
         self._run = run
-        self._request = request or StopRequest()
+        self.request = request or StopRequest()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="distrain-stop-listener", daemon=True)
 
@@ -32,13 +32,13 @@ class StopListener:
     @property
     def is_requested(self) -> bool:
         """Whether a stop was requested, as of the last poll: reads memory alone."""
-        return self._request.is_set()
+        return self.request.is_set()
 
     def poll_stop_request(self) -> bool:
         """Look for the stop file now, where a tenth of a second matters; returns whether a stop is requested."""
         if self._run.stop.exists():
-            self._request.set()
-        return self._request.is_set()
+            self.request.set()
+        return self.request.is_set()
 
     def _listen(self) -> None:
         """Poll until the end. Nothing that a poll raises ends the thread: a full disk or a lost mount passes."""

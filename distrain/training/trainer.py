@@ -96,10 +96,10 @@ def run_to_end(session: Session, start: ResumePoint, loggers: LoggerCollection) 
     if not is_recorded:
         log.info("stopped on request at step %d; this attempt took no step", step)
         return False
-    wanted = (step for step in range(start.step, session.total_steps) if step not in session.skipped)
+    steps = session.skipped.others(range(start.step, session.total_steps))
     reading = read_batches(
         session.train_reader,
-        session.order.micro_batches(wanted),
+        session.order.micro_batches(steps),
         num_workers=recipe.data.num_workers,
         device=world.device,
         loader=recipe.data.loader,
@@ -154,7 +154,8 @@ def run_steps(
     """
     order, parallel, precision, losses = session.order, session.parallel, session.precision, session.losses
     optimizer, loss_function, prepare = session.optimizer, session.loss_function, session.prepare
-    average, skipped, stop = session.average, session.skipped, session.stop
+    average, stop = session.average, session.stop
+    skipped = frozenset(session.skipped.between(first_step, last_step))
     state = session.state if progress is None else progress
     slow, watch = session.slow, session.watch
     train, gpus, freezing = session.recipe.train, session.world.gpus, session.freezing
@@ -205,7 +206,7 @@ def sync_losses(session: Session, steps: range) -> None:
     Raises `NotFiniteError` for the first step of which that is not so. Where the watch cannot name the step, the first
     one whose loss is not finite may be innocent, and the weights before it not finite; unless it is the first of all.
     """
-    trained = [step for step in steps if step not in session.skipped]
+    trained = list(session.skipped.others(steps))
     for place, (step, synced) in enumerate(zip(trained, session.losses.sync_losses(trained), strict=True)):
         is_sure = session.watch.names_the_step or (place == 0 and not synced.is_marked)
         if (synced.bad_pieces or synced.is_marked) and not is_sure:
