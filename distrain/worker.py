@@ -84,6 +84,7 @@ def run_worker(
     recipe = None
     try:
         _answer_stack_requests(run, rank, owns_process=owns_process)
+        run.check_format()
         recipe, profile = read_recipe(run.recipe), read_profile(run.profile)
         if profile.device == "cpu":
             monitor.heartbeat.on_beat = MallocRetention().look

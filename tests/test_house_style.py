@@ -30,7 +30,7 @@ BUDGETS = {
     "export": 765,
     "launchers": 1960,
     "models": 1070,
-    "runs": 1500,
+    "runs": 1540,
     "system": 1515,
     "tensors": 385,
     "training": 3780,

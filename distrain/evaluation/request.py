@@ -41,6 +41,7 @@ def resolve(
         run.check_writable(otherwise="name a folder for the evaluation with --out")
     folder = run.evaluations.absolute() / name if out is None else out.expanduser().absolute()
     found = RunDirectory(folder)
+    found.check_format()
     if found.exists and isinstance(read_task(found), TrainRequest):
         raise RunError(f"--out {out} is the run directory of a training; name another folder")
     return found, recipe, request

@@ -34,6 +34,7 @@ def resolve_run(
         recipe, changes = _with_aids(asked, overrides, debug_options)
         run = existing or new_run_directory(recipe.name, RUNS.absolute())
         return run, pin_weights(recipe, run, stored=None, root=RUNS), changes
+    existing.check_format()
     stored = read_recipe(existing.recipe)
     if reference:
         asked = load_recipe(reference, overrides=overrides, data=data)

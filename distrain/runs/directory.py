@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distrain.errors import RunError
+from distrain.runs.format import FORMAT_VERSION, check_format
 from distrain.runs.status import AttemptMark, Heartbeat, Job, Status
 from distrain.system import locks
 from distrain.system.files import read_readable, read_whole, texts_of, to_json
@@ -33,7 +34,7 @@ class RunDirectory:
         self.recipe = path / "recipe.yaml"
         self.profile = path / "profile.yaml"
         self.plan = path / "plan.json"
-        self.meeting = path / "meeting.json"  # what machine 0 writes for the others to see that they share the folder
+        self.rendezvous = path / "rendezvous.json"  # written by node 0: the others see that they share the folder
         self.job = path / "job.json"  # the SLURM job that trains the run, and how it was submitted
         self.code = path / "code"  # a copy of the user's code, which the job runs
         self.environment = path / "env.json"
@@ -59,7 +60,6 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.evaluations = path / "evaluations"  # run directories of their own, one for each question to a checkpoint
         self.task = path / "task.json"  # what a worker does here: train, evaluate or benchmark
-        self.examination = path / "examination.json"  # the task of an evaluation, in folders of earlier versions
         self.findings = path / "findings.json"
         self.answers = path / "answers.npz"
         self.stage = path / "stage"  # what is being measured now, in words
@@ -76,6 +76,10 @@ class RunDirectory:
     def exists(self) -> bool:
         """Whether the folder holds a run: anything else in its place is left alone."""
         return self.recipe.is_file()
+
+    def check_format(self) -> None:
+        """Raise `RunError` where a newer distrain wrote the run, whose files this one may misread."""
+        check_format(self.status)
 
     def log(self, rank: int) -> Path:
         """Return the log of one rank, appended to over restarts."""
@@ -157,7 +161,7 @@ class RunDirectory:
 
     def read_status(self) -> Status:
         """Read where the run stands; a folder without a status is a queued run. Raises `RunError` for a damaged one."""
-        return read_whole(self.status, lambda text: Status.model_validate(json.loads(text))) or Status()
+        return read_whole(self.status, _status) or Status()
 
     def has_ended(self, earlier: AttemptMark) -> bool:
         """Return whether an attempt after the `earlier` one has ended well: saved on request, or at its end."""
@@ -166,7 +170,7 @@ class RunDirectory:
 
     def write_status(self, status: Status) -> None:
         """Replace the status in one step, so that a reader never sees half of it."""
-        write_atomically(self.status, to_json(status))
+        write_atomically(self.status, to_json(status.model_copy(update={"format_version": FORMAT_VERSION})))
 
     def read_micro_batch_size(self) -> int | None:
         """Return the samples of a micro-batch that the run has found to fit into memory, None where it has not."""
@@ -250,6 +254,10 @@ class RunDirectory:
 def new_run_directory(name: str, root: Path) -> RunDirectory:
     """Name a new run below `root`: its recipe, its start, and four hex digits against collisions."""
     return RunDirectory(root / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
+
+
+def _status(text: str) -> Status:
+    return Status.model_validate({"format_version": 0, **json.loads(text)})
 
 
 def _record(line: str) -> dict[str, Any]:

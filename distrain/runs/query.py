@@ -36,8 +36,14 @@ def find_run(reference: str, root: Path, *, excluding: RunDirectory | None = Non
     """Find a run by its path, its name below `root`, or the beginning of its name; `last` is the newest.
 
     One to be left out, `excluding`, is not found by the beginning of its name or as the newest. Raises `RunError` where
-    none or several match.
+    none or several match, and for a run of a newer format.
     """
+    run = _find_run(reference, root, excluding)
+    run.check_format()
+    return run
+
+
+def _find_run(reference: str, root: Path, excluding: RunDirectory | None) -> RunDirectory:
     for path in (Path(reference).expanduser(), root / reference):
         if (run := RunDirectory(path if path.name not in {"", ".."} else path.resolve())).exists:  # `.` has no name
             return run
@@ -87,6 +93,7 @@ def find_checkpoint(
         run = RunDirectory(path.parents[1]) if len(path.parts) > 2 else RunDirectory(path)
         if not run.exists or path.parent != run.checkpoints:
             continue
+        run.check_format()
         number = path.name.removeprefix("step-")
         named = checkpoints.final_path(run.checkpoints, int(number)) if number.isdecimal() else path
         if named not in checkpoints.committed(run.checkpoints):
@@ -129,6 +136,7 @@ def describe_unsaved(run: RunDirectory) -> str | None:
 def find_fault(run: RunDirectory) -> str | None:
     """Return in a sentence why it cannot be read where a run stands; None where it can."""
     try:
+        run.check_format()
         run.read_status()
         run.read_job()
     except RunError as error:

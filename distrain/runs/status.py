@@ -7,6 +7,8 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, computed_field, field_validator, model_validator
 
+from distrain.runs.format import FORMAT_VERSION
+
 State = Literal["queued", "starting", "running", "stopping", "stopped", "preempted", "failed", "finished"]
 
 AttemptMark: TypeAlias = tuple[int, float | None]  # how many attempts there are, and when the newest one has ended
@@ -39,6 +41,7 @@ class Status(BaseModel):
 
     model_config = ConfigDict(ser_json_inf_nan="constants")  # a metric that is NaN is read back as NaN, not refused
 
+    format_version: int = FORMAT_VERSION  # of the run directory
     state: State = "queued"
     step: int = 0
     total_steps: int = 0

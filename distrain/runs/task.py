@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, TypeAdapter
 
 from distrain.runs.directory import RunDirectory, write_atomically
+from distrain.runs.format import find_file
 from distrain.system.files import read_whole, to_json
 
 Samples = Literal["train", "val", "given", "all"]  # given: val, or all where the data has no splits
@@ -52,11 +53,11 @@ def write_task(run: RunDirectory, task: Task) -> None:
 def read_task(run: RunDirectory) -> Task:
     """Read what a worker does here; raises `RunError` for a damaged file.
 
-    Earlier versions wrote no task for a training, and `examination.json` for an evaluation.
+    Earlier versions wrote no task for a training, and of an evaluation the request alone, under another name.
     """
-    if (task := read_whole(run.task, lambda text: _TASK.validate_python(json.loads(text)))) is not None:
-        return task
-    return read_whole(run.examination, lambda text: EvaluationRequest(**json.loads(text))) or TrainRequest()
+    path = find_file(run.task)
+    unnamed = {} if path == run.task else {"task": "evaluate"}
+    return read_whole(path, lambda text: _TASK.validate_python(unnamed | json.loads(text))) or TrainRequest()
 
 
 def saves_nothing(run: RunDirectory) -> bool:

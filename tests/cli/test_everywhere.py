@@ -14,6 +14,7 @@ from PIL import Image
 
 from distrain.cli.app import app
 from distrain.runs.directory import RunDirectory
+from distrain.runs.format import FORMAT_VERSION
 from distrain.system import locks
 from tests.cli.walker import Walked, walk
 from tests.command import QUIET, fit
@@ -281,3 +282,30 @@ def test_damaged_file_of_a_run_is_one_sentence_and_leaves_the_others_listed(plac
     assert listed.code == 0
     assert "done" in listed.out
     assert "status.json-1 cannot be read: " in listed.out
+
+
+def test_run_of_a_newer_format_is_refused_in_one_sentence_by_all_commands_that_open_it(place: Path) -> None:
+    for name in ("done", "failed", "live"):
+        path = place / "runs" / name / "status.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": FORMAT_VERSION + 1}))
+    names = [name for name in ARGUMENTS if any(word.startswith(("runs/", "--run=")) for word in ARGUMENTS[name])]
+    more = [["fit", "--set=model.weights=runs/done"], ["export", "last"], ["export", *checkpoints_of(place / "runs")]]
+    before = sorted(place.rglob("*"))
+    *others, listed, as_json = walk(
+        [*[command(name) for name in names], *more, ["runs", "list"], ["runs", "list", "--json"]], cwd=place
+    )
+    assert len(names) > 12
+    for walked in others:
+        assert walked.code == 2, walked
+        assert re.fullmatch(
+            r"distrain: (model.weights=runs/done: )?run directory \S*runs/\w+ has format version 2, and this distrain "
+            r"reads versions up to 1; update distrain, or use the one that wrote it\n",
+            walked.err,
+        ), walked
+    assert sorted(place.rglob("*")) == before
+    assert listed.out.count("cannot be read: run directory ") == 3
+    assert {row["state"] for row in json.loads(as_json.out)} == {"unreadable"}
+
+
+def checkpoints_of(runs: Path) -> list[str]:
+    return [str(path) for path in (runs / "done" / "checkpoints").glob("step-*")]

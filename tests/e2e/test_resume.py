@@ -1,7 +1,9 @@
 """A run that is killed and started again ends in the very bits of the run that nobody disturbed."""
 
+import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -9,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from distrain.config.old_names import OLD_NAMES
 from distrain.runs.directory import RunDirectory
+from distrain.runs.format import FORMAT_VERSION
 from tests.command import QUIET, command, comparable, distrain, fit, metrics, status
 
 # BatchNorm and dropout in the model, augmentation drawn a sample, accumulation, a smaller last window (1,438 = 14 x 96
@@ -88,6 +92,42 @@ def test_killed_run_ends_in_the_bits_of_the_undisturbed_run(tmp_path: Path, proc
     assert whole["step"] == TOTAL_STEPS
     steps = [record["step"] for record in metrics(tmp_path / "disturbed")]
     assert steps == sorted(set(steps))
+
+
+def make_old(run: RunDirectory) -> None:
+    """Give a run directory what it had before it had a format version: the old names of recipe keys and files."""
+    text = run.recipe.read_text(encoding="utf-8")
+    for old, new in OLD_NAMES.items():
+        new_key, old_key = new.rpartition(".")[2], old.rpartition(".")[2]
+        text, count = re.subn(rf"^  {new_key}:", f"  {old_key}:", text, flags=re.MULTILINE)
+        assert count == 1
+    run.recipe.write_text(text, encoding="utf-8")
+    state = status(run.path)
+    del state["format_version"]
+    run.status.write_text(json.dumps(state))
+    run.task.unlink()  # which only an evaluation had, as examination.json
+    (run.path / "meeting.json").write_text('{"token": "of an earlier attempt", "hosts": []}')
+
+
+def test_run_directory_of_an_earlier_version_is_resumed_to_the_same_bits(tmp_path: Path) -> None:
+    fit(*RECIPE, "--run=undisturbed", cwd=tmp_path)
+    process = start([*RECIPE, "--set=data.hold=never", "--run=old"], tmp_path)
+    kill_after_checkpoint(process, tmp_path / "old", step=14, delay_s=0)
+    run = RunDirectory(tmp_path / "old")
+    make_old(run)
+    assert "hold: never" in run.recipe.read_text()
+    for words in (["runs", "show", "old"], ["eval", "old", "--no-pictures"]):
+        done = distrain(*words, "--root=.", cwd=tmp_path)
+        assert (done.code, done.err) == (0, ""), done
+
+    resumed = distrain("resume", "old", "--root=.", cwd=tmp_path)
+    assert (resumed.code, resumed.err) == (0, ""), resumed
+    assert "resumes from checkpoint step-" in resumed.out
+    found = status(run.path)
+    assert found["weights_digest"] == status(tmp_path / "undisturbed")["weights_digest"]
+    assert found["format_version"] == FORMAT_VERSION
+    assert "cache: never" in run.recipe.read_text()
+    assert comparable(run.path) == comparable(tmp_path / "undisturbed")
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def test_run_of_an_earlier_version_has_no_task_and_is_trained(run: RunDirectory)
 
 def test_evaluation_of_an_earlier_version_is_not_taken_for_a_training(run: RunDirectory) -> None:
     request = {"run": "/runs/a", "checkpoint": "/runs/a/checkpoints/step-00000010", "split": "val"}
-    run.examination.write_text(json.dumps(request))
+    (run.path / "examination.json").write_text(json.dumps(request))
     assert read_task(run) == EvaluationRequest(**request)
 
 

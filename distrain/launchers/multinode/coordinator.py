@@ -121,7 +121,7 @@ class Coordinator:
         token = secrets.token_hex(8)
         plan = self._local.plan(profile)
         write_atomically(self._run.profile, profile.to_yaml())
-        write_atomically(self._run.meeting, json.dumps({"token": token, "hosts": [self._names[n] for n in nodes]}))
+        write_atomically(self._run.rendezvous, json.dumps({"token": token, "hosts": [self._names[n] for n in nodes]}))
         for rank, node in enumerate(nodes[1:], start=1):
             self._members[node].send(token=token, nodes=len(nodes), node_rank=rank)
         self._in_attempt, self._grown_ns = set(nodes[1:]), None

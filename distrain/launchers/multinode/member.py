@@ -11,6 +11,7 @@ from distrain.launchers.multinode.connection import PeerConnection
 from distrain.launchers.multinode.coordinator import GRACE_S, JOIN_TIMEOUT_S, LEAVE_TIMEOUT_S, POLL_S, REPORT_INTERVAL_S
 from distrain.launchers.multinode.group import LocalNode
 from distrain.launchers.plan import Plan
+from distrain.runs.format import find_file
 from distrain.system.network import split_endpoint
 from distrain.system.signals import StopRequest
 
@@ -127,7 +128,7 @@ class Member:
 
     def _token(self) -> str | None:
         try:
-            return str(json.loads(self._run.meeting.read_text(encoding="utf-8"))["token"])
+            return str(json.loads(find_file(self._run.rendezvous).read_text(encoding="utf-8"))["token"])
         except (OSError, ValueError):
             return None
 

@@ -88,6 +88,7 @@ def main() -> None:
     word, path, *rest = sys.argv[1:]
     run = RunDirectory(Path(path))
     try:
+        run.check_format()
         if word == "begin":
             print(*begin(run, os.environ))
         elif word == "exclude":
