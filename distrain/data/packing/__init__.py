@@ -1,1 +1,1 @@
-"""Packs datasets: any source of samples becomes a few large files, which `distrain.data.sources.packed` reads."""
+"""Packs datasets: writes any source of samples to a few large files, which `distrain.data.sources.packed` reads."""

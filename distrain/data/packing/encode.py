@@ -12,12 +12,12 @@ from distrain.data.sources.decoders import DecodeError, is_upright_jpeg
 from distrain.data.sources.files import decode, unreadable
 from distrain.errors import DataError
 
-_MAX_SIDE = 65_500  # of a JPEG, as libjpeg writes it
+_MAX_SIDE = 65_500  # of a JPEG, the limit of libjpeg
 
 
 @dataclass(frozen=True)
 class Stored:
-    """An image as it is stored; `is_changed` where it has other pixels than the source gives."""
+    """An image as it is stored; `is_changed` where its pixels differ from those of the source."""
 
     content: Bytes
     shape: tuple[int, int, int]  # channels, height, width
@@ -25,18 +25,18 @@ class Stored:
 
 
 class BrokenImageError(DataError):
-    """An image cannot be decoded, or not be stored as a JPEG."""
+    """An image cannot be decoded, or cannot be stored as a JPEG."""
 
 
 def broken(name: str, reason: str) -> BrokenImageError:
-    """Return the error of an image that could not be read for this reason."""
+    """Return the error for an image that could not be read for this reason."""
     return BrokenImageError(str(unreadable(name, DecodeError(reason))))
 
 
 def store_file(path: str, form: Form, *, expected_bytes: int) -> Stored:
-    """Return what a file becomes; raises `BrokenImageError` with its path where it cannot be decoded.
+    """Return the stored form of a file; raises `BrokenImageError` with its path where it cannot be decoded.
 
-    Raises `DataError` where it has another size than when it was listed.
+    Raises `DataError` where its size has changed since it was listed.
     """
     try:
         content = np.fromfile(path, dtype=np.uint8)
@@ -52,10 +52,10 @@ def store_file(path: str, form: Form, *, expected_bytes: int) -> Stored:
 
 
 def store_image(image: torch.Tensor, form: Form, *, name: str) -> Stored:
-    """Return what an image uint8 [channels, height, width] becomes; raises `DataError` for one of another kind."""
+    """Return the stored form of an image uint8 [channels, height, width]; raises `DataError` for any other tensor."""
     if image.dtype != torch.uint8 or image.ndim != 3:
         kind = f"{str(image.dtype).removeprefix('torch.')} {list(image.shape)}"
-        raise DataError(f"{name} is {kind}; a pack holds images of uint8 [channels, height, width]")
+        raise DataError(f"{name} is {kind}; a pack holds images uint8 [channels, height, width]")
     size = fitting_size(image.shape[1:], form)
     if size is not None:
         image = _resize(image, size, is_square=form.square)
@@ -67,7 +67,7 @@ def store_image(image: torch.Tensor, form: Form, *, name: str) -> Stored:
 
 
 def fitting_size(size: torch.Size, form: Form) -> int | None:
-    """Return the shorter side that an image of this height and width is resized to; None where it stays as it is."""
+    """Return the shorter side that an image of this height and width is resized to; None where it is not resized."""
     if form.size is None:
         return None
     if form.square:
@@ -76,7 +76,7 @@ def fitting_size(size: torch.Size, form: Form) -> int | None:
 
 
 def _resize(image: torch.Tensor, size: int, *, is_square: bool) -> torch.Tensor:
-    """Resize as the transform `Resize` with antialias does, and crop as `CenterCrop` does: to the same pixels."""
+    """Resize like the transform `Resize` with antialias and crop like `CenterCrop`, to the same pixels."""
     from torchvision.transforms.v2 import functional
 
     if min(image.shape[1:]) != size:
@@ -87,11 +87,11 @@ def _resize(image: torch.Tensor, size: int, *, is_square: bool) -> torch.Tensor:
 
 def _encode(image: torch.Tensor, quality: int, name: str) -> Bytes:
     if image.shape[0] not in (1, 3):
-        raise DataError(f"{name} has {image.shape[0]} channels, and a JPEG has 1 or 3; take --format pixels")
+        raise DataError(f"{name} has {image.shape[0]} channels, but a JPEG has 1 or 3; use --format pixels")
     if max(image.shape) > _MAX_SIDE:
         size = f"{image.shape[2]}x{image.shape[1]}"
         raise BrokenImageError(
-            f"image {name} has {size} pixels, and a JPEG at most {_MAX_SIDE:,} on a side; save it smaller"
+            f"image {name} has {size} pixels, but a JPEG has at most {_MAX_SIDE:,} per side; save it smaller"
         )
     pixels = image.permute(1, 2, 0).contiguous().numpy()
     stream = io.BytesIO()

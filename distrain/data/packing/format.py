@@ -1,26 +1,26 @@
-"""Defines the format of a packed dataset on disk, reads it and verifies it. It decodes no image and imports no torch.
+"""Defines the format of a packed dataset on disk, reads it and verifies it, without decoding images or importing torch.
 
-A packed dataset is a folder with a few large files instead of many small ones, so that no image needs a file opened:
+A packed dataset is a folder with a few large files instead of many small ones, so that reading an image opens no file:
 
     photos.packed/
-      pack.json             what the pack is, what it was made of and how, and the size and digest of all else in it
-      train-00000.bin       the images of a split, one after the other, without anything between them
+      pack.json             source and options of the pack, and the sizes and digests of all its other files
+      train-00000.bin       the images of a split, one after another, without gaps
       train-00001.bin
-      train.index.npy       a row an image, see `INDEX`: where it lies, and its height, width and channels
+      train.index.npy       one row per image, see `INDEX`: its place in the files, height, width and channels
       train.targets.npy     int64 [n] classes, or float32 [n, outputs] labels or values
-      train.names.npy       uint8 [bytes]: the name of each image's file below the source, each ended by a zero byte
+      train.names.npy       uint8 [bytes]: the path of each image's file below the source, each ended by a zero byte
       val-00000.bin ...     the same for the validation split, where there is one
 
-`format: jpeg` stores files as a JPEG decoder takes them; each shard is a file. `format: pixels` stores uint8 pixels,
-which are mapped into memory and never decoded: of images up to `SMALL` pixels channel by channel [channels, height,
-width], which makes gathering a batch of them six times as quick; of larger ones pixel by pixel [height, width,
-channels], as decoders give them, which makes cropping and resizing one of them up to twice as quick. Its shards follow
-each other in one file a split, so that a split whose images all have one shape (`shape`) is a single tensor.
+`format: jpeg` stores JPEG files; each shard is a file. `format: pixels` stores uint8 pixels, which are mapped into
+memory and never decoded. Images of up to `SMALL` pixels are stored as [channels, height, width], which makes gathering
+a batch six times as fast; larger ones as [height, width, channels], like decoders, which makes cropping and resizing an
+image up to twice as fast. The shards of a split share one file, so that a split whose images all have the same `shape`
+is a single tensor.
 
 All numbers are little-endian, digests are xxh3_128. `digest` of pack.json covers all its other keys. The `fingerprint`
-of a split is that of its source where each image has the very pixels that the source gives, so that a run resumes
-from either; otherwise it is a digest over all that is stored. A pack is written beside its place and renamed to it
-when it is whole (`distrain.data.packing.pack`), so a folder with pack.json is never half of one.
+of a split is that of its source where all images have exactly the pixels of the source, so that a run can resume from
+either; otherwise it is a digest over all stored data. A pack is written to a temporary folder and renamed when it is
+complete (`distrain.data.packing.pack`), so a folder with pack.json is always complete.
 """
 
 import io
@@ -49,7 +49,7 @@ INDEX = np.dtype(
     [
         ("offset", "<u8"),  # in the file of its shard, in bytes
         ("length", "<u8"),  # in bytes
-        ("source_bytes", "<u8"),  # of the file that it was made of; 0 where that is none of its own
+        ("source_bytes", "<u8"),  # of the image's source file; 0 where it has no file
         ("shard", "<u4"),
         ("height", "<u4"),  # pixels
         ("width", "<u4"),
@@ -59,8 +59,8 @@ INDEX = np.dtype(
 Format = Literal["jpeg", "pixels"]
 Bytes = NDArray[np.uint8]
 Array = Literal["index", "targets", "names"]
-_PIECE = 8 * MEBIBYTE  # bytes read at a time
-_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux's number; Python names it from 3.13 on
+_CHUNK_BYTES = 8 * MEBIBYTE  # bytes read at a time
+_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux's value; in Python since 3.13
 
 
 class _Part(BaseModel):
@@ -68,7 +68,7 @@ class _Part(BaseModel):
 
 
 class Shard(_Part):
-    """A range of a file with whole images in it: what is verified as one."""
+    """A range of a file that holds whole images and is verified as a unit."""
 
     file: str
     offset: int
@@ -85,7 +85,7 @@ class ArrayFile(_Part):
 
 
 class Skipped(_Part):
-    """A file of the source that was left out since it could not be read."""
+    """A file of the source that was skipped because it could not be read."""
 
     name: str
     source_bytes: int
@@ -93,7 +93,7 @@ class Skipped(_Part):
 
 
 class PackedSplit(_Part):
-    """One split. `num_changed` images have other pixels than the source gives: made smaller, or re-encoded."""
+    """One split. `num_changed` images have other pixels than in the source: they were resized or re-encoded."""
 
     images: int
     shape: tuple[int, int, int] | None  # channels, height, width, of every image
@@ -107,12 +107,12 @@ class PackedSplit(_Part):
 
     @property
     def bytes(self) -> int:
-        """The bytes of all images as they are stored."""
+        """The total size of the stored images in bytes."""
         return sum(shard.bytes for shard in self.shards)
 
 
 class Form(_Part):
-    """How images are stored: as the options of `distrain data pack` say."""
+    """How images are stored: the options of `distrain data pack`."""
 
     format: Format = "jpeg"
     size: int | None = None
@@ -121,11 +121,11 @@ class Form(_Part):
 
 
 class Pack(_Part):
-    """What pack.json says."""
+    """The content of pack.json."""
 
     version: Literal[1] = 1
     form: Form
-    source: str  # as data.source
+    source: str  # the value of data.source
     path: str | None  # of the source
     target: Target
     classes: tuple[str, ...]
@@ -134,7 +134,7 @@ class Pack(_Part):
 
 @dataclass(frozen=True)
 class Damage:
-    """A shard that is not what it was written as."""
+    """A shard that cannot be read, or whose content differs from what was written."""
 
     file: str
     offset: int
@@ -144,7 +144,7 @@ class Damage:
 
 def is_packed(path: str | Path | None) -> bool:
     """Whether a path is the folder of a packed dataset."""
-    return path is not None and os.path.isfile(os.path.join(path, HEADER))  # noqa: PTH113, PTH118 - for any text
+    return path is not None and os.path.isfile(os.path.join(path, HEADER))  # noqa: PTH113, PTH118 - accepts any string
 
 
 def array_name(split: Split, array: Array) -> str:
@@ -153,7 +153,7 @@ def array_name(split: Split, array: Array) -> str:
 
 
 def is_small(height: int, width: int) -> bool:
-    """Whether the pixels of an image of this size are stored channel by channel."""
+    """Whether the pixels of an image of this size are stored as [channels, height, width]."""
     return height * width <= SMALL
 
 
@@ -164,9 +164,9 @@ def header_text(pack: Pack) -> str:
 
 
 def read_pack(folder: str | Path) -> Pack:
-    """Return what a packed dataset says of itself; the sizes of all its files are compared, nothing else is read.
+    """Return the header of a packed dataset; checks the sizes of all its files, and reads nothing else.
 
-    Raises `DataError` where it is not whole, or of another version.
+    Raises `DataError` where the dataset is damaged, or has another version.
     """
     folder = Path(folder)
     pack = _read_header(folder)
@@ -182,7 +182,7 @@ def read_pack(folder: str | Path) -> Pack:
         except OSError as error:
             raise damaged(folder, f"{name} cannot be read ({error.strerror})") from None
         if found != size:
-            raise damaged(folder, f"{name} has {found:,} bytes and was written with {size:,}")
+            raise damaged(folder, f"{name} has {found:,} bytes, but {size:,} were written")
     return pack
 
 
@@ -191,27 +191,27 @@ def _read_header(folder: Path) -> Pack:
         content = json.loads((folder / HEADER).read_text(encoding="utf-8"))
         if content["version"] != 1:
             raise DataError(
-                f"packed dataset {folder} is of version {content['version']!s:.20} and this distrain reads version 1; "
+                f"packed dataset {folder} has version {content['version']!s:.20}, but this distrain reads version 1; "
                 f"pack it again"
             )
         digest = content.pop("digest")
         pack = Pack.model_validate(content)
     except OSError as error:
-        raise DataError(f"{folder} is no packed dataset: its {HEADER} cannot be read ({error.strerror})") from None
+        raise DataError(f"{folder} is not a packed dataset: its {HEADER} cannot be read ({error.strerror})") from None
     except ValidationError as error:
         what = describe(error, Pack, content, noun="it")
-        raise damaged(folder, f"{HEADER} is not what it was written as ({what})") from None
+        raise damaged(folder, f"{HEADER} is not as it was written ({what})") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         what = type(error).__name__
-        raise damaged(folder, f"{HEADER} is not what it was written as ({what})") from None
+        raise damaged(folder, f"{HEADER} is not as it was written ({what})") from None
     if digest != _digest_of(pack.model_dump(mode="python")):
-        raise damaged(folder, f"{HEADER} is not what it was written as (its digest differs)")
+        raise damaged(folder, f"{HEADER} is not as it was written (its digest differs)")
     return pack
 
 
-def damaged(folder: Path, words: str) -> DataError:
-    """Return the error of a pack that is not whole."""
-    return DataError(f"packed dataset {folder} is damaged: {words}; copy it again, or pack it again with --force")
+def damaged(folder: Path, reason: str) -> DataError:
+    """Return the error for a damaged pack."""
+    return DataError(f"packed dataset {folder} is damaged: {reason}; copy it again, or pack it again with --force")
 
 
 def _digest_of(content: dict[str, Any]) -> str:
@@ -219,10 +219,10 @@ def _digest_of(content: dict[str, Any]) -> str:
 
 
 class PackedImages:
-    """The images of one split as they are stored, mapped into memory: safe to read from any thread and after a fork.
+    """The stored images of one split, mapped into memory: safe to read from any thread and after a fork.
 
-    What is written into an array that it gives changes the copy of this process alone, never a file. Raises
-    `DataError` where an array of the split is not what it was written as.
+    Writing into a returned array changes only the memory of this process, never a file. Raises `DataError` where an
+    array of the split is not as it was written.
     """
 
     def __init__(self, folder: str | Path, pack: Pack, split: Split) -> None:
@@ -245,7 +245,7 @@ class PackedImages:
         return np.array(self._array("targets"))
 
     def content(self, index: int) -> Bytes:
-        """Return the bytes of an image as they are stored, uint8 [length], without a copy."""
+        """Return the stored bytes of an image, uint8 [length], without a copy."""
         offset, length, _, shard, *_ = self._row(index)
         content: Bytes = self._map_of_shard[shard][offset : offset + length]
         return content
@@ -259,12 +259,12 @@ class PackedImages:
         return content.reshape(height, width, channels).transpose(2, 0, 1)
 
     def _row(self, index: int) -> tuple[int, ...]:
-        """Return a row of the index; to name its fields one by one would take three times as long."""
+        """Return a row of the index; reading its fields by name would take three times as long."""
         row: tuple[int, ...] = self.index[index].item()
         return row
 
     def all_pixels(self) -> Bytes:
-        """Return the pixels of all images of a pixel pack that have one shape, uint8 [n, c, h, w], without a copy."""
+        """Return the pixels of a pixel pack whose images have the same shape, uint8 [n, c, h, w], without a copy."""
         assert self.part.shape is not None
         channels, height, width = self.part.shape
         (content,) = self._maps.values()
@@ -273,7 +273,7 @@ class PackedImages:
         return content.reshape(-1, height, width, channels).transpose(0, 3, 1, 2)
 
     def name(self, index: int) -> str:
-        """Return the name of the file that an image was made of, as a path below the source."""
+        """Return the path of an image's source file below the source."""
         ends = np.flatnonzero(self._names == 0)
         return os.fsdecode(self._names[ends[index - 1] + 1 if index else 0 : ends[index]].tobytes())
 
@@ -285,15 +285,15 @@ class PackedImages:
         file, expected = self.folder / array_name(self._split, array), self.part.arrays[array]
         content = map_file(file)
         if xxhash.xxh3_128(content.data).hexdigest() != expected.digest:
-            raise damaged(self.folder, f"{file.name} is not what it was written as")
-        stream = io.BytesIO(content[:4096].tobytes())  # the header of a .npy, which is far shorter
+            raise damaged(self.folder, f"{file.name} is not as it was written")
+        stream = io.BytesIO(content[:4096].tobytes())  # the header of a .npy file is much shorter
         np.lib.format.read_magic(stream)
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
         return content[stream.tell() :].view(dtype).reshape(shape)
 
 
 def map_file(path: Path) -> Bytes:
-    """Map a file into memory, uint8 [bytes]: copied where it is written to, and counted as memory by no one."""
+    """Map a file into memory copy-on-write, uint8 [bytes], without reserving memory."""
     try:
         with path.open("rb") as file:
             if not os.fstat(file.fileno()).st_size:
@@ -301,18 +301,18 @@ def map_file(path: Path) -> Bytes:
             flags, protection = mmap.MAP_PRIVATE | _NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
             return np.frombuffer(mmap.mmap(file.fileno(), 0, flags=flags, prot=protection), np.uint8)
     except OSError as error:
-        raise DataError(f"{path} cannot be mapped into memory ({error.strerror}); see that it may be read") from None
+        raise DataError(f"{path} cannot be mapped into memory ({error.strerror}); check its permissions") from None
 
 
 def verify_shards(folder: str | Path, pack: Pack, *, advance: Callable[[int], None]) -> list[Damage]:
-    """Compare every byte of every shard with its digest; `advance` is called with the bytes read."""
+    """Compare every byte of every shard with its digest; `advance` is called with the number of bytes read."""
     folder = Path(folder)
     found = []
     for part in pack.splits.values():
         for shard in part.shards:
             try:
                 digest = range_digest(folder / shard.file, shard.offset, shard.bytes, advance=advance).hexdigest()
-                reason = "" if digest == shard.digest else "its bytes are not those that were written"
+                reason = "" if digest == shard.digest else "its bytes differ from those that were written"
             except OSError as error:
                 reason = f"it cannot be read ({error.strerror})"
             if reason:
@@ -321,24 +321,24 @@ def verify_shards(folder: str | Path, pack: Pack, *, advance: Callable[[int], No
 
 
 def range_digest(path: Path, offset: int, length: int, *, advance: Callable[[int], None]) -> xxhash.xxh3_128:
-    """Return the digest over a range of a file, to be read or to be continued."""
+    """Return the digest over a range of a file, which can be updated further."""
     digest = xxhash.xxh3_128()
-    for piece in _pieces(path, offset, length):
-        digest.update(piece)
-        advance(len(piece))
+    for chunk in _chunks(path, offset, length):
+        digest.update(chunk)
+        advance(len(chunk))
     return digest
 
 
-def _pieces(path: Path, offset: int, length: int) -> Iterator[bytes]:
+def _chunks(path: Path, offset: int, length: int) -> Iterator[bytes]:
     with path.open("rb", buffering=0) as file:
         file.seek(offset)
-        while length > 0 and (piece := file.read(min(length, _PIECE))):
-            length -= len(piece)
-            yield piece
+        while length > 0 and (chunk := file.read(min(length, _CHUNK_BYTES))):
+            length -= len(chunk)
+            yield chunk
 
 
 def in_mebibytes(advance: Callable[[], None]) -> Callable[[int], None]:
-    """Return a function that calls `advance` for every MiB of the bytes it is called with."""
+    """Return a function that is called with numbers of bytes and calls `advance` for every MiB."""
     pending = 0
 
     def count(num_bytes: int) -> None:

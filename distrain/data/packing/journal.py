@@ -1,8 +1,8 @@
-"""Keeps a journal of a packed dataset while it is written, so that a killed process loses next to nothing.
+"""Keeps a journal of a packed dataset while it is written, so that a killed process loses very little work.
 
-Beside the place of the pack lies NAME.tmp: `pack/`, which is renamed to that place when it is whole; `rows/`, with the
-index rows of each shard; and `journal.jsonl`, a line for each part of a shard that has reached the disk. Data is on
-the disk before its line is; data without a line is written again.
+The folder NAME.tmp beside the pack has `pack/`, which is renamed to the pack when it is complete; `rows/`, with the
+index rows of each shard; and `journal.jsonl`, with a line for each part of a shard that is on disk. Data is synced
+before its line is written; data without a line is written again.
 """
 
 import errno
@@ -28,17 +28,17 @@ from distrain.runs.directory import sync
 from distrain.system import locks
 from distrain.system.filesystem import name_path
 
-LOCK = "lock"  # where the file system has no flock
-SAVED_EVERY_BYTES = 64 * 2**20  # what a kill may cost, at most
-SAVED_EVERY_S = 15.0  # and of small images, which take longer than their bytes tell
+LOCK = "lock"  # used where the file system has no flock
+SAVED_EVERY_BYTES = 64 * 2**20  # at most this much is lost in a kill
+SAVED_EVERY_S = 15.0  # the same in time, for small images, which are slow for their bytes
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Begun(_Part):
-    """What the whole pack is made by: a pack made by anything else cannot be resumed."""
+class PackSettings(_Part):
+    """The settings of a pack, which cannot be resumed with other ones."""
 
     form: Form
     shard_bytes: int
@@ -46,15 +46,15 @@ class Begun(_Part):
     path: str | None
 
 
-class Bad(_Part):
-    """A sample of the source that was left out: its number, and why."""
+class SkippedSample(_Part):
+    """A sample of the source that was skipped: its index, and why."""
 
     index: int
     reason: str
 
 
 class Record(_Part):
-    """A shard as far as it is on the disk: the samples from `first` on, `count` of them with those left out."""
+    """The part of a shard that is on disk: `count` samples from `first` on, including skipped ones."""
 
     split: Split
     number: int
@@ -65,9 +65,9 @@ class Record(_Part):
     rows_digest: str
     first: int
     count: int
-    mark: str  # of these samples in the source
+    mark: str  # a digest of these samples in the source
     num_changed: int
-    skipped: tuple[Bad, ...]
+    skipped: tuple[SkippedSample, ...]
     is_closed: bool
 
     @property
@@ -77,7 +77,7 @@ class Record(_Part):
 
 
 class Samples(Protocol):
-    """The samples of a split, as far as a journal must know them."""
+    """The samples of a split, as a journal sees them."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -89,11 +89,11 @@ class Samples(Protocol):
 
 
 class Journal:
-    """The journal of one pack, held by this process alone."""
+    """The journal of one pack, locked by this process."""
 
-    def __init__(self, folder: Path, begun: Begun, records: dict[tuple[Split, int], Record]) -> None:
+    def __init__(self, folder: Path, settings: PackSettings, records: dict[tuple[Split, int], Record]) -> None:
         self.folder = folder
-        self.begun = begun
+        self.settings = settings
         self.data = folder / "pack"
         self._records = records
         for below in (self.data, folder / "rows"):
@@ -113,7 +113,7 @@ class Journal:
         return self.folder / "rows" / f"{split}-{number:05d}"
 
     def add(self, record: Record) -> None:
-        """Write down how far a shard is, for good."""
+        """Write the record of a shard, and sync it to disk."""
         self._records[record.split, record.number] = record
         descriptor = os.open(self.folder / "journal.jsonl", os.O_WRONLY | os.O_APPEND)
         try:
@@ -123,9 +123,9 @@ class Journal:
             os.close(descriptor)
 
     def keep(self, kept: dict[Split, list[Record]]) -> None:
-        """Forget all but these records, and delete what they do not name."""
+        """Keep only these records, and delete all files that do not belong to them."""
         self._records = {(record.split, record.number): record for found in kept.values() for record in found}
-        lines = map(_line, (self.begun, *self._records.values()))
+        lines = map(_line, (self.settings, *self._records.values()))
         write_synced(self.folder / "journal.jsonl", b"".join(lines))
         files = {record.file for record in self._records.values()}
         rows = {self.rows_path(*key).name for key in self._records}
@@ -134,7 +134,7 @@ class Journal:
                 path.unlink()
 
     def check(self, split: Split, samples: Samples, *, skips: bool, advance: Callable[[int], None]) -> Iterator[Record]:
-        """Yield the records of a split that still hold: of samples that have not changed, in files that have not."""
+        """Yield the valid records of a split: neither their samples nor their files have changed."""
         first = 0
         for number, record in enumerate(self.of_split(split)):
             last = record.first + record.count
@@ -156,28 +156,28 @@ class Journal:
 
 
 @contextmanager
-def open_journal(folder: Path, begun: Begun, *, starts_over: bool) -> Iterator[Journal]:
-    """Begin a pack in `folder`, or resume one; raises `DataError` where that is another one, or being written."""
+def open_journal(folder: Path, settings: PackSettings, *, starts_over: bool) -> Iterator[Journal]:
+    """Start a pack in `folder`, or resume one; raises `DataError` where its settings differ or it is being written."""
     is_new = not folder.exists()
     folder.mkdir(exist_ok=True)
-    with _held(folder):
+    with _locked(folder):
         content = [path for path in folder.iterdir() if not path.name.startswith(f"{LOCK}.")]
         if not is_new and content and not (folder / "journal.jsonl").exists():
-            raise DataError(f"{folder} is in the way, and no unfinished pack; move it away")
+            raise DataError(f"{folder} exists and is not an unfinished pack; move it away")
         if starts_over:
             for path in content:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         if not (folder / "journal.jsonl").exists():
-            write_synced(folder / "journal.jsonl", _line(begun))
-        yield Journal(folder, *_read(folder, begun))
+            write_synced(folder / "journal.jsonl", _line(settings))
+        yield Journal(folder, *_read(folder, settings))
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Hold the folder; raises `DataError` where another process does."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock the folder; raises `DataError` where another process has locked it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with ExitStack() as held:
+        with ExitStack() as locks_held:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -185,42 +185,42 @@ def _held(folder: Path) -> Iterator[None]:
                     raise name_path(error, folder) from None
                 if error.errno == errno.EWOULDBLOCK:
                     raise locks.HeldError from None
-                held.enter_context(locks.hold_by_files(folder / LOCK))
+                locks_held.enter_context(locks.hold_by_files(folder / LOCK))
             yield
     except locks.HeldError:
-        raise DataError(f"another process packs into {folder} right now; wait for it, or stop it") from None
+        raise DataError(f"another process is packing into {folder}; wait for it, or stop it") from None
     finally:
         os.close(descriptor)
 
 
-def _read(folder: Path, begun: Begun) -> tuple[Begun, dict[tuple[Split, int], Record]]:
-    lines = (folder / "journal.jsonl").read_bytes().split(b"\n")[:-1]  # a last line without its end was cut short
+def _read(folder: Path, settings: PackSettings) -> tuple[PackSettings, dict[tuple[Split, int], Record]]:
+    lines = (folder / "journal.jsonl").read_bytes().split(b"\n")[:-1]  # a last line without a newline is incomplete
     try:
-        found = Begun.model_validate(json.loads(lines[0]))
+        found = PackSettings.model_validate(json.loads(lines[0]))
         records = [Record.model_validate(json.loads(line)) for line in lines[1:]]
-    except (ValueError, IndexError):  # of JSON, and of pydantic
-        raise DataError(f"{folder}/journal.jsonl cannot be read; begin again with --force") from None
-    now, then = _told(begun), _told(found)
+    except (ValueError, IndexError):  # invalid JSON, or refused by pydantic
+        raise DataError(f"{folder}/journal.jsonl cannot be read; start again with --force") from None
+    now, then = _by_key(settings), _by_key(found)
     if key := next((key for key in now if now[key] != then[key]), None):
         raise DataError(
-            f"{folder} was begun with {key}={then[key]}, and now it is {key}={now[key]}; go on as it was begun, or "
-            f"begin again with --force"
+            f"{folder} was started with {key}={then[key]}, but now it is {key}={now[key]}; use the same options, or "
+            f"start again with --force"
         )
     return found, {(record.split, record.number): record for record in records}
 
 
 def _line(part: _Part) -> bytes:
-    """Return a line of the journal; not by pydantic's own JSON, which takes no names that are not UTF-8."""
+    """Return a line of the journal; not with pydantic's JSON, which does not accept names that are not UTF-8."""
     return f"{json.dumps(part.model_dump())}\n".encode()
 
 
-def _told(begun: Begun) -> dict[str, object]:
-    content = begun.model_dump(exclude={"shard_bytes"})  # an estimate, of which the first one holds
+def _by_key(settings: PackSettings) -> dict[str, object]:
+    content = settings.model_dump(exclude={"shard_bytes"})  # an estimate: the first one is used
     return {**content.pop("form"), **content}
 
 
-class Draft:
-    """The shard that is being written, from the record of it where it is resumed."""
+class ShardWriter:
+    """Writes a shard, and resumes it where it has a record."""
 
     def __init__(
         self, journal: Journal, samples: Samples, *, split: Split, number: int, file: str, offset: int, first: int
@@ -230,7 +230,7 @@ class Draft:
         self.number, self.offset = number, offset
         self.bytes = self.count = self._num_changed = self._unsaved = 0
         self._saved_at = time.monotonic()
-        self._skipped: list[Bad] = []
+        self._skipped: list[SkippedSample] = []
         self._rows = bytearray()
         self._digest = xxhash.xxh3_128()
         if (record := next((r for r in journal.of_split(split) if r.number == number), None)) is not None:
@@ -257,13 +257,13 @@ class Draft:
         if self._unsaved >= SAVED_EVERY_BYTES or time.monotonic() - self._saved_at > SAVED_EVERY_S:
             self.save()
 
-    def skip(self, bad: Bad) -> None:
-        """Leave out the next sample."""
+    def skip(self, bad: SkippedSample) -> None:
+        """Skip the next sample."""
         self._skipped.append(bad)
         self.count += 1
 
     def save(self, *, is_closed: bool = False) -> None:
-        """Bring what there is to the disk, and write it down."""
+        """Sync the shard to disk, and write its record."""
         os.fsync(self._descriptor)
         write_synced(self._journal.rows_path(self._split, self.number), bytes(self._rows))
         self._unsaved, self._saved_at = 0, time.monotonic()
@@ -286,30 +286,30 @@ class Draft:
         )
 
     def close(self) -> None:
-        """Let go of the file; what was not saved is written again another time."""
+        """Close the file; unsaved images are written again after a resume."""
         os.close(self._descriptor)
 
 
 def write_all(descriptor: int, content: bytes | memoryview) -> None:
-    """Write all bytes; the system may take fewer at a time."""
+    """Write all bytes; a system call may write fewer at a time."""
     view = memoryview(content).cast("B")
     while len(view):
         view = view[os.write(descriptor, view) :]
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write a file so that a kill leaves the old one or the new one, and that it is on the disk."""
-    draft = path.with_name(f"{path.name}.draft")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    """Replace a file atomically, and sync it to disk."""
+    temporary = path.with_name(f"{path.name}.draft")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
         write_all(descriptor, content)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    draft.replace(path)
+    temporary.replace(path)
     sync(path.parent)
 
 
 def is_full(error: OSError) -> bool:
-    """Whether an error says that no more can be written to a disk."""
+    """Whether an error says that a disk is full."""
     return error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -1,4 +1,4 @@
-"""Makes a folder of photographs of every kind, and packs of it."""
+"""Makes folders of noise images, and packs them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ def opened(path: Path, **fields: Any) -> dict[str, Source]:
 
 
 def pack(folder: Path | None, out: Path, *, skips: bool = False, starts_over: bool = False, **fields: Any) -> Outcome:
-    """Pack in this process; what is no field of the form is one of the data."""
+    """Pack in this process; `fields` that do not belong to the form belong to the data."""
     form = {key: fields.pop(key) for key in ("format", "size", "square", "quality") if key in fields}
     return pack_dataset(
         data(folder, **fields), out, Form(**form), jobs=2, skips=skips, starts_over=starts_over, progress=no_progress
@@ -39,12 +39,12 @@ def no_progress(words: str, total: int, *, unit: str) -> Iterator[Callable[[], N
 
 
 def noise(seed: int, *, height: int = 72, width: int = 96) -> Image.Image:
-    """A picture that no other is like, and that a JPEG does not shrink much."""
+    """A unique image that JPEG does not compress much."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def make_folder(root: Path, *, train: int = 6, val: int = 2) -> Path:
-    """Write JPEGs of noise, of sizes that all differ, in two classes a split, one with a name that is not ASCII."""
+    """Write JPEGs of noise, all of different sizes, in two classes per split, one with a name that is not ASCII."""
     for split, count in (("train", train), ("val", val)):
         for number in range(count):
             below = root / split / ("käfer" if number % 2 else "ants")

@@ -1,4 +1,4 @@
-"""A pack that is not what it was written as is told in one sentence, without torch."""
+"""A damaged pack is reported in one sentence, without torch."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ def packed(tmp_path: Path) -> Path:
 def test_flipped_bit_of_any_array_or_of_the_header_is_one_sentence(packed: Path, name: str) -> None:
     for place in (0, (packed / name).stat().st_size // 2, (packed / name).stat().st_size - 2):
         flip(packed / name, place)
-        with pytest.raises(DataError, match=f"packed is damaged: {name} is not what it was written as") as caught:
+        with pytest.raises(DataError, match=f"packed is damaged: {name} is not as it was written") as caught:
             opened(packed)
         assert "\n" not in str(caught.value)
         flip(packed / name, place)
@@ -42,14 +42,14 @@ def test_file_that_is_cut_short_or_gone_is_one_sentence(packed: Path, name: str)
         opened(packed, source="packed")
 
 
-def test_pack_of_another_version_is_told(packed: Path) -> None:
+def test_pack_of_another_version_is_one_sentence(packed: Path) -> None:
     header = json.loads((packed / "pack.json").read_text())
     (packed / "pack.json").write_text(json.dumps({**header, "version": 2}))
-    with pytest.raises(DataError, match="is of version 2 and this distrain reads version 1"):
+    with pytest.raises(DataError, match="has version 2, but this distrain reads version 1"):
         opened(packed)
 
 
-def test_damaged_shard_is_named_by_check_and_verify(packed: Path, tmp_path: Path) -> None:
+def test_check_and_verify_name_a_damaged_shard(packed: Path, tmp_path: Path) -> None:
     assert verify_shards(packed, read_pack(packed), advance=lambda _: None) == []
     flip(packed / "val-00000.bin", 5000)
     assert [damage.file for damage in verify_shards(packed, read_pack(packed), advance=lambda _: None)] == [

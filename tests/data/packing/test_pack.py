@@ -1,4 +1,4 @@
-"""A pack that is stopped in any way goes on where it was, and ends in the very bytes of an undisturbed one."""
+"""A pack that is stopped in any way resumes, and has the same bytes as an uninterrupted one."""
 
 import multiprocessing
 import os
@@ -27,7 +27,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("form", ["jpeg", "pixels"])
-def test_killed_pack_goes_on_and_is_the_same_to_the_byte(
+def test_killed_pack_resumes_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_shards: None, form: str
 ) -> None:
     folder = make_folder(tmp_path / "photos", train=12)
@@ -35,7 +35,7 @@ def test_killed_pack_goes_on_and_is_the_same_to_the_byte(
     with monkeypatch.context() as patch:
         patch.setattr(journal, "SAVED_EVERY_BYTES", 1)
         patch.setattr(source_files, "store_file", slowly)
-        patch.setattr(source_files, "IMAGES_A_TASK", 1)  # so that they come one by one
+        patch.setattr(source_files, "IMAGES_PER_TASK", 1)  # so that they come one by one
         process = multiprocessing.get_context("fork").Process(target=pack, args=(folder, out), kwargs={"format": form})
         process.start()
     wait_until(lambda: written.exists() and written.read_bytes().count(b"\n") >= 7, "packing", every_s=0.005)
@@ -58,8 +58,8 @@ def slowly(path: str, form: Form, *, expected_bytes: int) -> Stored:
 
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, folder: Path, out: Path, count: int) -> None:
-    """Pack so many training images, and stop as by Ctrl-C."""
-    add, added = journal.Draft.add, 0
+    """Pack `count` training images, and stop as if by Ctrl-C."""
+    add, added = journal.ShardWriter.add, 0
 
     def stop(*arguments: object, **more: object) -> None:
         nonlocal added
@@ -69,7 +69,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, folder: Path, out: Path, co
         add(*arguments, **more)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(journal.Draft, "add", stop)
+        patch.setattr(journal.ShardWriter, "add", stop)
         pack(folder, out)
 
 
@@ -81,7 +81,7 @@ def flip(path: Path, place: int = 10) -> None:
         file.write(bytes([byte[0] ^ 1]))
 
 
-def test_what_is_damaged_or_changed_since_is_packed_again_and_no_more(
+def test_only_damaged_and_changed_parts_are_packed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_shards: None
 ) -> None:
     folder, out, below = make_folder(tmp_path / "photos"), tmp_path / "packed", tmp_path / "packed.tmp"
@@ -111,7 +111,7 @@ def test_what_is_damaged_or_changed_since_is_packed_again_and_no_more(
 
 def test_broken_image_is_one_sentence_and_nothing_is_lost(tmp_path: Path) -> None:
     folder, out = make_folder(tmp_path / "photos"), tmp_path / "packed"
-    broken = folder / "train" / "käfer" / os.fsdecode(b"3 \xff.jpg")  # no UTF-8, as old archives have them
+    broken = folder / "train" / "käfer" / os.fsdecode(b"3 \xff.jpg")  # not UTF-8, as in old archives
     (folder / "train" / "käfer" / "3 画.jpg").rename(broken)
     whole = broken.read_bytes()
     broken.write_bytes(b"no image")
@@ -135,7 +135,7 @@ def test_broken_image_is_one_sentence_and_nothing_is_lost(tmp_path: Path) -> Non
 
 
 class Deadly:
-    """A dataset with a sample that kills the process that reads it."""
+    """A dataset with a sample that crashes the process that reads it."""
 
     classes = ("a", "b")
     targets = tuple(index % 2 for index in range(12))
@@ -153,7 +153,7 @@ def deadly(*, split: str, path: str | None) -> Deadly | None:
     return Deadly()
 
 
-def test_sample_that_kills_its_reader_is_broken_as_any_other(tmp_path: Path) -> None:
+def test_sample_that_crashes_its_reader_is_handled_like_any_broken_one(tmp_path: Path) -> None:
     out, source = tmp_path / "packed", f"{__name__}:deadly"
     words = rf"^image sample 7 of {source} cannot be read \(reading it crashed the process: it was killed by SIGKILL\)"
     with pytest.raises(DataError, match=words):
@@ -164,7 +164,7 @@ def test_sample_that_kills_its_reader_is_broken_as_any_other(tmp_path: Path) -> 
     assert not [child for child in multiprocessing.active_children() if child.name == "distrain-reader"]
 
 
-def test_image_that_is_a_dangling_link_is_skipped_as_any_other(tmp_path: Path) -> None:
+def test_image_that_is_a_dangling_link_is_skipped_like_any_broken_one(tmp_path: Path) -> None:
     folder, out = make_folder(tmp_path / "photos"), tmp_path / "packed"
     link = Path(opened(folder)["train"].describe(0))
     link.unlink()
@@ -179,7 +179,7 @@ def test_image_that_is_a_dangling_link_is_skipped_as_any_other(tmp_path: Path) -
     assert pack(folder, out, skips=True).was_complete
 
 
-def test_row_of_a_manifest_without_its_image_is_skipped_as_any_other(tmp_path: Path) -> None:
+def test_row_of_a_manifest_without_its_image_is_skipped_like_any_broken_one(tmp_path: Path) -> None:
     folder, out = make_folder(tmp_path / "photos"), tmp_path / "packed"
     names = [Path(opened(folder)["train"].describe(index)).relative_to(folder) for index in range(3)]
     table = folder / "all.csv"
@@ -191,7 +191,7 @@ def test_row_of_a_manifest_without_its_image_is_skipped_as_any_other(tmp_path: P
     assert [skipped.name for skipped in outcome.pack.splits["train"].skipped] == ["none.jpg"]
 
 
-def test_what_is_skipped_unseen_is_not_packed_and_is_said(tmp_path: Path) -> None:
+def test_skipped_files_are_not_packed_but_reported(tmp_path: Path) -> None:
     folder, out = make_folder(tmp_path / "photos"), tmp_path / "packed"
     names = [
         opened(folder)[split].describe(index) for split, count in (("train", 6), ("val", 2)) for index in range(count)
@@ -223,7 +223,7 @@ def test_skipped_images_are_tried_again_without_the_option(tmp_path: Path, monke
         pack(folder, out)
 
 
-def test_finished_pack_says_what_has_changed_and_is_replaced_by_force_alone(tmp_path: Path) -> None:
+def test_finished_pack_reports_changes_and_is_replaced_only_by_force(tmp_path: Path) -> None:
     folder, out = make_folder(tmp_path / "photos"), tmp_path / "packed"
     pack(folder, out)
     before = content(out)
@@ -232,31 +232,31 @@ def test_finished_pack_says_what_has_changed_and_is_replaced_by_force_alone(tmp_
     Path(opened(folder)["val"].describe(0)).unlink()
     with pytest.raises(DataError, match=r"complete, but .*train has 1 added; val has 1 removed; --force"):
         pack(folder, out)
-    with pytest.raises(DataError, match="size is None in it and 50 was asked"):
+    with pytest.raises(DataError, match="size is None in it, but 50 was requested"):
         pack(folder, out, size=50)
     assert content(out) == before
     assert pack(folder, out, starts_over=True).num_packed == 8
     assert len(opened(out)["train"]) == 7
 
 
-def test_other_options_do_not_go_on_with_what_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unfinished_pack_is_not_resumed_with_other_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, out = make_folder(tmp_path / "photos"), tmp_path / "packed"
     interrupt_after(monkeypatch, folder, out, 3)
-    with pytest.raises(DataError, match=r"was begun with size=None, and now it is size=64; .* --force"):
+    with pytest.raises(DataError, match=r"was started with size=None, but now it is size=64; .* --force"):
         pack(folder, out, size=64)
     assert pack(folder, out, size=64, starts_over=True).num_packed == 8
 
 
-def test_place_that_is_taken_or_within_the_data_is_refused(tmp_path: Path) -> None:
+def test_output_folder_that_is_used_or_inside_the_data_is_refused(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "photos")
     pack(folder, tmp_path / "packed")
     (tmp_path / "mine.tmp").mkdir()
     (tmp_path / "mine.tmp" / "file").touch()
     for out, source, words in (
-        (folder, folder, "would lie in the data"),
-        (folder / "train" / "packed", folder, "would lie in the data"),
-        (tmp_path, folder, "is there and no packed dataset"),
-        (tmp_path / "mine", folder, "is in the way, and no unfinished pack"),
+        (folder, folder, "would be inside the data"),
+        (folder / "train" / "packed", folder, "would be inside the data"),
+        (tmp_path, folder, "exists and is not a packed dataset"),
+        (tmp_path / "mine", folder, "exists and is not an unfinished pack"),
         (tmp_path / "again", tmp_path / "packed", "is packed already"),
     ):
         with pytest.raises(DataError, match=words):
@@ -268,10 +268,10 @@ def test_disk_that_is_too_small_or_full_is_one_sentence(tmp_path: Path, monkeypa
     folder = make_folder(tmp_path / "photos", train=40)
     with small_disk(tmp_path / "disk", mebibytes=4) as disk:
         filler = fill(disk, leave_bytes=300_000)
-        with pytest.raises(DataError, match=r"needs about 0\.4 MiB more, and the disk of .* has 0\.3 MiB left"):
+        with pytest.raises(DataError, match=r"needs about 0\.4 MiB more, but the disk of .* has 0\.3 MiB left"):
             pack(folder, disk / "packed")
         monkeypatch.setattr(dataset, "_check_space", lambda *_: None)  # another program fills it meanwhile
-        with pytest.raises(DataError, match="is full; free some room and run the same command again"):
+        with pytest.raises(DataError, match="is full; free some space and run the same command again"):
             pack(folder, disk / "packed")
         filler.unlink()
         pack(folder, disk / "packed")
