@@ -1,4 +1,4 @@
-"""Runs the meeting of several machines on the side of the coordinator, which alone writes the run directory."""
+"""Runs the rendezvous of several nodes on the side of the coordinator, which alone writes the run directory."""
 
 import json
 import secrets

@@ -1,4 +1,4 @@
-"""Runs the meeting of several machines on the side of the members, which follow the coordinator."""
+"""Runs the rendezvous of several nodes on the side of the members, which follow the coordinator."""
 
 import json
 import socket
