@@ -85,7 +85,7 @@ def session_on_gpu(recipe: Recipe, folder: Path) -> Session:
 def take_steps(session: Session, *, num_steps: int) -> list[str]:
     """Train and return for what the host waited in the last step."""
     waits = Waits()
-    steps = session.order.micro_batches(range(num_steps))
+    steps = session.sampler.micro_batches(range(num_steps))
     batches = read_batches(session.train_reader, steps, num_workers=0, device=GPU, loader=session.recipe.data.loader)
     trainer.run_steps(session, batches, 0, num_steps - 1)
     with waits:

@@ -39,7 +39,7 @@ class MemoryWatch:
             value for state in session.optimizer.state.values() for value in state.values() if torch.is_tensor(value)
         ]
         # Gradients are dropped between steps, so that they are part of what a step takes; exact mode keeps them.
-        dropped = 0 if isinstance(session.parallel, Exact) else gradients
+        dropped = 0 if isinstance(session.strategy, Exact) else gradients
         peak = torch.cuda.max_memory_allocated(self._device) if self._is_cuda else resident_bytes("VmHWM")
         taken = torch.tensor([max(0, peak - self._before - dropped), peak])
         table = torch.zeros(world.size, 2, dtype=torch.int64)

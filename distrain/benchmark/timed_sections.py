@@ -84,7 +84,7 @@ class TimedSteps:
         """Go until kernels are chosen and the batches that loader processes made ahead are used up; seconds a step."""
         session = self._session
         ahead = BATCHES_AHEAD * session.recipe.data.num_workers
-        options = MIN_WARM_UP + -(-ahead // session.order.batching.accumulation)
+        options = MIN_WARM_UP + -(-ahead // session.sampler.batching.accumulation)
         started, taken = time.perf_counter(), [self.go(1)]
         while len(taken) < options:
             taken.append(self.go(1))
@@ -121,10 +121,10 @@ def cut(num_steps: int) -> list[int]:
 def loader_rate(session: Session, request: BenchmarkRequest, first_step: int) -> float:
     """Return the images a second of all ranks' loaders when nothing else is done, from `first_step` on."""
     world, workers = session.world, session.recipe.data.num_workers
-    pieces = session.order.micro_batches(itertools.count(first_step))
+    pieces = session.sampler.micro_batches(itertools.count(first_step))
     unused = max(1, workers)  # the first of each process also pays for its start
     least = max(3, 2 * workers)  # they come in bursts
-    most = math.inf if request.steps is None else max(least, request.steps * session.order.batching.accumulation)
+    most = math.inf if request.steps is None else max(least, request.steps * session.sampler.batching.accumulation)
     loader = session.recipe.data.loader
     reading = read_batches(session.train_reader, pieces, num_workers=workers, device=world.device, loader=loader)
     with closing(reading) as batches:
@@ -148,7 +148,7 @@ def loader_rate(session: Session, request: BenchmarkRequest, first_step: int) ->
 def compute_step_s(session: Session, num_steps: int) -> float:
     """Return the median seconds of a full step on the same batch again and again."""
     step = 0  # of an epoch's windows only the last one may be smaller
-    own = session.order.micro_batches([step])
+    own = session.sampler.micro_batches([step])
     kept = read_batches(session.train_reader, own, num_workers=0, device=session.world.device)
     batches = itertools.cycle(list(kept))
     seconds: list[float] = []
@@ -175,13 +175,13 @@ class _NoReduction:
 
     def __init__(self, session: Session) -> None:
         self.module = session.model
-        self._drop = session.parallel.zero_grad
+        self._drop = session.strategy.zero_grad
 
     def begin_step(self, global_batch: GlobalBatch, step: int) -> nn.Module:  # noqa: ARG002 - the protocol's signature
         """Return the network itself, whose backward pass reduces nothing."""
         return self.module
 
-    def micro_batch(self, global_batch: GlobalBatch, piece: int) -> AbstractContextManager[None]:  # noqa: ARG002
+    def micro_batch(self, global_batch: GlobalBatch, index: int) -> AbstractContextManager[None]:  # noqa: ARG002
         """Return an empty context."""
         return nullcontext()
 
@@ -201,9 +201,9 @@ def lone_step_s(session: Session, num_steps: int) -> float | None:
 
     The ranks' weights are different after it.
     """
-    if session.world.size == 1 or not isinstance(session.parallel, Ddp | Exact | FlatAllReduce):
+    if session.world.size == 1 or not isinstance(session.strategy, Ddp | Exact | FlatAllReduce):
         return None
-    return compute_step_s(dataclasses.replace(session, parallel=_NoReduction(session)), num_steps)
+    return compute_step_s(dataclasses.replace(session, strategy=_NoReduction(session)), num_steps)
 
 
 def communication(session: Session) -> Communication | None:

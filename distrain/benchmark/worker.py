@@ -55,20 +55,20 @@ def measure(
 
 
 def _check_every_rank_has_work(session: Session) -> None:
-    if session.order.global_batch(0).num_micro_batches < session.world.size:
+    if session.sampler.global_batch(0).num_micro_batches < session.world.size:
         raise DataError(
-            f"the {session.order.num_samples} training samples do not give each of {session.world.size} processes a "
+            f"the {session.sampler.num_samples} training samples do not give each of {session.world.size} processes a "
             f"micro-batch of a step, so there is nothing to measure; measure fewer processes, or use a smaller "
             f"data.batch_size"
         )
 
 
 def _measure(session: Session, request: BenchmarkRequest) -> BenchmarkResult:
-    world, batching = session.world, session.order.batching
+    world, batching = session.world, session.sampler.batching
     _tell(session, "first steps")
     reading = read_batches(
         session.train_reader,
-        session.order.micro_batches(itertools.count()),
+        session.sampler.micro_batches(itertools.count()),
         num_workers=session.recipe.data.num_workers,
         loader=session.recipe.data.loader,
         device=world.device,
@@ -103,7 +103,7 @@ def _measure(session: Session, request: BenchmarkRequest) -> BenchmarkResult:
         accumulation=batching.accumulation,
         num_train_samples=len(session.train_reader.source),
         num_val_samples=len(session.val_reader.source),
-        steps_per_epoch=session.order.steps_per_epoch,
+        steps_per_epoch=session.sampler.steps_per_epoch,
         began=began,
         step_s=spread(seconds if len(seconds) > 1 else seconds * 2, steps=num_steps // len(seconds)),
         images_per_s=sorted(rates)[len(rates) // 2],
@@ -144,7 +144,7 @@ def _measure_around(
 
 def _find_largest_micro_batch(session: Session, largest: int, figures: BenchmarkResult) -> None:
     world = session.world
-    if isinstance(session.parallel, Fsdp) or world.num_devices > 1:
+    if isinstance(session.strategy, Fsdp) or world.num_devices > 1:
         figures.notes.append(
             "the largest micro-batch is not known: it is tried on one device, not as parallel.strategy=fsdp or dp"
         )
@@ -152,7 +152,7 @@ def _find_largest_micro_batch(session: Session, largest: int, figures: Benchmark
     if session.unwrapped_copy is None:
         figures.notes.append("the largest micro-batch is not known: the network cannot be copied, as trying it needs")
         return
-    pieces = session.order.micro_batches([0])
+    pieces = session.sampler.micro_batches([0])
     images, targets = next(iter(read_batches(session.train_reader, pieces, num_workers=0, device=torch.device("cpu"))))
     network = session.unwrapped_copy
     for copied, own in zip(network.parameters(), session.model.parameters(), strict=True):

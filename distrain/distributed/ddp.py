@@ -41,9 +41,9 @@ class Ddp:
         self._statistics.begin()
         return self.module if self._is_uneven(global_batch) else self._replica
 
-    def micro_batch(self, global_batch: GlobalBatch, piece: int) -> AbstractContextManager[None]:
+    def micro_batch(self, global_batch: GlobalBatch, index: int) -> AbstractContextManager[None]:
         """Hold the reduction back in all but the last micro-batch."""
-        return _NO_CONTEXT if piece == global_batch.local[-1] else self._replica.no_sync()
+        return _NO_CONTEXT if index == global_batch.local[-1] else self._replica.no_sync()
 
     def finish_step(self, global_batch: GlobalBatch, step: int) -> None:
         """Average what the backward passes have not: statistics, and the gradients of an uneven global batch.

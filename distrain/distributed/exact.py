@@ -76,23 +76,23 @@ class Exact:
         return self.module
 
     @contextmanager
-    def micro_batch(self, global_batch: GlobalBatch, piece: int) -> Iterator[None]:
+    def micro_batch(self, global_batch: GlobalBatch, index: int) -> Iterator[None]:
         """Sum one micro-batch into the tree; the last one hands over each bucket as soon as it is whole."""
-        if piece % 2 == 1 and self._fresh == (0, piece - 1):
-            node = (1, piece // 2)  # both siblings are here: autograd adds this one to the other
+        if index % 2 == 1 and self._fresh == (0, index - 1):
+            node = (1, index // 2)  # both siblings are here: autograd adds this one to the other
         else:
             self._put_aside()
             self._flat.zero_()
-            node = (0, piece)
-        self._rewind(is_first=piece == global_batch.local[0])
+            node = (0, index)
+        self._rewind(is_first=index == global_batch.local[0])
         self._fresh = node
-        if piece == global_batch.local[-1]:
+        if index == global_batch.local[-1]:
             self._lacking = [len(bucket.parameters) for bucket in self._buckets]
             self._lacking[-1] += 1  # the statistics
         yield
         if self._statistics.values is not None:
             self._changes.add_(self._statistics.values - self._starts[0])  # one addition a node, as in the tree
-        if piece == 0 and global_batch.local[-1] != 0:
+        if index == 0 and global_batch.local[-1] != 0:
             self._first_others = [buffer.clone() for buffer in self._statistics.others]
             self._first_extra = self._extra.read()
 

@@ -46,7 +46,7 @@ class FlatAllReduce:
         self._statistics.begin()
         return self.module
 
-    def micro_batch(self, global_batch: GlobalBatch, piece: int) -> AbstractContextManager[None]:  # noqa: ARG002
+    def micro_batch(self, global_batch: GlobalBatch, index: int) -> AbstractContextManager[None]:  # noqa: ARG002
         """Return an empty context: gradients add up by themselves."""
         return _NO_CONTEXT
 

@@ -69,9 +69,9 @@ class Fsdp:
         return self.module
 
     @contextmanager
-    def micro_batch(self, global_batch: GlobalBatch, piece: int) -> Iterator[None]:
+    def micro_batch(self, global_batch: GlobalBatch, index: int) -> Iterator[None]:
         """Reduce gradients in the last pass only."""
-        self._sharded.set_requires_gradient_sync(piece - global_batch.local[0] == self._num_passes - 1)
+        self._sharded.set_requires_gradient_sync(index - global_batch.local[0] == self._num_passes - 1)
         yield
 
     def finish_step(self, global_batch: GlobalBatch, step: int) -> None:  # noqa: ARG002

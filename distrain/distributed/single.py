@@ -33,7 +33,7 @@ class SingleProcess:
         """Return what to call."""
         return self._replica
 
-    def micro_batch(self, global_batch: GlobalBatch, piece: int) -> AbstractContextManager[None]:  # noqa: ARG002
+    def micro_batch(self, global_batch: GlobalBatch, index: int) -> AbstractContextManager[None]:  # noqa: ARG002
         """Return an empty context: gradients add up by themselves."""
         return _NO_CONTEXT
 

@@ -24,8 +24,8 @@ class Strategy(Protocol):
         """Prepare a step, counted from 0 over the whole run, and return what to call in it."""
         ...
 
-    def micro_batch(self, global_batch: GlobalBatch, piece: int) -> AbstractContextManager[None]:
-        """Return the context of the forward and backward pass of the micro-batch with index `piece`."""
+    def micro_batch(self, global_batch: GlobalBatch, index: int) -> AbstractContextManager[None]:
+        """Return the context of the forward and backward pass of the micro-batch with index `index`."""
         ...
 
     def finish_step(self, global_batch: GlobalBatch, step: int) -> None:

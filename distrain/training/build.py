@@ -32,7 +32,7 @@ from distrain.training.optim.weight_averaging import EmaWeights, LookaheadWeight
 from distrain.training.profiler import Profiler
 from distrain.training.session import Session
 from distrain.training.setup.checks import ON_CPU, ON_DEVICE, WITH_MICRO_BATCH, Parts, run_checks
-from distrain.training.setup.data import DataSetup, order_samples, set_up_data
+from distrain.training.setup.data import DataSetup, build_train_sampler, set_up_data
 from distrain.training.setup.loss import set_up_loss
 from distrain.training.setup.network import set_up_network
 from distrain.training.skipped_steps import SkippedSteps
@@ -64,7 +64,7 @@ def build_session(
     )
     run_checks(ON_CPU, parts)
     if parts.is_new:
-        lengths = {"steps_per_epoch": data.order.steps_per_epoch, "total_steps": data.total_steps}
+        lengths = {"steps_per_epoch": data.sampler.steps_per_epoch, "total_steps": data.total_steps}
         for sentence in warn_early(recipe, data.sources, **lengths):
             log.warning("%s", sentence)
     settings = plan_param_groups(recipe.optimizer, network.model, heads=network.heads, example=data.sample_images.cpu())
@@ -82,7 +82,7 @@ def _assemble(
 ) -> Session:
     """Wrap the network for its strategy, and add what follows its weights."""
     recipe, world, data, loss, precision = parts.recipe, parts.world, parts.data, parts.loss, parts.precision
-    network, model, order = parts.network, parts.network.model, parts.data.order
+    network, model, sampler = parts.network, parts.network.model, parts.data.sampler
     with precision.autocast():
         unsaved = report_unsaved(
             recipe,
@@ -97,13 +97,13 @@ def _assemble(
         recipe,
         model,
         world,
-        micro_batch_size=order.batching.micro_batch_size,
-        num_micro_batches=len(order.global_batch(0).local),
+        micro_batch_size=sampler.batching.micro_batch_size,
+        num_micro_batches=len(sampler.global_batch(0).local),
         processes=profile.processes,
     )
     extra = ExtraState(model, loss.function, device=world.device)
-    parallel = build_strategy(
-        recipe, model, world, batching=order.batching, example=data.sample_images, extra=extra, idle=idle
+    strategy = build_strategy(
+        recipe, model, world, batching=sampler.batching, example=data.sample_images, extra=extra, idle=idle
     )
     skipped, must_watch, lookahead = (
         monitor.state.skipped_batches,
@@ -111,7 +111,7 @@ def _assemble(
         recipe.train.lookahead,
     )
     watch = Watch(model, every_step=must_watch or bool(skipped))
-    schedule = build_schedule(recipe.schedule, steps_per_epoch=order.steps_per_epoch, total_steps=data.total_steps)
+    schedule = build_schedule(recipe.schedule, steps_per_epoch=sampler.steps_per_epoch, total_steps=data.total_steps)
     fingerprint = {split: source.fingerprint() for split, source in data.sources.items()} if world.is_rank_zero else {}
     return Session(
         recipe=recipe,
@@ -122,33 +122,33 @@ def _assemble(
         val_reader=data.readers["val"],
         normalize=data.normalize,
         prepare=data.prepare,
-        order=order,
+        sampler=sampler,
         total_steps=data.total_steps,
-        intervals=Intervals(recipe, order.steps_per_epoch, data.total_steps),
+        intervals=Intervals(recipe, sampler.steps_per_epoch, data.total_steps),
         compilation=compilation,
-        parallel=parallel,
+        strategy=strategy,
         freezing=Freezing(model, network.unfreeze_steps, network.end_steps),
         loss_function=loss.function,
         class_weights=loss.class_weights,
         metrics=loss.metrics,
         optimizer=build_optimizer(recipe.optimizer, model, settings),
-        slow=None if lookahead is None else LookaheadWeights(model, lookahead, total_steps=data.total_steps),
-        average=EmaWeights(model, recipe.train.ema_decay) if recipe.train.ema_decay is not None else None,
+        lookahead=None if lookahead is None else LookaheadWeights(model, lookahead, total_steps=data.total_steps),
+        ema=EmaWeights(model, recipe.train.ema_decay) if recipe.train.ema_decay is not None else None,
         schedule=schedule,
         precision=precision,
         watch=watch,
-        losses=LossMeter(order, world, watch),
+        losses=LossMeter(sampler, world, watch),
         stopwatch=ThroughputMeter(),
         checkpointer=Checkpointer(run.checkpoints, config=recipe.checkpoint, world=world),
         sample_images=data.sample_images.cpu(),
         extra=extra,
         unsaved=unsaved,
         unwrapped_copy=network.unwrapped_copy,
-        skipped=SkippedSteps(skipped, order),
+        skipped=SkippedSteps(skipped, sampler),
         fingerprint=fingerprint,
         monitor=monitor,
         stop=StopConsensus(world, monitor.stop.request.is_set, name=f"stop-{len(skipped)}-{must_watch}"),
-        tracer=Profiler(run, world, monitor.state, is_wanted=profile.trace),
+        profiler=Profiler(run, world, monitor.state, is_wanted=profile.trace),
     )
 
 
@@ -160,7 +160,7 @@ def _with_found_micro_batch_size(profile: Profile, run: RunDirectory, parts: Par
             "train.micro_batch_size=auto tries the whole network on one device, which parallel.strategy=fsdp and dp "
             "do not do; give a number"
         )
-    largest = data.order.batching.micro_batch_size
+    largest = data.sampler.batching.micro_batch_size
 
     def find() -> int:
         return try_micro_batch_sizes(
@@ -176,6 +176,6 @@ def _with_found_micro_batch_size(profile: Profile, run: RunDirectory, parts: Par
 
     with preserve_state(parts.loss.function):
         size = resolve_micro_batch_size(run, world, largest=largest, find=find)
-    order = order_samples(recipe, size, data.train_source, world=world)
-    log.info("%s", order.batching)
-    return replace(data, order=order)
+    sampler = build_train_sampler(recipe, size, data.train_source, world=world)
+    log.info("%s", sampler.batching)
+    return replace(data, sampler=sampler)

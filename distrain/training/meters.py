@@ -17,7 +17,7 @@ from distrain.training.step_watch import Watch
 class SyncedLosses(NamedTuple):
     """What the host knows of a step besides its mean loss."""
 
-    bad_pieces: tuple[int, ...]  # the micro-batches whose loss is not finite
+    bad_micro_batches: tuple[int, ...]  # the micro-batches whose loss is not finite
     is_marked: bool  # by the watch: a gradient, a weight or a buffer is not finite
 
 
@@ -31,12 +31,12 @@ class LossMeter:
     losses are part of a checkpoint, so that a record that spans a resume has the same mean.
     """
 
-    def __init__(self, order: TrainSampler, world: World, watch: Watch) -> None:
+    def __init__(self, sampler: TrainSampler, world: World, watch: Watch) -> None:
         self._since_record: list[_StepLoss] = []
-        self._last_epoch: deque[_StepLoss] = deque(maxlen=order.steps_per_epoch)
+        self._last_epoch: deque[_StepLoss] = deque(maxlen=sampler.steps_per_epoch)
         self._epoch, self._epoch_sum, self._epoch_samples = 0, 0.0, 0  # all samples' losses of the epoch so far
         self._fresh: list[torch.Tensor] = []  # the mean loss of each micro-batch of this rank
-        self._order = order
+        self._sampler = sampler
         self._world = world
         self._watch = watch
 
@@ -52,10 +52,10 @@ class LossMeter:
         """
         if not steps:
             return []
-        global_batches = [self._order.global_batch(step) for step in steps]
+        global_batches = [self._sampler.global_batch(step) for step in steps]
         width = max(global_batch.num_micro_batches for global_batch in global_batches)
         places = [
-            row * width + piece for row, global_batch in enumerate(global_batches) for piece in global_batch.local
+            row * width + index for row, global_batch in enumerate(global_batches) for index in global_batch.local
         ]
         losses = torch.zeros(len(global_batches) * width, dtype=torch.float64, device=self._world.device)
         if self._fresh:
@@ -69,15 +69,15 @@ class LossMeter:
         self._keep(steps, totals, [global_batch.num_samples for global_batch in global_batches])
         if not any(marks) and all(map(math.isfinite, totals)):
             return [_FINITE] * len(steps)
-        return [SyncedLosses(_bad_pieces(row), mark > 0) for row, mark in zip(rows, marks, strict=True)]
+        return [SyncedLosses(_bad_micro_batches(row), mark > 0) for row, mark in zip(rows, marks, strict=True)]
 
     def _keep(self, steps: Sequence[int], totals: Sequence[float], counts: Sequence[int]) -> None:
         """Add the total loss of each of the steps, over all its samples, and the number of these."""
         means = [_StepLoss(total / count, count) for total, count in zip(totals, counts, strict=True)]
         self._since_record += means
         self._last_epoch += means
-        epoch = steps[-1] // self._order.steps_per_epoch
-        first = bisect_left(steps, epoch * self._order.steps_per_epoch)  # of the newest epoch
+        epoch = steps[-1] // self._sampler.steps_per_epoch
+        first = bisect_left(steps, epoch * self._sampler.steps_per_epoch)  # of the newest epoch
         if epoch != self._epoch:
             self._epoch, self._epoch_sum, self._epoch_samples = epoch, 0.0, 0
         for total in totals[first:]:  # one by one: wherever a resume begins, the sum is the same
@@ -96,7 +96,7 @@ class LossMeter:
 
     def last_epoch(self) -> float:
         """Return the mean loss over the samples of the last steps, as many as an epoch has; infinite until then."""
-        if len(self._last_epoch) < self._order.steps_per_epoch:
+        if len(self._last_epoch) < self._sampler.steps_per_epoch:
             return math.inf
         return _mean(self._last_epoch)
 
@@ -122,12 +122,12 @@ class LossMeter:
         self._since_record = self._with_samples(state["losses_since_record"], steps)
         self._last_epoch.clear()
         self._last_epoch += self._with_samples(state.get("losses_of_epoch", []), steps)
-        self._epoch = steps[-1] // self._order.steps_per_epoch if steps else 0
+        self._epoch = steps[-1] // self._sampler.steps_per_epoch if steps else 0
         self._epoch_sum, self._epoch_samples = state.get("epoch_loss", (0.0, 0))  # not in those of earlier versions
 
     def _with_samples(self, means: list[float], steps: Sequence[int]) -> "list[_StepLoss]":
         last = steps[len(steps) - len(means) :]
-        return [_StepLoss(mean, self._order.global_batch(s).num_samples) for mean, s in zip(means, last, strict=True)]
+        return [_StepLoss(mean, self._sampler.global_batch(s).num_samples) for mean, s in zip(means, last, strict=True)]
 
 
 class _StepLoss(NamedTuple):
@@ -145,8 +145,8 @@ def _total(losses: Sequence[float], sizes: Sequence[int]) -> float:
         return math.nan
 
 
-def _bad_pieces(losses: Sequence[float]) -> tuple[int, ...]:
-    return tuple(piece for piece, loss in enumerate(losses) if not math.isfinite(loss))
+def _bad_micro_batches(losses: Sequence[float]) -> tuple[int, ...]:
+    return tuple(index for index, loss in enumerate(losses) if not math.isfinite(loss))
 
 
 def _mean(steps: Collection[_StepLoss]) -> float:

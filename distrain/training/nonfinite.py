@@ -19,16 +19,16 @@ log = logging.getLogger(__name__)
 class NotFiniteError(Exception):
     """A step made numbers that are not finite, so that the weights after it are worth nothing.
 
-    `step` counts from 0, `cause` says what was not finite, `pieces` are the indices of the micro-batches in which
-    it can have begun. Without a cause it is this step or one shortly before it.
+    `step` counts from 0, `cause` says what was not finite, `micro_batches` are the indices of those in which it can
+    have begun. Without a cause it is this step or one shortly before it.
     All ranks raise it together.
     """
 
-    def __init__(self, step: int, cause: str = "", pieces: Sequence[int] = ()) -> None:
+    def __init__(self, step: int, cause: str = "", micro_batches: Sequence[int] = ()) -> None:
         super().__init__(step, cause)
         self.step = step
         self.cause = cause
-        self.pieces = pieces
+        self.micro_batches = micro_batches
 
 
 def roll_back(session: Session, error: NotFiniteError) -> None:
@@ -57,7 +57,7 @@ def _skip_step(session: Session, error: NotFiniteError) -> None:
     batch = SkippedBatch(
         step=error.step + 1,
         cause=error.cause,
-        samples=session.order.samples(error.step, error.pieces).tolist(),
+        samples=session.sampler.samples(error.step, error.micro_batches).tolist(),
         bad_samples=_find_bad_images(session, error),
     )
     found = f"{error.cause} is not finite in step {batch.step}"
@@ -92,19 +92,19 @@ def _find_bad_images(session: Session, error: NotFiniteError) -> list[int]:
 
     A stream would have to be read from the start of the epoch, so it is not read again.
     """
-    global_batch = session.order.global_batch(error.step)
+    global_batch = session.sampler.global_batch(error.step)
     is_bad = torch.zeros(global_batch.num_samples, dtype=torch.int64)
     if not is_read_in_order(session.train_reader.source):
-        for piece, micro_batch in zip(global_batch.local, session.order.micro_batches([error.step]), strict=True):
-            if piece not in error.pieces:
+        for index, micro_batch in zip(global_batch.local, session.sampler.micro_batches([error.step]), strict=True):
+            if index not in error.micro_batches:
                 continue
             batch = session.train_reader.read(micro_batch)
             session.state.progress += 1
             if isinstance(batch, DataError) or not batch[0].is_floating_point():
                 break  # bytes are always finite
-            is_bad[slice(*global_batch.ranges[piece])] = ~batch[0].flatten(1).isfinite().all(dim=1).cpu()
+            is_bad[slice(*global_batch.ranges[index])] = ~batch[0].flatten(1).isfinite().all(dim=1).cpu()
     places = session.world.all_reduce(is_bad).nonzero().flatten().numpy()
-    return sorted(set(session.order.samples(error.step)[places].tolist()))
+    return sorted(set(session.sampler.samples(error.step)[places].tolist()))
 
 
 def _name(session: Session, samples: Sequence[int]) -> str:

@@ -39,7 +39,7 @@ def check_state(owner: object, *, name: str) -> None:
 def try_network(
     recipe: Recipe,
     model: nn.Module,
-    order: TrainSampler,
+    sampler: TrainSampler,
     precision: Precision,
     *,
     in_training: Sequence[torch.Tensor],
@@ -54,14 +54,14 @@ def try_network(
     the first step, and where they are smallest. With `num_devices` in one process micro-batches are split over them.
     """
     name = recipe.model.name
-    largest = max(max(global_batch.sizes) for global_batch in order.global_batches)
+    largest = max(max(global_batch.sizes) for global_batch in sampler.global_batches)
     pairs = [(images[torch.arange(min(2, largest)) % len(images)], True) for images in in_training[:1]]
     for images, is_training in [*pairs, (in_evaluation[:2], False)]:
         with precision.autocast():
             check_outputs(model, images, name=name, num_outputs=num_outputs, is_training=is_training)
     is_shared = recipe.parallel.sync_batchnorm and not recipe.train.exact  # statistics over the samples of all GPUs
     for lone, image, is_training in (
-        (None if is_shared else find_in_training(recipe, order, num_devices=num_devices), in_training[-1][:1], True),
+        (None if is_shared else find_in_training(recipe, sampler, num_devices=num_devices), in_training[-1][:1], True),
         (find_in_evaluation(recipe, num_samples=num_val_samples), in_evaluation[:1], False),
     ):
         if lone is not None:

@@ -61,11 +61,11 @@ def run_evaluation(session: Session) -> Evaluation | None:
 
     state.evaluated, state.to_evaluate = 0, len(own)
     session.checkpointer.wait_for_staging()  # the averages replace the weights
-    is_collective = session.parallel.forward_is_collective
+    is_collective = session.strategy.forward_is_collective
     with (
         closing(reading) as batches,
         session.extra.of_rank_zero(world),
-        nullcontext() if session.average is None else session.average.in_place(),
+        nullcontext() if session.ema is None else session.ema.in_place(),
     ):
         return evaluate(
             session.model,

@@ -50,18 +50,18 @@ class Session:
     val_reader: BatchReader
     normalize: Normalize
     prepare: BatchTransform
-    order: TrainSampler
+    sampler: TrainSampler
     total_steps: int
     intervals: Intervals
     compilation: Compilation | None
-    parallel: Strategy
+    strategy: Strategy
     freezing: Freezing
     loss_function: LossFunction
     class_weights: torch.Tensor | None  # float32 [classes], those in the loss; saved, for who evaluates a checkpoint
     metrics: ChosenMetrics
     optimizer: torch.optim.Optimizer
-    slow: LookaheadWeights | None
-    average: EmaWeights | None
+    lookahead: LookaheadWeights | None
+    ema: EmaWeights | None
     schedule: Factor
     precision: Precision
     watch: Watch
@@ -76,7 +76,7 @@ class Session:
     fingerprint: dict[str, str]
     monitor: RankMonitor
     stop: StopConsensus
-    tracer: Profiler
+    profiler: Profiler
     ending: Ending | None = None  # why `total_steps` are less than planned
 
     @property
@@ -87,13 +87,13 @@ class Session:
     @property
     def model(self) -> nn.Module:
         """The bare network."""
-        return self.parallel.module
+        return self.strategy.module
 
     @property
     def averaged_weights(self) -> Tensors:
         """The moving averages and the slow weights, where the recipe keeps them, by their names in a checkpoint."""
-        averages = {} if self.average is None else average_tensors(self.average.tensors)
-        return averages | ({} if self.slow is None else slow_tensors(self.slow.tensors))
+        averages = {} if self.ema is None else average_tensors(self.ema.tensors)
+        return averages | ({} if self.lookahead is None else slow_tensors(self.lookahead.tensors))
 
     def tensors(self) -> Tensors:
         """Return all tensors of the training by their names in a checkpoint; they share their memory with it.
@@ -105,27 +105,27 @@ class Session:
     def close(self) -> None:
         """Give back threads and process groups; all ranks call it together, when the process continues without it."""
         self.checkpointer.close()
-        self.parallel.close()
+        self.strategy.close()
 
     def epoch(self, step: int) -> float:
         """Return how many epochs `step` steps are."""
-        return round(step / self.order.steps_per_epoch, 4)
+        return round(step / self.sampler.steps_per_epoch, 4)
 
     def num_samples(self, first_step: int, last_step: int) -> int:
         """Return how many samples the steps from `first_step` up to, not including, `last_step` train on.
 
         Steps that are skipped train on none.
         """
-        size, spe = self.order.batching.global_batch_size, self.order.steps_per_epoch
-        missing = size - self.order.global_batch(spe - 1).num_samples  # from the last global batch of each epoch
+        size, spe = self.sampler.batching.global_batch_size, self.sampler.steps_per_epoch
+        missing = size - self.sampler.global_batch(spe - 1).num_samples  # from the last global batch of each epoch
         left_out = sum(
-            self.order.global_batch(step).num_samples for step in self.skipped.between(first_step, last_step)
+            self.sampler.global_batch(step).num_samples for step in self.skipped.between(first_step, last_step)
         )
         return (last_step - first_step) * size - (last_step // spe - first_step // spe) * missing - left_out
 
     def last_trained(self, step: int) -> list[int]:
         """Return the steps before `step` that were trained, counted from 0: the last ones, enough for any mean."""
-        most = max(self.order.steps_per_epoch, self.recipe.log.every_steps)
+        most = max(self.sampler.steps_per_epoch, self.recipe.log.every_steps)
         first = max(0, step - most - len(self.skipped.between(0, step)))
         return [before for before in range(first, step) if before not in self.skipped]
 
@@ -143,5 +143,5 @@ class Session:
         if is_cuda:
             numerics_fingerprint["compute.tf32"] = str(self.recipe.has_tf32).lower()
         if not self.recipe.train.exact:
-            numerics_fingerprint |= {"processes": self.world.size, "strategy": self.parallel.name}
+            numerics_fingerprint |= {"processes": self.world.size, "strategy": self.strategy.name}
         return numerics_fingerprint

@@ -21,19 +21,19 @@ class Lone:
     remedy: str
 
 
-def find_in_training(recipe: Recipe, order: TrainSampler, *, num_devices: int) -> Lone | None:
+def find_in_training(recipe: Recipe, sampler: TrainSampler, *, num_devices: int) -> Lone | None:
     """Return where training passes a single sample through the network on any rank, the last batch of an epoch first.
 
     With `num_devices` in one process each micro-batch is split over them. None where no sample is ever alone.
     """
-    batching, last = order.batching, order.global_batches[-1]
-    has_full = order.num_samples >= batching.global_batch_size
+    batching, last = sampler.batching, sampler.global_batches[-1]
+    has_full = sampler.num_samples >= batching.global_batch_size
     is_always = has_full and min(_parts([batching.micro_batch_size], num_devices)) == 1
     if not is_always and min(_parts(last.sizes, num_devices)) > 1:
         return None
     if is_always and recipe.train.micro_batch_size == 1:
         return Lone("train.micro_batch_size=1 leaves one to each", "raise train.micro_batch_size")
-    size = _find_batch_size(recipe, order, num_devices=num_devices)
+    size = _find_batch_size(recipe, sampler, num_devices=num_devices)
     remedies = [] if size is None else [f"--set data.batch_size={size}"]
     if is_always:
         where = f"data.batch_size={batching.global_batch_size}"
@@ -42,7 +42,7 @@ def find_in_training(recipe: Recipe, order: TrainSampler, *, num_devices: int) -
         return Lone(f"{where} leaves one to each", _join(remedies, otherwise="raise data.batch_size"))
     if has_full:
         remedies.insert(0, "--set data.drop_last=true")
-    share = f"{last.num_samples} of {order.num_samples} training samples"
+    share = f"{last.num_samples} of {sampler.num_samples} training samples"
     return Lone(
         f"the last batch of each epoch ({share}) leaves one to a forward pass",
         _join(remedies, otherwise="add training samples"),
@@ -74,9 +74,9 @@ def _parts(sizes: list[int], num_devices: int) -> list[int]:
     return smallest
 
 
-def _find_batch_size(recipe: Recipe, order: TrainSampler, *, num_devices: int) -> int | None:
+def _find_batch_size(recipe: Recipe, sampler: TrainSampler, *, num_devices: int) -> int | None:
     """Return the nearest `data.batch_size` with which no sample is alone; None where there is none near."""
-    now, wanted = order.batching, recipe.train.micro_batch_size
+    now, wanted = sampler.batching, recipe.train.micro_batch_size
     micro_batch_size = now.micro_batch_size if wanted == "auto" else wanted
     for distance in range(1, _FARTHEST + 1):
         for size in (now.global_batch_size + distance, now.global_batch_size - distance):
@@ -86,8 +86,8 @@ def _find_batch_size(recipe: Recipe, order: TrainSampler, *, num_devices: int) -
                 batching = solve_batching(size, micro_batch_size, now.world_size, is_exact=recipe.train.exact)
             except RecipeError:
                 continue
-            sizes = [batching.micro_batch_size] if order.num_samples >= size else []
-            tail = order.num_samples % size
+            sizes = [batching.micro_batch_size] if sampler.num_samples >= size else []
+            tail = sampler.num_samples % size
             if tail and not (recipe.data.drop_last and sizes):
                 sizes += [stop - start for start, stop in batching.split(tail)]
             if min(_parts(sizes, num_devices)) > 1:

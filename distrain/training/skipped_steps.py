@@ -10,14 +10,14 @@ from distrain.runs.status import SkippedBatch
 class SkippedSteps:
     """The steps, counted from 0, whose batch is skipped; a function of the batches alone, so that a resume agrees."""
 
-    def __init__(self, batches: Sequence[SkippedBatch], order: TrainSampler) -> None:
+    def __init__(self, batches: Sequence[SkippedBatch], sampler: TrainSampler) -> None:
         self.batches = list(batches)
-        self._order = order
+        self._sampler = sampler
         self._in_epoch = lru_cache(maxsize=None)(self._find)
 
     def __contains__(self, step: int) -> bool:
         """Whether step `step` is skipped."""
-        return bool(self.batches) and step in self._in_epoch(step // self._order.steps_per_epoch)
+        return bool(self.batches) and step in self._in_epoch(step // self._sampler.steps_per_epoch)
 
     def others(self, steps: range) -> Iterable[int]:
         """Return those of `steps` that are not skipped; it does not go through them at once."""
@@ -28,14 +28,14 @@ class SkippedSteps:
         if not self.batches:
             return []
         first = max(first, min(batch.step for batch in self.batches) - 1)
-        epochs = range(first // self._order.steps_per_epoch, -(-stop // self._order.steps_per_epoch))
+        epochs = range(first // self._sampler.steps_per_epoch, -(-stop // self._sampler.steps_per_epoch))
         return [step for epoch in epochs for step in sorted(self._in_epoch(epoch)) if first <= step < stop]
 
     def _find(self, epoch: int) -> frozenset[int]:
-        steps_per_epoch = self._order.steps_per_epoch
+        steps_per_epoch = self._sampler.steps_per_epoch
         steps = {batch.step - 1 for batch in self.batches if (batch.step - 1) // steps_per_epoch == epoch}
         for batch in self.batches:
             if batch.bad_samples and (epoch + 1) * steps_per_epoch > batch.step:
-                found = self._order.steps_with(batch.bad_samples, epoch)
+                found = self._sampler.steps_with(batch.bad_samples, epoch)
                 steps |= {step for step in found if step >= batch.step}
         return frozenset(steps)

@@ -44,12 +44,14 @@ def train(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, mon
     """
     set_determinism(recipe)
     monitor.state.load(run.read_status())
-    while (is_complete := _train_once(recipe, profile, run, world, monitor)) is None:
+    while (is_complete := _train_attempt(recipe, profile, run, world, monitor)) is None:
         release_unused(world.device)  # the network, before another one is built: there may be no room for two
     return is_complete
 
 
-def _train_once(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, monitor: RankMonitor) -> bool | None:
+def _train_attempt(
+    recipe: Recipe, profile: Profile, run: RunDirectory, world: World, monitor: RankMonitor
+) -> bool | None:
     """Train up to the end or a stop, and return whether it was the end; None to try again after a rollback."""
     found = find_checkpoint(run, world)
     session = build_session(recipe, profile, run, world, monitor, has_checkpoint=found is not None)
@@ -64,7 +66,7 @@ def _train_once(recipe: Recipe, profile: Profile, run: RunDirectory, world: Worl
             _closing_after(session),
             run.reserved_disk_space() if world.is_rank_zero else nullcontext(),
             session.checkpointer,
-            session.tracer,
+            session.profiler,
             session.stop,
         ):
             is_complete = run_to_end(session, start, loggers)
@@ -99,28 +101,28 @@ def run_to_end(session: Session, start: ResumePoint, loggers: LoggerCollection) 
     steps = session.skipped.others(range(start.step, session.total_steps))
     reading = read_batches(
         session.train_reader,
-        session.order.micro_batches(steps),
+        session.sampler.micro_batches(steps),
         num_workers=recipe.data.num_workers,
         device=world.device,
         loader=recipe.data.loader,
     )
     with closing(reading) as batches:
-        return _run_on(session, batches, step, loggers)
+        return _train_loop(session, batches, step, loggers)
 
 
-def _run_on(session: Session, batches: Iterator[Batch], step: int, loggers: LoggerCollection) -> bool:
+def _train_loop(session: Session, batches: Iterator[Batch], step: int, loggers: LoggerCollection) -> bool:
     world, state, monitor = session.world, session.state, session.monitor
     monitor.report("running")
     while step < session.total_steps:
         started, first_step = time.perf_counter(), step
         boundary = last_step_in_time(session, step, session.intervals.next_boundary(step))
-        step = run_steps(session, batches, step, session.tracer.advance(step, boundary))
+        step = run_steps(session, batches, step, session.profiler.advance(step, boundary))
         state.phase = "sync"  # the host waits for its device here, and for those of all ranks
         sync_losses(session, range(first_step, step))
         if session.compilation is not None:
             session.compilation.tell()
         session = check_time_and_target(session, step)
-        seconds, epoch = time.perf_counter() - started, (step - 1) // session.order.steps_per_epoch
+        seconds, epoch = time.perf_counter() - started, (step - 1) // session.sampler.steps_per_epoch
         session.stopwatch.add(seconds, session.num_samples(first_step, step), epoch=epoch)
 
         session, is_recorded = write_records(
@@ -152,50 +154,50 @@ def run_steps(
     Returns the number of steps taken since step 0: `last_step`, or less where the ranks have agreed to stop.
     `progress` is what the loop sets step and phase of, in place of the session's state.
     """
-    order, parallel, precision, losses = session.order, session.parallel, session.precision, session.losses
+    sampler, strategy, precision, losses = session.sampler, session.strategy, session.precision, session.losses
     optimizer, loss_function, prepare = session.optimizer, session.loss_function, session.prepare
-    average, stop = session.average, session.stop
+    ema, stop = session.ema, session.stop
     skipped = frozenset(session.skipped.between(first_step, last_step))
     state = session.state if progress is None else progress
-    slow, watch = session.slow, session.watch
+    lookahead, watch = session.lookahead, session.watch
     train, gpus, freezing = session.recipe.train, session.world.gpus, session.freezing
     base_lr, schedule, checkpointer = session.recipe.base_lr, session.schedule, session.checkpointer
-    weights = list(parallel.module.parameters())
+    weights = list(strategy.module.parameters())
     is_own = is_reference(session.recipe.model.name) or is_reference(session.recipe.loss.name)
     for step in range(first_step, last_step):
         if stop.is_reached(step):
             return step
         if step in skipped:
             continue
-        global_batch = order.global_batch(step)
-        replica = parallel.begin_step(global_batch, step)
+        global_batch = sampler.global_batch(step)
+        replica = strategy.begin_step(global_batch, step)
         freezing.begin_step(step)
-        for piece in global_batch.local:
+        for index in global_batch.local:
             state.phase = "data"
-            images, targets = prepare(*next(batches), step=step, piece=piece)
+            images, targets = prepare(*next(batches), step=step, index=index)
             state.phase = "forward"
-            seed_model_draws(train.seed, step, piece, gpus, is_own=is_own)
-            with parallel.micro_batch(global_batch, piece):
+            seed_model_draws(train.seed, step, index, gpus, is_own=is_own)
+            with strategy.micro_batch(global_batch, index):
                 with precision.autocast():
                     loss = loss_function(replica(images), targets)
                 # The mean over the global batch, whatever its size, once the ranks are combined.
-                share = len(targets) * parallel.loss_scale / global_batch.num_samples
+                share = len(targets) * strategy.loss_scale / global_batch.num_samples
                 state.phase = "backward"
                 precision.backward(loss if share == 1 else loss * share)
             losses.add(loss)
             state.progress += 1
         state.phase = "reduce"
-        parallel.finish_step(global_batch, step)
+        strategy.finish_step(global_batch, step)
         state.phase = "update"
         set_learning_rate(optimizer, base_lr * schedule(step))
         checkpointer.wait_for_staging()
         with freezing.without_frozen_gradients(step):
             watch.note(precision.step(optimizer, weights, clip_norm=train.clip_norm))
-        parallel.zero_grad()
-        if slow is not None:
-            slow.update(step)
-        if average is not None:
-            average.update(step)
+        strategy.zero_grad()
+        if lookahead is not None:
+            lookahead.update(step)
+        if ema is not None:
+            ema.update(step)
         state.step = step + 1
     return last_step
 
@@ -209,13 +211,13 @@ def sync_losses(session: Session, steps: range) -> None:
     trained = list(session.skipped.others(steps))
     for place, (step, synced) in enumerate(zip(trained, session.losses.sync_losses(trained), strict=True)):
         is_sure = session.watch.names_the_step or (place == 0 and not synced.is_marked)
-        if (synced.bad_pieces or synced.is_marked) and not is_sure:
+        if (synced.bad_micro_batches or synced.is_marked) and not is_sure:
             raise NotFiniteError(step)
-        if synced.bad_pieces:
-            raise NotFiniteError(step, "the loss", synced.bad_pieces)
+        if synced.bad_micro_batches:
+            raise NotFiniteError(step, "the loss", synced.bad_micro_batches)
         if synced.is_marked:
             cause = session.watch.explain(place, session.world)
-            raise NotFiniteError(step, cause, range(session.order.global_batch(step).num_micro_batches))
+            raise NotFiniteError(step, cause, range(session.sampler.global_batch(step).num_micro_batches))
 
 
 def _begin_attempt(session: Session, start: ResumePoint) -> None:
@@ -223,7 +225,7 @@ def _begin_attempt(session: Session, start: ResumePoint) -> None:
         world_size=session.world.size,
         first_step=start.step,
         total_steps=session.total_steps,
-        steps_per_epoch=session.order.steps_per_epoch,
+        steps_per_epoch=session.sampler.steps_per_epoch,
         best=start.best,
         best_by=session.metrics.best,
         unsaved_state=session.unsaved,
@@ -237,7 +239,7 @@ def _logger_context(session: Session, history: list[Record]) -> LoggerContext:
         recipe=session.recipe,
         first_step=session.state.step,
         total_steps=session.total_steps,
-        steps_per_epoch=session.order.steps_per_epoch,
+        steps_per_epoch=session.sampler.steps_per_epoch,
         now=lambda: _now(session),
         images=session.sample_images,
         model=session.unwrapped_copy,

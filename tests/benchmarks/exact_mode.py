@@ -50,9 +50,9 @@ def network(case: str) -> nn.Module:
 class Contender:
     """A strategy with a network and an optimizer of its own."""
 
-    def __init__(self, parallel: Strategy) -> None:
-        self.parallel = parallel
-        parameters = parallel.module.parameters()
+    def __init__(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+        parameters = strategy.module.parameters()
         self.optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9, fused=True)
 
     def seconds(self, global_batch: GlobalBatch, images: torch.Tensor, targets: torch.Tensor, steps: int) -> float:
@@ -60,14 +60,14 @@ class Contender:
         dist.barrier()
         started = time.perf_counter()
         for step in range(steps):
-            replica = self.parallel.begin_step(global_batch, step)
-            for piece in global_batch.local:
-                with self.parallel.micro_batch(global_batch, piece):
+            replica = self.strategy.begin_step(global_batch, step)
+            for index in global_batch.local:
+                with self.strategy.micro_batch(global_batch, index):
                     loss = F.cross_entropy(replica(images), targets)
-                    (loss * (len(targets) * self.parallel.loss_scale / global_batch.num_samples)).backward()  # type: ignore[no-untyped-call]
-            self.parallel.finish_step(global_batch, step)
+                    (loss * (len(targets) * self.strategy.loss_scale / global_batch.num_samples)).backward()  # type: ignore[no-untyped-call]
+            self.strategy.finish_step(global_batch, step)
             self.optimizer.step()
-            self.parallel.zero_grad()
+            self.strategy.zero_grad()
         return (time.perf_counter() - started) / steps
 
 

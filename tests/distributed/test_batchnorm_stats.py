@@ -61,8 +61,8 @@ class Calls:
 
 def step(parallel: Strategy, global_batch: GlobalBatch, number: int) -> None:
     replica = parallel.begin_step(global_batch, number)
-    for piece in global_batch.local:
-        with parallel.micro_batch(global_batch, piece):
+    for index in global_batch.local:
+        with parallel.micro_batch(global_batch, index):
             replica(torch.ones(2, 4)).sum().backward()
     parallel.finish_step(global_batch, number)
     parallel.zero_grad()

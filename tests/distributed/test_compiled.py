@@ -60,9 +60,9 @@ def train(world: World, net: nn.Module, compute: str, strategy: str) -> list[tor
     for step in range(STEPS):
         global_batch = order.global_batch(step)
         replica = parallel.begin_step(global_batch, step)
-        for piece in global_batch.local:
+        for index in global_batch.local:
             images = SAMPLES[next(chosen).indices].contiguous(memory_format=torch.channels_last)
-            with parallel.micro_batch(global_batch, piece):
+            with parallel.micro_batch(global_batch, index):
                 share = len(images) * parallel.loss_scale / global_batch.num_samples
                 (replica(images).square().mean() * share).backward()
         parallel.finish_step(global_batch, step)

@@ -30,29 +30,29 @@ def network() -> nn.Module:
 
 
 def train(
-    parallel: Strategy, world: World, *, micro_batch_size: int, unfreeze_steps: dict[str, float]
+    strategy: Strategy, world: World, *, micro_batch_size: int, unfreeze_steps: dict[str, float]
 ) -> list[torch.Tensor]:
     """Take eight steps on windows of 24 and 16 samples in turn, and return all weights and buffers."""
     batching = Batching(24, micro_batch_size, 0, world.size)
     sampler = partial(uniform_order, num_samples=40, seed=0)
     order = TrainSampler(num_samples=40, sampler=sampler, batching=batching, drop_last=False, rank=world.rank)
     batches = order.micro_batches(range(8))
-    freezing = Freezing(parallel.module, unfreeze_steps)
-    optimizer = torch.optim.SGD(parallel.module.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    freezing = Freezing(strategy.module, unfreeze_steps)
+    optimizer = torch.optim.SGD(strategy.module.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     for step in range(8):
         global_batch = order.global_batch(step)
-        replica = parallel.begin_step(global_batch, step)
+        replica = strategy.begin_step(global_batch, step)
         freezing.begin_step(step)
-        for piece in global_batch.local:
+        for index in global_batch.local:
             indices = torch.from_numpy(next(batches).indices)
-            with parallel.micro_batch(global_batch, piece):
+            with strategy.micro_batch(global_batch, index):
                 loss = F.cross_entropy(replica(IMAGES[indices]), TARGETS[indices])
-                (loss * (len(indices) * parallel.loss_scale / global_batch.num_samples)).backward()  # type: ignore[no-untyped-call]
-        parallel.finish_step(global_batch, step)
+                (loss * (len(indices) * strategy.loss_scale / global_batch.num_samples)).backward()  # type: ignore[no-untyped-call]
+        strategy.finish_step(global_batch, step)
         with freezing.without_frozen_gradients(step):
             optimizer.step()
-        parallel.zero_grad()
-    return [tensor.clone() for tensor in parallel.module.state_dict().values()]
+        strategy.zero_grad()
+    return [tensor.clone() for tensor in strategy.module.state_dict().values()]
 
 
 def compare(world: World, cases: list[tuple[int, dict[str, float]]]) -> None:
@@ -91,15 +91,15 @@ def start_apart(world: World) -> None:
 
 def leave_one_out(world: World) -> None:
     used, unused = nn.Linear(2, 1), nn.Linear(2, 1)
-    parallel = FlatAllReduce(nn.ModuleList([used, unused]), world)
+    strategy = FlatAllReduce(nn.ModuleList([used, unused]), world)
     global_batch = GlobalBatch(2, ((0, 1), (1, 2)), range(world.rank, world.rank + 1))
     for _ in range(2):
-        parallel.begin_step(global_batch, 0)
+        strategy.begin_step(global_batch, 0)
         used(torch.ones(1, 2)).sum().backward()
-        parallel.finish_step(global_batch, 0)
+        strategy.finish_step(global_batch, 0)
         assert [gradient.tolist() for gradient in gradients(used)] == [[[1.0, 1.0]], [1.0]]
         assert not any(gradient.any() for gradient in gradients(unused))
-        parallel.zero_grad()
+        strategy.zero_grad()
 
 
 def gradients(module: nn.Module) -> list[torch.Tensor]:

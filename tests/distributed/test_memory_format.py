@@ -42,10 +42,10 @@ def train(make: Callable[[nn.Module], Strategy], memory_format: str, rule: str) 
     for step in range(2):
         global_batch = order.global_batch(step)
         replica = parallel.begin_step(global_batch, step)
-        for piece in global_batch.local:
-            images = normalize(IMAGES[4 * piece : 4 * piece + 4])
+        for index in global_batch.local:
+            images = normalize(IMAGES[4 * index : 4 * index + 4])
             assert images.is_contiguous() == (memory_format == "contiguous")
-            with parallel.micro_batch(global_batch, piece):
+            with parallel.micro_batch(global_batch, index):
                 (replica(images).square().mean() / 2).backward()
         parallel.finish_step(global_batch, step)
         optimizer.step()

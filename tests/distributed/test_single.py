@@ -19,16 +19,16 @@ from distrain.errors import RecipeError
 CPU = torch.device("cpu")
 
 
-def gradients(parallel: SingleProcess, images: torch.Tensor) -> list[torch.Tensor]:
+def gradients(strategy: SingleProcess, images: torch.Tensor) -> list[torch.Tensor]:
     sampler = partial(uniform_order, num_samples=8, seed=0)
     order = TrainSampler(num_samples=8, sampler=sampler, batching=solve_batching(8, 4, 1), drop_last=False, rank=0)
     global_batch = order.global_batch(0)
-    replica = parallel.begin_step(global_batch, 0)
-    for piece in global_batch.local:
-        with parallel.micro_batch(global_batch, piece):
-            replica(images[piece * 4 :][:4]).square().mean().backward()
-    parallel.finish_step(global_batch, 0)
-    return [p.grad.clone() for p in parallel.module.parameters() if p.grad is not None]
+    replica = strategy.begin_step(global_batch, 0)
+    for index in global_batch.local:
+        with strategy.micro_batch(global_batch, index):
+            replica(images[index * 4 :][:4]).square().mean().backward()
+    strategy.finish_step(global_batch, 0)
+    return [p.grad.clone() for p in strategy.module.parameters() if p.grad is not None]
 
 
 def test_data_parallel_gives_the_gradients_of_the_network_itself_and_its_names() -> None:
@@ -47,10 +47,10 @@ def test_threads_of_data_parallel_compute_in_the_dtype_of_the_recipe() -> None:
     world = World(rank=0, size=1, local_rank=0, device=CPU, num_devices=2)
     recipe = load_recipe("digits", overrides=["parallel.strategy=dp", "precision=fp16"])
     global_batch = GlobalBatch(2, ((0, 2),), range(1))
-    parallel = build_strategy(
+    strategy = build_strategy(
         recipe, nn.Linear(2, 2), world, batching=solve_batching(64, None, 1), example=torch.zeros(1, 2)
     )
-    replica = parallel.begin_step(global_batch, 0).module
+    replica = strategy.begin_step(global_batch, 0).module
     assert isinstance(replica, nn.Module)
 
     def call() -> torch.dtype:

@@ -83,20 +83,20 @@ def train(make: Callable[[nn.Module], Strategy], world: World) -> dict[str, torc
     net = Net()
     net.is_moody = False
     with excluded(net, find_unused_parameters(net, IMAGES)):
-        parallel = make(net)
+        strategy = make(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
     pieces = range(2) if world.size == 1 else range(world.rank, world.rank + 1)
     global_batch = GlobalBatch(2, ((0, 1), (1, 2)), pieces)
     for step in range(3):
-        replica = parallel.begin_step(global_batch, step)
-        for piece in global_batch.local:
-            torch.manual_seed(10 * step + piece)
-            with parallel.micro_batch(global_batch, piece):
-                loss = replica(IMAGES[piece : piece + 1])["logits"].square().sum()
-                (loss * parallel.loss_scale / 2).backward()
-        parallel.finish_step(global_batch, step)
+        replica = strategy.begin_step(global_batch, step)
+        for index in global_batch.local:
+            torch.manual_seed(10 * step + index)
+            with strategy.micro_batch(global_batch, index):
+                loss = replica(IMAGES[index : index + 1])["logits"].square().sum()
+                (loss * strategy.loss_scale / 2).backward()
+        strategy.finish_step(global_batch, step)
         optimizer.step()
-        parallel.zero_grad()
+        strategy.zero_grad()
     return {name: weight.detach().clone() for name, weight in net.named_parameters()}
 
 
@@ -120,14 +120,14 @@ def come_and_go(world: World) -> None:
     net = Net()
     net.is_moody = False
     with excluded(net, find_unused_parameters(net, IMAGES)):
-        parallel = Ddp(net, world)
+        strategy = Ddp(net, world)
     net.is_moody = True
     global_batch = GlobalBatch(2, ((0, 1), (1, 2)), range(world.rank, world.rank + 1))
-    replica = parallel.begin_step(global_batch, 6)
-    with parallel.micro_batch(global_batch, world.rank):
+    replica = strategy.begin_step(global_batch, 6)
+    with strategy.micro_batch(global_batch, world.rank):
         replica(IMAGES)["logits"].sum().backward()
     with pytest.raises(ModelError, match=rf"moody\.weight took no part in step 7 on rank {world.rank}"):
-        parallel.finish_step(global_batch, 6)
+        strategy.finish_step(global_batch, 6)
 
 
 def compare_and_come_and_go(world: World) -> None:
@@ -142,8 +142,8 @@ def test_weights_without_a_loss_stay_as_they_are_on_two_processes(tmp_path: Path
 def test_weight_that_comes_into_use_later_ends_the_training_with_its_name() -> None:
     net = Net()
     with excluded(net, ["moody.weight", "moody.bias"]):
-        parallel = Exact(net, World(rank=0, size=1, local_rank=0, device=torch.device("cpu")), BATCHING)
-    replica = parallel.begin_step(GlobalBatch(2, ((0, 1), (1, 2)), range(2)), 0)
+        strategy = Exact(net, World(rank=0, size=1, local_rank=0, device=torch.device("cpu")), BATCHING)
+    replica = strategy.begin_step(GlobalBatch(2, ((0, 1), (1, 2)), range(2)), 0)
     replica(IMAGES)["logits"].sum().backward()
     net.is_moody = False
     with pytest.raises(ModelError, match=r"moody\.(weight|bias) takes part in this step"):

@@ -43,7 +43,7 @@ class Training:
         self.model = build_model(self.config, num_classes=10, in_channels=1)
         heads = heads_of(self.config, self.model)
         self.unfreeze_steps = freeze(self.config, self.model, heads=heads, steps_per_epoch=STEPS_PER_EPOCH)
-        self.parallel = make(self.model)
+        self.strategy = make(self.model)
         self.ends = end_steps(self.config, self.model, heads=heads, steps_per_epoch=STEPS_PER_EPOCH)
         self.freezing = Freezing(self.model, self.unfreeze_steps, self.ends)
         self.optimizer = build_optimizer(Optimizer.model_validate({"lr": 0.1, **optimizer}), self.model)
@@ -53,17 +53,17 @@ class Training:
         sampler = partial(uniform_order, num_samples=80, seed=0)
         order = TrainSampler(num_samples=80, sampler=sampler, batching=BATCHING, drop_last=False, rank=0)
         global_batch = order.global_batch(step)
-        replica = self.parallel.begin_step(global_batch, step)
+        replica = self.strategy.begin_step(global_batch, step)
         self.freezing.begin_step(step)
         torch.manual_seed(step)
-        for piece in global_batch.local:
-            with self.parallel.micro_batch(global_batch, piece):
+        for index in global_batch.local:
+            with self.strategy.micro_batch(global_batch, index):
                 loss = F.cross_entropy(replica(torch.randn(4, 1, 8, 8)), torch.arange(4))
                 (loss / 2).backward()  # type: ignore[no-untyped-call]
-        self.parallel.finish_step(global_batch, step)
+        self.strategy.finish_step(global_batch, step)
         with self.freezing.without_frozen_gradients(step):
             Precision("fp32", CPU).step(self.optimizer, list(self.model.parameters()), clip_norm=clip_norm)
-        self.parallel.zero_grad()
+        self.strategy.zero_grad()
         self.model.eval()
         self.model.train()  # as an evaluation leaves it
         return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}

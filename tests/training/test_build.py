@@ -52,7 +52,7 @@ def session_of(path: Path, *overrides: str, status: Status | None = None) -> Ses
 
 def test_data_is_set_up_without_a_network() -> None:
     data = set_up_data(recipe_with(), PROFILE, ALONE)
-    assert data.order.steps_per_epoch == 5
+    assert data.sampler.steps_per_epoch == 5
     assert data.total_steps == 10
     assert (data.num_classes, data.num_channels) == (10, 1)
     assert data.sample_images.shape[0] == len(data.first[1]) == 4  # a micro-batch has no more
@@ -124,7 +124,7 @@ def test_session_skips_the_batches_of_the_state_and_shares_it(tmp_path: Path) ->
 def test_micro_batch_size_of_auto_is_found_and_kept(tmp_path: Path) -> None:
     session = session_of(tmp_path / "run", "train.micro_batch_size=auto")
     try:
-        size = session.order.batching.micro_batch_size
+        size = session.sampler.batching.micro_batch_size
         assert 16 % size == 0
         assert session.run.read_micro_batch_size() == size
     finally:

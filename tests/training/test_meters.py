@@ -41,8 +41,8 @@ def take(meter: LossMeter, order: TrainSampler, steps: range) -> None:
     for step in steps:
         epoch, place = divmod(step, PER_EPOCH)
         global_batch = order.global_batch(step)
-        for piece in global_batch.local:
-            begin, end = global_batch.ranges[piece]
+        for index in global_batch.local:
+            begin, end = global_batch.ranges[index]
             meter.add(losses()[epoch, place * BATCH + begin : place * BATCH + end].mean())
         WATCH.note([])
     meter.sync_losses(steps)

@@ -46,7 +46,7 @@ def go_back(world: World, path: Path, overrides: list[str]) -> None:
     def building(*args: Any, **kwargs: Any) -> Session:
         alive.append([ref() is not None for ref in before])
         session = build.build_session(*args, **kwargs)
-        before.extend(weakref.ref(part) for part in (session, session.model, session.optimizer, session.parallel))
+        before.extend(weakref.ref(part) for part in (session, session.model, session.optimizer, session.strategy))
         groups.append(len(dist.distributed_c10d._world.pg_map) if world.size > 1 else 0)
         return session
 

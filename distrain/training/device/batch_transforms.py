@@ -23,11 +23,11 @@ class BatchTransform:
         self._mixing = mixing if recipe.augment.is_mixed else None
         self._is_channels_last = recipe.compute.memory_format == "channels_last"
 
-    def __call__(self, images: torch.Tensor, targets: torch.Tensor, *, step: int, piece: int) -> Batch:
+    def __call__(self, images: torch.Tensor, targets: torch.Tensor, *, step: int, index: int) -> Batch:
         """Return images float32 [n, channels, height, width], and targets: as they are, or float32 [n, classes]."""
         images = self.inputs(images, step=step)
         if self._mixing is not None:
-            images, targets = self._mixing(images, targets, step=step, piece=piece)
+            images, targets = self._mixing(images, targets, step=step, index=index)
         if self._is_channels_last:  # as they mostly are by now; what was mixed may have lost it
             images = images.contiguous(memory_format=torch.channels_last)
         return images, targets
@@ -65,10 +65,10 @@ class Mixing:
         self._num_classes = num_classes
         self._seed = seed
 
-    def __call__(self, images: torch.Tensor, targets: torch.Tensor, *, step: int, piece: int) -> Batch:
+    def __call__(self, images: torch.Tensor, targets: torch.Tensor, *, step: int, index: int) -> Batch:
         """Mix images float32 [n, channels, height, width] and classes int64 [n] to shares float32 [n, classes]."""
         # Drawn from torch's own generator on the CPU, which is seeded again for the network's draws.
-        torch.default_generator.manual_seed(derive_seed(self._seed, Purpose.MIXING, step, piece))
+        torch.default_generator.manual_seed(derive_seed(self._seed, Purpose.MIXING, step, index))
         if self._probability < 1 and float(torch.rand(())) >= self._probability:
             return images, F.one_hot(targets, self._num_classes).float()
         mixer = self._mixers[int(torch.randint(len(self._mixers), ()))]

@@ -177,7 +177,7 @@ class _Passes:
     def _step(self, size: int) -> None:
         chosen = torch.arange(size) % len(self._batch[1])
         images, targets = (part[chosen].to(self._device) for part in self._batch)
-        images, targets = self._prepare(images, targets, step=self._prepare.largest_step, piece=0)
+        images, targets = self._prepare(images, targets, step=self._prepare.largest_step, index=0)
         with self._precision.autocast():
             loss = self._loss_function(self._model(images), targets)
         self._precision.backward(loss)

@@ -53,7 +53,7 @@ def _something_trains(parts: Parts) -> None:
             parts.network.model,
             parts.network.unfreeze_steps,
             parts.network.end_steps,
-            steps_per_epoch=parts.data.order.steps_per_epoch,
+            steps_per_epoch=parts.data.sampler.steps_per_epoch,
             total_steps=parts.data.total_steps,
         )
 
@@ -65,12 +65,12 @@ def _loss_takes_mixed_targets(parts: Parts) -> None:
             parts.loss.function,
             parts.data.first[1].to(parts.world.device),  # where the weights of the loss are
             num_classes=parts.data.num_classes,
-            micro_batch_size=parts.data.order.batching.micro_batch_size,
+            micro_batch_size=parts.data.sampler.batching.micro_batch_size,
         )
 
 
 def _batchnorm_can_be_synchronized(parts: Parts) -> None:
-    check_sync_batchnorm(parts.recipe, parts.world, parts.data.order)
+    check_sync_batchnorm(parts.recipe, parts.world, parts.data.sampler)
 
 
 def _network_trains_and_evaluates(parts: Parts) -> None:
@@ -78,7 +78,7 @@ def _network_trains_and_evaluates(parts: Parts) -> None:
     try_network(
         parts.recipe,
         parts.network.model,
-        data.order,
+        data.sampler,
         parts.precision,
         in_training=[
             data.prepare.inputs(data.first[0].to(world.device), step=s) for s in (0, data.prepare.smallest_step)

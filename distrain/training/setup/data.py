@@ -33,7 +33,7 @@ class DataSetup:
 
     sources: dict[str, Source]  # by split: train and val
     readers: dict[str, BatchReader]
-    order: TrainSampler
+    sampler: TrainSampler
     total_steps: int
     normalize: Normalize
     prepare: BatchTransform
@@ -66,10 +66,10 @@ def set_up_data(recipe: Recipe, profile: Profile, world: World) -> DataSetup:
     with world.rank_zero_first():  # rank 0 downloads what is not there yet
         sources = choose_samples(open_sources(recipe.data), recipe.data, seed=recipe.train.seed)
     _check_not_empty(sources)
-    order = order_samples(recipe, recipe.train.micro_batch_size, sources["train"], world=world)
-    total_steps = min(recipe.train.epochs * order.steps_per_epoch, recipe.train.max_steps or 2**63)
-    readers = _build_readers(recipe, profile, sources, world=world, epochs=total_steps / order.steps_per_epoch)
-    first = _first_batch(readers["train"], order.first_micro_batch().indices)
+    sampler = build_train_sampler(recipe, recipe.train.micro_batch_size, sources["train"], world=world)
+    total_steps = min(recipe.train.epochs * sampler.steps_per_epoch, recipe.train.max_steps or 2**63)
+    readers = _build_readers(recipe, profile, sources, world=world, epochs=total_steps / sampler.steps_per_epoch)
+    first = _first_batch(readers["train"], sampler.first_micro_batch().indices)
     first_val = _first_batch(readers["val"], np.arange(min(NUM_SAMPLE_IMAGES, len(sources["val"]))))
     normalize = Normalize(
         recipe.augment,
@@ -81,17 +81,17 @@ def set_up_data(recipe: Recipe, profile: Profile, world: World) -> DataSetup:
     return DataSetup(
         sources=sources,
         readers=readers,
-        order=order,
+        sampler=sampler,
         total_steps=total_steps,
         normalize=normalize,
-        prepare=BatchTransform(recipe, normalize, steps_per_epoch=order.steps_per_epoch, num_classes=num_classes),
+        prepare=BatchTransform(recipe, normalize, steps_per_epoch=sampler.steps_per_epoch, num_classes=num_classes),
         first=first,
         first_val=first_val,
         sample_images=normalize(first[0].to(world.device)),
     )
 
 
-def order_samples(
+def build_train_sampler(
     recipe: Recipe, micro_batch_size: int | Literal["auto"] | None, source: Source, *, world: World
 ) -> TrainSampler:
     """Return which samples this rank trains on in each step."""

@@ -47,7 +47,7 @@ def set_up_network(recipe: Recipe, data: DataSetup, world: World, *, is_new: boo
         initialize(model, lambda: first_images(recipe, data.train_source))
     check_state(model, name=f"model.name={recipe.model.name}")
     unwrapped_copy = _copy_for_loggers(recipe, model)
-    heads, steps_per_epoch = heads_of(recipe.model, model), data.order.steps_per_epoch
+    heads, steps_per_epoch = heads_of(recipe.model, model), data.sampler.steps_per_epoch
     return NetworkSetup(
         model=model,
         heads=heads,

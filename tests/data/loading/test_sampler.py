@@ -60,7 +60,7 @@ def test_smaller_global_batch_is_split_evenly_and_rank_0_always_has_work(num_sam
     assert max(sizes) <= 5
     assert max(sizes) - min(sizes) <= 1
     dealt = [list(batching.assign(len(ranges), rank)) for rank in range(4)]
-    assert [piece for own in dealt for piece in own] == list(range(len(ranges)))
+    assert [index for own in dealt for index in own] == list(range(len(ranges)))
     assert dealt[0]
 
 

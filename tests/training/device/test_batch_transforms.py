@@ -38,7 +38,7 @@ def own_shares(targets: torch.Tensor) -> torch.Tensor:
 def test_without_mixing_targets_stay_as_they_are_and_nothing_is_drawn() -> None:
     images, targets = batch()
     before = torch.get_rng_state()
-    prepared, same = preparation()(images, targets, step=0, piece=0)
+    prepared, same = preparation()(images, targets, step=0, index=0)
     assert same is targets
     assert torch.equal(prepared, images)
     assert torch.equal(torch.get_rng_state(), before)
@@ -47,7 +47,7 @@ def test_without_mixing_targets_stay_as_they_are_and_nothing_is_drawn() -> None:
 @pytest.mark.parametrize("overrides", [["augment.mixup=0.4"], ["augment.cutmix=1.0"]])
 def test_a_sample_has_the_share_of_its_class_that_it_has_of_the_image(overrides: list[str]) -> None:
     images, targets = batch()
-    mixed, shares = preparation(*overrides)(images, targets, step=3, piece=1)
+    mixed, shares = preparation(*overrides)(images, targets, step=3, index=1)
     assert shares.dtype == torch.float32
     torch.testing.assert_close(shares.sum(dim=1), torch.ones(16))
     share = float(own_shares(shares)[0])
@@ -59,9 +59,9 @@ def test_a_sample_has_the_share_of_its_class_that_it_has_of_the_image(overrides:
 
 
 def test_mixing_is_a_function_of_seed_step_and_micro_batch() -> None:
-    def shares(seed: int, step: int, piece: int) -> float:
+    def shares(seed: int, step: int, index: int) -> float:
         torch.manual_seed(torch.seed())
-        mixed = preparation("augment.mixup=0.4", f"train.seed={seed}")(*batch(), step=step, piece=piece)
+        mixed = preparation("augment.mixup=0.4", f"train.seed={seed}")(*batch(), step=step, index=index)
         return float(own_shares(mixed[1])[0])
 
     assert shares(0, 3, 1) == shares(0, 3, 1)
@@ -73,7 +73,7 @@ def test_mix_prob_is_the_share_of_mixed_micro_batches_and_each_kind_has_half_of_
     images, targets = batch()
     kinds = {"none": 0, "cutmix": 0, "mixup": 0}
     for step in range(400):
-        mixed, shares = prepare(images, targets, step=step, piece=0)
+        mixed, shares = prepare(images, targets, step=step, index=0)
         if torch.equal(mixed, images):
             assert torch.equal(shares, F.one_hot(targets, CLASSES).float()) or float(own_shares(shares)[0]) == 1
             kinds["none"] += 1
@@ -85,7 +85,7 @@ def test_mix_prob_is_the_share_of_mixed_micro_batches_and_each_kind_has_half_of_
 
 def test_images_have_the_size_of_their_epoch() -> None:
     prepare = preparation("augment.sizes=[[0, 4], [2, 12], [3, 8]]")
-    sides = [prepare(*batch(), step=step, piece=0)[0].shape[-2:] for step in (0, 9, 10, 14, 15, 99)]
+    sides = [prepare(*batch(), step=step, index=0)[0].shape[-2:] for step in (0, 9, 10, 14, 15, 99)]
     assert sides == [(4, 4), (4, 4), (12, 12), (12, 12), (8, 8), (8, 8)]
     assert prepare.largest_step == 10
 
