@@ -1,4 +1,4 @@
-"""Names the tensors that make up a training's state.
+"""Names the tensors that make up the state of a run.
 
 `model.<name>`, `optimizer.<parameter's name>.<key>`, and where the recipe keeps moving averages and slow weights
 `average.<name>` and `slow.<name>`. Where modules have extra state, it is below `model.`, packed as `module_state`
@@ -35,7 +35,7 @@ def model_tensors(model: nn.Module) -> Tensors:
 
 
 def changed_by_update(model: nn.Module, tensors: Tensors) -> set[str]:
-    """Return which of a training's tensors change in the update alone: not what forward passes change, as buffers."""
+    """Return the tensors that change in the update alone; buffers, which forward passes change, are not among them."""
     weights = {f"{MODEL}{name}" for name, _ in model.named_parameters()}
     return {name for name in tensors if name in weights or not name.startswith((MODEL, LOSS, RANKS))}
 

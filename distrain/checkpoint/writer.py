@@ -95,7 +95,7 @@ class Checkpointer:
             raise self._error
 
     def take_blocked_s(self) -> float | None:
-        """Return the seconds that saves have held up the training since the last call; None if there was none."""
+        """Return the seconds that saves have blocked training since the last call; None if there was none."""
         blocked_s, self._blocked_s = self._blocked_s, None
         return blocked_s
 

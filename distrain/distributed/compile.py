@@ -30,7 +30,7 @@ class Compilation:
 
     Training's passes of whole micro-batches run compiled. Evaluation, and the smaller micro-batches at the end of an
     epoch, run as they would without: the shapes that are compiled are few, which of them comes first has no influence
-    on any bit, and an evaluation is the same in a training, in `distrain eval` and in a bundle.
+    on any bit, and an evaluation is the same in a run, in `distrain eval` and in a bundle.
     """
 
     def __init__(self, network: nn.Module, parts: list[nn.Module], *, micro_batch_size: int, mode: str | None) -> None:
@@ -40,7 +40,7 @@ class Compilation:
             self._dispatch(part, mode)
         self._watch(network, micro_batch_size, has_graphs=mode is not None)
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Say how long torch has compiled since this was last called, if it has."""
         if (seconds := self._clock.take_seconds()) > 0:
             log.info("torch.compile took %.1f s; a restart finds most of it in %s", seconds, cache_folder())
@@ -53,7 +53,7 @@ class Compilation:
         def forward(*args: Any, **kwargs: Any) -> Any:  # a block's arguments are its network's own affair
             return compiled(*args, **kwargs) if self._is_on else eager(*args, **kwargs)
 
-        part.forward = forward  # hooks, of FSDP say, stay outside of what is compiled
+        part.forward = forward  # hooks, such as FSDP's, stay outside of what is compiled
 
     def _watch(self, network: nn.Module, micro_batch_size: int, *, has_graphs: bool) -> None:
         """Decide at each pass of the network whether its parts run compiled."""
@@ -62,7 +62,7 @@ class Compilation:
         def forward(images: torch.Tensor) -> Any:
             self._is_on = network.training and len(images) == micro_batch_size
             if self._is_on and has_graphs:
-                # Nothing is wanted any more of what the last pass gave.
+                # The outputs of the last pass are not needed any more.
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             return inner(images)
 
@@ -74,7 +74,7 @@ def compile_network(
 ) -> Compilation | None:
     """Compile in place what the recipe says, when it is first called; None where it says nothing.
 
-    `num_micro_batches` is the most micro-batches of a rank in a step, `processes` how many ranks this machine has.
+    `num_micro_batches` is the largest number of micro-batches of a rank in a step, `processes` the ranks on this node.
     Raises a `UserError` where that cannot be done here, or not together with the rest of the recipe.
     """
     config = recipe.compute
@@ -97,27 +97,27 @@ def compile_network(
 
 
 def check_compiler(device: torch.device, *, key: str) -> None:
-    """Raise `LaunchError`, naming the recipe's key, where what torch.compile runs on this machine is not installed."""
+    """Raise `LaunchError`, naming the recipe's key, if a program that torch.compile needs is not installed."""
     if device.type == "cuda":  # Triton compiles what launches its kernels
-        wanted, name, package = [os.environ.get("CC")] if "CC" in os.environ else ["gcc", "clang"], "C", "gcc"
+        candidates, name, package = [os.environ.get("CC")] if "CC" in os.environ else ["gcc", "clang"], "C", "gcc"
         variable = "CC"
     else:
         default = "clang++" if sys.platform == "darwin" else "g++"
-        wanted, name, package, variable = [os.environ.get("CXX", default)], "C++", "g++", "CXX"
-    way_out = "or train without: --set compute.compile=none"
-    if not any(shutil.which(program) for program in wanted if program):
+        candidates, name, package, variable = [os.environ.get("CXX", default)], "C++", "g++", "CXX"
+    alternative = "or train without: --set compute.compile=none"
+    if not any(shutil.which(program) for program in candidates if program):
         raise LaunchError(
-            f"{key} needs a {name} compiler, and there is no {' or '.join(str(w) for w in wanted)} here; install one "
-            f"(apt-get install {package}), name yours in the environment variable {variable}, {way_out}"
+            f"{key} needs a {name} compiler, and {' or '.join(map(str, candidates))} is not installed; install one "
+            f"(apt-get install {package}), name yours in the environment variable {variable}, {alternative}"
         )
     headers = Path(sysconfig.get_path("include"))
     if not (headers / "Python.h").is_file():
         raise LaunchError(
             f"{key} needs Python's header files, and {headers} has no Python.h; install them "
-            f"(apt-get install python3-dev), {way_out}"
+            f"(apt-get install python3-dev), {alternative}"
         )
     if device.type == "cuda" and find_spec("triton") is None:
-        raise LaunchError(f"{key} needs triton on GPUs, which is not installed; pip install triton, {way_out}")
+        raise LaunchError(f"{key} needs triton on GPUs, which is not installed; pip install triton, {alternative}")
 
 
 def cache_folder() -> str:

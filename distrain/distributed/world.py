@@ -82,7 +82,7 @@ class World:
 
     @contextmanager
     def rank_zero_first(self) -> Iterator[None]:
-        """Let rank 0 do the block before the others, for downloads and the like that are done once."""
+        """Let rank 0 do the block before the others, for what is done once, such as a download."""
         if not self.is_rank_zero:
             self.barrier()
         try:

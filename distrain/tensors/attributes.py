@@ -23,7 +23,7 @@ _INTERNAL = frozenset(vars(nn.Module()))
 def kept_attributes(module: nn.Module) -> Iterator[None]:
     """Give all modules of a network their plain attributes back at the end, as far as their kinds are known.
 
-    Tensors and generators have the numbers that they had, lists and the like the same items.
+    Tensors and generators have the numbers that they had, lists and other containers the same items.
     """
     kept = [(part, {key: (value, _copy(value)) for key, value in plain_attributes(part)}) for part in module.modules()]
     try:

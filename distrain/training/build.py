@@ -1,4 +1,4 @@
-"""Makes a session from the recipe: every part of a training, the same on every rank."""
+"""Makes a session from the recipe: every part of training, the same on every rank."""
 
 import logging
 from dataclasses import replace
@@ -51,7 +51,7 @@ def build_session(
     *,
     has_checkpoint: bool,
 ) -> Session:
-    """Make everything that a training needs, without the batches that the monitor's state skips.
+    """Make everything that training needs; the batches listed as skipped in the monitor's state are skipped.
 
     The weights that a recipe starts from are not requested where a checkpoint replaces them.
     Raises a `UserError` where recipe, data and network do not go together.

@@ -20,7 +20,7 @@ def set_determinism(recipe: Recipe) -> None:
 
 
 def seed_model_draws(seed: int, step: int, micro_batch: int, gpus: range, *, is_own: bool) -> None:
-    """Seed what the network draws, dropout say, as a function of (seed, step, micro-batch) and nothing else.
+    """Seed what the network draws, such as dropout, as a function of (seed, step, micro-batch) and nothing else.
 
     Where it or the loss is the user's own, it may draw from numpy and from Python as well.
     """

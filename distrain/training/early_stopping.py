@@ -1,6 +1,7 @@
 """Ends a run before its planned last step: at a target loss, without progress, or when its time is up.
 
-An end makes a step the last one, with all that is due then. The schedule of the learning rate stays as it was planned.
+Stopping early makes a step the last one, evaluated and saved as such. The learning-rate schedule stays as it was
+planned.
 """
 
 import logging

@@ -16,7 +16,7 @@ class RankMonitor:
     """The state of a rank, and the threads that write it and listen for a stop. A context manager runs both."""
 
     def __init__(self, run: RunDirectory, rank: int, *, stop: StopRequest | None = None) -> None:
-        """`stop` is set by whoever hears a request to stop: the listener's thread, or a signal handler."""
+        """`stop` is set by what receives a stop request: the listener's thread, or a signal handler."""
         self.state = TrainState()
         self.stop = StopListener(run, stop)
         self.heartbeat = HeartbeatWriter(run, rank, self.state)

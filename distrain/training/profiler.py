@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Profiler:
-    """Traces some steps of every rank, once an attempt. Where that is not wanted it does nothing at all."""
+    """Traces some steps of every rank, once an attempt. Unless it is enabled, it does nothing at all."""
 
     def __init__(self, run: RunDirectory, world: World, state: TrainState, *, is_wanted: bool) -> None:
         self._run = run
@@ -36,10 +36,10 @@ class Profiler:
         if self._profile is not None:
             self._finish(self._profile)
         elif self._is_wanted and kind is None and self._world.is_rank_zero:
-            log.warning("--profile skips %d steps and the training had no more: there is no trace", WARMUP_STEPS)
+            log.warning("--profile skips the first %d steps, and the run took no more: there is no trace", WARMUP_STEPS)
 
     def advance(self, step: int, boundary: int) -> int:
-        """Begin or end the trace if that is due before `step`, and return the next step at which anything is due."""
+        """Begin or end the trace before `step` if it is time to, and return the next step at which it will be."""
         if not self._is_wanted:
             return boundary
         self._begin_at = step + WARMUP_STEPS if self._begin_at is None else self._begin_at

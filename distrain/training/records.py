@@ -1,4 +1,4 @@
-"""Evaluates and records what is due at a step: the line of `metrics.jsonl` and of the other loggers."""
+"""Evaluates and logs at the steps that call for it: one line of `metrics.jsonl` and of the other loggers."""
 
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
@@ -14,7 +14,7 @@ from distrain.training.session import Session
 
 
 def write_records(session: Session, step: int, loggers: LoggerCollection) -> tuple[Session, bool]:
-    """Evaluate and record what is due at `step`.
+    """Evaluate and log at `step`, if the recipe's intervals say so.
 
     Returns the session, whose last step this is where evaluations do not get better, and whether that is done: False,
     with nothing recorded, where a stop broke it off.

@@ -1,4 +1,4 @@
-"""Saves a training's state and resumes from it, as if the run had never ended."""
+"""Saves the state of a run and resumes from it, as if the run had never ended."""
 
 import logging
 from dataclasses import dataclass
@@ -23,7 +23,9 @@ class ResumePoint:
     step: int
     best: dict[str, float] | None = None
     ending: Ending | None = None  # why it is the last step, though more were planned
-    is_record_due: bool = False  # a stop broke off this step's evaluation, or one is wanted before the first step
+    is_record_due: bool = (
+        False  # a stop interrupted this step's evaluation, or the recipe evaluates before the first step
+    )
 
 
 def find_checkpoint(run: RunDirectory, world: World) -> checkpoints.Checkpoint | None:

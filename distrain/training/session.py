@@ -1,4 +1,4 @@
-"""Holds what a training consists of on one rank: data, network, strategy, optimizer, meters."""
+"""Holds what training consists of on one rank: data, network, strategy, optimizer, meters."""
 
 import platform
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ Ending = Literal["target_loss", "max_time", "patience"]  # the field of `train` 
 
 @dataclass(frozen=True)
 class Session:
-    """What a training is made of on this rank. Only the tensors and the meters in it change."""
+    """All parts of training on this rank. Only the tensors and the meters in it change."""
 
     recipe: Recipe
     profile: Profile
@@ -130,7 +130,7 @@ class Session:
         return [before for before in range(first, step) if before not in self.skipped]
 
     def numerics_fingerprint(self) -> dict[str, str | int]:
-        """Return what the last bits of a training depend on besides the recipe."""
+        """Return what the last bits of the result depend on besides the recipe."""
         is_cuda = self.world.device.type == "cuda"
         processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
         numerics_fingerprint: dict[str, str | int] = {

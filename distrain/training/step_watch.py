@@ -20,7 +20,8 @@ from distrain.tensors.dtensor import local_shard
 MODERATE = 1e30  # a mask may hold the least float32, of which two overflow
 
 Slot = tuple[nn.Module, str, str]  # a module, the name of its buffer, and that name in the whole network
-# Of one step: numbers for so many gradients, one for the weights, one for the buffers, not finite where these are not.
+# Of one step: a number for each gradient, one for the weights and one for the buffers, not finite where these are not;
+# and the number of gradients.
 Row = tuple[torch.Tensor, int]
 
 

@@ -15,7 +15,7 @@ class StopListener:
     """Whether this rank was asked to stop, by a signal or by the stop file. A context manager runs the thread."""
 
     def __init__(self, run: RunDirectory, request: StopRequest | None = None) -> None:
-        """`request` is set by this listener and by whoever else hears of a stop, such as a signal handler."""
+        """`request` is set by this listener, and by a signal handler or anything else that receives a stop request."""
         self._run = run
         self.request = request or StopRequest()
         self._over = threading.Event()

@@ -88,7 +88,7 @@ class TrainState:
         best_by: str = "top1",
         unsaved_state: list[str] | None = None,
     ) -> None:
-        """Begin an attempt at `first_step`: start-up is over. What is not a training has no epochs.
+        """Begin an attempt at `first_step`: start-up is over. Evaluations and benchmarks have no epochs.
 
         `best` is the best evaluation up to there and `best_by` its metric; `unsaved_state` names what no checkpoint
         holds.
@@ -146,7 +146,7 @@ class TrainState:
             self._status.total_steps = step
 
     def keep_digests(self, *, weights: str, state: str) -> None:
-        """Note the digests of a training at its end."""
+        """Note the digests at the end of the run."""
         with self._lock:
             self._status.weights_digest, self._status.state_digest = weights, state
 

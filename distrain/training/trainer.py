@@ -86,7 +86,7 @@ def _train_attempt(
 
 
 def run_to_end(session: Session, start: ResumePoint, loggers: LoggerCollection) -> bool:
-    """Train from `start` on, with records, evaluations and checkpoints where they are due.
+    """Train from `start` on, with records, evaluations and checkpoints at their intervals.
 
     Returns whether the last step was reached; False after a stop request, with a checkpoint of that very step.
     """
@@ -120,7 +120,7 @@ def _train_loop(session: Session, batches: Iterator[Batch], step: int, loggers: 
         state.phase = "sync"  # the host waits for its device here, and for those of all ranks
         sync_losses(session, range(first_step, step))
         if session.compilation is not None:
-            session.compilation.tell()
+            session.compilation.report()
         session = check_time_and_target(session, step)
         seconds, epoch = time.perf_counter() - started, (step - 1) // session.sampler.steps_per_epoch
         session.stopwatch.add(seconds, session.num_samples(first_step, step), epoch=epoch)

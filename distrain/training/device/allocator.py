@@ -12,7 +12,7 @@ import torch
 from distrain.messages import MEBIBYTE
 from distrain.system.memory import available_memory_bytes
 
-MAX_MORE = 0.5  # of the memory that is needed, to be held for what comes next
+MAX_MORE = 0.5  # of the memory that is needed, to be kept for what comes next
 _STEPS_TO_LEARN = 3  # looks at which another step had been reached: by then the largest has been
 _PROCESS = Path("/proc/self")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # mallopt(3)
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class MallocRetention:
-    """Has the C library keep what a training on a CPU frees for its next step, while that needs little more memory.
+    """Has the C library keep what training on a CPU frees for its next step, while that needs little more memory.
 
     By default glibc maps large blocks of memory afresh each time, and the kernel clears their pages one by one: up to
     half of the time of a step whose activations are large. Kept blocks are divided among what comes next, and where
@@ -79,7 +79,7 @@ def release_unused(device: torch.device) -> None:
 
 
 def forget_peak(device: torch.device) -> None:
-    """Give back what is held and not used, so that it does not hide what a pass uses, and measure from now on."""
+    """Give back what is reserved and not used, so that it does not hide what a pass uses, and measure from now on."""
     release_unused(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

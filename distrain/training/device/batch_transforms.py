@@ -59,8 +59,8 @@ class Mixing:
     """
 
     def __init__(self, augment: Augment, *, num_classes: int, seed: int) -> None:
-        wanted = {"MixUp": augment.mixup, "CutMix": augment.cutmix}
-        self._mixers = [_mixer(kind, alpha, num_classes) for kind, alpha in wanted.items() if alpha is not None]
+        chosen = {"MixUp": augment.mixup, "CutMix": augment.cutmix}
+        self._mixers = [_mixer(kind, alpha, num_classes) for kind, alpha in chosen.items() if alpha is not None]
         self._probability = augment.mix_prob
         self._num_classes = num_classes
         self._seed = seed

@@ -88,7 +88,7 @@ def find_micro_batch_size(trial: Trial, *, largest: int, limit_bytes: int, is_ca
 
 
 def memory_limit_bytes(world: World, *, processes: int) -> int:
-    """Return the bytes that this rank may use, of `processes` on this machine; all ranks call it together."""
+    """Return the bytes that this rank may use, of `processes` on this node; all ranks call it together."""
     if world.device.type == "cuda":
         torch.cuda.empty_cache()
         free: int | None = torch.cuda.mem_get_info(world.device)[0]
@@ -102,7 +102,7 @@ def memory_limit_bytes(world: World, *, processes: int) -> int:
 
 
 def usable_bytes(free: int, device: torch.device) -> int:
-    """Return how much of `free` bytes a training may use; on a small GPU the rest is more than a tenth."""
+    """Return how much of `free` bytes a run may use; on a small GPU the rest is more than a tenth."""
     return min(int(free * MEMORY_FRACTION), max(0, free - MIN_LEFT_BYTES if device.type == "cuda" else free))
 
 

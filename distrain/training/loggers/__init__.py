@@ -23,10 +23,10 @@ class LoggerCollection:
         context = self._opening
         if context is None:
             return self
-        wanted = {"tensorboard": context.recipe.log.tensorboard, "wandb": context.recipe.log.wandb != "disabled"}
+        enabled = {"tensorboard": context.recipe.log.tensorboard, "wandb": context.recipe.log.wandb != "disabled"}
         self._sinks = [jsonl.JsonlLogger(context), console.ConsoleLogger(context)]
         self._sinks += [
-            Background(name, BACKGROUND_LOGGERS[name], context) for name, is_wanted in wanted.items() if is_wanted
+            Background(name, BACKGROUND_LOGGERS[name], context) for name, is_enabled in enabled.items() if is_enabled
         ]
         for sink in self._sinks:
             self._stack.callback(sink.close)

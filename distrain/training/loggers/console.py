@@ -1,4 +1,4 @@
-"""Shows a person how a training is doing: a live line in a terminal, and a line that stays for every evaluation."""
+"""Shows a person how a run is doing: a live line in a terminal, and a line that stays for every evaluation."""
 
 import logging
 import os
@@ -46,13 +46,13 @@ class ConsoleLogger:
         """Show the newest numbers; an evaluation also leaves a line behind."""
         should_evaluate, is_verbose = "val/loss" in record, self._opening.recipe.log.verbose
         is_late = not self._console.is_terminal and time.monotonic() - self._last_line_s > PLAIN_LINE_EVERY_S
-        told = dict(record)
+        shown = dict(record)
         if should_evaluate and not (is_verbose and "train/loss" in record):
-            told |= _of_epoch(self._opening.now())
-        self._newest |= told
+            shown |= _of_epoch(self._opening.now())
+        self._newest |= shown
         if should_evaluate or is_verbose or is_late:
             self._last_line_s = time.monotonic()
-            log.info(self._line(told))
+            log.info(self._line(shown))
 
     def close(self) -> None:
         """Leave the terminal as it was."""

@@ -86,7 +86,7 @@ class ExactMatch:
 class Confusion:
     """The confusion matrix of classes: counts int64 [classes, classes], a row a true class, a column a predicted one.
 
-    `classes` are the names by which the accuracy of each class is reported; none where it is not wanted.
+    `classes` are the names by which the accuracy of each class is reported, or none.
     """
 
     def __init__(self, num_classes: int, rates: set[str], classes: tuple[str, ...], device: torch.device) -> None:

@@ -48,7 +48,7 @@ class LookaheadWeights:
     """The slow weights, and buffers, of Lookahead, by their names: every few steps they move towards the network's own.
 
     Zhang et al., "Lookahead Optimizer: k steps forward, 1 step back", 2019, https://arxiv.org/abs/1907.08610, around
-    any rule. At such a meeting the network is set back to them, and so it is at the end of the training.
+    any rule. At each synchronization the network is set back to them, and again at the end of the run.
     """
 
     def __init__(self, module: nn.Module, config: Lookahead, *, total_steps: int) -> None:
@@ -61,7 +61,7 @@ class LookaheadWeights:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Let the two meet after step `step`, counted from 0, where that is due."""
+        """Synchronize the two after step `step`, counted from 0, if it is time to."""
         taken = step + 1
         if taken % self._config.every_steps == 0:
             decay = self._config.decay * (taken / self._total_steps) ** self._config.power

@@ -29,7 +29,7 @@ NUM_SAMPLE_IMAGES = 8
 
 @dataclass(frozen=True)
 class DataSetup:
-    """The data of a training, and its first samples, on which everything else is tried."""
+    """The data of a run, and its first samples, on which everything else is tried."""
 
     sources: dict[str, Source]  # by split: train and val
     readers: dict[str, BatchReader]
