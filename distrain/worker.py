@@ -29,7 +29,7 @@ from distrain.runs.log_file import open_log
 from distrain.runs.stacks import answer_requests
 from distrain.runs.stop_requests import fetch_signals, stop_on_signal
 from distrain.runs.task import BenchmarkRequest, EvaluationRequest, Task, TaskName, read_task
-from distrain.runs.user_errors import find_mistake
+from distrain.runs.user_errors import describe_own_error, find_mistake
 from distrain.system.caches import provide_caches
 from distrain.system.display import Line, stream_width
 from distrain.system.exits import describe_end, exits_raised
@@ -115,7 +115,9 @@ def run_worker(
             print_error(sentence)
         code = error.exit_code if isinstance(error, DistrainError) else ExitCode.FAILED
         code = code if mistake is None else ExitCode.BAD_INPUT
-        _report(run, rank, monitor.state.step, error, code, mistake=mistake)
+        own = None if recipe is None else describe_own_error(error, recipe)
+        message = mistake or describe_end(error) or own
+        _report(run, rank, monitor.state.step, error, code, message=message, is_mistake=mistake is not None)
         if on_error is not None:
             on_error(error)
         return code
@@ -214,16 +216,26 @@ def _redirect_output(path: Path) -> None:
 
 def _report_end(run: RunDirectory, rank: int, monitor: RankMonitor, error: BaseException) -> None:
     """Report that a thread of the user's code is ending this process: no later code can."""
-    _report(run, rank, monitor.state.step, error, ExitCode.FAILED)
+    _report(run, rank, monitor.state.step, error, ExitCode.FAILED, message=describe_end(error))
     monitor.report("failed")
     if rank == 0:
         write_last_words(f"failed at step {monitor.state.step}: {describe_end(error)}; log {run.log(rank)}\n")
 
 
 def _report(
-    run: RunDirectory, rank: int, step: int, error: BaseException, code: ExitCode, *, mistake: str | None = None
+    run: RunDirectory,
+    rank: int,
+    step: int,
+    error: BaseException,
+    code: ExitCode,
+    *,
+    message: str | None,
+    is_mistake: bool = False,
 ) -> None:
-    """Write the error that ended this rank for the launcher; `mistake` is a sentence on an error of the user's code."""
+    """Write the error that ended this rank for the launcher, with `message` in place of the error's own.
+
+    `is_mistake` says that it is an error of the user's code before the first step.
+    """
     text = "".join(traceback.format_exception(error))
     log.error("%s", text)
     report = {
@@ -232,12 +244,12 @@ def _report(
         "host": socket.gethostname(),
         "step": step,
         "type": type(error).__name__,
-        "message": mistake or describe_end(error) or str(error).strip() or type(error).__name__,
+        "message": message or str(error).strip() or type(error).__name__,
         "exit_code": int(code),
         "is_secondary": is_secondary(error),  # of another rank's end
         # An error raised by distrain itself is not retried.
-        "is_final": isinstance(error, DistrainError) or mistake is not None,
-        "is_mistake": mistake is not None,
+        "is_final": isinstance(error, DistrainError) or is_mistake,
+        "is_mistake": is_mistake,
         "traceback": text,
     }
     try:

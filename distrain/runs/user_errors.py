@@ -1,4 +1,6 @@
-"""Tells an error of the user's own code from one of distrain or the machine, as long as nothing has been trained."""
+"""Tells an error of the user's own code from one of distrain or the machine, and where in their code it is."""
+
+import traceback
 
 from distrain.config import Recipe
 from distrain.config.user_code import is_reference
@@ -25,23 +27,35 @@ def find_mistake(error: BaseException, recipe: Recipe, run: RunDirectory, *, ste
         return None
     if is_secondary(error) or _is_of_the_machine(error) or _has_trained(run, step):
         return None
-    packages = _packages(recipe)
-    frame = own_frame(error, packages)
-    if frame is None and error.__cause__ is not None:
-        frame = own_frame(error.__cause__, packages)
-    if frame is None:
+    if (frame := _find_frame(error, recipe)) is None:
         return None
     if (words := describe_end(error)) is not None:
         return words
-    text = " ".join(str(error).split())
-    if len(text) > _MAX_CHARACTERS:
-        text = f"{text[:_MAX_CHARACTERS]}..."
+    text = _in_one_line(error)
     return f"{type(error).__name__} before the first step, {place_of(frame)}" + (f": {text}" if text else "")
+
+
+def describe_own_error(error: BaseException, recipe: Recipe) -> str | None:
+    """Return what an error of the user's own code says, and where that is, on one line; None for any other error."""
+    if isinstance(error, DistrainError) or is_secondary(error) or (frame := _find_frame(error, recipe)) is None:
+        return None
+    return ", ".join(filter(None, (_in_one_line(error), place_of(frame))))
 
 
 def is_out_of_memory(kind: str, message: str) -> bool:
     """Whether an error, by the name of its type and its message, says that there is too little memory."""
     return any(words in f"{kind}: {message}".lower() for words in _OUT_OF_MEMORY)
+
+
+def _find_frame(error: BaseException, recipe: Recipe) -> traceback.FrameSummary | None:
+    packages = _packages(recipe)
+    frame = own_frame(error, packages)
+    return frame if frame is not None or error.__cause__ is None else own_frame(error.__cause__, packages)
+
+
+def _in_one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}..."
 
 
 def _is_of_the_machine(error: BaseException) -> bool:

@@ -5,6 +5,8 @@ which is none. The exit code is then the code's own choice, often 0, and whoever
 success.
 """
 
+import functools
+import inspect
 import os
 import sysconfig
 import threading
@@ -12,6 +14,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # How the names of distrain's threads begin that run the user's code and report its errors.
 LOADER_THREADS = "distrain-loader"
@@ -113,6 +116,23 @@ def _is_own(frame: traceback.FrameSummary, packages: Collection[str]) -> bool:
 def place_of(frame: traceback.FrameSummary) -> str:
     """Return where a line is, as text."""
     return f"at {frame.filename}:{frame.lineno}, in {frame.name}"
+
+
+def place_of_code(own: Any) -> str:
+    """Return ` at FILE:LINE, in NAME` of the user's code that `own` is, or that a call of it runs; else nothing.
+
+    `own` is a function, a class, a module of torch's, or another object that can be called.
+    """
+    while isinstance(own, functools.partial):
+        own = own.func
+    try:
+        if not (inspect.isclass(own) or hasattr(own, "__code__")):
+            own = getattr(own, "forward", None) or type(own).__call__
+        own = inspect.unwrap(own)
+        frame = traceback.FrameSummary(inspect.getsourcefile(own) or "<", inspect.getsourcelines(own)[1], own.__name__)
+    except (OSError, TypeError, AttributeError):  # it is written in C, or its file is gone
+        return ""
+    return f" {place_of(frame)}" if _is_own(frame, ()) else ""
 
 
 def _place(frames: traceback.StackSummary) -> str:

@@ -29,6 +29,7 @@ from distrain.training.monitor import RankMonitor
 from distrain.training.optim.optimizer import ParamGroupOptions, build_optimizer, build_schedule
 from distrain.training.optim.param_groups import plan_param_groups
 from distrain.training.optim.weight_averaging import EmaWeights, LookaheadWeights
+from distrain.training.own_code import with_checks
 from distrain.training.profiler import Profiler
 from distrain.training.session import Session
 from distrain.training.setup.checks import ON_CPU, ON_DEVICE, WITH_MICRO_BATCH, Parts, run_checks
@@ -170,7 +171,9 @@ def _with_found_micro_batch_size(profile: Profile, run: RunDirectory, parts: Par
             largest=largest,
             limit_bytes=memory_limit_bytes(world, processes=profile.processes),
             prepare=data.prepare,
-            loss_function=parts.loss.function,
+            loss_function=with_checks(
+                recipe, parts.network.model, parts.loss.function, num_outputs=parts.data.num_classes
+            ),
             world=world,
         )
 

@@ -16,6 +16,7 @@ from distrain.training.losses import LossFunction
 from distrain.training.metrics.accumulators import Confusion, Counter, LabelConfusion, build_counters
 from distrain.training.metrics.curves import build_curves
 from distrain.training.metrics.selection import ChosenMetrics
+from distrain.training.own_code import check_outputs, check_value
 from distrain.training.test_time_augmentation import predict_with_tta
 
 
@@ -72,12 +73,16 @@ def evaluate(
     # Of each batch: samples, loss and, of values, absolute and squared errors, all summed over the samples.
     sums = torch.zeros(num_batches, 4 if has_errors else 2, dtype=torch.float64, device=world.device)
     own = range(world.rank, num_batches, world.size)
+
+    def predict(images: torch.Tensor) -> torch.Tensor:
+        return check_outputs(model(images), model, num_samples=len(images), num_outputs=len(chosen.classes))
+
     for number, (images, targets) in zip(own, batches, strict=True):
         if must_break_off():
             break
         with precision.autocast():
-            logits = predict_with_tta(model, images, views)
-            loss = loss_function(logits, targets)
+            logits = predict_with_tta(predict, images, views)
+            loss = check_value(loss_function(logits, targets), loss_function, logits=logits)
         row = [sums.new_full((), len(targets)), loss.double() * len(targets)]
         sums[number] = torch.stack(row + _errors(logits, targets) if has_errors else row)
         for counter in counters:
@@ -88,7 +93,7 @@ def evaluate(
             on_batch(number, logits, targets)
     if idle_batch is not None and len(own) < -(-num_batches // world.size):
         with precision.autocast():
-            predict_with_tta(model, idle_batch, views)
+            predict_with_tta(predict, idle_batch, views)
     reshard(model)
     for part, was_training in modes:
         part.train(was_training)

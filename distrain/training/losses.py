@@ -18,6 +18,7 @@ from distrain.errors import ModelError, RecipeError, UserError
 from distrain.messages import first_line
 from distrain.system.exits import own_frame
 from distrain.tensors.module_state import LossFunction as LossFunction
+from distrain.training.own_code import check_value
 
 _FITTING: dict[str, tuple[Target, ...]] = {
     "cross_entropy": ("class",),
@@ -93,7 +94,7 @@ def check_loss(function: LossFunction, config: Loss, targets: torch.Tensor, *, n
         return
     num_samples = 2 if num_outputs != 2 else 3  # of as many as there are outputs, a wrong loss may broadcast targets
     targets = targets[torch.arange(num_samples, device=targets.device) % len(targets)]
-    logits = torch.zeros(num_samples, num_outputs, device=targets.device)
+    logits = torch.zeros(num_samples, num_outputs, device=targets.device, requires_grad=True)
     try:
         value = function(logits, targets)
     except Exception as error:
@@ -105,9 +106,7 @@ def check_loss(function: LossFunction, config: Loss, targets: torch.Tensor, *, n
             f"loss.name={config.name} does not accept logits {_describe(logits)} and targets {_describe(targets)} "
             f"({reason}); use a loss that does{numbers}"
         ) from error
-    if not (isinstance(value, torch.Tensor) and value.ndim == 0 and value.is_floating_point()):
-        seen = _describe(value) if isinstance(value, torch.Tensor) else f"{value!r:.60}"
-        raise RecipeError(f"loss.name={config.name} gives {seen}; return the mean over the samples, one number")
+    check_value(value, function, name=f"loss.name={config.name}", logits=logits)
 
 
 def _describe(tensor: torch.Tensor) -> str:

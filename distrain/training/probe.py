@@ -9,9 +9,10 @@ from distrain.config import Recipe
 from distrain.config.user_code import is_reference
 from distrain.data.loading.sampler import TrainSampler
 from distrain.errors import ModelError
-from distrain.messages import counted, first_line
+from distrain.messages import first_line
 from distrain.tensors.module_state import as_stateful, unpack
 from distrain.tensors.preserve_state import pack_extra, preserve_state
+from distrain.training import own_code
 from distrain.training.device.precision import Precision
 from distrain.training.single_samples import Lone, find_in_evaluation, find_in_training
 
@@ -80,7 +81,11 @@ def check_outputs(
     device. What the user's own network raises is not translated.
     """
     try:
-        outputs = _try(model, images, is_training=is_training)
+        with preserve_state(model), torch.set_grad_enabled(is_training):
+            outputs = model.train(is_training)(images.clone())  # a network may write to its input
+            own_code.check_outputs(
+                outputs, model, num_samples=len(images), num_outputs=num_outputs, name=f"model.name={name}"
+            )
     except (ModelError, torch.OutOfMemoryError):
         raise
     except Exception as error:
@@ -90,11 +95,6 @@ def check_outputs(
             f"model.name={name} does not accept images of {_by(images.shape[1:])} ({first_line(error)}); make them "
             f"what it accepts in augment.train and augment.eval"
         ) from error
-    if (seen := _unlike_logits(outputs, num_samples=len(images), num_outputs=num_outputs)) is not None:
-        when = " in training" if is_training else ""
-        raise ModelError(
-            f"model.name={name} gives {seen}{when}; return a floating-point tensor [samples, {num_outputs}]"
-        )
 
 
 def check_single_sample(
@@ -113,13 +113,14 @@ def check_single_sample(
     """
     cause: Exception | None = None
     try:
-        outputs = _try(model, image, is_training=is_training)
+        with preserve_state(model), torch.set_grad_enabled(is_training):
+            outputs = model.train(is_training)(image.clone())
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - each layer has its own way to refuse a single sample
         seen, cause = first_line(error), error
     else:
-        unlike = _unlike_logits(outputs, num_samples=1, num_outputs=num_outputs)
+        unlike = own_code.unlike_logits(outputs, num_samples=1, num_outputs=num_outputs)
         if unlike is None:
             return
         seen = f"it gives {unlike}"
@@ -127,20 +128,6 @@ def check_single_sample(
         f"model.name={name} does not accept a batch of a single sample{' in training' if is_training else ''} "
         f"({seen}), and {lone.where}; {lone.remedy}"
     ) from cause
-
-
-def _try(model: nn.Module, images: torch.Tensor, *, is_training: bool) -> object:
-    with preserve_state(model), torch.set_grad_enabled(is_training):
-        return model.train(is_training)(images.clone())  # a network may write to its input
-
-
-def _unlike_logits(outputs: object, *, num_samples: int, num_outputs: int) -> str | None:
-    """Return what a network gives instead of logits, or None for logits."""
-    if not isinstance(outputs, torch.Tensor):
-        return f"a {type(outputs).__name__}"
-    if outputs.shape == (num_samples, num_outputs) and outputs.is_floating_point():
-        return None
-    return f"{str(outputs.dtype).removeprefix('torch.')} {list(outputs.shape)} for {counted(num_samples, 'sample')}"
 
 
 def _by(shape: torch.Size) -> str:

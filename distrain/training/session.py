@@ -30,6 +30,7 @@ from distrain.training.metrics.selection import ChosenMetrics
 from distrain.training.monitor import RankMonitor
 from distrain.training.optim.optimizer import Factor
 from distrain.training.optim.weight_averaging import EmaWeights, LookaheadWeights
+from distrain.training.own_code import with_checks
 from distrain.training.profiler import Profiler
 from distrain.training.skipped_steps import SkippedSteps
 from distrain.training.step_watch import Watch
@@ -88,6 +89,12 @@ class Session:
     def model(self) -> nn.Module:
         """The bare network."""
         return self.strategy.module
+
+    @property
+    def train_loss(self) -> LossFunction:
+        """The loss, with the checks of each step where the user's own code takes part in it."""
+        num_outputs = len(self.train_reader.source.classes)
+        return with_checks(self.recipe, self.model, self.loss_function, num_outputs=num_outputs)
 
     @property
     def averaged_weights(self) -> Tensors:

@@ -1,13 +1,16 @@
 """Averages the network's outputs over several views of each image in an evaluation."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from distrain.config import Eval
 
+Predict = Callable[[torch.Tensor], torch.Tensor]  # a network
 
-def predict_with_tta(model: nn.Module, images: torch.Tensor, config: Eval) -> torch.Tensor:
+
+def predict_with_tta(model: Predict, images: torch.Tensor, config: Eval) -> torch.Tensor:
     """Return the network's outputs [n, outputs] for images [n, channels, height, width], averaged over `eval`'s views.
 
     A moved image is as large as before, its border mirrored; the two moved ones count half, the image itself the other
@@ -15,8 +18,7 @@ def predict_with_tta(model: nn.Module, images: torch.Tensor, config: Eval) -> to
     CIFAR-10 in 3.29 Seconds on a Single GPU", 2024, https://arxiv.org/abs/2404.00498.
     """
     if not config.flips and config.shift is None:
-        outputs: torch.Tensor = model(images)
-        return outputs
+        return model(images)
     own = _predict_flips(model, images, config)
     if config.shift is None:
         return own
@@ -26,6 +28,6 @@ def predict_with_tta(model: nn.Module, images: torch.Tensor, config: Eval) -> to
     return own / 2 + sum(_predict_flips(model, view, config) for view in moved) / 4
 
 
-def _predict_flips(model: nn.Module, images: torch.Tensor, config: Eval) -> torch.Tensor:
-    outputs: torch.Tensor = model(images).float()
+def _predict_flips(model: Predict, images: torch.Tensor, config: Eval) -> torch.Tensor:
+    outputs = model(images).float()
     return (outputs + model(images.flip(-1)).float()) / 2 if config.flips else outputs

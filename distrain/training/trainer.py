@@ -155,7 +155,7 @@ def run_steps(
     `progress` is what the loop sets step and phase of, in place of the session's state.
     """
     sampler, strategy, precision, losses = session.sampler, session.strategy, session.precision, session.losses
-    optimizer, loss_function, prepare = session.optimizer, session.loss_function, session.prepare
+    optimizer, loss_function, prepare = session.optimizer, session.train_loss, session.prepare
     ema, stop = session.ema, session.stop
     skipped = frozenset(session.skipped.between(first_step, last_step))
     state = session.state if progress is None else progress

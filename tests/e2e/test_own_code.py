@@ -1,5 +1,6 @@
 """A mistake in the user's own code, met before anything was trained, is bad input; after that it is a failure."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,25 @@ def transform():
         raise ZeroDivisionError("the transform divides")
     return apply
 
+def detached(logits, targets):
+    return torch.nn.functional.cross_entropy(logits, targets).detach()
+
+def late_vector(logits, targets):
+    reduction = "none" if len(targets) > 9 else "mean"
+    return torch.nn.functional.cross_entropy(logits, targets, reduction=reduction)
+
+class Unnamed(Images):
+    classes = None
+    target = "values"
+
+def unnamed(split, path):
+    return Unnamed()
+
+def no_image():
+    def apply(image):
+        image.flip(2)
+    return apply
+
 def loss(logits, targets):
     return torch.nn.functional.cross_entropy(logits, targets.missing)
 """
@@ -74,6 +94,41 @@ def assert_bad_input(done: Done, folder: Path, *words: str) -> None:
         (["--procs=2", *NET], "len(images) > 9 and images.view(3)", ["mine.py:13, in forward", "RuntimeError"]),
         (["--set=model.arguments={widht: 3}", *NET], "pass", ["mine.py:17, in net", "widht"]),
         (["--set=loss={name: 'mine:loss'}"], "pass", ["mine.py:", "in loss", "missing"]),
+        (
+            ["--procs=2", *NET],
+            "if self.training and len(images) > 9: return None",
+            ["model.name=mine:net gives None in training at ", "mine.py:11, in forward", "[samples, 10]"],
+        ),
+        (
+            [*NET],
+            "if not self.training and len(images) > 9: return {}",
+            ["the network gives a dict at ", "mine.py:11, in forward", "[samples, 10]"],
+        ),
+        (
+            ["--set=loss={name: 'mine:detached'}"],
+            "pass",
+            ["loss.name=mine:detached gives a number without a gradient at ", "mine.py:", "in detached"],
+        ),
+        (
+            ["--set=loss={name: 'mine:late_vector'}"],
+            "pass",
+            ["loss.name=mine:late_vector gives float32 [64] at ", "in late_vector", "one number"],
+        ),
+        (
+            ["--set=data.source=mine:unnamed", "--set=data.target=values", "--set=loss={name: mse}"],
+            "pass",
+            ["the dataset has no `classes` at ", "in Unnamed", "a name for each value"],
+        ),
+        (
+            ["--set=data.source=mine:images", "--set=data.target=values", "--set=loss={name: mse}"],
+            "pass",
+            ['give its dataset `target = "values"`', "with each image float32 [values]"],
+        ),
+        (
+            ["--set=augment.train=['mine:no_image']"],
+            "pass",
+            ["a transform returns None at ", "mine.py:", "in apply", "augment.train"],
+        ),
         (
             ["--procs=2", "--set=loss={name: 'torch.nn:HuberLoss'}"],
             "pass",
@@ -119,6 +174,11 @@ def test_traceback_of_a_mistake_is_there_for_the_asking(tmp_path: Path) -> None:
 def test_mistake_after_steps_were_trained_is_a_failure_that_can_be_resumed(tmp_path: Path) -> None:
     done = fit_own(tmp_path, *NET, what="self.training and self.calls > 20 and images.view(3)")
     assert done.code == 1
-    assert "resume with" in done.out
+    failed, _, checkpoint, resume = done.out.splitlines()[-4:]
+    assert re.fullmatch(
+        r"failed at step \d+ on rank 0 \(\S+\): RuntimeError: shape .*, at \S+mine.py:13, in forward", failed
+    )
+    assert checkpoint.startswith("checkpoint    none yet")
+    assert resume.startswith("resume with   distrain resume ")
     assert status(tmp_path / "run")["state"] == "failed"
     assert status(tmp_path / "run")["step"] > 0

@@ -145,10 +145,14 @@ def test_module_as_a_loss_is_made_where_its_class_is_named_and_must_not_learn() 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (torch.zeros(3), r"loss\.name=mine:loss gives float32 \[3\]; return the mean over the samples, one number"),
+        (
+            torch.zeros(3),
+            r"loss\.name=mine:loss gives float32 \[3\] at \S+, in <lambda>; return the mean over the samples, one",
+        ),
         (torch.tensor(1), r"gives int64 \[\]"),
         (None, r"gives None"),
         (0.5, r"gives 0\.5"),
+        (torch.tensor(0.5), r"gives a number without a gradient at \S+, in <lambda>; compute it from the logits"),
     ],
 )
 def test_own_loss_must_give_one_number(given: Any, words: str) -> None:

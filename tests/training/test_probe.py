@@ -69,8 +69,11 @@ class Giving(nn.Module):
 @pytest.mark.parametrize(
     ("outputs", "words"),
     [
-        ({"logits": torch.zeros(2, 5)}, r"mine:net gives a dict; return a floating-point tensor \[samples, 5\]"),
-        (torch.zeros(2), r"mine:net gives float32 \[2\] for 2 samples; return a floating-point tensor \[samples, 5\]"),
+        (
+            {"logits": torch.zeros(2, 5)},
+            r"mine:net gives a dict at \S+test_probe.py:\d+, in forward; return a floating-point tensor \[samples, 5\]",
+        ),
+        (torch.zeros(2), r"mine:net gives float32 \[2\] for 2 samples at "),
         (torch.zeros(2, 6), r"gives float32 \[2, 6\] for 2 samples"),
         (torch.zeros(2, 5, dtype=torch.int64), r"gives int64 \[2, 5\] for 2 samples"),
     ],
@@ -89,11 +92,22 @@ class Training(nn.Module):
         return self.outputs if self.training else torch.zeros(len(images), 5)
 
 
+def test_outputs_without_a_gradient_are_a_fault_of_a_network_that_trains() -> None:
+    net = Training(torch.zeros(2, 5))
+    check_outputs(net, IMAGES, name="mine:net", num_outputs=5, is_training=True)  # it has no weights
+    net.weight = nn.Parameter(torch.ones(()))
+    check_outputs(net, IMAGES, name="mine:net", num_outputs=5)
+    with pytest.raises(ModelError, match=r"mine:net gives outputs without a gradient in training at \S+, in forward; "):
+        check_outputs(net, IMAGES, name="mine:net", num_outputs=5, is_training=True)
+
+
 def test_outputs_in_training_alone_are_one_sentence() -> None:
     logits = torch.zeros(2, 5)
     net = Training((logits, logits))
     check_outputs(net, IMAGES, name="mine:net", num_outputs=5)
-    with pytest.raises(ModelError, match=r"mine:net gives a tuple in training; return a floating-point tensor"):
+    with pytest.raises(
+        ModelError, match=r"mine:net gives a tuple in training at \S+, in forward; return a floating-point tensor"
+    ):
         check_outputs(net, IMAGES, name="mine:net", num_outputs=5, is_training=True)
     assert net.training
 

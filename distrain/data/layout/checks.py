@@ -16,6 +16,11 @@ from distrain.errors import DataError, RecipeError
 from distrain.system.encoding import printable_name
 
 _DOWNLOADED = ("cifar10",)  # when no path is given
+_OWN_TARGETS: dict[Target, str] = {  # of the user's own dataset
+    "class": "the names of the classes as `classes`, and with each image the number of its class",
+    "labels": "the names of the labels as `classes`, and with each image float32 [labels] of 0 and 1",
+    "values": "the names of the values as `classes`, and with each image float32 [values]",
+}
 _ANY_TARGET = ("manifest", "packed", "tensors")  # the other built-in sources have classes
 
 
@@ -61,7 +66,10 @@ def check_target(config: Data, *, gives: Target | None = None) -> None:
             return
         gives = "class"
     if gives != config.target:
-        advice = f"use {', '.join(_ANY_TARGET)} or your own factory, or --set data.target={gives}"
+        advice = f"use {', '.join(_ANY_TARGET)} or your own factory"
+        if is_reference(config.source):
+            advice = f'give its dataset `target = "{config.target}"`, {_OWN_TARGETS[config.target]}'
+        advice += f", or --set data.target={gives}"
         raise RecipeError(f"data.target={config.target}, but data.source={config.source} has target {gives}; {advice}")
 
 

@@ -98,6 +98,9 @@ class BatchReader:
                 except ValueError as error:
                     raise self._refused(indices[position], error) from None
                 image = self._transform_seeded(drawn, image, position, indices[position])
+            if image.ndim != 3:
+                words = f"{self.source.describe(indices[position])} is {_size(image.shape)} after its transforms"
+                raise DataError(f"{words}; return a tensor [channels, height, width]")
             return image, target
 
         return read
@@ -140,22 +143,33 @@ class BatchReader:
             note(indices[position])
             image, target = read(position, out)
             if image is not out:
-                self._check_shape_and_dtype(image, first, indices[position])
+                if (image.shape, image.dtype) != (first.shape, first.dtype):
+                    third = read(2, None)[0] if position == 1 and count > 2 else None
+                    raise self._unlike(indices[: position + 1], first, image, third)
                 out.copy_(image)
             targets.append(target)
         return images, stack_targets(targets)
 
-    def _check_shape_and_dtype(self, image: torch.Tensor, first: torch.Tensor, index: int) -> None:
-        if image.shape != first.shape:
-            raise DataError(
-                f"{self.source.describe(index)} is {_size(image.shape)} after its transforms, but others of its "
-                f"batch are {_size(first.shape)}; end augment.train and augment.eval with a transform of fixed size"
+    def _unlike(
+        self, indices: list[int], first: torch.Tensor, image: torch.Tensor, third: torch.Tensor | None
+    ) -> DataError:
+        """Return the error of the sample whose image differs from the others: the last of `indices`, or the first.
+
+        It is the first one if the second differs from it and the `third` is like the second.
+        """
+        odd, (image, other) = indices[-1], (image, first)
+        if third is not None and (third.shape, third.dtype) == (image.shape, image.dtype):
+            odd, (image, other) = indices[0], (first, image)
+        name = self.source.describe(odd)
+        if image.shape != other.shape:
+            return DataError(
+                f"{name} is {_size(image.shape)} after its transforms, but others of its batch are "
+                f"{_size(other.shape)}; end augment.train and augment.eval with a transform of fixed size"
             )
-        if image.dtype != first.dtype:  # torch would mix bytes from 0 to 255 with floats from 0 to 1
-            raise DataError(
-                f"{self.source.describe(index)} is {image.dtype} after its transforms, but others of its batch "
-                f"are {first.dtype}; end augment.train and augment.eval with ToDtype"
-            )
+        return DataError(  # torch would mix bytes from 0 to 255 with floats from 0 to 1
+            f"{name} is {image.dtype} after its transforms, but others of its batch are {other.dtype}; end "
+            f"augment.train and augment.eval with ToDtype"
+        )
 
 
 def _gather_on_gpu(

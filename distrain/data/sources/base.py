@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import cached_property
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,8 +17,11 @@ from PIL import Image
 from distrain.config.metrics import Target
 from distrain.data.loading.isolation import Isolated, KilledError
 from distrain.data.sources.files import to_tensor
+from distrain.data.sources.outputs import read_outputs
 from distrain.data.sources.stream import Stream
 from distrain.errors import DataError
+from distrain.messages import counted
+from distrain.system.exits import place_of_code
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # images [n, channels, height, width], targets as `stack_targets` gives them
 
@@ -137,15 +140,12 @@ class DatasetSource:
     is_thread_safe = False
 
     def __init__(self, dataset: Any, *, name: str, targets: torch.Tensor | None = None, arguments: str = "") -> None:
-        if not hasattr(dataset, "classes"):
-            raise DataError(f"data.source={name}: the dataset has no `classes`, the list of class names")
-        self.target: Target = getattr(dataset, "target", "class")
-        if self.target not in get_args(Target):
-            raise DataError(
-                f"data.source={name}: the dataset's `target` is {self.target!r}; use {', '.join(get_args(Target))}"
-            )
-        self.classes: Sequence[str] = list(dataset.classes)
+        self.target, self.classes = read_outputs(dataset, source=name)
+        if not hasattr(dataset, "__len__"):
+            raise DataError(f"data.source={name}: the dataset has no __len__{place_of_code(type(dataset))}; define it")
         self.is_stream = isinstance(dataset, Stream)
+        reads = dataset.code if isinstance(dataset, Stream) else getattr(type(dataset), "__getitem__", None)
+        self._place = place_of_code(reads)
         self._dataset = dataset
         self._name = name
         self._known = targets
@@ -188,7 +188,7 @@ class DatasetSource:
             image = to_tensor(image)
         if not isinstance(image, torch.Tensor):
             kind = type(image).__name__
-            raise DataError(f"{self.describe(index)} is of type {kind}; return a tensor or a Pillow image")
+            raise DataError(f"{self.describe(index)} is of type {kind}{self._place}; return a tensor or a Pillow image")
         return image, self._target(index, target)
 
     def describe(self, index: int) -> str:
@@ -230,7 +230,7 @@ class DatasetSource:
             raise DataError(f"{self.describe(index)} cannot be read ({error}); fix its file") from error
         if not (isinstance(sample, tuple | list) and len(sample) == 2):
             seen = f"a {type(sample).__name__} of {len(sample)}" if hasattr(sample, "__len__") else f"{sample!r:.60}"
-            raise DataError(f"{self.describe(index)} is {seen}; return a pair (image, target)")
+            raise DataError(f"{self.describe(index)} is {seen}{self._place}; return a pair (image, target)")
         return sample
 
     def _target(self, index: int, target: Any) -> int | torch.Tensor:
@@ -238,7 +238,8 @@ class DatasetSource:
         try:
             seen = torch.as_tensor(target)
         except (TypeError, ValueError, RuntimeError):
-            raise DataError(f"{self.describe(index)} has label {target!r:.60}, which is not a number") from None
+            words = f"{self.describe(index)} has label {target!r:.60}, which is not a number{self._place}"
+            raise DataError(words) from None
         tensor = seen.to(dtype)
         if self.target == "class" and not (tensor.ndim == 0 and tensor == seen):
             raise DataError(f"{self.describe(index)} has label {target!r:.60}; a class is one whole number")
@@ -331,7 +332,9 @@ def check_targets(
     if target == "class":
         bad = (targets < 0) | (targets >= count) if not shape else torch.ones(len(targets), dtype=torch.bool)
     elif shape != (count,):
-        raise DataError(f"{describe(0)} has {target} of shape {list(shape)}; use {count} numbers, one for each name")
+        raise DataError(
+            f"{describe(0)} has {target} of shape {list(shape)}; use {counted(count, 'number')}, one for each name"
+        )
     else:
         bad = ~(targets.isfinite() if target == "values" else (targets == 0) | (targets == 1)).all(dim=1)
     if not bad.any():

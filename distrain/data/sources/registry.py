@@ -23,6 +23,7 @@ from distrain.data.sources.stream import is_stream, open_stream
 from distrain.data.sources.torchvision import PREFIX, open_cifar10, open_torchvision
 from distrain.errors import DataError, RecipeError
 from distrain.messages import nearest
+from distrain.system.exits import place_of_code
 
 
 def open_sources(config: Data) -> dict[str, Source]:
@@ -90,6 +91,7 @@ def _open_user_dataset(config: Data) -> dict[str, Source]:
 
 
 def _open_dataset(dataset: Any, config: Data, *, split: str) -> Source:
+    check_target(config, gives=getattr(dataset, "target", "class"))
     if is_stream(dataset):
         if split == "train" and config.train_samples is not None:
             raise RecipeError(
@@ -101,7 +103,13 @@ def _open_dataset(dataset: Any, config: Data, *, split: str) -> Source:
     elif split == "train":
         _check_not_a_stream(config)
     known = getattr(dataset, "targets", None)  # the name in torchvision's datasets
-    targets = None if known is None else torch.as_tensor(known)
+    try:
+        targets = None if known is None else torch.as_tensor(known)
+    except (TypeError, ValueError, RuntimeError):
+        raise DataError(
+            f"data.source={config.source}: the dataset's `targets` are not numbers ({known!r:.60})"
+            f"{place_of_code(type(dataset))}; use the targets of the samples, or remove them"
+        ) from None
     return DatasetSource(dataset, name=config.source, targets=targets, arguments=str(config.arguments or ""))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from distrain.data.sources.outputs import read_outputs
 from distrain.errors import DataError
 from distrain.global_rng import seed_generators
 from distrain.rng import Purpose
@@ -42,12 +43,17 @@ class Stream:
     """
 
     def __init__(self, dataset: Any, *, name: str, num_samples: int) -> None:
-        self.classes = dataset.classes
+        self.target, self.classes = read_outputs(dataset, source=name)
         self.seed = 0
         self._dataset = dataset
         self._name = name
         self._num_samples = num_samples
         self._cursor: _Cursor | None = None
+
+    @property
+    def code(self) -> Any:
+        """The user's code that gives the samples."""
+        return type(self._dataset).__iter__
 
     def __len__(self) -> int:
         """Return the number of samples of an epoch."""
@@ -100,8 +106,7 @@ class Stream:
 def open_stream(dataset: Any, *, name: str, split: str, num_samples: int | None) -> Stream:
     """Return the stream of a split, of `num_samples` an epoch, or of its `len()`; raises `DataError` without either."""
     field = "data.samples_per_epoch" if split == "train" else "data.val_samples"
-    if not hasattr(dataset, "classes"):
-        raise DataError(f"data.source={name}: the dataset has no `classes`, the list of class names")
+    read_outputs(dataset, source=name)
     length = len(dataset) if hasattr(dataset, "__len__") else None
     if num_samples is None and length is None:
         raise DataError(f"data.source={name}: the {split} split is a stream without len(); set {field} to its length")

@@ -20,6 +20,7 @@ from distrain.errors import RecipeError
 from distrain.global_rng import seed_generators
 from distrain.messages import joined, nearest
 from distrain.rng import Purpose
+from distrain.system.exits import own_frame, place_of, place_of_code
 
 if TYPE_CHECKING:
     from distrain.data.transforms.geometric import (  # takes a second to import: torchvision
@@ -97,9 +98,12 @@ class DrawnTransforms:
         """Return an image after the other transforms, with the global generators in their current state."""
         from distrain.data.transforms.resize import AnySeeded
 
-        for step, draws in zip(self._transforms.rest, self._draws[len(self._transforms.leading) :], strict=True):
-            image = step.apply(image, _row(draws, position)) if isinstance(step, AnySeeded) else step(image)
-        return image
+        steps = self._transforms.rest
+        for step, draws in zip(steps, self._draws[len(self._transforms.leading) :], strict=True):
+            image = step.apply(_checked(image), _row(draws, position)) if isinstance(step, AnySeeded) else step(image)
+            if image is None:  # torchvision's transforms would pass it on
+                return _checked(image, made_by=step)
+        return _checked(image, made_by=steps[-1]) if steps else image
 
     def apply_to_batch(self, images: torch.Tensor) -> torch.Tensor:
         """Return images [n, channels, height, width] on the CPU transformed; needs `is_batched` transforms."""
@@ -224,9 +228,15 @@ def _make(transform: Transform, *, key: str) -> Any:
                 f"{key}: unknown transform {transform.name!r}{nearest(transform.name, _names(), count=1)}"
             )
     try:
-        return factory(**{name: _read_argument(name, value) for name, value in transform.arguments.items()})
+        made = factory(**{name: _read_argument(name, value) for name, value in transform.arguments.items()})
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"{key}: {transform.name} does not accept {transform.arguments}: {error}") from None
+        frame = own_frame(error)
+        place = "" if frame is None else f", {place_of(frame)}"
+        raise RecipeError(f"{key}: {transform.name} does not accept {transform.arguments}: {error}{place}") from None
+    if is_reference(transform.name) and not callable(made):
+        place = place_of_code(factory)
+        raise RecipeError(f"{key}: {transform.name} returns {made!r:.60}{place}; return a function of an image")
+    return made
 
 
 def _names() -> list[str]:
@@ -254,6 +264,14 @@ def _read_argument(name: str, value: Any) -> Any:
     if value not in members:
         raise ValueError(f"unknown {name} {value!r}; use {joined(list(members))}")
     return members[value]
+
+
+def _checked(image: Any, made_by: "AnySeeded | Unseeded | None" = None) -> torch.Tensor:
+    """Return an image [channels, height, width]; raises `ValueError`, naming the transform, for anything else."""
+    if isinstance(image, torch.Tensor) and image.ndim == 3:
+        return image
+    seen = f"a tensor {list(image.shape)}" if isinstance(image, torch.Tensor) else f"{image!r:.60}"
+    raise ValueError(f"a transform returns {seen}{place_of_code(made_by)}, not a tensor [channels, height, width]")
 
 
 def _row(draws: "Draws | None", position: int) -> "Draws":

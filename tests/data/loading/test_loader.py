@@ -265,3 +265,32 @@ def test_error_names_an_image_whose_dtype_differs_from_its_batch() -> None:
 
     batch = BatchReader(DatasetSource(Mixed(), name="mine:mixed"), None, seed=0).read(MicroBatch(np.array([0, 1])))
     assert "sample 1 of mine:mixed is torch.float32" in str(batch)
+
+
+@pytest.mark.parametrize("order", [[5, 1, 2], [1, 5, 2], [1, 2, 5], [1, 5]])
+def test_image_of_another_shape_is_named_wherever_it_stands_in_its_batch(order: list[int]) -> None:
+    class Wide:
+        classes = ("a",)
+
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            return torch.zeros(1, 4, 9 if index == 5 else 4), 0
+
+    batch = BatchReader(DatasetSource(Wide(), name="mine:wide"), None, seed=0).read(MicroBatch(np.array(order)))
+    assert "sample 5 of mine:wide is 1x4x9 after its transforms, but others of its batch are 1x4x4" in str(batch)
+
+
+def test_image_without_channels_is_named_before_it_is_normalised() -> None:
+    class Flat:
+        classes = ("a",)
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            return torch.zeros(8, 8), 0
+
+    batch = BatchReader(DatasetSource(Flat(), name="mine:flat"), None, seed=0).read(MicroBatch(np.array([1])))
+    assert "sample 1 of mine:flat is 8x8 after its transforms; return a tensor [channels, height, width]" in str(batch)

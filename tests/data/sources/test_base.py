@@ -76,12 +76,22 @@ def test_dataset_of_another_form_is_refused() -> None:
         DatasetSource(Pictures([], "boxes"), name="mine:pictures")
     with pytest.raises(DataError, match="has no `classes`"):
         DatasetSource([], name="mine:pictures")
+    for classes, words in ((None, "no `classes` at .*, in Pictures"), (2, "`classes` 2"), ("ab", "`classes` 'ab'")):
+        pictures = Pictures([0], "values")
+        pictures.classes = classes  # type: ignore[assignment]
+        with pytest.raises(DataError, match=f"the dataset has {words}.*; give it `classes`, a list with a name for"):
+            DatasetSource(pictures, name="mine:pictures")
+    endless = type("Endless", (), {"classes": ["a"], "__getitem__": lambda self, index: (IMAGES[0], 0)})
+    with pytest.raises(DataError, match="the dataset has no __len__"):
+        DatasetSource(endless(), name="mine:endless")
 
     class Arrays(Pictures):
         def __getitem__(self, index: int) -> tuple[Any, int]:
             return IMAGES[0].numpy(), 0
 
-    with pytest.raises(DataError, match="sample 0 of mine:pictures is of type ndarray; return a tensor"):
+    with pytest.raises(
+        DataError, match=r"sample 0 of mine:pictures is of type ndarray at .*, in __getitem__; return a tensor"
+    ):
         DatasetSource(Arrays([0]), name="mine:pictures").read(0)
 
 

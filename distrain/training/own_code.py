@@ -1,0 +1,75 @@
+"""Checks what the user's own network and loss return in each pass: torch would refuse it far from their code."""
+
+import torch
+from torch import nn
+
+from distrain.config import Recipe
+from distrain.config.user_code import is_reference
+from distrain.errors import ModelError, RecipeError
+from distrain.messages import counted
+from distrain.system.exits import place_of_code
+from distrain.tensors.module_state import LossFunction
+
+
+def with_checks(recipe: Recipe, model: nn.Module, loss_function: LossFunction, *, num_outputs: int) -> LossFunction:
+    """Return a loss that checks the outputs of `model`, and its own value, where either is the user's own.
+
+    It raises `ModelError` or `RecipeError`. Where both are distrain's it is `loss_function` itself.
+    """
+    if not (is_reference(recipe.model.name) or is_reference(recipe.loss.name)):
+        return loss_function
+    network, loss = f"model.name={recipe.model.name}", f"loss.name={recipe.loss.name}"
+
+    def checked(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        check_outputs(logits, model, name=network, num_samples=len(targets), num_outputs=num_outputs)
+        return check_value(loss_function(logits, targets), loss_function, name=loss, logits=logits)
+
+    return checked
+
+
+def check_outputs(
+    outputs: object, model: nn.Module, *, num_samples: int, num_outputs: int, name: str = "the network"
+) -> torch.Tensor:
+    """Return a network's outputs; raises `ModelError` where they are not logits [samples, outputs].
+
+    They must have a gradient where the network computed them with one.
+    """
+    seen = unlike_logits(outputs, num_samples=num_samples, num_outputs=num_outputs)
+    when = " in training" if model.training else ""
+    if seen is not None:
+        raise ModelError(
+            f"{name} gives {seen}{when}{place_of_code(model)}; return a floating-point tensor [samples, {num_outputs}]"
+        )
+    assert isinstance(outputs, torch.Tensor)
+    if torch.is_grad_enabled() and not outputs.requires_grad and any(w.requires_grad for w in model.parameters()):
+        raise ModelError(
+            f"{name} gives outputs without a gradient{when}{place_of_code(model)}; compute them from its weights, "
+            f"without detach() and no_grad()"
+        )
+    return outputs
+
+
+def unlike_logits(outputs: object, *, num_samples: int, num_outputs: int) -> str | None:
+    """Return what a network gives instead of logits, or None for logits."""
+    if not isinstance(outputs, torch.Tensor):
+        return "None" if outputs is None else f"a {type(outputs).__name__}"
+    if outputs.shape == (num_samples, num_outputs) and outputs.is_floating_point():
+        return None
+    return f"{_describe(outputs)} for {counted(num_samples, 'sample')}"
+
+
+def check_value(value: object, function: LossFunction, *, logits: torch.Tensor, name: str = "the loss") -> torch.Tensor:
+    """Return a loss; raises `RecipeError` where it is not one number, or lacks the gradient that `logits` have."""
+    if not (isinstance(value, torch.Tensor) and value.ndim == 0 and value.is_floating_point()):
+        seen = _describe(value) if isinstance(value, torch.Tensor) else f"{value!r:.60}"
+        raise RecipeError(f"{name} gives {seen}{place_of_code(function)}; return the mean over the samples, one number")
+    if logits.requires_grad and not value.requires_grad:
+        raise RecipeError(
+            f"{name} gives a number without a gradient{place_of_code(function)}; compute it from the logits, without "
+            f"detach(), item() and no_grad()"
+        )
+    return value
+
+
+def _describe(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
