@@ -80,20 +80,20 @@ def check(
     from rich.console import Console
 
     from distrain.data.inspection import output
-    from distrain.data.inspection.image_table import read_everything
-    from distrain.data.inspection.rules import find_damages, run_checks
-    from distrain.data.inspection.worker_pool import reading_processes
+    from distrain.data.inspection.image_table import probe_all
+    from distrain.data.inspection.rules import report_damage, run_checks
+    from distrain.data.inspection.worker_pool import open_decode_pool
     from distrain.data.packing.format import is_packed, read_pack
 
     begin = time.monotonic()
     damages = verify_pack(folder, read_pack(folder)) if is_packed(folder) else []
     listing = _list_data(folder, changes or [])
     with (
-        reading_processes(workers or len(os.sched_getaffinity(0)), has_pngs=listing.paths.has(".png")) as readers,
+        open_decode_pool(workers or len(os.sched_getaffinity(0)), has_pngs=listing.paths.has(".png")) as readers,
         progress("checking", len(listing.paths)) as advance,
     ):
-        images, others = read_everything(readers, listing, advance=advance)
-    findings = find_damages(damages) + run_checks(listing, images, others)
+        images, others = probe_all(readers, listing, advance=advance)
+    findings = report_damage(damages) + run_checks(listing, images, others)
     seconds = time.monotonic() - begin
     if as_json:
         print_json(output.findings_as_json(listing, findings, seconds=seconds))
@@ -128,28 +128,28 @@ def info(
     from rich.console import Console
 
     from distrain.data.inspection import contact_sheet, output, statistics
-    from distrain.data.inspection.worker_pool import reading_processes
+    from distrain.data.inspection.worker_pool import open_decode_pool
 
     listing = _list_data(folder, changes or [])
     sheet = _sheet_path(folder, out)
     if not listing.paths:
         raise DataError(f"data folder {folder} holds no image in its class folders; distrain data check tells more")
     with (
-        reading_processes(workers or len(os.sched_getaffinity(0)), has_pngs=listing.paths.has(".png")) as readers,
+        open_decode_pool(workers or len(os.sched_getaffinity(0)), has_pngs=listing.paths.has(".png")) as readers,
         progress("measuring", len(listing.paths) + len(statistics.sample_indices(listing))) as advance,
     ):
-        figures = statistics.measure(readers, listing, advance=advance)
-        channels = statistics.measure_channels(readers, listing, advance=advance)
-        gallery = contact_sheet.collect_pictures(readers, listing, per_class=per_class)
+        figures = statistics.read_statistics(readers, listing, advance=advance)
+        channels = statistics.channel_statistics(readers, listing, advance=advance)
+        gallery = contact_sheet.collect_images(readers, listing, per_class=per_class)
     written = sheet if gallery else None
     if written is not None:
         with whole_file(written) as draft:
             contact_sheet.draw_sheet(gallery).save(draft, "PNG")
     if as_json:
-        print_json(output.figures_as_json(listing, figures, channels, written))
+        print_json(output.statistics_as_json(listing, figures, channels, written))
         return
     console = Console(highlight=False, soft_wrap=True)
-    output.print_figures(console, listing, figures, channels)
+    output.print_statistics(console, listing, figures, channels)
     if written is not None:
         output.print_preview(console, gallery)
         console.print(f"\npictures    {written}", markup=False, soft_wrap=True)

@@ -1,1 +1,1 @@
-"""Inspection of image folders before a training: what is in them, what is wrong with them, and how they look."""
+"""Inspects image data before training: what is in it, what is wrong with it, and how it looks."""

@@ -17,76 +17,76 @@ from distrain.data.inspection.worker_pool import DecodePool
 
 GAP = 4  # pixels
 CAPTION = 18  # pixels, the height of a class name
-CELL_SIDES = ((100, 96), (300, 64))  # up to so many classes, pictures of so many pixels
+CELL_SIDES = ((100, 96), (300, 64))  # (largest number of classes, side of an image in pixels)
 MIN_CELL = 40
-PAPER, INK, MISSING = (255, 255, 255), (20, 20, 20), (225, 205, 205)
+BACKGROUND, FOREGROUND, MISSING = (255, 255, 255), (20, 20, 20), (225, 205, 205)
 PREVIEW_CLASSES = 4
 PREVIEW_SIDE = 14  # pixels: columns of the terminal, and half as many lines
 
-Thing = TypeVar("Thing")
+T = TypeVar("T")
 Gallery = dict[str, list[Image.Image]]
 
 
-def collect_pictures(readers: DecodePool, listing: Listing, *, per_class: int) -> Gallery:
-    """Return up to `per_class` square pictures of each training class, spread evenly over its files.
+def collect_images(pool: DecodePool, listing: Listing, *, per_class: int) -> Gallery:
+    """Return up to `per_class` square images of each training class, spread evenly over its files.
 
-    What cannot be read is a crossed-out square.
+    An image that cannot be read is a crossed-out square.
     """
     split = listing.splits.index(listing.training)
     by_class: dict[str, list[int]] = {name: [] for name in listing.folders[listing.training]}
-    for index, place in enumerate(listing.split_of):
-        if place == split:
+    for index, image_split in enumerate(listing.split_of):
+        if image_split == split:
             for name in listing.classes_of(index):
                 by_class[name].append(index)
     chosen = {name: _spread(indices, per_class) for name, indices in by_class.items() if indices}
     side = cell_side(len(chosen))
     paths = [listing.address(index) for indices in chosen.values() for index in indices]
-    found = readers.read(partial(shrink_image, side=side), paths, when_killed=lambda _: None)
+    found = pool.read(partial(make_thumbnail, side=side), paths, on_crash=lambda _: None)
     return {name: [_as_image(next(found), side) for _ in indices] for name, indices in chosen.items()}
 
 
-def shrink_image(path: str, *, side: int) -> bytes | None:
-    """Return a square of a file's whole picture on paper, uint8 [side, side, 3]; None if unreadable."""
+def make_thumbnail(path: str, *, side: int) -> bytes | None:
+    """Return a file's image padded to a square, uint8 [side, side, 3]; None if unreadable."""
     image = open_as_rgb(path, near=side)
-    return None if image is None else ImageOps.pad(image, (side, side), color=PAPER).tobytes()
+    return None if image is None else ImageOps.pad(image, (side, side), color=BACKGROUND).tobytes()
 
 
 def cell_side(num_classes: int) -> int:
-    """Return the side in pixels of a picture on a sheet of this many classes."""
-    return next((side for most, side in CELL_SIDES if num_classes <= most), MIN_CELL)
+    """Return the side in pixels of an image on a sheet of this many classes."""
+    return next((side for limit, side in CELL_SIDES if num_classes <= limit), MIN_CELL)
 
 
 def draw_sheet(gallery: Gallery) -> Image.Image:
-    """Return a sheet with a row of pictures a class, its name above, in as many columns as make it about square."""
+    """Return an approximately square sheet with a row of images for each class, its name above."""
     side = cell_side(len(gallery))
-    per_class = max(len(pictures) for pictures in gallery.values())
+    per_class = max(len(images) for images in gallery.values())
     width, height = per_class * (side + GAP) + 3 * GAP, side + CAPTION + 2 * GAP
     num_columns = max(1, round(math.sqrt(len(gallery) * height / width)))
     num_rows = math.ceil(len(gallery) / num_columns)
-    sheet = Image.new("RGB", (num_columns * width + GAP, num_rows * height + GAP), PAPER)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=CAPTION - 6)
-    for number, (name, pictures) in enumerate(gallery.items()):
+    sheet = Image.new("RGB", (num_columns * width + GAP, num_rows * height + GAP), BACKGROUND)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=CAPTION - 6)
+    for number, (name, images) in enumerate(gallery.items()):
         left, top = GAP + number // num_rows * width, GAP + number % num_rows * height
-        pen.text((left, top), _fitting(name, font, width - 3 * GAP), INK, font)
-        for place, picture in enumerate(pictures):
-            sheet.paste(picture, (left + place * (side + GAP), top + CAPTION))
+        draw.text((left, top), _fitting(name, font, width - 3 * GAP), FOREGROUND, font)
+        for position, image in enumerate(images):
+            sheet.paste(image, (left + position * (side + GAP), top + CAPTION))
     return sheet
 
 
 def preview(gallery: Gallery, *, columns: int) -> Segments:
-    """Return a few classes of the sheet in half-block characters, two pixels above each other in each."""
+    """Return a few classes of the sheet as text, each character two pixels one above the other."""
     segments = list[Segment]()
     for name in _spread(list(gallery), PREVIEW_CLASSES):
-        pictures = gallery[name][: max(1, columns // (PREVIEW_SIDE + 1))]
-        strip = Image.new("RGB", (len(pictures) * (PREVIEW_SIDE + 1) - 1, PREVIEW_SIDE))
-        for place, picture in enumerate(pictures):
-            strip.paste(picture.resize((PREVIEW_SIDE, PREVIEW_SIDE)), (place * (PREVIEW_SIDE + 1), 0))
+        images = gallery[name][: max(1, columns // (PREVIEW_SIDE + 1))]
+        strip = Image.new("RGB", (len(images) * (PREVIEW_SIDE + 1) - 1, PREVIEW_SIDE))
+        for position, image in enumerate(images):
+            strip.paste(image.resize((PREVIEW_SIDE, PREVIEW_SIDE)), (position * (PREVIEW_SIDE + 1), 0))
         segments += [Segment(printable(name)[:columns], Style(bold=True)), Segment.line(), *_half_blocks(strip)]
     return Segments(segments)
 
 
 def printable(name: str) -> str:
-    """Return a file's name with the bytes that are no text written out, as a terminal or a font can take it."""
+    """Return a file's name with bytes that are not text escaped, for a terminal or a font."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
@@ -106,9 +106,9 @@ def _as_image(pixels: bytes | None, side: int) -> Image.Image:
     if pixels is not None:
         return Image.frombytes("RGB", (side, side), pixels)
     square = Image.new("RGB", (side, side), MISSING)
-    pen = ImageDraw.Draw(square)
-    pen.line((0, 0, side, side), INK)
-    pen.line((0, side, side, 0), INK)
+    draw = ImageDraw.Draw(square)
+    draw.line((0, 0, side, side), FOREGROUND)
+    draw.line((0, side, side, 0), FOREGROUND)
     return square
 
 
@@ -121,7 +121,7 @@ def _fitting(name: str, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont", wi
     return f"{text}..."
 
 
-def _spread(things: list[Thing], count: int) -> list[Thing]:
-    """Return up to `count` of the things, at even distances."""
-    count = min(count, len(things))
-    return [things[place * len(things) // count] for place in range(count)]
+def _spread(items: list[T], count: int) -> list[T]:
+    """Return up to `count` of the items, evenly spaced."""
+    count = min(count, len(items))
+    return [items[position * len(items) // count] for position in range(count)]

@@ -1,4 +1,4 @@
-"""Lists image folders as a training reads them, with what it does not read in them."""
+"""Lists image folders as training reads them, and the files that it does not read."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from distrain.errors import DataError
 
 
 def list_data(config: Data) -> Listing:
-    """List an image folder, a packed dataset or a manifest; raises `DataError` where `config.path` is none of them."""
+    """List an image folder, a packed dataset or a manifest; raises `DataError` for anything else."""
     folder = Path(str(config.path))
     if is_packed(folder):
         return list_pack(folder)
@@ -20,37 +20,37 @@ def list_data(config: Data) -> Listing:
         return list_manifest(config)
     if config.source not in ("imagefolder", "labelfolders"):
         raise DataError(
-            f"data.source={config.source} is not looked through; use imagefolder, labelfolders, manifest or a packed "
+            f"data.source={config.source} cannot be inspected; use imagefolder, labelfolders, manifest or a packed "
             f"dataset"
         )
     return list_folder(folder, ending=LABEL_ENDING if config.source == "labelfolders" else "")
 
 
 def list_folder(folder: Path, *, ending: str = "") -> Listing:
-    """List an image folder: train/ and val/ with a folder a class in each, or class folders alone.
+    """List an image folder: train/ and val/ with a folder for each class, or class folders alone.
 
-    A class is named by its folder, less `ending`, without which no folder is one. Images are what a training takes for
-    one; folders in class folders belong to the class. Raises `DataError` where the folder is missing, not a folder, or
-    holds nothing like it.
+    A class has the name of its folder without `ending`; folders without that ending are not classes. Images are the
+    files that training reads; folders in class folders belong to the class. Raises `DataError` where `folder` is
+    missing, not a folder, or has no class folders.
     """
     if not folder.is_dir():
         raise DataError(f"data folder {folder} {'is a file' if folder.exists() else 'does not exist'}")
     walk = Walk(folder)
-    below, files = walk.list_folder(folder)
-    splits = [name for name in ("train", *VALIDATION_NAMES) if name in below]
-    has_splits = "train" in splits or (bool(splits) and len(splits) == len(below))
-    if not below:
-        raise DataError(f"data folder {folder} holds no folder; put the images of each class into one of its own")
+    folders, files = walk.list_folder(folder)
+    splits = [name for name in ("train", *VALIDATION_NAMES) if name in folders]
+    has_splits = "train" in splits or (bool(splits) and len(splits) == len(folders))
+    if not folders:
+        raise DataError(f"data folder {folder} has no folders; put the images of each class into their own folder")
     if not has_splits:
-        return _list_splits(folder, walk, {WHOLE: (below, files)}, ending)
+        return _list_splits(folder, walk, {WHOLE: (folders, files)}, ending)
     listing = _list_splits(folder, walk, {name: walk.list_folder(folder / name) for name in splits}, ending)
-    listing.stray_folders += [name for name in below if name not in splits]
+    listing.stray_folders += [name for name in folders if name not in splits]
     listing.stray_files += files
     return listing
 
 
 def _list_splits(root: Path, walk: Walk, found: dict[str, tuple[list[str], list[str]]], ending: str) -> Listing:
-    """List the splits, of each of which the names of its folders and of the files beside them are known."""
+    """List the splits; `found` has the names of the folders in each, and of the files beside them."""
     folders = {
         split: {name.removesuffix(ending): name for name in names if name.endswith(ending) and name != ending}
         for split, (names, _) in found.items()
@@ -71,9 +71,9 @@ def _list_splits(root: Path, walk: Walk, found: dict[str, tuple[list[str], list[
     return listing
 
 
-def _list_class(listing: Listing, walk: Walk, top: str, *, split: int, group: int) -> None:
-    """Add the files of one class, as deep as a training goes."""
-    for folder in walk.below(listing.absolute(top)):
+def _list_class(listing: Listing, walk: Walk, root: str, *, split: int, group: int) -> None:
+    """Add the files of one class, at any depth."""
+    for folder in walk.below(listing.absolute(root)):
         where = listing.relative(folder.path)
         names = sorted(image.name for image in folder.images)
         for name in names:
@@ -82,5 +82,5 @@ def _list_class(listing: Listing, walk: Walk, top: str, *, split: int, group: in
             listing.group_of.append(group)
         for path in sorted(folder.others):
             listing.others.append(listing.relative(path))
-        if where != top and (names or not folder.has_folders):
+        if where != root and (names or not folder.has_folders):
             listing.nested[where] = len(names)

@@ -1,4 +1,4 @@
-"""Opens a picture by its address: the path of a file, or a place in a packed dataset."""
+"""Opens an image by its address: the path of a file, or an index in a packed dataset."""
 
 import io
 import os
@@ -9,7 +9,7 @@ from typing import BinaryIO, cast
 from distrain.config.data import Split
 from distrain.data.packing.format import PackedImages, read_pack
 
-_END = "\0"  # stands in no path
+_END = "\0"  # occurs in no path
 
 
 def packed_address(folder: Path, split: Split, index: int) -> str:
@@ -18,14 +18,14 @@ def packed_address(folder: Path, split: Split, index: int) -> str:
 
 
 def is_packed_address(address: str) -> bool:
-    """Whether a picture lies in a packed dataset."""
+    """Whether an image is in a packed dataset."""
     return _END in address
 
 
-def open_picture(address: str) -> BinaryIO:
-    """Open a picture as a file that Pillow reads; pixels of a pack as a PPM, or PGM of their first channel."""
+def open_image(address: str) -> BinaryIO:
+    """Open an image as a file that Pillow reads; pixels of a pack as a PPM, or a PGM of their first channel."""
     if not is_packed_address(address):
-        return open(address, "rb")  # noqa: PTH123 - called once an image; the caller closes it
+        return open(address, "rb")  # noqa: PTH123 - called once per image; the caller closes it
     folder, split, number = address.split(_END)
     images, index = _packed_images(folder, cast("Split", split)), int(number)
     if images.form.format == "jpeg":
@@ -37,7 +37,7 @@ def open_picture(address: str) -> BinaryIO:
 
 
 def num_bytes(address: str) -> int:
-    """Return the bytes that a picture takes where it lies."""
+    """Return the stored size of an image in bytes."""
     if not is_packed_address(address):
         return Path(address).stat().st_size
     folder, split, number = address.split(_END)
@@ -45,8 +45,8 @@ def num_bytes(address: str) -> int:
 
 
 def suffix_of(address: str) -> str:
-    """Return the suffix of a picture's file, in lower case; none in a packed dataset."""
-    return "" if is_packed_address(address) else os.path.splitext(address)[1].lower()  # noqa: PTH122 - once an image
+    """Return the suffix of an image's file, in lower case; empty in a packed dataset."""
+    return "" if is_packed_address(address) else os.path.splitext(address)[1].lower()  # noqa: PTH122 - called once per image
 
 
 @lru_cache(maxsize=4)

@@ -26,7 +26,7 @@ COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 
 def findings_as_json(listing: Listing, findings: list[Finding], *, seconds: float) -> dict[str, Any]:
-    """Return all that `data check` found, each path in it."""
+    """Return all findings of `data check`, with every path."""
     counts = _severities(findings)
     return {
         "folder": str(listing.source or listing.root),
@@ -58,9 +58,9 @@ def print_findings(console: Console, listing: Listing, findings: list[Finding], 
             soft_wrap=True,
         )
         for item in islice(finding.items, ITEMS_SHOWN):
-            _print_line(console, f"           {_told(item)}")
+            _print_line(console, f"           {_format_item(item)}")
         if (rest := len(finding.items) - ITEMS_SHOWN) > 0:
-            _print_line(console, f"           and {rest:,} more; --json has them all")
+            _print_line(console, f"           and {rest:,} more; --json lists all")
         console.print(Text.assemble(("         do: ", "dim"), finding.advice), soft_wrap=True)
     counts = _severities(findings)
     parts = [counted(counts[severity], severity) for severity in SEVERITIES]
@@ -75,23 +75,23 @@ def print_findings(console: Console, listing: Listing, findings: list[Finding], 
     _print_line(console, f"next     {_next_step(listing, counts)}")
 
 
-def figures_as_json(
-    listing: Listing, figures: ImageStatistics, channels: ChannelStatistics | None, sheet: Path | None
+def statistics_as_json(
+    listing: Listing, statistics: ImageStatistics, channels: ChannelStatistics | None, sheet: Path | None
 ) -> dict[str, Any]:
-    """Return all that `data info` measured."""
-    quantiles = figures.quantiles().tolist() if figures.sizes else [None, None]
+    """Return all statistics of `data info`."""
+    quantiles = statistics.quantiles().tolist() if statistics.sizes else [None, None]
     return {
         "folder": str(listing.source or listing.root),
         "images": len(listing.paths),
-        "unreadable": figures.num_unreadable,
-        "bytes": figures.num_bytes,
+        "unreadable": statistics.num_unreadable,
+        "bytes": statistics.num_bytes,
         "splits": listing.counts(),
-        "formats": dict(figures.formats.most_common()),
+        "formats": dict(statistics.formats.most_common()),
         "sizes": {
             "quantiles": list(QUANTILES),
             "width": quantiles[0],
             "height": quantiles[1],
-            "most_common": dict(figures.most_common(10)) if figures.sizes else {},
+            "most_common": dict(statistics.most_common(10)) if statistics.sizes else {},
         },
         "mean": None if channels is None else [round(value, 4) for value in channels.mean],
         "std": None if channels is None else [round(value, 4) for value in channels.std],
@@ -102,42 +102,40 @@ def figures_as_json(
     }
 
 
-def print_figures(
-    console: Console, listing: Listing, figures: ImageStatistics, channels: ChannelStatistics | None
+def print_statistics(
+    console: Console, listing: Listing, statistics: ImageStatistics, channels: ChannelStatistics | None
 ) -> None:
-    """Print the numbers of images by class and split, their sizes, and the channels' mean and deviation."""
+    """Print the numbers of images by class and split, their sizes, and the channels' mean and standard deviation."""
     _print_classes(console, listing)
-    formats = ", ".join(f"{name} {count:,}" for name, count in figures.formats.most_common())
-    things = "packed images" if listing.packed else "files"
+    formats = ", ".join(f"{name} {count:,}" for name, count in statistics.formats.most_common())
+    noun = "packed images" if listing.packed else "files"
     console.print()
     _print_line(
-        console, f"on disk     {figures.num_bytes / MEBIBYTE:,.1f} MiB in {len(listing.paths):,} {things}: {formats}"
+        console, f"on disk     {statistics.num_bytes / MEBIBYTE:,.1f} MiB in {len(listing.paths):,} {noun}: {formats}"
     )
-    if figures.num_unreadable:
-        _print_line(console, f"unreadable  {figures.num_unreadable:,}; distrain data check tells which")
+    if statistics.num_unreadable:
+        _print_line(console, f"unreadable  {statistics.num_unreadable:,}; distrain data check lists them")
     if listing.skipped:
-        _print_line(
-            console, f"skipped     {len(listing.skipped):,}, as hidden or the system's: {_few(listing.skipped)}"
-        )
+        _print_line(console, f"skipped     {len(listing.skipped):,} hidden or system files: {_few(listing.skipped)}")
     if listing.links:
         _print_line(console, f"not read    {len(listing.links):,} links to folders read anyway: {_few(listing.links)}")
-    if figures.sizes:
-        _print_sizes(console, figures)
-        common = ", ".join(f"{size} ({count:,})" for size, count in figures.most_common(5))
+    if statistics.sizes:
+        _print_sizes(console, statistics)
+        common = ", ".join(f"{size} ({count:,})" for size, count in statistics.most_common(5))
         _print_line(console, f"most common {common}")
     if channels is not None:
-        _print_line(console, f"\nchannels in [0, 1], over {channels.num_images:,} training images; for a recipe:")
+        _print_line(console, f"\nchannels in [0, 1], over {channels.num_images:,} training images, for a recipe:")
         _print_line(console, f"augment:\n  mean: {_numbers(channels.mean)}\n  std: {_numbers(channels.std)}")
 
 
 def print_preview(console: Console, gallery: Gallery) -> None:
-    """Print some pictures, where the terminal has the colours for it."""
+    """Print some images, where the terminal has enough colours."""
     if console.is_terminal and not console.no_color and console.color_system in {"256", "truecolor"}:
         console.print()
         console.print(preview(gallery, columns=console.width))
 
 
-def _told(item: Item) -> str:
+def _format_item(item: Item) -> str:
     paths = " = ".join(printable(path) for path in item.paths[:PATHS_SHOWN])
     more = f" and {len(item.paths) - PATHS_SHOWN:,} more" if len(item.paths) > PATHS_SHOWN else ""
     return f"{paths}{more}{f': {printable(item.words)}' if item.words else ''}"
@@ -150,11 +148,11 @@ def _few(paths: list[str]) -> str:
 
 def _next_step(listing: Listing, counts: Counter[str]) -> str:
     folder = shlex.quote(printable(str(listing.source or listing.root)))
-    given = _options(listing.changes)
+    options = _options(listing.changes)
     if counts["error"]:
-        return f"mend the errors, then: distrain data check {folder}{given}"
-    if listing.is_whole:
-        return f"have a look: distrain data info {folder}{given}"
+        return f"fix the errors, then: distrain data check {folder}{options}"
+    if listing.is_single_split:
+        return f"look at the images: distrain data info {folder}{options}"
     changes = dict.fromkeys(["data.source=manifest"] if listing.form == "manifest" else [])
     changes |= dict.fromkeys(listing.changes)
     if listing.validation is None:
@@ -182,17 +180,17 @@ def _severities(findings: list[Finding]) -> Counter[str]:
 
 
 def _print_classes(console: Console, listing: Listing) -> None:
-    """Print the classes with the number of images in each split; the middle of a long list is left out."""
+    """Print the classes with the number of images in each split; the middle of a long list is omitted."""
     counts = listing.counts()
     splits = [Heading("images" if split == WHOLE else split, is_right=True) for split in listing.splits]
     rows: list[list[str]] = []
     training = counts[listing.training]
     ranked = sorted(listing.classes, key=lambda name: -training.get(name, 0))
-    cut = len(ranked) > CLASSES_SHOWN
-    shown = [*ranked[: CLASSES_SHOWN // 2], *ranked[-CLASSES_SHOWN // 2 :]] if cut else list(listing.classes)
+    is_abbreviated = len(ranked) > CLASSES_SHOWN
+    shown = [*ranked[: CLASSES_SHOWN // 2], *ranked[-CLASSES_SHOWN // 2 :]] if is_abbreviated else list(listing.classes)
     largest = max([1, *training.values()])
-    for place, name in enumerate(shown):
-        if cut and place == CLASSES_SHOWN // 2:
+    for row, name in enumerate(shown):
+        if is_abbreviated and row == CLASSES_SHOWN // 2:
             rows.append([f"... {len(ranked) - CLASSES_SHOWN:,} classes between", *("" for _ in listing.splits), ""])
         bar = "█" * max(round(BAR * training.get(name, 0) / largest), bool(training.get(name)))
         numbers = (f"{counts[split][name]:,}" if name in counts[split] else "-" for split in listing.splits)
@@ -203,10 +201,10 @@ def _print_classes(console: Console, listing: Listing) -> None:
     print_table(console, [Heading(listing.target), *splits, Heading("", 1)], rows)
 
 
-def _print_sizes(console: Console, figures: ImageStatistics) -> None:
+def _print_sizes(console: Console, statistics: ImageStatistics) -> None:
     columns = ["smallest" if q == 0 else "largest" if q == 1 else f"{q:.0%}" for q in QUANTILES]
     headings = [Heading("pixels    "), *(Heading(column, is_right=True) for column in columns)]
-    sizes = zip(("width", "height"), figures.quantiles().tolist(), strict=True)
+    sizes = zip(("width", "height"), statistics.quantiles().tolist(), strict=True)
     print_table(console, headings, [[name, *(f"{value:,}" for value in row)] for name, row in sizes])
 
 
@@ -214,5 +212,5 @@ def _numbers(values: tuple[float, ...]) -> str:
     return f"[{', '.join(f'{value:.4f}' for value in values)}]"
 
 
-def _print_line(console: Console, words: str) -> None:
-    console.print(words, markup=False, highlight=False, soft_wrap=True)
+def _print_line(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

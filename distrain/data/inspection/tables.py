@@ -14,11 +14,11 @@ from distrain.data.packing.format import PackedImages, read_pack
 
 
 def list_pack(folder: Path) -> Listing:
-    """List a packed dataset; raises `DataError` where it is not whole."""
+    """List a packed dataset; raises `DataError` where it is damaged."""
     pack = read_pack(folder)
     images = {split: PackedImages(folder, pack, split) for split in pack.splits}
     targets = [found.targets() for found in images.values()]
-    listing = _begin(folder, tuple(images), pack.classes, pack.target, targets)
+    listing = _start_listing(folder, tuple(images), pack.classes, pack.target, targets)
     listing.form = "pack"
     for split, found in images.items():
         listing.packed[split] = len(listing.paths)
@@ -28,7 +28,7 @@ def list_pack(folder: Path) -> Listing:
 
 
 def list_manifest(config: Data) -> Listing:
-    """List the images of a manifest, those that are not there too; raises `DataError` for one that is not well formed.
+    """List the images of a manifest, including missing ones; raises `DataError` for a malformed manifest.
 
     Paths are relative to its folder.
     """
@@ -36,7 +36,7 @@ def list_manifest(config: Data) -> Listing:
     source = Path(str(config.path))
     root = source if source.is_dir() else source.parent
     targets = [np.array(each.targets) for each in found.values()]
-    listing = _begin(root, tuple(found), found["train"].classes, config.target, targets)
+    listing = _start_listing(root, tuple(found), found["train"].classes, config.target, targets)
     listing.form, listing.source, listing.notes = "manifest", source, found["train"].notes
     for each in found.values():
         for path in each.paths:
@@ -44,15 +44,15 @@ def list_manifest(config: Data) -> Listing:
     return listing
 
 
-def _begin(
+def _start_listing(
     root: Path, splits: tuple[str, ...], classes: tuple[str, ...], target: Target, targets: list[NDArray[Any]]
 ) -> Listing:
-    """Begin a listing with the groups of all images, of which `targets` has an array a split; its paths are to come."""
-    every = np.concatenate(targets)
+    """Return a listing without paths, with the groups of all images; `targets` has an array for each split."""
+    all_targets = np.concatenate(targets)
     groups: tuple[tuple[int, ...], ...] = tuple((number,) for number in range(len(classes)))
-    group_of = every
+    group_of = all_targets
     if target != "class":
-        rows, group_of = np.unique(every, axis=0, return_inverse=True)
+        rows, group_of = np.unique(all_targets, axis=0, return_inverse=True)
         groups = tuple(tuple(np.flatnonzero(row).tolist()) if target == "labels" else (0,) for row in rows)
         classes = classes if target == "labels" else ("with values",)
     listing = Listing(root, splits, classes, dict.fromkeys(splits, classes), groups, target=target)

@@ -1,6 +1,6 @@
-"""Reads image files in processes that a file may kill, in order and only as fast as results are consumed.
+"""Reads image files in processes that a file may crash, in order and only as fast as results are consumed.
 
-Processes and not threads: decoding small pictures is half Python, which one process runs in one thread at a time.
+It uses processes, not threads: half of decoding small images is Python code, which needs the GIL.
 """
 
 import signal
@@ -24,23 +24,23 @@ class DecodePool:
     def __init__(self, processes: Isolated[tuple[Read[Any], str], Any]) -> None:
         self._processes = processes
 
-    def read(self, read: Read[Facts], paths: Iterable[str], *, when_killed: Callable[[str], Facts]) -> Iterator[Facts]:
-        """Yield what `read` makes of each path, in their order; only a few results are held at any time.
+    def read(self, read: Read[Facts], paths: Iterable[str], *, on_crash: Callable[[str], Facts]) -> Iterator[Facts]:
+        """Yield the result of `read` for each path, in their order; only a few results are in memory at any time.
 
-        A path that kills the process that reads it gives what `when_killed` makes of the reason.
+        For a path that crashes the process that reads it, yields the result of `on_crash` for the reason.
         """
         tasks = ((read, path) for path in paths)
         with closing(self._processes.map(tasks)) as results:
             for found in results:
-                yield when_killed(str(found)) if isinstance(found, KilledError) else found
+                yield on_crash(str(found)) if isinstance(found, KilledError) else found
 
 
 @contextmanager
-def reading_processes(count: int, *, has_pngs: bool = False) -> Iterator[DecodePool]:
-    """Start `count` processes that read; they end with the block, at once if it ends with an error or Ctrl-C."""
-    if has_pngs:  # for these alone it may load torch
+def open_decode_pool(count: int, *, has_pngs: bool = False) -> Iterator[DecodePool]:
+    """Start `count` processes that read; they are ended with the block, even after an error or Ctrl-C."""
+    if has_pngs:  # only these may need torch
         load_decoders()
-    # Python drops what is raised in its hooks around a fork, and Ctrl-C there would be lost: it waits until after them.
+    # Python ignores exceptions in its fork hooks, so a Ctrl-C there would be lost: block it until they have run.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     processes = Isolated(_read, count, initializer=_initialize)  # before a progress bar has started a thread
     try:
@@ -57,5 +57,5 @@ def _read(task: tuple[Read[Any], str]) -> Any:
 
 def _initialize() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    warnings.simplefilter("ignore")  # PIL's, of which a finding tells
-    Image.MAX_IMAGE_PIXELS = None  # `decode` has the same limit, and the size is told
+    warnings.simplefilter("ignore")  # PIL's: findings report them
+    Image.MAX_IMAGE_PIXELS = None  # `decode` has the same limit, and reports the size

@@ -8,7 +8,7 @@ SIDE = 64
 
 
 def tiles(photographs: Path, count: int) -> list[Image.Image]:
-    """Cut so many different squares out of real photographs."""
+    """Cut `count` different squares out of real photographs."""
     found: list[Image.Image] = []
     for path in sorted(photographs.rglob("*.jpg")):
         with Image.open(path) as image:

@@ -1,4 +1,4 @@
-"""Figures and pictures of an image folder."""
+"""Statistics and images of an image folder."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from distrain.data.inspection.statistics import measure_image
+from distrain.data.inspection.statistics import read_header
 from tests.command import command, distrain, wait_until
 from tests.data.inspection.making import SIDE, make_clean_folder, tiles
 
@@ -20,7 +20,7 @@ def folder(tmp_path: Path, real_images: Path) -> Path:
     return make_clean_folder(tmp_path / "photos", tiles(real_images / "hymenoptera" / "train", 24))
 
 
-def test_figures_are_those_of_the_pixels(folder: Path, tmp_path: Path) -> None:
+def test_statistics_are_those_of_the_pixels(folder: Path, tmp_path: Path) -> None:
     (folder / "val/ants/0.png").write_bytes(b"broken")
     (folder / "val/ants/._0.png").touch()
     (folder / "val/ants/up").symlink_to("..")
@@ -37,23 +37,23 @@ def test_figures_are_those_of_the_pixels(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 @pytest.mark.parametrize(("orientation", "size"), [(1, (60, 40)), (3, (60, 40)), (6, (40, 60)), (8, (40, 60))])
-def test_sizes_are_those_of_upright_pictures(
+def test_sizes_are_those_of_upright_images(
     tmp_path: Path, suffix: str, orientation: int, size: tuple[int, int]
 ) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     Image.new("RGB", (60, 40)).save(tmp_path / f"a.{suffix}", exif=exif)
-    found = measure_image(str(tmp_path / f"a.{suffix}"))
+    found = read_header(str(tmp_path / f"a.{suffix}"))
     assert (found.width, found.height) == size
 
 
-def test_contact_sheet_shows_each_class_and_lies_outside_the_data(folder: Path, tmp_path: Path) -> None:
+def test_contact_sheet_shows_each_class_and_is_outside_the_data(folder: Path, tmp_path: Path) -> None:
     (folder / "train/.git").mkdir()
     before = sorted(folder.rglob("*"))
     done = distrain("data", "info", str(folder), "--per-class=3", cwd=tmp_path)
     assert done.code == 0, done.err
     assert "photos-contact-sheet.png" in done.out
-    assert "skipped     1, as hidden or the system's: train/.git/" in done.out
+    assert "skipped     1 hidden or system files: train/.git/" in done.out
     assert sorted(folder.rglob("*")) == before
     with Image.open(tmp_path / "photos-contact-sheet.png") as sheet:
         pixels = np.asarray(sheet.convert("L"))
@@ -73,7 +73,7 @@ def test_sheet_that_cannot_be_written_is_refused(folder: Path, tmp_path: Path, o
     assert done.err.count("\n") == 1
 
 
-def test_interrupt_ends_it_with_one_line_and_leaves_no_process(tmp_path: Path) -> None:
+def test_interrupt_prints_one_line_and_leaves_no_process(tmp_path: Path) -> None:
     (tmp_path / "photos/train/cats").mkdir(parents=True)
     first = tmp_path / "photos/train/cats/0.png"
     Image.new("RGB", (12_000, 8_000)).save(first, compress_level=1)  # takes half a second to decode

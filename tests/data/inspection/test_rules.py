@@ -1,4 +1,4 @@
-"""What is planted in a clean image folder is found, as what it is, and nothing else is."""
+"""Each fault that is planted in a clean image folder is found and named, and nothing else is reported."""
 
 import json
 import os
@@ -13,9 +13,9 @@ import torch
 from PIL import ExifTags, Image
 
 from distrain.data.inspection.folders import list_folder
-from distrain.data.inspection.image_table import read_everything
+from distrain.data.inspection.image_table import probe_all
 from distrain.data.inspection.rules import Finding, run_checks
-from distrain.data.inspection.worker_pool import reading_processes
+from distrain.data.inspection.worker_pool import open_decode_pool
 from distrain.errors import DataError
 from tests.command import distrain
 from tests.data.inspection.making import make_clean_folder, tiles
@@ -36,8 +36,8 @@ def folder(tmp_path: Path, pictures: list[Image.Image]) -> Path:
 
 def check(folder: Path) -> list[Finding]:
     listing = list_folder(folder)
-    with reading_processes(1) as readers:
-        images, others = read_everything(readers, listing, advance=lambda: None)
+    with open_decode_pool(1) as readers:
+        images, others = probe_all(readers, listing, advance=lambda: None)
     return run_checks(listing, images, others)
 
 
@@ -46,7 +46,7 @@ def told(findings: list[Finding]) -> list[Found]:
 
 
 def photograph(folder: Path) -> Image.Image:
-    """A picture that is not in the folder: one of its own, upside down."""
+    """An image that is not in the folder: one of its images upside down."""
     with Image.open(folder / "train" / "ants" / "0.png") as image:
         return image.transpose(Image.Transpose.ROTATE_180)
 
@@ -264,7 +264,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[Found]]] = {
 }
 
 
-def test_image_that_kills_its_reader_is_found_and_the_others_are_read(
+def test_image_that_crashes_its_reader_is_found_and_the_others_are_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = (folder / "train/ants/3.png").stat().st_size
@@ -296,17 +296,17 @@ def test_planted_fault_is_found_and_nothing_else(folder: Path, fault: str) -> No
     [
         ("page.png", b"\n<!DOCTYPE html>", "HTML"),
         ("pointer.png", b"version https://git-lfs.github.com/spec/v1", "Git LFS"),
-        ("text.png", b"hello", "no known format"),
+        ("text.png", b"hello", "an unknown format"),
         ("empty.png", b"", "empty"),
     ],
 )
-def test_reason_tells_what_a_broken_file_is(folder: Path, name: str, content: bytes, reason: str) -> None:
+def test_reason_says_what_a_broken_file_is(folder: Path, name: str, content: bytes, reason: str) -> None:
     (folder / "train/ants" / name).write_bytes(content)
     (finding,) = check(folder)
     assert [reason in item.words for item in finding.items] == [True]
 
 
-def test_small_images_are_not_tiny_among_their_like(tmp_path: Path, pictures: list[Image.Image]) -> None:
+def test_small_images_are_not_tiny_among_small_images(tmp_path: Path, pictures: list[Image.Image]) -> None:
     folder = make_clean_folder(tmp_path / "small", [picture.resize((28, 28)) for picture in pictures])
     assert told(check(folder)) == []
     photograph(folder).resize((28, 13)).save(folder / "train/ants/x.png")
@@ -327,16 +327,16 @@ def test_class_folders_alone_are_checked_as_one_split(folder: Path) -> None:
     [
         (lambda path: None, "does not exist"),
         (lambda path: path.touch(), "is a file"),
-        (lambda path: path.mkdir(), "holds no folder"),
+        (lambda path: path.mkdir(), "has no folders"),
     ],
 )
-def test_folder_that_is_none_is_refused(tmp_path: Path, make: Callable[[Path], None], words: str) -> None:
+def test_folder_without_class_folders_is_refused(tmp_path: Path, make: Callable[[Path], None], words: str) -> None:
     make(tmp_path / "photos")
     with pytest.raises(DataError, match=words):
         list_folder(tmp_path / "photos")
 
 
-def test_command_tells_everything_as_json_and_in_its_exit_code(folder: Path, tmp_path: Path) -> None:
+def test_command_reports_everything_as_json_and_in_its_exit_code(folder: Path, tmp_path: Path) -> None:
     copy(folder, "train/ants/3.png", "train/ants/x.png")
     assert distrain("data", "check", str(folder), cwd=tmp_path).code == 0
     assert distrain("data", "check", str(folder), "--strict", cwd=tmp_path).code == 1

@@ -1,4 +1,4 @@
-"""Manifests and packs are looked through as folders are, with one class, several labels or values an image."""
+"""Manifests and packs are inspected like folders, with one class, several labels or values per image."""
 
 import json
 from pathlib import Path
@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from distrain.config import Data
-from distrain.data.inspection.contact_sheet import collect_pictures
+from distrain.data.inspection.contact_sheet import collect_images
 from distrain.data.inspection.folders import list_data
-from distrain.data.inspection.image_table import read_everything
+from distrain.data.inspection.image_table import probe_all
 from distrain.data.inspection.rules import run_checks
 from distrain.data.inspection.scan import Listing
-from distrain.data.inspection.worker_pool import reading_processes
+from distrain.data.inspection.worker_pool import open_decode_pool
 from distrain.errors import DataError
 from tests.command import distrain
 from tests.data.packing.packs import pack
@@ -49,12 +49,12 @@ def listed(path: Path, **fields: Any) -> Listing:
 
 
 def check(listing: Listing) -> list[tuple[str, str, list[tuple[str, ...]]]]:
-    with reading_processes(1) as readers:
-        found = run_checks(listing, *read_everything(readers, listing, advance=lambda: None))
+    with open_decode_pool(1) as readers:
+        found = run_checks(listing, *probe_all(readers, listing, advance=lambda: None))
     return [(f.severity, f.kind, [item.paths for item in f.items]) for f in found]
 
 
-def test_nothing_is_found_in_a_manifest_that_is_fine(folder: Path) -> None:
+def test_nothing_is_found_in_a_good_manifest(folder: Path) -> None:
     listing = listed(write(folder, rows(("ant", "bee"))))
     assert check(listing) == []
     assert listing.counts() == {"train": {"ant": 20, "bee": 20}, "val": {"ant": 4, "bee": 4}}
@@ -89,14 +89,14 @@ def test_labels_are_counted_each_and_compared_together(folder: Path) -> None:
         ("error", "contradictory-label", [("images/2.png", "images/2.png"), ("images/4.png", "images/4.png")]),
         ("warning", "duplicate", [("images/0.png", "images/0.png")]),
     ]
-    with reading_processes(1) as readers:
-        assert {name: len(found) for name, found in collect_pictures(readers, listing, per_class=30).items()} == {
+    with open_decode_pool(1) as readers:
+        assert {name: len(found) for name, found in collect_images(readers, listing, per_class=30).items()} == {
             "red": 30,
             "round": 22,
         }
 
 
-def test_class_that_validates_nowhere_and_rows_that_hint_are_told(folder: Path) -> None:
+def test_class_without_validation_samples_and_ambiguous_labels_are_reported(folder: Path) -> None:
     table = [row for row in rows(("red;round", "red")) if (row[1], row[2]) != ("red", "val")]
     assert check(listed(write(folder, table))) == [
         ("warning", "missing-class", [("red in train",)]),
@@ -106,7 +106,7 @@ def test_class_that_validates_nowhere_and_rows_that_hint_are_told(folder: Path) 
     assert check(listed(write(folder, table))) == [("note", "no-validation", [])]
 
 
-def test_values_are_compared_as_labels_are(folder: Path) -> None:
+def test_values_are_compared_like_labels(folder: Path) -> None:
     table = [(path, str(number), split) for number, (path, _, split) in enumerate(rows(("", "")))]
     table.append(("images/9.png", "8", "train"))
     listing = listed(write(folder, table), target="values")
@@ -147,11 +147,11 @@ def test_commands_read_a_manifest_by_its_name_and_keys_of_the_data(folder: Path)
     [
         ("train.epochs=1", "--set train.epochs=1 does not say how data is read"),
         ("data.targt=labels", "did you mean data.target?"),
-        ("data.source=digits", "data.source=digits is not looked through"),
+        ("data.source=digits", "data.source=digits cannot be inspected"),
         ("data.label_column=none", "but no 'none', the value of data.label_column"),
     ],
 )
-def test_key_that_does_not_say_how_data_is_read_is_refused(folder: Path, change: str, words: str) -> None:
+def test_key_that_does_not_affect_how_data_is_read_is_refused(folder: Path, change: str, words: str) -> None:
     write(folder, rows(("ant", "bee")))
     done = distrain("data", "check", "all.csv", f"--set={change}", cwd=folder)
     assert (done.code, done.err.count("\n")) == (2, 1)
@@ -170,6 +170,6 @@ def test_label_folders_are_classes_by_their_ending(folder: Path) -> None:
     assert check(listing) == [("warning", "stray-folder", [("train/ants_mask/",), ("val/ants_mask/",), ("images/",)])]
 
 
-def test_manifest_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_error_names_a_missing_manifest(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.csv does not exist"):
         listed(tmp_path / "none.csv")
