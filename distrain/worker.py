@@ -29,7 +29,7 @@ from distrain.runs.log_file import open_log
 from distrain.runs.stacks import answer_requests
 from distrain.runs.stop_requests import fetch_signals, stop_on_signal
 from distrain.runs.task import BenchmarkRequest, EvaluationRequest, Task, TaskName, read_task
-from distrain.runs.user_errors import describe_own_error, find_mistake
+from distrain.runs.user_errors import describe_user_error, find_mistake
 from distrain.system.caches import provide_caches
 from distrain.system.display import Line, stream_width
 from distrain.system.exits import describe_end, exits_raised
@@ -115,7 +115,7 @@ def run_worker(
             print_error(sentence)
         code = error.exit_code if isinstance(error, DistrainError) else ExitCode.FAILED
         code = code if mistake is None else ExitCode.BAD_INPUT
-        own = None if recipe is None else describe_own_error(error, recipe)
+        own = None if recipe is None else describe_user_error(error, recipe)
         message = mistake or describe_end(error) or own
         _report(run, rank, monitor.state.step, error, code, message=message, is_mistake=mistake is not None)
         if on_error is not None:

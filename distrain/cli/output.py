@@ -26,7 +26,7 @@ from distrain.runs.stacks import MAIN_THREAD, RankStack
 from distrain.runs.status import Status
 from distrain.runs.user_errors import is_out_of_memory
 from distrain.system.display import console_width, duration
-from distrain.system.process import IN_WORDS
+from distrain.system.process import STATE_TEXTS
 
 _BARS = "▁▂▃▄▅▆▇█"
 _MAX_BARS = 100
@@ -188,7 +188,7 @@ def print_stacks(console: Console, stacks: list[RankStack]) -> None:
             continue
         age = duration(stack.age_s)
         said = f"[bold red]silent for {age}[/bold red]" if stack.is_silent else f"{age} ago"
-        state = f" ({IN_WORDS[stack.process_state]})" if stack.process_state in IN_WORDS else ""
+        state = f" ({STATE_TEXTS[stack.process_state]})" if stack.process_state in STATE_TEXTS else ""
         console.print(
             f"[bold]rank {beat.rank}[/bold] ({escape(beat.host)}, process {beat.pid}) at step {beat.step}, "
             f"{beat.phase}, {said}{state}",

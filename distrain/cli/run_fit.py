@@ -289,7 +289,7 @@ def _notifier(console: Console, run: RunDirectory) -> Callable[[str], None]:
 
 def _log(console: Console, run: RunDirectory) -> None:
     """Write to the run's log what was printed since the last time: a terminal may be gone."""
-    append_to_log(run.spoken_log, console.export_text())
+    append_to_log(run.terminal_log, console.export_text())
 
 
 def _identify(recipe: Recipe) -> str:

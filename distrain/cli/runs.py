@@ -38,7 +38,7 @@ def list_runs(root: Root = Path("runs"), as_json: AsJson = False, sort: Sort = "
 
     found = run_table.sort_runs(query.find_runs(root), sort)
     if as_json:
-        print_json([query.facts(run) | {"recipe": run_table.recipe_name(run)} for run in found])
+        print_json([query.summary(run) | {"recipe": run_table.recipe_name(run)} for run in found])
     else:
         run_table.print_runs(Console(highlight=False, soft_wrap=True), found, root)
 
@@ -60,6 +60,6 @@ def show(
 
     run = query.find_run(reference, root)
     if as_json:
-        print_json(query.facts(run) | {"recipe": run_table.recipe_name(run)})
+        print_json(query.summary(run) | {"recipe": run_table.recipe_name(run)})
     else:
         output.print_run(Console(highlight=False, soft_wrap=True), run)

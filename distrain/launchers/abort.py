@@ -44,7 +44,7 @@ def end_at_once(run: RunDirectory, *, earlier: AttemptMark, cleanup: tuple[str, 
         console.print("[bold red]killed[/bold red]", highlight=False)
         print_resume_hint(console, run)
         write_last_words(text.getvalue())
-        append_to_log(run.spoken_log, console.export_text())
+        append_to_log(run.terminal_log, console.export_text())
         if run.node_rank == 0:
             status = run.read_status()
             status.close("failed")

@@ -9,9 +9,9 @@ from distrain.launchers.exit_reports import write_rank_error
 from distrain.runs.directory import RunDirectory
 from distrain.runs.error_reports import Clocks
 from distrain.runs.flight_recorder import collect
-from distrain.runs.stacks import MAIN_THREAD, ask
+from distrain.runs.stacks import MAIN_THREAD, request_stacks
 from distrain.runs.status import Heartbeat
-from distrain.system.process import IN_WORDS, state_of
+from distrain.system.process import STATE_TEXTS, state_of
 from distrain.training.train_state import PHASES
 
 # Phases whose length says nothing: a rank that beats in one of them has this many times as long.
@@ -86,7 +86,7 @@ class StallWatchdog:
         waiting = [seen.heartbeat for seen in self._seen.values() if seen not in culprits]
         faults = [self._describe(seen, now, waiting) for seen in culprits]
         # The attempt ends here: a process that is stopped may be continued to write its stack.
-        stacks = ask(self._run, [seen.heartbeat for seen in culprits], wake=True)
+        stacks = request_stacks(self._run, [seen.heartbeat for seen in culprits], wake=True)
         for beat, message in zip([seen.heartbeat for seen in culprits], faults, strict=True):
             stack = stacks.get(beat.rank, {}).get(MAIN_THREAD)
             write_rank_error(self._run, beat, kind="Stalled", message=message, stack=stack, time_s=None)
@@ -103,7 +103,7 @@ class StallWatchdog:
         facts = [f"has not moved for {now - seen.moved_s:.0f} s"]
         facts += [f"has given no sign of life for {silent_s:.0f} s"] if silent_s >= self._silence_s else []
         state = state_of(beat.pid) if beat.host == socket.gethostname() else None
-        facts += [IN_WORDS[state]] if state in IN_WORDS else []
+        facts += [STATE_TEXTS[state]] if state in STATE_TEXTS else []
         since = time.strftime("%T", time.localtime(time.time() - (now - seen.moved_s)))
         return f"stalled in phase {beat.phase} since {since}: {', '.join(facts)}; {_who_waits(waiting)}"
 

@@ -1,1 +1,1 @@
-"""The files of a run, and all that can be read off them."""
+"""The files of a run, and what can be read from them."""

@@ -1,11 +1,11 @@
-"""Tells whether an exception only followed from the end of another rank: a collective call of this one was cut off."""
+"""Decides whether an exception is only a consequence of the end of another rank, which broke a collective call."""
 
 from collections.abc import Iterator
 
-# torch's exceptions for the store that all ranks share; known by name, so that the control plane needs no torch.
-_OF_THE_STORE = {"DistNetworkError", "DistStoreError"}
-# NCCL's and the process group's own words.
-_CUT_OFF = (
+# torch's exceptions for the store that all ranks share; matched by name, so that the control plane needs no torch.
+_STORE_ERRORS = {"DistNetworkError", "DistStoreError"}
+# Messages of NCCL and of the process group.
+_CONNECTION_LOST = (
     "NCCL communicator was aborted",
     "NCCL error: remote process exited",
     "remote process exited",
@@ -15,8 +15,8 @@ _CUT_OFF = (
     "Connection was likely closed",
     "The client socket has timed out",
 )
-# These are gloo's where it is gloo that says them, and else those of another server, such as one that holds the data.
-_CUT_OFF_BY_GLOO = (
+# These count only in messages of gloo: they may also come from another server, such as one that holds the data.
+_GLOO_CONNECTION_LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
     "Connection refused",
@@ -30,22 +30,24 @@ _CUT_OFF_BY_GLOO = (
 
 
 def is_secondary(error: BaseException) -> bool:
-    """Return whether the end of another rank is behind `error`, or behind an exception that it was raised from."""
-    return any(_is_cut_off(link) for link in _chain(error))
+    """Return whether the end of another rank caused `error`, or an exception that it was raised from."""
+    return any(_is_connection_loss(link) for link in _chain(error))
 
 
-def _is_cut_off(error: BaseException) -> bool:
-    if isinstance(error, OSError):  # of the user's own connections and pipes: torch has none
+def _is_connection_loss(error: BaseException) -> bool:
+    if isinstance(error, OSError):  # from connections and pipes of the user's code: torch raises none
         return False
-    if _OF_THE_STORE & {kind.__name__ for kind in type(error).__mro__}:
+    if _STORE_ERRORS & {kind.__name__ for kind in type(error).__mro__}:
         return True
     text = str(error)
-    is_gloos = "gloo" in text.lower()
-    return any(words in text for words in _CUT_OFF) or (is_gloos and any(words in text for words in _CUT_OFF_BY_GLOO))
+    is_gloo = "gloo" in text.lower()
+    return any(words in text for words in _CONNECTION_LOST) or (
+        is_gloo and any(words in text for words in _GLOO_CONNECTION_LOST)
+    )
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception and those that it was raised from, as a traceback shows them."""
+    """Yield an exception and those that it was raised from, as in a traceback."""
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:

@@ -22,11 +22,11 @@ from distrain.system.filesystem import check_writable
 
 RESERVE_BYTES = 1 << 18
 BUNDLE = "bundle.json"  # in the folder of an exported network
-RANK_EXIT_TIMEOUT_S = 10.0  # the ranks of a launcher that was killed end within it
+RANK_EXIT_TIMEOUT_S = 10.0  # the ranks of a killed launcher end in this time
 
 
 class RunDirectory:
-    """A run's folder: `path`, the names of all files in it, and the ways in which they are written."""
+    """The folder of a run, `path`, with the names of all files in it, and the methods that read and write them."""
 
     def __init__(self, path: Path, *, node_rank: int = 0) -> None:
         self.path = path
@@ -44,25 +44,25 @@ class RunDirectory:
         self.lock = path / "lock"  # held by rank 0 while it trains
         self.launcher_lock = path / "launcher-lock"  # held by the launcher, also between two attempts
         self.reserve = path / "reserve"
-        self.micro_batch = path / "micro-batch.json"  # what train.micro_batch_size=auto has found
+        self.micro_batch = path / "micro-batch.json"  # the size found by train.micro_batch_size=auto
         self.logs = path / "logs"
         self.launcher_log = self.logs / (f"launcher-{node_rank}.log" if node_rank else "launcher.log")
-        # What this machine's terminal has shown; beside rank 0 that is what this rank has said as well.
-        self.spoken_log = self.launcher_log if node_rank else self.log(0)
+        # The log with the output of this node's terminal; on node 0, rank 0 prints there as well.
+        self.terminal_log = self.launcher_log if node_rank else self.log(0)
         self.errors = path / "errors"
-        self.attempt_errors = self.errors / "attempt.json"  # which of them are of the newest attempt
+        self.attempt_errors = self.errors / "attempt.json"  # which of the errors belong to the newest attempt
         self.heartbeats = path / "heartbeats"
         self.stacks = path / "stacks"
-        self.stacks_request = path / "stacks-request"  # while it exists, heartbeats hold the stacks of all threads
+        self.stacks_request = path / "stacks-request"  # while it exists, heartbeats contain the stacks of all threads
         self.flight_records = path / "flight-recorder"  # NCCL's latest calls, written when an attempt has stalled
-        self.flight_request = path / "flight-recorder-request"  # while it exists, ranks write theirs
+        self.flight_request = path / "flight-recorder-request"  # while it exists, ranks write their flight records
         self.traces = path / "profile"
         self.checkpoints = path / "checkpoints"
-        self.evaluations = path / "evaluations"  # run directories of their own, one for each question to a checkpoint
+        self.evaluations = path / "evaluations"  # run directories of `distrain eval`, one for each evaluation
         self.task = path / "task.json"  # what a worker does here: train, evaluate or benchmark
         self.findings = path / "findings.json"
         self.answers = path / "answers.npz"
-        self.stage = path / "stage"  # what is being measured now, in words
+        self.stage = path / "stage"  # what is being measured now, as text
         self.figures = path / "figures.json"
         self.export = path / "export"  # bundles and graphs for other programs
         self.tensorboard = path / "tensorboard"
@@ -74,7 +74,7 @@ class RunDirectory:
 
     @property
     def exists(self) -> bool:
-        """Whether the folder holds a run: anything else in its place is left alone."""
+        """Whether the folder contains a run: anything else at this path is left alone."""
         return self.recipe.is_file()
 
     def check_format(self) -> None:
@@ -82,35 +82,35 @@ class RunDirectory:
         check_format(self.status)
 
     def log(self, rank: int) -> Path:
-        """Return the log of one rank, appended to over restarts."""
+        """Return the log of one rank, which restarts append to."""
         return self.logs / f"rank-{rank}.log"
 
     def accelerate_config(self, node_rank: int) -> Path:
-        """Return the configuration that accelerate reads on one machine."""
+        """Return the configuration file that accelerate reads on one node."""
         return self.path / (f"accelerate-{node_rank}.yaml" if node_rank else "accelerate.yaml")
 
     def error(self, rank: int) -> Path:
-        """Return where a rank writes the exception that ended it."""
+        """Return the file to which a rank writes the exception that ended it."""
         return self.errors / f"rank-{rank}.json"
 
     def flight_record(self, rank: int) -> Path:
-        """Return where a rank writes its latest collective calls over NCCL; torchfrtrace reads files so named."""
+        """Return the file to which a rank writes its latest NCCL calls; torchfrtrace expects this name."""
         return self.flight_records / f"rank-{rank}"
 
     def trace(self, rank: int) -> Path:
-        """Return where a rank writes what the torch profiler saw, a Chrome trace."""
+        """Return the file to which a rank writes the Chrome trace of the torch profiler."""
         return self.traces / f"rank-{rank}.json"
 
     def heartbeat(self, rank: int) -> Path:
-        """Return where a rank says once a second where it stands."""
+        """Return the file to which a rank writes its progress once a second."""
         return self.heartbeats / f"rank-{rank}.json"
 
     def stack(self, rank: int) -> Path:
-        """Return the file to which a rank writes its Python stack, on request and when a fault kills it."""
+        """Return the file to which a rank writes its Python stack, on request and on a fatal error."""
         return self.stacks / f"rank-{rank}.txt"
 
     def create(self) -> None:
-        """Make the folder; raises `RunError` where something else stands in its place."""
+        """Create the folder; raises `RunError` where something else exists at its path."""
         self._check_place()
         for folder in (self.path, *self._folders):
             folder.mkdir(parents=True, exist_ok=True)
@@ -119,13 +119,13 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"run directory {self.path} is a file; name a folder with --run")
         if self.path.is_dir() and not self.exists and not all(map(self._is_of_a_start, self.path.iterdir())):
-            raise RunError(f"run directory {self.path} holds other files and no run; name a new folder with --run")
+            raise RunError(f"run directory {self.path} contains other files but no run; name a new folder with --run")
 
     @contextmanager
     def created(self) -> Iterator[None]:
-        """Make the folder, and remove a new one where the block raises: a start that is refused leaves nothing behind.
+        """Create the folder; delete a new one, and its new parents, where the block raises.
 
-        The folders above it that were made for it go as well.
+        So a start that is refused leaves nothing behind.
         """
         self._check_place()  # before the block below, which deletes
         is_new = not self.exists
@@ -134,7 +134,7 @@ class RunDirectory:
             self.create()
             yield
         except BaseException:
-            if is_new and not self.is_held:  # another start of the same run may have been faster
+            if is_new and not self.is_held:  # else another start of the same run was faster
                 self.remove(missing)
             raise
 
@@ -143,28 +143,28 @@ class RunDirectory:
         return self.logs, self.errors, self.heartbeats, self.checkpoints
 
     def _is_of_a_start(self, path: Path) -> bool:
-        """Whether a start that was killed at once may have left `path`: an empty folder, or a lock."""
+        """Whether `path` may be left from a start that was killed at once: an empty folder, or a lock."""
         if path in self._folders:
             return path.is_dir() and not any(path.iterdir())
         return path.name.startswith((self.lock.name, self.launcher_lock.name))
 
     def check_writable(self, *, otherwise: str) -> None:
-        """Raise `StorageError` where this user cannot write to the run; `otherwise` says what else can be done."""
+        """Raise `StorageError` where this user cannot write to the run; `otherwise` is the advice in the message."""
         check_writable(self.path, otherwise=otherwise)
 
     def remove(self, above: Iterable[Path] = ()) -> None:
-        """Delete the folder and all in it, and then the folders `above` it, the nearest first, while they are empty."""
+        """Delete the folder with its content, then the folders `above` it, the nearest first, while they are empty."""
         shutil.rmtree(self.path, ignore_errors=True)
         with suppress(OSError):
             for folder in above:
                 folder.rmdir()
 
     def read_status(self) -> Status:
-        """Read where the run stands; a folder without a status is a queued run. Raises `RunError` for a damaged one."""
+        """Read the status of the run; without a status file the run is queued. Raises `RunError` for a damaged file."""
         return read_whole(self.status, _status) or Status()
 
     def has_ended(self, earlier: AttemptMark) -> bool:
-        """Return whether an attempt after the `earlier` one has ended well: saved on request, or at its end."""
+        """Return whether an attempt after the `earlier` one has finished, or was stopped with a save."""
         status = self.read_status()
         return status.state in {"stopped", "finished"} and status.mark != earlier
 
@@ -173,11 +173,11 @@ class RunDirectory:
         write_atomically(self.status, to_json(status.model_copy(update={"format_version": FORMAT_VERSION})))
 
     def read_micro_batch_size(self) -> int | None:
-        """Return the samples of a micro-batch that the run has found to fit into memory, None where it has not."""
+        """Return the micro-batch size that the run has found to fit into memory, None if it has not searched yet."""
         return read_whole(self.micro_batch, lambda text: int(json.loads(text)["micro_batch_size"]))
 
     def write_micro_batch_size(self, size: int) -> None:
-        """Write down what fits into memory, so that every later attempt takes the same."""
+        """Save the micro-batch size that fits into memory, so that later attempts use the same."""
         write_atomically(self.micro_batch, json.dumps({"micro_batch_size": size}))
 
     def read_job(self) -> Job | None:
@@ -185,16 +185,16 @@ class RunDirectory:
         return read_whole(self.job, lambda text: Job.model_validate(json.loads(text)))
 
     def write_job(self, job: Job) -> None:
-        """Write down which SLURM job trains the run."""
+        """Save which SLURM job trains the run."""
         write_atomically(self.job, to_json(job))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the records of metrics; a line that a crash has cut short, or a disk damaged, is left out."""
+        """Return the records of metrics, without lines that were truncated by a crash or damaged on disk."""
         lines = "".join(texts_of([self.metrics])).split("\n")[:-1]
         return read_readable((line for line in lines if line.endswith("}")), _record)
 
     def write_error(self, report: dict[str, Any]) -> None:
-        """Write what ended a rank: its `rank`, the `time`, and what `report.print_failure` tells."""
+        """Write the error report of a rank: its `rank`, the `time`, and what `cli.output.print_failure` prints."""
         write_atomically(self.error(report["rank"]), json.dumps(report, indent=1))
 
     def write_heartbeat(self, heartbeat: Heartbeat) -> None:
@@ -202,13 +202,13 @@ class RunDirectory:
         write_atomically(self.heartbeat(heartbeat.rank), heartbeat.model_dump_json(indent=1))
 
     def read_heartbeats(self) -> list[Heartbeat]:
-        """Return the last heartbeat of each rank that has written one, by rank."""
+        """Return the last heartbeat of each rank that has written one, ordered by rank."""
         found = read_readable(texts_of(self.heartbeats.glob("rank-*.json")), Heartbeat.model_validate_json)
         return sorted(found, key=lambda heartbeat: heartbeat.rank)
 
     @contextmanager
     def hold_trainer_lock(self, patience_s: float = 0.0) -> Iterator[str | None]:
-        """Train in the run, as the only process that does; raises `RunError` where another one does all this time.
+        """Hold the lock for training in the run; raises `RunError` where another process holds it for `patience_s`.
 
         Yields None, or a note for the user about the lock (`distrain.system.locks`).
         """
@@ -217,9 +217,9 @@ class RunDirectory:
 
     @contextmanager
     def hold_launcher_lock(self) -> Iterator[str | None]:
-        """Launch the run, as the only process that does; raises `RunError` where another one does.
+        """Hold the lock for launching the run; raises `RunError` where another process holds it.
 
-        Yields what `hold_trainer_lock` does.
+        Yields the same as `hold_trainer_lock`.
         """
         with self._hold(self.launcher_lock, patience_s=0.0) as note:
             yield note
@@ -236,12 +236,12 @@ class RunDirectory:
                 yield note
         except locks.HeldError as error:
             raise RunError(
-                f"run directory {self.path} is in use by {error}; wait for it, or train in another one with --run"
+                f"run directory {self.path} is in use by {error}; wait for it to end, or name another one with --run"
             ) from None
 
     @contextmanager
     def reserved_disk_space(self) -> Iterator[None]:
-        """Hold a little of the disk and give it back at the end: a run that a full disk ends can still write why."""
+        """Reserve a little disk space and free it at the end, so that a run that fills the disk can still write why."""
         with suppress(OSError):  # a disk that is full already
             self.reserve.write_bytes(bytes(RESERVE_BYTES))
         try:
@@ -252,7 +252,7 @@ class RunDirectory:
 
 
 def new_run_directory(name: str, root: Path) -> RunDirectory:
-    """Name a new run below `root`: its recipe, its start, and four hex digits against collisions."""
+    """Return the folder of a new run below `root`: recipe name, start time, and four hex digits against collisions."""
     return RunDirectory(root / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
 
 
@@ -272,15 +272,15 @@ def write_atomically(path: Path, text: str) -> None:
     try:
         draft.write_text(text, encoding="utf-8")
         draft.replace(path)
-    except OSError as error:  # a full disk: what was written of the draft would take up space
+    except OSError as error:  # a full disk: the partial draft would take up space
         with suppress(OSError):
             draft.unlink(missing_ok=True)
-        error.filename, error.filename2 = str(path), None  # not the draft, which the user does not know
+        error.filename, error.filename2 = str(path), None  # not that of the draft, which means nothing to the user
         raise
 
 
 def sync(path: Path) -> None:
-    """Bring what a file holds, or the names in a folder, to the disk."""
+    """Flush the content of a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

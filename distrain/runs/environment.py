@@ -1,4 +1,4 @@
-"""Collects what is recorded of the machine and the code that a run is started with; never a secret."""
+"""Describes the machine and the code with which a run is started, without secrets."""
 
 import os
 import platform
@@ -27,13 +27,13 @@ PACKAGES = (
 MAX_DIFF_BYTES = 1_000_000
 
 
-# What torch's wheels load of CUDA; their names end in the major version that they are for.
+# CUDA packages that torch's wheels use; their names end in the major version of CUDA.
 CUDA_PACKAGES = ("nvidia-nccl-cu", "nvidia-cudnn-cu")
 CUDA_MAJORS = range(11, 20)
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return versions, host, processors, GPUs and the git state of the folder; environment variables stay out."""
+    """Return versions, host, processors, GPUs and the git state of the folder, but no environment variables."""
     nvml = read_nvml()
     return {
         "python": sys.version.split()[0],
@@ -48,7 +48,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str | None]:
-    """Return the installed version of each package that a training depends on, None where it is missing."""
+    """Return the installed version of each package that training depends on, None where it is missing."""
     found: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
@@ -69,7 +69,7 @@ def cuda_versions() -> dict[str, str | None]:
 
 
 def describe_gpus(nvml: Nvml) -> list[dict[str, Any]]:
-    """Return what is to be known of each GPU of this machine, as far as NVML says it."""
+    """Return what NVML reports of each GPU of this machine."""
     return [
         {
             "uuid": gpu.uuid,
@@ -87,7 +87,7 @@ def _git_state() -> dict[str, Any] | None:
     if sha is None:
         return None
     diff = _git("diff", "HEAD") or ""
-    return {"sha": sha.strip(), "diff": diff if len(diff) <= MAX_DIFF_BYTES else f"{len(diff)} bytes, left out"}
+    return {"sha": sha.strip(), "diff": diff if len(diff) <= MAX_DIFF_BYTES else f"{len(diff)} bytes, omitted"}
 
 
 def _git(*arguments: str) -> str | None:

@@ -1,9 +1,9 @@
-"""Reads what has ended the ranks of a run's newest attempt, in an order that does not depend on clocks that agree.
+"""Reads the error reports of a run's newest attempt, the cause first, even where clocks of machines disagree.
 
-Each rank reports with the time of its own machine, and machines may differ by minutes. What belongs to an earlier
-attempt is therefore known by name: the launcher lists it before it begins a new one. What only followed from another
-rank's end comes last. Of the others, the first comes first, by times that are corrected by how far each machine's clock
-was off: the launcher measures that, from when it sees what that machine writes.
+Each report has the time of its own machine, and these clocks may differ by minutes. Before the launcher begins an
+attempt, it therefore lists the reports of earlier attempts. Errors that only follow from the end of another rank come
+last. The others are ordered by corrected times: the launcher measures how far the clock of each machine is off, by
+comparing the times in its files with the moment at which it sees them.
 """
 
 import json
@@ -18,61 +18,63 @@ from pydantic import BaseModel
 from distrain.runs.directory import RunDirectory, write_atomically
 from distrain.system.files import read_readable, read_whole, texts_of
 
-_AGREE_S = 5.0  # a difference that is smaller is rather the time that a file takes to be seen
+_CLOCK_TOLERANCE_S = 5.0  # smaller differences are probably the delay until a file becomes visible
 
 ErrorReport = dict[str, Any]
 
 
 class _Attempt(BaseModel):
-    """What the launcher knows of the reports: `errors/attempt.json`."""
+    """What the launcher knows about the reports: `errors/attempt.json`."""
 
     earlier: list[tuple[int, float]] = []  # rank and time of the reports of earlier attempts
     behind_s: dict[str, float] = {}  # by host: how far its clock is behind the launcher's
 
 
 def read_errors(run: RunDirectory) -> list[ErrorReport]:
-    """Return what has ended ranks in the newest attempt, the cause first."""
+    """Return the error reports of the newest attempt, the cause first."""
     attempt = _read_attempt(run)
     reports = [report for report in _read_all(run) if _key(report) not in attempt.earlier]
 
-    def happened(report: ErrorReport) -> tuple[bool, float]:
+    def order(report: ErrorReport) -> tuple[bool, float]:
         return report["is_secondary"], report["time"] + attempt.behind_s.get(_clock(report), 0.0)
 
-    return sorted(reports, key=happened)
+    return sorted(reports, key=order)
 
 
 def begin_attempt(run: RunDirectory) -> None:
-    """Take all reports that are there for those of earlier attempts; the launcher does so before it begins one."""
+    """Mark all existing reports as those of earlier attempts; the launcher does so before it begins an attempt."""
     earlier = [_key(report) for report in _read_all(run)]
     try:
         if earlier or run.attempt_errors.exists():
             _write_attempt(run, _Attempt(earlier=earlier))
-    except OSError:  # a full disk: the reports can still be taken away
+    except OSError:  # a full disk: the reports can still be deleted
         for path in run.errors.glob("*.json"):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 
 
 class Clocks:
-    """How far the clocks of other machines are behind this one's, by what is seen here of what they write."""
+    """Measures how far the clocks of other machines are behind this one, from the times in the files they write."""
 
     def __init__(self, *, now: Callable[[], float] = time.time) -> None:
         self._now = now
         self._behind_s: dict[str, float] = {}
 
     def observe(self, host: str, time_s: float) -> None:
-        """Note that something that `host` dated `time_s` has been seen just now, after it was written."""
+        """Record that something that `host` wrote with the time `time_s` has just been seen here."""
         behind_s = self._now() - time_s
         self._behind_s[host] = min(behind_s, self._behind_s.get(host, behind_s))
 
     def write(self, run: RunDirectory) -> None:
-        """Write down for `read_errors` which clocks are off, when the attempt is over."""
-        attempt, own = _read_attempt(run), socket.gethostname()
+        """Save for `read_errors` which clocks are off, when the attempt is over."""
+        attempt, this_host = _read_attempt(run), socket.gethostname()
         for report in read_errors(run):
             self.observe(_clock(report), report["time"])
-        behind_s = {host: lag for host, lag in self._behind_s.items() if host != own and abs(lag) > _AGREE_S}
+        behind_s = {
+            host: lag for host, lag in self._behind_s.items() if host != this_host and abs(lag) > _CLOCK_TOLERANCE_S
+        }
         if behind_s != attempt.behind_s:
-            with suppress(OSError):  # a full disk: the times are taken as they are
+            with suppress(OSError):  # a full disk: the times are used uncorrected
                 _write_attempt(run, attempt.model_copy(update={"behind_s": behind_s}))
 
 
@@ -89,7 +91,7 @@ def _write_attempt(run: RunDirectory, attempt: _Attempt) -> None:
 
 
 def _clock(report: ErrorReport) -> str:
-    """Return the host whose clock gave the report its time: the launcher writes some for ranks of other hosts."""
+    """Return the host whose clock dated the report: the launcher writes some reports for ranks of other hosts."""
     clock: str = report["clock"] if "clock" in report else report["host"]
     return clock
 

@@ -1,4 +1,4 @@
-"""Tells a run that is alive from one that died: by its locks, by its heartbeat, or by what SLURM says of its job."""
+"""Decides whether a run is alive or died: by its locks, its heartbeat, or the state of its SLURM job."""
 
 import socket
 import time
@@ -9,80 +9,80 @@ from distrain.runs.directory import RunDirectory
 from distrain.runs.slurm import JobInfo
 from distrain.runs.status import State, Status
 
-SILENT_AFTER_S = 60.0  # a running run writes its status every second; a long save or evaluation may pause it
-_NEXT_BEAT_S = 3.0  # another heartbeat of a run that is alive is there by then
-_MAX_APART_S = 3600.0  # of two clocks: a heartbeat that is older is the last one
-_CLAIMS: tuple[State, ...] = ("starting", "running", "stopping")  # what the status of a run that is alive says
+SILENT_AFTER_S = 60.0  # a running run writes its status every second, later during a long save or evaluation
+_NEXT_HEARTBEAT_S = 3.0  # a run that is alive writes another heartbeat in this time
+_MAX_CLOCK_DIFFERENCE_S = 3600.0  # a heartbeat older than this is the last one, whatever the clocks
+_LIVE_STATES: tuple[State, ...] = ("starting", "running", "stopping")  # in the status of a run that is alive
 _POLL_S = 0.1
 
 
 def wait_for_end(run: RunDirectory) -> None:
-    """Return once nothing trains in the run any more."""
+    """Return once no process trains in the run."""
     while is_alive(run):
         time.sleep(_POLL_S)
 
 
 def is_alive(run: RunDirectory) -> bool:
     """Whether a process launches the run or trains in it."""
-    return run.is_held or (run.read_status().state in _CLAIMS and not find_dead([run]))
+    return run.is_held or (run.read_status().state in _LIVE_STATES and not find_dead([run]))
 
 
 def find_dead(runs: list[RunDirectory]) -> set[Path]:
-    """Return the paths of those runs that claim to be alive, while nothing launches them nor trains in them.
+    """Return the paths of those runs whose status is that of a live run, although no process launches or trains them.
 
-    Whoever does holds a lock of the run, which goes with the process however that ends. Another machine may share no
-    locks with this one. Its heartbeat counts then, with the time of that machine, which may differ by minutes: where it
-    is not of the last minute, what counts is whether another one follows. That takes `_NEXT_BEAT_S`, for all of them
-    together.
+    Such a process holds a lock of the run, which is released however the process ends. Another machine may not share
+    locks with this one; there the heartbeat decides. It has the time of that machine, which may differ by minutes: if
+    it is not from the last minute, the run is alive if another heartbeat follows. The wait of `_NEXT_HEARTBEAT_S` is
+    one for all runs.
     """
     dead, doubtful = set[Path](), dict[Path, float]()
     for run in runs:
         if run.is_held:
             continue
-        status = run.read_status()  # after the lock: a run that ends says how before it lets go
-        if status.state not in _CLAIMS:
+        status = run.read_status()  # after the lock: a run writes how it ended before it releases the lock
+        if status.state not in _LIVE_STATES:
             continue
         age_s = time.time() - status.heartbeat
-        if not _is_elsewhere(status) or age_s >= _MAX_APART_S:
+        if not _is_elsewhere(status) or age_s >= _MAX_CLOCK_DIFFERENCE_S:
             dead.add(run.path)
         elif not 0 <= age_s <= SILENT_AFTER_S:
             doubtful[run.path] = status.heartbeat
     if doubtful:
-        time.sleep(_NEXT_BEAT_S)
+        time.sleep(_NEXT_HEARTBEAT_S)
     return dead | {path for path, beat in doubtful.items() if RunDirectory(path).read_status().heartbeat == beat}
 
 
 def read_states(runs: list[RunDirectory]) -> dict[Path, str]:
-    """Return for each run its state in a word, joined with what SLURM says of its job, if it has one."""
+    """Return the state of each run as one or two words, from its status and its SLURM job, if it has one."""
     jobs = {run.path: job for run in runs if (job := run.read_job()) is not None}
-    facts = slurm.read_jobs(job.id for job in jobs.values())
-    known = {path: facts[job.id] for path, job in jobs.items() if job.id in facts}
+    infos = slurm.read_jobs(job.id for job in jobs.values())
+    known = {path: infos[job.id] for path, job in jobs.items() if job.id in infos}
     dead = find_dead([run for run in runs if run.path not in known])
     return {
         run.path: state_on_cluster(run.read_status(), known[run.path])
         if run.path in known
-        else _state_here(run, has_job=run.path in jobs, is_dead=run.path in dead)
+        else _state_without_job(run, has_job=run.path in jobs, is_dead=run.path in dead)
         for run in runs
     }
 
 
-def state_on_cluster(status: Status, facts: JobInfo) -> str:
-    """Return the state of a run whose job is as SLURM says: the status alone knows nothing of what happens to a queue.
+def state_on_cluster(status: Status, info: JobInfo) -> str:
+    """Return the state of a run from its status and its SLURM job: the status does not know what happens in the queue.
 
-    While the job runs, the run's own word counts.
+    While the job runs, the status decides.
     """
-    if facts.is_waiting:
-        return "requeued" if facts.restarts and status.state != "queued" else "queued"
-    if facts.is_over:
-        if status.state in {*_CLAIMS, "queued", "preempted"}:
-            return {"CANCELLED": "cancelled", "TIMEOUT": "timed out", "FAILED": "failed"}.get(facts.state, "died")
+    if info.is_waiting:
+        return "requeued" if info.restarts and status.state != "queued" else "queued"
+    if info.is_over:
+        if status.state in {*_LIVE_STATES, "queued", "preempted"}:
+            return {"CANCELLED": "cancelled", "TIMEOUT": "timed out", "FAILED": "failed"}.get(info.state, "died")
         return status.state
-    if facts.state == "RUNNING" and status.state in {"queued", "preempted"}:
+    if info.state == "RUNNING" and status.state in {"queued", "preempted"}:
         return "starting"
     return status.state
 
 
-def _state_here(run: RunDirectory, *, has_job: bool, is_dead: bool) -> str:
+def _state_without_job(run: RunDirectory, *, has_job: bool, is_dead: bool) -> str:
     state = run.read_status().state
     if state == "queued" and not has_job:  # no rank has written a status yet
         return "starting" if run.is_held else "never started"

@@ -1,4 +1,4 @@
-"""Writes the log of a run: what is said of it, each line with its time."""
+"""Writes the logs of a run, with the time on each line."""
 
 import logging
 from contextlib import suppress
@@ -11,14 +11,14 @@ _FORMATTER = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def open_log(path: Path) -> logging.Handler:
-    """Return a handler that appends what is logged to the file."""
+    """Return a handler that appends log records to the file."""
     handler = _LogFile(path)
     handler.setFormatter(_FORMATTER)
     return handler
 
 
 def append_to_log(path: Path, text: str) -> None:
-    """Append what the launcher has printed, line by line; a log that cannot be written is left as it is."""
+    """Append what the launcher has printed, line by line; does nothing where the log cannot be written."""
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     records = [logging.LogRecord("distrain.launcher", logging.INFO, "", 0, line, None, None) for line in lines]
     with suppress(OSError), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
@@ -26,9 +26,9 @@ def append_to_log(path: Path, text: str) -> None:
 
 
 class _LogFile(logging.Handler):
-    """Appends what is logged to a file; never raises, and never prints a traceback of its own.
+    """Appends log records to a file; never raises, and never prints a traceback.
 
-    What the disk refuses waits in memory and is written with a later record.
+    Records that cannot be written wait in memory and are written with a later one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,7 +42,7 @@ class _LogFile(logging.Handler):
         self._file.append(self.format(record))
 
     def close(self) -> None:
-        """Write what waits, if that is possible by now."""
+        """Write the records that wait, if possible."""
         self._file.flush()
         self._file.close()
         super().close()

@@ -1,4 +1,4 @@
-"""Finds runs and reads them for the control plane, and asks one to stop."""
+"""Finds and reads runs for the control plane, and requests a run to stop."""
 
 import shlex
 import time
@@ -29,14 +29,14 @@ def find_runs(root: Path) -> list[RunDirectory]:
     if not root.is_dir():
         return []
     runs = [RunDirectory(path) for path in root.iterdir() if path.is_dir()]
-    return sorted(filter(_is_run, runs), key=_began)
+    return sorted(filter(_is_run, runs), key=_start_time)
 
 
 def find_run(reference: str, root: Path, *, excluding: RunDirectory | None = None) -> RunDirectory:
     """Find a run by its path, its name below `root`, or the beginning of its name; `last` is the newest.
 
-    One to be left out, `excluding`, is not found by the beginning of its name or as the newest. Raises `RunError` where
-    none or several match, and for a run of a newer format.
+    The run `excluding` is not found by the beginning of its name or as the newest. Raises `RunError` where no run or
+    several runs match, and for a run of a newer format.
     """
     run = _find_run(reference, root, excluding)
     run.check_format()
@@ -47,8 +47,8 @@ def _find_run(reference: str, root: Path, excluding: RunDirectory | None) -> Run
     for path in (Path(reference).expanduser(), root / reference):
         if (run := RunDirectory(path if path.name not in {"", ".."} else path.resolve())).exists:  # `.` has no name
             return run
-    left_out = None if excluding is None else excluding.path.absolute()
-    runs = [run for run in find_runs(root) if run.path.absolute() != left_out]
+    excluded = None if excluding is None else excluding.path.absolute()
+    runs = [run for run in find_runs(root) if run.path.absolute() != excluded]
     if reference == "last" and runs:
         return runs[-1]
     matches = [run for run in runs if run.path.name.startswith(reference)]
@@ -61,12 +61,12 @@ def _find_run(reference: str, root: Path, excluding: RunDirectory | None) -> Run
 
 
 def _refuse_other(path: Path) -> None:
-    """Raise `RunError` where a path that was given for a run is something else, with what can be done with that."""
+    """Raise `RunError` where a path given as a run is something else, and say what it can be used for."""
     shown = shlex.quote(str(path))
     if (path / BUNDLE).is_file():
         raise RunError(
             f"{path} is a bundle, not a run: `distrain predict {shown} IMAGE...` uses it, --set model.weights={shown} "
-            f"trains from its weights, and `distrain eval` takes the run that it was exported from"
+            f"trains from its weights, and `distrain eval` needs the run that it was exported from"
         )
     if path.is_file():
         raise RunError(f"{path} is a file, not a run; name the folder of a run, which `distrain runs` lists")
@@ -80,15 +80,15 @@ def find_checkpoint(
     which: str | None = None,
     excluding: RunDirectory | None = None,
 ) -> tuple[RunDirectory, Path, str]:
-    """Find a checkpoint to use by its own path, or by its run as `find_run` does; nothing in it is verified.
+    """Find a checkpoint by its path, or in a run that `find_run` finds; its content is not verified.
 
-    Of a run it is `which`, a step, `best` or `last`, if that is given, else the best by evaluation. Where that was not
-    kept, and unless it `must_be_best`, it is the strongest of those that are, or the newest where none of them was
-    evaluated. `excluding` is as in `find_run`. Returns the run, the checkpoint's folder, and in a few words why it is
-    this one. Raises `RunError` where there is none.
+    In a run, `which` chooses it: a step, `best` or `last`; the default is the best by evaluation. If that was not kept,
+    and unless `must_be_best`, the one with the highest score among those kept is chosen, or the newest where none was
+    evaluated. `excluding` is as in `find_run`. Returns the run, the checkpoint's folder, and the reason for the choice
+    as text. Raises `RunError` where there is none.
     """
     if must_be_best and which is not None:
-        raise RunError(f"{which} and --best both choose the checkpoint; leave one out")
+        raise RunError(f"{which} and --best both choose the checkpoint; remove one")
     for path in (Path(reference).expanduser().absolute(), (root / reference).absolute()):
         run = RunDirectory(path.parents[1]) if len(path.parts) > 2 else RunDirectory(path)
         if not run.exists or path.parent != run.checkpoints:
@@ -100,7 +100,7 @@ def find_checkpoint(
             raise RunError(f"there is no checkpoint {reference}; `distrain checkpoints list {run.path}` lists them")
         if must_be_best or which is not None:
             raise RunError(
-                f"{reference} is one checkpoint, and {which or '--best'} chooses among those of a run; leave one out"
+                f"{reference} is a checkpoint, and {which or '--best'} chooses among those of a run; remove one"
             )
         return run, named, "as named"
     run = find_run(reference, root, excluding=excluding)
@@ -111,13 +111,13 @@ def find_checkpoint(
         return run, checkpoints.choose(run.checkpoints, "best"), "the best by evaluation"
     if (entry := checkpoints.strongest(entries)) is not None:
         step = checkpoints.run_best_step(entries)
-        better = "" if step is None else f"; that of step {step} has no checkpoint"
-        return run, entry.path, f"the strongest by evaluation of those kept{better}"
+        better = "" if step is None else f"; the best of the run, at step {step}, was not kept"
+        return run, entry.path, f"the best by evaluation of those kept{better}"
     return run, checkpoints.choose(run.checkpoints, "last"), "the newest; none was evaluated"
 
 
 def best_checkpoint(run: RunDirectory, status: Status) -> Path | None:
-    """Return the checkpoint of the best evaluation; None where it is not kept, or there was no such evaluation."""
+    """Return the checkpoint of the best evaluation; None where it was not kept, or there was no evaluation."""
     if status.best is None:
         return None
     path = checkpoints.final_path(run.checkpoints, int(status.best["step"]))
@@ -125,7 +125,7 @@ def best_checkpoint(run: RunDirectory, status: Status) -> Path | None:
 
 
 def describe_unsaved(run: RunDirectory) -> str | None:
-    """Return a sentence on what a run's checkpoints lack of what its training used; None where they have it all."""
+    """Return a sentence on the state of the training that is missing in its checkpoints; None where it is complete."""
     names = run.read_status().unsaved_state
     if not names:
         return None
@@ -134,7 +134,7 @@ def describe_unsaved(run: RunDirectory) -> str | None:
 
 
 def find_fault(run: RunDirectory) -> str | None:
-    """Return in a sentence why it cannot be read where a run stands; None where it can."""
+    """Return in a sentence why the status of a run cannot be read; None where it can."""
     try:
         run.check_format()
         run.read_status()
@@ -149,11 +149,11 @@ def find_fault(run: RunDirectory) -> str | None:
 def _is_run(run: RunDirectory) -> bool:
     try:
         return run.exists
-    except PermissionError:  # another user's closed folder may be one
+    except PermissionError:  # a folder of another user may be a run
         return True
 
 
-def _began(run: RunDirectory) -> float:
+def _start_time(run: RunDirectory) -> float:
     try:
         return run.recipe.stat().st_ctime
     except OSError:
@@ -161,12 +161,12 @@ def _began(run: RunDirectory) -> float:
 
 
 def request_stop(run: RunDirectory) -> str | None:
-    """Ask a run to stop, which it does at its next step; a job that does not train yet is cancelled.
+    """Request a run to stop, which it does at its next step; a job that does not train yet is cancelled.
 
-    Returns the job's id if it was cancelled; raises `RunError` where nothing trains in the run, nor will.
+    Returns the job's id if it was cancelled; raises `RunError` where no process trains in the run or will.
     """
     job = None if is_alive(run) else run.read_job()
-    if job is not None and (facts := slurm.read_jobs([job.id]).get(job.id)) and not facts.is_over:
+    if job is not None and (info := slurm.read_jobs([job.id]).get(job.id)) and not info.is_over:
         run.check_writable(otherwise="ask its owner to stop it")
         slurm.cancel(job.id)
         status = run.read_status()
@@ -180,13 +180,13 @@ def request_stop(run: RunDirectory) -> str | None:
 
 
 def check_alive(run: RunDirectory) -> None:
-    """Raise `RunError` where nothing trains in the run, with how it ended."""
+    """Raise `RunError` where no process trains in the run; the message says how the run ended."""
     if not is_alive(run):
         raise RunError(describe_end(run))
 
 
 def describe_end(run: RunDirectory) -> str:
-    """Return in a sentence how a run that nobody trains in any more has ended, and how it is resumed."""
+    """Return a sentence on how a run that is not alive has ended, and how to resume it."""
     status = run.read_status()
     state = "finished" if status.state == "finished" else f"not running (it {_ENDINGS.get(status.state, 'died')})"
     advice = "" if status.state == "finished" else f"; `{resume_command(run)}` resumes it"
@@ -194,62 +194,62 @@ def describe_end(run: RunDirectory) -> str:
 
 
 def resume_command(run: RunDirectory) -> str:
-    """Return the command that resumes a run as it was launched: as many processes, here or on the cluster.
+    """Return the command that resumes a run as it was launched: with the same processes, here or on the cluster.
 
-    Each of several machines has its own; this one is that of `run.node_rank`.
+    With several nodes, each needs its own command; this one is for the node `run.node_rank`.
     """
     path = shlex.quote(str(run.path))
     profile = read_profile(run.profile) if run.profile.exists() else None
     if profile is None or profile.nodes == 1 or profile.launcher == "slurm":
         return f"distrain resume {path}"
-    wanted = profile.as_options()
-    processes = f"--gpus {wanted.processes}" if profile.device == "cuda" else f"--procs {wanted.processes}"
+    options = profile.as_options()
+    processes = f"--gpus {options.processes}" if profile.device == "cuda" else f"--procs {options.processes}"
     launcher = "" if profile.launcher == "torchrun" else f" --launcher {profile.launcher}"
     if profile.accelerate_config is not None:
         launcher += f" --accelerate-config {shlex.quote(profile.accelerate_config)}"
     return (
-        f"distrain fit --run {path} --nodes {wanted.nodes} --node-rank {run.node_rank} "
-        f"--rendezvous {wanted.rendezvous} {processes}{launcher}"
+        f"distrain fit --run {path} --nodes {options.nodes} --node-rank {run.node_rank} "
+        f"--rendezvous {options.rendezvous} {processes}{launcher}"
     )
 
 
-def facts(run: RunDirectory) -> dict[str, Any]:
-    """Return where a run stands as JSON holds it, for scripts; of one that cannot be read, the `fault`."""
+def summary(run: RunDirectory) -> dict[str, Any]:
+    """Return the state of a run as a JSON object for scripts; for a run that cannot be read, with its `fault`."""
     if (fault := find_fault(run)) is not None:
         return {"run": str(run.path), "state": "unreadable", "fault": fault}
     status = run.read_status()
     best = best_checkpoint(run, status)
     state = read_states([run])[run.path]
     more = {"state": state, "best_checkpoint": None if best is None else str(best)}
-    if state != "running":  # what a run that died has promised
+    if state != "running":  # the estimate of a run that died is void
         more["eta_s"] = None
     return {"run": str(run.path), **status.model_dump(), **more}
 
 
 def read_log(run: RunDirectory, rank: int, *, follow: bool) -> Iterator[str]:
-    """Return the log of a rank, piece by piece; with `follow` until nothing trains in the run nor will by itself.
+    """Yield the log of a rank in parts; with `follow`, until the run has ended and is not in SLURM's queue.
 
-    Raises `RunError` where the rank has no log, and is not waited for.
+    Raises `RunError` where the rank has no log, unless `follow` waits for it.
     """
     path, position = run.log(rank), 0
     if not path.exists() and not follow:
         names = ", ".join(sorted(file.name for file in run.logs.glob("*"))) or "none"
         raise RunError(f"run {run.path.name} has no log of rank {rank}; the logs in {run.logs} are: {names}")
     while True:
-        goes_on = follow and _goes_on(run)  # asked before reading: what is written last is read as well
+        has_more = follow and _will_write(run)  # checked before reading, so that the last lines are read as well
         if path.exists():
             with path.open(encoding="utf-8", errors="replace") as file:
                 file.seek(position)
                 yield file.read()
                 position = file.tell()
-        if not goes_on:
+        if not has_more:
             return
         time.sleep(_FOLLOW_S)
 
 
-def _goes_on(run: RunDirectory) -> bool:
+def _will_write(run: RunDirectory) -> bool:
     if is_alive(run):
         return True
     job = run.read_job()
-    facts = slurm.read_jobs([job.id]).get(job.id) if job is not None else None
-    return facts is not None and not facts.is_over
+    info = slurm.read_jobs([job.id]).get(job.id) if job is not None else None
+    return info is not None and not info.is_over

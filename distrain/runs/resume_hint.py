@@ -1,4 +1,4 @@
-"""Prints from where a run that has ended is resumed, and by which command."""
+"""Prints the checkpoint from which an ended run resumes, and the command that resumes it."""
 
 from rich.console import Console
 
@@ -20,4 +20,4 @@ def print_resume(console: Console, run: RunDirectory) -> None:
 
 def _newest_checkpoint(run: RunDirectory) -> str:
     step = newest_step(run.checkpoints)
-    return str(final_path(run.checkpoints, step)) if step else "none yet: it begins again at step 0"
+    return str(final_path(run.checkpoints, step)) if step else "none yet: it starts again at step 0"

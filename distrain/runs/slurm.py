@@ -1,7 +1,7 @@
-"""Calls SLURM's commands: asks what became of a job, submits it, cancels it, and queues it again.
+"""Calls SLURM's commands: queries, submits, cancels and requeues jobs.
 
-What they print is read line by line, and a line that is not of the expected form is skipped: on many clusters these
-commands are wrappers that print a banner of their own.
+Their output is read line by line, and lines of an unexpected form are skipped: on many clusters these commands are
+wrappers that print a banner.
 """
 
 import os
@@ -32,33 +32,33 @@ _OVER = {
 _NO_TIME = {"N/A", "None", "0"}
 _JOB_ID = re.compile(r"\s*(?:Submitted batch job )?(\d+)(?:;\S+| on cluster \S+)?\s*")
 
-# Settings of a user's own that would change what SLURM's commands print, leave out jobs, or ask for a confirmation.
+# User settings that would change the output of SLURM's commands, hide jobs, or ask for a confirmation.
 _CLIENT_SETTINGS = re.compile(r"(SQUEUE|SACCT|SCANCEL|SCONTROL|SINFO)_.*|SLURM_TIME_FORMAT|SLURM_DEBUG")
-# What SLURM tells a job of itself and of the options it was submitted with, its GPUs among them.
+# Variables that SLURM sets in a job: about the job and about the options it was submitted with.
 _OF_A_JOB = re.compile(r"(SLURM|SLURMD|SBATCH|SRUN|SALLOC|PMI|PMIX)_.*|SLURM_JOBID")
-_OF_ALL_JOBS = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"}  # where the cluster is, and who asks
+_OF_ALL_JOBS = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"}  # which cluster and which user
 _GPUS_OF_A_JOB = {"CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"}
-# Variables of sbatch that make another kind of job than `distrain submit` asks for: --sbatch says so where it is meant.
+# Variables of sbatch that would make another kind of job than `distrain submit` requests; --sbatch can still do so.
 _OF_OTHER_JOBS = {"SBATCH_ARRAY_INX", "SBATCH_OPEN_MODE", "SBATCH_SIGNAL", "SBATCH_WAIT"}
 
 
 @dataclass(frozen=True)
 class JobInfo:
-    """What SLURM says of a job."""
+    """What SLURM reports about a job."""
 
-    state: str  # in SLURM's words: PENDING, RUNNING, COMPLETING, COMPLETED, CANCELLED, TIMEOUT, NODE_FAIL ...
-    restarts: int = 0  # how often it was queued again
-    is_preempted: bool = False  # it has been told to make room, and runs its grace time
-    where: str = ""  # the nodes, or in brackets why it waits
+    state: str  # SLURM's name: PENDING, RUNNING, COMPLETING, COMPLETED, CANCELLED, TIMEOUT, NODE_FAIL ...
+    restarts: int = 0  # how many times it was requeued
+    is_preempted: bool = False  # it is being preempted, and in its grace time
+    where: str = ""  # the nodes, or in brackets the reason why it is pending
 
     @property
     def is_over(self) -> bool:
-        """Whether the job will not run any more."""
+        """Whether the job has ended for good."""
         return self.state in _OVER
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the job is in the queue, perhaps held there, and will run."""
+        """Whether the job is in the queue, maybe held, and will run."""
         return self.state in _WAITING
 
     @property
@@ -68,17 +68,17 @@ class JobInfo:
 
 
 def read_jobs(job_ids: Iterable[str]) -> dict[str, JobInfo]:
-    """Return what SLURM knows of jobs, by their ids; nothing on a machine without SLURM.
+    """Return what SLURM reports about jobs, by id; an empty dict on a machine without SLURM.
 
-    Those that the controller has forgotten, minutes after their end, are looked up with sacct, if it is there.
+    The controller forgets jobs minutes after their end; these are looked up with sacct, if it is installed.
     """
-    wanted = sorted(set(job_ids))
-    if not wanted or shutil.which("squeue") is None:
+    requested = sorted(set(job_ids))
+    if not requested or shutil.which("squeue") is None:
         return {}
-    found = {job_id: facts for job_id, (_, facts) in _list_jobs(",".join(wanted)).items()}
-    if (missing := [job_id for job_id in wanted if job_id not in found]) and shutil.which("sacct") is not None:
+    found = {job_id: info for job_id, (_, info) in _list_jobs(",".join(requested)).items()}
+    if (missing := [job_id for job_id in requested if job_id not in found]) and shutil.which("sacct") is not None:
         command = ["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State"]
-        for line in _ask([*command, f"--jobs={','.join(missing)}"]).splitlines():
+        for line in _query([*command, f"--jobs={','.join(missing)}"]).splitlines():
             job_id, _, state = line.partition("|")
             if job_id in missing and state.strip():
                 found[job_id] = JobInfo(state.split()[0])
@@ -86,15 +86,15 @@ def read_jobs(job_ids: Iterable[str]) -> dict[str, JobInfo]:
 
 
 def read_own_job(environment: Mapping[str, str]) -> tuple[str, int]:
-    """Return the id of the job that this process runs in, and how often it was queued again.
+    """Return the id of the job that this process runs in, and how many times it was requeued.
 
-    A task of an array is named with its number, 7_2: the id alone may mean the whole array. SLURM is asked, since a job
-    that another job has submitted may have inherited that one's variables; they count where SLURM does not answer.
+    The id of an array task includes its number, as in 7_2: the id alone may mean the whole array. SLURM is queried,
+    because a job submitted by another job may have inherited its variables. Where SLURM does not answer, they are used.
     """
     raw_id = environment["SLURM_JOB_ID"]
-    for job_id, (own_raw_id, facts) in _list_jobs(raw_id).items():
-        if own_raw_id == raw_id:
-            return job_id, facts.restarts
+    for job_id, (listed_raw_id, info) in _list_jobs(raw_id).items():
+        if listed_raw_id == raw_id:
+            return job_id, info.restarts
     restarts = int(environment.get("SLURM_RESTART_COUNT", "0"))
     if "SLURM_ARRAY_TASK_ID" in environment:
         return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}", restarts
@@ -102,60 +102,60 @@ def read_own_job(environment: Mapping[str, str]) -> tuple[str, int]:
 
 
 def failed_nodes(node_list: str) -> list[str]:
-    """Return the nodes of a list in SLURM's short form that SLURM itself has found to be down."""
-    names = _ask(["sinfo", "--noheader", "--Node", f"--nodes={node_list}", "--format=%N %T"])
+    """Return the nodes of a list in SLURM's short form that SLURM considers down."""
+    names = _query(["sinfo", "--noheader", "--Node", f"--nodes={node_list}", "--format=%N %T"])
     rows = (words for line in names.splitlines() if len(words := line.split()) == 2)
     return sorted({name for name, state in rows if any(word in state.upper() for word in _FAILED_NODE_STATES)})
 
 
 def read_node_address(node: str) -> str:
-    """Return the network address of a node as SLURM knows it, else the name itself."""
-    found = re.search(r"\bNodeAddr=(\S+)", _ask(["scontrol", "show", "node", node]))
+    """Return the network address of a node according to SLURM, else the name itself."""
+    found = re.search(r"\bNodeAddr=(\S+)", _query(["scontrol", "show", "node", node]))
     return found.group(1) if found else node
 
 
 def find_steps(job_id: str, *, host: str, srun_pid: int) -> list[str]:
-    """Return the steps of a job that one srun has started, such as 12.1, by that srun's host and process id.
+    """Return the steps of a job, such as 12.1, that one srun has started, given the host and process id of that srun.
 
-    A step that still waits for its resources has no number, and is left out.
+    A step that still waits for its resources has no number, and is not included.
     """
-    described = _ask(["scontrol", "--oneliner", "show", "step", job_id]).splitlines()
+    described = _query(["scontrol", "--oneliner", "show", "step", job_id]).splitlines()
     mine = re.compile(rf"StepId=(\S+\.\d+) .*\bSrunHost:Pid={re.escape(host)}:{srun_pid}\b")
     return [found.group(1) for line in described if (found := mine.match(line.strip()))]
 
 
 def has_step(step_id: str) -> bool:
-    """Return whether there is a step such as 12.1; True where SLURM does not answer."""
+    """Return whether a step such as 12.1 exists; True where SLURM does not answer."""
     done = _run(["scontrol", "--oneliner", "show", "step", step_id])
-    said = "" if done is None else done.stdout + done.stderr
-    return "StepId=" in said or not ("not found" in said or "Invalid job id" in said)
+    output = "" if done is None else done.stdout + done.stderr
+    return "StepId=" in output or not ("not found" in output or "Invalid job id" in output)
 
 
 def kill_steps(step_ids: Iterable[str]) -> None:
     """Kill steps of a job, on all its nodes."""
     if steps := list(step_ids):
-        _ask(["scancel", "--signal=KILL", *steps])
+        _query(["scancel", "--signal=KILL", *steps])
 
 
 def exclude_nodes(job_id: str, nodes: Iterable[str]) -> None:
-    """Have a job that is queued again not come to these nodes."""
-    _ask(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(nodes)}"])
+    """Exclude these nodes from a requeued job."""
+    _query(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(nodes)}"])
 
 
 def cancel(job_id: str) -> None:
-    """Take a job out of the queue, or end it; raises `LaunchError` where SLURM refuses."""
-    _order(["scancel", job_id])
+    """Cancel a pending or running job; raises `LaunchError` where SLURM refuses."""
+    _command(["scancel", job_id])
 
 
 def requeue(job_id: str) -> None:
-    """End a job and queue it again under its own id; raises `LaunchError` where SLURM refuses."""
-    _order(["scontrol", "requeue", job_id])
+    """End a job and queue it again under the same id; raises `LaunchError` where SLURM refuses."""
+    _command(["scontrol", "requeue", job_id])
 
 
 def submit(command: list[str], *, cwd: str, env: Mapping[str, str]) -> str:
-    """Call sbatch, with --parsable, and return the job's id; raises `LaunchError` with sbatch's own words.
+    """Call sbatch, with --parsable, and return the job's id; raises `LaunchError` with the message of sbatch.
 
-    `env` is added to this process's environment, without what a job around this process has in it.
+    `env` is added to this process's environment, without the variables of a job that this process runs in.
     """
     try:
         done = subprocess.run(
@@ -168,7 +168,7 @@ def submit(command: list[str], *, cwd: str, env: Mapping[str, str]) -> str:
             check=False,
         )
     except FileNotFoundError:
-        raise LaunchError("sbatch is not on this machine; submit from one of the cluster's login nodes") from None
+        raise LaunchError("sbatch is not installed on this machine; submit from a login node of the cluster") from None
     if done.returncode:
         complaint = first_complaint(done.stderr) or f"exit code {done.returncode}"
         raise LaunchError(f"SLURM refuses the job: {complaint}")
@@ -176,9 +176,9 @@ def submit(command: list[str], *, cwd: str, env: Mapping[str, str]) -> str:
 
 
 def submitting_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment for sbatch: that of this process, without what describes the job that it runs in.
+    """Return the environment for sbatch: that of this process, without the variables of the job that it runs in.
 
-    sbatch would take that job's options for the new one, and the new job would take that job's ids for its own.
+    Otherwise sbatch would use the options of that job for the new one, and the new job would see that job's ids.
     """
     kept = {name: value for name, value in environment.items() if name not in _OF_OTHER_JOBS}
     if not kept.keys() & {"SLURM_JOB_ID", "SLURM_JOBID"}:
@@ -189,40 +189,40 @@ def submitting_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def first_complaint(stderr: str) -> str:
-    """Return the first error in what a SLURM command says, without the command's name before it."""
+    """Return the first error that a SLURM command printed, without the command's name."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     complaints = [line for line in lines if "error:" in line] or lines
     return complaints[0].partition("error:")[2].strip() or complaints[0] if complaints else ""
 
 
 def _read_job_id(printed: str) -> str:
-    """Return the id in what sbatch prints: on a line of its own, with the cluster's name where there are several."""
+    """Return the id in the output of sbatch: on a separate line, with the cluster's name where there are several."""
     ids = [found.group(1) for line in printed.splitlines() if (found := _JOB_ID.fullmatch(line))]
     if not ids:
-        said = " ".join(printed.split())[:200]
+        output = " ".join(printed.split())[:200]
         raise LaunchError(
-            f"sbatch ended well and printed no job id on a line of its own ({said or 'nothing at all'}); "
-            "see with `squeue --me` whether the job is there, cancel it, and check the sbatch that is first on PATH"
+            f"sbatch succeeded but printed no job id on a separate line ({output or 'no output'}); "
+            "check with `squeue --me` whether the job exists, cancel it, and check the sbatch that is first on PATH"
         )
-    return ids[-1]  # what a wrapper prints comes before it
+    return ids[-1]  # the output of a wrapper comes before it
 
 
 def _list_jobs(job_ids: str) -> dict[str, tuple[str, JobInfo]]:
-    """Return of each job, by its id, the id that it has as a task of an array too, and what SLURM says of it."""
+    """Return the raw id (also of an array task) and the info of each job, by its id (123_4 for an array task)."""
     command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={job_ids}", f"--Format={_FIELDS}"]
     found = {}
-    for line in _ask(command).splitlines():
+    for line in _query(command).splitlines():
         words = line.split(maxsplit=5)
         if len(words) < 5 or not re.fullmatch(r"\d+(_\d+)?", words[0]) or not words[3].isdecimal():
             continue
         job_id, raw_id, state, restarts, preempted, *where = words
-        facts = JobInfo(state, int(restarts), preempted not in _NO_TIME, "".join(where).strip())
-        found[job_id] = raw_id, facts
+        info = JobInfo(state, int(restarts), preempted not in _NO_TIME, "".join(where).strip())
+        found[job_id] = raw_id, info
     return found
 
 
-def _ask(command: list[str]) -> str:
-    """Return what SLURM answers, nothing where it has no answer: what is known without it is told all the same."""
+def _query(command: list[str]) -> str:
+    """Return the output of a SLURM command, or an empty string where it fails, so that callers work without it."""
     done = _run(command)
     return done.stdout if done is not None and done.returncode == 0 else ""
 
@@ -242,13 +242,13 @@ def _run(command: list[str]) -> "subprocess.CompletedProcess[str] | None":
         return None
 
 
-def _order(command: list[str]) -> str:
+def _command(command: list[str]) -> str:
     try:
         done = subprocess.run(
             command, env=_query_environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
     except FileNotFoundError:
-        raise LaunchError(f"{command[0]} is not on this machine; go to one of the cluster's login nodes") from None
+        raise LaunchError(f"{command[0]} is not installed on this machine; use a login node of the cluster") from None
     if done.returncode:
         raise LaunchError(f"{command[0]} refuses: {first_complaint(done.stderr) or f'exit code {done.returncode}'}")
     return done.stdout

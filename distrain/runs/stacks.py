@@ -1,9 +1,9 @@
-"""Gets the Python stacks of a run's ranks on demand, and answers such a request inside a rank.
+"""Reads the Python stacks of a run's ranks on demand, and answers such requests inside a rank.
 
-On the rank's own machine a signal makes faulthandler write the stack of the main thread to a file of the run directory,
-in C and inside that very thread: this works while the thread hangs in native code, and reads no frame that may change.
-Ranks of other machines, and requests for all threads, are answered by the heartbeat's thread once it finds
-`stacks-request`: faulthandler writes while that thread holds the GIL, so that no other thread runs Python code.
+For ranks on this machine, a signal makes faulthandler write the stack of the main thread to a file of the run
+directory. It does so in C and in that thread, so it works while the thread hangs in native code, and no frame changes
+meanwhile. Ranks on other machines, and requests for all threads, are answered by the heartbeat's thread when it finds
+`stacks-request`: faulthandler writes while that thread holds the GIL, so no other thread runs Python code.
 """
 
 import faulthandler
@@ -27,11 +27,11 @@ from distrain.runs.status import Heartbeat
 from distrain.system.process import catches, signal_main_thread, state_of
 
 STACK_SIGNAL = signal.SIGUSR2
-SILENT_AFTER_S = 5.0  # a rank writes its heartbeat once a second, on a busy machine or a slow disk now and then later
-ANSWER_S = 4.0  # how long ranks have to answer a request
+SILENT_AFTER_S = 5.0  # a rank writes its heartbeat once a second, sometimes later on a busy machine or a slow disk
+ANSWER_TIMEOUT_S = 4.0  # how long ranks have to answer a request
 MAIN_THREAD = "MainThread"
 _POLL_S = 0.05
-_SETTLED_S = 0.1  # a dump that has not grown for so long is whole
+_SETTLED_S = 0.1  # a dump that has not grown for this long is complete
 _HEADER = re.compile(r"^(?:(Current thread|Thread) (0x[0-9a-f]+)|Stack)\b.*\(most recent call first\):$")
 _FRAME = re.compile(r'^  File "(.*)", line (\d+) in (.*)$')
 _FATAL = "Fatal Python error: "
@@ -40,13 +40,13 @@ _WORKER = str(Path(__file__).parents[1] / "worker.py")
 
 @dataclass(frozen=True)
 class RankStack:
-    """What is known of one rank. `heartbeat` and `age_s` are None for a rank that has not written one yet."""
+    """What is known about a rank; `heartbeat` and `age_s` are None for a rank that has not written a heartbeat yet."""
 
     rank: int
     heartbeat: Heartbeat | None
     age_s: float | None  # since the heartbeat, by this machine's clock
-    process_state: str | None  # psutil's word, for a process of this machine
-    threads: dict[str, str] = field(default_factory=dict)  # stacks by the threads' names, empty without an answer
+    process_state: str | None  # psutil's status, for a process of this machine
+    threads: dict[str, str] = field(default_factory=dict)  # stacks by thread name, empty without an answer
 
     @property
     def is_silent(self) -> bool:
@@ -55,40 +55,42 @@ class RankStack:
 
     @property
     def main(self) -> str:
-        """The stack of the main thread from the worker's own frames on; empty without an answer."""
+        """The stack of the main thread, without the frames above the worker; empty without an answer."""
         return self.threads.get(MAIN_THREAD, "")
 
 
 def read_stacks(run: RunDirectory, *, world_size: int, all_threads: bool = False) -> list[RankStack]:
-    """Ask every rank for its stack, and return what came within `ANSWER_S`, by rank."""
-    asked = time.monotonic()
+    """Request the stack of every rank, and return the answers within `ANSWER_TIMEOUT_S`, by rank."""
+    requested = time.monotonic()
     heartbeats = {heartbeat.rank: heartbeat for heartbeat in run.read_heartbeats()}
-    answers = ask(run, heartbeats.values(), all_threads=all_threads)
+    answers = request_stacks(run, heartbeats.values(), all_threads=all_threads)
     moved = {beat.rank for beat in run.read_heartbeats() if beat.rank in heartbeats and beat != heartbeats[beat.rank]}
-    heard = dict.fromkeys(moved | answers.keys(), time.monotonic() - asked)
-    return [_look_at(rank, heartbeats.get(rank), answers.get(rank, {}), heard.get(rank)) for rank in range(world_size)]
+    seen_s = dict.fromkeys(moved | answers.keys(), time.monotonic() - requested)
+    return [
+        _rank_stack(rank, heartbeats.get(rank), answers.get(rank, {}), seen_s.get(rank)) for rank in range(world_size)
+    ]
 
 
-def ask(
+def request_stacks(
     run: RunDirectory, heartbeats: Iterable[Heartbeat], *, all_threads: bool = False, wake: bool = False
 ) -> dict[int, dict[str, str]]:
-    """Return the stacks of these ranks by rank and thread; a rank that does not answer within `ANSWER_S` is left out.
+    """Return the stacks of these ranks by rank and thread, without ranks that do not answer in `ANSWER_TIMEOUT_S`.
 
-    With `wake`, processes that are stopped (SIGSTOP) are continued: only then can they answer.
+    With `wake`, stopped processes (SIGSTOP) are continued first: otherwise they cannot answer.
     """
     ranks = {heartbeat.rank: heartbeat for heartbeat in heartbeats}
     earlier = {heartbeat.rank: heartbeat.time for heartbeat in run.read_heartbeats()}
     dumps = {rank: dump for rank, beat in ranks.items() if (dump := _Dump.request(run, beat, wake=wake)) is not None}
     needs_file = all_threads or ranks.keys() != dumps.keys()
     found: dict[int, dict[str, str]] = {}
-    deadline = time.monotonic() + ANSWER_S
+    deadline = time.monotonic() + ANSWER_TIMEOUT_S
     with _requested(run) if needs_file else nullcontext():
         while time.monotonic() < deadline:
             if needs_file:
                 new = [beat for beat in run.read_heartbeats() if beat.time != earlier.get(beat.rank)]
                 found |= {beat.rank: beat.threads for beat in new if beat.rank in ranks and beat.threads}
             is_answered = ranks.keys() <= found.keys() if all_threads else ranks.keys() <= found.keys() | dumps.keys()
-            if is_answered and all(dump.is_whole for dump in dumps.values()):
+            if is_answered and all(dump.is_complete for dump in dumps.values()):
                 break
             time.sleep(_POLL_S)
     main = {rank: {MAIN_THREAD: text} for rank, dump in dumps.items() if (text := dump.main)}
@@ -96,15 +98,14 @@ def ask(
 
 
 def answer_requests(run: RunDirectory, rank: int, *, owns_process: bool) -> None:
-    """Have this process write its main thread's stack to the run directory whenever `STACK_SIGNAL` comes.
+    """Make this process write its main thread's stack to the run directory on each `STACK_SIGNAL`.
 
-    The stack of a fault that kills the process (such as a segmentation fault) is written there as well, or to standard
-    error where the process is not the worker's own. To be called from the main thread. Raises `OSError` where the file
-    cannot be made.
+    The stack of a fatal error (such as a segmentation fault) is written there as well, or to standard error where the
+    process is not a worker. To be called from the main thread. Raises `OSError` where the file cannot be created.
     """
     path = run.stack(rank)
     path.parent.mkdir(exist_ok=True)
-    file = path.open("wb")  # faulthandler keeps it open; the stacks of an earlier attempt go
+    file = path.open("wb")  # faulthandler keeps it open; the stacks of an earlier attempt are deleted
     faulthandler.register(STACK_SIGNAL, file=file, all_threads=False)
     if owns_process:
         faulthandler.enable(file=file)
@@ -113,7 +114,7 @@ def answer_requests(run: RunDirectory, rank: int, *, owns_process: bool) -> None
 
 
 def read_own_threads() -> dict[str, str]:
-    """Return the stacks of all threads of this process by their names.
+    """Return the stacks of all threads of this process by name.
 
     faulthandler writes them in one call, during which no other thread runs Python code.
     """
@@ -127,12 +128,12 @@ def read_own_threads() -> dict[str, str]:
     return {
         name if ident == "" or name == MAIN_THREAD else f"{name} ({int(ident, 16)})": stack
         for ident, stack in parse_dump(text)
-        for name in [names.get(ident, "a thread that Python did not start")]
+        for name in [names.get(ident, "a thread not started by Python")]
     }
 
 
 def read_fatal_error(run: RunDirectory, rank: int) -> str | None:
-    """Return what faulthandler wrote when a fault killed the rank: the error and the stack; None if nothing did."""
+    """Return the error and stack that faulthandler wrote when a fatal error killed the rank; None if it wrote none."""
     try:
         _, found, text = run.stack(rank).read_text(encoding="utf-8", errors="replace").rpartition(_FATAL)
     except OSError:
@@ -142,10 +143,10 @@ def read_fatal_error(run: RunDirectory, rank: int) -> str | None:
 
 
 def parse_dump(text: str) -> Iterator[tuple[str, str]]:
-    """Yield thread and stack from what faulthandler writes, the current thread first.
+    """Yield thread id and stack from a dump of faulthandler, the current thread first.
 
-    The thread is its number in hexadecimal, empty for a dump of one thread alone. The stack reads like a traceback: the
-    innermost call last, with the lines of source, and without the frames that called the worker.
+    The thread id is hexadecimal, and empty in a dump of a single thread. The stack has the form of a traceback: the
+    innermost call last, with source lines, and without the frames that called the worker.
     """
     found: list[tuple[bool, str, list[str]]] = []
     for line in text.splitlines():
@@ -160,16 +161,16 @@ def parse_dump(text: str) -> Iterator[tuple[str, str]]:
 def _format(lines: list[str]) -> str:
     frames = [traceback.FrameSummary(m[1], int(m[2]), m[3]) for line in lines if (m := _FRAME.match(line))]
     frames.reverse()
-    own = next((place for place, frame in enumerate(frames) if frame.filename == _WORKER), 0)
-    return "".join(traceback.StackSummary.from_list(frames[own:]).format())
+    start = next((place for place, frame in enumerate(frames) if frame.filename == _WORKER), 0)
+    return "".join(traceback.StackSummary.from_list(frames[start:]).format())
 
 
 class _Dump:
-    """A stack that a process of this machine was asked for by the signal."""
+    """A stack that was requested from a process of this machine by the signal."""
 
     def __init__(self, path: Path, start: int) -> None:
         self._path = path
-        self._start = start  # what the file held before
+        self._start = start  # size of the file before the request
         self._size = start
         self._grown_s = time.monotonic()
 
@@ -191,8 +192,8 @@ class _Dump:
         return dump
 
     @property
-    def is_whole(self) -> bool:
-        """Whether an answer has come, and has not grown for a moment."""
+    def is_complete(self) -> bool:
+        """Whether there is an answer that has stopped growing."""
         size = self._path.stat().st_size
         if size != self._size:
             self._size, self._grown_s = size, time.monotonic()
@@ -200,7 +201,7 @@ class _Dump:
 
     @property
     def main(self) -> str:
-        """The newest stack in the answer; empty if none has come."""
+        """The newest stack in the answer; empty without an answer."""
         with self._path.open("rb") as file:
             file.seek(self._start)
             stacks = [stack for _, stack in parse_dump(file.read().decode(errors="replace"))]
@@ -209,7 +210,7 @@ class _Dump:
 
 @contextmanager
 def _requested(run: RunDirectory) -> Iterator[None]:
-    """Keep `stacks-request` in the run directory for a while, where that can be written."""
+    """Create `stacks-request` for the duration of the block, if the run directory can be written."""
     with suppress(OSError):
         run.stacks_request.touch()
     try:
@@ -219,15 +220,15 @@ def _requested(run: RunDirectory) -> Iterator[None]:
             run.stacks_request.unlink(missing_ok=True)
 
 
-def _look_at(rank: int, heartbeat: Heartbeat | None, threads: dict[str, str], heard_s: float | None) -> RankStack:
-    """Return what is known of a rank; it was heard of within `heard_s`, if at all.
+def _rank_stack(rank: int, heartbeat: Heartbeat | None, threads: dict[str, str], seen_s: float | None) -> RankStack:
+    """Return what is known about a rank; it answered or wrote a heartbeat within `seen_s`, or not at all if None.
 
-    The clock of another machine may be off by minutes: a rank there that was heard of is no older than that.
+    The clock of another machine may be off by minutes, so the age of a rank there is at most `seen_s`.
     """
     if heartbeat is None:
         return RankStack(rank, None, None, None)
     is_here = heartbeat.host == socket.gethostname()
     age_s = max(0.0, time.time() - heartbeat.time)
-    if not is_here and heard_s is not None:
-        age_s = min(age_s, heard_s)
+    if not is_here and seen_s is not None:
+        age_s = min(age_s, seen_s)
     return RankStack(rank, heartbeat, age_s, state_of(heartbeat.pid) if is_here else None, threads)

@@ -1,4 +1,4 @@
-"""Defines what the files of a run say of it: its status and attempts, its job, and the heartbeat of each rank."""
+"""Defines the JSON files of a run: its status and attempts, its job, and the heartbeat of each rank."""
 
 import os
 import socket
@@ -11,7 +11,7 @@ from distrain.runs.format import FORMAT_VERSION
 
 State = Literal["queued", "starting", "running", "stopping", "stopped", "preempted", "failed", "finished"]
 
-AttemptMark: TypeAlias = tuple[int, float | None]  # how many attempts there are, and when the newest one has ended
+AttemptMark: TypeAlias = tuple[int, float | None]  # the number of attempts, and the time when the newest one ended
 
 
 class Attempt(BaseModel):
@@ -28,16 +28,16 @@ class Attempt(BaseModel):
 
 
 class SkippedBatch(BaseModel):
-    """A batch that is left out, since something that its step made was not finite."""
+    """A batch that is skipped, because a value in its step was not finite."""
 
     step: int  # the number of its step, counted from 1
-    cause: str  # what was not finite
-    samples: list[int] = []  # numbers of the samples among which the cause is
-    bad_samples: list[int] = []  # those that are known to be the cause: later batches with one are left out, too
+    cause: str  # the value that was not finite
+    samples: list[int] = []  # indices of the samples that may be the cause
+    bad_samples: list[int] = []  # those that are known to be the cause: later batches with one are skipped, too
 
 
 class Status(BaseModel):
-    """Where a run stands: `status.json`, written whole by rank 0 and read by anyone."""
+    """The progress of a run: `status.json`, replaced atomically by rank 0 and read by anyone."""
 
     model_config = ConfigDict(ser_json_inf_nan="constants")  # a metric that is NaN is read back as NaN, not refused
 
@@ -45,17 +45,17 @@ class Status(BaseModel):
     state: State = "queued"
     step: int = 0
     total_steps: int = 0
-    epoch: float = 0.0  # epochs finished, the fraction of the one that was begun included
+    epoch: float = 0.0  # epochs finished, including the fraction of the current one
     eta_s: float | None = None
     heartbeat: float = 0.0
     best: dict[str, float] | None = None  # step and metrics of the best evaluation
-    best_by: str = "top1"  # the metric that says which is the best
+    best_by: str = "top1"  # the metric that decides which evaluation is best
     last: dict[str, float] | None = None  # step and metrics of the newest evaluation
-    train_seconds: float = 0.0  # spent in this run over all attempts, start-up left out
+    train_seconds: float = 0.0  # spent in this run over all attempts, without start-up
     weights_digest: str | None = None  # of the weights and buffers at the end
     state_digest: str | None = None  # of these, the optimizer's state and the moving averages
     skipped_batches: list[SkippedBatch] = []
-    unsaved_state: list[str] = []  # what network and loss change in training and no checkpoint holds
+    unsaved_state: list[str] = []  # state of network and loss that changes in training and is in no checkpoint
     attempts: list[Attempt] = []
 
     @field_validator("best", "last")
@@ -63,16 +63,16 @@ class Status(BaseModel):
     def _step_is_whole(cls, evaluation: dict[str, float] | None) -> dict[str, float] | None:
         return evaluation and {name: int(value) if name == "step" else value for name, value in evaluation.items()}
 
-    @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated property
+    @computed_field  # type: ignore[prop-decorator]  # mypy does not support decorated properties
     @property
     def rollbacks(self) -> int:
-        """How often training has gone back to a checkpoint, over all attempts: each time for one batch more."""
+        """How many times training was rolled back to a checkpoint, over all attempts: once for each skipped batch."""
         return len(self.skipped_batches)
 
     @model_validator(mode="before")
     @classmethod
     def _read_skipped_steps(cls, data: Any) -> Any:
-        """Take over what runs of earlier versions have left out; they counted steps from 0."""
+        """Read the skipped steps of runs of earlier versions, which counted steps from 0."""
         if isinstance(data, dict) and "skipped_steps" in data and "skipped_batches" not in data:
             steps = data["skipped_steps"]
             return {**data, "skipped_batches": [{"step": step + 1, "cause": "the loss"} for step in steps]}
@@ -80,16 +80,16 @@ class Status(BaseModel):
 
     @property
     def mark(self) -> AttemptMark:
-        """What tells the newest attempt from any other, without a clock: those of other machines may differ."""
+        """What identifies the newest attempt without comparing clocks, which may differ between machines."""
         return len(self.attempts), self.attempts[-1].ended if self.attempts else None
 
     def close(self, state: State) -> None:
-        """End the run in `state`, and the attempt that was still open, if one was: its process cannot say it itself."""
+        """End the run in `state`, and its open attempt, if there is one, whose process can no longer do so."""
         self.state = state
         self.close_attempt(state)
 
     def begin_attempt(self, *, world_size: int, first_step: int) -> None:
-        """Begin an attempt of this process; one that is open has failed: its rank 0 was killed and could not say so."""
+        """Begin an attempt of this process; an attempt that is still open has failed, because its rank 0 was killed."""
         self.close_attempt("failed")
         self.state = "starting"
         self.attempts.append(
@@ -105,7 +105,7 @@ class Status(BaseModel):
         )
 
     def close_attempt(self, state: State) -> None:
-        """End the attempt that is still open, if one is, when it was last heard of."""
+        """End the open attempt, if there is one, at the time of its last heartbeat."""
         if self.attempts and self.attempts[-1].ended is None:
             self.attempts[-1].state, self.attempts[-1].ended = state, self.heartbeat or time.time()
 
@@ -113,14 +113,14 @@ class Status(BaseModel):
 class Job(BaseModel):
     """The SLURM job that trains a run, and the call of sbatch that submitted it: `job.json`."""
 
-    id: str = ""  # SLURM's; one of an array is 123_4
-    argv: list[str] = []  # none for a job that was submitted by hand
+    id: str = ""  # SLURM's job id; a task of an array has 123_4
+    argv: list[str] = []  # empty for a job that was submitted by hand
     env: dict[str, str] = {}
     cwd: str = ""
 
 
 class Heartbeat(BaseModel):
-    """Where one rank stands: `heartbeats/rank-R.json`, written once a second by that rank."""
+    """The progress of one rank: `heartbeats/rank-R.json`, written once a second by that rank."""
 
     rank: int
     host: str
@@ -129,4 +129,4 @@ class Heartbeat(BaseModel):
     step: int  # steps taken
     phase: str
     progress: int
-    threads: dict[str, str] = {}  # the stacks of all threads by their names, while `stacks-request` exists
+    threads: dict[str, str] = {}  # the stacks of all threads by name, while `stacks-request` exists

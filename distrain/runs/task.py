@@ -1,4 +1,4 @@
-"""Says what a worker does in a run directory: `task.json`, written by whoever starts the worker, and read by it."""
+"""Defines what a worker does in a run directory: `task.json`, written by the process that starts the worker."""
 
 import json
 from typing import Annotated, Literal
@@ -14,7 +14,7 @@ TaskName = Literal["train", "evaluate", "benchmark"]
 
 
 class TrainRequest(BaseModel):
-    """Train the run's recipe, from its newest checkpoint on."""
+    """Train the run's recipe, starting from its newest checkpoint."""
 
     task: Literal["train"] = "train"
 
@@ -23,22 +23,22 @@ class EvaluationRequest(BaseModel):
     """Evaluate a checkpoint of another run, sample by sample."""
 
     task: Literal["evaluate"] = "evaluate"
-    run: str  # the folder of the run that the checkpoint is of
+    run: str  # the folder of the run that the checkpoint belongs to
     checkpoint: str
     split: Samples
 
 
 class BenchmarkRequest(BaseModel):
-    """Measure throughput, memory and the reduction of a recipe's steps, and what else is asked for."""
+    """Measure throughput, memory and the gradient reduction of a recipe's steps, and optionally more."""
 
     task: Literal["benchmark"] = "benchmark"
-    steps: int | None = None  # of a stretch; None takes as many as fit into `stretch_s`
-    stretch_s: float = 5.0
-    least_samples: int | None = None  # fewer training samples give the epochs that are planned no step
-    has_parts: bool = False  # loader alone, compute alone, the parts of a step
+    steps: int | None = None  # of a timed section; None: as many as fit into `stretch_s`
+    stretch_s: float = 5.0  # seconds of a timed section
+    least_samples: int | None = None  # with fewer training samples, the planned epochs would have no step
+    has_parts: bool = False  # also time the loader alone, computation alone, and the parts of a step
     has_checkpoint: bool = False
     has_evaluation: bool = False
-    largest_micro_batch: int | None = None  # find the largest divisor of it that memory holds; None: do not look
+    largest_micro_batch: int | None = None  # find its largest divisor that fits in memory; None: do not search
 
 
 Task = TrainRequest | EvaluationRequest | BenchmarkRequest
@@ -46,12 +46,12 @@ _TASK: TypeAdapter[Task] = TypeAdapter(Annotated[Task, Field(discriminator="task
 
 
 def write_task(run: RunDirectory, task: Task) -> None:
-    """Write what the next worker in the run directory does."""
+    """Write the task of the next worker in the run directory."""
     write_atomically(run.task, to_json(task))
 
 
 def read_task(run: RunDirectory) -> Task:
-    """Read what a worker does here; raises `RunError` for a damaged file.
+    """Read the task of a worker; raises `RunError` for a damaged file.
 
     Earlier versions wrote no task for a training, and of an evaluation the request alone, under another name.
     """
@@ -61,5 +61,5 @@ def read_task(run: RunDirectory) -> Task:
 
 
 def saves_nothing(run: RunDirectory) -> bool:
-    """Return whether the folder is for an evaluation or a benchmark: a stop costs all of it, whenever it comes."""
+    """Return whether the folder is for an evaluation or a benchmark, of which a stop keeps nothing."""
     return not isinstance(read_task(run), TrainRequest)

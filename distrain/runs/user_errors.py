@@ -1,4 +1,4 @@
-"""Tells an error of the user's own code from one of distrain or the machine, and where in their code it is."""
+"""Distinguishes an error of the user's code from one of distrain or the machine, and finds its place in their code."""
 
 import traceback
 
@@ -8,7 +8,7 @@ from distrain.errors import DistrainError
 from distrain.runs.checkpoints import newest_step
 from distrain.runs.consequences import is_secondary
 from distrain.runs.directory import RunDirectory
-from distrain.system.exits import describe_end, own_frame, place_of
+from distrain.system.exits import describe_end, place_of, user_frame
 
 _MAX_CHARACTERS = 300  # of the error's own text: torch lists every weight that does not fit
 _OUT_OF_MEMORY = ("outofmemoryerror", "memoryerror", "out of memory", "can't allocate memory", "cannot allocate memory")
@@ -18,10 +18,10 @@ _LIBRARIES = {"distrain", "torch", "torchvision", "timm"}
 
 
 def find_mistake(error: BaseException, recipe: Recipe, run: RunDirectory, *, step: int) -> str | None:
-    """Return what the user's own code raised, and where, where that ended a run that had not trained yet; else None.
+    """Describe the error, with its place, if the user's code raised it before the run had trained; else return None.
 
-    `step` is where this rank stands. What another attempt or another machine may not meet is not a mistake: too little
-    memory, a device that fails, a network or a disk that does not answer, the end of another rank.
+    `step` is the step of this rank. An error that may not occur in another attempt or on another machine is not a
+    mistake: too little memory, a failing device, a network or disk that does not answer, the end of another rank.
     """
     if isinstance(error, DistrainError) or not isinstance(error, Exception | SystemExit):
         return None
@@ -29,28 +29,28 @@ def find_mistake(error: BaseException, recipe: Recipe, run: RunDirectory, *, ste
         return None
     if (frame := _find_frame(error, recipe)) is None:
         return None
-    if (words := describe_end(error)) is not None:
-        return words
+    if (sentence := describe_end(error)) is not None:
+        return sentence
     text = _in_one_line(error)
     return f"{type(error).__name__} before the first step, {place_of(frame)}" + (f": {text}" if text else "")
 
 
-def describe_own_error(error: BaseException, recipe: Recipe) -> str | None:
-    """Return what an error of the user's own code says, and where that is, on one line; None for any other error."""
+def describe_user_error(error: BaseException, recipe: Recipe) -> str | None:
+    """Return message and place of an error of the user's code on one line; None for any other error."""
     if isinstance(error, DistrainError) or is_secondary(error) or (frame := _find_frame(error, recipe)) is None:
         return None
     return ", ".join(filter(None, (_in_one_line(error), place_of(frame))))
 
 
 def is_out_of_memory(kind: str, message: str) -> bool:
-    """Whether an error, by the name of its type and its message, says that there is too little memory."""
+    """Whether an error, by the name of its type and its message, means that memory ran out."""
     return any(words in f"{kind}: {message}".lower() for words in _OUT_OF_MEMORY)
 
 
 def _find_frame(error: BaseException, recipe: Recipe) -> traceback.FrameSummary | None:
     packages = _packages(recipe)
-    frame = own_frame(error, packages)
-    return frame if frame is not None or error.__cause__ is None else own_frame(error.__cause__, packages)
+    frame = user_frame(error, packages)
+    return frame if frame is not None or error.__cause__ is None else user_frame(error.__cause__, packages)
 
 
 def _in_one_line(error: BaseException) -> str:
@@ -70,12 +70,12 @@ def _has_trained(run: RunDirectory, step: int) -> bool:
         return True
     try:
         return any(attempt.last_step > 0 for attempt in run.read_status().attempts)
-    except (DistrainError, OSError):  # it cannot be read
+    except (DistrainError, OSError):  # the status cannot be read
         return True
 
 
 def _packages(recipe: Recipe) -> set[str]:
-    """Return the packages that the recipe names code of: they may be installed, as libraries are."""
+    """Return the packages of the user's code in the recipe: they may be installed like libraries."""
     names = [recipe.model.name, recipe.loss.name, *(part.source for part in recipe.data.parts)]
     names += [transform.name for transform in (*recipe.augment.train, *recipe.augment.eval)]
     return {name.partition(":")[0].partition(".")[0] for name in names if is_reference(name)} - _LIBRARIES

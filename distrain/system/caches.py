@@ -1,6 +1,6 @@
-"""Gives libraries a folder for their caches where the user has no home, or may not write to it.
+"""Provides a cache folder for libraries where the user has no home directory, or cannot write to it.
 
-wandb prints pages of its log there, and matplotlib and torch warn or fail.
+Without one, wandb prints pages of its log, and matplotlib and torch warn or fail.
 """
 
 import os
@@ -9,35 +9,35 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-_KEPT = {"TORCH_HOME": "torch", "HF_HOME": "huggingface"}  # what was downloaded before is still read
+_DOWNLOADS = {"TORCH_HOME": "torch", "HF_HOME": "huggingface"}  # existing downloads are still read
 
 
 def provide_caches() -> None:
     """Set HOME where it is missing, and XDG_CACHE_HOME to a temporary folder where the caches cannot be written."""
     if "HOME" not in os.environ:
-        with suppress(KeyError):  # a user of a container without an entry
+        with suppress(KeyError):  # a user in a container without an entry
             os.environ["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
     home = os.environ.get("HOME")
     usual = Path(os.environ.get("XDG_CACHE_HOME") or f"{home or '/'}/.cache")
-    if home is not None and _can_be_written(usual):
+    if home is not None and _is_writable(usual):
         return
-    with suppress(OSError):  # nothing can be written anywhere: the libraries do without
+    with suppress(OSError):  # nothing is writable: the libraries have no cache
         caches = Path(tempfile.gettempdir(), f"distrain-caches-{os.getuid()}")
         with suppress(FileExistsError):
             caches.mkdir(mode=0o700)
-        if caches.is_symlink() or caches.stat().st_uid != os.getuid():  # made by another user, who could read it
+        if caches.is_symlink() or caches.stat().st_uid != os.getuid():  # created by another user, who could read it
             caches = Path(tempfile.mkdtemp(prefix="distrain-caches-"))
-        for name, below in _KEPT.items():
-            if (usual / below).is_dir():
-                os.environ.setdefault(name, str(usual / below))
+        for name, folder in _DOWNLOADS.items():
+            if (usual / folder).is_dir():
+                os.environ.setdefault(name, str(usual / folder))
         os.environ["XDG_CACHE_HOME"] = str(caches)
         os.environ.setdefault("MPLCONFIGDIR", str(caches / "matplotlib"))
         if home is None:
             os.environ["HOME"] = str(caches)
 
 
-def _can_be_written(caches: Path) -> bool:
-    """Make the folder, as any library would, and return whether it can be written to."""
+def _is_writable(caches: Path) -> bool:
+    """Create the folder, as any library would, and return whether it is writable."""
     try:
         caches.mkdir(exist_ok=True, parents="XDG_CACHE_HOME" in os.environ)
     except OSError:

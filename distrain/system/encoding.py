@@ -1,4 +1,4 @@
-"""Lets any text be printed on a terminal of any encoding: what it does not have is approximated, never an error."""
+"""Makes any text printable on a terminal of any encoding: missing characters are approximated, never an error."""
 
 import codecs
 import io
@@ -6,7 +6,7 @@ import os
 import sys
 
 _ERRORS = "distrain"  # the name of the error handler
-# What reports draw with, in ASCII.
+# ASCII approximations of the characters that reports use.
 _APPROXIMATIONS = str.maketrans(
     {
         **dict(zip("▁▂▃▄▅▆▇█", "_.-~=+*#", strict=True)),
@@ -26,10 +26,10 @@ _APPROXIMATIONS = str.maketrans(
 
 
 def accept_any_text() -> None:
-    r"""Have standard output and standard error print every string, whatever their encoding.
+    r"""Make standard output and standard error print every string, whatever their encoding.
 
-    A file name that is not valid in it is printed byte by byte, as it is; the signs that reports draw with become
-    ASCII; any other character becomes its escape sequence, such as `\u65e5`.
+    The bytes of a file name that is invalid in the encoding are printed unchanged; the drawing characters of reports
+    become ASCII; any other character becomes its escape sequence, such as `\u65e5`.
     """
     codecs.register_error(_ERRORS, _encode_anyway)
     for stream in (sys.stdout, sys.stderr):
@@ -38,7 +38,7 @@ def accept_any_text() -> None:
 
 
 def printable_name(name: str) -> str:
-    """Return a name as a font or a table can take it: bytes that are no text, and line breaks, as escape sequences."""
+    """Return a name for a plot or a table, with invalid bytes and line breaks as escape sequences."""
     text = os.fsencode(name).decode(errors="backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -47,7 +47,7 @@ def _encode_anyway(error: UnicodeError) -> tuple[str | bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     character = error.object[error.start]
-    if 0xDC80 <= ord(character) <= 0xDCFF:  # a byte of a file name, as os.fsdecode gives it
+    if 0xDC80 <= ord(character) <= 0xDCFF:  # a byte of a file name, as decoded by os.fsdecode
         return bytes([ord(character) - 0xDC00]), error.start + 1
     approximation = character.translate(_APPROXIMATIONS)
     if approximation == character:

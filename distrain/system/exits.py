@@ -1,8 +1,7 @@
-"""Turns an end of the process that code asks for in the middle of a training into an exception, and says it in words.
+"""Turns an exit of the process requested by code during training into an exception, and describes it.
 
-Python lets any code end its process: by `sys.exit`, which is an exception that few handlers see, or by `os._exit`,
-which is none. The exit code is then the code's own choice, often 0, and whoever started the process takes it for
-success.
+In Python, any code can end its process: by `sys.exit`, an exception that few handlers catch, or by `os._exit`, which
+raises nothing. The code also chooses the exit code, often 0, which the parent process takes for success.
 """
 
 import functools
@@ -16,15 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# How the names of distrain's threads begin that run the user's code and report its errors.
+# Prefix of the names of those threads of distrain that run the user's code and report its errors.
 LOADER_THREADS = "distrain-loader"
-end_process = os._exit  # as Python has it: for the ends that distrain itself decides on
+end_process = os._exit  # the original one, for exits that distrain itself decides on
 _FAILED = 1
 _FRAMES = "distrain_frames"  # an attribute of errors that come from another process
 
 
 class ProcessExit(SystemExit):
-    """`os._exit` was called, with the `code` of a `SystemExit`, at a `place` in words."""
+    """`os._exit` was called, with the `code` of a `SystemExit`; `place` is the line of code as text."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -33,10 +32,10 @@ class ProcessExit(SystemExit):
 
 @contextmanager
 def exits_raised(report: Callable[[BaseException], None]) -> Iterator[None]:
-    """Have `os._exit` raise `ProcessExit` in this process, and not in its forks.
+    """Make `os._exit` raise `ProcessExit` in this process, but not in its forks.
 
-    In a thread of the user's own an exception would end that thread alone. There `report` is called with it, and the
-    process ends after all, with a code that says that it failed.
+    In a thread of the user's code an exception would only end that thread. There `report` is called with the exception,
+    and the process still ends, with the exit code of a failure.
     """
     owner = os.getpid()
 
@@ -59,9 +58,9 @@ def exits_raised(report: Callable[[BaseException], None]) -> Iterator[None]:
 
 
 def describe_end(error: BaseException) -> str | None:
-    """Return in a sentence what has ended a training by `error`, where that is no usual exception; else None.
+    """Return a sentence on the exception that ended a run, if it is a special one; else None.
 
-    Those are the ends that code asks for, and the end of an iterator, which Python takes for the end of a loop.
+    Special are exits that code requests, and `StopIteration`, which Python takes for the end of a loop.
     """
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration):
         error = error.__cause__  # raised in a generator: Python has wrapped it
@@ -73,37 +72,37 @@ def describe_end(error: BaseException) -> str | None:
     if isinstance(error, KeyboardInterrupt):
         return f"KeyboardInterrupt was raised before the run had finished, {place}"
     if isinstance(error, StopIteration):
-        return f"StopIteration was raised before the run had finished, {place}: an iterator has ended there"
+        return f"StopIteration was raised before the run had finished, {place}: an iterator is exhausted there"
     return None
 
 
 def as_exception(error: BaseException) -> Exception:
-    """Return an error that other code may handle as it handles any: what is not one becomes a `RuntimeError`."""
-    words = describe_end(error)
-    if words is None and isinstance(error, Exception):
+    """Return an error that other code can handle like any other: a special one becomes a `RuntimeError`."""
+    sentence = describe_end(error)
+    if sentence is None and isinstance(error, Exception):
         return error
-    return RuntimeError(words or f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)
+    return RuntimeError(sentence or f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)
 
 
-def own_frame(error: BaseException, packages: Collection[str] = ()) -> traceback.FrameSummary | None:
-    """Return the innermost line of the user's code that an error came through; None where it came through none.
+def user_frame(error: BaseException, packages: Collection[str] = ()) -> traceback.FrameSummary | None:
+    """Return the innermost frame of the user's code in an error's traceback; None where there is none.
 
-    That is code outside of Python's library, of distrain and of what is installed, unless it is one of `packages`. A
-    syntax error is where the code that does not parse stands.
+    User code is outside of Python's library, of distrain and of installed packages, except `packages`. The frame of a
+    syntax error is the line that does not parse.
     """
     frames = traceback.extract_tb(error.__traceback__)
     frames += getattr(error, _FRAMES, [])
     if isinstance(error, SyntaxError) and error.filename is not None:
         frames.append(traceback.FrameSummary(error.filename, error.lineno, "this module"))
-    return next((frame for frame in reversed(frames) if _is_own(frame, packages)), None)
+    return next((frame for frame in reversed(frames) if _is_user_code(frame, packages)), None)
 
 
 def keep_frames(error: BaseException, *, of: BaseException) -> None:
-    """Let `own_frame` find, in the process that `error` is sent to, the lines that `of` came through in this one."""
+    """Attach the frames of the error `of` to `error`, so that `user_frame` finds them in another process."""
     setattr(error, _FRAMES, [*traceback.extract_tb(of.__traceback__)])
 
 
-def _is_own(frame: traceback.FrameSummary, packages: Collection[str]) -> bool:
+def _is_user_code(frame: traceback.FrameSummary, packages: Collection[str]) -> bool:
     path = Path(frame.filename)
     if frame.filename.startswith("<") or path.is_relative_to(Path(__file__).parents[1]):
         return False
@@ -114,29 +113,31 @@ def _is_own(frame: traceback.FrameSummary, packages: Collection[str]) -> bool:
 
 
 def place_of(frame: traceback.FrameSummary) -> str:
-    """Return where a line is, as text."""
+    """Return the file, line and function of a frame as text."""
     return f"at {frame.filename}:{frame.lineno}, in {frame.name}"
 
 
-def place_of_code(own: Any) -> str:
-    """Return ` at FILE:LINE, in NAME` of the user's code that `own` is, or that a call of it runs; else nothing.
+def place_of_code(target: Any) -> str:
+    """Return ` at FILE:LINE, in NAME` if `target`, or what a call of it runs, is the user's code; else an empty string.
 
-    `own` is a function, a class, a module of torch's, or another object that can be called.
+    `target` is a function, a class, a torch module, or another callable.
     """
-    while isinstance(own, functools.partial):
-        own = own.func
+    while isinstance(target, functools.partial):
+        target = target.func
     try:
-        if not (inspect.isclass(own) or hasattr(own, "__code__")):
-            own = getattr(own, "forward", None) or type(own).__call__
-        own = inspect.unwrap(own)
-        frame = traceback.FrameSummary(inspect.getsourcefile(own) or "<", inspect.getsourcelines(own)[1], own.__name__)
+        if not (inspect.isclass(target) or hasattr(target, "__code__")):
+            target = getattr(target, "forward", None) or type(target).__call__
+        target = inspect.unwrap(target)
+        frame = traceback.FrameSummary(
+            inspect.getsourcefile(target) or "<", inspect.getsourcelines(target)[1], target.__name__
+        )
     except (OSError, TypeError, AttributeError):  # it is written in C, or its file is gone
         return ""
-    return f" {place_of(frame)}" if _is_own(frame, ()) else ""
+    return f" {place_of(frame)}" if _is_user_code(frame, ()) else ""
 
 
 def _place(frames: traceback.StackSummary) -> str:
-    """Return where it happened: the innermost line of the user's code if there is one, else the innermost of all."""
-    own = [frame for frame in frames if _is_own(frame, ())]
-    innermost = [*frames, *own][-1:]  # of the user's, if one is
+    """Return the innermost frame of the user's code as text, or the innermost of all where there is none."""
+    user_frames = [frame for frame in frames if _is_user_code(frame, ())]
+    innermost = [*frames, *user_frames][-1:]
     return "".join(map(place_of, innermost)) or "somewhere"

@@ -1,4 +1,4 @@
-"""Reads files that may be damaged, and writes files that are whole or not there."""
+"""Reads files that may be damaged, and writes files atomically."""
 
 import json
 import os
@@ -13,19 +13,19 @@ from pydantic import BaseModel
 from distrain.errors import RunError
 
 T = TypeVar("T")
-_DAMAGED = (ValueError, KeyError, TypeError, AttributeError)  # of JSON, of its encoding, of pydantic, of what it lacks
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError)  # from JSON, its encoding, pydantic, or missing fields
 
 
 def to_json(model: BaseModel) -> str:
-    """Return a model as JSON, with `model.model_validate(json.loads(text))` as the way back.
+    """Return a model as JSON, which `model.model_validate(json.loads(text))` reads back.
 
-    Unlike pydantic's own, it takes names of files that are not UTF-8, and numbers that are not finite.
+    Unlike pydantic's `model_dump_json`, it supports file names that are not UTF-8, and numbers that are not finite.
     """
     return json.dumps(model.model_dump(), indent=1)
 
 
 def read_whole(path: Path, parse: Callable[[str], T]) -> T | None:
-    """Return what `parse` makes of a file of a run; None where it is missing, or empty as a power failure leaves it.
+    """Return a file of a run as parsed by `parse`; None where it is missing, or empty after a power failure.
 
     Raises `RunError` where it is damaged.
     """
@@ -39,7 +39,7 @@ def read_whole(path: Path, parse: Callable[[str], T]) -> T | None:
 
 
 def read_readable(texts: Iterable[str], parse: Callable[[str], T]) -> list[T]:
-    """Return what `parse` makes of each text, without those that are damaged."""
+    """Return the results of `parse` for all texts that are not damaged."""
     found = []
     for text in texts:
         with suppress(*_DAMAGED):
@@ -48,7 +48,7 @@ def read_readable(texts: Iterable[str], parse: Callable[[str], T]) -> list[T]:
 
 
 def texts_of(paths: Iterable[Path]) -> Iterator[str]:
-    """Yield the texts of the files that are still there."""
+    """Yield the texts of the files that still exist."""
     for path in paths:
         with suppress(FileNotFoundError):
             yield path.read_text(encoding="utf-8", errors="replace")
@@ -56,9 +56,9 @@ def texts_of(paths: Iterable[Path]) -> Iterator[str]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give the path to write the file `path` under; it gets its name where the block ends well, else it is deleted.
+    """Yield a temporary path to write to; it is renamed to `path` when the block succeeds, else deleted.
 
-    It stands in the same folder and has the same suffix. Raises `OSError` with `path` as its file.
+    It is in the same folder and has the same suffix. Raises `OSError` with `path` as its file name.
     """
     draft = path.with_name(f".{os.getpid()}.{path.name}")
     try:
@@ -67,7 +67,7 @@ def whole_file(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         draft.replace(path)
     except OSError as error:
-        error.filename, error.filename2 = str(path), None  # not the draft, which the user does not know
+        error.filename, error.filename2 = str(path), None  # not that of the draft, which means nothing to the user
         raise
     finally:
         with suppress(OSError):
@@ -75,15 +75,15 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 class PatientFile:
-    """Appends lines to a file. What the disk refuses waits in memory, and is written, in order, with a later line.
+    """Appends lines to a file; lines that cannot be written wait in memory, and are written in order with a later one.
 
-    The file is opened when the first line comes, and again after each error: a network file system may have lost it.
+    The file is opened at the first line, and again after each error: a network file system may have lost it.
     """
 
     def __init__(self, path: Path, *, most_waiting: int | None = None, is_shared: bool = False) -> None:
-        """`most_waiting` lines wait at most, the newest; `is_shared` where other processes append to the file, too."""
+        """Keep at most the newest `most_waiting` lines; `is_shared` if other processes append to the file, too."""
         self.path = path
-        self.num_lost = 0  # lines that have waited too long
+        self.num_lost = 0  # lines dropped because too many waited
         self._waiting: deque[bytes] = deque()
         self._most_waiting = most_waiting
         self._is_shared = is_shared
@@ -95,7 +95,7 @@ class PatientFile:
         return len(self._waiting)
 
     def append(self, text: str) -> OSError | None:
-        """Write a line, after those that wait; returns why they could not be written."""
+        """Write a line after those that wait; returns the error if they could not be written."""
         self._waiting.append(text.encode(errors="backslashreplace") + b"\n")
         while self._most_waiting is not None and len(self._waiting) > self._most_waiting:
             self._waiting.popleft()
@@ -103,7 +103,7 @@ class PatientFile:
         return self.flush()
 
     def flush(self) -> OSError | None:
-        """Write what waits; returns why it could not be written."""
+        """Write the lines that wait; returns the error if they could not be written."""
         try:
             while self._waiting:
                 self._write(self._waiting[0])
@@ -129,11 +129,11 @@ class PatientFile:
                 rest = rest[os.write(self._descriptor, rest) :]
         except OSError:
             if len(rest) < len(line):
-                self._take_back(self._descriptor, size, rest)
+                self._undo(self._descriptor, size, rest)
             raise
 
-    def _take_back(self, descriptor: int, size: int, rest: bytes) -> None:
-        """Half a line is on the disk: take it away, or else have its rest follow."""
+    def _undo(self, descriptor: int, size: int, rest: bytes) -> None:
+        """Remove a partial line from the file, or if that fails, keep its rest for the next write."""
         if not self._is_shared:
             with suppress(OSError):
                 os.ftruncate(descriptor, size)

@@ -1,4 +1,4 @@
-"""Finds what keeps training off the GPUs of a machine, from what NVML and torch say of them."""
+"""Finds out why training cannot use the GPUs of a machine, from the reports of NVML and torch."""
 
 from dataclasses import dataclass, field
 
@@ -7,36 +7,37 @@ from distrain.system.nvml import Gpu, Nvml
 
 @dataclass(frozen=True)
 class TorchGpus:
-    """What torch says of the GPUs that it was built for, and of those that it sees."""
+    """The GPUs that torch was built for, and those that it sees."""
 
     version: str
     cuda: str | None  # the CUDA version of the build; None for a build without it
     names: list[str] = field(default_factory=list)
-    reason: str | None = None  # its own words for why it sees none
+    reason: str | None = None  # torch's message on why it sees none
     has_nccl: bool = False
-    architectures: list[str] = field(default_factory=list)  # sm_90 for kernels, compute_90 for what becomes kernels
+    architectures: list[str] = field(default_factory=list)  # sm_90 for kernels, compute_90 for PTX
 
 
 def find_gpu_faults(nvml: Nvml, torch: TorchGpus, *, num_visible: int, files: list[str]) -> list[str]:
-    """Return a sentence for each fault, with what to do. `num_visible` GPUs are shown by NVML; `files` are devices'."""
+    """Return a sentence with advice for each fault; NVML shows `num_visible` GPUs, and `files` are device files."""
     found = []
     if nvml.driver is None and torch.names:
         found.append(
-            f"torch sees {_count(len(torch.names))}, and {nvml.fault}: GPUs are used, but not checked; install "
-            "nvidia-ml-py, and in a container give the utility capability (NVIDIA_DRIVER_CAPABILITIES=compute,utility)"
+            f"torch sees {_count(len(torch.names))}, but {nvml.fault}: GPUs are used, but not checked; install "
+            "nvidia-ml-py, and in a container enable the utility capability "
+            "(NVIDIA_DRIVER_CAPABILITIES=compute,utility)"
         )
     elif nvml.driver is None and files:
         found.append(
-            f"{files[0]} is there, but {nvml.fault}, and torch sees no GPU: {_why(torch)}; is a driver loaded?"
+            f"{files[0]} exists, but {nvml.fault}, and torch sees no GPU: {_why(torch)}; check that a driver is loaded"
         )
     elif nvml.fault is not None and nvml.driver is not None:
-        found.append(f"{nvml.fault}; nvidia-smi says more, and often only a reboot helps")
+        found.append(f"{nvml.fault}; see nvidia-smi for details; often only a reboot helps")
     if num_visible and not torch.names:
         found.append(
-            f"the driver shows {_count(num_visible)} and torch sees none: {_why(torch)}; {_advice(nvml, torch)}"
+            f"the driver shows {_count(num_visible)}, but torch sees none: {_why(torch)}; {_advice(nvml, torch)}"
         )
     elif nvml.driver is not None and torch.names and num_visible != len(torch.names):
-        found.append(f"NVML shows {_count(num_visible)} and torch sees {len(torch.names)}; check CUDA_VISIBLE_DEVICES")
+        found.append(f"NVML shows {_count(num_visible)}, but torch sees {len(torch.names)}; check CUDA_VISIBLE_DEVICES")
     if max(num_visible, len(torch.names)) > 1 and not torch.has_nccl:
         found.append("this torch has no NCCL, so several GPUs cannot train together; install a CUDA build of torch")
     unsupported = sorted({_described(gpu) for gpu in nvml.gpus if not _has_kernels(gpu, torch.architectures)})
@@ -50,7 +51,7 @@ def find_gpu_faults(nvml: Nvml, torch: TorchGpus, *, num_visible: int, files: li
 
 def _why(torch: TorchGpus) -> str:
     if torch.cuda is None:
-        return f"torch {torch.version} is a build for the CPU alone"
+        return f"torch {torch.version} is a CPU-only build"
     return torch.reason or f"torch {torch.version} is built for CUDA {torch.cuda} and does not say why"
 
 
@@ -59,7 +60,7 @@ def _advice(nvml: Nvml, torch: TorchGpus) -> str:
         return "install a CUDA build of torch"
     if nvml.cuda is not None and _major(nvml.cuda) < _major(torch.cuda):
         return (
-            f"driver {nvml.driver} supports CUDA {nvml.cuda}, and torch is built for {torch.cuda}: update the driver, "
+            f"driver {nvml.driver} supports CUDA {nvml.cuda}, but torch is built for {torch.cuda}: update the driver, "
             f"or install a build of torch for CUDA {_major(nvml.cuda)}"
         )
     return "check the driver"
@@ -74,8 +75,8 @@ def _has_kernels(gpu: Gpu, architectures: list[str]) -> bool:
     for architecture in architectures:
         kind, _, number = architecture.partition("_")
         digits = "".join(char for char in number if char.isdigit())
-        own = int(digits[:-1]), int(digits[-1])
-        if (kind == "compute" and own <= (major, minor)) or (own[0] == major and own[1] <= minor):
+        built = int(digits[:-1]), int(digits[-1])
+        if (kind == "compute" and built <= (major, minor)) or (built[0] == major and built[1] <= minor):
             return True
     return not architectures
 

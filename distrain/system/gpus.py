@@ -1,7 +1,7 @@
 """Counts the GPUs that training processes started here would see, without importing torch.
 
-NVML is asked. Where it cannot answer, though something suggests that there is a GPU, torch is asked in a process of its
-own: that takes seconds, so a machine without such a sign never pays for it.
+The number comes from NVML. Where NVML is not available but something suggests that there is a GPU, torch is asked in a
+separate process. This takes seconds, so it is not done on a machine without any sign of a GPU.
 """
 
 import json
@@ -19,8 +19,8 @@ from distrain.system.nvml import Gpu, MigDevice, Nvml, has_gpus_of_others, nvidi
 log = logging.getLogger(__name__)
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-_TORCH_S = 180.0  # for its import, from a busy file system
-_QUESTION = """
+_TORCH_TIMEOUT_S = 180.0  # for its import from a busy file system
+_COUNT_BY_TORCH = """
 import json
 import torch
 count, reason = torch.cuda.device_count(), None
@@ -35,10 +35,10 @@ print(json.dumps({"count": count, "version": torch.__version__, "cuda": torch.ve
 
 @dataclass(frozen=True)
 class Gpus:
-    """The GPUs that a process started here sees; in words, a sentence that says where the number comes from."""
+    """The GPUs that a process started here sees; `str` also says where the number comes from."""
 
     count: int
-    origin: str = "this machine shows"  # what stands before the number
+    origin: str = "this machine shows"  # the text before the number
 
     def __str__(self) -> str:
         return f"{self.origin} {_gpus(self.count)}"
@@ -47,8 +47,8 @@ class Gpus:
 def find_gpus() -> Gpus:
     """Find the GPUs that a process started here sees.
 
-    Raises `LaunchError` where there seems to be a GPU and nothing can use it, and where CUDA_VISIBLE_DEVICES names
-    none of those that are there: a training on the CPU would not be what is wanted.
+    Raises `LaunchError` where there seems to be a GPU that cannot be used, and where CUDA_VISIBLE_DEVICES selects none
+    of the existing ones: the user does not want to train on the CPU then.
     """
     visible = os.environ.get(VISIBLE)
     if visible is not None and not is_naming(visible):
@@ -61,8 +61,8 @@ def find_gpus() -> Gpus:
     count = len(select_visible(nvml.gpus, visible))
     if visible is not None and not count:
         raise LaunchError(
-            f"{VISIBLE}={visible} names no GPU that can be used, of {len(nvml.gpus)} here: a number or a name in it is "
-            "wrong or given twice; correct it, or train on the CPU with --device cpu"
+            f"{VISIBLE}={visible} selects no usable GPU of the {len(nvml.gpus)} here: an entry is wrong or given "
+            "twice; correct it, or train on the CPU with --device cpu"
         )
     if not count:
         return _none()
@@ -77,7 +77,7 @@ def count_gpus() -> int:
 
 
 def is_naming(visible: str) -> bool:
-    """Whether a value of CUDA_VISIBLE_DEVICES begins with a device; `-1`, `NoDevFiles` and the like hide all."""
+    """Whether a value of CUDA_VISIBLE_DEVICES begins with a device; `-1`, `NoDevFiles` and similar hide all."""
     first = visible.split(",")[0].strip()
     return first.startswith(("GPU-", "MIG-")) or _index(first) >= 0
 
@@ -85,8 +85,8 @@ def is_naming(visible: str) -> bool:
 def select_visible(gpus: tuple[Gpu, ...], visible: str | None) -> list[Gpu | MigDevice]:
     """Return the devices that CUDA shows to a process with this value of CUDA_VISIBLE_DEVICES, in its order.
 
-    A list ends before the first entry that names no device, and shows nothing where it names one twice. Where an
-    instance of a GPU in MIG mode is visible, CUDA shows the first one and nothing else.
+    A list ends before the first entry that is not a device, and shows nothing where it names a device twice. Where an
+    instance of a GPU in MIG mode is visible, CUDA shows only the first one.
     https://docs.nvidia.com/cuda/cuda-programming-guide/05-appendices/environment-variables.html
     https://docs.nvidia.com/datacenter/tesla/mig-user-guide/
     """
@@ -97,55 +97,60 @@ def select_visible(gpus: tuple[Gpu, ...], visible: str | None) -> list[Gpu | Mig
 
 
 def ask_torch() -> tuple[int, str]:
-    """Return how many GPUs torch sees in a process started here, and where it sees none, why."""
+    """Return how many GPUs torch sees in a process started here, and the reason if it sees none."""
     return _ask_torch(os.environ.get(VISIBLE))
 
 
-def first_sentence(words: str) -> str:
-    """Return the first sentence of an error's text, without its full stop; CUDA's go on for many lines."""
-    return re.split(r"\.\s", " ".join(words.split()) + " ")[0].strip()
+def first_sentence(text: str) -> str:
+    """Return the first sentence of an error's text, without its full stop; those of CUDA have many lines."""
+    return re.split(r"\.\s", " ".join(text.split()) + " ")[0].strip()
 
 
 def _find_by_torch(nvml: Nvml, visible: str | None) -> Gpus:
-    signs = [f"{path} is there" for path in nvidia_files()[:1]] + ([f"{VISIBLE}={visible}"] if visible else [])
+    signs = [f"{path} exists" for path in nvidia_files()[:1]] + ([f"{VISIBLE}={visible}"] if visible else [])
     if not signs:
         return _none()
     count, reason = ask_torch()
     if not count:
         raise LaunchError(
             f"this machine seems to have a GPU ({', '.join(signs)}) that cannot be used: {nvml.fault}; {reason}. "
-            "`distrain doctor` says more; to train on the CPU: --device cpu"
+            "`distrain doctor` shows details; to train on the CPU: --device cpu"
         )
-    _note(f"NVML cannot be used ({nvml.fault}); torch sees {_gpus(count)} here, and training uses what torch sees")
+    _note(f"NVML is not available ({nvml.fault}); torch sees {_gpus(count)} here, and training uses what torch sees")
     return Gpus(count, "torch on this machine sees")
 
 
 def _none() -> Gpus:
     if has_gpus_of_others():
         _note(
-            "this machine has NVIDIA GPUs, and none was given to this process (a container needs docker run --gpus all)"
+            "this machine has NVIDIA GPUs, but none is available to this process (a container needs "
+            "docker run --gpus all)"
         )
     return Gpus(0)
 
 
-@cache  # told once, however often GPUs are counted
-def _note(words: str) -> None:
-    log.warning("note: %s", words)
+@cache  # logged once, however often GPUs are counted
+def _note(text: str) -> None:
+    log.warning("note: %s", text)
 
 
-@cache  # by the value, which decides the answer
+@cache  # by the variable's value, which decides the answer
 def _ask_torch(_visible: str | None) -> tuple[int, str]:
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _QUESTION], capture_output=True, text=True, check=False, timeout=_TORCH_S
+            [sys.executable, "-c", _COUNT_BY_TORCH],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_TORCH_TIMEOUT_S,
         )
         answer = json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
-        return 0, f"torch did not answer in {_TORCH_S:.0f} s"
+        return 0, f"torch did not answer in {_TORCH_TIMEOUT_S:.0f} s"
     except (IndexError, ValueError):
-        return 0, f"torch does not import: {(done.stderr.strip().splitlines() or ['it says nothing'])[-1]}"
+        return 0, f"torch cannot be imported: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
     if not answer["count"] and answer["cuda"] is None:
-        return 0, f"torch {answer['version']} is a build for the CPU alone"
+        return 0, f"torch {answer['version']} is a CPU-only build"
     return answer["count"], f"torch {answer['version']}: {first_sentence(answer['reason'] or 'it finds none')}"
 
 
@@ -170,7 +175,7 @@ def _read_list(gpus: tuple[Gpu, ...], visible: str) -> list[Gpu | MigDevice]:
 
 
 def _by_name(gpus: tuple[Gpu, ...], name: str) -> tuple[list[Gpu | MigDevice], str]:
-    """Return what a UUID or its beginning names, and the UUID; nothing where that is no device, or several."""
+    """Return the device of a UUID or its beginning, and the whole UUID; empty where no or several devices match."""
     if name.startswith("MIG-GPU-"):  # its older form: MIG-GPU-UUID/GPU instance/compute instance
         parent, _, place = name.removeprefix("MIG-").partition("/")
         named = [one for gpu in gpus if gpu.uuid == parent for one in gpu.instances if one.place == place]
@@ -187,7 +192,7 @@ def _devices(gpu: Gpu) -> list[Gpu | MigDevice]:
 
 
 def _index(entry: str) -> int:
-    """Return the number that an entry begins with, as CUDA reads it; -1 where there is none."""
+    """Return the number at the beginning of an entry, as CUDA reads it; -1 where there is none."""
     number = re.match(r"\s*\+?(\d+)", entry)
     return int(number.group(1)) if number else -1
 

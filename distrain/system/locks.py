@@ -1,16 +1,16 @@
 """Locks a file for one process: by a record lock, or by lock files with a heartbeat where the file system has no locks.
 
 Some network file systems have no record locks (Lustre without `-o flock`, NFS without lockd). There the lock `NAME` is
-a series of files `NAME.1`, `NAME.2`, ..., each made by one process with O_EXCL, and the newest counts:
+a series of files `NAME.1`, `NAME.2`, ..., each created by one process with O_EXCL, and the newest counts:
 
-1. It is held while its maker lives. On the maker's own machine the process table says so. Elsewhere the heartbeat does:
-   the maker writes to the file every `BEAT_S` seconds, and one that stands still for `STALE_S` seconds, by the clock of
-   whoever waits, is stale. The clocks of two machines are never compared.
-2. It is released by writing that into it. It is not deleted: numbers never go back.
-3. Whoever finds number N released or stale makes number N + 1. O_EXCL lets one of several contenders succeed.
-4. The new holder deletes files that are `_KEPT` numbers older. A contender that has slept since it read number N may
-   therefore make an old number again; it looks again, finds a newer one, and has not taken the lock.
-5. A holder that finds a newer number than its own was taken for dead (its machine was suspended). It ends at once:
+1. It is held while its creator lives. On the creator's machine the process table shows this. On other machines the
+   heartbeat does: the creator writes to the file every `HEARTBEAT_S` seconds. A file that has not changed for `STALE_S`
+   seconds, by the clock of the waiting process, is stale. The clocks of two machines are never compared.
+2. To release the lock, the creator writes so into the file. The file is not deleted: numbers never decrease.
+3. A process that finds number N released or stale creates number N + 1. With O_EXCL only one contender succeeds.
+4. The new holder deletes files that are `_KEPT` numbers older. A contender that was suspended since it read number N
+   may therefore create an old number again; it then checks for a newer number, finds one, and does not hold the lock.
+5. A holder that finds a number newer than its own was considered dead (its machine was suspended). It ends at once:
    two processes must not write to one run.
 """
 
@@ -33,11 +33,11 @@ from distrain.errors import ExitCode
 from distrain.messages import print_error
 from distrain.system.exits import end_process
 
-BEAT_S = 2.0
+HEARTBEAT_S = 2.0
 STALE_S = 60.0
 _PAUSE_S = 0.05  # between two tries
 _KEPT = 8
-_RECORD_BYTES = 512  # each beat overwrites the whole record in one write
+_RECORD_BYTES = 512  # each heartbeat overwrites the whole record in one write
 _HELD_BY_ANOTHER = {errno.EACCES, errno.EAGAIN}
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 
@@ -50,12 +50,12 @@ class HeldError(Exception):
 
 @dataclass(frozen=True)
 class _Owner:
-    """The process that made a lock file."""
+    """The process that created a lock file."""
 
     host: str
     pid: int
-    started: int  # in clock ticks after the boot: a process id is used again
-    space: str  # the boot and the process-id namespace in which `pid` means anything
+    started: int  # in clock ticks after boot, because process ids are reused
+    space: str  # the boot and the process-id namespace in which `pid` is valid
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -63,10 +63,10 @@ class _Owner:
 
 @dataclass(frozen=True)
 class _LockFile:
-    """A lock file as it was read: `content` or `changed_ns` differ after each beat."""
+    """The content of a lock file: `content` or `changed_ns` differ after each heartbeat."""
 
     number: int
-    owner: _Owner | None  # None where it cannot be read: its maker is about to write it, or the disk was full
+    owner: _Owner | None  # None where it cannot be read: its creator is about to write it, or the disk was full
     is_released: bool
     content: bytes
     changed_ns: int
@@ -76,8 +76,8 @@ class _LockFile:
 def hold(path: Path, *, patience_s: float = 0.0, stale_s: float = STALE_S) -> Iterator[str | None]:
     """Hold the lock `path` while the block runs; raises `HeldError` where another process holds it for `patience_s`.
 
-    Yields None, or a note for the user where lock files take the place of a record lock. A record lock goes with the
-    process, however that dies. Processes that this one starts do not inherit either kind.
+    Yields None, or a note for the user where lock files replace a record lock. A record lock is released when the
+    process ends, for whatever reason. Child processes do not inherit either kind.
     """
     with path.open("a+", encoding="utf-8") as file:
         if _wait_for_record_lock(file, path, patience_s):
@@ -89,35 +89,37 @@ def hold(path: Path, *, patience_s: float = 0.0, stale_s: float = STALE_S) -> It
             yield None
             return
     with hold_by_files(path, patience_s=patience_s, stale_s=stale_s):
-        yield f"{path.parent} has no file locks: {path.name}.N with a heartbeat every {BEAT_S:.0f} s takes their place"
+        yield f"{path.parent} has no file locks: {path.name}.N with a heartbeat every {HEARTBEAT_S:.0f} s replaces them"
 
 
 @contextmanager
 def hold_by_files(path: Path, *, patience_s: float = 0.0, stale_s: float = STALE_S) -> Iterator[None]:
-    """Hold the lock as `hold` does, by lock files alone."""
-    number, file = _take(path, patience_s, stale_s)
+    """Hold the lock as `hold` does, but only by lock files."""
+    number, file = _acquire(path, patience_s, stale_s)
     over = threading.Event()
-    beating = threading.Thread(target=_beat, args=(path, number, file, over), name="distrain-lock", daemon=True)
-    beating.start()
+    heartbeat = threading.Thread(
+        target=_write_heartbeats, args=(path, number, file, over), name="distrain-lock", daemon=True
+    )
+    heartbeat.start()
     try:
         yield
     finally:
         over.set()
-        beating.join()
+        heartbeat.join()
         _write(file, beat=-1, is_released=True)
         with suppress(OSError):
             os.close(file)
 
 
 def is_held(path: Path) -> bool:
-    """Whether another process holds the lock `path`; reads only, and disturbs nobody."""
+    """Whether another process holds the lock `path`; only reads, so it does not disturb other processes."""
     return _holder_by_file(path) is not None or (path.exists() and _has_record_lock(path))
 
 
 def _holder_by_file(path: Path) -> _Owner | None:
-    """Return the process that holds the lock by a lock file; None where none does, or this one.
+    """Return the process that holds the lock by a lock file; None where no process does, or this one.
 
-    Of a process of another machine, the age of its heartbeat is all that is known at once: right as far as the clocks
+    For a process on another machine, only the age of its heartbeat is known without waiting: it is right if the clocks
     agree.
     """
     newest = _newest(path)
@@ -128,7 +130,7 @@ def _holder_by_file(path: Path) -> _Owner | None:
 
 
 def _wait_for_record_lock(file: IO[str], path: Path, patience_s: float) -> bool:
-    """Take the record lock; returns False where the file system has none."""
+    """Acquire the record lock; returns False where the file system has no record locks."""
     deadline = time.monotonic() + patience_s
     while True:
         try:
@@ -148,11 +150,11 @@ def _wait_for_record_lock(file: IO[str], path: Path, patience_s: float) -> bool:
 
 
 def _has_record_lock(path: Path) -> bool:
-    """Ask the kernel who holds a lock; to try it would be to hold it for a moment, and to turn its owner away."""
-    question = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # struct flock: type, whence, start, len, pid
+    """Ask the kernel whether a lock is held: trying to acquire it could make another process fail meanwhile."""
+    flock = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # struct flock: type, whence, start, len, pid
     with path.open("rb") as file:
         try:
-            (kind, *_) = struct.unpack("hhqqi", fcntl.fcntl(file, fcntl.F_GETLK, question))
+            (kind, *_) = struct.unpack("hhqqi", fcntl.fcntl(file, fcntl.F_GETLK, flock))
         except OSError as error:
             if error.errno in NO_LOCKS:
                 return False
@@ -160,14 +162,14 @@ def _has_record_lock(path: Path) -> bool:
     return bool(kind != fcntl.F_UNLCK)
 
 
-def _take(path: Path, patience_s: float, stale_s: float) -> tuple[int, int]:
-    """Make the next lock file once the newest is released, its maker dead or its heartbeat still for `stale_s`.
+def _acquire(path: Path, patience_s: float, stale_s: float) -> tuple[int, int]:
+    """Create the next lock file once the newest is released, its creator dead or its heartbeat `stale_s` old.
 
-    Returns its number and its descriptor. Raises `HeldError` at the first sign of life after `patience_s`.
+    Returns its number and its descriptor. Raises `HeldError` if the holder shows to be alive after `patience_s`.
     """
     begun = since = time.monotonic()
     seen: _LockFile | None = None
-    is_told = False
+    is_reported = False
     while True:
         newest, now = _newest(path), time.monotonic()
         is_beating = newest is not None and seen is not None and newest.number == seen.number and newest != seen
@@ -175,29 +177,29 @@ def _take(path: Path, patience_s: float, stale_s: float) -> tuple[int, int]:
         seen = newest
         alive = None if newest is None else _is_alive(newest.owner)
         if newest is None or newest.is_released or alive is False or (alive is None and now - since >= stale_s):
-            file = _make(path, 1 if newest is None else newest.number + 1)
+            file = _create(path, 1 if newest is None else newest.number + 1)
             if file is not None:
                 return file
-            continue  # another contender was faster: see what it does
+            continue  # another contender was faster: read its file
         if now - begun >= patience_s and (alive or is_beating):
             raise HeldError(str(newest.owner or "another process"))
-        if alive is None and not is_told and now - begun > BEAT_S:
-            log.warning("waits up to %.0f s for a sign of life of %s, which holds %s", stale_s, newest.owner, path)
-            is_told = True
+        if alive is None and not is_reported and now - begun > HEARTBEAT_S:
+            log.warning("waiting up to %.0f s for a heartbeat of %s, which holds %s", stale_s, newest.owner, path)
+            is_reported = True
         time.sleep(_PAUSE_S)
 
 
-def _make(path: Path, number: int) -> tuple[int, int] | None:
-    """Make lock file `number` and return it with its descriptor; None where it, or a newer one, exists."""
-    mine = _numbered(path, number)
+def _create(path: Path, number: int) -> tuple[int, int] | None:
+    """Create lock file `number` and return the number and its descriptor; None where it, or a newer one, exists."""
+    created = _numbered(path, number)
     try:
-        file = os.open(mine, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        file = os.open(created, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
         return None
     _write(file, beat=0)
     if max(_numbers(path), default=number) > number:
         os.close(file)
-        mine.unlink(missing_ok=True)
+        created.unlink(missing_ok=True)
         return None
     for old in _numbers(path):
         if old <= number - _KEPT:
@@ -206,10 +208,10 @@ def _make(path: Path, number: int) -> tuple[int, int] | None:
     return number, file
 
 
-def _beat(path: Path, number: int, file: int, over: threading.Event) -> None:
-    """Write to the lock file until the end, in a thread; a write that fails is tried again at the next beat."""
+def _write_heartbeats(path: Path, number: int, file: int, over: threading.Event) -> None:
+    """Write heartbeats to the lock file until `over`, in a thread; a failed write is repeated at the next one."""
     beat = 0
-    while not over.wait(BEAT_S):
+    while not over.wait(HEARTBEAT_S):
         beat += 1
         _write(file, beat=beat)
         with suppress(OSError):
@@ -218,16 +220,16 @@ def _beat(path: Path, number: int, file: int, over: threading.Event) -> None:
 
 
 def _end_superseded(path: Path) -> None:
-    """End this process, whose lock another one has taken."""
-    words = f"{path.parent} was taken over by another process, since this one had shown no sign of life; it ends"
+    """End this process, whose lock another process has taken over."""
+    message = f"another process has taken over {path.parent}, because this one had written no heartbeat; exiting"
     with suppress(Exception):
-        log.error("%s", words)
-        print_error(words)
+        log.error("%s", message)
+        print_error(message)
     end_process(ExitCode.FAILED)
 
 
 def _write(file: int, *, beat: int, is_released: bool = False) -> None:
-    """Overwrite the record; where the disk takes no more, its time alone says that the maker lives."""
+    """Overwrite the record; where the disk is full, only the file's time shows that the creator lives."""
     record = {**asdict(_this_process()), "beat": beat, "is_released": is_released}
     with suppress(OSError):
         try:
@@ -241,9 +243,9 @@ def _newest(path: Path) -> _LockFile | None:
     """Read the newest lock file; None where there is none."""
     while (number := max(_numbers(path), default=None)) is not None:
         try:
-            with _numbered(path, number).open("rb") as file:  # opening has a network file system look for news
+            with _numbered(path, number).open("rb") as file:  # opening makes a network file system refresh its cache
                 content, changed_ns = file.read(), os.fstat(file.fileno()).st_mtime_ns
-        except FileNotFoundError:  # a newer one has been made meanwhile
+        except FileNotFoundError:  # a newer one has been created meanwhile
             continue
         owner, is_released = _parse(content)
         return _LockFile(number, owner, is_released, content, changed_ns)
@@ -272,7 +274,7 @@ def _numbered(path: Path, number: int) -> Path:
 
 
 def _is_alive(owner: _Owner | None) -> bool | None:
-    """Whether the process lives; None where this machine cannot know."""
+    """Whether the process lives; None where this machine cannot tell."""
     if owner is None or owner.space != _space():
         return None
     return _start_of(owner.pid) == owner.started
@@ -283,7 +285,7 @@ def _this_process() -> _Owner:
 
 
 def _start_of(pid: int) -> int | None:
-    """Return when a process began, in clock ticks after the boot; None where it is dead: proc_pid_stat(5)."""
+    """Return when a process started, in clock ticks after boot; None where it is dead: proc_pid_stat(5)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -292,7 +294,7 @@ def _start_of(pid: int) -> int | None:
 
 
 def _space() -> str:
-    """Return what tells apart the process ids of two machines, two boots or two containers."""
+    """Return an identifier of the boot and the process-id namespace, in which process ids are unique."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"

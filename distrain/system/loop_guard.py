@@ -1,4 +1,4 @@
-"""Keeps the loops that a run depends on alive: an exception ends one round of a loop, and never the loop."""
+"""Keeps the loops that a run depends on alive: an exception ends an iteration, never the loop."""
 
 import logging
 import time
@@ -8,16 +8,16 @@ from types import TracebackType
 
 from distrain.messages import type_and_first_line
 
-_PAUSE_S = 0.1  # after a failed round: a loop that fails every time must not take a whole core
+_PAUSE_S = 0.1  # after a failed iteration: a loop that always fails must not use a whole core
 
 log = logging.getLogger(__name__)
 
 
 class LoopGuard:
-    """Suppresses what one round of a loop raises, and reports it once for each line of code that raises it.
+    """Suppresses an exception of an iteration, and reports it once for each line of code that raises it.
 
-    The body of `with guard:` is one round. `report` is called with the loop's name and the exception; by default both
-    are logged, with the traceback. Exceptions that end a process (`SystemExit`, `KeyboardInterrupt`) pass.
+    The body of `with guard:` is one iteration. `report` is called with the loop's name and the exception; by default
+    both are logged, with the traceback. Exceptions that end a process (`SystemExit`, `KeyboardInterrupt`) propagate.
     """
 
     def __init__(self, loop: str, *, report: Callable[[str, Exception], None] | None = None) -> None:
@@ -26,12 +26,12 @@ class LoopGuard:
         self._reported: set[tuple[type[Exception], str, int]] = set()
 
     def __enter__(self) -> None:
-        """Begin a round."""
+        """Begin an iteration."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        """End the round; returns whether it ends here, with whatever it raised."""
+        """End the iteration; returns whether its exception is suppressed."""
         if not isinstance(error, Exception):
             return False
         place = type(error), *_innermost(trace)
@@ -44,8 +44,8 @@ class LoopGuard:
 
 
 def describe(loop: str, error: Exception) -> str:
-    """Return in a sentence that a round of `loop` failed with `error`, and that the loop carries on."""
-    return f"{loop} failed once ({type_and_first_line(error)}) and carries on"
+    """Return a sentence that says that an iteration of `loop` failed with `error`, and that the loop continues."""
+    return f"{loop} failed once ({type_and_first_line(error)}) and continues"
 
 
 def _log(loop: str, error: Exception) -> None:

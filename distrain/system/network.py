@@ -1,4 +1,4 @@
-"""Finds what a machine knows of its own network: the address and the interface on the way to another machine."""
+"""Finds the network address and interface of this machine on the route to another machine."""
 
 import socket
 
@@ -18,21 +18,21 @@ def split_endpoint(endpoint: str) -> tuple[str, int]:
 
 
 def resolve(host: str) -> str:
-    """Return the first address of a host; raises `LaunchError` where its name is not known."""
+    """Return the first address of a host; raises `LaunchError` where its name is unknown."""
     try:
         return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError as error:
-        raise LaunchError(f"--rendezvous host {host} is not known here ({error.strerror})") from None
+        raise LaunchError(f"--rendezvous host {host} is unknown on this machine ({error.strerror})") from None
 
 
 def route_to(host: str, port: int) -> str:
-    """Return this machine's own address on the way to `host`; nothing is sent."""
+    """Return this machine's address on the route to `host`; nothing is sent."""
     address = resolve(host)
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((address, port))
         except OSError as error:
-            raise LaunchError(f"--rendezvous host {host} cannot be reached from here: {error.strerror}") from None
+            raise LaunchError(f"--rendezvous host {host} is not reachable from here: {error.strerror}") from None
         return str(probe.getsockname()[0])
 
 

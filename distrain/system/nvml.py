@@ -1,4 +1,4 @@
-"""Reads from NVML which NVIDIA GPUs and which driver this machine has, without importing torch."""
+"""Reads the NVIDIA GPUs and the driver of this machine from NVML, without importing torch."""
 
 import os
 import time
@@ -8,23 +8,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-_RELEASE_S = 30.0  # a driver that takes longer to clear up after a process is not waited for
+_RELEASE_TIMEOUT_S = 30.0  # how long to wait until the driver has freed the memory of a process
 _POLL_S = 0.1
 
 
 @dataclass(frozen=True)
 class MigDevice:
-    """One compute instance of a GPU in MIG mode; CUDA shows it as a device of its own."""
+    """One compute instance of a GPU in MIG mode; CUDA shows it as a separate device."""
 
     uuid: str  # MIG-...
     name: str
     memory_bytes: int
-    place: str  # GPU instance/compute instance, as the older form of its name ends: 1/0
+    place: str  # GPU instance/compute instance, such as 1/0, the end of the older form of its name
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU of this machine. One in MIG mode is usable through its instances alone."""
+    """A GPU of this machine. In MIG mode it is usable only through its instances."""
 
     uuid: str  # GPU-...
     name: str
@@ -36,7 +36,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Nvml:
-    """What NVML says of this machine; with a `fault`, why it says nothing, or not all."""
+    """What NVML reports about this machine; `fault` says why this is nothing or incomplete."""
 
     gpus: tuple[Gpu, ...] = ()
     driver: str | None = None
@@ -44,9 +44,9 @@ class Nvml:
     fault: str | None = None
 
 
-@cache  # the driver may take seconds to start where no persistence daemon keeps it up
+@cache  # without a persistence daemon the driver may take seconds to start
 def read_nvml() -> Nvml:
-    """Ask NVML for the GPUs that this process may use, in the order in which indices name them."""
+    """Query NVML for the GPUs that this process may use, in the order of their indices."""
     try:
         import pynvml
     except ImportError:
@@ -54,30 +54,30 @@ def read_nvml() -> Nvml:
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        return Nvml(fault=_in_words(error))
+        return Nvml(fault=_message(error))
     try:
         driver, version = pynvml.nvmlSystemGetDriverVersion(), pynvml.nvmlSystemGetCudaDriverVersion()
         found, fault = [], None
         for index in range(pynvml.nvmlDeviceGetCount()):
             try:
                 found.append(_read_gpu(pynvml, index))
-            except pynvml.NVMLError as error:  # one that has fallen off the bus, for example
-                fault = f"GPU {index}: {_in_words(error)}"
+            except pynvml.NVMLError as error:  # for example a GPU that has fallen off the bus
+                fault = f"GPU {index}: {_message(error)}"
         return Nvml(tuple(found), driver=driver, cuda=f"{version // 1000}.{version % 1000 // 10}", fault=fault)
     except pynvml.NVMLError as error:
-        return Nvml(fault=_in_words(error))
+        return Nvml(fault=_message(error))
     finally:
         with suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()
 
 
 def processes_on_gpus() -> set[int]:
-    """Return the processes that hold memory of a GPU, as far as NVML knows; none where it cannot be asked."""
+    """Return the processes that hold memory of a GPU according to NVML; an empty set without NVML."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception:  # noqa: BLE001 - the module or the driver may be missing: who asks has no GPU to wait for
+    except Exception:  # noqa: BLE001 - the module or the driver may be missing: then there is no GPU to wait for
         return set()
     found: set[int] = set()
     try:
@@ -94,34 +94,34 @@ def processes_on_gpus() -> set[int]:
 
 
 def wait_for_release(pids: set[int]) -> set[int]:
-    """Wait until none of these processes, which have ended, holds memory of a GPU any more; bounded.
+    """Wait, up to a time limit, until none of these ended processes holds memory of a GPU.
 
-    Returns those that still do. In a container NVML may name processes by numbers of the host: none is found then.
+    Returns those that still do. In a container NVML may report process ids of the host: then none is found.
     """
-    deadline = time.monotonic() + _RELEASE_S
-    while (held := pids & processes_on_gpus()) and time.monotonic() < deadline:
+    deadline = time.monotonic() + _RELEASE_TIMEOUT_S
+    while (remaining := pids & processes_on_gpus()) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
-    return held
+    return remaining
 
 
 def nvidia_files() -> list[str]:
-    """Return the device files of NVIDIA GPUs, and of WSL's, that this machine shows."""
+    """Return the device files of NVIDIA GPUs, and of WSL's, on this machine."""
     try:
-        names = os.listdir("/dev")  # noqa: PTH208 - only names are asked for
+        names = os.listdir("/dev")  # noqa: PTH208 - only names are needed
     except OSError:
         return []
     return sorted(f"/dev/{name}" for name in names if name == "dxg" or name.removeprefix("nvidia").isdecimal())
 
 
 def has_gpus_of_others() -> bool:
-    """Whether the kernel's driver has GPUs, be they this process's or not: a container may not have been given any."""
+    """Whether the kernel's driver has GPUs, which may not be available in this container."""
     try:
         return any(Path("/proc/driver/nvidia/gpus").iterdir())
     except OSError:
         return False
 
 
-def _in_words(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return str(error) if str(error).startswith("NVML") else f"NVML: {error}"
 
 
@@ -155,7 +155,7 @@ def _read_instance(pynvml: Any, handle: Any) -> MigDevice:
 
 
 def _memory_bytes(pynvml: Any, handle: Any) -> int:
-    """Return the memory of a device; 0 where it shares that of the machine, as integrated GPUs do."""
+    """Return the memory of a device; 0 for integrated GPUs, which share that of the machine."""
     try:
         return int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
     except pynvml.NVMLError:

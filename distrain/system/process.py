@@ -1,4 +1,4 @@
-"""Manages a process's ties to others: the signals it hears, the parent it dies with, and the processes below it."""
+"""Manages the signals of a process, its death with its parent, and its descendants."""
 
 import ctypes
 import os
@@ -14,10 +14,10 @@ from types import FrameType
 import psutil
 
 from distrain.system.exits import end_process
-from distrain.system.signals import STOP_SIGNALS, is_heard
+from distrain.system.signals import STOP_SIGNALS, is_handled
 from distrain.system.terminal import SHOW_CURSOR, write_last_words
 
-IN_WORDS = {
+STATE_TEXTS = {
     psutil.STATUS_STOPPED: "its process is stopped",
     psutil.STATUS_DISK_SLEEP: "its process waits for a disk",
     psutil.STATUS_ZOMBIE: "its process is dead",
@@ -25,28 +25,28 @@ IN_WORDS = {
 _PR_SET_PDEATHSIG = 1
 KILLED_BY_AGENT = 128 + signal.SIGTERM
 _AGENTS = (b"distrain.worker", b"distrain.fork_server")
-_LAST_BREATH_S = 10.0  # a killed process that the kernel still holds after this is left to it
+_KILL_TIMEOUT_S = 10.0  # how long to wait for a killed process, which may be stuck in the kernel
 
 
 @contextmanager
 def pause_together() -> Iterator[None]:
-    """Have Ctrl-Z stop the processes below this one as well, and SIGCONT continue them.
+    """Make Ctrl-Z also stop the descendants of this process, and SIGCONT continue them.
 
-    They have sessions of their own, which the terminal does not reach.
+    They have separate sessions, so the terminal's signals do not reach them.
     """
-    if threading.current_thread() is not threading.main_thread() or not is_heard(signal.SIGTSTP):
+    if threading.current_thread() is not threading.main_thread() or not is_handled(signal.SIGTSTP):
         yield
         return
 
     def pause(number: int, _: FrameType | None) -> None:
-        below = descendants(os.getpid())
-        signal_all(below, signal.SIGSTOP)
+        pids = descendants(os.getpid())
+        signal_all(pids, signal.SIGSTOP)
         if sys.stdout.isatty():
             write_last_words(SHOW_CURSOR)  # a live line has hidden it
         signal.signal(number, signal.SIG_DFL)
         signal.pthread_kill(threading.get_ident(), number)  # returns once this process is continued
         signal.signal(number, pause)
-        signal_all(below, signal.SIGCONT)
+        signal_all(pids, signal.SIGCONT)
 
     previous = signal.signal(signal.SIGTSTP, pause)
     try:
@@ -56,22 +56,22 @@ def pause_together() -> Iterator[None]:
 
 
 def hold_signals() -> None:
-    """Keep the stop signals pending in this process and in what it starts, until someone fetches them.
+    """Block the stop signals in this process and its future children; they stay pending until they are fetched.
 
-    A held signal interrupts nothing: torchrun's agent, which would end its ranks 30 s after a signal, never sees it.
+    A blocked signal interrupts nothing: torchrun's agent, which would end its ranks 30 s after a signal, never sees it.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
 def release_signals() -> None:
-    """Let the stop signals through again."""
+    """Unblock the stop signals."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """Have the kernel kill this process when its parent dies, so that a killed launcher leaves no orphan.
+    """Make the kernel kill this process when its parent dies, so that a killed launcher leaves no orphan.
 
-    Give the parent's process id where it is known: it may have died before this call.
+    Pass the parent's process id where it is known: it may have died before this call.
     """
     if sys.platform != "linux":
         return
@@ -81,9 +81,9 @@ def die_with_parent(parent: int | None = None) -> None:
 
 
 def is_orphan() -> bool:
-    """Return whether torchrun has started this process and is gone: the kernel has given it another parent since.
+    """Return whether torchrun started this process and has ended since, so that the process has another parent.
 
-    torchrun's agent, or distrain's with it inside, names the module that it starts on its own command line.
+    The command line of torchrun's agent, or of distrain's fork server, contains the module that it starts.
     """
     if sys.platform != "linux" or "TORCHELASTIC_RUN_ID" not in os.environ:
         return False
@@ -95,51 +95,51 @@ def is_orphan() -> bool:
 
 
 def kill_below(root: int) -> set[int]:
-    """Kill everything that `root` has started, wait until it is gone, and return what it was."""
-    victims: set[int] = set()
-    deadline = time.monotonic() + _LAST_BREATH_S
+    """Kill all descendants of `root`, wait until they are gone, and return their process ids."""
+    killed: set[int] = set()
+    deadline = time.monotonic() + _KILL_TIMEOUT_S
     while time.monotonic() < deadline:
-        victims.update(descendants(root))
-        alive = [pid for pid in victims if not is_gone(pid)]
+        killed.update(descendants(root))
+        alive = [pid for pid in killed if not is_gone(pid)]
         if not alive:
             break
         signal_all(alive, signal.SIGKILL)
         time.sleep(0.01)
-    return victims
+    return killed
 
 
 def children() -> list[int]:
-    """Return the processes that this one has started and not waited for.
+    """Return the child processes of this one that have not been reaped.
 
-    A signal handler calls it: it reads this process's own entries, where psutil reads those of the whole machine.
+    A signal handler calls this: it reads only the entries of this process, where psutil reads those of all processes.
     """
     found: list[int] = []
     for path in Path("/proc/self/task").glob("*/children"):
-        with suppress(OSError):  # the thread has ended since
+        with suppress(OSError):  # the thread has ended meanwhile
             found += map(int, path.read_text(encoding="utf-8").split())
     return found
 
 
 def descendants(root: int) -> list[int]:
-    """Return the processes that `root` has started, and those that these have started, the nearest first.
+    """Return the processes started by `root`, directly or indirectly, the nearest first.
 
-    Not by `Process.children(recursive=True)`: it fails where another user's process may not be read (hidepid=1), and
-    misses what is below a process that ends meanwhile.
+    Not by `Process.children(recursive=True)`, which fails where another user's process cannot be read (hidepid=1), and
+    misses the descendants of a process that ends meanwhile.
     """
     children: dict[int | None, list[int]] = {}
-    psutil.process_iter.cache_clear()  # it passes over a process that has the id of one that has ended
+    psutil.process_iter.cache_clear()  # with its cache it skips a process whose id was used before
     for process in psutil.process_iter(["ppid"]):
         children.setdefault(process.info["ppid"], []).append(process.pid)
     found, todo = [], [root]
     while todo:
-        below = children.get(todo.pop(0), [])
-        found += below
-        todo += below
+        pids = children.get(todo.pop(0), [])
+        found += pids
+        todo += pids
     return found
 
 
 def state_of(pid: int) -> str | None:
-    """Return one of psutil's states of a process, such as `psutil.STATUS_STOPPED`; None where there is none."""
+    """Return psutil's state of a process, such as `psutil.STATUS_STOPPED`; None where it does not exist."""
     try:
         return str(psutil.Process(pid).status())
     except psutil.Error:
@@ -147,10 +147,10 @@ def state_of(pid: int) -> str | None:
 
 
 def signal_main_thread(pid: int, number: int) -> None:
-    """Send a signal to the main thread of a process; raises `OSError` where there is none, or it is another user's.
+    """Send a signal to the main thread of a process; raises `OSError` where it is gone or another user's.
 
-    A C library without tgkill(2) (glibc before 2.30) leaves the choice of the thread to the kernel, which prefers the
-    main thread while the process runs.
+    With a C library without tgkill(2) (glibc before 2.30), the kernel chooses the thread, and prefers the main thread
+    while the process runs.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "tgkill"):
@@ -160,7 +160,7 @@ def signal_main_thread(pid: int, number: int) -> None:
 
 
 def catches(pid: int, number: int) -> bool:
-    """Return whether a process has a handler for a signal, which would kill many a process that has none."""
+    """Return whether a process has a handler for a signal; without one, many signals would kill it."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -170,10 +170,10 @@ def catches(pid: int, number: int) -> bool:
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process has ended, with all of its threads.
+    """Whether a process has ended with all of its threads.
 
-    A process whose main thread is dead may have others that still run, or that a driver has not let go of yet: until
-    then it holds its files and the memory of its GPU.
+    After the main thread has ended, other threads may still run, or be held by a driver: until they end, the process
+    holds its files and the memory of its GPU.
     """
     try:
         process = psutil.Process(pid)
@@ -183,7 +183,7 @@ def is_gone(pid: int) -> bool:
 
 
 def signal_all(pids: list[int], number: signal.Signals) -> None:
-    """Send a signal to each of the processes that are still there and are this user's."""
+    """Send a signal to each of the processes that still exist and belong to this user."""
     for pid in pids:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)

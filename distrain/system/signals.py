@@ -1,34 +1,33 @@
-"""Names the signals that ask a process to stop, and holds the request."""
+"""Defines the signals that request a process to stop, and the object that records such a request."""
 
 import signal
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
-def heard_signals() -> list[signal.Signals]:
-    """Return those that ask this process to stop: not SIGHUP where it was ignored from the start (`nohup`)."""
-    return [number for number in STOP_SIGNALS if number != signal.SIGHUP or is_heard(number)]
+def handled_signals() -> list[signal.Signals]:
+    """Return the stop signals of this process: without SIGHUP where it was ignored from the start (`nohup`)."""
+    return [number for number in STOP_SIGNALS if number != signal.SIGHUP or is_handled(number)]
 
 
-def is_heard(number: signal.Signals) -> bool:
+def is_handled(number: signal.Signals) -> bool:
     """Return whether a signal is not ignored."""
     return signal.getsignal(number) != signal.SIG_IGN
 
 
 def ignore_signals() -> None:
-    """Ignore them from now on: this process is ending, and its exit code is decided.
+    """Ignore the stop signals from now on: this process is ending, and its exit code is decided.
 
-    Python resets its own handlers to the default, which is to die, while it shuts down; what is ignored stays ignored.
+    During shutdown Python resets its handlers to the default, which kills the process; ignored signals stay ignored.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 class StopRequest:
-    """Whether a stop was requested; it cannot be taken back.
+    """Whether a stop was requested; a request cannot be withdrawn.
 
-    A signal handler sets it, maybe in the middle of another call of `set`: a `threading.Event`, which takes a lock,
-    would then wait for itself.
+    A signal handler sets it, maybe during another call of `set`: a `threading.Event`, which has a lock, would deadlock.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """Keeps a process alive whose terminal is gone: output that cannot be written is dropped, or goes to a log.
 
-`guard_output` replaces the standard streams, so that one mechanism serves all who write to them: distrain's own lines,
-rich's live line and its thread, libraries, the user's `print`, and Python's flush when it exits.
+`guard_output` replaces the standard streams, so that one mechanism works for everything that writes to them: distrain,
+rich's live line and its thread, libraries, the user's `print`, and Python's flush at exit.
 """
 
 import errno
@@ -22,35 +22,35 @@ from distrain.system.encoding import accept_any_text
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-PATIENCE_S = 10.0  # how long a reader that does not read may hold up a training
+PATIENCE_S = 10.0  # how long a reader that does not read may block a training
 SHOW_CURSOR = "\x1b[?25h"
 _STREAMS = ((1, "stdout"), (2, "stderr"))
 _ESCAPE = b"\x1b"
-_MAX_AT_ONCE = select.PIPE_BUF  # bytes that a pipe with room for some takes without waiting
-_LOOK_MS = 1000  # how late the watch may end
+_MAX_AT_ONCE = select.PIPE_BUF  # bytes that a pipe that is ready accepts without blocking
+_POLL_MS = 1000  # how late the watching thread may end
 
 
 class Output(io.RawIOBase):
     """One standard stream, unbuffered.
 
-    Standard error is tolerant: what it cannot write is lost. Standard output becomes so within `tolerating_loss`. Up to
-    then, a reader that has left ends the process (`distrain runs | head`), and any other error is an `OutputError`.
+    Standard error is tolerant: what it cannot write is lost. Standard output is tolerant within `tolerating_loss`.
+    Otherwise, a closed pipe ends the process (`distrain runs | head`), and any other error is an `OutputError`.
     """
 
-    name: str  # an io.TextIOWrapper shows it as its own
+    name: str  # shown by io.TextIOWrapper as its name
 
     def __init__(self, descriptor: int, name: str) -> None:
         self.name = f"<{name}>"
         self.is_tolerant = descriptor == 2
-        self.log: int | None = None  # a descriptor that takes what is lost
+        self.log: int | None = None  # a descriptor to which lost output is written
         self._descriptor = descriptor
-        self._is_gone = False  # what it wrote to will not come back
-        self._is_stuck = False  # nobody reads at the moment
+        self._is_gone = False  # the terminal or pipe is closed for good
+        self._is_stuck = False  # the reader does not read at the moment
         self._in_log = threading.local()
 
     @contextmanager
     def logged_already(self) -> Iterator[None]:
-        """Leave out of the log what this thread writes in the block: it is there by other means."""
+        """Do not copy to the log what this thread writes in the block: it is logged by other means."""
         self._in_log.is_set = True
         try:
             yield
@@ -58,9 +58,9 @@ class Output(io.RawIOBase):
             self._in_log.is_set = False
 
     def write(self, data: "ReadableBuffer", /) -> int:
-        """Write all of `data`; returns its length, also where it is lost."""
+        """Write all of `data`; returns its length, even where it is lost."""
         whole = memoryview(data).cast("B")
-        # A live line that is redrawn is no line of a log.
+        # A redrawn live line does not belong in a log.
         is_logged = getattr(self._in_log, "is_set", False) or _ESCAPE in whole.tobytes()
         if self._is_gone and (is_logged or self.log is None):
             return len(whole)
@@ -71,14 +71,14 @@ class Output(io.RawIOBase):
         return len(whole)
 
     def let_go(self) -> None:
-        """Point the descriptor elsewhere: child processes, and libraries in C, can write to it again."""
+        """Redirect the descriptor, so that child processes and libraries in C can write to it again."""
         if not self._is_gone:
             self._is_gone = True
             self._redirect()
             _end_live_lines()
 
     def set_log(self, log: int | None) -> None:
-        """Give what is lost to a log from now on, or drop it."""
+        """Write lost output to a log from now on, or drop it."""
         self.log = log
         if self._is_gone:
             self._redirect()
@@ -88,22 +88,22 @@ class Output(io.RawIOBase):
         return self._descriptor
 
     def isatty(self) -> bool:
-        """Whether this is a terminal that is still there."""
+        """Whether this is a terminal that still exists."""
         return os.isatty(self._descriptor)
 
     def writable(self) -> bool:
-        """Return that it can be written to."""
+        """Return True: the stream can be written to."""
         return True
 
     def _write(self, whole: memoryview) -> memoryview:
-        """Write what can be written, and return the rest."""
+        """Write as much as possible, and return the rest."""
         rest = whole
         while rest:
             if self.is_tolerant and not self._is_ready():
                 break
             try:
                 rest = rest[os.write(self._descriptor, rest[:_MAX_AT_ONCE]) :]
-            except BlockingIOError:  # another process has made the terminal that they share non-blocking
+            except BlockingIOError:  # another process has made the shared terminal non-blocking
                 select.select([], [self._descriptor], [])
             except OSError as error:
                 self._lose(error)
@@ -111,7 +111,7 @@ class Output(io.RawIOBase):
         return rest
 
     def _is_ready(self) -> bool:
-        """Wait a little for a reader that has stopped reading (Ctrl-S, `less`), but not a second time."""
+        """Wait up to `PATIENCE_S` for a reader that has stopped reading (Ctrl-S, `less`), but not a second time."""
         poller = select.poll()
         poller.register(self._descriptor, select.POLLOUT)
         is_ready = bool(poller.poll(0 if self._is_stuck else PATIENCE_S * 1000))
@@ -142,9 +142,9 @@ class Output(io.RawIOBase):
 
 
 def guard_output() -> None:
-    """Replace the standard streams of this process; a descriptor that was closed from the start leads to /dev/null.
+    """Replace the standard streams of this process; a descriptor that was closed from the start is opened on /dev/null.
 
-    Left closed, its number would go to the next file that is opened, and a child's output into that file.
+    Otherwise the next file that is opened would get its number, and the output of a child would go into that file.
     """
     for descriptor in range(3):
         try:
@@ -152,7 +152,7 @@ def guard_output() -> None:
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003 - the lowest free number: this one
     if sys.stdin is None:
-        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - the process's own
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - stays open until the process ends
     for descriptor, name in _STREAMS:
         stream = _wrap(Output(descriptor, name), getattr(sys, name))
         setattr(sys, name, stream)
@@ -162,7 +162,7 @@ def guard_output() -> None:
 
 @contextmanager
 def tolerating_loss(log: Path | None = None) -> Iterator[None]:
-    """Let no lost output end what is done in the block; what is lost is appended to `log`, or dropped.
+    """Tolerate lost output in the block; it is appended to `log`, or dropped.
 
     Does nothing where the standard streams are not those of `guard_output`, as in a notebook.
     """
@@ -171,7 +171,7 @@ def tolerating_loss(log: Path | None = None) -> Iterator[None]:
     is_outermost = any(not output.is_tolerant for output in outputs)
     descriptor = None
     if log is not None and outputs:
-        with suppress(OSError):  # a disk that is full from the start: what is lost is dropped
+        with suppress(OSError):  # the disk is full from the start: lost output is dropped
             descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     over = threading.Event()
     for output in outputs:
@@ -196,7 +196,7 @@ def tolerating_loss(log: Path | None = None) -> Iterator[None]:
 
 @contextmanager
 def logged_already() -> Iterator[None]:
-    """Print in the block what the log holds by other means: it is not written there again where it is lost."""
+    """Print messages in the block that are already in the log: they are not written there again if they are lost."""
     with ExitStack() as stack:
         for output in _outputs():
             stack.enter_context(output.logged_already())
@@ -204,7 +204,7 @@ def logged_already() -> Iterator[None]:
 
 
 def write_last_words(text: str) -> None:
-    """Write to standard output past all buffers, for a process that ends at once; what cannot be written is lost."""
+    """Write to standard output without buffers, for a process that is about to end; errors are ignored."""
     with suppress(OSError):
         os.write(1, text.encode(errors="replace"))
 
@@ -232,22 +232,22 @@ def _outputs() -> Iterator[Output]:
 
 
 def _end_live_lines() -> None:
-    """Print directly again: rich draws what is printed again with its live line, for a terminal that is gone."""
+    """Restore the streams that rich has replaced: it would redraw its live line for a terminal that is gone."""
     for _, name in _STREAMS:
         if (proxied := getattr(getattr(sys, name), "rich_proxied_file", None)) is not None:
             setattr(sys, name, proxied)
 
 
 def _watch(outputs: list[Output], over: threading.Event) -> None:
-    """Let go of a terminal or a pipe as soon as its other end is closed, also while nothing is written here.
+    """Redirect a stream as soon as its terminal or pipe is closed, even while nothing is written here.
 
-    A child process that wrote to it would be killed by SIGPIPE.
+    Otherwise SIGPIPE would kill a child process that writes to it.
     """
     poller = select.poll()
     waiting = {output.fileno(): output for output in outputs}
     for descriptor in waiting:
-        poller.register(descriptor, 0)  # its loss alone: POLLERR, POLLHUP
+        poller.register(descriptor, 0)  # only POLLERR and POLLHUP
     while waiting and not over.is_set():
-        for descriptor, _ in poller.poll(_LOOK_MS):
+        for descriptor, _ in poller.poll(_POLL_MS):
             poller.unregister(descriptor)
             waiting.pop(descriptor).let_go()

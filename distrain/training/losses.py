@@ -16,7 +16,7 @@ from distrain.config.metrics import Target
 from distrain.config.user_code import find_refusal, is_reference, load_reference
 from distrain.errors import ModelError, RecipeError, UserError
 from distrain.messages import first_line
-from distrain.system.exits import own_frame
+from distrain.system.exits import user_frame
 from distrain.tensors.module_state import LossFunction as LossFunction
 from distrain.training.own_code import check_value
 
@@ -98,7 +98,7 @@ def check_loss(function: LossFunction, config: Loss, targets: torch.Tensor, *, n
     try:
         value = function(logits, targets)
     except Exception as error:
-        if isinstance(error, UserError | torch.OutOfMemoryError) or own_frame(error) is not None:
+        if isinstance(error, UserError | torch.OutOfMemoryError) or user_frame(error) is not None:
             raise
         reason = first_line(error)
         numbers = "" if targets.is_floating_point() else ", or cross_entropy, which accepts classes"

@@ -144,5 +144,5 @@ def test_run_directory_keeps_its_recipe_its_place_and_its_holder(tmp_path: Path)
 
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "mine.jpg").touch()
-    assert_one_sentence(distrain("fit", "--run=photos", cwd=tmp_path), "holds other files and no run")
+    assert_one_sentence(distrain("fit", "--run=photos", cwd=tmp_path), "contains other files but no run")
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["mine.jpg"]

@@ -15,7 +15,7 @@ from distrain.cli.json_output import print_json
 from distrain.config.profile import Profile
 from distrain.runs.checkpoints import final_path
 from distrain.runs.directory import RunDirectory
-from distrain.runs.query import facts, resume_command
+from distrain.runs.query import resume_command, summary
 from distrain.runs.status import SkippedBatch, Status
 
 CLASSES = Status(
@@ -103,10 +103,10 @@ def test_summary_names_tensorboard_only_where_there_is_something_for_it(tmp_path
 
 def test_evaluation_without_a_checkpoint_is_not_called_the_best(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", CLASSES)
-    assert facts(run)["best_checkpoint"] == str(final_path(run.checkpoints, 6))
+    assert summary(run)["best_checkpoint"] == str(final_path(run.checkpoints, 6))
     assert "best        top-1 87.50% at step 6" in told("print_run", run)
     final_path(run.checkpoints, 6).rmdir()
-    assert facts(run)["best_checkpoint"] is None
+    assert summary(run)["best_checkpoint"] is None
     line = "finished  top-1 75.00% (87.50% at step 6, which has no checkpoint), validation loss 0.5000"
     assert told("print_summary", run, CLASSES)[0] == line
     assert "best        not kept: top-1 87.50% at step 6 has no checkpoint" in told("print_run", run)
@@ -132,7 +132,7 @@ def test_run_that_died_a_moment_ago_is_not_called_running(tmp_path: Path) -> Non
     run = make_run(tmp_path / "run", status)
     lines = told("print_run", run)
     assert lines[0] == "run  died"
-    assert (facts(run)["state"], facts(run)["eta_s"]) == ("died", None)
+    assert (summary(run)["state"], summary(run)["eta_s"]) == ("died", None)
     assert any(line.startswith("attempt 1   died, steps 0 to 0") for line in lines)
 
 

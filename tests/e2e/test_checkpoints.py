@@ -54,7 +54,7 @@ def test_damaged_checkpoint_is_set_aside_and_the_run_ends_in_the_same_bits(tmp_p
     make_unfinished(run)
     done = fit(*SHORT, "--procs=2", "--set=checkpoint.keep_last=9", "--run=run", cwd=tmp_path)
     for words in (
-        "checkpoint step-00000046 is not used: __1_0.distcp has other bytes than were written",
+        "checkpoint step-00000046 is not used: __1_0.distcp has changed since it was written",
         "checkpoint step-00000040 is not used: .metadata has",
         "checkpoint step-00000030 is not used: state.json is missing",
         "checkpoint step-00000023 is not used: it has no MANIFEST.json",

@@ -117,7 +117,10 @@ def test_what_a_recipe_owns_is_refused_in_accelerates_file(tmp_path: Path, line:
         (["--rendezvous=here:5"], "--rendezvous and --node-rank are for several nodes"),
         (["--nodes=2", "--node-rank=2", "--rendezvous=127.0.0.1:5"], "--node-rank 2 is out of range for 2 nodes"),
         (["--nodes=2", "--node-rank=0", "--rendezvous=127.0.0.1"], "--rendezvous 127.0.0.1 is not of the form"),
-        (["--nodes=2", "--node-rank=0", "--rendezvous=no.invalid:5"], "--rendezvous host no.invalid is not known here"),
+        (
+            ["--nodes=2", "--node-rank=0", "--rendezvous=no.invalid:5"],
+            "--rendezvous host no.invalid is unknown on this machine",
+        ),
         (["--nodes=2", "--node-rank=1", "--rendezvous=127.0.0.1:5"], "several nodes train in one run directory"),
         (["--nodes=1:3", "--node-rank=0", "--rendezvous=127.0.0.1:5"], "does not divide over 3 processes"),
     ],

@@ -1,4 +1,4 @@
-"""A rank whose collective call was cut off is told from the one that did it, by torch's own exceptions."""
+"""A rank whose collective call broke is distinguished from the rank that caused it, by torch's exceptions."""
 
 import datetime
 import time
@@ -14,7 +14,7 @@ from tests.forks import server
 
 
 def lose(rank: int, store: str, way: str) -> None:
-    """Join another rank, lose it, and end with code 0 if the exception that this gives is taken for what it is."""
+    """Join another rank, lose it, and exit with code 0 if the resulting exception is recognised as a consequence."""
     timeout = datetime.timedelta(seconds=3)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timeout)
     dist.all_reduce(torch.ones(1))
@@ -34,7 +34,7 @@ def lose(rank: int, store: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["ends", "hangs"])
-def test_lost_rank_is_behind_what_gloo_raises(tmp_path: Path, way: str) -> None:
+def test_lost_rank_causes_the_exception_of_gloo(tmp_path: Path, way: str) -> None:
     ranks = [server().Process(target=lose, args=(rank, str(tmp_path / "store"), way)) for rank in (0, 1)]
     for process in ranks:
         process.start()
@@ -43,7 +43,7 @@ def test_lost_rank_is_behind_what_gloo_raises(tmp_path: Path, way: str) -> None:
     assert ranks[0].exitcode == 0
 
 
-def test_store_that_is_gone_is_a_consequence() -> None:
+def test_lost_store_is_a_consequence() -> None:
     with pytest.raises(RuntimeError) as caught:
         TCPStore("127.0.0.1", 9, world_size=2, is_master=False, timeout=datetime.timedelta(seconds=1))
     assert is_secondary(caught.value)
@@ -62,5 +62,5 @@ def test_store_that_is_gone_is_a_consequence() -> None:
         (ValueError("sample 7 is bad"), False),
     ],
 )
-def test_words_of_nccl_and_of_the_users_own_connections_are_told_apart(error: Exception, follows: bool) -> None:
+def test_messages_of_nccl_and_of_the_users_connections_are_distinguished(error: Exception, follows: bool) -> None:
     assert is_secondary(error) == follows

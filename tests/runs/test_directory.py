@@ -1,4 +1,4 @@
-"""The run directory: one trainer at a time, files that are whole or not there, metrics that outlive a crash."""
+"""The run directory: one trainer at a time, files that are complete or missing, metrics that survive a crash."""
 
 import math
 import subprocess
@@ -30,7 +30,7 @@ except RunError as error:
 
 
 def holder(run: RunDirectory) -> subprocess.Popen[str]:
-    """Start another process that takes the lock, and holds it until its standard input ends."""
+    """Start another process that acquires the lock, and holds it until its standard input ends."""
     return subprocess.Popen(
         [sys.executable, "-c", TAKE_THE_LOCK, str(run.path)],
         stdin=subprocess.PIPE,
@@ -54,7 +54,7 @@ def test_lock_refuses_a_second_process_and_names_the_first(run: RunDirectory) ->
     assert out == "held\n"
 
 
-def test_lock_goes_with_the_process_that_is_killed(run: RunDirectory) -> None:
+def test_lock_is_released_when_its_process_is_killed(run: RunDirectory) -> None:
     with holder(run) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
@@ -77,7 +77,7 @@ def test_status_is_read_back_as_it_was_written(run: RunDirectory) -> None:
     assert [path.name for path in run.path.iterdir() if path.is_file()] == ["status.json"]
 
 
-def test_status_that_is_written_all_the_time_is_never_read_by_halves(run: RunDirectory) -> None:
+def test_status_under_constant_writes_is_never_read_partially(run: RunDirectory) -> None:
     long = Status(state="running", weights_digest="x" * 200_000)
     short = Status(state="running", weights_digest="y")
     run.write_status(short)
@@ -106,7 +106,7 @@ def test_write_that_fails_keeps_the_old_file(run: RunDirectory) -> None:
     assert run.status.read_text() == "old"
 
 
-def test_status_that_is_no_status_is_an_error_and_not_a_queued_run(run: RunDirectory) -> None:
+def test_invalid_status_is_an_error_and_not_a_queued_run(run: RunDirectory) -> None:
     run.status.write_text('{"state": "asleep"}')
     with pytest.raises(RunError, match=r"status.json is damaged; move it away"):
         run.read_status()
@@ -123,14 +123,14 @@ def test_metrics_reader_skips_a_line_cut_short_by_a_crash(run: RunDirectory) -> 
 def test_folder_with_other_files_and_a_file_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "mine.jpg").touch()
-    with pytest.raises(RunError, match="holds other files and no run"):
+    with pytest.raises(RunError, match="contains other files but no run"):
         RunDirectory(tmp_path / "photos").create()
     with pytest.raises(RunError, match="is a file"):
         RunDirectory(tmp_path / "photos" / "mine.jpg").create()
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["mine.jpg"]
 
 
-def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError) as raised:
         RunDirectory(tmp_path / "file" / "run").create()
@@ -138,7 +138,7 @@ def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     assert str(filesystem.explain(raised.value)).startswith(words)
 
 
-def test_refused_start_removes_what_it_made_and_nothing_else(tmp_path: Path) -> None:
+def test_refused_start_removes_only_what_it_created(tmp_path: Path) -> None:
     new = RunDirectory(tmp_path / "runs" / "new")
     with pytest.raises(RunError, match="refused"), new.created(), new.hold_launcher_lock():
         write_atomically(new.recipe, "name: x")
@@ -147,7 +147,7 @@ def test_refused_start_removes_what_it_made_and_nothing_else(tmp_path: Path) -> 
 
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "mine.jpg").touch()
-    with pytest.raises(RunError, match="holds other files"), RunDirectory(tmp_path / "photos").created():
+    with pytest.raises(RunError, match="contains other files"), RunDirectory(tmp_path / "photos").created():
         pass
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["mine.jpg"]
 
@@ -174,7 +174,7 @@ def test_folder_that_a_killed_start_left_is_used_again(tmp_path: Path) -> None:
     run.launcher_lock.touch()
     run.create()
     (run.checkpoints / "step-1").mkdir()
-    with pytest.raises(RunError, match="holds other files"):
+    with pytest.raises(RunError, match="contains other files"):
         run.create()
 
 

@@ -1,4 +1,4 @@
-"""Reports of ranks are told in the order of what happened, whatever the clocks of their machines say."""
+"""Error reports of ranks are in the order of the events, whatever the clocks of their machines say."""
 
 import socket
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_consequences_come_after_what_caused_them(run: RunDirectory) -> None:
     assert ranks(run) == [1, 0, 3]
 
 
-def test_reports_of_an_earlier_attempt_are_left_out_whatever_their_times(run: RunDirectory) -> None:
+def test_reports_of_an_earlier_attempt_are_ignored_whatever_their_times(run: RunDirectory) -> None:
     for rank in (0, 1, 2):
         report(run, rank, at=1000.0 + rank)
     begin_attempt(run)

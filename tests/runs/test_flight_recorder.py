@@ -1,4 +1,4 @@
-"""NCCL's flight recorder is saved when the launcher asks for it, whatever the main thread does."""
+"""NCCL's flight recorder is saved when the launcher requests it, whatever the main thread does."""
 
 import pickle
 import threading
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not dist.is_nccl_available(), reason="this torch
 
 @contextmanager
 def ranks_that_look(run: RunDirectory, ranks: list[int]) -> Iterator[None]:
-    """Threads that look for a request as the heartbeat's thread of each rank does."""
+    """Threads that poll for a request, as the heartbeat's thread of each rank does."""
     over = threading.Event()
 
     def look(rank: int) -> None:
@@ -47,11 +47,11 @@ def test_dumps_of_all_ranks_are_collected_by_the_names_that_torchfrtrace_reads(t
 
 
 def test_rank_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distrain.runs.flight_recorder.ANSWER_S", 1.0)
+    monkeypatch.setattr("distrain.runs.flight_recorder.ANSWER_TIMEOUT_S", 1.0)
     run = RunDirectory(tmp_path)
     with ranks_that_look(run, [0]):
         assert collect(run, [0, 1]).endswith("flight-recorder, without rank 1, which did not answer")
-    assert collect(run, [0, 1]) == "no rank answered a request for its flight recorder"
+    assert collect(run, [0, 1]) == "no rank answered the request for its flight recorder"
 
 
 def test_variables_of_the_user_are_kept(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whether a run is alive: here by its locks, on another machine by its heartbeat, whose clock may differ."""
+"""Whether a run is alive: by its locks here, by its heartbeat on another machine, whose clock may differ."""
 
 import socket
 import subprocess
@@ -34,7 +34,7 @@ with RunDirectory(Path(sys.argv[1])).hold_launcher_lock():
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distrain.runs.liveness._NEXT_BEAT_S", 0.5)
+    monkeypatch.setattr("distrain.runs.liveness._NEXT_HEARTBEAT_S", 0.5)
 
 
 def write(run: RunDirectory, *, behind_s: float, host: str = "elsewhere") -> None:
@@ -46,7 +46,7 @@ def write(run: RunDirectory, *, behind_s: float, host: str = "elsewhere") -> Non
 
 @contextmanager
 def beating(run: RunDirectory, *, behind_s: float) -> Iterator[None]:
-    """A run that is alive, on a machine whose clock is so much behind."""
+    """A run that is alive on a machine whose clock is behind by this much."""
     over = threading.Event()
 
     def work() -> None:
@@ -72,7 +72,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 @pytest.mark.parametrize("behind_s", [-600.0, 0.0, 600.0])
-def test_run_elsewhere_is_alive_as_long_as_its_heartbeats_follow_each_other(run: RunDirectory, behind_s: float) -> None:
+def test_run_elsewhere_is_alive_while_new_heartbeats_arrive(run: RunDirectory, behind_s: float) -> None:
     with beating(run, behind_s=behind_s):
         assert liveness.is_alive(run)
         assert liveness.read_states([run]) == {run.path: "running"}
@@ -118,7 +118,7 @@ def test_run_that_is_the_current_folder_has_its_name(run: RunDirectory, monkeypa
         assert query.find_run(reference, run.path / "runs").path.name == run.path.name
 
 
-def test_bundle_or_file_in_the_place_of_a_run_is_told_what_it_is(tmp_path: Path) -> None:
+def test_bundle_or_file_given_as_a_run_is_named_as_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "ants").mkdir()
     (tmp_path / "ants" / BUNDLE).touch()
     for find in (query.find_run, partial(query.find_checkpoint, must_be_best=False)):

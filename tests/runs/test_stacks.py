@@ -1,4 +1,4 @@
-"""The stack of a rank comes on demand, also of one that hangs in native code, and of one that a fault has killed."""
+"""The stack of a rank is available on demand, even if it hangs in native code, and after a fatal error."""
 
 import ctypes
 import os
@@ -14,7 +14,14 @@ import pytest
 
 from distrain.runs import stacks
 from distrain.runs.directory import RunDirectory
-from distrain.runs.stacks import MAIN_THREAD, answer_requests, ask, parse_dump, read_fatal_error, read_own_threads
+from distrain.runs.stacks import (
+    MAIN_THREAD,
+    answer_requests,
+    parse_dump,
+    read_fatal_error,
+    read_own_threads,
+    request_stacks,
+)
 from distrain.runs.status import Heartbeat
 from distrain.training.monitor import RankMonitor
 from tests.command import wait_until
@@ -61,7 +68,7 @@ def start(function: Callable[[Path], None], run: RunDirectory) -> tuple[BaseProc
 def test_rank_that_hangs_in_native_code_with_the_gil_answers(run: RunDirectory) -> None:
     child, heartbeats = start(hang_with_the_gil, run)
     try:
-        wait_until(lambda: "ctypes.PyDLL" in ask(run, heartbeats)[0][MAIN_THREAD], "the stack of the call")
+        wait_until(lambda: "ctypes.PyDLL" in request_stacks(run, heartbeats)[0][MAIN_THREAD], "the stack of the call")
     finally:
         child.kill()
         child.join()
@@ -74,7 +81,7 @@ def test_all_threads_answer_by_name_and_a_stopped_process_only_when_it_is_woken(
     child, heartbeats = start(wait_for_event, run)
     assert child.pid is not None
     try:
-        (threads,) = ask(run, heartbeats, all_threads=True).values()
+        (threads,) = request_stacks(run, heartbeats, all_threads=True).values()
         assert "in wait_for_event" in threads[MAIN_THREAD]
         assert "threading.Event().wait()" in threads[MAIN_THREAD]
         assert {name.partition(" (")[0] for name in threads} >= {MAIN_THREAD, "distrain-heartbeat", "the-sleeper"}
@@ -82,30 +89,30 @@ def test_all_threads_answer_by_name_and_a_stopped_process_only_when_it_is_woken(
 
         os.kill(child.pid, signal.SIGSTOP)
         with monkeypatch.context() as patch:
-            patch.setattr(stacks, "ANSWER_S", 0.3)
-            assert ask(run, heartbeats) == {}
-        assert "in wait_for_event" in ask(run, heartbeats, wake=True)[0][MAIN_THREAD]
+            patch.setattr(stacks, "ANSWER_TIMEOUT_S", 0.3)
+            assert request_stacks(run, heartbeats) == {}
+        assert "in wait_for_event" in request_stacks(run, heartbeats, wake=True)[0][MAIN_THREAD]
     finally:
         child.kill()
         child.join()
 
 
 def test_process_without_a_handler_is_not_signalled(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stacks, "ANSWER_S", 0.2)
+    monkeypatch.setattr(stacks, "ANSWER_TIMEOUT_S", 0.2)
     child = server().Process(target=time.sleep, args=(1000,))
     child.start()
     assert child.pid is not None
     here = socket.gethostname()
     beat = Heartbeat(rank=0, host=here, pid=child.pid, time=0, step=0, phase="data", progress=0)
     try:
-        assert ask(run, [beat]) == {}
+        assert request_stacks(run, [beat]) == {}
         assert child.is_alive()
     finally:
         child.kill()
         child.join()
 
 
-def test_fault_that_kills_a_rank_leaves_its_stack(run: RunDirectory) -> None:
+def test_fatal_error_of_a_rank_leaves_its_stack(run: RunDirectory) -> None:
     assert read_fatal_error(run, 0) is None
     child = server().Process(target=divide_work, args=(run.path,))
     child.start()
@@ -117,7 +124,7 @@ def test_fault_that_kills_a_rank_leaves_its_stack(run: RunDirectory) -> None:
     assert "in divide_work" in told.splitlines()[-2]
 
 
-def test_frames_that_called_the_worker_are_cut() -> None:
+def test_frames_above_the_worker_are_removed() -> None:
     worker = Path(stacks.__file__).parents[1] / "worker.py"
     text = (
         "Current thread 0x00007f0000000001 (most recent call first):\n"

@@ -1,4 +1,4 @@
-"""What a worker does in a run directory is one typed file; folders of earlier versions are read as they were meant."""
+"""The task of a worker is one typed file; folders of earlier versions are still understood."""
 
 import json
 from pathlib import Path
@@ -46,12 +46,12 @@ def test_worker_knows_every_task() -> None:
     assert set(TASKS) == set(get_args(TaskName))
 
 
-def test_run_of_an_earlier_version_has_no_task_and_is_trained(run: RunDirectory) -> None:
+def test_run_of_an_earlier_version_without_a_task_is_trained(run: RunDirectory) -> None:
     assert read_task(run) == TrainRequest()
     assert not saves_nothing(run)
 
 
-def test_evaluation_of_an_earlier_version_is_not_taken_for_a_training(run: RunDirectory) -> None:
+def test_evaluation_of_an_earlier_version_is_recognised(run: RunDirectory) -> None:
     request = {"run": "/runs/a", "checkpoint": "/runs/a/checkpoints/step-00000010", "split": "val"}
     (run.path / "examination.json").write_text(json.dumps(request))
     assert read_task(run) == EvaluationRequest(**request)

@@ -1,4 +1,4 @@
-"""An error of the user's own code that ends a run before its first step is told from other errors."""
+"""An error of the user's code that ends a run before its first step is distinguished from other errors."""
 
 import errno
 import importlib
@@ -19,14 +19,14 @@ from distrain.runs.user_errors import find_mistake
 
 
 class TwoArgumentsError(Exception):
-    """Pickle cannot make it again."""
+    """An exception that cannot be unpickled."""
 
     def __init__(self, first: str, second: str) -> None:
         super().__init__(f"{first} {second}")
 
 
 def raised(error: BaseException | str, folder: Path) -> BaseException:
-    """Raise an error in a module of the user's, and return it as distrain would catch it."""
+    """Raise an error in a module of the user, and return it as distrain would catch it."""
     sys.modules.pop("users", None)
     what = error if isinstance(error, str) else "raise ERROR"
     (folder / "users.py").write_text(f"ERROR = None\ndef act():\n    {what}\n")
@@ -75,7 +75,7 @@ def recipe(name: str = "users:net") -> Recipe:
         ("raise SystemExit(0)", "sys.exit(0) was called before the run had finished, at "),
     ],
 )
-def test_error_of_the_users_code_is_told_with_its_place(
+def test_error_of_the_users_code_is_reported_with_its_place(
     tmp_path: Path, run: RunDirectory, error: BaseException | str, words: str
 ) -> None:
     told = find_mistake(raised(error, tmp_path), recipe(), run, step=0)
@@ -99,7 +99,7 @@ def test_error_of_the_users_code_is_told_with_its_place(
         RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"),
     ],
 )
-def test_what_another_attempt_may_not_meet_is_not_the_users_mistake(
+def test_error_that_may_not_recur_is_not_the_users_mistake(
     tmp_path: Path, run: RunDirectory, error: BaseException
 ) -> None:
     assert find_mistake(raised(error, tmp_path), recipe(), run, step=0) is None

@@ -1,4 +1,4 @@
-"""Libraries have a place for their caches also where the user has no home, or may not write to it."""
+"""Libraries have a cache folder even where the user has no home directory, or cannot write to it."""
 
 import os
 import pwd
@@ -26,17 +26,17 @@ def provided(**environment: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_home_that_can_be_written_is_left_alone(tmp_path: Path) -> None:
+def test_writable_home_is_not_changed(tmp_path: Path) -> None:
     assert provided(HOME=str(tmp_path)) == [str(tmp_path), "-", "-", "-"]
     assert provided(HOME=str(tmp_path), XDG_CACHE_HOME="/proc/x")[0] == str(tmp_path)
 
 
-def test_missing_home_is_the_users_own() -> None:
+def test_missing_home_is_set_to_that_of_the_user() -> None:
     assert provided()[0] == pwd.getpwuid(os.getuid()).pw_dir
 
 
 @pytest.mark.parametrize("home", ["/proc/nowhere", "/proc"])
-def test_home_that_cannot_be_written_has_its_caches_elsewhere(home: str) -> None:
+def test_caches_of_a_home_that_is_not_writable_are_elsewhere(home: str) -> None:
     kept, caches, matplotlib, torch = provided(HOME=home)
     assert kept == home
     assert os.access(caches, os.W_OK)

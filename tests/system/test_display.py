@@ -1,4 +1,4 @@
-"""Lines and tables give up columns where a terminal is narrow, and none where there is no terminal."""
+"""Lines and tables drop columns on a narrow terminal, and none without a terminal."""
 
 import pytest
 
@@ -34,12 +34,12 @@ def test_line_has_the_columns_of_the_lowest_ranks_that_fit(width: int | None, te
     assert str(LINE) == LINE.within(None)
 
 
-def test_column_that_is_too_wide_leaves_its_room_to_others() -> None:
+def test_column_that_is_too_wide_leaves_its_space_to_others() -> None:
     columns = [Column("run"), Column("much wider than this", 1), Column("99%", 2)]
     assert [column.text for column in fitting(columns, 8)] == ["run", "99%"]
 
 
-def test_bar_takes_what_room_is_left_and_none_where_that_is_little() -> None:
+def test_bar_fills_the_remaining_space_and_is_omitted_where_that_is_small() -> None:
     columns = [Column("epoch 1/2"), Column("step 3/4", 1)]
     assert with_bar(columns, 40, share=0.5) == "epoch 1/2  ━━━━━━━━━━─────────  step 3/4"
     assert with_bar(columns, 28, share=0.5) == "epoch 1/2  step 3/4"
@@ -50,7 +50,7 @@ HEADINGS = [Heading("run"), Heading("step", is_right=True), Heading("recipe", 2)
 ROWS = [["digits-日本", "9/9", "digits", "optimizer.lr=0.1"], ["d", "120/345", "cifar10", ""]]
 
 
-def test_table_drops_columns_and_cuts_no_cell() -> None:
+def test_table_drops_columns_and_truncates_no_cell() -> None:
     assert table_lines(HEADINGS, ROWS, None) == [
         "run             step  recipe   differs in",
         "digits-日本      9/9  digits   optimizer.lr=0.1",
@@ -64,7 +64,7 @@ def test_table_drops_columns_and_cuts_no_cell() -> None:
     assert table_lines(HEADINGS, ROWS, 10) == ["run             step", "digits-日本      9/9", "d            120/345"]
 
 
-def test_words_in_the_last_column_are_wrapped_behind_the_others_in_a_terminal_alone() -> None:
+def test_text_in_the_last_column_is_wrapped_only_on_a_terminal() -> None:
     headings, rows = (
         [Heading("recipe"), Heading("what it trains", is_text=True)],
         [["digits", "seven words of text " * 2]],
@@ -77,7 +77,7 @@ def test_words_in_the_last_column_are_wrapped_behind_the_others_in_a_terminal_al
     assert table_lines(headings, rows, None)[1] == "digits  seven words of text seven words of text"
 
 
-def test_shortened_text_has_as_many_cells_as_there_are() -> None:
+def test_shortened_text_fills_its_cells() -> None:
     assert shortened("日本語", 6) == "日本語"
     assert shortened("日本語", 5) == "日本…"
     assert shortened("epoch 1/2", 8) == "epoch 1…"

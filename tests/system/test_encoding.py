@@ -1,4 +1,4 @@
-"""Whatever is printed reaches a terminal of whatever encoding."""
+"""Any text can be printed on a terminal of any encoding."""
 
 import ast
 import os
@@ -28,7 +28,7 @@ Console(highlight=False).print("▁▄█")
         ("ascii", b"_~# ... \\xfc \\u65e5 \xff\n_~#\n"),
     ],
 )
-def test_text_is_approximated_where_the_terminal_lacks_it(encoding: str, shown: bytes) -> None:
+def test_characters_missing_in_the_encoding_are_approximated(encoding: str, shown: bytes) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     done = subprocess.run([sys.executable, "-c", PRINT], env=environment, capture_output=True, check=True)
     assert done.stdout == shown

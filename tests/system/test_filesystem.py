@@ -1,4 +1,4 @@
-"""What a file system refuses is one sentence: the path, the reason, the owner, and what to do."""
+"""A file system error is one sentence: the path, the reason, the owner, and what to do."""
 
 import errno
 import os
@@ -28,7 +28,7 @@ def test_full_disk_is_named_with_its_free_space(tmp_path: Path) -> None:
         assert filesystem.exit_code(raised.value) == ExitCode.FAILED
 
 
-def test_name_that_is_too_long_and_one_of_bytes_are_told_on_a_line(tmp_path: Path) -> None:
+def test_too_long_and_undecodable_names_are_reported_on_one_line(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="too long") as raised:
         (tmp_path / ("é" * 200)).write_text("")
     assert "the name is too long" in refused(raised.value)
@@ -38,7 +38,7 @@ def test_name_that_is_too_long_and_one_of_bytes_are_told_on_a_line(tmp_path: Pat
     assert filesystem.exit_code(missing.value) == ExitCode.BAD_INPUT
 
 
-def test_quota_has_its_own_words() -> None:
+def test_quota_has_its_own_message() -> None:
     assert "quota is used up" in refused(OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "/home/x"))
 
 
@@ -46,11 +46,11 @@ def test_quota_has_its_own_words() -> None:
     "bug",
     [OSError("no errno"), PermissionError(errno.EPERM, "of os.kill"), ConnectionRefusedError(errno.ECONNREFUSED, "")],
 )
-def test_what_is_no_fault_of_a_file_system_is_left_alone(bug: OSError) -> None:
+def test_error_that_is_not_of_a_file_system_is_not_explained(bug: OSError) -> None:
     assert filesystem.explain(bug) is None
 
 
-def test_place_of_another_user_is_told_with_the_owner_and_the_way_out() -> None:
+def test_path_of_another_user_is_reported_with_owner_and_advice() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root, to give a folder to another user")
     with tempfile.TemporaryDirectory() as name:
@@ -58,14 +58,12 @@ def test_place_of_another_user_is_told_with_the_owner_and_the_way_out() -> None:
         theirs = Path(name, "theirs")
         theirs.mkdir(mode=0o755)
         os.chown(theirs, 1, 1)
-        words = (
-            f"nothing can be written in {theirs}: it belongs to daemon, and you (nobody) have no permission; ask them"
-        )
+        words = f"{theirs} is not writable: it belongs to daemon, and you (nobody) have no permission; ask them"
         assert _as_nobody(theirs / "run") == words
 
 
 def _as_nobody(folder: Path) -> str:
-    """Return what a user without any rights is told who wants to write there."""
+    """Return the message to a user without any rights who wants to write there."""
     reader, writer = os.pipe()
     if (pid := os.fork()) == 0:
         os.setgroups([])

@@ -1,4 +1,4 @@
-"""A live line stays one line whatever is printed, and whatever becomes of the terminal's width."""
+"""A live line stays one line whatever is printed, and however the terminal's width changes."""
 
 import io
 import sys
@@ -12,7 +12,7 @@ from tests.screen import Screen
 
 
 class Drawn:
-    """A console on a terminal, and the screen that it is read from."""
+    """A console on a terminal, and the screen that shows its output."""
 
     def __init__(self, width: int, *, breaks_lines: bool = True) -> None:
         self._text = io.StringIO()
@@ -22,7 +22,7 @@ class Drawn:
 
     @property
     def lines(self) -> list[str]:
-        """What is to be read, the last line without its blank successor."""
+        """The lines on the screen, without the blank one after the last."""
         text = self._text.getvalue()
         self.screen.feed(text[self._read :])
         self._read = len(text)
@@ -38,7 +38,7 @@ class Drawn:
         self.console.width = width
 
 
-def test_what_is_printed_stands_above_the_line_and_the_line_is_gone_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prints_are_above_the_line_and_the_line_is_erased_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     drawn = Drawn(40)
     live = LiveLine(drawn.console, lambda width: f"live {width}")
@@ -55,7 +55,7 @@ def test_what_is_printed_stands_above_the_line_and_the_line_is_gone_in_the_end(m
 
 
 @pytest.mark.parametrize("breaks_lines", [True, False])
-def test_resize_leaves_nothing_of_the_line(breaks_lines: bool) -> None:
+def test_resize_leaves_no_remains_of_the_line(breaks_lines: bool) -> None:
     drawn = Drawn(120, breaks_lines=breaks_lines)
     drawn.console.print("printed before")
     live = LiveLine(drawn.console, lambda width: "=" * width)
@@ -69,7 +69,7 @@ def test_resize_leaves_nothing_of_the_line(breaks_lines: bool) -> None:
     assert drawn.lines == ["printed before"]
 
 
-def test_line_that_another_process_has_left_is_erased() -> None:
+def test_line_left_by_another_process_is_erased() -> None:
     drawn = Drawn(40)
     live = LiveLine(drawn.console, lambda _: "left behind")
     live.start()
@@ -83,7 +83,7 @@ def test_line_that_another_process_has_left_is_erased() -> None:
     live.stop()
 
 
-def test_nothing_is_drawn_any_more_once_the_terminal_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_drawn_once_the_terminal_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     text = io.StringIO()
     monkeypatch.setattr(text, "isatty", lambda: True)
     console = Console(file=text, width=40, _environ={"TERM": "xterm"})
@@ -100,7 +100,7 @@ def test_nothing_is_drawn_any_more_once_the_terminal_is_lost(monkeypatch: pytest
     assert text.getvalue() == "after\n"
 
 
-def test_nothing_is_drawn_where_there_is_no_terminal() -> None:
+def test_nothing_is_drawn_without_a_terminal() -> None:
     console = Console(file=io.StringIO(), width=40)
     live = LiveLine(console, lambda _: "live")
     live.start()

@@ -1,4 +1,4 @@
-"""A lock is held by one process, on a file system with record locks and on one without."""
+"""A lock is held by one process, on file systems with and without record locks."""
 
 import errno
 import os
@@ -74,7 +74,7 @@ def start(stack: ExitStack, program: str, *arguments: object, error: int | None)
 
 
 @pytest.mark.parametrize("error", [None, *NO_LOCKS])
-def test_lock_refuses_a_second_process_and_goes_with_a_killed_one(
+def test_lock_refuses_a_second_process_and_is_released_by_a_kill(
     tmp_path: Path, contenders: ExitStack, error: int | None
 ) -> None:
     lock = tmp_path / "lock"
@@ -103,7 +103,7 @@ def test_lock_files_let_one_of_many_contenders_in_at_a_time(tmp_path: Path, cont
     assert len(list(tmp_path.glob("lock.*"))) <= 8
 
 
-def test_lock_file_counts_where_another_machine_has_record_locks(tmp_path: Path, contenders: ExitStack) -> None:
+def test_lock_file_is_respected_by_a_machine_with_record_locks(tmp_path: Path, contenders: ExitStack) -> None:
     lock = tmp_path / "lock"
     first = start(contenders, HOLD, lock, 0, error=errno.ENOLCK)
     assert line(first) == "held with lock files"
@@ -112,13 +112,13 @@ def test_lock_file_counts_where_another_machine_has_record_locks(tmp_path: Path,
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make lock files as a process of another machine would: this one knows nothing of its process ids."""
+    """Create lock files as a process on another machine would: its process ids are unknown here."""
     monkeypatch.setattr(locks, "_space", lambda: "another boot")
-    monkeypatch.setattr(locks, "BEAT_S", 0.05)
+    monkeypatch.setattr(locks, "HEARTBEAT_S", 0.05)
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_lock_file_of_another_machine_is_held_while_its_heartbeat_moves(tmp_path: Path, contenders: ExitStack) -> None:
+def test_lock_file_of_another_machine_is_held_while_heartbeats_arrive(tmp_path: Path, contenders: ExitStack) -> None:
     lock = tmp_path / "lock"
     with locks.hold_by_files(lock, stale_s=1.0):
         assert line(start(contenders, HOLD, lock, 0, error=errno.ENOSYS)).startswith(f"refused: process {os.getpid()}")
@@ -126,11 +126,11 @@ def test_lock_file_of_another_machine_is_held_while_its_heartbeat_moves(tmp_path
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_lock_file_of_another_machine_is_taken_over_once_its_heartbeat_stands(
+def test_lock_file_of_another_machine_is_taken_over_once_heartbeats_stop(
     tmp_path: Path, contenders: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock = tmp_path / "lock"
-    taken = locks._take(lock, 0, 1.0)  # and no thread that beats
+    taken = locks._acquire(lock, 0, 1.0)  # and no thread that beats
     began = time.monotonic()
     others = [start(contenders, HOLD, lock, 0, error=errno.ENOSYS) for _ in range(2)]
     answers = {line(other).partition(":")[0] for other in others}
@@ -139,7 +139,7 @@ def test_lock_file_of_another_machine_is_taken_over_once_its_heartbeat_stands(
 
     over = threading.Event()
     monkeypatch.setattr(locks, "_end_superseded", lambda _: over.set())  # for the end of the process
-    locks._beat(lock, *taken, over)
+    locks._write_heartbeats(lock, *taken, over)
     assert over.is_set()
 
 

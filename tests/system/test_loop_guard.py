@@ -1,4 +1,4 @@
-"""A loop outlives what one of its rounds raises, and says so once."""
+"""A loop survives exceptions of its iterations, and reports each one once."""
 
 import logging
 
@@ -7,7 +7,7 @@ import pytest
 from distrain.system.loop_guard import LoopGuard
 
 
-def test_round_that_raises_is_logged_once_and_the_loop_carries_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_iteration_is_logged_once_and_the_loop_continues(caplog: pytest.LogCaptureFixture) -> None:
     guard, rounds = LoopGuard("the loop"), 0
     logging.getLogger("distrain").propagate = True
     with caplog.at_level(logging.WARNING):
@@ -20,8 +20,8 @@ def test_round_that_raises_is_logged_once_and_the_loop_carries_on(caplog: pytest
                     raise ValueError("from another line")
     assert rounds == 4
     assert [record.getMessage() for record in caplog.records] == [
-        "the loop failed once (ValueError: bad) and carries on",
-        "the loop failed once (ValueError: from another line) and carries on",
+        "the loop failed once (ValueError: bad) and continues",
+        "the loop failed once (ValueError: from another line) and continues",
     ]
     assert all(record.exc_info for record in caplog.records)
 
@@ -35,6 +35,6 @@ def test_failing_report_does_not_end_the_loop() -> None:
 
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
-def test_exception_that_ends_a_process_passes(kind: type[BaseException]) -> None:
+def test_exception_that_ends_a_process_propagates(kind: type[BaseException]) -> None:
     with pytest.raises(kind), LoopGuard("the loop"):
         raise kind

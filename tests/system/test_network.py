@@ -1,4 +1,4 @@
-"""An address of this machine leads to its interface."""
+"""The interface of this machine is found by its address."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ exec "$0" -c 'from distrain.system.network import find_interface; print(find_int
 """
 
 
-def test_address_leads_to_its_interface() -> None:
+def test_interface_is_found_by_its_address() -> None:
     assert find_interface("127.0.0.1") == "lo"
 
 
@@ -25,7 +25,7 @@ def test_address_of_another_machine_is_an_error() -> None:
         find_interface("192.0.2.77")
 
 
-def test_second_address_leads_to_the_interface_and_not_to_its_label() -> None:
+def test_interface_of_a_second_address_is_found_without_its_label() -> None:
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("needs root and iproute2, for a network namespace")
     namespace = ["unshare", "--net"]

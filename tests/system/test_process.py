@@ -1,4 +1,4 @@
-"""A process is gone when its threads are, and when its GPU's memory is free again."""
+"""A process is gone when all its threads have ended and its GPU memory is free again."""
 
 import os
 import platform
@@ -54,14 +54,12 @@ def test_next_attempt_waits_until_the_driver_has_freed_the_memory_of_the_last_on
     assert processes.read_text() == "7"  # it was asked three times
 
 
-def test_memory_that_stays_is_told_and_not_waited_for_without_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_that_is_not_freed_is_reported_after_a_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_nvml(monkeypatch, gpu(0))
     processes = tmp_path / "processes"
     processes.write_text("11\n" * 100)
     monkeypatch.setenv("FAKE_NVML_PROCESSES", str(processes))
-    monkeypatch.setattr(nvml, "_RELEASE_S", 0.3)
+    monkeypatch.setattr(nvml, "_RELEASE_TIMEOUT_S", 0.3)
     told: list[str] = []
     supervisor._await_gpus({11, 12}, RunDirectory(tmp_path), told.append)
     assert told == ["the driver has not freed the GPU memory of process 11, which has ended; nvidia-smi says more"]

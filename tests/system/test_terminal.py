@@ -1,4 +1,4 @@
-"""What is printed where nobody reads any more, or where it cannot be written."""
+"""What happens to output whose reader has gone, or that cannot be written."""
 
 import os
 import signal
@@ -67,7 +67,7 @@ def test_closed_terminal_ends_neither_the_process_nor_its_children(tmp_path: Pat
     assert log == "from a child\npast Python\nfrom the user\nto standard error\n"
 
 
-def test_full_disk_under_the_output_loses_no_line(tmp_path: Path) -> None:
+def test_output_on_a_full_disk_loses_no_line(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
         code = 'with tolerating_loss(Path("log")):\n    print("one", flush=True)\n    print("two")'
         process = start(code, tmp_path, stdout=full, stderr=full)
@@ -75,7 +75,7 @@ def test_full_disk_under_the_output_loses_no_line(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "one\ntwo\n"
 
 
-def test_terminal_that_others_have_made_non_blocking_loses_nothing(tmp_path: Path) -> None:
+def test_terminal_made_non_blocking_by_others_loses_nothing(tmp_path: Path) -> None:
     code = """
 os.set_blocking(1, False)
 for number in range(3000):
@@ -88,7 +88,7 @@ for number in range(3000):
     assert [int(line) for line in out.splitlines()] == list(range(3000))
 
 
-def test_terminal_that_is_held_with_ctrl_s_holds_up_nothing(tmp_path: Path) -> None:
+def test_terminal_paused_with_ctrl_s_blocks_nothing(tmp_path: Path) -> None:
     code = """
 from distrain.system import terminal
 terminal.PATIENCE_S = 0.2
@@ -117,7 +117,7 @@ with tolerating_loss(Path("log")):
     assert len(log) == 20 or f"line {19 - len(log)}\r\n" in screen.shown
 
 
-def test_streams_that_are_closed_from_the_start_take_no_place_among_files(tmp_path: Path) -> None:
+def test_descriptors_of_closed_streams_are_not_reused_for_files(tmp_path: Path) -> None:
     def close() -> None:
         for descriptor in range(3):
             os.close(descriptor)
@@ -151,7 +151,7 @@ def test_ctrl_c_ends_a_command_that_waits_with_one_line_and_exit_code_130(tmp_pa
 
 
 def ended(arguments: tuple[str, ...], prepare: Callable[[], None], folder: Path) -> tuple[int | None, str]:
-    """Return the exit code of a command, and what it wrote to standard error."""
+    """Return the exit code of a command, and its standard error."""
     process = server().Process(target=_run, args=(arguments, prepare, folder / "err"))
     process.start()
     process.join(60)
@@ -181,9 +181,7 @@ def lost_reader() -> None:
 
 
 @pytest.mark.parametrize("arguments", [("recipes", "keys", "--json"), ("runs",), ("fit", "--help"), ("--version",)])
-def test_result_that_cannot_be_written_is_a_failure_and_one_that_nobody_reads_is_none(
-    tmp_path: Path, arguments: tuple[str, ...]
-) -> None:
+def test_unwritable_result_is_a_failure_and_an_unread_one_is_not(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     assert ended(arguments, lost_reader, tmp_path) == (0, "")
     code, words = ended(arguments, full_disk, tmp_path)
     assert (code, words) == (1, "distrain: the output cannot be written: No space left on device\n")

@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from distrain.system.exits import as_exception, keep_frames
 from distrain.system.process import die_with_parent, release_signals
-from distrain.system.signals import heard_signals
+from distrain.system.signals import handled_signals
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -176,7 +176,7 @@ def follow_parent() -> None:
     """
     parent = multiprocessing.parent_process()
     die_with_parent(parent.pid if parent is not None else None)
-    for number in heard_signals():
+    for number in handled_signals():
         signal.signal(number, lambda *_: None)
     release_signals()
 

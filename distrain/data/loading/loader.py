@@ -22,7 +22,7 @@ from distrain.errors import DataError, RecipeError
 from distrain.global_rng import seed_generators
 from distrain.messages import MEBIBYTE
 from distrain.rng import Purpose
-from distrain.system.exits import own_frame
+from distrain.system.exits import user_frame
 
 Loader = Literal["auto", "threads", "processes"]
 
@@ -110,7 +110,7 @@ class BatchReader:
         try:
             return drawn.apply_seeded_rest(image, position)
         except Exception as error:
-            if isinstance(error, DataError | MemoryError) or own_frame(error) is not None:
+            if isinstance(error, DataError | MemoryError) or user_frame(error) is not None:
                 raise
             raise self._refused(index, error) from error
 

@@ -20,7 +20,7 @@ from distrain.errors import RecipeError
 from distrain.global_rng import seed_generators
 from distrain.messages import joined, nearest
 from distrain.rng import Purpose
-from distrain.system.exits import own_frame, place_of, place_of_code
+from distrain.system.exits import place_of, place_of_code, user_frame
 
 if TYPE_CHECKING:
     from distrain.data.transforms.geometric import (  # takes a second to import: torchvision
@@ -230,7 +230,7 @@ def _make(transform: Transform, *, key: str) -> Any:
     try:
         made = factory(**{name: _read_argument(name, value) for name, value in transform.arguments.items()})
     except (TypeError, ValueError) as error:
-        frame = own_frame(error)
+        frame = user_frame(error)
         place = "" if frame is None else f", {place_of(frame)}"
         raise RecipeError(f"{key}: {transform.name} does not accept {transform.arguments}: {error}{place}") from None
     if is_reference(transform.name) and not callable(made):

@@ -1,11 +1,11 @@
-"""Checkpoints: written whole or not at all, verified before they are read, and never able to run code.
+"""Checkpoints: written completely or not at all, verified before they are read, and unable to run code.
 
-A checkpoint is a folder `step-N`: the tensors in shards of torch.distributed.checkpoint, `state.json` with everything
-that is a number or a word, and MANIFEST.json with the size and the digest of every other file. It is written as
-`step-N.tmp` and renamed once it is whole and on disk; only renamed folders are ever read.
+A checkpoint is a folder `step-N`: the tensors in shards of torch.distributed.checkpoint, `state.json` with all numbers
+and strings, and MANIFEST.json with the size and digest of every other file. It is written as `step-N.tmp` and renamed
+once it is complete and on disk; only renamed folders are ever read.
 
-The names here need no torch. What touches tensors is imported from its own module: `tensors` (what is saved), `staging`
-and `writer` (saving), `load` (reading), `consolidate` (one file for other programs).
+This package needs no torch. The code that handles tensors is in `distrain.checkpoint`: `tensors` (what is saved),
+`staging` and `writer` (saving), `load` (reading), `consolidate` (one file for other programs).
 """
 
 from distrain.runs.checkpoints.catalog import Entry, choose, find_best, read_catalog, run_best_step, strongest

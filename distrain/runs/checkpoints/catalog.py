@@ -1,4 +1,4 @@
-"""Lists what is known of a run's checkpoints without reading a tensor: step, size, age, evaluation, which is best."""
+"""Lists a run's checkpoints without reading tensors: step, size, age, evaluation, and which is best."""
 
 import json
 from contextlib import suppress
@@ -14,10 +14,10 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Entry:
-    """One committed checkpoint; `evaluation` holds the metrics of the evaluation at its step, if there was one.
+    """A committed checkpoint; `evaluation` has the metrics of the evaluation at its step, if there was one.
 
-    `score` says by how much that is good, higher is better, as the run judges its evaluations. `run_best` is the step
-    of the best evaluation that the run had had by then, whether or not a checkpoint of it is kept.
+    `score` is the value of the metric that selects the best evaluation, with the sign that makes higher better.
+    `run_best` is the step of the best evaluation up to this checkpoint, whether or not its checkpoint was kept.
     """
 
     path: Path
@@ -30,10 +30,10 @@ class Entry:
 
 
 def read_catalog(folder: Path) -> list[Entry]:
-    """Return the committed checkpoints below `folder`, the oldest first; nothing in them is verified."""
+    """Return the committed checkpoints below `folder`, the oldest first; their content is not verified."""
     entries: list[Entry] = []
     for path in committed(folder):
-        with suppress(FileNotFoundError):  # a training has deleted it just now
+        with suppress(FileNotFoundError):  # a running training has just deleted it
             evaluation, score, run_best = _read_evaluation(path)
             entries.append(
                 Entry(
@@ -50,19 +50,19 @@ def read_catalog(folder: Path) -> list[Entry]:
 
 
 def best_step(scores: list[tuple[int, float | None]]) -> int | None:
-    """Return the step with the highest score, the first of equals; None where no step has one."""
+    """Return the step with the highest score, the first of equal ones; None where no step has a score."""
     ranked = [(-score, step) for step, score in scores if score is not None]
     return min(ranked)[1] if ranked else None
 
 
 def strongest(entries: list[Entry]) -> Entry | None:
-    """Return the entry with the highest score, the first of equals; the run may have had a better evaluation."""
+    """Return the entry with the highest score, the first of equal ones; the run may have had a better evaluation."""
     step = best_step([(entry.step, entry.score) for entry in entries])
     return next((entry for entry in entries if entry.step == step), None)
 
 
 def run_best_step(entries: list[Entry]) -> int | None:
-    """Return the step of the run's best evaluation, as its newest checkpoint knows it; None where there was none."""
+    """Return the step of the run's best evaluation according to its newest checkpoint; None where there was none."""
     return next((entry.run_best for entry in reversed(entries) if entry.run_best is not None), None)
 
 
@@ -73,7 +73,7 @@ def find_best(entries: list[Entry]) -> Entry | None:
 
 
 def choose(folder: Path, which: str) -> Path:
-    """Return the checkpoint that `which` names: a step, `best` or `last`; raises `RunError` where there is none."""
+    """Return the checkpoint named by `which`: a step, `best` or `last`; raises `RunError` where there is none."""
     entries = read_catalog(folder)
     if not entries:
         raise RunError(f"there is no checkpoint in {folder}")
@@ -82,12 +82,12 @@ def choose(folder: Path, which: str) -> Path:
     if which == "best" and best is None:
         if (step := run_best_step(entries)) is not None:
             raise RunError(f"the best evaluation, at step {step}, has no checkpoint in {folder}; use last, or {steps}")
-        raise RunError(f"no checkpoint in {folder} was evaluated, so none is the best; use last, or {steps}")
-    wanted = {"best": str(best and best.step), "last": str(entries[-1].step)}.get(which, which)
+        raise RunError(f"no checkpoint in {folder} was evaluated, so there is no best one; use last, or {steps}")
+    chosen = {"best": str(best and best.step), "last": str(entries[-1].step)}.get(which, which)
     for entry in entries:
-        if str(entry.step) == wanted:
+        if str(entry.step) == chosen:
             return entry.path
-    raise RunError(f"there is no checkpoint {which!r} in {folder}; take best, last, or one of {steps}")
+    raise RunError(f"there is no checkpoint {which!r} in {folder}; use best, last, or one of {steps}")
 
 
 def _read_evaluation(path: Path) -> tuple[Metrics | None, float | None, int | None]:

@@ -1,4 +1,4 @@
-"""Verifies checkpoints: the manifest with every file's digest, the commit, and what becomes of a bad one."""
+"""Verifies and commits checkpoints by a manifest with the digest of every file, and quarantines damaged ones."""
 
 import json
 import shutil
@@ -17,15 +17,15 @@ Manifest = dict[str, dict[str, Any]]  # by file name: its size in `bytes` and it
 
 
 def latest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest checkpoint whose files all have their digests, and what was wrong with the newer ones.
+    """Return the newest checkpoint whose files all match their digests, and a message on each damaged newer one.
 
-    What is wrong is moved to `quarantine/` beside it, so that it is looked at once and not lost.
+    Damaged checkpoints are moved to `quarantine/` beside them, so that they are checked only once and not lost.
     """
-    complaints: list[str] = []
+    messages: list[str] = []
     for path in reversed(committed(folder)):
         fault = find_corruption(path)
         if fault is None:
-            return read(path), complaints
+            return read(path), messages
         quarantine = folder / "quarantine" / path.name
         try:
             shutil.rmtree(quarantine, ignore_errors=True)
@@ -34,14 +34,14 @@ def latest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:
             place = f"it was moved to {quarantine}"
         except OSError as error:
             place = f"it could not be moved to {quarantine}: {error.strerror}"
-        complaints.append(f"checkpoint {path.name} is not used: {fault}; {place}")
-    return None, complaints
+        messages.append(f"checkpoint {path.name} is not used: {fault}; {place}")
+    return None, messages
 
 
 def find_corruption(path: Path, *, advance: Callable[[int], None] | None = None) -> str | None:
-    """Return what is wrong with a checkpoint's files, or None; every byte of it is read.
+    """Return what is wrong with a checkpoint's files, or None; reads every byte of them.
 
-    `advance` is told the number of bytes after each piece that was read, for a progress bar.
+    `advance` is called with the number of bytes of each chunk that was read, for a progress bar.
     """
     try:
         listed = {name: (entry["bytes"], entry["xxh3_128"]) for name, entry in read_manifest(path).items()}
@@ -59,31 +59,31 @@ def find_corruption(path: Path, *, advance: Callable[[int], None] | None = None)
             if not file.is_file():
                 return f"{name} is missing"
             if file.stat().st_size != size:
-                return f"{name} has {file.stat().st_size} bytes and should have {size}"
+                return f"{name} has {file.stat().st_size} bytes instead of {size}"
             if _digest(file, advance) != digest:
-                return f"{name} has other bytes than were written"
-        except OSError as error:  # a disk that fails
+                return f"{name} has changed since it was written"
+        except OSError as error:  # a failing disk
             return f"{name} cannot be read: {error.strerror}"
     try:
         step = json.loads((path / STATE).read_text(encoding="utf-8"))["step"]
     except (OSError, ValueError, KeyError, TypeError):
         return f"its {STATE} is not valid"
-    return None if step == step_of(path) else f"it holds step {step}, not the one it is named after"
+    return None if step == step_of(path) else f"it contains step {step}, not the step in its name"
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Return the manifest of a checkpoint; raises `OSError`, or `ValueError` and its like if it is damaged."""
+    """Return the manifest of a checkpoint; raises `OSError`, or `ValueError` and similar errors if it is damaged."""
     manifest: Manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
     return manifest
 
 
 def describe_files(files: list[Path]) -> Manifest:
-    """Return the part of a manifest that these files make."""
+    """Return the manifest entries of these files."""
     return {file.name: {"bytes": file.stat().st_size, "xxh3_128": _digest(file, None)} for file in files}
 
 
 def commit(draft: Path, final: Path, *, state: str, shards: Manifest) -> None:
-    """Add state and manifest to a draft whose shards are on disk, and give it its name in one step."""
+    """Add state and manifest to a draft whose shards are on disk, and rename it to its final name."""
     write_atomically(draft / STATE, state)
     manifest = {**shards, **describe_files([draft / STATE, draft / METADATA])}
     write_atomically(draft / MANIFEST, json.dumps({"files": manifest}, indent=1))

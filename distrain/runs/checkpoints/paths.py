@@ -1,4 +1,4 @@
-"""Defines the folder of checkpoints: how one is named, which are committed, and how one is removed."""
+"""Defines the folder of checkpoints: their names, which ones are committed, and how they are deleted."""
 
 import json
 import shutil
@@ -8,14 +8,14 @@ from typing import Any
 
 STATE = "state.json"
 MANIFEST = "MANIFEST.json"
-METADATA = ".metadata"  # DCP's own name
+METADATA = ".metadata"  # the name that DCP gives it
 _PREFIX = "step-"
 _PARTIAL = ".tmp"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint: `state` is the JSON part, the tensors are read by `distrain.checkpoint.load`."""
+    """A committed checkpoint: `state` is the JSON part; `distrain.checkpoint.load` reads the tensors."""
 
     path: Path
     step: int
@@ -23,12 +23,12 @@ class Checkpoint:
 
 
 def final_path(folder: Path, step: int) -> Path:
-    """Return where the committed checkpoint of `step` stands."""
+    """Return the path of the committed checkpoint of `step`."""
     return folder / f"{_PREFIX}{step:08d}"
 
 
 def partial_path(folder: Path, step: int) -> Path:
-    """Return where the checkpoint of `step` is written until it is whole."""
+    """Return the path at which the checkpoint of `step` is written until it is complete."""
     return final_path(folder, step).with_suffix(_PARTIAL)
 
 
@@ -51,18 +51,18 @@ def committed(folder: Path) -> list[Path]:
 
 
 def read(path: Path) -> Checkpoint:
-    """Return a committed checkpoint that has been verified, here or by another rank."""
+    """Read the state of a committed checkpoint that was verified, here or by another rank."""
     return Checkpoint(path, step_of(path), json.loads((path / STATE).read_text(encoding="utf-8")))
 
 
 def remove(path: Path) -> None:
-    """Delete a committed checkpoint: first its name, so that a kill in between leaves no half of it to be read."""
+    """Delete a committed checkpoint, renaming it first so that a kill in between leaves no partial one to be read."""
     draft = path.with_suffix(_PARTIAL)
     path.replace(draft)
     shutil.rmtree(draft)
 
 
 def remove_partial(folder: Path) -> None:
-    """Delete what a killed process left half-written or half-deleted."""
+    """Delete partial checkpoints that a killed process left."""
     for path in folder.glob(f"{_PREFIX}*{_PARTIAL}"):
         shutil.rmtree(path, ignore_errors=True)

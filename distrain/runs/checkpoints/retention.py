@@ -1,12 +1,12 @@
-"""Says which checkpoints stay: the last k, the best one, and every n-th."""
+"""Decides which checkpoints are kept: the last k, the best one, and every n-th."""
 
 from distrain.runs.checkpoints.catalog import Entry, find_best, strongest
 
 
 def expired(entries: list[Entry], *, keep_last: int, keep_best: bool, keep_every_steps: int | None) -> list[Entry]:
-    """Return the checkpoints that need not stay; `entries` begin with the oldest, and so does what is returned.
+    """Return the checkpoints to delete; `entries` and the result begin with the oldest.
 
-    The best one is that of the run's best evaluation, or where it has none, the strongest of those that are there.
+    The best one is that of the run's best evaluation, or if it has no checkpoint, the one with the highest score.
     """
     kept = [*entries[-keep_last:]]
     best = find_best(entries) or strongest(entries)

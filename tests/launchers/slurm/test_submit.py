@@ -156,7 +156,7 @@ def test_sbatch_that_prints_no_id_is_one_sentence_and_leaves_nothing(
     (tmp_path / "work").mkdir()
     done = distrain("submit", "digits", "--run=run", cwd=tmp_path / "work")
     assert done.code == 2
-    assert f"printed no job id on a line of its own ({printed or 'nothing at all'})" in done.err
+    assert f"printed no job id on a separate line ({printed or 'no output'})" in done.err
     assert done.err.count("\n") == 1
     assert not list((tmp_path / "work").iterdir())
 
@@ -269,5 +269,5 @@ def test_machine_without_sbatch_is_told_so(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PATH", str(tmp_path))
     done = distrain("submit", "digits", cwd=tmp_path)
     assert done.code == 2
-    assert "sbatch is not on this machine" in done.err
+    assert "sbatch is not installed on this machine" in done.err
     assert not list(tmp_path.iterdir())

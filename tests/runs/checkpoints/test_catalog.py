@@ -1,4 +1,4 @@
-"""The best checkpoint is that of the run's best evaluation, and where that was not kept, no other is called so."""
+"""The best checkpoint is that of the run's best evaluation; if it was not kept, no other is called the best."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 def write(run: RunDirectory, step: int, top1: float | None, *, best: int | None) -> None:
-    """Write what a checkpoint says of evaluations: its own, and the step of the run's best one up to then."""
+    """Write the evaluation in a checkpoint's state, and the step of the run's best one up to then."""
     path = final_path(run.checkpoints, step)
     path.mkdir()
     evaluation = None if top1 is None else {"step": step, "val/loss": 1.0, "val/top1": top1}
@@ -37,7 +37,7 @@ def test_best_that_was_kept_is_chosen(run: RunDirectory) -> None:
 
 
 @pytest.mark.parametrize("best", [0, 7])
-def test_best_that_was_not_kept_is_no_other(run: RunDirectory, best: int) -> None:
+def test_best_that_was_not_kept_is_not_replaced_by_another(run: RunDirectory, best: int) -> None:
     write(run, 10, 0.3, best=best)
     write(run, 20, 0.4, best=best)
     write(run, 30, None, best=best)
@@ -50,15 +50,15 @@ def test_best_that_was_not_kept_is_no_other(run: RunDirectory, best: int) -> Non
         find_checkpoint(str(run.path), run.path, must_be_best=True)
     _, path, why = find_checkpoint(str(run.path), run.path, must_be_best=False)
     assert path.name == "step-00000020"
-    assert why == f"the strongest by evaluation of those kept; that of step {best} has no checkpoint"
+    assert why == f"the best by evaluation of those kept; the best of the run, at step {best}, was not kept"
 
 
-def test_newest_is_taken_where_none_was_evaluated(run: RunDirectory) -> None:
+def test_newest_is_used_where_none_was_evaluated(run: RunDirectory) -> None:
     write(run, 10, None, best=None)
     write(run, 20, float("nan"), best=None)
     _, path, why = find_checkpoint(str(run.path), run.path, must_be_best=False)
     assert (path.name, why) == ("step-00000020", "the newest; none was evaluated")
-    with pytest.raises(RunError, match="was evaluated, so none is the best"):
+    with pytest.raises(RunError, match="was evaluated, so there is no best one"):
         choose(run.checkpoints, "best")
 
 
@@ -80,7 +80,7 @@ def test_checkpoint_is_found_by_its_step_below_the_folder_of_the_runs(
     for place in (reference, str(run.path.parent / reference)):
         _, path, why = find_checkpoint(place, run.path.parent, must_be_best=False, which=which)
         assert (path.name, why) == ("step-00000020", "as named")
-    with pytest.raises(RunError, match="leave one out"):
+    with pytest.raises(RunError, match="remove one"):
         find_checkpoint(reference, run.path.parent, must_be_best=True, which=which or "10")
     with pytest.raises(RunError, match="there is no checkpoint"):
         find_checkpoint("run/checkpoints/step-30", run.path.parent, must_be_best=False)

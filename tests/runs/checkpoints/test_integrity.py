@@ -1,4 +1,4 @@
-"""A checkpoint with one wrong byte in any of its files is set aside, and the next older one is used."""
+"""A checkpoint with one wrong byte in any of its files is quarantined, and the next older one is used."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def test_damaged_file_is_quarantined_and_the_older_one_used(
     assert [path.name for path in checkpoints.committed(folder)] == ["step-00000001"]
 
 
-def test_all_bad_checkpoints_are_set_aside_one_after_the_other(two_checkpoints: Path, tmp_path: Path) -> None:
+def test_all_damaged_checkpoints_are_quarantined_one_after_the_other(two_checkpoints: Path, tmp_path: Path) -> None:
     folder = copy(two_checkpoints, tmp_path / "checkpoints")
     damage(folder / "step-00000002" / ".metadata", "flipped")
     damage(folder / "step-00000001" / "__1_0.distcp", "truncated")
@@ -47,7 +47,7 @@ def test_all_bad_checkpoints_are_set_aside_one_after_the_other(two_checkpoints: 
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_draft_is_never_read_whichever_file_it_lacks(two_checkpoints: Path, tmp_path: Path, name: str) -> None:
+def test_draft_is_never_read_whichever_file_is_missing(two_checkpoints: Path, tmp_path: Path, name: str) -> None:
     folder = copy(two_checkpoints, tmp_path / "checkpoints")
     draft = folder / "step-00000003.tmp"
     (folder / "step-00000002").rename(draft)
@@ -59,20 +59,20 @@ def test_draft_is_never_read_whichever_file_it_lacks(two_checkpoints: Path, tmp_
     assert [path.name for path in folder.iterdir()] == ["step-00000001"]
 
 
-def test_folder_renamed_before_its_manifest_was_written_is_set_aside(two_checkpoints: Path, tmp_path: Path) -> None:
+def test_folder_renamed_before_its_manifest_was_written_is_quarantined(two_checkpoints: Path, tmp_path: Path) -> None:
     folder = copy(two_checkpoints, tmp_path / "checkpoints")
     (folder / "step-00000002" / "MANIFEST.json").unlink()
     _, complaints = checkpoints.latest_valid(folder)
     assert "it has no MANIFEST.json" in complaints[0]
 
 
-def test_checkpoint_under_the_name_of_another_step_is_set_aside(two_checkpoints: Path, tmp_path: Path) -> None:
+def test_checkpoint_under_the_name_of_another_step_is_quarantined(two_checkpoints: Path, tmp_path: Path) -> None:
     folder = copy(two_checkpoints, tmp_path / "checkpoints")
     (folder / "step-00000002").rename(folder / "step-00000009")
     found, complaints = checkpoints.latest_valid(folder)
     assert found is not None
     assert found.step == 1
-    assert "it holds step 2" in complaints[0]
+    assert "it contains step 2" in complaints[0]
 
 
 def test_other_things_beside_the_checkpoints_are_left_alone(two_checkpoints: Path, tmp_path: Path) -> None:

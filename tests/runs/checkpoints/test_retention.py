@@ -1,4 +1,4 @@
-"""Which checkpoints stay, as a pure function of their steps and evaluations."""
+"""Which checkpoints are kept, as a pure function of their steps and evaluations."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.checkpoint.making import make, save
 
 
 def entries(given: dict[str, float], *, run_best: int | None = None) -> list[Entry]:
-    """Checkpoints of steps 10 to 60, some with an evaluation: "s20": 0.5 says that step 20 has a score of 0.5."""
+    """Checkpoints of steps 10 to 60, some with an evaluation: "s20": 0.5 means that step 20 has a score of 0.5."""
     return [
         Entry(Path(str(step)), step, 1, 0.0, None, score=given.get(f"s{step}"), run_best=run_best)
         for step in range(10, 70, 10)
@@ -35,7 +35,7 @@ def entries(given: dict[str, float], *, run_best: int | None = None) -> list[Ent
         ({}, 1, True, 7, {60}),
     ],
 )
-def test_last_k_best_and_every_nth_stay(
+def test_last_k_best_and_every_nth_are_kept(
     given: dict[str, float], keep_last: int, keep_best: bool, keep_every_steps: int | None, kept: set[int]
 ) -> None:
     found = entries(given)
@@ -45,7 +45,7 @@ def test_last_k_best_and_every_nth_stay(
 
 
 @pytest.mark.parametrize(("run_best", "kept"), [(20, {20, 60}), (35, {40, 60}), (None, {40, 60})])
-def test_best_that_stays_is_that_of_the_run_or_else_the_strongest(run_best: int | None, kept: set[int]) -> None:
+def test_best_kept_is_that_of_the_run_or_else_the_highest_score(run_best: int | None, kept: set[int]) -> None:
     found = entries({"s20": 0.5, "s40": 0.7}, run_best=run_best)
     going = expired(found, keep_last=1, keep_best=True, keep_every_steps=None)
     assert kept == {entry.step for entry in found if entry not in going}
@@ -67,5 +67,5 @@ def test_checkpoint_is_chosen_by_step_best_or_last(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no checkpoint in .* was evaluated"):
         choose(tmp_path, "best")
     for wrong in ("6", "first", "-5"):
-        with pytest.raises(RunError, match=f"no checkpoint '{wrong}' in .*; take best, last, or one of 5, 7"):
+        with pytest.raises(RunError, match=f"no checkpoint '{wrong}' in .*; use best, last, or one of 5, 7"):
             choose(tmp_path, wrong)
