@@ -10,13 +10,14 @@ from typing import Any
 import yaml
 
 MEBIBYTE = 2**20  # bytes
+PREFIX = "distrain: "  # of a sentence on standard error
 MAX_VALUE = 60  # characters of a value that are shown
 _CONTROL = {"Cc", "Zl", "Zp"}  # Unicode categories of control characters, line and paragraph separators
 
 
 def print_error(sentence: str) -> None:
     """Print a sentence of distrain on standard error, on one line even if names in it have line breaks."""
-    print(f"distrain: {escape_control_characters(sentence)}", file=sys.stderr, flush=True)
+    print(f"{PREFIX}{escape_control_characters(sentence)}", file=sys.stderr, flush=True)
 
 
 def print_note(sentence: str) -> None:

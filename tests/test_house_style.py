@@ -63,6 +63,10 @@ TEXTS = [
 ]
 
 
+def is_length(node: ast.expr) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "len"
+
+
 def code_lines(path: Path) -> int:
     text = path.read_text(encoding="utf-8")
     blank = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
@@ -108,3 +112,17 @@ def test_no_house_dialect(word: str) -> None:
             found[str(path.relative_to(PACKAGE.parent))] = lines
     assert allowed <= found.keys(), "remove what is no longer needed from ALLOWED"
     assert not found.keys() - allowed, f"write instead: {BANNED[word]}: {found}"
+
+
+def test_numbers_of_things_are_told_by_counted() -> None:
+    """A length and a plural side by side in an f-string say `1 images` one day: `messages.counted` has both numbers."""
+    found = [
+        f"{module}:{node.lineno}: {words.value!s}"
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.JoinedStr)
+        for number, words in zip(node.values, node.values[1:], strict=False)
+        if isinstance(number, ast.FormattedValue) and is_length(number.value)
+        if isinstance(words, ast.Constant) and re.match(r" (?!others\b)[a-z-]+s\b", str(words.value))
+    ]
+    assert not found

@@ -202,8 +202,8 @@ def conclude(
         step = _step(question, figures, assumed)
         times = _times(schedule, step, figures, target, start_up_s)
         assumed.append(
-            f"evaluation: {schedule.num_evaluations} times {figures.num_val_samples:,} images; "
-            f"{schedule.num_checkpoints} checkpoints, if each evaluation is better than all before it"
+            f"evaluations: {schedule.num_evaluations}, validation samples in each: {figures.num_val_samples:,}; "
+            f"checkpoints: {schedule.num_checkpoints}, if each evaluation is better than all before it"
         )
         if recipe.train.max_time is not None and times.total > recipe.train.max_time * 60:
             assumed.append(

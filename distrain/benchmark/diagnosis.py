@@ -101,8 +101,8 @@ def _mend_input(figures: BenchmarkResult, setting: DiagnosisInput, loader: float
     if workers == 0 and spare >= 1:
         return f"--set data.num_workers={spare} reads beside the training"
     return (
-        f"this machine's {setting.cpus} CPUs do no more: make the images smaller, the augmentation cheaper, or take "
-        f"more CPUs for each {'GPU' if setting.device == 'cuda' else 'process'}"
+        f"this machine's {counted(setting.cpus, 'CPU')} can do no more: make the images smaller, the augmentation "
+        f"cheaper, or take more CPUs for each {'GPU' if setting.device == 'cuda' else 'process'}"
     )
 
 
@@ -132,7 +132,8 @@ def _crowding(figures: BenchmarkResult, setting: DiagnosisInput, processes: int)
         if figures.num_workers == 0
         else f" and {counted(figures.num_workers, 'loader process', 'loader processes')} each"
     )
-    return f"{processes} processes of {counted(figures.threads, 'thread')}{loaders} share {setting.cpus} CPUs"
+    threads, cpus = counted(figures.threads, "thread"), counted(setting.cpus, "CPU")
+    return f"{processes} processes of {threads}{loaders} share {cpus}"
 
 
 def _scaling(last: tuple[int, float], figures: BenchmarkResult, setting: DiagnosisInput) -> str:
@@ -149,14 +150,14 @@ def _checkpoints(figures: BenchmarkResult, setting: DiagnosisInput) -> str | Non
         return None
     share = saving.blocked_s / (interval * step_s + saving.blocked_s)
     words = (
-        f"a checkpoint ({saving.num_bytes / MEBIBYTE:.1f} MiB) every {interval:,} steps costs {share:.1%}: training "
-        f"stands still for {_time(saving.blocked_s)}, and it is on disk after {_time(saving.commit_s)}"
+        f"a checkpoint ({saving.num_bytes / MEBIBYTE:.1f} MiB) every {counted(interval, 'step')} costs {share:.1%}: "
+        f"training stands still for {_time(saving.blocked_s)}, and it is on disk after {_time(saving.commit_s)}"
     )
     if saving.commit_s > interval * step_s:
         words += "; the next one is due before that, and waits"
     if share > COSTLY_CHECKPOINTS:
         enough = math.ceil(saving.blocked_s * (1 - COSTLY_CHECKPOINTS) / (COSTLY_CHECKPOINTS * step_s))
-        words += f"; every {enough:,} steps would cost {COSTLY_CHECKPOINTS:.0%}"
+        words += f"; every {counted(enough, 'step')} would cost {COSTLY_CHECKPOINTS:.0%}"
     return words
 
 

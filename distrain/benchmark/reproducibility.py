@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distrain.errors import RunError
-from distrain.messages import counted
+from distrain.messages import PREFIX, counted
 from distrain.runs.checkpoints import committed
 from distrain.runs.directory import RunDirectory
 
@@ -116,7 +116,9 @@ def _run(command: list[str], run: RunDirectory, *, is_to_be_killed: bool) -> boo
         raise
     if process.returncode != 0:
         lines = said.strip().splitlines()
-        raise RunError(f"the training ended with exit code {process.returncode}: {lines[-1] if lines else ''}")
+        raise RunError(
+            f"the training ended with exit code {process.returncode}: {lines[-1].removeprefix(PREFIX) if lines else ''}"
+        )
     return not is_to_be_killed
 
 

@@ -83,7 +83,7 @@ def resolve(
         except RecipeError as error:
             if count == most:
                 raise
-            left_out.append(f"{count} processes: {error}")
+            left_out.append(f"{counted(count, 'process', 'processes')}: {error}")
             continue
         ways.append((profile, own))
     return ScalingRequest(recipe, tuple(ways), tuple(left_out), BenchmarkRequest(steps=steps), is_weak)

@@ -5,6 +5,7 @@ import os
 from distrain.benchmark.scaling_model import Link
 from distrain.config import Recipe
 from distrain.config.profile import Profile
+from distrain.messages import counted
 
 WITHOUT_GPU = (
     "this machine has no GPU: the speed there, the memory of the passes, the largest micro-batch and the time to "
@@ -42,8 +43,8 @@ def find_unknown(
         cpus = len(os.sched_getaffinity(0))
         if device == "cpu" and per_node * profile.threads > cpus:
             found.append(
-                f"{per_node} processes of {profile.threads} threads would share {cpus} CPUs here: the speed is that of "
-                "machines with enough of them"
+                f"{counted(per_node, 'process', 'processes')} with a thread count of {profile.threads} would share "
+                f"{counted(cpus, 'CPU')} here: the speed is that of machines with enough of them"
             )
     if recipe.augment.sizes is not None and device == profile.device:
         found.append("augment.sizes is measured at its first size; larger images take longer, and more memory")

@@ -18,6 +18,7 @@ from distrain.data.loading.loader import read_batches
 from distrain.distributed.fsdp import Fsdp
 from distrain.distributed.world import World
 from distrain.errors import DataError
+from distrain.messages import counted
 from distrain.runs.directory import RunDirectory, write_atomically
 from distrain.runs.task import BenchmarkRequest
 from distrain.training.build import build_session
@@ -57,9 +58,9 @@ def measure(
 def _check_every_rank_has_work(session: Session) -> None:
     if session.sampler.global_batch(0).num_micro_batches < session.world.size:
         raise DataError(
-            f"the {session.sampler.num_samples} training samples do not give each of {session.world.size} processes a "
-            f"micro-batch of a step, so there is nothing to measure; measure fewer processes, or use a smaller "
-            f"data.batch_size"
+            f"{counted(session.sampler.num_samples, 'training sample')} cannot give each of {session.world.size} "
+            f"processes a micro-batch of a step, so there is nothing to measure; measure fewer "
+            "processes, or use a smaller data.batch_size"
         )
 
 

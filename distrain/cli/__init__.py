@@ -28,7 +28,7 @@ def main() -> None:
     code = _run()
     ignore_signals()
     if code == ExitCode.INTERRUPTED:
-        print("distrain: interrupted", file=sys.stderr)
+        print_error("interrupted")
     sys.exit(code)
 
 

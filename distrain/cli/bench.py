@@ -86,10 +86,11 @@ def _print(console: "Console", report: "Report") -> None:
     console.print(
         f"[bold]{report.recipe}[/bold]: {report.model} on {report.source}, {report.precision}", soft_wrap=True
     )
-    line("machine", f"{figures.device}, {report.environment['cpus']} CPUs, torch {versions['torch']}")
+    line("machine", f"{figures.device}, {counted(report.environment['cpus'], 'CPU')}, torch {versions['torch']}")
     line("processes", f"{figures.processes}, of {counted(figures.threads, 'thread')}; {_batch(report)}")
     step = figures.step_s
-    middle = f"{step.lower * 1e3:.2f} to {step.upper * 1e3:.2f} in the middle half of {step.count} x {step.steps} steps"
+    measured = f"{step.count} x {counted(step.steps, 'step')}"
+    middle = f"{step.lower * 1e3:.2f} to {step.upper * 1e3:.2f} in the middle half of {measured}"
     line("throughput", f"{figures.images_per_s:,.0f} images/s, {step.median * 1e3:.2f} ms a step ({middle})")
     line("start-up", f"{report.start_up_s:.1f} s to the end of the first step")
     _print_scaling(console, report)

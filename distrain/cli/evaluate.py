@@ -8,6 +8,7 @@ import typer
 from distrain.cli import complete
 from distrain.cli.json_output import print_json
 from distrain.cli.options import AsJson, CheckpointName, DeviceName, Overrides, Root, Trained
+from distrain.messages import counted
 from distrain.system.encoding import printable_name
 
 if TYPE_CHECKING:
@@ -101,19 +102,19 @@ def evaluate(
 
 
 def _print(console: "Console", result: "Findings", answers: "Answers") -> None:
-    from distrain.config.metrics import METRICS, format_metric
+    from distrain.config.metrics import format_evaluation
     from distrain.evaluation.results import badness_in_words, confused_pairs
     from distrain.system.display import Heading, print_table
 
-    names = [name.removeprefix("val/") for name in result.metrics]
-    words = ", ".join(format_metric(name, result.metrics) for name in names if name in METRICS)
+    words = format_evaluation(result.metrics, split="" if result.split == "all" else result.split)
     weights = ", weights: the moving average" if result.weights == "moving average" else ""
-    console.print(f"{result.split:<11} {result.num_samples:,} samples: {words}{weights}", soft_wrap=True, markup=False)
+    samples = counted(result.num_samples, "sample")
+    console.print(f"{result.split:<11} {samples}: {words}{weights}", soft_wrap=True, markup=False)
     if result.classes:
         shown = result.classes
         if len(shown) > MAX_CLASSES:
             shown = sorted(shown, key=lambda row: (row.accuracy is None, row.accuracy))[:MAX_CLASSES]
-            console.print(f"the {MAX_CLASSES} least accurate of {len(result.classes)} classes")
+            console.print(f"the {MAX_CLASSES} least accurate of {counted(len(result.classes), 'class', 'classes')}")
         headings = [Heading(title, is_right=title != "class") for title in _CLASS_COLUMNS]
         cells = [
             [

@@ -10,8 +10,9 @@ from distrain.cli import complete
 from distrain.cli.json_output import print_json
 from distrain.cli.options import AsJson, CheckpointName, Root, Trained
 from distrain.cli.output_paths import check_file, check_folder
+from distrain.config.metrics import format_evaluation
 from distrain.errors import BundleError
-from distrain.messages import MEBIBYTE, joined, nearest
+from distrain.messages import MEBIBYTE, counted, joined, nearest
 
 if TYPE_CHECKING:
     from distrain.export import Bundle
@@ -154,13 +155,13 @@ def _find_pictures(named: list[Path]) -> list[Path]:
 
 def _print(facts: dict[str, Any]) -> None:
     metrics = facts["metrics"]
-    evaluated = "" if metrics is None else f", {', '.join(f'{name} {value:.4f}' for name, value in metrics.items())}"
+    evaluated = "" if metrics is None else f", {format_evaluation(metrics)}"
     typer.echo(f"checkpoint  {facts['checkpoint']} ({facts['chosen']}{evaluated})")
     average = "the moving average, which was evaluated" if facts["weights"] == "moving average" else "as trained"
     typer.echo(f"weights     {average}")
     if (comparison := facts["comparison"]) is not None:
         typer.echo(
-            f"compared    on {comparison['num_images']} real images: largest difference "
+            f"compared    on {counted(comparison['num_images'], 'real image')}: largest difference "
             f"{comparison['largest_difference']:.2e} ({comparison['tolerance']:.1e} is tolerated), "
             f"top-1 agrees on {comparison['top1_agreement']:.2%}"
         )

@@ -9,6 +9,9 @@ from distrain.cli.json_output import print_json
 from distrain.cli.options import AsJson
 from distrain.cli.output_paths import check_file
 from distrain.errors import BundleError, ExitCode
+from distrain.messages import counted
+
+MAX_NAMES = 8  # of each kind of misfit, in text
 
 if TYPE_CHECKING:
     from distrain.export.import_weights import ImportedWeights, WeightMatch
@@ -98,7 +101,10 @@ def _print(foreign: "ImportedWeights") -> None:
     place = "" if foreign.entry is None else f" from {foreign.entry!r}"
     place += " (a moving average)" if foreign.is_average else ""
     stripped = f", without the prefix {foreign.prefix}" if foreign.prefix else ""
-    typer.echo(f"took     {len(foreign.tensors)} tensors{place}, {foreign.num_parameters:,} parameters{stripped}")
+    typer.echo(
+        f"took     {counted(len(foreign.tensors), 'tensor')}{place}, "
+        f"{counted(foreign.num_parameters, 'parameter')}{stripped}"
+    )
     for name, value in foreign.facts.items():
         typer.echo(f"found    {name}: {value}")
     for name, kind in foreign.left.items():
@@ -106,17 +112,23 @@ def _print(foreign: "ImportedWeights") -> None:
 
 
 def _print_match(model: str, fit: "WeightMatch") -> None:
-    for name in fit.missing:
-        typer.echo(f"missing  {name}")
-    for name in fit.unexpected:
-        typer.echo(f"unread   {name}: {model} has no such tensor")
-    for name, has, needs in fit.misshaped:
-        shapes = " and is ".join("x".join(map(str, shape)) or "scalar" for shape in (needs, has))
-        typer.echo(f"shape    {name} should be {shapes}")
-    title = f"{model} with {fit.num_classes} classes"
+    _print_names("missing", fit.missing)
+    _print_names("unread", [f"{name}: {model} has no such tensor" for name in fit.unexpected])
+    shapes = {
+        name: ["x".join(map(str, shape)) or "scalar" for shape in (needs, has)] for name, has, needs in fit.misshaped
+    }
+    _print_names("shape", [f"{name} should be {needs} and is {has}" for name, (needs, has) in shapes.items()])
+    title = f"{model} with {counted(fit.num_classes, 'class', 'classes')}"
     if not fit.is_good:
         typer.echo(f"does not fit {title}: {fit.fault}")
     elif fit.initialised:
         typer.echo(f"fits     {title} except {fit.initialised}, which training initialises")
     else:
         typer.echo(f"fits     {title}")
+
+
+def _print_names(title: str, lines: list[str]) -> None:
+    for line in lines[:MAX_NAMES]:
+        typer.echo(f"{title:<8} {line}")
+    if (rest := len(lines) - MAX_NAMES) > 0:
+        typer.echo(f"{title:<8} and {rest:,} more; --json names them all")

@@ -210,11 +210,11 @@ def _print(outcome: "Outcome", source: str, *, is_verified: bool) -> None:
     rate = outcome.num_packed / max(outcome.seconds, 1e-9)
     how = "complete already, and the data has not changed since"
     if not outcome.was_complete:
-        how = f"{outcome.num_packed:,} images in {outcome.seconds:.1f} s, {rate:,.0f} images/s"
+        how = f"{counted(outcome.num_packed, 'image')} in {outcome.seconds:.1f} s, {rate:,.0f} images/s"
     lines = [
         f"packed   {outcome.folder}: {how}",
-        f"images   {counts}, of {len(outcome.pack.classes):,} classes; {images - changed:,} as they were, "
-        f"{changed:,} made smaller or re-encoded",
+        f"images   {counts}, of {counted(len(outcome.pack.classes), 'class', 'classes')}; {images - changed:,} as "
+        f"they were, {changed:,} made smaller or re-encoded",
         f"bytes    {f'{before / MEBIBYTE:,.1f} MiB before, ' if before else ''}{after / MEBIBYTE:,.1f} MiB packed",
     ]
     skipped = [skipped for part in splits.values() for skipped in part.skipped]

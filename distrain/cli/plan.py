@@ -127,12 +127,14 @@ def _speed_rows(found: "Plan") -> list[tuple[str, str]]:
 def _time_rows(found: "Plan") -> list[tuple[str, str]]:
     from distrain.system.display import duration
 
-    rows = [("steps", f"{found.total_steps:,}, {found.epochs:.4g} epochs")]
+    rows = [("steps", f"{found.total_steps:,}, {found.epochs:.4g} {'epoch' if found.epochs == 1 else 'epochs'}")]
     times, limit = found.times, found.limit
     if times is None:
         return [*rows, ("time", NOT_KNOWN)]
-    parts = f"steps {duration(times.steps)}, {found.num_evaluations} evaluations {duration(times.evaluations)}"
-    parts += f", {found.num_checkpoints} checkpoints {duration(times.checkpoints)}"
+    parts = (
+        f"steps {duration(times.steps)}, {counted(found.num_evaluations, 'evaluation')} {duration(times.evaluations)}"
+    )
+    parts += f", {counted(found.num_checkpoints, 'checkpoint')} {duration(times.checkpoints)}"
     rows.append(("time", f"{duration(times.total)} ({parts}, start-up {duration(times.start_up)})"))
     if limit is not None:
         rows.append(("time limit", f"{duration(limit.limit_s)}: {_limit_in_words(limit.fits, limit.jobs)}"))
@@ -144,7 +146,8 @@ def _disk_rows(found: "Plan") -> list[tuple[str, str]]:
     if disk is None:
         return [("disk", NOT_KNOWN)]
     room = "there is room" if disk.has_room else "there is NOT so much room"
-    words = f"{byte_size(disk.num_bytes)} for {disk.checkpoints} checkpoints of {byte_size(disk.checkpoint_bytes)}"
+    checkpoints = counted(disk.checkpoints, "checkpoint")
+    words = f"{byte_size(disk.num_bytes)} for {checkpoints} of {byte_size(disk.checkpoint_bytes)}"
     return [("disk", f"{words}; {room} ({byte_size(disk.free_bytes)} free in {disk.folder})")]
 
 
@@ -153,4 +156,4 @@ def _limit_in_words(fits: bool, jobs: int | None) -> str:
         return "it fits"
     if jobs is None:
         return "no time is left to train in, after start-up and before the last save"
-    return f"{jobs} jobs: it is queued again {counted(jobs - 1, 'time')}, and loses nothing"
+    return f"{counted(jobs, 'job')}: it is queued again {counted(jobs - 1, 'time')}, and loses nothing"

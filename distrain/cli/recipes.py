@@ -43,7 +43,7 @@ def list_recipes(as_json: AsJson = False) -> None:
         return
     console = Console(highlight=False, soft_wrap=True)
     print_table(console, [Heading("recipe"), Heading("what it trains", is_text=True)], list(found.items()))
-    console.print("\n`distrain recipes show NAME` prints one, `distrain recipes keys` explains every key.")
+    console.print("\n`distrain recipes show NAME` prints one, `distrain recipes keys` all keys.")
 
 
 @app.command("show")

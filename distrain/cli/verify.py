@@ -10,6 +10,7 @@ import typer
 from distrain.cli import complete
 from distrain.cli.json_output import print_json
 from distrain.cli.options import AsJson, DataPath, Overrides, RecipeName
+from distrain.messages import counted
 
 
 def verify(
@@ -49,7 +50,7 @@ def verify(
     arguments += [] if data is None else [f"--data={data}"]
     ways = verification.scenarios([int(part) for part in parts], is_exact=resolved.train.exact)
     console = Console(highlight=False, soft_wrap=True, quiet=as_json)
-    console.print(f"{resolved.name}: {steps} steps, in {len(ways)} ways")
+    console.print(f"{resolved.name}: {counted(steps, 'step')}, in {counted(len(ways), 'way')}")
     findings: list[verification.Finding] = []
     with tempfile.TemporaryDirectory(prefix="distrain-verify-") as folder:
         first, unsaved = None, list[str]()

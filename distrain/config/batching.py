@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distrain.errors import DataError, RecipeError
-from distrain.messages import counted
+from distrain.messages import counted, joined
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def solve_batching(
         if global_batch_size % world_size:
             raise RecipeError(
                 f"data.batch_size={global_batch_size} does not divide over {world_size} processes; "
-                f"use {_divisors_text(global_batch_size)} processes, or "
+                f"use {_divisors_text(global_batch_size)}, or "
                 f"--set data.batch_size={_nearest_multiple(global_batch_size, world_size)}"
             )
         return Batching(global_batch_size, global_batch_size // world_size, 1, world_size)
@@ -90,7 +90,7 @@ def count_steps_per_epoch(num_samples: int, batch_size: int, *, drop_last: bool)
     steps = num_samples // batch_size if drop_last else -(-num_samples // batch_size)
     if steps == 0:
         raise DataError(
-            f"data.drop_last leaves nothing: the data has {num_samples} training samples and "
+            f"data.drop_last leaves nothing: the data has {counted(num_samples, 'training sample')} and "
             f"data.batch_size={batch_size}; lower the batch size, or --set data.drop_last=false"
         )
     return steps
@@ -112,9 +112,13 @@ def _solve_exact(global_batch_size: int, micro_batch_size: int | None, world_siz
     if world_size > num_micro_batches:
         raise RecipeError(
             f"train.exact has {counted(num_micro_batches, 'micro-batch', 'micro-batches')} of {micro_batch_size} for "
-            f"{world_size} processes; use 1 to {num_micro_batches} processes, or a smaller train.micro_batch_size"
+            f"{world_size} processes; use {_up_to(num_micro_batches)}, or a smaller train.micro_batch_size"
         )
     return Batching(global_batch_size, micro_batch_size, -(-num_micro_batches // world_size), world_size)
+
+
+def _up_to(processes: int) -> str:
+    return "1 process" if processes == 1 else f"1 to {processes} processes"
 
 
 def _largest_divisor(value: int, *, at_most: int) -> int:
@@ -127,4 +131,4 @@ def _nearest_multiple(value: int, unit: int) -> int:
 
 def _divisors_text(value: int) -> str:
     divisors = [str(d) for d in range(1, min(value, 64) + 1) if value % d == 0]
-    return divisors[0] if len(divisors) == 1 else f"{', '.join(divisors[:-1])} or {divisors[-1]}"
+    return f"{joined(divisors)} {'process' if len(divisors) == 1 else 'processes'}"

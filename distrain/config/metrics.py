@@ -66,6 +66,13 @@ def format_value(name: str, evaluation: Mapping[str, float]) -> str:
     return f"{value:.4f}" if METRICS[name].is_higher_better or name == ALWAYS_MEASURED else f"{value:.4g}"
 
 
-def format_metric(name: str, evaluation: Mapping[str, float]) -> str:
-    """Return the title and value of a metric, such as `top-1 99.44%`."""
-    return f"{METRICS[name].title} {format_value(name, evaluation)}"
+def format_metric(name: str, evaluation: Mapping[str, float], *, split: str = "val") -> str:
+    """Return the title and value of a metric, such as `top-1 99.44%`; the title of the loss begins with the split."""
+    title = f"{split} loss".lstrip() if name == ALWAYS_MEASURED else METRICS[name].title
+    return f"{title} {format_value(name, evaluation)}"
+
+
+def format_evaluation(evaluation: Mapping[str, float], *, split: str = "val") -> str:
+    """Return the metrics of an evaluation that are one number each, in a line; `split` is what was evaluated."""
+    names = [key.removeprefix("val/") for key in evaluation]  # the key, whichever split was evaluated
+    return ", ".join(format_metric(name, evaluation, split=split) for name in names if name in METRICS)

@@ -17,6 +17,7 @@ from torch import nn
 from distrain.config import Recipe
 from distrain.distributed.world import World
 from distrain.errors import LaunchError, ModelError, RecipeError
+from distrain.messages import counted
 from distrain.models.blocks import find_blocks
 
 MAX_VERSIONS = 64  # of one forward function: it has one for each kind of block and each size of the images
@@ -90,7 +91,8 @@ def compile_network(
                 f"compute.compile=regional finds no repeated blocks in model.name={recipe.model.name}; use whole"
             )
         kinds = sorted({type(part).__name__ for part in parts})
-        log.info("compute.compile=regional: %d blocks are compiled (%s)", len(parts), ", ".join(kinds))
+        blocks = counted(len(parts), "block is", "blocks are")
+        log.info("compute.compile=regional: %s compiled (%s)", blocks, ", ".join(kinds))
     _prepare(processes, is_deterministic=recipe.train.deterministic)
     mode = "reduce-overhead" if config.cuda_graphs else None
     return Compilation(network, parts, micro_batch_size=micro_batch_size, mode=mode)

@@ -14,6 +14,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store, default_pg_ti
 from torch.distributed.rendezvous import rendezvous
 
 from distrain.errors import LaunchError
+from distrain.messages import counted
 
 T = TypeVar("T")
 
@@ -115,14 +116,17 @@ def join_world(
     size = size_from_environment()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if size != processes:
-        raise LaunchError(f"{processes} processes were requested and {size} came; start the run with `distrain fit`")
+        raise LaunchError(
+            f"{counted(processes, 'process was', 'processes were')} requested and {size} came; start the run with "
+            "`distrain fit`"
+        )
     torch.set_num_threads(threads)
     if device == "cuda":
         if (visible := torch.cuda.device_count()) < local_rank + num_devices:
             build = "" if torch.version.cuda else ", a build for the CPU alone,"
             raise LaunchError(
-                f"torch {torch.__version__}{build} sees {visible} GPUs on {socket.gethostname()}, and rank {rank} "
-                f"needs {local_rank + num_devices}; `distrain doctor` there says more"
+                f"torch {torch.__version__}{build} sees {counted(visible, 'GPU')} on {socket.gethostname()}, and "
+                f"rank {rank} needs {local_rank + num_devices}; `distrain doctor` there says more"
             )
         torch.cuda.set_device(local_rank)
     own_device = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")

@@ -15,6 +15,7 @@ from distrain.export.graph import FORMATS, OPSET, Comparison, NormalizedModel, c
 from distrain.export.interface import describe_inputs, describe_outputs, describe_steps
 from distrain.export.read_images import Picture
 from distrain.export.write_bundle import whole_file
+from distrain.messages import counted
 from distrain.runs.directory import write_atomically
 from distrain.system.files import to_json
 
@@ -41,7 +42,8 @@ def export_graph(
         if not comparison.is_good:
             raise ExportError(
                 f"the {form} graph differs from the network by {comparison.largest_difference:.3g} on "
-                f"{comparison.num_images} images, and {comparison.tolerance:.3g} is tolerated; {file} was not written"
+                f"{counted(comparison.num_images, 'image')}, and {comparison.tolerance:.3g} is tolerated; {file} was "
+                "not written"
             )
         write_atomically(
             _beside(file), json.dumps(_describe(bundle, form, comparison, with_normalize=with_normalize), indent=1)

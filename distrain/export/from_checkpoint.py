@@ -16,6 +16,7 @@ from distrain.errors import BundleError, CheckpointError, DataError, RecipeError
 from distrain.export.bundle import Bundle
 from distrain.export.metadata import Description, Preprocessing, normalization_formula
 from distrain.export.read_images import Picture, read_picture
+from distrain.messages import counted
 from distrain.runs import checkpoints
 from distrain.runs.directory import RunDirectory
 
@@ -89,7 +90,9 @@ def _describe_preprocessing(recipe: Recipe, examples: Sequence[Picture]) -> Prep
     dtype: Literal["uint8", "float32"] = "uint8" if inputs[0].dtype == torch.uint8 else "float32"
     num_channels, height, width = inputs[0].shape
     if pictures[0].shape[0] not in {1, 3}:
-        raise BundleError(f"the images have {pictures[0].shape[0]} channels; a picture has 3 or 1, colours or grey")
+        raise BundleError(
+            f"the images have {counted(pictures[0].shape[0], 'channel')}; a picture has 3 or 1, colours or grey"
+        )
     return Preprocessing(
         image_channels=3 if pictures[0].shape[0] == 3 else 1,
         decode_size=recipe.data.decode_size,

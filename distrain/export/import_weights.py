@@ -7,6 +7,7 @@ from torch import nn
 
 from distrain.config import Model
 from distrain.errors import ModelError
+from distrain.messages import counted
 from distrain.models.registry import build_model, heads_of
 from distrain.models.weight_files import read_content
 from distrain.models.weight_sets import Fact, Stored, Weights, choose, find_entries
@@ -65,7 +66,7 @@ def read_weights_to_import(
     choice = choose(stored, shapes, wanted=wanted, title=str(file), key="--entry")
     used = choice.used
     left = {
-        str(entry): f"{len(tensors)} tensors; --entry {entry} takes them"
+        str(entry): f"{counted(len(tensors), 'tensor')}; --entry {entry} takes them"
         for entry, tensors in stored.entries.items()
         if entry != used.entry
     }

@@ -17,7 +17,7 @@ from distrain.data.loading.isolation import Isolated, KilledError
 from distrain.data.sources.decoders import DecodeError, load_decoders, to_rgb
 from distrain.data.sources.files import read_image, unreadable
 from distrain.errors import DataError
-from distrain.messages import type_and_first_line
+from distrain.messages import counted, type_and_first_line
 
 if TYPE_CHECKING:
     from distrain.export.bundle import Bundle
@@ -32,7 +32,9 @@ def read_picture(picture: Picture, *, num_channels: int, decode_size: int | None
     """
     if isinstance(picture, torch.Tensor):
         if picture.ndim != 3 or picture.shape[0] != num_channels:
-            raise DataError(f"a picture is a tensor of {num_channels} channels, [c, h, w], not {list(picture.shape)}")
+            raise DataError(
+                f"a picture is a tensor of {counted(num_channels, 'channel')}, [c, h, w], not {list(picture.shape)}"
+            )
         return picture
     if isinstance(picture, Image.Image):
         return _as_channels(np.array(to_rgb(picture)), num_channels)

@@ -13,6 +13,7 @@ from distrain.config.validation import describe
 from distrain.config.yaml_text import read_yaml_text
 from distrain.errors import LaunchError
 from distrain.launchers.plan import Plan
+from distrain.messages import counted
 from distrain.runs.directory import RunDirectory
 
 # What accelerate's file may also say, and a recipe does: the key, and what to write instead.
@@ -93,7 +94,10 @@ def read_native(path: Path) -> LaunchOptions:
         raise LaunchError(f"{path} has distributed_type {kind}; take MULTI_GPU, MULTI_CPU or NO")
     count, nodes = config.get("num_processes", 1), config.get("num_machines", 1)
     if not isinstance(count, int) or not isinstance(nodes, int) or nodes < 1 or count < 1 or count % nodes:
-        raise LaunchError(f"{path} asks for {count} processes on {nodes} machines; give a multiple of the machines")
+        raise LaunchError(
+            f"{path} asks for {counted(count, 'process', 'processes')} on {nodes} machines; give a multiple of the "
+            "machines"
+        )
     address, port = config.get("main_process_ip"), config.get("main_process_port")
     found = {
         "launcher": "accelerate",

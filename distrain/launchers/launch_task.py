@@ -11,6 +11,7 @@ from distrain.errors import DistrainError, ExitCode, RunError, StoppedError, Tas
 from distrain.launchers.plan import Plan
 from distrain.launchers.prepare import write_request
 from distrain.launchers.supervisor import RunWorker, execute
+from distrain.messages import PREFIX
 from distrain.runs.directory import RunDirectory
 from distrain.runs.error_reports import ErrorReport
 from distrain.runs.task import Task
@@ -65,4 +66,4 @@ def _as_raised(run: RunDirectory, errors: list[ErrorReport], *, keeps_logs: bool
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
-    return lines[-1] if lines else "they printed nothing"
+    return lines[-1].removeprefix(PREFIX) if lines else "they printed nothing"

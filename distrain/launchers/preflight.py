@@ -61,7 +61,7 @@ def find_disk_shortage(recipe: Recipe, run: RunDirectory) -> str | None:
     if free >= coming * newest.num_bytes:
         return None
     return (
-        f"the disk of {place} has {byte_size(free)} free, and {coming} more checkpoints of "
+        f"the disk of {place} has {byte_size(free)} free, and {counted(coming, 'more checkpoint')} of "
         f"{byte_size(newest.num_bytes)} are planned; {advice}, or lower checkpoint.keep_last={config.keep_last}"
     )
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from distrain.config.parameter_patterns import prefixes
 from distrain.errors import ModelError
+from distrain.messages import counted
 from distrain.models.heads import fit_channels
 from distrain.models.weight_files import read_content
 from distrain.models.weight_sets import Choice, Shapes, Stored, Weights, choose, find_entries
@@ -120,7 +121,7 @@ def fit_first_layer(model: nn.Module, state: Weights) -> Weights:
     given, wanted = state[first].shape, model.get_parameter(first).shape
     if len(given) != 4 or given[1] == wanted[1] or (given[0], *given[2:]) != (wanted[0], *wanted[2:]):
         return state
-    log.info("the first layer's weights are for %d channels, and are made to fit %d", given[1], wanted[1])
+    log.info("the first layer's weights are for %s, and are made to fit %d", counted(given[1], "channel"), wanted[1])
     return {**state, first: fit_channels(state[first], wanted[1])}
 
 
@@ -134,7 +135,7 @@ def grouped(names: Collection[str], among: Collection[str]) -> str:
         group = next((layer for layer in layers if layer not in others), name)
         groups[group] = groups.get(group, 0) + 1
     shown = [f"{group} ({count} tensors)" if count > 1 else group for group, count in groups.items()]
-    rest = f" and {len(shown) - MAX_GROUPS} others" if len(shown) > MAX_GROUPS else ""
+    rest = f" and {counted(len(shown) - MAX_GROUPS, 'other')}" if len(shown) > MAX_GROUPS else ""
     return f"{', '.join(shown[:MAX_GROUPS])}{rest}"
 
 
@@ -159,7 +160,8 @@ def _report(
     average = ", a moving average" if used.is_average else ""
     prefix = f", without {used.prefix!r} before their names" if used.prefix else ""
     loaded = sum(name in tensors for name in expected) - len(misfits.misshaped)
-    log.info("%s: loaded %d of the model's %d tensors%s%s%s", title, loaded, len(expected), origin, average, prefix)
+    tensors_of_model = counted(len(expected), "tensor")
+    log.info("%s: loaded %d of the model's %s%s%s%s", title, loaded, tensors_of_model, origin, average, prefix)
     if misfits.initialised:
         layers = {name.rpartition(".")[0] for name in misfits.initialised}
         counters = [n for n in expected if n not in tensors and n.endswith(_COUNTER) and n.rpartition(".")[0] in layers]
@@ -187,7 +189,7 @@ def _outputs(misfits: Misfits, tensors: Weights, expected: Weights) -> str:
     if len(found) != 1 or misfits.missing:
         return ""
     given, wanted = found.pop()
-    return f", with {wanted} outputs, where the file has {given}"
+    return f", with {counted(wanted, 'output')}, where the file has {given}"
 
 
 def _by(tensor: torch.Tensor) -> str:

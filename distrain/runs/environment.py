@@ -87,7 +87,7 @@ def _git_state() -> dict[str, Any] | None:
     if sha is None:
         return None
     diff = _git("diff", "HEAD") or ""
-    return {"sha": sha.strip(), "diff": diff if len(diff) <= MAX_DIFF_BYTES else f"{len(diff)} bytes, omitted"}
+    return {"sha": sha.strip(), "diff": diff if len(diff) <= MAX_DIFF_BYTES else f"omitted, bytes: {len(diff)}"}
 
 
 def _git(*arguments: str) -> str | None:

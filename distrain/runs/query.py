@@ -8,7 +8,7 @@ from typing import Any
 
 from distrain.config.profile import read_profile
 from distrain.errors import RunError
-from distrain.messages import joined
+from distrain.messages import counted, joined
 from distrain.runs import checkpoints, slurm
 from distrain.runs.directory import BUNDLE, RunDirectory
 from distrain.runs.liveness import is_alive, read_states
@@ -55,7 +55,9 @@ def _find_run(reference: str, root: Path, excluding: RunDirectory | None) -> Run
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise RunError(f"{len(matches)} runs begin with {reference!r}: {', '.join(run.path.name for run in matches)}")
+        raise RunError(
+            f"{counted(len(matches), 'run')} begin with {reference!r}: {', '.join(run.path.name for run in matches)}"
+        )
     _refuse_other(Path(reference).expanduser())
     raise RunError(f"there is no run {reference!r} here or in {root}; `distrain runs` lists them")
 

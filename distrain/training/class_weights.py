@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from distrain.errors import DataError, RecipeError
+from distrain.messages import counted
 
 
 def resolve_class_weights(
@@ -26,7 +27,10 @@ def resolve_class_weights(
         return None
     if wanted != "balanced":
         if len(wanted) != len(classes):
-            raise RecipeError(f"loss.class_weights has {len(wanted)} numbers and the data has {len(classes)} classes")
+            raise RecipeError(
+                f"loss.class_weights has {counted(len(wanted), 'number')} and the data has "
+                f"{counted(len(classes), 'class', 'classes')}"
+            )
         return torch.tensor(wanted, dtype=torch.float32)
     found = counts()
     if (found == 0).any():

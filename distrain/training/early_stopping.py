@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 
 from distrain.errors import TrainingError
+from distrain.messages import counted
 from distrain.system.display import duration
 from distrain.training.session import Ending, Session
 
@@ -79,10 +80,11 @@ def check_target(session: Session) -> None:
     if loss >= target and session.ending != "target_loss":  # after a resume at the end the loss is not known any more
         reached = f" (it is {loss:.3g})" if math.isfinite(loss) else ""  # unknown where no step was left
         raise TrainingError(
-            f"the training loss did not come below train.target_loss={target:g} in {session.total_steps} steps"
+            f"the training loss did not come below train.target_loss={target:g} in "
+            f"{counted(session.total_steps, 'step')}"
             f"{reached}; look at the learning rate, the labels, and weights that are frozen"
         )
-    value = f"{loss:.3g} after {session.total_steps} steps, " if math.isfinite(loss) else ""
+    value = f"{loss:.3g} after {counted(session.total_steps, 'step')}, " if math.isfinite(loss) else ""
     log.info("the training loss is %sbelow the target of %g", value, target)
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from distrain.config import Recipe
 from distrain.data.sources.base import Source
-from distrain.messages import joined
+from distrain.messages import counted, joined
 
 MAX_NAMED = 3
 
@@ -25,13 +25,13 @@ def warn_early(recipe: Recipe, sources: Mapping[str, Source], *, steps_per_epoch
 def find_schedule_faults(recipe: Recipe, *, steps_per_epoch: int, total_steps: int) -> list[str]:
     """Return what of the schedule of the learning rate lies behind the last of the `total_steps`."""
     schedule, faults = recipe.schedule, list[str]()
-    end = f"train.max_steps={total_steps}" if recipe.train.max_steps == total_steps else f"{total_steps} steps"
+    end = f"train.max_steps={total_steps}" if recipe.train.max_steps == total_steps else counted(total_steps, "step")
     warmup_steps = round(schedule.warmup_epochs * steps_per_epoch)
     if warmup_steps > 0 and total_steps <= warmup_steps:
         top = recipe.base_lr * total_steps / (warmup_steps + 1)
         faults.append(
-            f"schedule.warmup_epochs={schedule.warmup_epochs:g} ({warmup_steps} steps) is not over before the end "
-            f"({end}): the learning rate rises to {top:.3g} of {recipe.base_lr:g} and no further; "
+            f"schedule.warmup_epochs={schedule.warmup_epochs:g} ({counted(warmup_steps, 'step')}) is not over before "
+            f"the end ({end}): the learning rate rises to {top:.3g} of {recipe.base_lr:g} and no further; "
             f"--set schedule.warmup_epochs=0 trains without it"
         )
     drops = {"step": (schedule.step_epochs,), "multistep": schedule.milestones_epochs}.get(schedule.name) or ()

@@ -15,7 +15,7 @@ from distrain.config import Loss
 from distrain.config.metrics import Target
 from distrain.config.user_code import find_refusal, is_reference, load_reference
 from distrain.errors import ModelError, RecipeError, UserError
-from distrain.messages import first_line
+from distrain.messages import counted, first_line
 from distrain.system.exits import user_frame
 from distrain.tensors.module_state import LossFunction as LossFunction
 from distrain.training.own_code import check_value
@@ -131,7 +131,7 @@ def _pos_weight(config: Loss, num_classes: int, device: torch.device) -> torch.T
         return None
     if len(weights) not in {1, num_classes}:
         raise RecipeError(
-            f"loss.pos_weight has {len(weights)} numbers and the data {num_classes} classes or labels; "
+            f"loss.pos_weight has {counted(len(weights), 'number')} and the data has {counted(num_classes, 'output')}; "
             "give one number, or one for each"
         )
     return torch.tensor(weights, device=device).expand(num_classes)

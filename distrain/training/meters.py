@@ -176,8 +176,8 @@ class ThroughputMeter:
         """Samples a second over all ranks in the newest epoch so far; None where this attempt took no step of it."""
         return self._epoch_samples / max(self._epoch_seconds, 1e-9) if self._epoch_samples else None
 
-    def pop_rate(self) -> float:
-        """Return samples a second over all ranks, and begin again."""
-        rate = self._samples / max(self._seconds, 1e-9)
+    def pop_rate(self) -> float | None:
+        """Return samples a second over all ranks, and begin again; None where there was no step since the last time."""
+        rate = self._samples / max(self._seconds, 1e-9) if self._samples else None
         self._seconds, self._samples = 0.0, 0
         return rate

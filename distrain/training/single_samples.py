@@ -9,6 +9,7 @@ from distrain.config import Recipe
 from distrain.config.batching import solve_batching
 from distrain.data.loading.sampler import TrainSampler
 from distrain.errors import RecipeError
+from distrain.messages import counted
 
 _FARTHEST = 64  # other batch sizes that are tried on each side of the recipe's
 
@@ -42,7 +43,7 @@ def find_in_training(recipe: Recipe, sampler: TrainSampler, *, num_devices: int)
         return Lone(f"{where} leaves one to each", _join(remedies, otherwise="raise data.batch_size"))
     if has_full:
         remedies.insert(0, "--set data.drop_last=true")
-    share = f"{last.num_samples} of {sampler.num_samples} training samples"
+    share = f"{last.num_samples:,} of {counted(sampler.num_samples, 'training sample')}"
     return Lone(
         f"the last batch of each epoch ({share}) leaves one to a forward pass",
         _join(remedies, otherwise="add training samples"),
@@ -56,7 +57,7 @@ def find_in_evaluation(recipe: Recipe, *, num_samples: int) -> Lone | None:
         return None
     better = next((other for other in range(max(2, size - 1), 1, -1) if num_samples % other != 1), None)
     remedy = "add validation samples" if better is None else f"--set eval.batch_size={better}"
-    return Lone(f"the last batch of {num_samples} validation samples is one", remedy)
+    return Lone(f"the last batch of {counted(num_samples, 'validation sample')} is one", remedy)
 
 
 def _join(remedies: list[str], *, otherwise: str) -> str:

@@ -119,7 +119,9 @@ def test_plan_for_gpus_that_are_not_here_is_told_before_it_is_measured_and_never
     assert done.code == 2
     first, _, last = done.err.splitlines()
     assert first.startswith("not known    this machine has no GPU")
-    assert last.startswith("distrain: data.drop_last leaves nothing: the data has 1438 training samples and data.batch")
+    assert last.startswith(
+        "distrain: data.drop_last leaves nothing: the data has 1,438 training samples and data.batch"
+    )
 
     done = distrain(*arguments, "--json", cwd=tmp_path)
     assert done.code == 0, done.err

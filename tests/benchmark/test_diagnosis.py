@@ -43,7 +43,7 @@ def rates(loader: float, compute: float, together: float) -> dict[str, Any]:
         (  # 15 CPUs are free, and 47 were needed
             replace(GPU, source="cifar10"),
             {**rates(90, 1900, 85), "num_workers": 2},
-            "this machine's 16 CPUs do no more: make the images smaller",
+            "this machine's 16 CPUs can do no more: make the images smaller",
         ),
         (  # one after the other they make 1 / (1/2000 + 1/2000): a loader process would do
             GPU,

@@ -57,7 +57,7 @@ def test_course_of_a_training(changes: list[str], expected: tuple[int, int, int,
 
 def test_course_without_a_step_is_refused() -> None:
     recipe = load_recipe("digits", overrides=["data.batch_size=2048", "data.drop_last=true"])
-    with pytest.raises(DataError, match="drop_last leaves nothing: the data has 1438 training samples"):
+    with pytest.raises(DataError, match="drop_last leaves nothing: the data has 1,438 training samples"):
         plan_schedule(recipe, num_samples=DIGITS)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def test_export_says_what_it_took_and_replaces_only_by_force(folder: Path) -> No
     assert "step-00000023 (as named" in done.out
     assert "moving average" in done.out
     assert "compared    on 40 real images" in done.out
+    assert re.search(r"step-00000023 \(as named, val loss [\d.]+, top-1 [\d.]+%, top-5 [\d.]+%\)", done.out)
     assert (folder / "run" / "export" / "model.pt2.json").is_file()
     again = distrain("export", "run/checkpoints/step-00000023", "--format=torch", cwd=folder)
     assert_one_sentence(again, "model.pt2 exists", "--force")
@@ -125,7 +127,11 @@ def test_import_takes_an_old_file_and_training_takes_what_it_wrote(folder: Path)
     DigitsCnn(10, 1).load_state_dict(load_file(folder / "old.safetensors"))
     misfit = distrain("import", "old.pth", "--model=cifar-cnn", "--out=other.safetensors", "--json", cwd=folder)
     assert misfit.code == 1
-    assert json.loads(misfit.out)["fit"]["missing"]
+    missing = json.loads(misfit.out)["fit"]["missing"]
+    told = distrain("import", "old.pth", "--model=cifar-cnn", "--out=other.safetensors", cwd=folder)
+    names = [line for line in told.out.splitlines() if line.startswith("missing")]
+    assert names[-1] == f"missing  and {len(missing) - 8} more; --json names them all"
+    assert len(names) == 9
     assert not (folder / "other.safetensors").exists()
 
 

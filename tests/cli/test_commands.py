@@ -73,6 +73,7 @@ def test_recipes_are_listed_shown_explained_and_copied(tmp_path: Path) -> None:
         text = distrain("recipes", "show", name, cwd=tmp_path).out
         assert all(f"# {word}" in text for word in ("Expected", "Hardware", "Command"))
         assert yaml.safe_load(text)["model"]
+    assert len(distrain("recipes", cwd=tmp_path).out.splitlines()[-1]) <= 80
     keys = json.loads(distrain("recipes", "keys", "--json", cwd=tmp_path).out)
     assert all(row["meaning"] for row in keys)
     assert {"data.batch_size", "train.micro_batch_size", "optimizer.lr"} <= {row["key"] for row in keys}
@@ -104,6 +105,12 @@ def test_dry_run_prints_recipe_and_command_and_makes_nothing(tmp_path: Path) -> 
     assert "--nproc-per-node=2" in done.out
     assert "OMP_NUM_THREADS=" in done.out
     assert not list(tmp_path.iterdir())
+
+
+def test_failure_of_a_verified_training_is_told_after_one_prefix(tmp_path: Path) -> None:
+    done = distrain("verify", "--set=model.name=nothing", "--steps=3", cwd=tmp_path)
+    assert done.code == 2
+    assert done.err.startswith("distrain: the training ended with exit code 2: unknown model 'nothing'")
 
 
 def test_runs_of_an_empty_folder_are_none(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_batch_that_does_not_divide_names_processes_and_a_size_that_do(size: int
     with pytest.raises(RecipeError, match=f"data.batch_size={size} does not divide over {world} processes") as caught:
         solve_batching(size, None, world)
     text = str(caught.value)
-    offered = re.search(r"use ([\d, or]+) processes", text)
+    offered = re.search(r"use ([\d, or]+) process(es)?,", text)
     assert offered is not None
     for count in re.findall(r"\d+", offered[1]):
         assert solve_batching(size, None, int(count)).global_batch_size == size
@@ -71,6 +71,13 @@ def test_micro_batch_that_does_not_divide_names_a_size_that_does(size: int, micr
     solved = solve_batching(_suggested_batch_size(str(caught.value)), micro, world)
     assert solved.micro_batch_size == micro
     assert solved.world_size == world
+
+
+def test_one_process_is_told_in_the_singular() -> None:
+    with pytest.raises(RecipeError, match=r"use 1 process, or --set data\.batch_size=2"):
+        solve_batching(1, None, 2)
+    with pytest.raises(RecipeError, match=r"train\.exact has 1 micro-batch of 8 for 2 processes; use 1 process, or"):
+        solve_batching(8, 8, 2, is_exact=True)
 
 
 def _suggested_batch_size(text: str) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -41,6 +42,12 @@ def test_any_number_of_processes_finds_what_training_found(run: Path) -> None:
     last = status(run)["best"]
     assert {name: last[name] for name in found[0]["metrics"]} == found[0]["metrics"]
     assert found[0]["weights"] == "moving average"
+
+
+def test_loss_is_that_of_the_split_that_was_evaluated(run: Path) -> None:
+    out = examine(run, "--split=train", "--no-pictures").out
+    assert re.search(r"^train       1,438 samples: train loss [\d.]+, top-1 ", out, re.MULTILINE)
+    assert "val loss" not in out
 
 
 def test_every_sample_has_its_answer_and_the_worst_are_shown(run: Path) -> None:

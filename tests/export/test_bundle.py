@@ -138,5 +138,5 @@ def test_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for picture, words in ((tmp_path / "bad.png", "bad.png cannot be read"), (tmp_path / "no.png", "no such file")):
         with pytest.raises(DataError, match=words):
             make_bundle().predict([picture])
-    with pytest.raises(DataError, match=r"1 channels, \[c, h, w\]"):
+    with pytest.raises(DataError, match=r"1 channel, \[c, h, w\]"):
         make_bundle().predict([torch.zeros(3, 8, 8)])

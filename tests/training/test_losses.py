@@ -111,7 +111,7 @@ def test_focal_loss_of_a_network_that_is_certain_has_a_gradient(target: Target) 
         ("values", {"name": "bce"}, "loss.name=bce is not for data whose target is values; use l1, mse, or your own"),
         ("values", {"name": "focal"}, "loss.name=focal is not for"),
         ("labels", {"name": "mse"}, "loss.name=mse is not for"),
-        ("labels", {"name": "bce", "pos_weight": [1, 2]}, "loss.pos_weight has 2 numbers and the data 5 classes"),
+        ("labels", {"name": "bce", "pos_weight": [1, 2]}, "loss.pos_weight has 2 numbers and the data has 5 outputs"),
         ("class", {"name": "focal", "alpha": 0.25}, "loss.alpha=0.25 weighs the yes of a label"),
     ],
 )

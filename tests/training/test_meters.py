@@ -12,7 +12,7 @@ from torch import nn
 from distrain.config.batching import solve_batching
 from distrain.data.loading.sampler import EpochOrder, TrainSampler
 from distrain.distributed.world import World
-from distrain.training.meters import LossMeter
+from distrain.training.meters import LossMeter, ThroughputMeter
 from distrain.training.step_watch import Watch
 from tests.processes import run_ranks
 
@@ -89,3 +89,11 @@ def test_means_that_span_a_resume_are_those_of_an_unbroken_run() -> None:
     take(second, order, range(8, 10))
     assert third.state(has_epoch=False)["losses_since_record"][:6] == kept["losses_since_record"]
     assert second.pop_mean() == whole.pop_mean()
+
+
+def test_there_is_no_speed_where_no_step_was_taken() -> None:
+    meter = ThroughputMeter()
+    assert meter.pop_rate() is None
+    meter.add(2.0, 64, epoch=0)
+    assert meter.pop_rate() == 32.0
+    assert meter.pop_rate() is None

@@ -68,7 +68,7 @@ def print_findings(console: Console, listing: Listing, findings: list[Finding], 
     console.print(
         Text.assemble(
             ("checked  ", f"bold {COLOURS.get(worst, 'green')}"),
-            f"{len(listing.paths):,} images {_count_classes(listing)} in {seconds:.1f} s: {', '.join(parts)}",
+            f"{counted(len(listing.paths), 'image')} {_count_classes(listing)} in {seconds:.1f} s: {', '.join(parts)}",
         ),
         soft_wrap=True,
     )
@@ -118,13 +118,15 @@ def print_statistics(
     if listing.skipped:
         _print_line(console, f"skipped     {len(listing.skipped):,} hidden or system files: {_few(listing.skipped)}")
     if listing.links:
-        _print_line(console, f"not read    {len(listing.links):,} links to folders read anyway: {_few(listing.links)}")
+        links = counted(len(listing.links), "link")
+        _print_line(console, f"not read    {links} to folders read anyway: {_few(listing.links)}")
     if statistics.sizes:
         _print_sizes(console, statistics)
         common = ", ".join(f"{size} ({count:,})" for size, count in statistics.most_common(5))
         _print_line(console, f"most common {common}")
     if channels is not None:
-        _print_line(console, f"\nchannels in [0, 1], over {channels.num_images:,} training images, for a recipe:")
+        images = counted(channels.num_images, "training image")
+        _print_line(console, f"\nchannels in [0, 1], over {images}, for a recipe:")
         _print_line(console, f"augment:\n  mean: {_numbers(channels.mean)}\n  std: {_numbers(channels.std)}")
 
 
@@ -191,7 +193,8 @@ def _print_classes(console: Console, listing: Listing) -> None:
     largest = max([1, *training.values()])
     for row, name in enumerate(shown):
         if is_abbreviated and row == CLASSES_SHOWN // 2:
-            rows.append([f"... {len(ranked) - CLASSES_SHOWN:,} classes between", *("" for _ in listing.splits), ""])
+            hidden = counted(len(ranked) - CLASSES_SHOWN, "class", "classes")
+            rows.append([f"... {hidden} between", *("" for _ in listing.splits), ""])
         bar = "█" * max(round(BAR * training.get(name, 0) / largest), bool(training.get(name)))
         numbers = (f"{counts[split][name]:,}" if name in counts[split] else "-" for split in listing.splits)
         rows.append([printable(name), *numbers, bar])

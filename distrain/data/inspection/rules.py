@@ -13,6 +13,7 @@ from distrain.data.inspection.scan import Listing
 from distrain.data.layout.image_folder import TEST
 from distrain.data.layout.walk import IMAGE_SUFFIXES
 from distrain.data.sources.decoders import MAX_PIXELS
+from distrain.messages import counted
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -225,7 +226,7 @@ def _layout(listing: Listing, others: ImageTable) -> Iterator[Finding]:
         message = f"{_counted(listing.links, 'link')} to folders that are read anyway, not followed"
         yield Finding("note", "link", message, "nothing if that is intended", _as_items(listing.links))
     if listing.nested:
-        nested = tuple(Item((f"{path}/",), f"{count:,} images") for path, count in sorted(listing.nested.items()))
+        nested = tuple(Item((f"{path}/",), counted(count, "image")) for path, count in sorted(listing.nested.items()))
         message = f"{_counted(nested, 'folder')} inside class folders; their images belong to the class above"
         advice = "nothing if that is intended; else move them beside the class folders"
         yield Finding("warning", "nested-folder", message, advice, nested)
@@ -251,7 +252,7 @@ def _balance(listing: Listing, images: ImageTable) -> Iterator[Finding]:
         if listing.split_of[int(index)] == split:
             counts.subtract(listing.classes_of(int(index)))
     name = "the folder" if listing.is_single_split else listing.name_split(listing.training)
-    if few := [Item((cls,), f"{count} images") for cls, count in counts.items() if count < FEW_IMAGES]:
+    if few := [Item((cls,), counted(count, "image")) for cls, count in counts.items() if count < FEW_IMAGES]:
         message = f"{_counted(few, 'class', 'classes')} with fewer than {FEW_IMAGES} good images in {name}"
         advice = "add images; with so few, start from pretrained weights (model.weights)"
         yield Finding("warning", "small-class", message, advice, (*few,))
@@ -259,10 +260,10 @@ def _balance(listing: Listing, images: ImageTable) -> Iterator[Finding]:
     if ranked and ranked[0][1] > IMBALANCE * ranked[-1][1]:
         (largest_class, largest), (smallest_class, smallest) = ranked[0], ranked[-1]
         message = (
-            f"classes of {name} differ {largest / smallest:.0f}-fold in size: {largest_class} has {largest:,} images, "
+            f"classes of {name} differ {largest / smallest:.0f}-fold in size: {largest_class} has {largest:,} and "
             f"{smallest_class} has {smallest:,}; a model learns to favour the large ones"
         )
-        items = tuple(Item((cls,), f"{count:,} images") for cls, count in (ranked[0], *reversed(ranked[1:])))
+        items = tuple(Item((cls,), counted(count, "image")) for cls, count in (ranked[0], *reversed(ranked[1:])))
         yield Finding("warning", "imbalance", message, "add images to the small classes", items)
 
 

@@ -12,7 +12,7 @@ from distrain.data.layout.file_list import Listing
 from distrain.data.layout.image_folder import TEST, VALIDATION_NAMES
 from distrain.data.layout.tables import COLUMN, FORM, READERS, Row, parse_json, read_table
 from distrain.errors import DataError
-from distrain.messages import escape_control_characters
+from distrain.messages import counted, escape_control_characters
 
 
 def read_manifest(config: Data, *, allow_missing: bool = False) -> dict[Split, Listing]:
@@ -210,7 +210,7 @@ def _number(value: Any, column: str, row: Row) -> float:
 
 def _check_numbers(values: tuple[float, ...], names: tuple[str, ...], row: Row, config: Data) -> None:
     if not values or len(values) != len(names):
-        raise DataError(f"{row.place} has {len(values)} values, but the first training row has {len(names)}")
+        raise DataError(f"{row.place} has {counted(len(values), 'value')}, but the first training row has {len(names)}")
     if config.target == "labels" and not set(values) <= {0, 1}:
         raise DataError(f"{row.place} has {values}; with data.target=labels the columns {COLUMN}NAME hold 0 or 1")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from distrain.config.data import Data
 from distrain.errors import DataError
+from distrain.messages import counted
 
 FORM = "a .csv, .tsv, .json or .jsonl file with path and label, or a folder with train.csv and val.csv"
 COLUMN = "label_"  # label_NAME is a column of numbers for the output NAME
@@ -86,9 +87,8 @@ def _read_csv(file: Path, config: Data) -> Iterator[tuple[str, Any]]:
                 raise DataError(f"manifest {file} has repeated columns: {', '.join(names)}; give each its own name")
             for cells in reader:
                 if None in cells or None in cells.values():
-                    raise DataError(
-                        f"{file}, line {reader.line_num} does not have {len(names)} cells like the first line"
-                    )
+                    cells_wanted = counted(len(names), "cell")
+                    raise DataError(f"{file}, line {reader.line_num} does not have {cells_wanted} like the first line")
                 yield f"line {reader.line_num}", cells
         except csv.Error as error:
             raise DataError(f"manifest {file} cannot be read as CSV near line {reader.line_num} ({error})") from None

@@ -20,7 +20,7 @@ from distrain.data.sources.cached import MAX_CACHED_BYTES, CachedSource
 from distrain.data.transforms.pipeline import DrawnTransforms, Transforms
 from distrain.errors import DataError, RecipeError
 from distrain.global_rng import seed_generators
-from distrain.messages import MEBIBYTE
+from distrain.messages import MEBIBYTE, counted
 from distrain.rng import Purpose
 from distrain.system.exits import user_frame
 
@@ -324,7 +324,7 @@ def _to_device(images: torch.Tensor, targets: torch.Tensor, device: torch.device
     """Return images and targets on the device if they fit into `GPU_SHARE` of its free memory, else unchanged."""
     if device.type != "cuda" or images.nbytes > GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
         return images, targets
-    log.info("%d images are cached on the GPU: %.1f MiB", len(images), images.nbytes / MEBIBYTE)
+    log.info("%s cached on the GPU: %.1f MiB", counted(len(images), "image is", "images are"), images.nbytes / MEBIBYTE)
     return images.to(device), targets.to(device)
 
 

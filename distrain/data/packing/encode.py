@@ -11,6 +11,7 @@ from distrain.data.packing.format import Bytes, Form, is_small
 from distrain.data.sources.decoders import DecodeError, is_upright_jpeg
 from distrain.data.sources.files import decode, unreadable
 from distrain.errors import DataError
+from distrain.messages import counted
 
 _MAX_SIDE = 65_500  # of a JPEG, the limit of libjpeg
 
@@ -87,7 +88,8 @@ def _resize(image: torch.Tensor, size: int, *, is_square: bool) -> torch.Tensor:
 
 def _encode(image: torch.Tensor, quality: int, name: str) -> Bytes:
     if image.shape[0] not in (1, 3):
-        raise DataError(f"{name} has {image.shape[0]} channels, but a JPEG has 1 or 3; use --format pixels")
+        channels = counted(image.shape[0], "channel")
+        raise DataError(f"{name} has {channels}, but a JPEG has 1 or 3; use --format pixels")
     if max(image.shape) > _MAX_SIDE:
         size = f"{image.shape[2]}x{image.shape[1]}"
         raise BrokenImageError(

@@ -15,6 +15,7 @@ from distrain.config.metrics import Target
 from distrain.data.layout.array_files import array_file, prefixes, unreadable
 from distrain.data.sources.base import Source, TensorSource
 from distrain.errors import DataError
+from distrain.messages import counted
 from distrain.tensors.program_files import describe_program
 
 
@@ -41,7 +42,9 @@ def read_tensors(config: Data) -> dict[str, Source]:
     }
     for split, (images, labels) in found.items():
         if len(images) != len(labels):
-            raise DataError(f"array file {path} has {len(images)} images but {len(labels)} labels for {split}")
+            raise DataError(
+                f"array file {path} has {counted(len(images), 'image')} but {counted(len(labels), 'label')} for {split}"
+            )
     classes = _classes(arrays, path, config.target, [labels for _, labels in found.values()])
     try:
         return {s: TensorSource(images, labels, classes, target=config.target) for s, (images, labels) in found.items()}

@@ -152,7 +152,9 @@ class DatasetSource:
         self._arguments = arguments
         if targets is not None:
             if len(targets) != len(self):
-                raise DataError(f"data.source={name}: the dataset has {len(targets)} targets but {len(self)} samples")
+                raise DataError(
+                    f"data.source={name}: len() of its targets is {len(targets)}, that of the dataset {len(self)}"
+                )
             check_targets(targets, self.classes, self.target, describe=self.describe)
 
     @property
@@ -342,8 +344,6 @@ def check_targets(
     index = int(bad.nonzero()[0])
     seen = targets[index].tolist()
     if target == "class":
-        raise DataError(
-            f"{describe(index)} has label {seen}, outside 0 to {count - 1}, the numbers of its {count} classes"
-        )
+        raise DataError(f"{describe(index)} has label {seen}, outside 0 to {count - 1}, the numbers of its classes")
     fault = "labels other than 0 and 1" if target == "labels" else "values that are not finite"
     raise DataError(f"{describe(index)} has {fault}: {seen}")

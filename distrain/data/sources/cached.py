@@ -94,8 +94,9 @@ def cache(
             return source
         raise DataError(f"data.cache=always: {error}; remove data.cache") from None
     log.info(
-        "%d images of %s are cached in memory: %.1f MiB in each process, decoded in %.1f s by %s",
-        *(len(cached), name, cached.images.nbytes / MEBIBYTE, time.perf_counter() - started),
+        "%s of %s %s cached in memory: %.1f MiB in each process, decoded in %.1f s by %s",
+        *(counted(len(cached), "image"), name, "is" if len(cached) == 1 else "are"),
+        *(cached.images.nbytes / MEBIBYTE, time.perf_counter() - started),
         counted(num_processes, "process", "processes"),
     )
     return cached

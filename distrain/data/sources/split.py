@@ -5,6 +5,7 @@ import torch
 
 from distrain.data.sources.base import Source, subset
 from distrain.errors import DataError
+from distrain.messages import counted
 from distrain.rng import Purpose, derive_seed, permutation
 
 
@@ -23,7 +24,8 @@ def split_off(source: Source, fraction: float, *, seed: int) -> dict[str, Source
         is_val[members[torch.from_numpy(order[:count])]] = True
     if not is_val.any():
         raise DataError(
-            f"data.val_fraction={fraction:g} of {len(source)} training samples leaves none for validation; increase it"
+            f"data.val_fraction={fraction:g} of {counted(len(source), 'training sample')} leaves none for "
+            "validation; increase it"
         )
     return {
         "train": subset(source, (~is_val).nonzero().flatten()),

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from distrain.data.sources.outputs import read_outputs
 from distrain.errors import DataError
 from distrain.global_rng import seed_generators
+from distrain.messages import counted
 from distrain.rng import Purpose
 
 
@@ -70,8 +71,8 @@ class Stream:
         except StopIteration:
             raise DataError(
                 f"data.source={self._name}: in epoch {epoch} the stream ended before position {position}, counted from "
-                f"0, but an epoch has {self._num_samples} samples; correct its len() or data.samples_per_epoch, and "
-                f"let every iter() begin again"
+                f"0, but an epoch has {counted(self._num_samples, 'sample')}; correct its len() or "
+                "data.samples_per_epoch, and let every iter() begin again"
             ) from None
 
     def _next(self, cursor: _Cursor) -> Any:

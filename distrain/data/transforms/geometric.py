@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as kernels
 
 from distrain.data.loading.sampler import MicroBatch
+from distrain.messages import counted
 from distrain.rng import Purpose, derive_keys, uniform
 
 Draws = NDArray[np.float64]
@@ -225,7 +226,8 @@ class Cutout:
         """Return the images, each with its square set to `fill`."""
         fill = self._fill.on(images)
         if len(fill) not in (1, images.shape[1]):
-            raise ValueError(f"Cutout: fill has {len(fill)} numbers, but the image has {images.shape[1]} channels")
+            numbers, channels = counted(len(fill), "number"), counted(images.shape[1], "channel")
+            raise ValueError(f"Cutout: fill has {numbers}, but the image has {channels}")
         rows, columns = (
             self._is_cut(first, images.shape[axis]) for first, axis in zip(parameters, (2, 3), strict=True)
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from distrain.config.profile import Profile, read_profile
 from distrain.errors import ExitCode, LaunchError
 from distrain.launchers.slurm.srun import address_of_first_node, read_allocation
-from distrain.messages import print_error
+from distrain.messages import counted, print_error
 from distrain.runs import slurm
 from distrain.runs.directory import RunDirectory
 from distrain.system.process import hold_signals
@@ -23,8 +23,8 @@ def torchrun(profile: Profile, run: Path, environment: Mapping[str, str], *, add
     allocation = read_allocation(environment)
     if (tasks := int(environment["SLURM_NTASKS"])) != allocation.nodes or allocation.nodes != profile.nodes:
         raise LaunchError(
-            f"SLURM has started {tasks} tasks on {allocation.nodes} nodes for a run on {profile.nodes}; "
-            "it takes one task a node: --ntasks-per-node=1"
+            f"SLURM has started {counted(tasks, 'task')} on {counted(allocation.nodes, 'node')} for a run on "
+            f"{profile.nodes}; it takes one task a node: --ntasks-per-node=1"
         )
     return (
         f"--nnodes={allocation.nodes}",

@@ -10,6 +10,7 @@ from pathlib import Path
 from distrain.config.profile import LaunchOptions, Profile
 from distrain.errors import LaunchError
 from distrain.launchers.plan import Plan
+from distrain.messages import counted
 from distrain.runs import slurm
 
 _MEMORY = {"SLURM_MEM_PER_CPU", "SLURM_MEM_PER_GPU", "SLURM_MEM_PER_NODE"}
@@ -112,15 +113,16 @@ def resolve_allocated(
     device, processes = options.device, options.processes
     if options.nodes is not None and str(options.nodes) != str(allocation.nodes):
         raise LaunchError(
-            f"SLURM has given {allocation.nodes} nodes, and {options.nodes} were asked for; say how many to sbatch"
+            f"SLURM has given {counted(allocation.nodes, 'node')}, and {options.nodes} were asked for; say how many "
+            "to sbatch"
         )
     if stored is not None and stored.launcher == "slurm" and processes is None:
         device = device or stored.device
     is_cuda = device == "cuda" or (device is None and processes is None and allocation.gpus > 0)
     if is_cuda and (allocation.gpus == 0 or processes not in {None, allocation.gpus}):
         raise LaunchError(
-            f"SLURM has given {allocation.gpus} GPUs on each node, and {processes or 'some'} were asked for; "
-            "say how many to sbatch, with --gpus-per-node"
+            f"SLURM has given {counted(allocation.gpus, 'GPU')} on each node, and {processes or 'some'} were asked "
+            "for; say how many to sbatch, with --gpus-per-node"
         )
     own = stored.processes if stored is not None and stored.device != "cuda" else 1
     count = allocation.gpus if is_cuda else processes or own

@@ -81,7 +81,7 @@ def find_micro_batch_size(trial: Trial, *, largest: int, limit_bytes: int, is_ca
         found = size if size in divisors else found
     if peaks:
         log.info(
-            "train.micro_batch_size=auto: %d samples take %.0f MiB at most, and %.0f MiB may be used",
+            "train.micro_batch_size=auto: micro-batches of %d take %.0f MiB at most, and %.0f MiB may be used",
             *(peaks[-1][0], peaks[-1][1] / MEBIBYTE, limit_bytes / MEBIBYTE),
         )
     return found

@@ -5,6 +5,7 @@ import logging
 import os
 from contextlib import suppress
 
+from distrain.messages import counted
 from distrain.runs.directory import RunDirectory, write_atomically
 from distrain.system.files import PatientFile, read_readable
 from distrain.training.loggers.protocol import LoggerContext, Record
@@ -59,5 +60,6 @@ class JsonlLogger:
         """Write what waits, if there is room by now, and close the file."""
         self._file.flush()
         if self._file.num_waiting:
-            log.warning("%d lines of metrics could not be written to %s", self._file.num_waiting, self._file.path)
+            lines = counted(self._file.num_waiting, "line")
+            log.warning("%s of metrics could not be written to %s", lines, self._file.path)
         self._file.close()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from distrain.config import Eval
 from distrain.config.metrics import ALWAYS_MEASURED, METRICS, Target
 from distrain.errors import RecipeError
+from distrain.messages import counted
 
 _TOP5 = 5
 _DEFAULTS: dict[Target, tuple[str, ...]] = {
@@ -54,4 +55,4 @@ def _check(key: str, name: str, target: Target, num_classes: int) -> None:
         fitting = ", ".join(other for other, metric in METRICS.items() if target in metric.targets)
         raise RecipeError(f"{key} names {name}, which is not for data whose target is {target}; use {fitting}")
     if name == "top5" and num_classes < _TOP5:
-        raise RecipeError(f"{key} names top5, and the data has {num_classes} classes; remove it")
+        raise RecipeError(f"{key} names top5, and the data has {counted(num_classes, 'class', 'classes')}; remove it")

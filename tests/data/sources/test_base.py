@@ -54,7 +54,7 @@ def test_dataset_of_the_user_gives_targets_of_its_kind(target: str | None, given
 @pytest.mark.parametrize(
     ("target", "given", "words"),
     [
-        (None, 2, "sample 1 of mine:pictures has label 2, outside 0 to 1, the numbers of its 2 classes"),
+        (None, 2, "sample 1 of mine:pictures has label 2, outside 0 to 1, the numbers of its classes"),
         (None, -1, "has label -1, outside"),
         (None, "cat", "has label 'cat', which is not a number"),
         (None, 0.5, "has label 0.5; a class is one whole number"),
