@@ -9,10 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
+from distrain.config import Data
+from distrain.data.sources.registry import open_sources
 from distrain.evaluation.results import read_answers
+from distrain.export import load
 from distrain.runs.directory import RunDirectory
 from tests.command import Done, command, distrain, end_of, fit, status, wait_for_phase, wait_until
 
@@ -66,6 +70,19 @@ def test_every_sample_has_its_answer_and_the_worst_are_shown(run: Path) -> None:
     for name in ("confusion.png", "mistakes.png"):
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 100
+
+
+def test_mistakes_have_the_probability_that_the_exported_network_gives(run: Path) -> None:
+    mistakes = json.loads(examine(run, "--json", "--no-pictures").out)["mistakes"]
+    assert mistakes
+    assert distrain("export", str(run), "--out=net", cwd=run.parent).code == 0
+    bundle = load(run.parent / "net")
+    images = open_sources(Data(source="digits", batch_size=1))["val"].images  # type: ignore[attr-defined]
+    wrong = torch.stack([bundle.prepare(images[mistake["index"]]) for mistake in mistakes])
+    probabilities = bundle.predict_prepared(wrong)
+    assert [str(guess) for guess in probabilities.argmax(dim=1).tolist()] == [m["prediction"] for m in mistakes]
+    assert [m["badness"] for m in mistakes] == pytest.approx(probabilities.amax(dim=1).tolist(), rel=1e-5)
+    assert sorted((m["badness"] for m in mistakes), reverse=True) == [m["badness"] for m in mistakes]
 
 
 @pytest.mark.parametrize(
