@@ -6,12 +6,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel
 from rich.console import Console
 
 from distrain.benchmark import scaling_model
+from distrain.benchmark.capacity_results import Disk, Limit, Plan, Step, Times
 from distrain.benchmark.launch import measure
-from distrain.benchmark.results import BenchmarkResult, Memory
+from distrain.benchmark.results import BenchmarkResult
 from distrain.benchmark.scaling_run import with_batch
 from distrain.benchmark.schedule_estimate import RunSchedule, cut_into_jobs, kept_checkpoints, plan_schedule
 from distrain.benchmark.unknown import find_unknown
@@ -63,81 +63,9 @@ class CapacityRequest:
     target: Target
     profile: Profile
     measured: Recipe
-    request: BenchmarkRequest
+    benchmark: BenchmarkRequest
     is_substitute: bool  # measured on the CPU since GPUs were asked for and there is none
     unknown: tuple[str, ...]  # what will not be known, a sentence each
-
-
-class Step(BaseModel):
-    """A step on the target, in seconds, by the scale model; measured where the target is what is here."""
-
-    is_measured: bool
-    step_s: float
-    images_per_s: float
-    efficiency: float | None  # against one process with its share of the batch
-    compute_s: float | None = None
-    exposed_reduction_s: float | None = None
-    input_s: float | None = None
-    jitter_s: float | None = None
-    bottleneck: str | None = None
-
-
-class Times(BaseModel):
-    """The whole training in seconds."""
-
-    steps: float
-    evaluations: float
-    checkpoints: float
-    start_up: float
-    total: float
-
-
-class Limit(BaseModel):
-    """What a time limit makes of it."""
-
-    limit_s: float
-    fits: bool
-    jobs: int | None  # None: the limit leaves no time to train in
-    requeues: int | None
-    steps_per_job: int
-
-
-class Disk(BaseModel):
-    """The checkpoints that stay, with the one that is being written."""
-
-    checkpoint_bytes: int
-    checkpoints: int
-    num_bytes: int
-    free_bytes: int
-    has_room: bool
-    folder: str
-
-
-class Plan(BaseModel):
-    """A plan as it is printed; None is what cannot be known here, and `unknown` says why."""
-
-    recipe: str
-    device: str
-    nodes: int
-    processes: int
-    batch: str
-    measured_processes: int
-    measured_device: str
-    measured_images_per_s: float | None
-    measured_step_s: float | None
-    memory: Memory
-    largest_micro_batch: int | None
-    step: Step | None
-    epochs: float
-    total_steps: int
-    num_evaluations: int
-    num_checkpoints: int
-    times: Times | None
-    disk: Disk | None
-    limit: Limit | None
-    figures: BenchmarkResult
-    unknown: list[str]
-    assumptions: list[str]
 
 
 def resolve(
@@ -152,10 +80,10 @@ def resolve(
     least = recipe.data.batch_size if recipe.data.drop_last else None
     if is_substitute:
         measured = change_recipe(recipe, _SUBSTITUTE)
-        request = BenchmarkRequest(steps=_SUBSTITUTE_STEPS, stretch_s=0.0, has_checkpoint=True, least_samples=least)
+        benchmark = BenchmarkRequest(steps=_SUBSTITUTE_STEPS, stretch_s=0.0, has_checkpoint=True, least_samples=least)
     else:
         measured = with_batch(recipe, target.share * (1 if recipe.parallel.strategy == "dp" else count))
-        request = BenchmarkRequest(
+        benchmark = BenchmarkRequest(
             steps=steps,
             has_parts=True,
             has_checkpoint=True,
@@ -180,26 +108,26 @@ def resolve(
         link=target.link,
         network=target.network,
     )
-    return CapacityRequest(recipe, target, profile, measured, request, is_substitute, tuple(unknown))
+    return CapacityRequest(recipe, target, profile, measured, benchmark, is_substitute, tuple(unknown))
 
 
-def make(question: CapacityRequest, *, place: Path, limit_s: float | None, console: Console) -> Plan:
+def make(request: CapacityRequest, *, place: Path, limit_s: float | None, console: Console) -> Plan:
     """Measure a few steps and conclude from them. Raises as `measure` does."""
-    title = f"{question.profile.world_size * question.profile.devices} of {question.target.processes} processes"
-    done = measure(question.measured, question.profile, question.request, place=place, title=title, console=console)
-    return conclude(question, done.figures, done.start_up_s, place=place, limit_s=limit_s)
+    title = f"{request.profile.world_size * request.profile.devices} of {request.target.processes} processes"
+    done = measure(request.measured, request.profile, request.benchmark, place=place, title=title, console=console)
+    return conclude(request, done.figures, done.start_up_s, place=place, limit_s=limit_s)
 
 
 def conclude(
-    question: CapacityRequest, figures: BenchmarkResult, start_up_s: float, *, place: Path, limit_s: float | None
+    request: CapacityRequest, figures: BenchmarkResult, start_up_s: float, *, place: Path, limit_s: float | None
 ) -> Plan:
     """Return the plan that follows from what was measured."""
-    recipe, target = question.recipe, question.target
+    recipe, target = request.recipe, request.target
     schedule = plan_schedule(recipe, num_samples=figures.num_train_samples)
     assumed: list[str] = []
     step = times = None
-    if not question.is_substitute:
-        step = _step(question, figures, assumed)
+    if not request.is_substitute:
+        step = _step(request, figures, assumed)
         times = _times(schedule, step, figures, target, start_up_s)
         assumed.append(
             f"evaluations: {schedule.num_evaluations}, validation samples in each: {figures.num_val_samples:,}; "
@@ -217,8 +145,8 @@ def conclude(
         batch=str(target.batching),
         measured_processes=figures.processes,
         measured_device=figures.device,
-        measured_images_per_s=None if question.is_substitute else figures.images_per_s,
-        measured_step_s=None if question.is_substitute else figures.step_s.median,
+        measured_images_per_s=None if request.is_substitute else figures.images_per_s,
+        measured_step_s=None if request.is_substitute else figures.step_s.median,
         memory=figures.memory,
         largest_micro_batch=figures.largest_micro_batch,
         step=step,
@@ -230,7 +158,7 @@ def conclude(
         disk=_disk(recipe, schedule, figures, place),
         limit=None if limit_s is None or times is None or step is None else _limit(limit_s, times, step),
         figures=figures,
-        unknown=[*figures.notes, *question.unknown],
+        unknown=[*figures.notes, *request.unknown],
         assumptions=assumed,
     )
 
@@ -298,8 +226,8 @@ def _target(recipe: Recipe, options: LaunchOptions, *, link: str | None, network
     )
 
 
-def _step(question: CapacityRequest, figures: BenchmarkResult, assumed: list[str]) -> Step:
-    target = question.target
+def _step(request: CapacityRequest, figures: BenchmarkResult, assumed: list[str]) -> Step:
+    target = request.target
     if target.processes == figures.processes:
         return Step(is_measured=True, step_s=figures.step_s.median, images_per_s=figures.images_per_s, efficiency=None)
     cost = cost_of(figures, device=target.device)
@@ -321,13 +249,13 @@ def _step(question: CapacityRequest, figures: BenchmarkResult, assumed: list[str
         cost,
         machines,
         processes=target.processes,
-        batch_size=question.recipe.data.batch_size,
+        batch_size=request.recipe.data.batch_size,
         is_weak=True,
     )
     return Step(
         is_measured=False,
         step_s=found.step_s,
-        images_per_s=question.recipe.data.batch_size / found.step_s,
+        images_per_s=request.recipe.data.batch_size / found.step_s,
         efficiency=found.efficiency,
         compute_s=found.compute_s,
         exposed_reduction_s=found.exposed_s,

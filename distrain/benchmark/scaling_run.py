@@ -89,18 +89,18 @@ def resolve(
     return ScalingRequest(recipe, tuple(ways), tuple(left_out), BenchmarkRequest(steps=steps), is_weak)
 
 
-def run(question: ScalingRequest, *, place: Path, console: Console) -> Report:
+def run(scaling_request: ScalingRequest, *, place: Path, console: Console) -> Report:
     """Measure it all, the largest number of processes in every part. Raises as `measure` does."""
     points: list[tuple[int, BenchmarkResult]] = []
     start_up_s = 0.0
-    for profile, recipe in question.ways:
-        is_largest = profile is question.ways[-1][0]
-        request = question.request.model_copy(update={"has_parts": is_largest, "has_checkpoint": is_largest})
+    for profile, recipe in scaling_request.ways:
+        is_largest = profile is scaling_request.ways[-1][0]
+        request = scaling_request.request.model_copy(update={"has_parts": is_largest, "has_checkpoint": is_largest})
         done = measure(recipe, profile, request, place=place, title=_title(profile), console=console)
         points.append((profile.processes * profile.devices, done.figures))
         start_up_s = done.start_up_s
     figures = points[-1][1]
-    recipe = question.recipe
+    recipe = scaling_request.recipe
     scaling = curve(points)
     return Report(
         recipe=recipe.name,
@@ -108,13 +108,13 @@ def run(question: ScalingRequest, *, place: Path, console: Console) -> Report:
         source=recipe.data.source,
         data=recipe.data.path,
         precision=recipe.precision,
-        is_weak=question.is_weak,
+        is_weak=scaling_request.is_weak,
         environment={key: value for key, value in describe_environment().items() if key != "git"},
         scaling=scaling,
-        left_out=list(question.left_out),
+        left_out=list(scaling_request.left_out),
         start_up_s=start_up_s,
         figures=figures,
-        verdict=diagnose(figures, diagnosis_input(recipe, question.ways[-1][0]), speedups(scaling)),
+        verdict=diagnose(figures, diagnosis_input(recipe, scaling_request.ways[-1][0]), speedups(scaling)),
     )
 
 

@@ -58,9 +58,9 @@ def bench(
         check_picture(plot)
     resolved = load_recipe(recipe, overrides=overrides or [], data=data)
     options = read_options(gpus=gpus, device=device, processes=procs)
-    question = scaling_run.resolve(resolved, options, reference=recipe, steps=steps, is_weak=weak)
+    request = scaling_run.resolve(resolved, options, reference=recipe, steps=steps, is_weak=weak)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    report = scaling_run.run(question, place=place, console=errors)
+    report = scaling_run.run(request, place=place, console=errors)
     if plot is not None:
         from distrain.benchmark.plot import draw
 

@@ -12,7 +12,7 @@ from distrain.messages import byte_size, counted
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from distrain.benchmark.capacity_plan import Plan
+    from distrain.benchmark.capacity_results import Plan
 
 NOT_KNOWN = "not known here"
 
@@ -64,11 +64,11 @@ def plan(
     limit_s = None if time is None else read_time_limit(time)
     options = read_launch_options(launch, read_options(gpus=gpus, processes=procs, nodes=nodes))
     resolved = load_recipe(recipe, overrides=overrides or [], data=data)
-    question = capacity_plan.resolve(resolved, options, reference=recipe, link=link, network=network, steps=steps)
+    request = capacity_plan.resolve(resolved, options, reference=recipe, link=link, network=network, steps=steps)
     errors = Console(stderr=True, highlight=False)
-    for sentence in question.unknown:
+    for sentence in request.unknown:
         errors.print(f"not known    {sentence}", soft_wrap=True, markup=False)
-    found = capacity_plan.make(question, place=place, limit_s=limit_s, console=errors)
+    found = capacity_plan.make(request, place=place, limit_s=limit_s, console=errors)
     if as_json:
         print_json(found)
     else:

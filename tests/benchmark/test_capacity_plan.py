@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from distrain.benchmark import capacity_plan
+from distrain.benchmark.capacity_results import Plan
 from distrain.benchmark.scaling_model import LINKS
 from distrain.config import load_recipe
 from distrain.config.profile import LaunchOptions
@@ -17,9 +18,9 @@ from tests.command import distrain
 RECIPE = load_recipe("digits", overrides=["data.batch_size=800", "train.epochs=10"])  # 2 steps an epoch
 
 
-def plan(place: Path, *, nodes: int, network: str | None, limit_s: float | None = None) -> capacity_plan.Plan:
+def plan(place: Path, *, nodes: int, network: str | None, limit_s: float | None = None) -> Plan:
     wanted = LaunchOptions(device="cpu", processes=2, nodes=nodes)
-    question = capacity_plan.resolve(RECIPE, wanted, reference="digits", link=None, network=network, steps=None)
+    request = capacity_plan.resolve(RECIPE, wanted, reference="digits", link=None, network=network, steps=None)
     many = figures(
         processes=2,
         global_batch_size=200,
@@ -30,7 +31,7 @@ def plan(place: Path, *, nodes: int, network: str | None, limit_s: float | None 
         evaluation_images_per_s=400.0,
         step_s=figures().step_s.model_copy(update={"median": 0.2}),
     )
-    return capacity_plan.conclude(question, many, 7.0, place=place, limit_s=limit_s)
+    return capacity_plan.conclude(request, many, 7.0, place=place, limit_s=limit_s)
 
 
 def test_target_that_is_here_is_not_extrapolated(tmp_path: Path) -> None:
@@ -103,9 +104,9 @@ def test_what_will_not_be_known_is_known_before_anything_is_measured(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     recipe = load_recipe("digits", overrides=overrides)
-    question = capacity_plan.resolve(recipe, wanted, reference="digits", link=None, network=None, steps=None)
-    assert len(question.unknown) == len(words)
-    for sentence, word in zip(question.unknown, words, strict=True):
+    request = capacity_plan.resolve(recipe, wanted, reference="digits", link=None, network=None, steps=None)
+    assert len(request.unknown) == len(words)
+    for sentence, word in zip(request.unknown, words, strict=True):
         assert word in sentence
 
 
