@@ -1,6 +1,5 @@
 """Saves checkpoints: a thread of its own copies the tensors to the host and writes them, beside the training."""
 
-import json
 import logging
 import shutil
 import threading
@@ -24,6 +23,7 @@ from distrain.runs.checkpoints.catalog import read_catalog
 from distrain.runs.checkpoints.integrity import Manifest, commit, describe_files
 from distrain.runs.checkpoints.paths import committed, final_path, partial_path, remove
 from distrain.runs.checkpoints.retention import expired
+from distrain.system.files import strict_json
 
 FAILING_WAIT_S = 60.0  # a run that fails gives the save under way this long to reach the disk
 
@@ -65,7 +65,7 @@ class Checkpointer:
         started = time.perf_counter()
         self.wait()
         self._began = time.monotonic()
-        text = json.dumps({"step": step, **state}, indent=1)
+        text = strict_json({"step": step, **state}, indent=1)
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         self._held = StagedTensors(tensors, steady=steady, written=written_here(tensors, self._world))
         arguments = (step, self._held, text, num_bytes)

@@ -17,6 +17,7 @@ from distrain.cli.options import DeviceName, Root
 from distrain.errors import DataError, ExitCode
 from distrain.messages import print_error
 from distrain.preload import gc_paused
+from distrain.system.files import strict_json
 from distrain.system.filesystem import check_writable
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def _print(kind: str, batch: list["Prediction"], bundle: "Bundle", top_k: int) -
     else:
         for prediction in batch:
             if kind == "json":
-                row = json.dumps(_json_row(prediction, bundle, top_k), ensure_ascii=False)
+                row = strict_json(_json_row(prediction, bundle, top_k), ensure_ascii=False)
                 print(row if _is_utf8(row) else json.dumps(json.loads(row)))
             elif prediction.error is not None:
                 print_error(prediction.error)  # not typer.echo: it would write into the bar

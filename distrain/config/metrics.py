@@ -7,7 +7,9 @@ them on the device, and `curves` computes areas under curves.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
 
 # What a sample's target is: one class, int64 [n]; a 0 or 1 for each label, or values, float32 [n, outputs].
 Target = Literal["class", "labels", "values"]
@@ -42,10 +44,25 @@ METRICS: dict[str, Metric] = {
 ALWAYS_MEASURED = "loss"
 
 
+def restore_nan(evaluation: Mapping[str, float | None]) -> dict[str, float]:
+    """Return an evaluation that was read from strict JSON, which has null for a number that is not finite, as NaN."""
+    return {name: math.nan if value is None else value for name, value in evaluation.items()}
+
+
+def _read_evaluation(value: object) -> object:
+    return restore_nan(value) if isinstance(value, dict) else value
+
+
+Evaluation = Annotated[dict[str, float], BeforeValidator(_read_evaluation)]  # metrics by name, read from strict JSON
+
+
 def score(name: str, evaluation: Mapping[str, float]) -> float | None:
-    """Return a score of an evaluation, higher is better; None where the metric is missing or NaN."""
-    value = evaluation.get(f"val/{name}", math.nan)
-    if math.isnan(value):
+    """Return a score of an evaluation, higher is better.
+
+    None where the metric is missing, or it or the validation loss is not finite: such a network is no candidate.
+    """
+    value, loss = evaluation.get(f"val/{name}", math.nan), evaluation.get(f"val/{ALWAYS_MEASURED}", 0.0)
+    if not (math.isfinite(value) and math.isfinite(loss)):
         return None
     return value if METRICS[name].is_higher_better else -value
 

@@ -1,14 +1,15 @@
 """Reads and writes the results of an examination: metrics, results of each class, and a prediction for each sample."""
 
 import json
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 
-from distrain.config.metrics import Target
+from distrain.config.metrics import Evaluation, Target
 from distrain.messages import counted
 from distrain.runs.directory import RunDirectory, write_atomically
 from distrain.runs.task import Samples
@@ -24,7 +25,8 @@ class Mistake(BaseModel):
     index: int  # of the sample in its split
     target: str
     prediction: str
-    badness: float  # probability of the wrong class; labels that are wrong; mean absolute error of the values
+    # Probability of the wrong class; labels that are wrong; mean absolute error of the values, null if it is infinite.
+    badness: Annotated[float, BeforeValidator(lambda read: math.inf if read is None else read)]
 
 
 class ClassResult(BaseModel):
@@ -48,7 +50,7 @@ class Findings(BaseModel):
     data: str | None
     target: Target
     num_samples: int
-    metrics: dict[str, float]
+    metrics: Evaluation
     classes: list[ClassResult]  # none for values
     mistakes: list[Mistake]  # the worst first
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, field_serializer
 
 from distrain.config import Augment, Model, TransformList
-from distrain.config.metrics import Target
+from distrain.config.metrics import Evaluation, Target
 from distrain.config.section import Section
 
 FORMAT_VERSION: Literal[1] = 1
@@ -42,12 +42,12 @@ class Preprocessing(Section):
 class Description(BaseModel):
     """What `bundle.json` holds."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format_version: Literal[1] = FORMAT_VERSION
     recipe: str  # its name
     step: int
-    metrics: dict[str, float] | None  # of the evaluation at that step
+    metrics: Evaluation | None  # of the evaluation at that step
     weights: Literal["trained", "moving average"]
     weights_digest: str  # xxh3-128 over all weights and buffers, as status.json has it
     model: Model

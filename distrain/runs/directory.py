@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from distrain.config.metrics import restore_nan
 from distrain.errors import RunError
 from distrain.runs.format import FORMAT_VERSION, check_format
 from distrain.runs.status import AttemptMark, Heartbeat, Job, Status
@@ -262,7 +263,7 @@ def _status(text: str) -> Status:
 
 def _record(line: str) -> dict[str, Any]:
     record: dict[str, Any] = json.loads(line)
-    return {**record, "step": record["step"]}
+    return {**restore_nan(record), "step": record["step"]}
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -115,7 +115,9 @@ def find_checkpoint(
         step = checkpoints.run_best_step(entries)
         better = "" if step is None else f"; the best of the run, at step {step}, was not kept"
         return run, entry.path, f"the best by evaluation of those kept{better}"
-    return run, checkpoints.choose(run.checkpoints, "last"), "the newest; none was evaluated"
+    was_evaluated = any(entry.evaluation for entry in entries)
+    why = "the newest; no evaluation was finite" if was_evaluated else "the newest; none was evaluated"
+    return run, checkpoints.choose(run.checkpoints, "last"), why
 
 
 def best_checkpoint(run: RunDirectory, status: Status) -> Path | None:

@@ -5,8 +5,9 @@ import socket
 import time
 from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, computed_field, field_validator, model_validator
+from pydantic import BaseModel, computed_field, field_validator, model_validator
 
+from distrain.config.metrics import Evaluation
 from distrain.runs.format import FORMAT_VERSION
 
 State = Literal["queued", "starting", "running", "stopping", "stopped", "preempted", "failed", "finished"]
@@ -39,8 +40,6 @@ class SkippedBatch(BaseModel):
 class Status(BaseModel):
     """The progress of a run: `status.json`, replaced atomically by rank 0 and read by anyone."""
 
-    model_config = ConfigDict(ser_json_inf_nan="constants")  # a metric that is NaN is read back as NaN, not refused
-
     format_version: int = FORMAT_VERSION  # of the run directory
     state: State = "queued"
     step: int = 0
@@ -48,9 +47,9 @@ class Status(BaseModel):
     epoch: float = 0.0  # epochs finished, including the fraction of the current one
     eta_s: float | None = None
     heartbeat: float = 0.0
-    best: dict[str, float] | None = None  # step and metrics of the best evaluation
+    best: Evaluation | None = None  # step and metrics of the best evaluation
     best_by: str = "top1"  # the metric that decides which evaluation is best
-    last: dict[str, float] | None = None  # step and metrics of the newest evaluation
+    last: Evaluation | None = None  # step and metrics of the newest evaluation
     train_seconds: float = 0.0  # spent in this run over all attempts, without start-up
     weights_digest: str | None = None  # of the weights and buffers at the end
     state_digest: str | None = None  # of these, the optimizer's state and the moving averages

@@ -1,6 +1,7 @@
 """Reads files that may be damaged, and writes files atomically."""
 
 import json
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,12 +17,29 @@ T = TypeVar("T")
 _DAMAGED = (ValueError, KeyError, TypeError, AttributeError)  # from JSON, its encoding, pydantic, or missing fields
 
 
-def to_json(model: BaseModel) -> str:
-    """Return a model as JSON, which `model.model_validate(json.loads(text))` reads back.
+def strict_json(value: object, *, indent: int | None = None, ensure_ascii: bool = True) -> str:
+    """Return a value as strict JSON, in which a number that is not finite is null."""
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
+    except ValueError:
+        finite = _without_not_finite(value)
+        return json.dumps(finite, indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
 
-    Unlike pydantic's `model_dump_json`, it supports file names that are not UTF-8, and numbers that are not finite.
+
+def _without_not_finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_not_finite(item) for key, item in value.items()}
+    return [_without_not_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def to_json(model: BaseModel) -> str:
+    """Return a model as strict JSON, which `model.model_validate(json.loads(text))` reads back.
+
+    Unlike pydantic's `model_dump_json`, it supports file names that are not UTF-8.
     """
-    return json.dumps(model.model_dump(), indent=1)
+    return strict_json(model.model_dump(), indent=1)
 
 
 def read_whole(path: Path, parse: Callable[[str], T]) -> T | None:

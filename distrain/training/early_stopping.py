@@ -49,13 +49,12 @@ def check_patience(session: Session, step: int) -> Session:
     It follows from the best evaluation and the step alone, so that it is the same after any resume.
     """
     patience, best = session.recipe.train.patience, session.state.best
-    if patience is None or best is None or step == session.total_steps:
-        return session
-    if session.intervals.num_evaluations(int(best["step"]), step) < patience:
+    since = 0 if best is None else int(best["step"])
+    if patience is None or step == session.total_steps or session.intervals.num_evaluations(since, step) < patience:
         return session
     log.info(
         "train.patience=%d: no evaluation since step %d was better, so the run ends at step %d of %d%s",
-        *(patience, int(best["step"]), step, session.total_steps, _rest(session)),
+        *(patience, since, step, session.total_steps, _rest(session)),
     )
     return stop_at(session, step, "patience")
 

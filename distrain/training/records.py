@@ -1,5 +1,7 @@
 """Evaluates and logs at the steps that call for it: one line of `metrics.jsonl` and of the other loggers."""
 
+import logging
+import math
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
 
@@ -11,6 +13,8 @@ from distrain.training.evaluate import Evaluation, evaluate
 from distrain.training.loggers import LoggerCollection
 from distrain.training.loggers.protocol import Record
 from distrain.training.session import Session
+
+log = logging.getLogger(__name__)
 
 
 def write_records(session: Session, step: int, loggers: LoggerCollection) -> tuple[Session, bool]:
@@ -27,6 +31,7 @@ def write_records(session: Session, step: int, loggers: LoggerCollection) -> tup
         if found is None:
             return session, False
         metrics = {"step": step, "epoch": session.epoch(step), **found.metrics}
+        _warn_of_loss(session, step, found.metrics)
         state.keep_evaluation(step, found.metrics)
         session = check_patience(session, step)
     state.phase = "record"
@@ -34,6 +39,17 @@ def write_records(session: Session, step: int, loggers: LoggerCollection) -> tup
     if record | metrics:
         loggers.write(record | metrics)
     return session, True
+
+
+def _warn_of_loss(session: Session, step: int, metrics: dict[str, float]) -> None:
+    """Warn of a validation loss that is not finite, where that of the evaluation before was."""
+    loss, before = metrics["val/loss"], (session.state.last_evaluation or {}).get("val/loss", 0.0)
+    if not math.isfinite(loss) and math.isfinite(before):
+        log.warning(
+            "the validation loss at step %d is %s, so this evaluation cannot be the best one; check the validation "
+            "samples, and the loss and network in evaluation mode, such as its BatchNorm statistics",
+            *(step, loss),
+        )
 
 
 def run_evaluation(session: Session) -> Evaluation | None:

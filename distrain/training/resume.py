@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from distrain.checkpoint.tensors import changed_by_update
+from distrain.config.metrics import restore_nan
 from distrain.distributed.world import World
 from distrain.errors import RunError
 from distrain.runs import checkpoints
@@ -80,10 +81,10 @@ def resume(session: Session, found: checkpoints.Checkpoint | None) -> ResumePoin
     session.precision.load_state(found.state["loss_scale"])
     session.losses.load_state(found.state, session.last_trained(found.step))
     log.info("resumes from checkpoint %s at step %d of %d", found.path.name, found.step, session.total_steps)
-    state, best = found.state, found.state["best"]
-    if best is not None and best["step"] == 0:  # in checkpoints of earlier versions; nothing was kept of that step
-        best = None
-    return ResumePoint(step=found.step, best=best, ending=state["ending"], is_record_due=state["is_record_due"])
+    state, best = found.state, restore_nan(found.state["best"] or {})
+    if best.get("step") == 0:  # in checkpoints of earlier versions; nothing was kept of that step
+        best = {}
+    return ResumePoint(step=found.step, best=best or None, ending=state["ending"], is_record_due=state["is_record_due"])
 
 
 def save(session: Session, step: int, *, is_record_due: bool) -> None:

@@ -1,19 +1,24 @@
 """The best evaluation of a run is one of the trained network, and has a checkpoint."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 from distrain.config import load_recipe
 from distrain.config.profile import Profile
 from distrain.distributed.world import World
+from distrain.errors import RunError
 from distrain.runs import checkpoints
 from distrain.runs.checkpoints.integrity import describe_files, read_manifest
 from distrain.runs.directory import RunDirectory
 from distrain.runs.status import Status
 from distrain.training import trainer
+from distrain.training.loggers.jsonl import rewind_metrics
 from distrain.training.monitor import RankMonitor
 from tests.command import checkpoint_steps, metrics
 
@@ -27,6 +32,15 @@ def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return found
     evaluations.append(found)
     return found * 0 + len(evaluations)
+
+
+def unsound_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross entropy in training; the first evaluation is finite, the second gives NaN, those after it infinity."""
+    found = nn.functional.cross_entropy(logits, targets)
+    if logits.requires_grad:
+        return found
+    evaluations.append(found)
+    return found * (1.0 if len(evaluations) == 1 else math.nan if len(evaluations) == 2 else math.inf)
 
 
 WORSENING = [
@@ -97,3 +111,48 @@ def test_best_at_step_0_of_an_older_checkpoint_is_forgotten(tmp_path: Path) -> N
     assert ended.best is not None
     assert ended.best["step"] == 6
     assert checkpoint_steps(tmp_path) == [6, 20]
+
+
+UNSOUND = [f"loss={{name: '{__name__}:unsound_loss'}}", "eval={best: top1, every_epochs: null, every_steps: 3}"]
+
+
+def read_strictly(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_evaluation_that_is_not_finite_is_warned_of_and_never_the_best(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluations.clear()
+    ended = train(tmp_path, *UNSOUND, "train={epochs: 3}", "checkpoint={keep_last: 9, every_steps: 3}")
+    assert ended.best is not None
+    assert ended.best["step"] == 3
+    assert ended.last is not None
+    assert math.isnan(ended.last["val/loss"])
+    assert ended.last["val/top1"] > 0
+    warnings = [words for words in caplog.messages if words.startswith("the validation loss at step ")]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("the validation loss at step 6 is nan")
+    for path in (tmp_path / "status.json", *tmp_path.glob("checkpoints/*/state.json")):
+        read_strictly(path.read_text())
+    lines = (tmp_path / "metrics.jsonl").read_text()
+    found = [read_strictly(line) for line in lines.splitlines()]
+    assert [record["val/loss"] for record in found if "val/loss" in record][1:] == [None] * 3
+    rewind_metrics(RunDirectory(tmp_path), 99)
+    assert (tmp_path / "metrics.jsonl").read_text() == lines
+    read = [record["val/loss"] for record in RunDirectory(tmp_path).read_metrics() if "val/loss" in record]
+    assert [math.isnan(value) for value in read] == [False, True, True, True]
+
+
+def test_run_without_a_finite_evaluation_runs_out_of_patience_and_has_no_best(tmp_path: Path) -> None:
+    evaluations[:] = [torch.zeros(())]
+    ended = train(tmp_path, *UNSOUND, "train={epochs: 9, patience: 2}")
+    assert ended.best is None
+    assert ended.step == ended.total_steps == 2 * 3
+    entries = checkpoints.read_catalog(tmp_path / "checkpoints")
+    assert [entry.score for entry in entries] == [None]
+    with pytest.raises(RunError, match=r"no checkpoint in .* had a finite evaluation, so there is no best one"):
+        checkpoints.choose(tmp_path / "checkpoints", "best")

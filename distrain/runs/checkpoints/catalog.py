@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from distrain.config.metrics import score
+from distrain.config.metrics import restore_nan, score
 from distrain.errors import RunError
 from distrain.runs.checkpoints.paths import STATE, committed, step_of
 
@@ -82,7 +82,8 @@ def choose(folder: Path, which: str) -> Path:
     if which == "best" and best is None:
         if (step := run_best_step(entries)) is not None:
             raise RunError(f"the best evaluation, at step {step}, has no checkpoint in {folder}; use last, or {steps}")
-        raise RunError(f"no checkpoint in {folder} was evaluated, so there is no best one; use last, or {steps}")
+        why = "had a finite evaluation" if any(entry.evaluation for entry in entries) else "was evaluated"
+        raise RunError(f"no checkpoint in {folder} {why}, so there is no best one; use last, or {steps}")
     chosen = {"best": str(best and best.step), "last": str(entries[-1].step)}.get(which, which)
     for entry in entries:
         if str(entry.step) == chosen:
@@ -97,7 +98,7 @@ def _read_evaluation(path: Path) -> tuple[Metrics | None, float | None, int | No
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         if state.get("best") is not None:
             run_best = int(state["best"]["step"])
-        evaluation = {str(name): float(value) for name, value in state["evaluation"].items() if name != "step"}
+        evaluation = {n: float(value) for n, value in restore_nan(state["evaluation"]).items() if n != "step"}
         return evaluation, score(state["best_by"], evaluation), run_best
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged, or not evaluated at this step
         return None, None, run_best

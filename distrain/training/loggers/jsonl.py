@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from distrain.messages import counted
 from distrain.runs.directory import RunDirectory, write_atomically
-from distrain.system.files import PatientFile, read_readable
+from distrain.system.files import PatientFile, read_readable, strict_json
 from distrain.training.loggers.protocol import LoggerContext, Record
 
 log = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ def rewind_metrics(run: RunDirectory, step: int) -> list[Record]:
     """Drop the records of steps after `step`, which will be trained again, and return the ones that stay."""
     everything = run.read_metrics()
     records = [record for record in everything if record["step"] <= step]
-    text = "".join(json.dumps(record) + "\n" for record in records)
+    text = "".join(strict_json(record) + "\n" for record in records)
     try:
         if not run.metrics.exists() or run.metrics.read_bytes() != text.encode():
             write_atomically(run.metrics, text)
@@ -51,7 +51,7 @@ class JsonlLogger:
 
     def write(self, record: Record) -> None:
         """Append one line, and those that wait."""
-        error = self._file.append(json.dumps(record))
+        error = self._file.append(strict_json(record))
         if error is not None and not self._is_behind:
             log.warning("%s: %s; its lines wait in memory for room", self._file.path, error.strerror)
         self._is_behind = error is not None

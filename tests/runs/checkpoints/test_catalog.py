@@ -55,10 +55,15 @@ def test_best_that_was_not_kept_is_not_replaced_by_another(run: RunDirectory, be
 
 def test_newest_is_used_where_none_was_evaluated(run: RunDirectory) -> None:
     write(run, 10, None, best=None)
-    write(run, 20, float("nan"), best=None)
+    write(run, 20, None, best=None)
     _, path, why = find_checkpoint(str(run.path), run.path, must_be_best=False)
     assert (path.name, why) == ("step-00000020", "the newest; none was evaluated")
     with pytest.raises(RunError, match="was evaluated, so there is no best one"):
+        choose(run.checkpoints, "best")
+    write(run, 30, float("nan"), best=None)
+    _, path, why = find_checkpoint(str(run.path), run.path, must_be_best=False)
+    assert (path.name, why) == ("step-00000030", "the newest; no evaluation was finite")
+    with pytest.raises(RunError, match="had a finite evaluation, so there is no best one"):
         choose(run.checkpoints, "best")
 
 
