@@ -13,9 +13,8 @@ A packed dataset is a folder with a few large files instead of many small ones, 
 
 `format: jpeg` stores JPEG files; each shard is a file. `format: pixels` stores uint8 pixels, which are mapped into
 memory and never decoded. Images of up to `SMALL` pixels are stored as [channels, height, width], which makes gathering
-a batch six times as fast; larger ones as [height, width, channels], like decoders, which makes cropping and resizing an
-image up to twice as fast. The shards of a split share one file, so that a split whose images all have the same `shape`
-is a single tensor.
+a batch six times as fast; larger ones as [height, width, channels], which makes cropping and resizing up to twice as
+fast. The shards of a split share one file, so that a split whose images all have one `shape` is a single tensor.
 
 All numbers are little-endian, digests are xxh3_128. `digest` of pack.json covers all its other keys. The `fingerprint`
 of a split is that of its source where all images have exactly the pixels of the source, so that a run can resume from
