@@ -10,7 +10,7 @@ DistrainError             exit 1
 │   ├── RunError          a run directory that is missing, in use, or holds another recipe
 │   ├── StorageError      a file or folder that cannot be read or written
 │   ├── LaunchError       processes and devices that this machine does not have
-│   └── PreflightError    everything that was found to be wrong before the start, one sentence each
+│   └── PreflightError    all that was found to be wrong before the start, or in a table, one sentence each
 ├── CheckpointError       exit 1: a checkpoint that cannot be written or read
 ├── ExportError           exit 1: an export that does not compute what the model computes
 ├── TaskError             exit 1: a process of `eval`, `bench` or `plan` has failed
@@ -82,7 +82,7 @@ class LaunchError(UserError):
 
 
 class PreflightError(UserError):
-    """Errors that were found before anything was started: the message has a line for each."""
+    """Errors that were found before anything was started, or in a table: the message has a line for each."""
 
     def __init__(self, faults: list[str]) -> None:
         super().__init__("\n".join(faults))

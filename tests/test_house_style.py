@@ -19,7 +19,7 @@ BUDGETS = {
     "checkpoint": 505,
     "cli": 3110,
     "config": 1560,
-    "data": 5220,
+    "data": 5320,
     "distributed": 1200,
     "evaluation": 485,
     "export": 765,

@@ -11,13 +11,15 @@ from distrain.cli.json_output import print_json
 from distrain.cli.options import AsJson
 from distrain.cli.pack import PACK_EPILOG, pack, verify_pack
 from distrain.cli.progress import progress
-from distrain.errors import DataError, ExitCode
+from distrain.errors import DataError, ExitCode, PreflightError
+from distrain.messages import counted
 from distrain.system.files import whole_file
 from distrain.system.filesystem import check_writable
 
 if TYPE_CHECKING:
     from distrain.data.inspection.scan import Listing
 
+MAX_ROWS = 20  # of a manifest that are wrong, told one by one
 CHECK_EPILOG = """
 **Examples**
 
@@ -162,10 +164,16 @@ def _list_data(folder: Path, changes: list[str]) -> "Listing":
     """List a folder or file: as a manifest if it looks like one, or as the changes say."""
     from distrain.config import load_data
     from distrain.data.inspection.folders import list_data
+    from distrain.data.layout.bad_rows import BadRowsError
     from distrain.data.layout.manifest import is_manifest
 
     source = "manifest" if is_manifest(folder) else "imagefolder"
-    listing = list_data(load_data(folder, source=source, overrides=changes))
+    try:
+        listing = list_data(load_data(folder, source=source, overrides=changes))
+    except BadRowsError as error:
+        told, rest = error.sentences[:MAX_ROWS], len(error.sentences) - MAX_ROWS
+        more = [f"and {counted(rest, 'more row is', 'more rows are')} wrong"] if rest > 0 else []
+        raise PreflightError([*told, *more]) from None
     listing.changes = tuple(changes)
     return listing
 

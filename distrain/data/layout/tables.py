@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distrain.config.data import Data
+from distrain.data.layout.bad_rows import RowError, refuse
 from distrain.errors import DataError
 from distrain.messages import counted
 
@@ -39,10 +40,11 @@ class _Columns:
     label: str | None
 
 
-def read_table(file: Path, config: Data) -> tuple[list[Row], list[str]]:
+def read_table(file: Path, config: Data, bad: list[str]) -> tuple[list[Row], list[str]]:
     """Return the rows of a file, and a sentence on its columns where they do not have their default names.
 
-    Raises `DataError` for content that does not match the suffix of the file, and for a row without a path.
+    What is wrong with a single row is added to `bad`. Raises `DataError` for content that does not match the suffix of
+    the file.
     """
     reader = READERS.get(file.suffix.lower())
     if reader is None:
@@ -53,26 +55,32 @@ def read_table(file: Path, config: Data) -> tuple[list[Row], list[str]]:
     try:
         for where, cells in reader(file, config):
             place = f"{file}, {where}"
+            if isinstance(cells, RowError):
+                bad.append(str(cells))
+                continue
             if not isinstance(cells, dict):
-                raise DataError(f"{place} is {cells!r:.60}, not an object with path and label")
+                bad.append(f"{place} is {cells!r:.60}, not an object with path and label")
+                continue
             columns = columns or _find_columns(list(cells), config, place=place)
             path = cells.get(columns.path)
             if not isinstance(path, str) or not path.strip():
-                raise DataError(f"{place} has no {columns.path}; it has {', '.join(map(str, cells)) or 'nothing'}")
+                bad.append(f"{place} has no {columns.path}; it has {', '.join(map(str, cells)) or 'nothing'}")
+                continue
             rows.append(Row(place, folder, path.strip(), columns.label, cells))
     except UnicodeDecodeError:
         raise DataError(f"manifest {file} is not UTF-8 text; save it as UTF-8") from None
     if columns is None:
+        refuse(bad)
         raise DataError(f"manifest {file} has no rows; add one for each image, with path and label")
     return rows, _describe(columns, file, config)
 
 
 def parse_json(text: str, place: str) -> Any:
-    """Return the value of a JSON text; raises `DataError` that names its `place`."""
+    """Return the value of a JSON text; raises `RowError` that names its `place`."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{place} cannot be read as JSON ({error})") from None
+        raise RowError(f"{place} cannot be read as JSON ({error})") from None
 
 
 def _read_csv(file: Path, config: Data) -> Iterator[tuple[str, Any]]:
@@ -82,14 +90,18 @@ def _read_csv(file: Path, config: Data) -> Iterator[tuple[str, Any]]:
         reader = csv.DictReader(text, strict=True, skipinitialspace=True, delimiter=delimiter)
         try:
             names = list(reader.fieldnames or ())
+            if not names:
+                raise DataError(f"manifest {file} is empty; add a line with the names of its columns, then the rows")
             _find_columns(names, config, place=f"manifest {file}")
             if len(set(names)) < len(names):
                 raise DataError(f"manifest {file} has repeated columns: {', '.join(names)}; give each its own name")
             for cells in reader:
                 if None in cells or None in cells.values():
                     cells_wanted = counted(len(names), "cell")
-                    raise DataError(f"{file}, line {reader.line_num} does not have {cells_wanted} like the first line")
-                yield f"line {reader.line_num}", cells
+                    words = f"{file}, line {reader.line_num} does not have {cells_wanted} like the first line"
+                    yield f"line {reader.line_num}", RowError(words)
+                else:
+                    yield f"line {reader.line_num}", cells
         except csv.Error as error:
             raise DataError(f"manifest {file} cannot be read as CSV near line {reader.line_num} ({error})") from None
 
@@ -110,7 +122,10 @@ def _read_json_lines(file: Path, _: Data) -> Iterator[tuple[str, Any]]:
     with file.open(encoding="utf-8-sig") as text:
         for number, line in enumerate(text, start=1):
             if line.strip():
-                yield f"line {number}", parse_json(line, f"{file}, line {number}")
+                try:
+                    yield f"line {number}", parse_json(line, f"{file}, line {number}")
+                except RowError as error:
+                    yield f"line {number}", error
 
 
 def _read_json(file: Path, _: Data) -> Iterator[tuple[str, Any]]:
@@ -130,7 +145,7 @@ READERS: dict[str, Callable[[Path, Data], Iterator[tuple[str, Any]]]] = {
 
 
 def _find_columns(names: Sequence[str], config: Data, *, place: str) -> _Columns:
-    seen = f"{place} has the columns {', '.join(map(str, names)) or 'none'}"
+    seen = f"{place} has the columns {', '.join(map(str, names))}" if names else f"{place} has no columns"
     path = _choose(names, config.path_column, PATH_COLUMNS)
     if path is None and config.path_column is not None:
         raise DataError(f"{seen}, but no {config.path_column!r}, the value of data.path_column")

@@ -173,3 +173,15 @@ def test_label_folders_are_classes_by_their_ending(folder: Path) -> None:
 def test_error_names_a_missing_manifest(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.csv does not exist"):
         listed(tmp_path / "none.csv")
+
+
+def test_check_lists_the_bad_rows_of_a_manifest_up_to_a_number(folder: Path) -> None:
+    bad = [f"images/{number}.png,green,train,more" for number in range(25)]
+    table = ["path,label,split", *(",".join(row) for row in rows(("red", "blue"))), *bad]
+    (folder / "all.csv").write_text("\n".join(table))
+    done = distrain("data", "check", "all.csv", cwd=folder)
+    assert done.code == 2
+    told = done.err.splitlines()
+    assert told[0] == "distrain: all.csv, line 50 does not have 3 cells like the first line"
+    assert told[19].startswith("distrain: all.csv, line 69 ")
+    assert told[20:] == ["distrain: and 5 more rows are wrong"]

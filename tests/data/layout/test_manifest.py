@@ -1,6 +1,7 @@
 """A manifest gives each image its target, whatever its format, and errors name the line of a bad row."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from distrain.config import Data
+from distrain.data.layout.bad_rows import BadRowsError
 from distrain.data.layout.file_list import Listing
 from distrain.data.layout.manifest import read_manifest
 from distrain.data.layout.repeats import find_repeats
@@ -243,7 +245,7 @@ HEAD = "path,label\nimages/a.png,x\n"
             ["label 'x;y', which no training row has", "or it is several labels: --set data.target=labels"],
         ),
         ("all.csv", "path,label\n", {}, ["has no rows"]),
-        ("all.csv", "", {}, ["columns none"]),
+        ("all.csv", "", {}, ["all.csv is empty; add a line with the names of its columns"]),
         ("all.csv", "path,label,split\nimages/a.png,x,trian\n", {}, ["line 2 has split 'trian'; use train or val"]),
         ("all.csv", "path,label,split\nimages/a.png,x,val\n", {}, ["no training rows"]),
         (
@@ -284,3 +286,36 @@ def test_error_names_a_manifest_that_is_missing_or_not_text(folder: Path) -> Non
     for name in ("train.csv", "train.json"):
         (folder / name).write_text("")
     assert "has train.csv and train.json; keep one" in sentence(folder)
+
+
+@pytest.mark.parametrize(
+    ("target", "good", "bad"),
+    [
+        ("class", "x", [",x", "images/none.png,x", "images/b.png,", "images/b.png", "images/b.png,x,y"]),
+        ("labels", "x;y", ["images/none.png,x", "images/b.png", 'images/b.png,"[x"', ",x"]),
+        ("values", "1;2", ["images/none.png,1;2", "images/b.png,1", "images/b.png,x;y", "images/b.png,1;nan"]),
+    ],
+)
+def test_all_bad_rows_are_found_whatever_is_wrong_with_each(
+    folder: Path, target: str, good: str, bad: list[str]
+) -> None:
+    (folder / "all.csv").write_text("\n".join(["path,label", f"images/a.png,{good}", *bad]))
+    with pytest.raises(BadRowsError) as caught:
+        read(folder / "all.csv", target=target)
+    lines = [int(found[1]) for s in caught.value.sentences if (found := re.search(r"all\.csv, line (\d+)", s))]
+    assert sorted(lines) == list(range(3, 3 + len(bad)))
+    more = f"; {len(bad) - 1} more rows are wrong, `distrain data check` lists them"
+    assert str(caught.value) == f"{caught.value.sentences[0]}{more}"
+
+
+def test_folder_of_nothing_but_bad_rows_is_told_as_such(folder: Path) -> None:
+    (folder / "train.csv").write_text("path,label\n,x\n,y\n")
+    assert "line 2 has no path" in sentence(folder, target="values")
+
+
+def test_bad_lines_of_json_are_found_too(folder: Path) -> None:
+    good = '{"path": "images/a.png", "label": "x"}'
+    (folder / "all.jsonl").write_text("\n".join([good, "{", "[1]", '{"path": "images/b.png"}', good]))
+    with pytest.raises(BadRowsError) as caught:
+        read(folder / "all.jsonl")
+    assert len(caught.value.sentences) == 3
