@@ -8,10 +8,10 @@ from torch import nn
 from distrain.config import Model
 from distrain.errors import ModelError
 from distrain.messages import counted
-from distrain.models.registry import build_model, heads_of
+from distrain.models.registry import build_model, head_paths
 from distrain.models.weight_files import read_content
-from distrain.models.weight_sets import Fact, Stored, Weights, choose, find_entries
-from distrain.models.weights import find_fault, find_misfits, fit_first_layer, grouped, shapes_of
+from distrain.models.weight_sets import Fact, StoredWeights, Weights, choose, find_entries
+from distrain.models.weights import describe_mismatch, find_mismatches, fit_first_layer, grouped, shapes_of
 
 _NUM_CLASSES = 10  # of a network that is built for its names alone
 
@@ -77,7 +77,7 @@ def read_weights_to_import(
     return ImportedWeights(used.tensors, used.entry, used.prefix, used.is_average, stored.facts, left, fit)
 
 
-def _compare(tensors: Weights, name: str, stored: Stored, *, num_classes: int | None) -> WeightMatch:
+def _compare(tensors: Weights, name: str, stored: StoredWeights, *, num_classes: int | None) -> WeightMatch:
     if num_classes is None:
         _, heads = _build(name, _NUM_CLASSES, _channels(stored))
         found = next((tensors[f"{head}.weight"] for head in heads if f"{head}.weight" in tensors), None)
@@ -85,18 +85,18 @@ def _compare(tensors: Weights, name: str, stored: Stored, *, num_classes: int | 
     model, heads = _build(name, num_classes, _channels(stored))
     expected = model.state_dict()
     tensors = fit_first_layer(model, tensors)
-    misfits = find_misfits(tensors, shapes_of(expected))
+    mismatches = find_mismatches(tensors, shapes_of(expected))
     return WeightMatch(
         num_classes=num_classes,
-        missing=misfits.missing,
-        unexpected=misfits.unexpected,
-        misshaped=[(n, list(tensors[n].shape), list(expected[n].shape)) for n in misfits.misshaped],
-        initialised=grouped(misfits.initialised, expected),
-        fault=find_fault(misfits, tensors, expected, heads=heads, num_classes=num_classes),
+        missing=mismatches.missing,
+        unexpected=mismatches.unexpected,
+        misshaped=[(n, list(tensors[n].shape), list(expected[n].shape)) for n in mismatches.misshaped],
+        initialised=grouped(mismatches.initialised, expected),
+        fault=describe_mismatch(mismatches, tensors, expected, heads=heads, num_classes=num_classes),
     )
 
 
-def _channels(stored: Stored) -> int:
+def _channels(stored: StoredWeights) -> int:
     """Return the channels of the images of the network that a file's weights are from."""
     convolutions = (t for tensors in stored.entries.values() for t in tensors.values() if t.ndim == 4)
     first = next(convolutions, None)  # [out, in, height, width]
@@ -110,4 +110,4 @@ def _build(name: str, num_classes: int, in_channels: int) -> tuple[nn.Module, li
         model = build_model(config, num_classes=num_classes, in_channels=in_channels)
     except TypeError as error:
         raise ModelError(f"{name} cannot be built with num_classes={num_classes}: {error}") from None
-    return model, heads_of(config, model)
+    return model, head_paths(config, model)

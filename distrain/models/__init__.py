@@ -1,1 +1,1 @@
-"""Models: networks by name, with the head that the data asks for. They know nothing of distribution."""
+"""Networks by name, with a head for the classes of the data, independent of distribution."""

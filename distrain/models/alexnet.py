@@ -1,4 +1,4 @@
-"""Defines AlexNet at half its width, one of the two columns of the paper: a common first network for flowers.
+"""Defines AlexNet at half width, one of the two columns of the paper: a common beginner's network for flowers.
 
 Krizhevsky, Sutskever and Hinton, "ImageNet classification with deep convolutional neural networks", 2012.
 """
@@ -12,7 +12,7 @@ from distrain.models.input_size import check_size
 class AlexNet5(nn.Module):
     """Five convolutions, 48-128-192-192-128 wide, and three linear layers, for images of 224x224 pixels.
 
-    14.6 million weights for five classes. `dropout` is that of both hidden linear layers.
+    14.6 million weights for five classes. `dropout` applies to both hidden linear layers.
     """
 
     def __init__(self, num_classes: int, in_channels: int, *, dropout: float = 0.5) -> None:

@@ -1,14 +1,14 @@
-"""Finds the blocks of a network: what is compiled as one, and what FSDP gathers at once."""
+"""Finds the blocks of a network: the units that are compiled, and those that FSDP gathers."""
 
 from torch import nn
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-MAX_SHARE = 0.1  # of a network's weights: a larger block is divided into the blocks that it is made of, if any
-MIN_SHARE = 0.01  # a smaller layer outside of all blocks is not worth a transfer of its own
+MAX_SHARE = 0.1  # of a network's weights: a larger block is divided into its inner blocks, if any
+MIN_SHARE = 0.01  # a smaller layer outside all blocks is not worth a separate transfer
 
 
 def find_blocks(network: nn.Module) -> list[nn.Module]:
-    """Return the outermost modules below a network that are made of others and whose class comes more than once."""
+    """Return the outermost modules of a network that contain others and whose class occurs more than once."""
     counts: dict[type[nn.Module], int] = {}
     for module in network.modules():
         counts[type(module)] = counts.get(type(module), 0) + 1
@@ -27,40 +27,40 @@ def find_blocks(network: nn.Module) -> list[nn.Module]:
 
 
 def divide(network: nn.Module) -> list[nn.Module]:
-    """Return the modules whose weights are gathered together, inner ones first; the network has what is left.
+    """Return the modules whose weights are gathered together, inner ones first; the network keeps the other weights.
 
-    These are its blocks, and of what lies around them the layers that are large enough. A weight that two modules
-    share is in none of them.
+    They are its blocks, and the layers outside them that are large enough. A weight that two modules share belongs to
+    none of them.
     """
     total = _num_weights(network)
     blocks = find_blocks(network)
-    found = _with_inner_blocks(blocks, most=MAX_SHARE * total)
-    found += _around(network, blocks, least=MIN_SHARE * total)
+    found = _with_inner_blocks(blocks, max_weights=MAX_SHARE * total)
+    found += _layers_outside(network, blocks, min_weights=MIN_SHARE * total)
     uses = _num_uses(network)
     return [module for module in found if all(uses[weight] == n for weight, n in _num_uses(module).items())]
 
 
-def _with_inner_blocks(blocks: list[nn.Module], *, most: float) -> list[nn.Module]:
-    """Return blocks, those of more than `most` weights after the blocks that they are made of themselves."""
+def _with_inner_blocks(blocks: list[nn.Module], *, max_weights: float) -> list[nn.Module]:
+    """Return the blocks, those with more than `max_weights` weights preceded by their inner blocks."""
     found: list[nn.Module] = []
     for block in blocks:
-        if _num_weights(block) > most:
-            found += _with_inner_blocks(find_blocks(block), most=most)
+        if _num_weights(block) > max_weights:
+            found += _with_inner_blocks(find_blocks(block), max_weights=max_weights)
         found.append(block)
     return found
 
 
-def _around(network: nn.Module, blocks: list[nn.Module], *, least: float) -> list[nn.Module]:
-    """Return the children of a network that hold no block, the entries of a sequence one by one."""
+def _layers_outside(network: nn.Module, blocks: list[nn.Module], *, min_weights: float) -> list[nn.Module]:
+    """Return the layers of a network outside its blocks, the entries of containers one by one."""
     inside = {inner for block in blocks for inner in block.modules()}
     found: list[nn.Module] = []
 
     def descend(module: nn.Module) -> None:
         for child in module.children():
-            if child in inside or _num_weights(child) < max(1, least):
+            if child in inside or _num_weights(child) < max(1, min_weights):
                 continue
-            is_around = not inside.isdisjoint(child.modules())
-            if is_around or type(child) in _CONTAINERS or not _is_callable(child):
+            contains_block = not inside.isdisjoint(child.modules())
+            if contains_block or type(child) in _CONTAINERS or not _is_callable(child):
                 descend(child)
             else:
                 found.append(child)
@@ -70,7 +70,7 @@ def _around(network: nn.Module, blocks: list[nn.Module], *, least: float) -> lis
 
 
 def _is_callable(module: nn.Module) -> bool:
-    """Whether a module has a forward pass; some only hold others, which their network calls one by one."""
+    """Whether a module has a forward pass; some only contain others, which the network calls one by one."""
     return type(module).forward is not nn.Module.forward
 
 

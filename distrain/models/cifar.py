@@ -1,4 +1,4 @@
-"""Defines two networks of lessons on CIFAR-10, for images of 32x32 pixels: a plain one, and one with BatchNorm."""
+"""Defines two networks from tutorials on CIFAR-10, for images of 32x32 pixels: a plain one and one with BatchNorm."""
 
 from itertools import pairwise
 
@@ -9,9 +9,9 @@ from distrain.models.input_size import check_size
 
 
 class CifarPlain(nn.Module):
-    """Three 5x5 convolutions, each followed by max-pooling and nothing else, and two linear layers.
+    """Three 5x5 convolutions, each followed only by max-pooling, and two linear layers.
 
-    0.15 million weights. Max-pooling is all that keeps it from being linear up to the logits.
+    0.15 million weights. Max-pooling is its only nonlinearity.
     """
 
     def __init__(self, num_classes: int, in_channels: int) -> None:

@@ -1,6 +1,6 @@
-"""Defines the network of the fastest trainings on CIFAR-10, for images of 32x32 pixels.
+"""Defines the network of the fastest CIFAR-10 training, for images of 32x32 pixels.
 
-Its ideas: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024, https://arxiv.org/abs/2404.00498, and before
+Sources: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024, https://arxiv.org/abs/2404.00498, and before
 it Page, "How to train your ResNet", 2018, and tysam-code's hlb-CIFAR10, 2023.
 """
 
@@ -12,15 +12,15 @@ from torch import nn
 
 from distrain.models.input_size import check_size
 
-PATCH = 2  # pixels a side
-MIN_VARIANCE = 5e-4  # added to each direction's, so that those without contrast are not blown up
+PATCH = 2  # pixels per side
+MIN_VARIANCE = 5e-4  # added to the variance of each direction, so that those without contrast are not amplified
 
 
 class CifarFast(nn.Module):
     """A whitening 2x2 convolution, three groups of two 3x3 convolutions, and a linear layer; 1.97 million weights.
 
     The whitening convolution stays as `initialize_from` sets it, except for its bias; its outputs are those of each
-    patch's principal components and their negatives. BatchNorm has no scale to learn.
+    X
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class CifarFast(nn.Module):
         return logits
 
     def initialize_from(self, images: torch.Tensor) -> None:
-        """Let the first convolution whiten the patches of images float32 [n, channels, height, width]."""
+        """Make the first convolution whiten the patches of `images` float32 [n, channels, height, width]."""
         directions = whitening_directions(images, PATCH)
         self.whiten.weight.copy_(torch.cat([directions, -directions]))
 
 
 class Group(nn.Module):
-    """Two 3x3 convolutions, begun as the identity, each with BatchNorm and GELU; the first one with max-pooling."""
+    """Two 3x3 convolutions, initialised as the identity, each with BatchNorm and GELU; the first with max-pooling."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -71,16 +71,16 @@ class Group(nn.Module):
 def whitening_directions(images: torch.Tensor, size: int) -> torch.Tensor:
     """Return the principal components of the images' patches, each divided by its standard deviation.
 
-    float32 [channels x size x size, channels, size, size], the one with the largest variance first: as the weight of a
-    convolution they give outputs that are uncorrelated and, but for `MIN_VARIANCE`, of variance 1.
+    float32 [channels x size x size, channels, size, size], sorted by descending variance. As the weight of a
+    convolution they give uncorrelated outputs with variance 1, except for `MIN_VARIANCE`.
     """
     channels = images.shape[1]
     patches = (
         images.unfold(2, size, 1).unfold(3, size, 1).permute(0, 2, 3, 1, 4, 5)
     )  # [n, rows, columns, c, size, size]
     flat = patches.reshape(-1, channels * size**2).double()
-    variances, components = torch.linalg.eigh(flat.T @ flat / len(flat))  # the images are centred
-    signs = components.gather(0, components.abs().argmax(dim=0, keepdim=True)).sign()  # eigh leaves the sign open
+    variances, components = torch.linalg.eigh(flat.T @ flat / len(flat))  # the images have mean 0
+    signs = components.gather(0, components.abs().argmax(dim=0, keepdim=True)).sign()  # eigh does not define the sign
     scaled = components * signs / (variances.clamp_min(0) + MIN_VARIANCE).sqrt()
     directions: torch.Tensor = scaled.T.flip(0).reshape(-1, channels, size, size).float()
     return directions

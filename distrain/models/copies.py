@@ -12,17 +12,17 @@ from distrain.messages import first_line
 
 
 def copy_network(model: nn.Module, *, name: str) -> nn.Module:
-    """Return a copy of a network that shares nothing with it; `name` is that of the recipe, for the message.
+    """Return a deep copy of a network; `name` is its name in the recipe, for the message.
 
-    A tensor that a module has computed and keeps, as `torch.nn.utils.weight_norm` and `torch.nn.utils.prune` do, is
-    copied without its history. Raises `ModelError` where the network holds what cannot be copied, a lock for example.
+    A computed tensor that a module keeps, as with `torch.nn.utils.weight_norm` and `torch.nn.utils.prune`, is copied
+    without its history. Raises `ModelError` where the network contains an object that cannot be copied, such as a lock.
     """
     try:
         with _CopyingComputedTensors():
             return copy.deepcopy(model)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever an object that refuses to be copied raises
+    except Exception as error:  # an object that cannot be copied may raise anything
         reason = first_line(error)
         raise ModelError(f"model.name={name} cannot be copied: {reason}") from error
 

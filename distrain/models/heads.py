@@ -1,4 +1,4 @@
-"""Replaces the two ends of a network: a head with one output for each class, a first layer for the images' channels."""
+"""Adapts both ends of a network to the data: the head to its classes, and the first layer to its channels."""
 
 import torch
 from torch import nn
@@ -6,16 +6,16 @@ from torch import nn
 from distrain.errors import ModelError
 from distrain.messages import nearest
 
-APPENDED = "appended"  # the name of an appended head, and so of its weights: appended.weight, appended.bias
+APPENDED = "appended"  # the name of an appended head, whose weights are appended.weight and appended.bias
 _LAYERS = (nn.Linear, nn.Conv2d)
-_AUXILIARY = "InceptionAux"  # the class of the heads that torchvision's GoogLeNet and Inception have in training only
+_AUXILIARY = "InceptionAux"  # the class of the heads that torchvision's GoogLeNet and Inception use only in training
 
 
 def find_head(model: nn.Module, *, name: str, head_name: str | None = None) -> tuple[str, nn.Linear | nn.Conv2d]:
     """Return the path and the module of the head: an appended one, else `head_name`, else the last linear layer.
 
-    Of a network without linear layers it is the last convolution, as in SqueezeNet. Layers stand in the network's own
-    order of modules. Raises `ModelError` where there is no such layer.
+    In a network without linear layers, such as SqueezeNet, it is the last convolution. Layers have the order of the
+    network's modules. Raises `ModelError` where there is no such layer.
     """
     layers = {path: module for path, module in model.named_modules() if isinstance(module, _LAYERS)}
     if APPENDED in layers:
@@ -29,13 +29,13 @@ def find_head(model: nn.Module, *, name: str, head_name: str | None = None) -> t
         return head_name, layers[head_name]
     linears = [path for path, module in layers.items() if isinstance(module, nn.Linear)]
     if not layers:
-        raise ModelError(f"{name} has no linear layer that could be its head; write a factory of your own")
+        raise ModelError(f"{name} has no linear layer that could be its head; write your own factory")
     path = (linears or list(layers))[-1]
     return path, layers[path]
 
 
 def find_heads(model: nn.Module, *, name: str, head_name: str | None = None) -> list[str]:
-    """Return the paths of all layers that give logits: that of `find_head`, and those of torchvision's auxiliary heads.
+    """Return the paths of all layers that output logits: that of `find_head`, and torchvision's auxiliary heads.
 
     Raises `ModelError` as `find_head` does.
     """
@@ -51,15 +51,15 @@ def find_heads(model: nn.Module, *, name: str, head_name: str | None = None) -> 
 
 
 def replace_heads(model: nn.Module, num_classes: int, *, name: str, head_name: str | None = None) -> None:
-    """Replace each head of `model` by a layer of the same kind with `num_classes` outputs, newly initialised."""
+    """Replace each head of `model` with a newly initialised layer of the same kind with `num_classes` outputs."""
     for path in find_heads(model, name=name, head_name=head_name):
         _replace_head(model, path, num_classes)
 
 
 def append_head(model: nn.Module, num_classes: int, *, name: str, head_name: str | None = None) -> None:
-    """Let `num_classes` outputs follow those of the whole network, by a new linear layer with the name `appended`.
+    """Append a linear layer named `appended` with `num_classes` outputs to the whole network.
 
-    All other layers keep their names, so that weights of the network itself still fit.
+    All other layers keep their names, so that weights of the original network still fit.
     """
     _, head = find_head(model, name=name, head_name=head_name)
     num_outputs = head.out_features if isinstance(head, nn.Linear) else head.out_channels
@@ -73,15 +73,13 @@ def _through_appended(model: nn.Module, _: object, outputs: torch.Tensor) -> tor
 
 
 def replace_first_layer(model: nn.Module, in_channels: int, *, name: str, keep_weights: bool) -> None:
-    """Replace the first convolution of `model` by one for `in_channels`, with its weights as `fit_channels` has them.
+    """Replace the first convolution of `model` with one for `in_channels`, its weights converted by `fit_channels`.
 
-    Where `keep_weights` is not set, they are newly drawn. Raises `ModelError` where the network has none.
+    Without `keep_weights` they are initialised. Raises `ModelError` where the network has no convolution.
     """
     path, first = next(((p, m) for p, m in model.named_modules() if isinstance(m, nn.Conv2d)), ("", None))
     if first is None or first.groups != 1:
-        raise ModelError(
-            f"{name} takes images of 3 channels, and these have {in_channels}; write a factory of your own"
-        )
+        raise ModelError(f"{name} needs images with 3 channels, but these have {in_channels}; write your own factory")
     replacement = _convolution_like(first, in_channels, first.out_channels)
     if keep_weights:
         with torch.no_grad():
@@ -92,17 +90,17 @@ def replace_first_layer(model: nn.Module, in_channels: int, *, name: str, keep_w
 
 
 def fit_channels(weight: torch.Tensor, in_channels: int) -> torch.Tensor:
-    """Return a convolution's weight [out, channels, height, width] as one [out, in_channels, height, width].
+    """Convert a convolution's weight [out, channels, height, width] to [out, in_channels, height, width].
 
-    The mean is preserved: an image with the same values in all channels gives the same activations. New channels take
-    the old ones in turn; an old channel that several take is divided among them, and where there are fewer new channels
-    than old ones, those that fall together are summed.
+    The mean is preserved: an image with the same values in all channels gives the same activations. New channels reuse
+    the old ones cyclically, and copies of an old channel are divided by their number. With fewer new channels than old
+    ones, the old channels that map to the same new one are summed.
     """
     num_old = weight.shape[1]
     if in_channels < num_old:
         return torch.stack([weight[:, first::in_channels].sum(dim=1) for first in range(in_channels)], dim=1)
-    places = torch.arange(in_channels) % num_old
-    return weight[:, places] / places.bincount()[places].view(1, -1, 1, 1)
+    old = torch.arange(in_channels) % num_old
+    return weight[:, old] / old.bincount()[old].view(1, -1, 1, 1)
 
 
 def _replace_head(model: nn.Module, path: str, num_classes: int) -> None:

@@ -1,4 +1,4 @@
-"""Explains that images are of a size that a network with linear layers of fixed width cannot process."""
+"""Checks the size of images for networks whose linear layers have a fixed width."""
 
 import torch
 
@@ -12,6 +12,6 @@ def check_size(images: torch.Tensor, size: int, *, name: str) -> None:
     height, width = images.shape[-2:]
     if (height, width) != (size, size):
         raise ModelError(
-            f"model.name={name} takes images of {size}x{size} pixels, and these have {height}x{width}; add "
+            f"model.name={name} needs images of {size}x{size} pixels, but these have {height}x{width}; add "
             f"`Resize: {{size: [{size}, {size}]}}` to augment.train and augment.eval"
         )

@@ -1,4 +1,4 @@
-"""Defines LeNet as the PyTorch tutorial on CIFAR-10 has it, with the tutorial's layer names.
+"""Defines LeNet as in the PyTorch tutorial on CIFAR-10, with the tutorial's layer names.
 
 LeCun et al., "Gradient-based learning applied to document recognition", 1998, with ReLU and max-pooling;
 https://pytorch.org/tutorials/beginner/blitz/cifar10_tutorial.html.

@@ -49,7 +49,7 @@ class CifarCnn(nn.Module):
 
 def _convolution(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),  # BatchNorm has the bias
+        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),  # BatchNorm has a bias
         nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
     )

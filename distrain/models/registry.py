@@ -1,4 +1,4 @@
-"""Builds the network that a recipe names: built-in, torchvision's, timm's, or the user's own."""
+"""Builds the network that a recipe names: built-in, or from torchvision, timm or the user."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ from distrain.models.cifar_fast import CifarFast
 from distrain.models.heads import append_head, find_heads, replace_first_layer, replace_heads
 from distrain.models.lenet import LeNet
 from distrain.models.nets import CifarCnn, DigitsCnn
-from distrain.models.weight_sets import Stored
+from distrain.models.weight_sets import StoredWeights
 from distrain.models.weights import load_weights
 
 NETS: dict[str, Callable[..., nn.Module]] = {
@@ -31,12 +31,12 @@ NETS: dict[str, Callable[..., nn.Module]] = {
 TIMM = "timm."
 
 
-def build_model(config: Model, *, num_classes: int, in_channels: int, stored: Stored | None = None) -> nn.Module:
-    """Build the network with `num_classes` outputs on the CPU; its draws come from torch's global generator.
+def build_model(config: Model, *, num_classes: int, in_channels: int, stored: StoredWeights | None = None) -> nn.Module:
+    """Build the network with `num_classes` outputs on the CPU, initialised with torch's global generator.
 
-    A reference `package.module:factory` is called as `factory(num_classes=..., **arguments)`. `stored` is what
-    model.weights names, where that is not a file. Raises `ModelError` for an unknown name, arguments that its factory
-    does not take, and weights that do not fit.
+    A reference `package.module:factory` is called as `factory(num_classes=..., **arguments)`. `stored` is the content
+    of model.weights, where that is not a file. Raises `ModelError` for an unknown name, for arguments that the factory
+    does not accept, and for weights that do not fit.
     """
     model = _build(config, num_classes=num_classes, in_channels=in_channels)
     has_own_head = is_reference(config.name) or config.name in NETS or config.name.startswith(TIMM)
@@ -50,15 +50,15 @@ def build_model(config: Model, *, num_classes: int, in_channels: int, stored: St
             config.weights,
             stored=stored,
             entry=config.weights_entry,
-            heads=heads_of(config, model),
+            heads=head_paths(config, model),
             num_classes=num_classes,
             is_partial=config.partial,
         )
     return model
 
 
-def heads_of(config: Model, model: nn.Module) -> list[str]:
-    """Return the paths of the layers of a built network that give logits; none where they are not known.
+def head_paths(config: Model, model: nn.Module) -> list[str]:
+    """Return the paths of the layers of a built network that output logits; empty where they are unknown.
 
     There are several where a network was distilled or has auxiliary heads.
     """
@@ -72,7 +72,7 @@ def heads_of(config: Model, model: nn.Module) -> list[str]:
 
 
 def _build(config: Model, *, num_classes: int, in_channels: int) -> nn.Module:
-    """Return the network without regard to its head, except that the ones of distrain, timm and the user have one."""
+    """Return the network; those of distrain, timm and the user have a head for the classes already."""
     name, wants_imagenet = config.name, config.weights == "imagenet"
     if name.startswith(TIMM):
         return _timm_model(config, num_classes=num_classes, in_channels=in_channels)
@@ -86,7 +86,7 @@ def _build(config: Model, *, num_classes: int, in_channels: int) -> nn.Module:
             replace_first_layer(model, in_channels, name=name, keep_weights=wants_imagenet)
         return model
     if wants_imagenet:
-        raise ModelError(f"model.weights=imagenet is for torchvision's and timm's models, and model.name is {name}")
+        raise ModelError(f"model.weights=imagenet is for torchvision's and timm's models, but model.name is {name}")
     if is_reference(name):
         factory = load_reference(name, key="model.name")
         return _checked(_call(factory, {"num_classes": num_classes, **config.arguments}, name=name), name=name)
@@ -95,26 +95,26 @@ def _build(config: Model, *, num_classes: int, in_channels: int) -> nn.Module:
 
 
 def _checked(made: object, *, name: str) -> nn.Module:
-    """Return what a factory of the user's has made, if it is a network with weights."""
+    """Return the result of a user's factory; raises `ModelError` unless it is a network with weights."""
     if not isinstance(made, nn.Module):
         raise ModelError(f"model.name={name} returns {made!r:.60}; return a torch.nn.Module")
     if any(is_lazy(tensor) for tensor in made.parameters()):
         raise ModelError(
-            f"model.name={name} has lazy layers, which get their weights in a first pass; give them the sizes of "
-            f"their inputs, or make that pass in {name.partition(':')[2]}"
+            f"model.name={name} has lazy layers, which get their weights in their first pass; give them the sizes of "
+            f"their inputs, or run that pass in {name.partition(':')[2]}"
         )
     return made
 
 
 def _call(factory: Callable[..., nn.Module], arguments: dict[str, Any], *, name: str) -> nn.Module:
-    """Call a factory, after a look at whether it takes these arguments: what goes wrong inside of it is its own."""
+    """Call a factory after checking that it accepts the arguments; errors raised inside it are not changed."""
     if (refusal := find_refusal(factory, arguments)) is not None:
         raise ModelError(f"model.name={name} with model.arguments: {refusal}")
     return factory(**arguments)
 
 
 def _classifiers() -> list[str]:
-    from torchvision import models  # takes a second to import: only where it is used
+    from torchvision import models  # takes a second to import
 
     return list(models.list_models(module=models))
 
@@ -123,12 +123,12 @@ def _torchvision_model(config: Model, *, is_pretrained: bool) -> nn.Module:
     from torchvision import models
 
     name = config.name
-    # GoogLeNet and Inception have auxiliary heads and give a tuple with them: they are trained without.
+    # GoogLeNet and Inception return a tuple with their auxiliary heads: they are trained without these.
     arguments: dict[str, Any] = {"aux_logits": False} if name in {"googlenet", "inception_v3"} else {}
     if name in {"googlenet", "inception_v3"} and not is_pretrained:
         arguments["init_weights"] = True
     if is_pretrained and arguments:
-        raise ModelError(f"model.weights=imagenet is not offered for {name}, whose weights have extra heads")
+        raise ModelError(f"model.weights=imagenet is not supported for {name}, whose weights have extra heads")
     try:
         model: nn.Module = models.get_model(
             name, weights="DEFAULT" if is_pretrained else None, **{**arguments, **config.arguments}
@@ -142,7 +142,7 @@ def _torchvision_model(config: Model, *, is_pretrained: bool) -> nn.Module:
 
 def _timm_model(config: Model, *, num_classes: int, in_channels: int) -> nn.Module:
     try:
-        import timm  # takes seconds to import: only where it is used
+        import timm  # takes seconds to import
     except ModuleNotFoundError:
         raise ModelError(
             f"model.name={config.name} needs timm, which is not installed; pip install 'distrain[timm]'"
@@ -164,13 +164,13 @@ def _timm_model(config: Model, *, num_classes: int, in_channels: int) -> nn.Modu
 
 
 def _timm_heads(model: nn.Module) -> list[str]:
-    """Return the paths of a timm network's heads, by its configuration and by what it calls its classifier itself."""
+    """Return the paths of a timm network's heads, by its configuration and its `get_classifier`."""
     known = dict(model.named_modules())
     named = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     paths = [path for path in ([named] if isinstance(named, str) else named) if path in known]
     get_classifier: Any = getattr(model, "get_classifier", tuple)  # encoders have none
-    own = get_classifier()
-    layers = own if isinstance(own, tuple) else (own,)
+    classifier = get_classifier()
+    layers = classifier if isinstance(classifier, tuple) else (classifier,)
     for path, module in known.items():
         is_named = any(other == path or other.startswith(f"{path}.") for other in paths)
         if any(module is layer for layer in layers) and not is_named and any(True for _ in module.parameters()):
@@ -180,7 +180,7 @@ def _timm_heads(model: nn.Module) -> list[str]:
 
 def _no_download(name: str, error: OSError) -> WeightsUnreachableError:
     return WeightsUnreachableError(
-        f"the ImageNet weights of {name} could not be downloaded ({first_line(error)}); give a file with "
+        f"the ImageNet weights of {name} could not be downloaded ({first_line(error)}); use a file with "
         f"--set model.weights=FILE, or start from random weights with --set model.weights=null"
     )
 
@@ -188,4 +188,4 @@ def _no_download(name: str, error: OSError) -> WeightsUnreachableError:
 def _wrong_arguments(config: Model, error: Exception) -> ModelError:
     weights = " and model.weights=imagenet" if config.weights == "imagenet" else ""
     given = f"model.arguments={config.arguments}{weights}"
-    return ModelError(f"model.name={config.name} with {given} cannot be made: {first_line(error)}")
+    return ModelError(f"model.name={config.name} with {given} cannot be built: {first_line(error)}")

@@ -1,4 +1,4 @@
-"""Reads files of weights that any program saved, without running code that they name."""
+"""Reads files of weights saved by any program, without running code from them."""
 
 import argparse
 import json
@@ -20,11 +20,11 @@ from distrain.models.weight_folders import IN_FOLDERS, INDEX
 from distrain.tensors.program_files import describe_program
 
 SAFETENSORS = ".safetensors"
-WORDS = ("imagenet", "imagenet-if-reachable")  # what model.weights may be besides a file
+WORDS = ("imagenet", "imagenet-if-reachable")  # values of model.weights that are not a path
 _NOT_WEIGHTS = "is not a file that torch.save wrote, or is damaged"
 MAX_NAMED = 3  # of the Python objects that a refused file names
 
-# Plain data that old files carry beside the tensors. Made from a pickle, none of it runs code.
+# Plain data in old files beside the tensors. Unpickling it runs no code.
 PLAIN: list[Any] = [
     argparse.Namespace,
     defaultdict,
@@ -40,9 +40,9 @@ PLAIN: list[Any] = [
 
 
 def read_content(path: Path, *, title: str) -> Any:
-    """Return what a .pth, .pt, .bin or .safetensors file holds, or such files in a folder as Hugging Face saves them.
+    """Return the content of a .pth, .pt, .bin or .safetensors file, or of a folder that Hugging Face's libraries saved.
 
-    `title` is how messages call it. Raises `ModelError` for a file that cannot be read, and for one that could run
+    `title` is its name in messages. Raises `ModelError` for a file that cannot be read, and for one that could run
     code.
     """
     if path.is_dir():
@@ -52,14 +52,14 @@ def read_content(path: Path, *, title: str) -> Any:
     if path.suffix == SAFETENSORS:
         try:
             return load_file(path)
-        except Exception as error:  # noqa: BLE001 - safetensors has exceptions of its own
+        except Exception as error:  # noqa: BLE001 - safetensors raises its own types of exceptions
             raise ModelError(f"{title} cannot be read as safetensors: {first_line(error)}") from None
     if (program := describe_program(path)) is not None:
         raise ModelError(f"{title} is {program}")
     try:
         with torch.serialization.safe_globals(PLAIN):
             return torch.load(path, "cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's own message advises to switch this protection off
+    except pickle.UnpicklingError as error:  # torch's message recommends disabling this protection
         names = _objects_in(path)
         if not names and "global" not in str(error).lower():
             raise ModelError(f"{title} {_NOT_WEIGHTS}") from None
@@ -70,12 +70,12 @@ def read_content(path: Path, *, title: str) -> Any:
         ) from None
     except OSError as error:
         raise ModelError(f"{title} cannot be read: {first_line(error)}") from None
-    except Exception:  # noqa: BLE001 - torch, pickle and zip each have exceptions of their own, in words for themselves
+    except Exception:  # noqa: BLE001 - torch, pickle and zip raise exceptions of many types, with internal messages
         raise ModelError(f"{title} {_NOT_WEIGHTS}") from None
 
 
 def kind_of(value: Any) -> str:
-    """Return in a few words what a value in a file is."""
+    """Describe a value in a file briefly."""
     if isinstance(value, torch.Tensor):
         return f"a tensor {list(value.shape)}"
     if isinstance(value, Mapping | list | tuple | set):
@@ -105,5 +105,5 @@ def _objects_in(file: Path) -> list[str]:
     try:
         with torch.serialization.safe_globals(PLAIN):
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
-    except Exception:  # noqa: BLE001 - a file from before torch 1.6, or not one of torch's: its names are unknown
+    except Exception:  # noqa: BLE001 - a file older than torch 1.6, or not from torch: its names are unknown
         return []

@@ -1,4 +1,4 @@
-"""Finds the files of weights in a folder, as libraries name them; imports no torch."""
+"""Finds the files of weights in a folder by their usual names; imports no torch."""
 
 from pathlib import Path
 
@@ -8,5 +8,5 @@ INDEX = ".index.json"
 
 
 def is_weights_folder(folder: Path) -> bool:
-    """Whether a folder holds weights as Hugging Face's libraries save them; a bundle of distrain's does too."""
+    """Whether a folder holds weights in the form of Hugging Face's libraries; so does a bundle of distrain."""
     return any((folder / f"{name}{end}").is_file() for name in IN_FOLDERS for end in ("", INDEX))

@@ -1,8 +1,7 @@
 """Finds the sets of weights in a file, and the one whose names and shapes match a network.
 
-Trainers put a state_dict under a key of their own (`model`, `state_dict`), several of them beside each other (`model`,
-`model_ema`), and a first part before all names (`module.`, `model.`, `_orig_mod.`). A set is one of them, with that
-part taken off.
+Trainers save a state_dict under a key (`model`, `state_dict`), or several of them (`model`, `model_ema`), and add a
+prefix to all names (`module.`, `model.`, `_orig_mod.`). A set is one of these state_dicts without the prefix.
 """
 
 import re
@@ -22,44 +21,44 @@ Weights = dict[str, torch.Tensor]
 Shapes = Mapping[str, Sequence[int]]
 Fact = str | int | float | bool
 
-# Under what training scripts put the weights that they train, the more usual first.
-USUAL = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights")
-# What DataParallel and its like, torch.compile, FSDP, activation checkpointing and DeepSpeed put around a module.
+# The keys under which training scripts save their weights, the most common first.
+COMMON_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights")
+# Modules that DataParallel, torch.compile, FSDP, activation checkpointing and DeepSpeed wrap around a module.
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 NUM_AVERAGED = "n_averaged"  # the counter of torch's AveragedModel
 _AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|avg|shadow)(\d*|_?model)([._]|$)")
-_NOT_SEARCHED = ("optim", "scheduler", "lr_scheduler", "scaler")  # how the names of entries without weights begin
-_DEEPEST = 4  # entries within entries
+_NOT_SEARCHED = ("optim", "scheduler", "lr_scheduler", "scaler")  # prefixes of entries without weights
+_MAX_DEPTH = 4  # entries within entries
 
 
 @dataclass(frozen=True)
 class WeightSet:
-    """Weights that belong together, by the network's names where one was given to find them by.
+    """Weights that belong together, with the names of a network where they were matched to one.
 
-    `label` says where they are in the file: `model_ema`, or `state_dict.model`; empty where they are the whole file.
+    `label` is their place in the file: `model_ema`, or `state_dict.model`; empty where they are the whole file.
     """
 
     label: str
     tensors: Weights
-    entry: str | None = None  # the key under which they are, None where they are the file
-    prefix: str = ""  # taken off their names
+    entry: str | None = None  # their key, None where they are the whole file
+    prefix: str = ""  # removed from their names
     rest: tuple[str, ...] = ()  # names beside them in the same entry
-    is_average: bool = False  # a moving average of the weights that were trained
-    score: tuple[int, int] = (0, 0)  # how many of a network's tensors it has, with their shapes and by name
+    is_average: bool = False  # a moving average of the trained weights
+    score: tuple[int, int] = (0, 0)  # the number of the network's tensors in it, by name and shape, and by name
 
 
 @dataclass(frozen=True)
-class Stored:
-    """What a file, a checkpoint or a bundle holds: state_dicts by the keys that lead to them, and what is beside."""
+class StoredWeights:
+    """The content of a file, a checkpoint or a bundle: state_dicts by the path of their keys, and other entries."""
 
     entries: dict[str | None, Weights]
     facts: dict[str, Fact] = field(default_factory=dict)  # epoch, accuracy and the like
-    left: dict[str, str] = field(default_factory=dict)  # what holds no weights, and what it is
-    contents: str = ""  # in a few words, for a message
+    left: dict[str, str] = field(default_factory=dict)  # entries without weights, and a description of each
+    contents: str = ""  # a short description for a message
 
 
-def find_entries(content: Any) -> Stored:
-    """Return the state_dicts in what a file holds, however deep; there may be none."""
+def find_entries(content: Any) -> StoredWeights:
+    """Return the state_dicts in the content of a file, at any depth; there may be none."""
     entries: dict[str | None, Weights] = {}
     facts: dict[str, Fact] = {}
     left: dict[str, str] = {}
@@ -74,23 +73,23 @@ def find_entries(content: Any) -> Stored:
                 left[str(key)] = kind_of(value)
             else:
                 facts[str(key)] = plain
-    return Stored(entries, facts, left, _contents(content))
+    return StoredWeights(entries, facts, left, _contents(content))
 
 
-def choose(stored: Stored, shapes: Shapes | None, *, wanted: str | None, title: str, key: str) -> "Choice":
-    """Return the set to use: the one that fits best a network with `shapes` by name, or is under the most usual key.
+def choose(stored: StoredWeights, shapes: Shapes | None, *, wanted: str | None, title: str, key: str) -> "Choice":
+    """Return the set to use: the one that best fits a network with `shapes` by name, or has the most common key.
 
-    Weights as trained come before their moving averages. `wanted` is the label of another one, as `key` (an option or a
-    recipe's key) has it, and `title` how messages call the file. Raises `ModelError` for a missing set, and
-    where several are as good.
+    Trained weights are preferred to their moving averages. `wanted` is the label of a set that the user chose with
+    `key`, an option or a key of the recipe; `title` is the name of the file in messages. Raises `ModelError` for a
+    missing set, and where several fit equally well.
     """
     if not any(stored.entries.values()):
         raise ModelError(f"{title} holds no tensors by name{stored.contents}; save the model's state_dict()")
     found = list(_plain_sets(stored) if shapes is None else _fitting_sets(stored, shapes))
     if not found:
-        raise ModelError(f"{title} does not fit the model: no name and shape is that of one of its weights")
+        raise ModelError(f"{title} does not fit the model: no tensor has the name and shape of one of its weights")
     best = max(a.score for a in found)
-    strong = [a for a in found if 2 * sum(a.score) >= sum(best)]  # not those with a name here and there
+    strong = [a for a in found if 2 * sum(a.score) >= sum(best)]  # not those with only a few matching names
     if wanted is not None:
         named = [a for a in found if a.label == wanted] or [a for a in strong if a.label.split(".")[-1] == wanted]
         if not named:
@@ -119,12 +118,12 @@ class Choice:
 
 def _rank(found: WeightSet) -> tuple[bool, tuple[int, int], int, int]:
     last = found.label.split(".")[-1]
-    usual = -1 if not last else USUAL.index(last) if last in USUAL else len(USUAL)
-    return found.is_average, (-found.score[0], -found.score[1]), usual, len(found.prefix)
+    commonness = -1 if not last else COMMON_KEYS.index(last) if last in COMMON_KEYS else len(COMMON_KEYS)
+    return found.is_average, (-found.score[0], -found.score[1]), commonness, len(found.prefix)
 
 
-def _plain_sets(stored: Stored) -> Iterator[WeightSet]:
-    """Yield each entry as a set, without the wrappers' names."""
+def _plain_sets(stored: StoredWeights) -> Iterator[WeightSet]:
+    """Yield each entry as a set, without the names of wrappers."""
     for entry, tensors in stored.entries.items():
         names, is_average = _names_of(tensors)
         prefix = ""
@@ -143,26 +142,28 @@ def _plain_sets(stored: Stored) -> Iterator[WeightSet]:
         )
 
 
-def _fitting_sets(stored: Stored, shapes: Shapes) -> Iterator[WeightSet]:
-    """Yield of each entry the sets that have a tensor with the name, after a common first part, of the network's."""
-    own = _without_wrappers(shapes)
-    found = [a for entry in stored.entries for a in _sets_in(stored.entries[entry], own, shapes, entry=entry)]
-    if not any(a.score[0] for a in found) and (part := _first_part(own)):
-        # The network is a wrapper itself, of a network whose names the file has.
-        inner = {name.removeprefix(part): full for name, full in own.items()}
+def _fitting_sets(stored: StoredWeights, shapes: Shapes) -> Iterator[WeightSet]:
+    """Yield the sets in each entry that have a tensor with a name of the network's, after a common prefix."""
+    network_names = _without_wrappers(shapes)
+    found = [a for entry in stored.entries for a in _sets_in(stored.entries[entry], network_names, shapes, entry=entry)]
+    if not any(a.score[0] for a in found) and (part := _shared_module_path(network_names)):
+        # The network itself wraps a network whose names are in the file.
+        inner = {name.removeprefix(part): full for name, full in network_names.items()}
         found += [a for entry in stored.entries for a in _sets_in(stored.entries[entry], inner, shapes, entry=entry)]
     yield from (a for a in found if a.score[0])
 
 
-def _sets_in(tensors: Weights, own: dict[str, str], shapes: Shapes, *, entry: str | None) -> Iterator[WeightSet]:
-    """Yield the sets in one entry; `own` are the network's names by what is left of them without wrappers."""
+def _sets_in(
+    tensors: Weights, network_names: dict[str, str], shapes: Shapes, *, entry: str | None
+) -> Iterator[WeightSet]:
+    """Yield the sets in one entry; `network_names` maps the network's names without wrappers to the full names."""
     names, is_average = _names_of(tensors)
     canonical = _without_wrappers(names)
     scores: Counter[str] = Counter()
     shaped: Counter[str] = Counter()
     for name, original in canonical.items():
         for start in _starts(name):
-            if (full := own.get(name[start:])) is not None:
+            if (full := network_names.get(name[start:])) is not None:
                 scores[name[:start]] += 1
                 shaped[name[:start]] += tensors[original].shape == torch.Size(shapes[full])
     for part, count in scores.items():
@@ -170,9 +171,9 @@ def _sets_in(tensors: Weights, own: dict[str, str], shapes: Shapes, *, entry: st
         label = ".".join(filter(None, (entry, part.rstrip("."))))
         yield WeightSet(
             label=label,
-            tensors={own.get(name, name): tensors[old] for name, old in inside.items()},
+            tensors={network_names.get(name, name): tensors[old] for name, old in inside.items()},
             entry=entry,
-            prefix=_taken_off(inside),
+            prefix=_common_prefix(inside),
             rest=tuple(old for name, old in canonical.items() if not name.startswith(part)),
             is_average=is_average or _AVERAGED.search(label) is not None,
             score=(shaped[part], count),
@@ -180,13 +181,13 @@ def _sets_in(tensors: Weights, own: dict[str, str], shapes: Shapes, *, entry: st
 
 
 def _names_of(tensors: Weights) -> tuple[list[str], bool]:
-    """Return the names of an entry without the counter of an average, and whether it is one."""
+    """Return the names of an entry without the counter of an average, and whether it is an average."""
     is_average = NUM_AVERAGED in tensors and tensors[NUM_AVERAGED].ndim == 0
     return [name for name in tensors if not (is_average and name == NUM_AVERAGED)], is_average
 
 
 def _without_wrappers(names: Iterator[str] | Sequence[str] | Shapes) -> dict[str, str]:
-    """Return the names by what is left of them without the names of wrappers; unchanged where two would be the same."""
+    """Return the names by their form without wrappers; unchanged where two of these would be equal."""
     stripped = {".".join(part for part in name.split(".") if part not in WRAPPERS): name for name in names}
     everything = list(names)
     return stripped if len(stripped) == len(everything) else {name: name for name in everything}
@@ -197,8 +198,8 @@ def _starts(name: str) -> Iterator[int]:
     yield from (match.end() for match in re.finditer(r"\.", name))
 
 
-def _first_part(names: Mapping[str, str]) -> str:
-    """Return the parts of their names that all tensors have in common, `net.` for example."""
+def _shared_module_path(names: Mapping[str, str]) -> str:
+    """Return the module path that all names share, for example `net.`."""
     split = [name.split(".")[:-1] for name in names]
     common: list[str] = []
     for parts in zip(*split, strict=False):
@@ -208,14 +209,14 @@ def _first_part(names: Mapping[str, str]) -> str:
     return "".join(f"{part}." for part in common)
 
 
-def _taken_off(originals: Mapping[str, str]) -> str:
-    """Return the first part that all original names have before the new ones; empty where they differ in more."""
+def _common_prefix(originals: Mapping[str, str]) -> str:
+    """Return the prefix that all original names have before the new ones; empty where there is no such prefix."""
     parts = {old.removesuffix(new) if old.endswith(new) else None for new, old in originals.items()}
     return (parts.pop() or "") if len(parts) == 1 else ""
 
 
 def _search(content: Any, key: str | None, *, entries: dict[str | None, Weights], depth: int) -> None:
-    if not isinstance(content, Mapping) or depth > _DEEPEST:
+    if not isinstance(content, Mapping) or depth > _MAX_DEPTH:
         return
     if _is_weights(content):
         entries[key] = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
@@ -226,14 +227,14 @@ def _search(content: Any, key: str | None, *, entries: dict[str | None, Weights]
 
 
 def _is_weights(content: Mapping[Any, Any]) -> bool:
-    """Whether most entries are tensors by name: some files put a counter among them."""
+    """Whether most entries are tensors by name: some files have a counter among them."""
     if not all(isinstance(key, str) for key in content):
         return False
     return 2 * sum(isinstance(value, torch.Tensor) for value in content.values()) > len(content)
 
 
 def _plain(value: Any) -> Fact | None:
-    """Return a number or a word as Python's own, None for anything else."""
+    """Return a number or a text as a Python value, None for anything else."""
     if isinstance(value, torch.Tensor | np.ndarray | np.generic) and value.ndim == 0:
         value = value.item()
     return value if isinstance(value, str | int | float | bool) else None

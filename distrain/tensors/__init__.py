@@ -1,1 +1,1 @@
-"""What torch gives of tensors and modules, put to use: shards, devices, state, values as text."""
+"""Extends torch's tensors and modules: shards, devices, state, values as text."""

@@ -1,4 +1,4 @@
-"""Reads and gives back what modules hold in plain attributes, as far as the kinds of the values are known."""
+"""Reads and restores plain attributes of modules, for known types of values."""
 
 import copy
 import random
@@ -21,9 +21,9 @@ _INTERNAL = frozenset(vars(nn.Module()))
 
 @contextmanager
 def kept_attributes(module: nn.Module) -> Iterator[None]:
-    """Give all modules of a network their plain attributes back at the end, as far as their kinds are known.
+    """Restore the plain attributes of all modules of a network at the end, for known types of values.
 
-    Tensors and generators have the numbers that they had, lists and other containers the same items.
+    Tensors and generators get their old values again, lists and other containers their old items.
     """
     kept = [(part, {key: (value, _copy(value)) for key, value in plain_attributes(part)}) for part in module.modules()]
     try:
@@ -37,7 +37,7 @@ def kept_attributes(module: nn.Module) -> Iterator[None]:
 
 
 def plain_attributes(part: nn.Module) -> list[tuple[str, Any]]:
-    """Return what a module holds besides weights, buffers, other modules, and what torch keeps of every module."""
+    """Return a module's attributes except weights, buffers, submodules, and those that torch gives every module."""
     return [(key, value) for key, value in vars(part).items() if key not in _INTERNAL]
 
 
@@ -50,7 +50,7 @@ def _copy(value: Any) -> Any:
 
 
 def _restored(value: Any, copied: Any) -> Any:
-    """Return the attribute with what `_copy` has kept of it."""
+    """Return the attribute with the value that `_copy` saved."""
     if copied is None:
         return value
     if isinstance(value, torch.Tensor):

@@ -1,4 +1,4 @@
-"""Enters autocast by a dtype, for all who make forward passes."""
+"""Enters autocast by a dtype, for every forward pass."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,5 +10,5 @@ _NO_CONTEXT: AbstractContextManager[Any] = nullcontext()
 
 
 def autocast(dtype: torch.dtype | None, device_type: str) -> AbstractContextManager[Any]:
-    """Return the context of a forward pass whose convolutions and matrix products have this dtype; None: their own."""
+    """Return the context of a forward pass that computes convolutions and matrix products in `dtype`, unless None."""
     return _NO_CONTEXT if dtype is None else torch.autocast(device_type, dtype)

@@ -1,12 +1,12 @@
-"""Gives a helper thread of a training process that process's own GPU."""
+"""Sets the GPU of a training process in its helper threads."""
 
 import torch
 
 
 def use_device(device: torch.device) -> None:
-    """Make `device` the one that this thread uses by default; every thread that may touch a GPU begins with it.
+    """Make `device` the default of this thread; every thread that may use a GPU calls this first.
 
-    A new thread has GPU 0. It would leave a context there, some 500 MiB on a large GPU, for each process of the node.
+    The default of a new thread is GPU 0, where each process would create a context of about 500 MiB on a large GPU.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -1,4 +1,4 @@
-"""Answers what is known of sharded tensors: whether one is, which part this rank has, and how its network sees it."""
+"""Handles sharded tensors: whether one is sharded, which part this rank has, and what its network sees."""
 
 import sys
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ def is_sharded(tensor: torch.Tensor) -> bool:
     """Whether a tensor is a `DTensor`, of which each rank has a part."""
     if type(tensor) in {torch.Tensor, nn.Parameter, nn.Buffer}:
         return False
-    from torch.distributed.tensor import DTensor  # takes a second to import: only where it may be one
+    from torch.distributed.tensor import DTensor  # takes a second to import
 
     return isinstance(tensor, DTensor)
 
@@ -28,7 +28,7 @@ def local_shard(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def with_local_shard(tensor: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-    """Return a sharded tensor of which this rank has `part`, on whatever device, and which else is like `tensor`."""
+    """Return a sharded tensor like `tensor` of which this rank has `part`, on any device."""
     from torch.distributed.tensor import DTensor
 
     assert isinstance(tensor, DTensor)
@@ -44,7 +44,7 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def mixing_sharded(tensors: Sequence[torch.Tensor]) -> AbstractContextManager[Any]:
-    """Return a context in which one operation takes sharded tensors together with others, equal on all ranks."""
+    """Return a context in which operations can mix sharded tensors with others that are equal on all ranks."""
     if len({is_sharded(tensor) for tensor in tensors}) < 2:
         return _NO_CONTEXT
     from torch.distributed.tensor.experimental import implicit_replication
@@ -53,14 +53,14 @@ def mixing_sharded(tensors: Sequence[torch.Tensor]) -> AbstractContextManager[An
 
 
 def reshard(module: nn.Module) -> None:
-    """Free the weights that FSDP has gathered in `module`, so that its next pass gathers them again from the parts.
+    """Free the weights that FSDP has gathered in `module`, so that its next pass gathers them again from the shards.
 
     After a forward pass the root of a network keeps its weights gathered for the backward pass, and `parameters()`
-    gives those. Without a backward pass, as in evaluation, they would stay: what is then written into the parts is
-    not seen by the next pass, and an update or a clipping of `parameters()` misses the gradients. Other networks are
-    left as they are.
+    returns those. Without a backward pass, as in evaluation, they would remain gathered: the next pass would not see
+    values written into the shards, and an update or clipping of `parameters()` would miss the gradients. Other networks
+    are not changed.
     """
-    if "torch.distributed.fsdp" not in sys.modules:  # takes a second to import: only where a network may need it
+    if "torch.distributed.fsdp" not in sys.modules:  # importing it takes a second
         return
     from torch.distributed.fsdp import FSDPModule
 

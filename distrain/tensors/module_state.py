@@ -1,8 +1,8 @@
-"""Says what a module's `state_dict` holds besides its weights and buffers, and hands it back as `load_state_dict` does.
+"""Packs the entries of a module's `state_dict` that are not weights or buffers into tensors, and loads them again.
 
-What is not a weight or buffer is the module's extra state: what `get_extra_state` gives, for example. It is packed into
-tensors by name: a tensor under its own name, any other value as the JSON text `NAME:json`, uint8, with the tensors that
-it refers to as `NAME:0`, `NAME:1` and so on.
+These entries are the module's extra state, for example the result of `get_extra_state`. A tensor is packed under its
+name, any other value as the JSON text `NAME:json`, uint8, with the tensors that it refers to as `NAME:0`, `NAME:1` and
+so on.
 """
 
 from collections import OrderedDict
@@ -18,7 +18,7 @@ from distrain.errors import ModelError
 from distrain.tensors.dtensor import local_shard
 from distrain.tensors.plain_values import STORABLE, NotPlainError, decode, encode, is_storable
 
-MODEL, LOSS, RANKS = "model.", "loss.", "ranks."  # how the names of tensors in a checkpoint begin
+MODEL, LOSS, RANKS = "model.", "loss.", "ranks."  # prefixes of the names of tensors in a checkpoint
 _TEXT = ":json"
 
 Tensors = dict[str, torch.Tensor]
@@ -27,10 +27,10 @@ LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A module, or any other object that gives its state and loads it again."""
+    """A module, or any other object with a state that can be saved and loaded."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state by names."""
+        """Return the state by name."""
         ...
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
@@ -39,18 +39,18 @@ class Stateful(Protocol):
 
 
 def as_stateful(owner: object) -> Stateful | None:
-    """Return a module, or another object with a state, as such; None for what has none, such as a function or class."""
+    """Return `owner` if it is a module or another object with a state, else None, as for a function or class."""
     return owner if isinstance(owner, Stateful) and not isinstance(owner, type) else None
 
 
 def split(module: nn.Module) -> tuple[Tensors, dict[str, Any]]:
-    """Return the two parts of a module's `state_dict`: weights and buffers, which share its memory, and extra state."""
-    own = dict(chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)))
-    memory = {memory_of(tensor) for tensor in own.values()} - {0}
+    """Return the two parts of a module's `state_dict`: weights and buffers, sharing its memory, and extra state."""
+    named = dict(chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)))
+    memory = {memory_of(tensor) for tensor in named.values()} - {0}
     live: Tensors = {}
     extra: dict[str, Any] = {}
     for name, value in module.state_dict().items():
-        is_live = isinstance(value, torch.Tensor) and (name in own or memory_of(value) in memory)
+        is_live = isinstance(value, torch.Tensor) and (name in named or memory_of(value) in memory)
         (live if is_live else extra)[name] = value
     return live, extra
 
@@ -58,9 +58,9 @@ def split(module: nn.Module) -> tuple[Tensors, dict[str, Any]]:
 def load_extra_state(
     module: nn.Module, packed: Mapping[str, torch.Tensor], *, device: torch.device | None = None
 ) -> None:
-    """Hand packed extra state back to the modules that gave it; weights and buffers are not touched.
+    """Load packed extra state into the modules that it came from; weights and buffers are not changed.
 
-    A tensor within a value that was on a GPU comes to `device`; None leaves it where it is.
+    A tensor inside a value that was on a GPU is moved to `device`; None leaves it where it is.
     """
     whole = module.state_dict()
     state = unpack(packed, device=device)
@@ -71,7 +71,7 @@ def load_extra_state(
 
 
 def with_versions(state: Mapping[str, Any], owner: Stateful) -> dict[str, Any]:
-    """Return a state with the versions of the owner's modules: torchvision's MNASNet loads none without them."""
+    """Return a state with the versions of the owner's modules, without which torchvision's MNASNet does not load."""
     versioned = OrderedDict(state)
     if (metadata := getattr(owner.state_dict(), "_metadata", None)) is not None:
         versioned._metadata = metadata  # type: ignore[attr-defined]
@@ -79,9 +79,9 @@ def with_versions(state: Mapping[str, Any], owner: Stateful) -> dict[str, Any]:
 
 
 def pack(state: Mapping[str, Any], *, owner: str) -> Tensors:
-    """Return a state as tensors by name, copied on the devices where they are.
+    """Return a state as tensors by name, copied on their devices.
 
-    Raises `ModelError`, which calls the module that gave it `owner`, for a value that cannot be stored.
+    Raises `ModelError`, with `owner` as the module's name, for a value that cannot be stored.
     """
     packed: Tensors = {}
     for name, value in state.items():
@@ -92,7 +92,7 @@ def pack(state: Mapping[str, Any], *, owner: str) -> Tensors:
             text, parts = encode(value)
         except NotPlainError as error:
             raise ModelError(
-                f"{owner} gives {error} as {name} in its state_dict, which a checkpoint cannot hold; give {STORABLE}"
+                f"{owner} has {error} as {name} in its state_dict, which a checkpoint cannot store; use {STORABLE}"
             ) from None
         packed[f"{name}{_TEXT}"] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
         packed |= {f"{name}:{place}": part for place, part in enumerate(parts)}
@@ -100,9 +100,9 @@ def pack(state: Mapping[str, Any], *, owner: str) -> Tensors:
 
 
 def unpack(packed: Mapping[str, torch.Tensor], *, device: torch.device | None = None) -> dict[str, Any]:
-    """Return the state that `pack` has packed; other tensors stay as they are.
+    """Return the state that `pack` has packed; other tensors are not changed.
 
-    A tensor within a value that was on a GPU comes to `device`; None leaves it where it is.
+    A tensor inside a value that was on a GPU is moved to `device`; None leaves it where it is.
     """
     parts: dict[str, Tensors] = {}  # by the name of the value
     for name, tensor in packed.items():
@@ -118,7 +118,7 @@ def unpack(packed: Mapping[str, torch.Tensor], *, device: torch.device | None = 
 
 
 def buffer_slots(module: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Return where a module has its buffers, each one once: a forward pass may put another tensor there."""
+    """Return the module and name of each buffer, once each: a forward pass may assign another tensor there."""
     found: dict[int, tuple[nn.Module, str]] = {}
     for part in module.modules():
         for name, buffer in part.named_buffers(recurse=False):
@@ -128,7 +128,7 @@ def buffer_slots(module: nn.Module) -> list[tuple[nn.Module, str]]:
 
 @contextmanager
 def kept_buffers(module: nn.Module) -> Iterator[None]:
-    """Give a module its buffers back at the end, the very tensors with the numbers that they had."""
+    """Restore a module's buffers at the end: the same tensors with their old values."""
     kept = [(part, name, part.get_buffer(name)) for part, name in buffer_slots(module)]
     empty = [(part, name) for part in module.modules() for name, buffer in part._buffers.items() if buffer is None]
     values = [buffer.clone() for _, _, buffer in kept]
@@ -143,7 +143,7 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
 
 
 def is_packed(name: str) -> bool:
-    """Whether a name is that of a value that is not a tensor, packed."""
+    """Whether a name is that of a packed value that is not a tensor."""
     return name.endswith(_TEXT)
 
 
@@ -153,5 +153,5 @@ def is_part_of(packed_name: str, names: Container[str]) -> bool:
 
 
 def memory_of(tensor: torch.Tensor) -> int:
-    """Return the address of what a tensor shares with its views; 0 where there is none."""
+    """Return the address of a tensor's storage, which views share; 0 where it has none."""
     return local_shard(tensor).untyped_storage().data_ptr()

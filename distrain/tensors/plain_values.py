@@ -1,4 +1,4 @@
-"""Writes values as JSON text and tensors, and reads them back, without a pickle: nothing in them can run code."""
+"""Writes values as JSON text and tensors, and reads them back, without pickle, so that loading cannot run code."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from distrain.tensors.dtensor import is_sharded
 STORABLE = "numbers, text, bytes, tensors and NumPy arrays, in lists, tuples, sets, deques and dicts"
 
 
-# Types by their tags in the text: the first key of an object there.
+# Types by their tags in the text: a tag is the first key of a JSON object.
 _BYTES: dict[str, Callable[[bytes], Any]] = {"$bytes": bytes, "$bytearray": bytearray, "$stream": io.BytesIO}
 _DICTS: dict[str, Callable[[Any], Any]] = {"$dict": dict, "$ordered": OrderedDict, "$counter": Counter}
 _SEQUENCES: dict[str, Callable[[list[Any]], Any]] = {
@@ -26,13 +26,13 @@ _SEQUENCES: dict[str, Callable[[list[Any]], Any]] = {
 
 
 class NotPlainError(Exception):
-    """A value is of a type that is not written; the message names it and its place."""
+    """A value has a type that cannot be written; the message names the type and the value's place."""
 
 
 def encode(value: Any) -> tuple[str, list[torch.Tensor]]:
-    """Return a value as JSON text and the tensors that the text refers to by their places, copied on their devices.
+    """Return a value as JSON text and the tensors that the text refers to by index, copied on their devices.
 
-    The text is ASCII. Raises `NotPlainError` for what is none of `STORABLE`, None, a bool or a dtype.
+    The text is ASCII. Raises `NotPlainError` for values other than `STORABLE`, None, bools and dtypes.
     """
     tensors: list[torch.Tensor] = []
     try:
@@ -44,14 +44,14 @@ def encode(value: Any) -> tuple[str, list[torch.Tensor]]:
 
 
 def decode(text: str, tensors: Sequence[torch.Tensor], *, device: torch.device | None = None) -> Any:
-    """Return the value that `encode` has written, its tensors as copies.
+    """Return the value that `encode` has written, with copies of its tensors.
 
-    A tensor that was on a GPU comes to `device`; None leaves it where it is.
+    A tensor that was on a GPU is moved to `device`; None leaves it where it is.
     """
     return _decode(json.loads(text), tensors, device)
 
 
-def _encode(  # noqa: C901, PLR0911 - one branch a kind of value
+def _encode(  # noqa: C901, PLR0911 - one branch per type
     value: Any, place: str, tensors: list[torch.Tensor]
 ) -> Any:
     kind = type(value)
@@ -104,7 +104,7 @@ def _encode_tensor(value: torch.Tensor, place: str, tensors: list[torch.Tensor])
 
 
 def is_storable(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is numbers in memory, whole or sharded, and nothing else: not sparse, quantized or on `meta`."""
+    """Whether a tensor is plain strided memory, full or sharded: not sparse, quantized or on `meta`."""
     is_plain = type(tensor) in {torch.Tensor, torch.nn.Parameter, torch.nn.Buffer} or is_sharded(tensor)
     return is_plain and tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
 
@@ -137,7 +137,7 @@ def _dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def _decode(  # noqa: PLR0911 - one branch a kind of value
+def _decode(  # noqa: PLR0911 - one branch per type
     value: Any, tensors: Sequence[torch.Tensor], device: torch.device | None
 ) -> Any:
     if isinstance(value, list):
@@ -151,7 +151,7 @@ def _decode(  # noqa: PLR0911 - one branch a kind of value
     if tag == "$tensor":
         return tensors[content].to(device if "device" in value else None, copy=True)
     if tag in {"$array", "$scalar"}:
-        # A copy: what is made of bytes cannot be written to.
+        # A copy, since an array over bytes is read-only.
         array = np.frombuffer(_to_bytes(tensors[content]), dtype=value["dtype"]).reshape(value["shape"]).copy()
         return array if tag == "$array" else array[()]
     if tag in _BYTES:

@@ -1,4 +1,4 @@
-"""Undoes what passes through a network or a loss have changed in it, and in the random numbers."""
+"""Undoes the changes that passes make to a network or a loss, and to the random generators."""
 
 import random
 import sys
@@ -15,11 +15,11 @@ from distrain.tensors.module_state import Tensors, as_stateful, kept_buffers, lo
 
 @contextmanager
 def preserve_state(owner: object) -> Iterator[None]:
-    """Restore, after passes in any mode, all that they have changed in a network or a loss, and the random numbers.
+    """Restore everything that passes change in a network or a loss, and the random generators.
 
-    These are modes, weights, buffers, extra state and plain attributes; of what is not a module, its state, if it has
-    one. Weights are kept on the host meanwhile: a layer may set them by its first batch. `breakpoint()` does not stop
-    in such a pass: the ones that it is meant for are still to come.
+    This covers modes, weights, buffers, extra state and plain attributes; for an object that is not a module, its state
+    if it has one. A copy of the weights is kept on the host, since a layer may set them by its first batch.
+    `breakpoint()` does not stop in these passes: it is meant for later ones.
     """
     module = owner if isinstance(owner, nn.Module) else nn.Module()
     modes = [(part, part.training) for part in module.modules()]
@@ -28,8 +28,8 @@ def preserve_state(owner: object) -> Iterator[None]:
     gpus = {weight.device.index for weight in module.parameters() if weight.is_cuda}
     python_state, numpy_state = random.getstate(), np.random.get_state()
     may_search, stop_here = torch.backends.cudnn.benchmark, sys.breakpointhook
-    torch.backends.cudnn.benchmark = False  # no search for the fastest kernels of a batch that never comes again
-    sys.breakpointhook = _pass_by
+    torch.backends.cudnn.benchmark = False  # no search for the fastest kernels for a batch that does not recur
+    sys.breakpointhook = _ignore_breakpoint
     try:
         with kept_attributes(module), kept_buffers(module), torch.random.fork_rng(devices=gpus):
             yield
@@ -46,12 +46,12 @@ def preserve_state(owner: object) -> Iterator[None]:
             _load_extra(owner, extra)
 
 
-def _pass_by(*_: object, **__: object) -> None:
-    """Do nothing where `breakpoint()` is called."""
+def _ignore_breakpoint(*_: object, **__: object) -> None:
+    """Ignore `breakpoint()`."""
 
 
 def pack_extra(owner: object, *, name: str) -> Tensors:
-    """Return what a module has besides weights and buffers, or all that another object gives as its state."""
+    """Return the packed extra state of a module, or the whole state of another object."""
     if isinstance(owner, nn.Module):
         return pack(split(owner)[1], owner=name)
     stateful = as_stateful(owner)

@@ -1,17 +1,17 @@
-"""Recognises files in which torch saved a program: code and tensors in one, which no reader of tensors takes."""
+"""Recognises files in which torch saved a program: code and tensors together, which readers of tensors refuse."""
 
 import zipfile
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-_LOADERS = {  # by a file of the archive: what the program is, and how its tensors are read
+_LOADERS = {  # by a file in the archive: the kind of program, and how to read its tensors
     "constants.pkl": ("TorchScript", "torch.jit.load({file!r}).state_dict()"),
     "archive_format": ("torch.export", "torch.export.load({file!r}).state_dict"),
 }
 
 
 def describe_program(path: Path) -> str | None:
-    """Return in a few words what a file of a program is and how to get its tensors; None for any other file."""
+    """Describe a file of a program and how to get its tensors; None for any other file."""
     names = set[str]()
     with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
         names = {PurePosixPath(name).name for name in archive.namelist()}
@@ -19,7 +19,7 @@ def describe_program(path: Path) -> str | None:
         if name in names:
             tensors = loader.format(file=path.name)
             return (
-                f"a {kind} program, which holds code beside its tensors, and is refused; if you trust it, save the "
-                f"tensors alone: torch.save({tensors}, 'weights.pth')"
+                f"a {kind} program, which contains code beside its tensors, and is refused; if you trust it, save the "
+                f"tensors only: torch.save({tensors}, 'weights.pth')"
             )
     return None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from distrain.config import Model
 from distrain.errors import BundleError, CheckpointError, ModelError
-from distrain.models.weight_sets import Stored
+from distrain.models.weight_sets import StoredWeights
 from distrain.runs import checkpoints
 from distrain.runs.directory import BUNDLE
 
@@ -14,7 +14,7 @@ TRAINED, AVERAGE = "model", "average"  # the two sets of weights in a checkpoint
 log = logging.getLogger(__name__)
 
 
-def read_stored(config: Model) -> Stored | None:
+def read_stored(config: Model) -> StoredWeights | None:
     """Return what model.weights names where that is a checkpoint or a bundle; None where it is anything else.
 
     Of a checkpoint with moving averages it is these, which were evaluated, unless model.weights_entry is `model`. Every
@@ -30,12 +30,12 @@ def read_stored(config: Model) -> Stored | None:
     if not (path / BUNDLE).is_file():
         return None
     try:
-        return Stored({None: read_bundle(path)[1]})
+        return StoredWeights({None: read_bundle(path)[1]})
     except BundleError as error:
         raise ModelError(f"model.weights={config.weights}: {error}") from None
 
 
-def _read_checkpoint(path: Path, config: Model) -> Stored:
+def _read_checkpoint(path: Path, config: Model) -> StoredWeights:
     from distrain.checkpoint.load import describe_tensors, read_model
     from distrain.checkpoint.tensors import AVERAGE as AVERAGED
 
@@ -50,7 +50,7 @@ def _read_checkpoint(path: Path, config: Model) -> Stored:
             raise ModelError(f"{title} has no weights {entry!r} (model.weights_entry); it holds {', '.join(known)}")
         if has_average:
             log.info("%s: of the moving average and the weights as trained, it is the %s", title, _NAMES[entry])
-        return Stored({entry: read_model(path, use_average=entry == AVERAGE)})
+        return StoredWeights({entry: read_model(path, use_average=entry == AVERAGE)})
     except CheckpointError as error:
         raise ModelError(f"{title} is not used: {error}") from None
 

@@ -16,14 +16,14 @@ from distrain.cli import main as command
 from distrain.config import Model
 from distrain.config.parameter_patterns import prefixes
 from distrain.export import load
-from distrain.models.registry import build_model, heads_of
+from distrain.models.registry import build_model, head_paths
 
 CLASSES = 3
 WEIGHTS, DATA, RUN, RESUMED, BUNDLE = (Path(n) for n in ("thousand.pth", "data.npz", "run", "resumed", "bundle"))
 
 
 def go(name: str, size: int, arguments: dict[str, object]) -> None:
-    """Load the weights, train a step, save, resume, export; raises where anything of that is not as it should be."""
+    """Load the weights, train a step, save, resume, export; raises where any result is wrong."""
     torch.manual_seed(0)
     config = Model(name=name, arguments=arguments)
     donor = build_model(config, num_classes=1000, in_channels=3).state_dict()
@@ -46,7 +46,7 @@ def go(name: str, size: int, arguments: dict[str, object]) -> None:
 def check_loaded(config: Model, donor: dict[str, torch.Tensor]) -> None:
     """Compare a network of three classes with the one whose weights it starts from."""
     model = build_model(config, num_classes=CLASSES, in_channels=3)
-    heads = heads_of(config, model)
+    heads = head_paths(config, model)
     changed = set()
     for key, tensor in model.state_dict().items():
         if tensor.shape != donor[key].shape:
@@ -76,7 +76,7 @@ def write_images(size: int) -> None:
 
 
 def end_after_first_step() -> None:
-    """Make the run that was killed after the first of its two steps."""
+    """Create a run that was killed after the first of its two steps."""
     shutil.copytree(RUN, RESUMED)
     shutil.rmtree(RESUMED / "checkpoints/step-00000002")
     status = json.loads((RESUMED / "status.json").read_text(encoding="utf-8"))

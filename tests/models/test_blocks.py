@@ -1,4 +1,4 @@
-"""Blocks of networks of every kind, and what FSDP gathers at once."""
+"""Blocks of networks of every kind, and the units that FSDP gathers."""
 
 import pytest
 from torch import nn
@@ -18,18 +18,18 @@ def test_blocks_are_the_outermost_modules_that_repeat(name: str, blocks: list[st
 
 
 class Holder(nn.Module):
-    """A module without a forward pass: its network calls what it holds."""
+    """A module without a forward pass, whose network calls its children."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = (nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(2))
 
 
-def test_module_without_a_forward_pass_is_no_part() -> None:
+def test_module_without_a_forward_pass_is_not_a_unit() -> None:
     assert all(type(part) is nn.Linear for part in divide(nn.ModuleList([Holder(), Holder()])))
 
 
-def test_weight_that_two_modules_share_is_in_no_part() -> None:
+def test_weight_that_two_modules_share_is_in_no_unit() -> None:
     network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     network[2].weight = network[0].weight
     assert divide(network) == [network[1]]

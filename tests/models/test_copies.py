@@ -1,4 +1,4 @@
-"""A network is copied whatever its modules keep, or it is said in one sentence why not."""
+"""A network is copied whatever its modules keep, or one sentence says why not."""
 
 import threading
 
@@ -14,7 +14,7 @@ IMAGES = torch.rand(2, 3, generator=torch.Generator().manual_seed(0))
 
 
 class Keeping(nn.Sequential):
-    """A network that keeps what it has computed."""
+    """A network that keeps computed tensors."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         outputs: torch.Tensor = super().forward(images)  # type: ignore[no-untyped-call]
@@ -39,7 +39,7 @@ def test_tensors_that_modules_have_computed_are_copied_without_their_history() -
     assert torch.equal(copied.eval()(IMAGES), expected)
 
 
-def test_network_that_cannot_be_copied_is_said_to_be_so_in_one_sentence() -> None:
+def test_network_that_cannot_be_copied_is_one_sentence() -> None:
     model = nn.Linear(3, 2)
     model.lock = threading.Lock()  # type: ignore[assignment]
     with pytest.raises(

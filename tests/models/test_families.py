@@ -1,4 +1,4 @@
-"""One network of each family of torchvision and timm goes all the way: 1,000 classes in a file to a bundle of three."""
+"""One network of each family of torchvision and timm goes from a file of 1,000 classes to a bundle of three."""
 
 import json
 from pathlib import Path

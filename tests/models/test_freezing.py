@@ -1,4 +1,4 @@
-"""What is frozen stays as it is, weights and statistics, up to the step at which it thaws, whatever the strategy."""
+"""Frozen weights and statistics do not change before the step that unfreezes them, whatever the strategy."""
 
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +22,7 @@ from distrain.distributed.single import SingleProcess
 from distrain.distributed.world import World
 from distrain.errors import ModelError
 from distrain.models.freezing import Freezing, check_something_trains, end_steps, freeze
-from distrain.models.registry import build_model, heads_of
+from distrain.models.registry import build_model, head_paths
 from distrain.runs.checkpoints import read
 from distrain.training.device.precision import Precision
 from distrain.training.optim.optimizer import build_optimizer
@@ -41,7 +41,7 @@ class Training:
         torch.manual_seed(3)
         self.config = Model(name="digits-cnn", **config)
         self.model = build_model(self.config, num_classes=10, in_channels=1)
-        heads = heads_of(self.config, self.model)
+        heads = head_paths(self.config, self.model)
         self.unfreeze_steps = freeze(self.config, self.model, heads=heads, steps_per_epoch=STEPS_PER_EPOCH)
         self.strategy = make(self.model)
         self.ends = end_steps(self.config, self.model, heads=heads, steps_per_epoch=STEPS_PER_EPOCH)
@@ -49,7 +49,7 @@ class Training:
         self.optimizer = build_optimizer(Optimizer.model_validate({"lr": 0.1, **optimizer}), self.model)
 
     def step(self, step: int, clip_norm: float | None = None) -> dict[str, torch.Tensor]:
-        """Take a step and return copies of all weights and buffers."""
+        """Run a step and return copies of all weights and buffers."""
         sampler = partial(uniform_order, num_samples=80, seed=0)
         order = TrainSampler(num_samples=80, sampler=sampler, batching=BATCHING, drop_last=False, rank=0)
         global_batch = order.global_batch(step)
@@ -82,7 +82,7 @@ RULES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("rule", RULES)
-def test_frozen_weights_and_statistics_stay_until_they_thaw(strategy: str, rule: str) -> None:
+def test_frozen_weights_and_statistics_do_not_change_until_they_are_unfrozen(strategy: str, rule: str) -> None:
     training = Training(
         STRATEGIES[strategy],
         RULES[rule],
@@ -101,7 +101,7 @@ def test_frozen_weights_and_statistics_stay_until_they_thaw(strategy: str, rule:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("rule", RULES)
-def test_weights_that_are_trained_at_first_stay_as_they_are_from_their_epoch_on(strategy: str, rule: str) -> None:
+def test_weights_that_are_trained_at_first_do_not_change_from_their_epoch_on(strategy: str, rule: str) -> None:
     training = Training(STRATEGIES[strategy], RULES[rule], freeze_epochs={"features.0.0": 0.5, "fc.bias": 0.75})
     states = [{name: tensor.clone() for name, tensor in training.model.state_dict().items()}]
     states += [training.step(step) for step in range(5)]
@@ -112,7 +112,7 @@ def test_weights_that_are_trained_at_first_stay_as_they_are_from_their_epoch_on(
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_training_saved_before_the_thaw_goes_on_to_the_same_bits(tmp_path: Path, strategy: str) -> None:
+def test_run_saved_before_unfreezing_resumes_to_the_same_bits(tmp_path: Path, strategy: str) -> None:
     config: dict[str, Any] = {"freeze": ("features",), "unfreeze_epochs": {"features.1": 0.5, "features.3": 0.75}}
     whole = Training(STRATEGIES[strategy], RULES["sgd"], **config)
     whole.step(0)
@@ -129,7 +129,7 @@ def test_training_saved_before_the_thaw_goes_on_to_the_same_bits(tmp_path: Path,
     assert "optimizer.features.3.0.weight.momentum_buffer" in tensors[0]
 
 
-def test_no_optimizer_state_is_kept_for_what_has_not_thawed() -> None:
+def test_no_optimizer_state_is_kept_for_frozen_weights() -> None:
     training = Training(SingleProcess, RULES["sgd"], freeze=("backbone",), unfreeze_epochs={"features.1": 0.5})
     names: dict[torch.Tensor, str] = {weight: name for name, weight in training.model.named_parameters()}
     training.step(0)
@@ -139,7 +139,7 @@ def test_no_optimizer_state_is_kept_for_what_has_not_thawed() -> None:
     assert "features.0.0.weight" not in {names[parameter] for parameter in training.optimizer.state}
 
 
-def test_clipped_norm_is_that_of_what_is_updated() -> None:
+def test_gradient_norm_is_clipped_over_updated_weights_only() -> None:
     config: dict[str, Any] = {"freeze": ("backbone",), "unfreeze_epochs": {"backbone": 1}}
     training = Training(SingleProcess, {}, **config)
     before = nn.utils.parameters_to_vector(training.model.parameters()).detach().clone()
@@ -164,10 +164,13 @@ def test_norm_layer_without_weights_is_frozen_with_the_layer_around_it() -> None
         ({"freeze": ("features.9",)}, r"model\.freeze: 'features\.9' is not the name of a weight"),
         ({"freeze": ("*",)}, "leaves no weight to train"),
         ({"freeze": ("*",), "unfreeze_epochs": {"fc": 1}}, "leaves no weight to train in the first step"),
-        ({"freeze": ("fc",), "unfreeze_epochs": {"features": 1}}, r"model\.unfreeze_epochs: 'features' names nothing"),
+        (
+            {"freeze": ("fc",), "unfreeze_epochs": {"features": 1}},
+            r"model\.unfreeze_epochs: 'features' matches nothing",
+        ),
     ],
 )
-def test_what_cannot_be_frozen_is_one_sentence(config: dict[str, Any], words: str) -> None:
+def test_invalid_freezing_is_one_sentence(config: dict[str, Any], words: str) -> None:
     with pytest.raises(ModelError, match=words):
         Training(SingleProcess, {}, **config)
 

@@ -1,4 +1,4 @@
-"""A network's two ends fit the data: its head by replacement or behind it, its first layer by its channels."""
+"""Both ends of a network fit the data: the head is replaced or appended, the first layer adapted to the channels."""
 
 import copy
 from typing import Any
@@ -10,10 +10,10 @@ from torch import nn
 from distrain.config import Model
 from distrain.config.parameter_patterns import select
 from distrain.models.heads import fit_channels
-from distrain.models.registry import build_model, heads_of
+from distrain.models.registry import build_model, head_paths
 
 
-def test_appended_head_follows_the_outputs_and_leaves_all_names_as_they_are() -> None:
+def test_appended_head_follows_the_outputs_and_keeps_all_names() -> None:
     config = Model(name="vgg11", head="append")
     model = build_model(config, num_classes=4, in_channels=3).eval()
     plain = build_model(Model(name="vgg11"), num_classes=1000, in_channels=3).eval()
@@ -26,15 +26,15 @@ def test_appended_head_follows_the_outputs_and_leaves_all_names_as_they_are() ->
         expected = plain(images) @ state["appended.weight"].T + state["appended.bias"]
         torch.testing.assert_close(model(images), expected)
         torch.testing.assert_close(copy.deepcopy(model)(images), expected)
-    assert heads_of(config, model) == ["appended"]
+    assert head_paths(config, model) == ["appended"]
 
 
-def test_layer_that_is_named_is_the_one_replaced() -> None:
+def test_named_layer_is_replaced() -> None:
     config = Model(name="vgg11", head_name="classifier.3")
     model = build_model(config, num_classes=4, in_channels=3)
     layers = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
     assert layers == [4096, 4, 1000]
-    assert heads_of(config, model) == ["classifier.3"]
+    assert head_paths(config, model) == ["classifier.3"]
 
 
 @pytest.mark.parametrize("num_channels", [1, 2, 4, 6, 7])
@@ -45,7 +45,7 @@ def test_first_layer_for_other_channels_gives_a_grey_image_the_same_activations(
     torch.testing.assert_close(fitted.sum(dim=1), weight.sum(dim=1))
 
 
-def test_torchvision_model_takes_images_of_other_channels() -> None:
+def test_torchvision_model_accepts_other_numbers_of_channels() -> None:
     model = build_model(Model(name="resnet18"), num_classes=4, in_channels=5).eval()
     with torch.no_grad():
         assert model(torch.zeros(1, 5, 64, 64)).shape == (1, 4)
@@ -72,7 +72,7 @@ def test_all_heads_have_the_classes_of_the_data_and_are_frozen_apart(
     config = Model(name=name, arguments=arguments)
     with torch.device("meta"):
         three, four = (build_model(config, num_classes=count, in_channels=3) for count in (3, 4))
-    assert heads_of(config, three) == heads
+    assert head_paths(config, three) == heads
     shapes = {key: tensor.shape for key, tensor in four.state_dict().items()}
     changed = [key for key, tensor in three.state_dict().items() if tensor.shape != shapes[key]]
     assert {head for head in heads for key in changed if key.startswith(f"{head}.")} == set(heads)

@@ -1,4 +1,4 @@
-"""Networks come by name, with an output for each class of the data, a layer for its channels, and their arguments."""
+"""Networks are built by name, with an output for each class, a layer for the channels, and their arguments."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import nn
 
 from distrain.config import Model
 from distrain.errors import ModelError
-from distrain.models.registry import build_model, heads_of
+from distrain.models.registry import build_model, head_paths
 
 
 def build(name: str, num_classes: int = 7, in_channels: int = 3, **options: Any) -> nn.Module:
@@ -26,9 +26,9 @@ def build(name: str, num_classes: int = 7, in_channels: int = 3, **options: Any)
         ("squeezenet1_1", "classifier.1"),
     ],
 )
-def test_head_of_a_torchvision_model_gets_the_classes_of_the_data(name: str, head: str) -> None:
+def test_head_of_a_torchvision_model_has_the_classes_of_the_data(name: str, head: str) -> None:
     model = build(name).eval()
-    assert heads_of(Model(name=name), model) == [head]
+    assert head_paths(Model(name=name), model) == [head]
     with torch.no_grad():
         assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
 
@@ -45,7 +45,7 @@ def test_head_of_a_torchvision_model_gets_the_classes_of_the_data(name: str, hea
         ("alexnet-5", 3, 224, 14_601_930),
     ],
 )
-def test_networks_that_ship_give_a_logit_for_each_class(
+def test_built_in_networks_give_a_logit_for_each_class(
     name: str, channels: int, size: int, num_parameters: int | None
 ) -> None:
     model = build(name, num_classes=10, in_channels=channels).eval()
@@ -55,8 +55,8 @@ def test_networks_that_ship_give_a_logit_for_each_class(
         assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters
 
 
-def test_images_of_a_wrong_size_are_one_sentence_with_the_transform_that_mends_it() -> None:
-    with pytest.raises(ModelError, match=r"lenet takes images of 32x32 pixels, and these have 28x30; add .Resize"):
+def test_images_of_a_wrong_size_are_one_sentence_with_the_transform_that_fixes_it() -> None:
+    with pytest.raises(ModelError, match=r"lenet needs images of 32x32 pixels, but these have 28x30; add .Resize"):
         build("lenet")(torch.zeros(1, 3, 28, 30))
 
 
@@ -69,7 +69,7 @@ def test_same_seed_draws_the_same_weights() -> None:
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
-def test_arguments_come_to_the_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_are_passed_to_the_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_nets.py").write_text(
         "from torch import nn\ndef mlp(num_classes, *, width=8):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(12, width), nn.Linear(width, num_classes))\n"
@@ -83,7 +83,7 @@ def test_arguments_come_to_the_factory(tmp_path: Path, monkeypatch: pytest.Monke
     assert [tuple(parameter.shape) for parameter in model.parameters()] == [(5, 12), (5,), (7, 5), (7,)]
     with pytest.raises(ModelError, match=r"own_nets:mlp with .* got an unexpected keyword argument 'wide'"):
         build("own_nets:mlp", arguments={"wide": 5})
-    with pytest.raises(ModelError, match=r"own_nets:lazy has lazy layers, .* or make that pass in lazy"):
+    with pytest.raises(ModelError, match=r"own_nets:lazy has lazy layers, .* or run that pass in lazy"):
         build("own_nets:lazy")
     with pytest.raises(ModelError, match=r"own_nets:nothing returns None; return a torch\.nn\.Module"):
         build("own_nets:nothing")
@@ -114,7 +114,7 @@ def test_arguments_come_to_the_factory(tmp_path: Path, monkeypatch: pytest.Monke
         ),
     ],
 )
-def test_what_cannot_be_built_is_one_sentence(options: dict[str, Any], words: str) -> None:
+def test_network_that_cannot_be_built_is_one_sentence(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ModelError) as caught:
         build(**options)
     assert words in str(caught.value)
@@ -124,12 +124,12 @@ def test_what_cannot_be_built_is_one_sentence(options: dict[str, Any], words: st
 def test_timm_models_get_classes_channels_and_arguments() -> None:
     pytest.importorskip("timm")
     model = build("timm.resnet10t", in_channels=1, arguments={"drop_path_rate": 0.1}).eval()
-    assert heads_of(Model(name="timm.resnet10t"), model) == ["fc"]
+    assert head_paths(Model(name="timm.resnet10t"), model) == ["fc"]
     with torch.no_grad():
         assert model(torch.zeros(2, 1, 64, 64)).shape == (2, 7)
     with pytest.raises(ModelError, match="timm has no model 'resnet10tt'; did you mean resnet10t"):
         build("timm.resnet10tt")
-    with pytest.raises(ModelError, match=r"cannot be made: .*unexpected keyword argument 'droput'"):
+    with pytest.raises(ModelError, match=r"cannot be built: .*unexpected keyword argument 'droput'"):
         build("timm.resnet10t", arguments={"droput": 0.1})
 
 

@@ -1,4 +1,4 @@
-"""Weights are found in whatever a trainer wrapped them, and what `distrain import` makes of the file loads as well."""
+"""Weights are found however a trainer wrapped them, and load after `distrain import`, too."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ def trained() -> DigitsCnn:
 
 
 def average() -> AveragedModel:
-    """A moving average of the trained weights, which are others by now."""
+    """A moving average of the trained weights, which differs from them."""
     model = trained()
     averaged = AveragedModel(model, use_buffers=True)
     for weight in model.parameters():
@@ -55,7 +55,7 @@ def before(prefix: str, weights: Weights) -> Weights:
 
 
 class Wrapper(nn.Module):
-    """What Lightning's modules look like: the network is one of several members."""
+    """A module as in Lightning: the network is one of several members."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Wrapper(nn.Module):
 
 
 def of_torchvision() -> dict[str, Any]:
-    """What the reference scripts of torchvision save."""
+    """The content of a file saved by the reference scripts of torchvision."""
     model = trained()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     return {
@@ -119,7 +119,7 @@ def test_weights_load_as_every_trainer_saves_them(tmp_path: Path, way: str) -> N
 
 @pytest.mark.parametrize("model_name", [None, "digits-cnn"])
 @pytest.mark.parametrize("way", SAVED)
-def test_what_import_writes_always_loads(tmp_path: Path, way: str, model_name: str | None) -> None:
+def test_weights_written_by_import_always_load(tmp_path: Path, way: str, model_name: str | None) -> None:
     torch.save(SAVED[way](), tmp_path / "saved.pth")
     save_tensors(
         read_weights_to_import(tmp_path / "saved.pth", model_name=model_name).tensors, tmp_path / "w.safetensors", {}
@@ -146,7 +146,7 @@ def test_moving_averages_are_named_and_load_on_request(
         load(tmp_path / "saved.pth", weights_entry="ema")
 
 
-def test_moving_average_beside_the_network_in_one_entry_is_not_taken_for_it(tmp_path: Path) -> None:
+def test_moving_average_beside_the_network_in_one_entry_is_not_confused_with_it(tmp_path: Path) -> None:
     both = before("ema_model.module.", average().module.state_dict()) | before("model.", trained().state_dict())
     torch.save({"state_dict": both}, tmp_path / "saved.pth")
     assert_loaded(load(tmp_path / "saved.pth"), trained().state_dict())
@@ -154,14 +154,14 @@ def test_moving_average_beside_the_network_in_one_entry_is_not_taken_for_it(tmp_
     assert_loaded(other, average().module.state_dict())
 
 
-def test_averages_alone_are_loaded_and_said_to_be_that(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_averages_alone_are_loaded_and_reported_as_averages(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "distrain")
     torch.save(average().state_dict(), tmp_path / "saved.pth")
     assert_loaded(load(tmp_path / "saved.pth"), average().module.state_dict())
     assert "loaded 20 of the model's 20 tensors, a moving average, without 'module.' before their names" in caplog.text
 
 
-def test_two_sets_that_fit_alike_are_not_guessed_between(tmp_path: Path) -> None:
+def test_two_sets_that_fit_equally_well_are_an_error(tmp_path: Path) -> None:
     torch.save({"student": trained().state_dict(), "teacher": average().module.state_dict()}, tmp_path / "saved.pth")
     with pytest.raises(ModelError, match=r"several sets .*student, teacher.*choose one with model.weights_entry=NAME"):
         load(tmp_path / "saved.pth")
@@ -170,7 +170,7 @@ def test_two_sets_that_fit_alike_are_not_guessed_between(tmp_path: Path) -> None
     assert_loaded(load(tmp_path / "saved.pth", weights_entry="teacher"), average().module.state_dict())
 
 
-def test_network_inside_the_users_own_takes_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_network_inside_a_user_network_loads_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_wrapping.py").write_text(
         "from torch import nn\nfrom distrain.models.nets import DigitsCnn\n"
         "class Own(nn.Module):\n"
@@ -184,9 +184,7 @@ def test_network_inside_the_users_own_takes_its_weights(tmp_path: Path, monkeypa
     assert_loaded(model, before("net.", trained().state_dict()))
 
 
-def test_names_that_wrappers_have_too_are_kept_where_they_are_the_networks_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_module_named_like_a_wrapper_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_module.py").write_text(
         "from torch import nn\n"
         "class Own(nn.Module):\n"
@@ -246,7 +244,7 @@ def test_bad_index_of_a_folder_is_one_sentence(tmp_path: Path, parts: dict[str, 
     assert "\n" not in str(caught.value)
 
 
-def test_layers_whose_outputs_are_classes_are_heads_in_a_network_of_ones_own(
+def test_layers_whose_outputs_are_classes_are_heads_in_a_user_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "own_heads.py").write_text(
@@ -263,5 +261,5 @@ def test_layers_whose_outputs_are_classes_are_heads_in_a_network_of_ones_own(
     loaded = load(tmp_path / "saved.pth", name="own_heads:Own").state_dict()
     assert torch.equal(loaded["body.weight"], own["body.weight"])
     torch.save({**own, "body.weight": torch.zeros(6, 4)}, tmp_path / "saved.pth")
-    with pytest.raises(ModelError, match=r"body\.weight is 6x4 and should be 5x4"):
+    with pytest.raises(ModelError, match=r"body\.weight is 6x4 but should be 5x4"):
         load(tmp_path / "saved.pth", name="own_heads:Own")

@@ -1,4 +1,4 @@
-"""Weights files can neither run code nor misfit in silence, and a part of one is taken only where that is asked for."""
+"""Weights files can neither run code nor mismatch silently, and are loaded partially only on request."""
 
 import logging
 import os
@@ -47,7 +47,7 @@ def test_weights_of_another_head_are_loaded_below_a_new_head(
 
 
 class Hostile:
-    """A pickle of it makes a folder when it is read."""
+    """A pickle that creates a folder when it is read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -71,7 +71,7 @@ def test_hostile_weights_are_refused_and_do_not_run(tmp_path: Path, as_zip: bool
 
 @pytest.mark.parametrize("kind", ["TorchScript", "torch.export"])
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
-def test_program_is_refused_with_the_command_that_takes_its_tensors(tmp_path: Path, kind: str) -> None:
+def test_program_is_refused_with_the_command_that_extracts_its_tensors(tmp_path: Path, kind: str) -> None:
     file, example = tmp_path / "weights.pt", torch.zeros(1, 1, 8, 8)
     if kind == "TorchScript":
         program: Any = torch.jit.trace(digits_cnn(10).eval(), example)  # type: ignore[no-untyped-call]  # torch's
@@ -82,7 +82,7 @@ def test_program_is_refused_with_the_command_that_takes_its_tensors(tmp_path: Pa
         with pytest.raises(ModelError) as caught:
             read_content(file, title=title)
         head, command = str(caught.value).split(": torch.save(")
-        trust = "which holds code beside its tensors, and is refused; if you trust it, save the tensors alone"
+        trust = "which contains code beside its tensors, and is refused; if you trust it, save the tensors only"
         assert head == f"{title} is a {kind} program, {trust}"
     tensors = eval(command.split(", 'weights.pth'")[0].replace("weights.pt", str(file)), {"torch": torch})
     torch.save(tensors, tmp_path / "weights.pth")
@@ -90,7 +90,7 @@ def test_program_is_refused_with_the_command_that_takes_its_tensors(tmp_path: Pa
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x05\x06" + bytes(18)])
-def test_file_of_something_else_is_told_in_our_own_words(tmp_path: Path, content: bytes) -> None:
+def test_file_of_another_kind_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "weights.pth"
     file.write_bytes(content)
     with pytest.raises(ModelError, match=r"is not a file that torch\.save wrote"):
@@ -157,9 +157,7 @@ def test_bad_safetensors_are_one_sentence_with_the_file(tmp_path: Path, content:
 
 @pytest.mark.parametrize("wrapping", ["net", "state_dict", "model", "model_state_dict"])
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_weights_are_taken_out_of_what_training_scripts_wrap_them_in(
-    tmp_path: Path, wrapping: str, prefix: str
-) -> None:
+def test_weights_are_found_in_files_of_training_scripts(tmp_path: Path, wrapping: str, prefix: str) -> None:
     file = tmp_path / "checkpoint.pt"
     donor = digits_cnn(10).state_dict()
     torch.save({"epoch": 3, "acc": 0.5, wrapping: {f"{prefix}{k}": t for k, t in donor.items()}}, file)
@@ -167,7 +165,7 @@ def test_weights_are_taken_out_of_what_training_scripts_wrap_them_in(
     assert all(torch.equal(loaded[key], tensor) for key, tensor in donor.items())
 
 
-def test_part_of_a_file_is_taken_on_request_and_every_misfit_is_told(
+def test_part_of_a_file_is_loaded_on_request_and_every_mismatch_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "distrain")
@@ -184,11 +182,11 @@ def test_part_of_a_file_is_taken_on_request_and_every_misfit_is_told(
     lines = caplog.text
     assert "loaded 13 of the model's 20 tensors" in lines
     assert "initialised, not loaded: features.1 (6 tensors), features.0.1.bias" in lines
-    assert "of another shape: features.0.1.bias is 3, wanted 32" in lines
+    assert "of another shape: features.0.1.bias is 3, expected 32" in lines
     assert "the model has no place for other" in lines
 
 
-def test_head_that_is_initialised_anew_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_newly_initialised_head_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "distrain")
     torch.save(digits_cnn(10).state_dict(), tmp_path / "weights.pth")
     digits_cnn(3, tmp_path / "weights.pth")
@@ -197,21 +195,21 @@ def test_head_that_is_initialised_anew_is_told(tmp_path: Path, caplog: pytest.Lo
     assert "of another shape" not in caplog.text
 
 
-def test_file_of_which_nothing_fits_is_refused_also_in_part(tmp_path: Path) -> None:
+def test_file_without_a_fitting_tensor_is_refused_even_partially(tmp_path: Path) -> None:
     file = tmp_path / "weights.pth"
     torch.save(nn.Linear(2, 2).state_dict(), file)
-    with pytest.raises(ModelError, match="no name and shape is that of one of its weights"):
+    with pytest.raises(ModelError, match="no tensor has the name and shape of one of its weights"):
         digits_cnn(10, file, partial=True)
 
 
-def test_tensors_without_a_place_in_the_model_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_tensors_without_a_place_in_the_model_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "weights.pth"
     torch.save({**digits_cnn(10).state_dict(), "aux.weight": torch.zeros(2)}, file)
     digits_cnn(10, file)
     assert "the model has no place for aux" in caplog.text
 
 
-def test_weights_for_colour_images_are_made_to_fit_grey_ones(tmp_path: Path) -> None:
+def test_weights_for_colour_images_are_converted_for_grey_ones(tmp_path: Path) -> None:
     file = tmp_path / "resnet18.pth"
     donor = build_model(Model(name="resnet18"), num_classes=4, in_channels=3).eval()
     torch.save(donor.state_dict(), file)
@@ -221,7 +219,7 @@ def test_weights_for_colour_images_are_made_to_fit_grey_ones(tmp_path: Path) -> 
         torch.testing.assert_close(grey(image), donor(image.expand(-1, 3, -1, -1)), rtol=1e-3, atol=1e-4)
 
 
-def test_misspelt_word_for_weights_is_told_as_a_file_that_is_not_there() -> None:
+def test_misspelt_value_for_weights_is_reported_as_a_missing_file() -> None:
     with pytest.raises(ModelError, match=r"^model\.weights=imagnet: there is no such file; did you mean imagenet\?$"):
         read_content(Path("imagnet"), title="model.weights=imagnet")
     with pytest.raises(ModelError, match=r"there is no such file$"):

@@ -1,4 +1,4 @@
-"""Helper threads of a rank with the second GPU never make the first one theirs, which would put a context there."""
+"""Helper threads of a rank with the second GPU never use the first one, which would create a context there."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ SECOND = torch.device("cuda", 1)
 
 
 class Driver:
-    """What CUDA knows of the threads: each begins with GPU 0, and has a context where it sets or uses another."""
+    """CUDA's state of the threads: each starts with GPU 0, and gets a context on the GPUs that it sets or uses."""
 
     def __init__(self) -> None:
         self._own = threading.local()

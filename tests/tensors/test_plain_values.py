@@ -1,4 +1,4 @@
-"""Values come back as they were, without a pickle, and what cannot be written is named."""
+"""Values are read back unchanged, without pickle, and errors name values that cannot be written."""
 
 import datetime
 import io
@@ -33,7 +33,7 @@ def back(value: Any) -> Any:
     return decode(*encode(value))
 
 
-def test_plain_values_come_back_equal_and_of_the_same_types() -> None:
+def test_plain_values_are_read_back_equal_and_of_the_same_types() -> None:
     found = back(VALUES)
     assert found == VALUES
     assert repr(found) == repr(VALUES) or {type(v) for v in found.values()} == {type(v) for v in VALUES.values()}
@@ -52,7 +52,7 @@ def test_plain_values_come_back_equal_and_of_the_same_types() -> None:
         torch.tensor([1j]),
     ],
 )
-def test_tensors_come_back_as_copies_without_history(tensor: torch.Tensor) -> None:
+def test_tensors_are_read_back_as_copies_without_history(tensor: torch.Tensor) -> None:
     text, parts = encode([tensor])
     (found,) = decode(text, parts)
     assert type(found) is torch.Tensor and not found.requires_grad
@@ -64,14 +64,14 @@ def test_tensors_come_back_as_copies_without_history(tensor: torch.Tensor) -> No
 @pytest.mark.parametrize(
     "array", [np.arange(6, dtype=">i2").reshape(2, 3), np.array(["ab"]), np.float32(1.5), np.bool_(1)]
 )
-def test_arrays_come_back_with_their_dtype_and_can_be_written_to(array: Any) -> None:
+def test_arrays_are_read_back_with_their_dtype_and_are_writable(array: Any) -> None:
     found = back(array)
     assert type(found) is type(array) and found.dtype == array.dtype and np.array_equal(found, array)
     if isinstance(found, np.ndarray):
         found[...] = found[::-1]
 
 
-def test_stream_comes_back_at_its_beginning() -> None:
+def test_stream_is_read_back_at_its_beginning() -> None:
     stream = io.BytesIO(b"state")
     stream.read()
     assert back(stream).read() == b"state"
@@ -94,6 +94,6 @@ RING.append(RING)
         ({datetime.date(2020, 1, 1): 1}, r"a datetime\.date at  \(a key\)"),
     ],
 )
-def test_what_cannot_be_written_is_named_with_its_place(value: Any, words: str) -> None:
+def test_error_names_the_place_of_a_value_that_cannot_be_written(value: Any, words: str) -> None:
     with pytest.raises(NotPlainError, match=words):
         encode(value)

@@ -46,7 +46,7 @@ def test_passes_leave_modes_statistics_and_random_numbers_as_they_were() -> None
             r"model\.name=alexnet does not accept images of 3x40x40 \(Given input size.*; make them what",
         ),
         ("vit_b_32", r"model\.name=vit_b_32 does not accept images of 3x40x40 \(Wrong image height"),
-        ("lenet", r"model\.name=lenet takes images of 32x32 pixels, and these have 40x40"),
+        ("lenet", r"model\.name=lenet needs images of 32x32 pixels, but these have 40x40"),
     ],
 )
 def test_size_that_a_network_does_not_take_is_one_sentence(name: str, words: str) -> None:

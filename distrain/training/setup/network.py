@@ -13,8 +13,8 @@ from distrain.errors import ModelError, WeightsUnreachableError
 from distrain.global_rng import seed_generators
 from distrain.models.copies import copy_network
 from distrain.models.data_dependent_init import initialize
-from distrain.models.freezing import ThawSteps, end_steps, freeze
-from distrain.models.registry import build_model, heads_of
+from distrain.models.freezing import UnfreezeSteps, end_steps, freeze
+from distrain.models.registry import build_model, head_paths
 from distrain.rng import Purpose
 from distrain.training.probe import check_state
 from distrain.training.setup.data import DataSetup, first_images
@@ -31,7 +31,7 @@ class NetworkSetup:
 
     model: nn.Module
     heads: Sequence[str]
-    unfreeze_steps: ThawSteps  # the step from which on a frozen weight is trained
+    unfreeze_steps: UnfreezeSteps  # the step from which on a frozen weight is trained
     end_steps: dict[str, int]  # the step from which on a weight is trained no more
     unwrapped_copy: nn.Module | None  # for the sinks; None where the network cannot be copied
 
@@ -47,7 +47,7 @@ def set_up_network(recipe: Recipe, data: DataSetup, world: World, *, is_new: boo
         initialize(model, lambda: first_images(recipe, data.train_source))
     check_state(model, name=f"model.name={recipe.model.name}")
     unwrapped_copy = _copy_for_loggers(recipe, model)
-    heads, steps_per_epoch = heads_of(recipe.model, model), data.sampler.steps_per_epoch
+    heads, steps_per_epoch = head_paths(recipe.model, model), data.sampler.steps_per_epoch
     return NetworkSetup(
         model=model,
         heads=heads,

@@ -132,7 +132,7 @@ def test_error_names_a_file_that_does_not_hold_arrays(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=f"a.{suffix} (cannot be read|holds more)"):
             read_tensors(config(tmp_path / f"a.{suffix}"))
     torch.export.save(torch.export.export(torch.nn.Linear(1, 1), (torch.zeros(1, 1),)), tmp_path / "a.pt")
-    with pytest.raises(DataError, match=r"a\.pt is a torch\.export program, which holds code beside its tensors"):
+    with pytest.raises(DataError, match=r"a\.pt is a torch\.export program, which contains code beside its tensors"):
         read_tensors(config(tmp_path / "a.pt"))
     torch.save({"train_images": Path("a")}, tmp_path / "a.pt")  # an object of any class could run code
     with pytest.raises(DataError, match="holds more than tensors, lists and strings"):

@@ -24,18 +24,18 @@ unstorable_loss = UnstorableLoss()
     [
         (
             Unstorable(10),
-            r"mine:x gives a builtins\.object at \['log'\]\[0\] as _extra_state in its state_dict, which a",
+            r"mine:x has a builtins\.object at \['log'\]\[0\] as _extra_state in its state_dict, which a",
         ),
         (
             nn.Sequential(Unstorable(10)),
-            r"as 0\._extra_state in its state_dict, which a checkpoint cannot hold; give num",
+            r"as 0\._extra_state in its state_dict, which a checkpoint cannot store; use num",
         ),
         (Giving(10), r"mine:x does not load the state that it gives \(.*Unexpected key.*; define set_extra_state"),
         (
             Forgetful(10),
             r"mine:x does not load the state that it gives \('count'\); define set_extra_state beside",
         ),
-        (unstorable_loss, r"mine:x gives a builtins\.function as draw in its state_dict"),
+        (unstorable_loss, r"mine:x has a builtins\.function as draw in its state_dict"),
     ],
 )
 def test_state_that_cannot_be_given_back_is_named(owner: object, words: str) -> None:
@@ -59,5 +59,5 @@ def test_state_that_can_passes_and_is_left_as_it_is(owner: object) -> None:
 def test_run_with_such_state_ends_with_2_before_it_trains(tmp_path: Path, name: str) -> None:
     done = fit(f"--set={name}", "--set=loss.label_smoothing=null", "--run=run", cwd=tmp_path, code=2)
     assert len(done.err.strip().splitlines()) == 1
-    assert f"{name} gives a builtins." in done.err
+    assert f"{name} has a builtins." in done.err
     assert not (tmp_path / "run").exists()
