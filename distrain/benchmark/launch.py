@@ -57,7 +57,7 @@ def measure(
                 request,
                 results=run.figures,
                 keeps_logs=False,
-                tell=lambda words: console.print(words, markup=False),
+                notify=lambda words: console.print(words, markup=False),
             )
         figures = read_figures(run)
     return Measured(figures, figures.began - started)

@@ -86,7 +86,7 @@ def evaluate(
         request,
         options,
         run_worker=run_worker,
-        tell=lambda words: errors.print(words, markup=False, soft_wrap=True),
+        notify=lambda words: errors.print(words, markup=False, soft_wrap=True),
     )
     answers = found.read_answers(folder)
     drawn = _draw(folder.path, result, answers, recipe_source=folder.recipe) if pictures else []

@@ -27,7 +27,7 @@ from distrain.launchers.preflight import collect_errors, find_rendezvous_fault, 
 from distrain.launchers.prepare import RUNS, check_data, check_schedule, resolve_run, write_request
 from distrain.launchers.profile_files import read_launch_options
 from distrain.launchers.slurm import srun
-from distrain.launchers.supervisor import Ending, execute
+from distrain.launchers.supervisor import RunOutcome, execute
 from distrain.messages import print_error
 from distrain.runs.directory import RunDirectory
 from distrain.runs.error_reports import ErrorReport
@@ -101,11 +101,11 @@ def start(request: FitRequest) -> ExitCode:
         _stopping_on_signal(fit) as stop,
         prepare(fit, console, stop) as is_new,
     ):
-        ending = supervise(
+        outcome = supervise(
             fit, console, stop, on_error=debug_post_mortem if request.debug_options.post_mortem else None
         )
-        report(fit, console, ending, is_new=is_new, verbose=request.verbose or request.debug_options.debug)
-    return ending.code
+        report(fit, console, outcome, is_new=is_new, verbose=request.verbose or request.debug_options.debug)
+    return outcome.code
 
 
 def resolve(request: FitRequest) -> ResolvedFit:
@@ -165,23 +165,23 @@ def prepare(fit: ResolvedFit, console: Console, stop: StopRequest) -> Iterator[b
 
 def supervise(
     fit: ResolvedFit, console: Console, stop: StopRequest, *, on_error: Callable[[BaseException], None] | None
-) -> Ending:
+) -> RunOutcome:
     """Execute the plan, attempt after attempt, and return how the run ended; from then on signals are ignored.
 
     `on_error` is called with the exception that ended a training in this process.
     """
-    tell = _notifier(console, fit.run)
+    notify = _notifier(console, fit.run)
     is_coordinator = fit.profile.node_rank == 0
     group: NodeGroup | None = None
     if fit.spans_nodes:
         member = Coordinator if is_coordinator else Member
-        group = member(LocalNode(fit.profile, fit.run, _identify(fit.recipe), fit.replan, tell))
+        group = member(LocalNode(fit.profile, fit.run, _identify(fit.recipe), fit.replan, notify))
     try:
-        ending = execute(
+        outcome = execute(
             fit.plan,
             fit.run,
             fit.profile,
-            tell=tell,
+            notify=notify,
             requested=stop,
             group=group,
             run_worker=run_worker,
@@ -194,15 +194,15 @@ def supervise(
     finally:
         erase_line(console)  # a rank that was killed could not take its live line away
     ignore_signals()  # how the run has ended is settled
-    return ending
+    return outcome
 
 
-def report(fit: ResolvedFit, console: Console, ending: Ending, *, is_new: bool, verbose: bool) -> None:
+def report(fit: ResolvedFit, console: Console, outcome: RunOutcome, *, is_new: bool, verbose: bool) -> None:
     """Print how the run ended, and write it down where no rank could.
 
     Bad input that stopped a new run before its first checkpoint leaves nothing behind.
     """
-    run, code, errors = fit.run, ending.code, ending.errors
+    run, code, errors = fit.run, outcome.code, outcome.errors
     is_coordinator = fit.profile.node_rank == 0  # the one machine that writes the run directory
     if is_coordinator:
         with suppress(OSError):
@@ -270,8 +270,8 @@ def _check(
         count = (options.processes or 1) if profile is None else profile.processes
         faults += find_shortages(recipe, directory, processes=count)
         if profile is not None and profile.rendezvous is not None:
-            is_own = profile.node_rank == 0
-            fault = find_rendezvous_fault(*split_endpoint(profile.rendezvous), is_own=is_own)
+            is_local = profile.node_rank == 0
+            fault = find_rendezvous_fault(*split_endpoint(profile.rendezvous), is_local=is_local)
             faults += [] if fault is None else [fault]
     if faults or not batchings or profile is None:
         raise PreflightError(faults)
@@ -279,12 +279,12 @@ def _check(
 
 
 def _notifier(console: Console, run: RunDirectory) -> Callable[[str], None]:
-    def tell(words: str) -> None:
+    def notify(words: str) -> None:
         erase_line(console)
         output.print_event(console, words)
         _log(console, run)
 
-    return tell
+    return notify
 
 
 def _log(console: Console, run: RunDirectory) -> None:

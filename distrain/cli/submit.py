@@ -64,7 +64,7 @@ def submit(
     from distrain.launchers.slurm import submit as submission
 
     options = read_options(gpus=gpus, processes=procs, nodes=nodes, restarts=restarts, stall_timeout_s=stall_timeout)
-    order = submission.SbatchOptions(
+    sbatch_options = submission.SbatchOptions(
         options=read_launch_options(launch, options),
         time=time,
         partition=partition,
@@ -76,7 +76,12 @@ def submit(
         extras=tuple(sbatch or []),
     )
     found = submission.resolve(
-        references=recipes or [], tasks=array or [], overrides=overrides or [], data=data, run=run, order=order
+        references=recipes or [],
+        tasks=array or [],
+        overrides=overrides or [],
+        data=data,
+        run=run,
+        sbatch=sbatch_options,
     )
     console = Console(highlight=False, soft_wrap=True)
     if dry_run:

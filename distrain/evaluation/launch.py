@@ -21,7 +21,7 @@ def examine(
     wanted: LaunchOptions,
     *,
     run_worker: RunWorker,
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> Findings:
     """Have the request done on as many processes as wanted and return what was found; one process is this one.
 
@@ -32,7 +32,7 @@ def examine(
     if profile.nodes > 1:
         raise RunError("an examination runs on one machine; leave --nodes out")
     for note in check_data(recipe, needs_validation=request.split == "val"):
-        tell(f"note: {note}")
+        notify(f"note: {note}")
     launch_task(
         folder,
         recipe,
@@ -42,6 +42,6 @@ def examine(
         results=folder.findings,
         keeps_logs=True,
         run_worker=run_worker,
-        tell=tell,
+        notify=notify,
     )
     return read_findings(folder)

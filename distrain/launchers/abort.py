@@ -1,4 +1,4 @@
-"""Ends a run at once, for a second Ctrl-C: without a save, and without closing what could take a minute to close."""
+"""Kills a run at once, on a second Ctrl-C: without a save, and without an orderly shutdown that could take a minute."""
 
 import io
 import os
@@ -20,10 +20,10 @@ from distrain.system.terminal import write_last_words
 
 
 def end_at_once(run: RunDirectory, *, earlier: AttemptMark, cleanup: tuple[str, ...] = ()) -> None:
-    """Kill what this process has started, run the command `cleanup` for each, report it, and exit with code 130.
+    """Kill all child processes, run the command `cleanup` for each, report it, and exit with code 130.
 
-    A signal handler calls it. It returns only where an attempt after the `earlier` one has saved and ended by itself:
-    then its exit code stands.
+    A signal handler calls this. It returns only where an attempt after the `earlier` one has saved and ended by itself:
+    then its exit code is used.
     """
     if run.has_ended(earlier):
         return
@@ -38,7 +38,7 @@ def end_at_once(run: RunDirectory, *, earlier: AttemptMark, cleanup: tuple[str, 
         if cleanup:
             for pid in started:
                 subprocess.run([*cleanup, str(pid)], check=False)
-        text = io.StringIO()  # the handler may have interrupted a write to the terminal: it goes past all buffers
+        text = io.StringIO()  # the handler may have interrupted a write to the terminal, so it writes without buffers
         console = Console(file=text, force_terminal=sys.stdout.isatty(), highlight=False, soft_wrap=True, record=True)
         erase_line(console)
         console.print("[bold red]killed[/bold red]", highlight=False)
@@ -48,12 +48,12 @@ def end_at_once(run: RunDirectory, *, earlier: AttemptMark, cleanup: tuple[str, 
         if run.node_rank == 0:
             status = run.read_status()
             status.close("failed")
-            run.write_status(status)  # last of all: until then the heartbeat says something else
+            run.write_status(status)  # last: until then the heartbeat may overwrite it
     end_process(ExitCode.INTERRUPTED)
 
 
 def end_with_children() -> None:
-    """Kill what this process has started, and exit with code 130."""
+    """Kill all child processes, and exit with code 130."""
     kill_below(os.getpid())
     write_last_words("interrupted\n")
     end_process(ExitCode.INTERRUPTED)

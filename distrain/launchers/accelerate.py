@@ -1,4 +1,4 @@
-"""Plans the processes of a machine with accelerate, and owns its configuration file."""
+"""Plans the processes of a node with accelerate, and reads and writes its configuration file."""
 
 import json
 import sys
@@ -16,8 +16,8 @@ from distrain.launchers.plan import Plan
 from distrain.messages import counted
 from distrain.runs.directory import RunDirectory
 
-# What accelerate's file may also say, and a recipe does: the key, and what to write instead.
-_OWNED_BY_THE_RECIPE = {
+# Keys of accelerate's file that distrain sets in the recipe: the key, and the recipe key to use instead.
+_RECIPE_KEYS = {
     "mixed_precision": "precision",
     "fp16": "precision",
     "fp8_config": "precision",
@@ -31,35 +31,35 @@ _OWNED_BY_THE_RECIPE = {
     "dynamo_backend": None,
     "dynamo_config": None,
 }
-_NOTHING: tuple[object, ...] = (None, False, "no", "NO", {}, [])
-_KINDS = {"NO", "MULTI_GPU", "MULTI_CPU"}
+_UNSET: tuple[object, ...] = (None, False, "no", "NO", {}, [])
+_DISTRIBUTED_TYPES = {"NO", "MULTI_GPU", "MULTI_CPU"}
 
 
 def plan(profile: Profile, run: Path) -> Plan:
-    """Plan `accelerate launch` with a file in the run directory, or with the user's own.
+    """Plan `accelerate launch` with a file in the run directory, or with the user's file.
 
-    What the profile says stands on the command line as well: it wins over the user's file.
+    With the user's file, the values of the profile are also on the command line, where they override the file.
     """
-    is_own = profile.accelerate_config is not None
+    is_users = profile.accelerate_config is not None
     config = Path(profile.accelerate_config or RunDirectory(run).accelerate_config(profile.node_rank))
     argv = (
         sys.executable,
         "-m",
         "accelerate.commands.launch",
         f"--config_file={config}",
-        *(_arguments(profile) if is_own else ()),
+        *(_arguments(profile) if is_users else ()),
         "-m",
         "distrain.worker",
         str(run),
     )
-    files = {} if is_own else {config: yaml.safe_dump(native_config(profile), sort_keys=False)}
+    files = {} if is_users else {config: yaml.safe_dump(native_config(profile), sort_keys=False)}
     return Plan(argv, cwd=Path.cwd(), env=profile.variables, files=files)
 
 
 def native_config(profile: Profile) -> dict[str, Any]:
-    """Return the profile as accelerate's own configuration.
+    """Return the profile as a configuration of accelerate.
 
-    CPU processes are called MULTI_GPU as well: accelerate starts a single process for MULTI_CPU unless MPI does it.
+    CPU processes have the type MULTI_GPU as well: for MULTI_CPU accelerate starts a single process, unless with MPI.
     """
     config: dict[str, Any] = {
         "compute_environment": "LOCAL_MACHINE",
@@ -68,7 +68,7 @@ def native_config(profile: Profile) -> dict[str, Any]:
         "mixed_precision": "no",  # the recipe's precision decides
         "num_machines": profile.nodes,
         "num_processes": profile.world_size,
-        "main_process_port": 0,  # a free one: by its default two runs at once would meet
+        "main_process_port": 0,  # a free port: with the default, two concurrent runs would collide
     }
     if profile.nodes > 1:
         host, port = profile.endpoint
@@ -78,25 +78,22 @@ def native_config(profile: Profile) -> dict[str, Any]:
 
 
 def read_native(path: Path) -> LaunchOptions:
-    """Read where and how many from accelerate's own configuration file.
+    """Read the launch options in accelerate's configuration file.
 
-    Raises `LaunchError` where the file also says what a recipe says, or wants what is no training of images.
+    Raises `LaunchError` where the file sets what belongs in the recipe, or a type that distrain does not support.
     """
     config = read_yaml(path)
-    for key, recipe_key in _OWNED_BY_THE_RECIPE.items():
-        if config.get(key) not in _NOTHING:
-            advice = f"say it with --set {recipe_key}" if recipe_key else "compiling is not for the launcher"
-            raise LaunchError(
-                f"{path} sets {key}={config[key]!r}, which is the recipe's to say; take it out ({advice})"
-            )
+    for key, recipe_key in _RECIPE_KEYS.items():
+        if config.get(key) not in _UNSET:
+            advice = f"use --set {recipe_key}" if recipe_key else "use --set compute.compile"
+            raise LaunchError(f"{path} sets {key}={config[key]!r}, which belongs in the recipe; remove it ({advice})")
     kind = config.get("distributed_type", "NO")
-    if kind not in _KINDS:
-        raise LaunchError(f"{path} has distributed_type {kind}; take MULTI_GPU, MULTI_CPU or NO")
+    if kind not in _DISTRIBUTED_TYPES:
+        raise LaunchError(f"{path} has distributed_type {kind}; use MULTI_GPU, MULTI_CPU or NO")
     count, nodes = config.get("num_processes", 1), config.get("num_machines", 1)
     if not isinstance(count, int) or not isinstance(nodes, int) or nodes < 1 or count < 1 or count % nodes:
         raise LaunchError(
-            f"{path} asks for {counted(count, 'process', 'processes')} on {nodes} machines; give a multiple of the "
-            "machines"
+            f"{path} has {counted(count, 'process', 'processes')} on {nodes} machines; give a multiple of the machines"
         )
     address, port = config.get("main_process_ip"), config.get("main_process_port")
     found = {
@@ -111,17 +108,17 @@ def read_native(path: Path) -> LaunchOptions:
     try:
         return LaunchOptions.model_validate(found)
     except ValidationError as error:
-        words = describe(error, LaunchOptions, found, noun="it").replace("node_rank", "machine_rank")
-        raise LaunchError(f"{path}: {words}") from None
+        fault = describe(error, LaunchOptions, found, noun="it").replace("node_rank", "machine_rank")
+        raise LaunchError(f"{path}: {fault}") from None
 
 
 def is_native(tree: dict[str, Any]) -> bool:
-    """Whether a file is accelerate's own configuration, by a key that each of those has."""
+    """Whether a file is a configuration of accelerate, by a key that each of those has."""
     return "distributed_type" in tree
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a file of keys and values; raises `LaunchError` where it is none."""
+    """Read a file of keys and values; raises `LaunchError` where it is not one."""
     try:
         text = path.read_text(encoding="utf-8")
         tree = json.loads(text) if path.suffix == ".json" else read_yaml_text(text)
@@ -129,21 +126,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise LaunchError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise LaunchError(f"{path} cannot be read: it is not UTF-8 text") from None
-    except ValueError as error:  # of JSON, or a YamlError
+    except ValueError as error:  # from JSON, or a YamlError
         raise LaunchError(f"{path} cannot be read as {path.suffix.removeprefix('.').upper()}: {error}") from None
     if not isinstance(tree, dict):
-        raise LaunchError(f"{path} holds no keys and values; `distrain launch show cpu-2` shows a launch profile")
+        raise LaunchError(f"{path} has no keys and values; `distrain launch show cpu-2` shows a launch profile")
     return tree
 
 
 def _arguments(profile: Profile) -> tuple[str, ...]:
-    chosen = [f"--num_machines={profile.nodes}", f"--num_processes={profile.world_size}"]
+    options = [f"--num_machines={profile.nodes}", f"--num_processes={profile.world_size}"]
     if profile.nodes > 1:
         host, port = profile.endpoint
-        chosen += [f"--machine_rank={profile.node_rank}", f"--main_process_ip={host}", f"--main_process_port={port}"]
-        chosen += ["--same_network", "--rdzv_backend=static"]
+        options += [f"--machine_rank={profile.node_rank}", f"--main_process_ip={host}", f"--main_process_port={port}"]
+        options += ["--same_network", "--rdzv_backend=static"]
     else:
-        chosen += ["--main_process_port=0"]
+        options += ["--main_process_port=0"]
     if profile.world_size > 1:
-        chosen += ["--multi_gpu"]  # also on CPUs: for MULTI_CPU it would start a single process
-    return tuple(chosen)
+        options += ["--multi_gpu"]  # also on CPUs: for MULTI_CPU it would start a single process
+    return tuple(options)

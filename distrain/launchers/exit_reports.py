@@ -1,4 +1,4 @@
-"""Reports what the launcher itself knows of a rank's end: a rank that a signal has killed leaves no report."""
+"""Writes error reports for ranks that could not do so themselves, such as those killed by a signal."""
 
 import re
 import signal
@@ -14,26 +14,26 @@ from distrain.runs.stacks import read_fatal_error
 from distrain.runs.status import Heartbeat
 from distrain.system.process import KILLED_BY_AGENT, state_of
 
-# torchrun names the exit code and the process of every rank that failed, also of those that it has ended itself.
+# torchrun prints exit code and process id of every failed rank, including those that it has ended itself.
 _EXIT = re.compile(r"exitcode\s*: (-?\d+)\)?(?: local_rank: \d+)? \(pid: (\d+)\)")
 END_LINE = "exitcode: {code} (pid: {pid})"
-# Where they are its forks, it names the first that it sees; distrain's agent writes a line of that form for each.
+# If the ranks are its forks, it prints only the first that it sees; distrain.fork_server prints such a line for each.
 _ENDED_BY_AGENT = re.compile(r"(?:Sending|Terminating|Closing) process (\d+) (?:closing|via) signal")
 
-_GRACE_S = 10.0  # ranks that come to the end of a run end their processes within it
-_OWN_CODES = {ExitCode.STOPPED, KILLED_BY_AGENT}  # of ranks that nothing is wrong with
+_GRACE_S = 10.0  # at the end of a run, the processes of all ranks exit in this time
+_EXPECTED_CODES = {ExitCode.STOPPED, KILLED_BY_AGENT}  # exit codes of ranks without an error
 _SIGNAL_HINTS = {
     signal.SIGKILL: "the kernel does that when memory runs out",
-    signal.SIGSEGV: "a fault in native code",
-    signal.SIGBUS: "often a mapped file was cut short, or memory or /dev/shm is full",
-    signal.SIGABRT: "native code gave up; the rank's log says why",
+    signal.SIGSEGV: "a memory fault in native code",
+    signal.SIGBUS: "often a mapped file was truncated, or memory or /dev/shm is full",
+    signal.SIGABRT: "native code aborted; see the rank's log",
 }
 
 
 class ExitWatch:
-    """Looks out for a rank of this machine whose process has ended while others wait for it.
+    """Detects a rank of this machine whose process has ended while others wait for it.
 
-    torchrun takes exit code 0 for success, and lets the others wait: for ever, as far as it is concerned.
+    torchrun takes exit code 0 for success, and lets the others wait forever.
     """
 
     def __init__(self, run: RunDirectory, *, log_start: int) -> None:
@@ -41,9 +41,9 @@ class ExitWatch:
         self._log_start = log_start
         self._seen_s: float | None = None
 
-    def look(self) -> str | None:
-        """Return what is to be told of such a rank, which is written to `errors/` as well; None without one."""
-        gone = [beat for beat in _heartbeats_here(self._run) if state_of(beat.pid) in {None, psutil.STATUS_ZOMBIE}]
+    def check(self) -> str | None:
+        """Return a message on such a rank, and write an error report for it; None without one."""
+        gone = [beat for beat in _local_heartbeats(self._run) if state_of(beat.pid) in {None, psutil.STATUS_ZOMBIE}]
         if not gone or self._run.read_status().state in {"finished", "stopped"}:
             self._seen_s = None
             return None
@@ -52,14 +52,14 @@ class ExitWatch:
             return None
         report_killed_ranks(self._run, log_start=self._log_start, gone={beat.pid for beat in gone})
         ranks = ", ".join(str(beat.rank) for beat in gone)
-        return f"the process of rank {ranks} has ended before the run has, and other ranks wait for it"
+        return f"the process of rank {ranks} ended before the run, and other ranks wait for it"
 
 
 def report_killed_ranks(run: RunDirectory, *, log_start: int, gone: set[int] | None = None) -> None:
     """Write a report for each rank of this machine that could not, from the launcher's log and the last heartbeats.
 
-    A signal has killed it, or its process has ended before the run had, with whatever code: the log names those of
-    ranks that failed. Other processes that are `gone` have ended with code 0.
+    Such a rank was killed by a signal, or its process ended before the run with any exit code. The log contains the
+    codes of failed ranks; other processes that are `gone` ended with code 0.
     """
     with run.launcher_log.open("rb") as file:
         file.seek(log_start)
@@ -69,23 +69,21 @@ def report_killed_ranks(run: RunDirectory, *, log_start: int, gone: set[int] | N
     codes = dict.fromkeys(gone or (), 0) | codes
     errors = read_errors(run)
     have_reported = {error["rank"] for error in errors}
-    was_given_up = any(error["is_final"] for error in errors)  # for all ranks: one may have had no room to say so, too
+    has_final_error = any(error["is_final"] for error in errors)  # other ranks may have been unable to write theirs
     step = max([beat.step for beat in run.read_heartbeats()] + [error["step"] for error in errors], default=0)
-    for heartbeat in _heartbeats_here(run):
-        # Its last heartbeat may be a second old. Ranks go step by step together: another one may know better.
+    for heartbeat in _local_heartbeats(run):
+        # Its last heartbeat may be a second old. All ranks are at the same step, which another one may report better.
         newest = heartbeat.model_copy(update={"step": step})
         code = codes.get(heartbeat.pid)
         if code is None:
             continue
         if code < 0:
-            message, stack = _in_words(-code), read_fatal_error(run, heartbeat.rank)
+            message, stack = _describe_signal(-code), read_fatal_error(run, heartbeat.rank)
             if stack is not None:
                 message += f"; its Python stack is in {run.stack(heartbeat.rank)}"
             write_rank_error(run, newest, kind="Killed", message=message, stack=stack, time_s=heartbeat.time)
-        elif heartbeat.rank not in have_reported and code not in _OWN_CODES:
-            message = (
-                f"it ended with exit code {code} before the run had finished: its code, or a library, has ended it"
-            )
+        elif heartbeat.rank not in have_reported and code not in _EXPECTED_CODES:
+            message = f"it exited with code {code} before the run had finished: its code, or a library, called exit"
             write_rank_error(
                 run,
                 newest,
@@ -93,7 +91,7 @@ def report_killed_ranks(run: RunDirectory, *, log_start: int, gone: set[int] | N
                 message=message,
                 stack=None,
                 time_s=heartbeat.time,
-                is_secondary=was_given_up,
+                is_secondary=has_final_error,
             )
 
 
@@ -107,30 +105,30 @@ def write_rank_error(
     time_s: float | None,
     is_secondary: bool = False,
 ) -> None:
-    """Write for a rank what it can no longer write itself; the traceback is its phase, and its stack if known."""
+    """Write the error report of a rank in its place; the traceback is its phase, and its stack if known."""
     run.write_error(
         {
             "time": time.time() if time_s is None else time_s,
             "rank": heartbeat.rank,
             "host": heartbeat.host,
-            "clock": socket.gethostname() if time_s is None else heartbeat.host,  # whose time it is
+            "clock": socket.gethostname() if time_s is None else heartbeat.host,  # the host whose clock gave the time
             "step": heartbeat.step,
             "type": kind,
             "message": message,
             "exit_code": int(ExitCode.FAILED),
             "is_secondary": is_secondary,
             "is_final": False,
-            "traceback": f"in phase {heartbeat.phase}; {'no stack is known' if stack is None else stack}",
+            "traceback": f"in phase {heartbeat.phase}; {'its stack is unknown' if stack is None else stack}",
         }
     )
 
 
-def _heartbeats_here(run: RunDirectory) -> list[Heartbeat]:
+def _local_heartbeats(run: RunDirectory) -> list[Heartbeat]:
     host = socket.gethostname()
     return [heartbeat for heartbeat in run.read_heartbeats() if heartbeat.host == host]
 
 
-def _in_words(number: int) -> str:
+def _describe_signal(number: int) -> str:
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
     meaning = _SIGNAL_HINTS.get(signal.Signals(number)) if number in set(signal.Signals) else None
     return f"it was killed by {name}" + (f" ({meaning})" if meaning else "")

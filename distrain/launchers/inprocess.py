@@ -1,4 +1,4 @@
-"""Plans a run in the process that launches it: one device, and every line of it within reach of a debugger."""
+"""Plans a run in the launching process itself: one device, and all of its code accessible to a debugger."""
 
 import sys
 from pathlib import Path
@@ -8,6 +8,6 @@ from distrain.launchers.plan import Plan
 
 
 def plan(profile: Profile, run: Path) -> Plan:
-    """Plan the worker in this very process; the command that is printed does the same in a new one."""
+    """Plan the worker in this process; the printed command does the same in a new one."""
     assert profile.world_size == 1
     return Plan((sys.executable, "-m", "distrain.worker", str(run)), cwd=Path.cwd(), in_process=True)

@@ -1,4 +1,4 @@
-"""Has an evaluation or a benchmark done by workers: written down, launched, and waited for."""
+"""Runs an evaluation or a benchmark in worker processes, and waits for its results."""
 
 import time
 from collections.abc import Callable
@@ -26,35 +26,35 @@ def launch_task(
     *,
     results: Path,
     keeps_logs: bool,
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
     run_worker: RunWorker | None = None,
 ) -> float:
-    """Have the task done in its run directory, and return when its processes were started: seconds since the epoch.
+    """Run the task in its run directory, and return the start time of its processes: seconds since the epoch.
 
-    `results` is the file that a worker leaves at the end; an older one is deleted. A new folder is removed again after
-    a stop and after bad input. Raises `StoppedError` after a stop, `RunError` for what a process found wrong with the
-    request, and `TaskError` for the first failure of a process, with the traceback unless `keeps_logs`.
+    `results` is the file that a worker writes at the end; an older one is deleted. A new folder is removed after a stop
+    and after bad input. Raises `StoppedError` after a stop, `RunError` if a process reports bad input, and `TaskError`
+    for the first failure of a process, with the traceback unless `keeps_logs`.
     """
     is_new = not run.exists
-    with ExitStack() as held:
+    with ExitStack() as locked:
         with run.created():
-            held.enter_context(run.hold_launcher_lock())
+            locked.enter_context(run.hold_launcher_lock())
             results.unlink(missing_ok=True)
             write_request(run, recipe, profile, plan, task)
         started = time.time()
-        ending = execute(plan, run, profile, run_worker=run_worker, tell=tell)
-        if ending.code == ExitCode.FINISHED and results.exists():
+        outcome = execute(plan, run, profile, run_worker=run_worker, notify=notify)
+        if outcome.code == ExitCode.FINISHED and results.exists():
             return started
-        failure = _as_raised(run, ending.errors, keeps_logs=keeps_logs)
-        is_stopped = ending.code == ExitCode.STOPPED
+        failure = _to_exception(run, outcome.errors, keeps_logs=keeps_logs)
+        is_stopped = outcome.code == ExitCode.STOPPED
         if is_new and (is_stopped or failure.exit_code == ExitCode.BAD_INPUT):
             run.remove([run.path.parent])
     raise StoppedError if is_stopped else failure
 
 
-def _as_raised(run: RunDirectory, errors: list[ErrorReport], *, keeps_logs: bool) -> DistrainError:
+def _to_exception(run: RunDirectory, errors: list[ErrorReport], *, keeps_logs: bool) -> DistrainError:
     if not errors:
-        return TaskError(f"the processes ended without leaving an error: {_last_line(run.launcher_log)}")
+        return TaskError(f"the processes ended without an error report: {_last_line(run.launcher_log)}")
     first = errors[0]
     if first["exit_code"] == ExitCode.BAD_INPUT:
         return RunError(str(first["message"]))

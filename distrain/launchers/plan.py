@@ -1,4 +1,4 @@
-"""Defines the plan: a command that can be printed as well as run."""
+"""Defines the plan: a command that can be printed or run."""
 
 import shlex
 from collections.abc import Mapping
@@ -8,16 +8,16 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Plan:
-    """What starts the worker: a command, environment variables added to this process's, a folder, and its files."""
+    """How the worker is started: a command, additional environment variables, a working directory, and files."""
 
     argv: tuple[str, ...]
     cwd: Path
     env: Mapping[str, str] = field(default_factory=dict)
-    unset: tuple[str, ...] = ()  # variables of this process that it does without
+    unset: tuple[str, ...] = ()  # variables of this process that the command does not inherit
     files: Mapping[Path, str] = field(default_factory=dict)  # written before the command starts
     in_process: bool = False
-    torchrun: tuple[str, ...] | None = None  # the arguments of a plan that is torchrun's: it may run in a fork
-    cleanup: tuple[str, ...] = ()  # with the killed process's id, ends what it leaves on other machines
+    torchrun: tuple[str, ...] | None = None  # the arguments of torchrun if the plan is one: it may run in a fork
+    cleanup: tuple[str, ...] = ()  # command that, with the id of a killed process, ends its remains on other nodes
 
     def __str__(self) -> str:
         variables = "".join(f"{key}={shlex.quote(value)} " for key, value in self.env.items())

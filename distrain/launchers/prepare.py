@@ -1,4 +1,4 @@
-"""Resolves the recipe and run directory of a request, checks both, and writes them before the start."""
+"""Resolves, checks and writes the recipe and run directory of a request before the start."""
 
 import json
 import math
@@ -24,54 +24,54 @@ RUNS = Path("runs")
 def resolve_run(
     reference: str | None, overrides: list[str], data: str | None, path: Path | None, debug_options: DebugOptions
 ) -> tuple[RunDirectory, Recipe, list[str]]:
-    """Return the run directory, the recipe, and what the aids change in it.
+    """Return the run directory, the recipe, and the changes that the debug options make in it.
 
-    A run that exists goes on with its own recipe, and with no other.
+    An existing run resumes only with its own recipe.
     """
     existing = RunDirectory(path.absolute()) if path is not None else None
     if existing is None or not existing.exists:
-        asked = load_recipe(reference or DEFAULT_RECIPE, overrides=overrides, data=data)
-        recipe, changes = _with_aids(asked, overrides, debug_options)
+        requested = load_recipe(reference or DEFAULT_RECIPE, overrides=overrides, data=data)
+        recipe, changes = _with_debug_options(requested, overrides, debug_options)
         run = existing or new_run_directory(recipe.name, RUNS.absolute())
         return run, pin_weights(recipe, run, stored=None, root=RUNS), changes
     existing.check_format()
     stored = read_recipe(existing.recipe)
     if reference:
-        asked = load_recipe(reference, overrides=overrides, data=data)
+        requested = load_recipe(reference, overrides=overrides, data=data)
     else:
-        asked = change_recipe(stored, overrides, data=data)
-    recipe, changes = _with_aids(asked, overrides, debug_options)
+        requested = change_recipe(stored, overrides, data=data)
+    recipe, changes = _with_debug_options(requested, overrides, debug_options)
     recipe = pin_weights(recipe, existing, stored=stored, root=RUNS)
     if changed := _differences(stored.identity, recipe.identity):
         raise RunError(
-            f"run directory {existing.path} holds a recipe with another {changed[0]}; "
-            f"go on with its own by `distrain fit --run {existing.path}`, or name a new directory"
+            f"run directory {existing.path} has a recipe with another {changed[0]}; "
+            f"resume it with its own by `distrain fit --run {existing.path}`, or name a new directory"
         )
     return existing, recipe, changes
 
 
 def check_data(recipe: Recipe, *, needs_validation: bool = True) -> list[str]:
-    """Find what is missing or wrong in the data before any process is started; only names and tables are read.
+    """Check the data before any process is started; only file names and tables are read.
 
-    Returns in a sentence each what a user may not expect of data that is fine.
+    Returns a sentence for each property of valid data that the user may not expect.
     """
     return check_requirements(recipe.data, needs_validation=needs_validation)
 
 
 def check_schedule(recipe: Recipe) -> None:
-    """Raise `RecipeError` where the warm-up takes all of the epochs, so that the schedule's curve never begins."""
+    """Raise `RecipeError` where the warm-up lasts for all epochs, so that the schedule's curve never begins."""
     schedule, epochs = recipe.schedule, recipe.train.epochs
-    # A line that rises to the very end, as for finding a learning rate, is a constant rate with as long a warm-up.
-    most = epochs if schedule.name == "constant" else math.nextafter(epochs, 0)
-    if schedule.warmup_epochs > most:
+    # A constant rate with a warm-up of all epochs is allowed: it is a linear rise, as in a learning rate range test.
+    maximum = epochs if schedule.name == "constant" else math.nextafter(epochs, 0)
+    if schedule.warmup_epochs > maximum:
         raise RecipeError(
-            f"schedule.warmup_epochs={schedule.warmup_epochs:g} is not over before the end of train.epochs={epochs}, "
-            f"so the learning rate would not come to optimizer.lr; set it lower, or --set schedule.warmup_epochs=0"
+            f"schedule.warmup_epochs={schedule.warmup_epochs:g} does not end before train.epochs={epochs}, "
+            f"so the learning rate would not reach optimizer.lr; lower it, or --set schedule.warmup_epochs=0"
         )
 
 
 def write_request(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Plan, task: Task | None = None) -> None:
-    """Write what is requested, a training unless `task` says otherwise, where nobody may be training."""
+    """Write the files of a request, for training unless `task` is given; raises `RunError` while the run trains."""
     with run.hold_trainer_lock(patience_s=RANK_EXIT_TIMEOUT_S):
         run.stop.unlink(missing_ok=True)
         run.stacks_request.unlink(missing_ok=True)
@@ -87,15 +87,15 @@ def write_request(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Pla
             run.write_status(Status())
 
 
-def _with_aids(recipe: Recipe, overrides: list[str], debug_options: DebugOptions) -> tuple[Recipe, list[str]]:
-    """Return the recipe with what the aids change in it, and that; what the `overrides` chose has the last word."""
+def _with_debug_options(recipe: Recipe, overrides: list[str], debug_options: DebugOptions) -> tuple[Recipe, list[str]]:
+    """Return the recipe as changed by the debug options, and the changes; `overrides` take precedence."""
     chosen = [override.partition("=")[0].strip() for override in rename_overrides(overrides)]
     changes = [change for change in debug_options.overrides(recipe) if not _is_chosen(change.partition("=")[0], chosen)]
     return change_recipe(recipe, changes) if changes else recipe, changes
 
 
 def _is_chosen(key: str, chosen: list[str]) -> bool:
-    return any(own == key or own.startswith(f"{key}.") for own in chosen)
+    return any(other == key or other.startswith(f"{key}.") for other in chosen)
 
 
 def _differences(before: dict[str, object], after: dict[str, object], prefix: str = "") -> list[str]:

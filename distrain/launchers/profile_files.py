@@ -1,4 +1,4 @@
-"""Reads launch profiles: files that say where and on how many processes to train, and nothing of what."""
+"""Reads launch profiles: files that say where and on how many processes to train, but not what."""
 
 from importlib import resources
 from pathlib import Path
@@ -13,13 +13,13 @@ from distrain.messages import nearest
 
 
 def builtin_profiles() -> dict[str, Path]:
-    """Return the launch profiles that ship with distrain, by name; `accelerate-` ones are accelerate's own files."""
+    """Return the launch profiles that ship with distrain, by name; `accelerate-` ones are files of accelerate."""
     folder = Path(str(resources.files("distrain") / "launch"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def read_launch_options(reference: str | None, options: LaunchOptions) -> LaunchOptions:
-    """Return what a launch profile says, if one is named, with what the command line says in its place."""
+    """Return the options of a launch profile, if one is named, overridden by those of the command line."""
     files = read_launch_profile(reference) if reference is not None else LaunchOptions()
     if options.accelerate_config is not None:
         files = read_native(Path(options.accelerate_config)).merged_over(files)
@@ -27,7 +27,7 @@ def read_launch_options(reference: str | None, options: LaunchOptions) -> Launch
 
 
 def read_launch_profile(reference: str) -> LaunchOptions:
-    """Read a built-in launch profile by its name, or a file; raises `LaunchError` where it is none."""
+    """Read a built-in launch profile by name, or a file; raises `LaunchError` where it is not a launch profile."""
     path = Path(reference).expanduser()
     if path.suffix not in {".yaml", ".yml", ".json"}:
         found = builtin_profiles()
@@ -41,9 +41,9 @@ def read_launch_profile(reference: str) -> LaunchOptions:
     try:
         options = LaunchOptions.model_validate(tree)
     except ValidationError as error:
-        words = describe(error, LaunchOptions, tree, noun="it")
+        fault = describe(error, LaunchOptions, tree, noun="it")
         raise LaunchError(
-            f"launch profile {reference}: {words} (its keys: {', '.join(LaunchOptions.model_fields)})"
+            f"launch profile {reference}: {fault} (its keys: {', '.join(LaunchOptions.model_fields)})"
         ) from None
     if options.accelerate_config is not None:
         config = path.parent / options.accelerate_config

@@ -1,4 +1,4 @@
-"""Turns a plan into a process: a program of its own, or a fork of one that has loaded torch already."""
+"""Starts the process of a plan: a new program, or a fork of a process that has already imported torch."""
 
 import os
 import signal
@@ -14,21 +14,21 @@ from typing import Protocol, TypeAlias
 from distrain.launchers.plan import Plan
 from distrain.system.process import die_with_parent, hold_signals
 
-Messages: TypeAlias = "Connection[list[str], tuple[str, int]]"  # requests to a server, and what becomes of them
+Messages: TypeAlias = "Connection[list[str], tuple[str, int]]"  # requests to a server, and its replies
 
-_LEAVE_S = 5.0  # a server that has nothing to do any more and is still there after this is killed
+_EXIT_TIMEOUT_S = 5.0  # a server that has no more work and does not exit in this time is killed
 
 
 class ProcessHandle(Protocol):
-    """What runs a plan; the part of `subprocess.Popen` that a launcher needs."""
+    """The process of a plan; the part of `subprocess.Popen` that a launcher needs."""
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """The process id."""
         ...
 
     def poll(self) -> int | None:
-        """Return the exit status, minus the signal's number where one has killed it; None while it runs."""
+        """Return the exit status, negative for the number of the signal that killed it; None while it runs."""
         ...
 
     def wait(self, timeout: float | None = None) -> int:
@@ -36,14 +36,14 @@ class ProcessHandle(Protocol):
         ...
 
     def kill(self) -> None:
-        """Kill it, if it is still there."""
+        """Kill the process, if it is still running."""
         ...
 
 
 class ProcessSpawner:
-    """Starts one plan after the other; what they say on standard error goes to the launcher's log.
+    """Starts one plan after the other; their standard error goes to the launcher's log.
 
-    Programs get a session of their own: the terminal's Ctrl-C comes to the launcher alone.
+    Each program gets its own session, so that Ctrl-C on the terminal only reaches the launcher.
     """
 
     def __init__(self, log: Path) -> None:
@@ -51,7 +51,7 @@ class ProcessSpawner:
         self._server: _Server | None = None
 
     def start(self, plan: Plan) -> ProcessHandle:
-        """Start the plan's process, torchrun's in a fork of a server that stays for the next attempt."""
+        """Start the plan's process; torchrun runs in a fork of a server that stays for the next attempt."""
         if plan.torchrun is None:
             return _open(plan.argv, plan.cwd, plan.env, self._log, unset=plan.unset)
         if self._server is not None and not self._server.serves(plan):
@@ -61,7 +61,7 @@ class ProcessSpawner:
         return self._server.fork(plan.torchrun)
 
     def close(self) -> None:
-        """End what was kept for another attempt."""
+        """End the server that was kept for another attempt."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -71,33 +71,33 @@ class _Server:
     """A process that runs torchrun in forks of itself, one at a time: `distrain.fork_server`."""
 
     def __init__(self, cwd: Path, env: Mapping[str, str], log: Path) -> None:
-        self._place = cwd, dict(env)
+        self._cwd_and_env = cwd, dict(env)
         self._connection: Messages
-        self._connection, theirs = Pipe()
-        argv = (sys.executable, "-u", "-m", "distrain.fork_server", "--serve", str(theirs.fileno()))
-        with theirs:
-            self._process = _open(argv, cwd, env, log, keep=theirs.fileno())
+        self._connection, other_end = Pipe()
+        argv = (sys.executable, "-u", "-m", "distrain.fork_server", "--serve", str(other_end.fileno()))
+        with other_end:
+            self._process = _open(argv, cwd, env, log, keep=other_end.fileno())
 
     def serves(self, plan: Plan) -> bool:
-        """Whether the next plan can be run in the place and the environment of the first one."""
-        return self._process.poll() is None and self._place == (plan.cwd, dict(plan.env))
+        """Whether the next plan can run with the working directory and environment of the first one."""
+        return self._process.poll() is None and self._cwd_and_env == (plan.cwd, dict(plan.env))
 
     def fork(self, arguments: tuple[str, ...]) -> "_Fork":
-        with suppress(OSError):  # it has failed: its end says so
+        with suppress(OSError):  # the server has failed: its exit code is read later
             self._connection.send(list(arguments))
         return _Fork(self._connection, self._process)
 
     def close(self) -> None:
         self._connection.close()
         try:
-            self._process.wait(_LEAVE_S)
+            self._process.wait(_EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
 
 class _Fork:
-    """One run of torchrun in a fork of the server; before the server has loaded torch, it is the server itself."""
+    """One run of torchrun in a fork of the server; its pid is that of the server until the server has forked."""
 
     def __init__(self, messages: Messages, server: subprocess.Popen[bytes]) -> None:
         self._messages = messages
@@ -121,7 +121,7 @@ class _Fork:
             try:
                 kind, number = self._messages.recv()
             except (EOFError, OSError):
-                kind, number = "code", self._server.wait() or 1  # it has ended before its work has
+                kind, number = "code", self._server.wait() or 1  # it ended before its work was done
             if kind == "pid":
                 self._pid = number
             else:

@@ -1,4 +1,4 @@
-"""Executes a plan: attempt after attempt, until the run is at its end or cannot continue."""
+"""Executes a plan, attempt after attempt, until the run has ended or cannot continue."""
 
 import socket
 import subprocess
@@ -29,16 +29,16 @@ from distrain.system.nvml import wait_for_release
 from distrain.system.process import kill_below, pause_together
 from distrain.system.signals import StopRequest
 
-RunWorker = Callable[..., ExitCode]  # `distrain.worker.run_worker`, which a plan in this process calls
+RunWorker = Callable[..., ExitCode]  # `distrain.worker.run_worker`, called for a plan in this process
 POLL_S = 0.1
-LOOK_S = 1.0  # between two looks at the heartbeats
-_NOTHING_TO_SAVE_S = 1.0  # how long an evaluation or a benchmark may take to end by itself after a stop request
+CHECK_S = 1.0  # between two checks of the heartbeats
+_STOP_WITHOUT_SAVE_S = 1.0  # how long an evaluation or a benchmark may take to end by itself after a stop request
 _SHARED_FOLDER_S = 5.0  # how long a network file system may show an old status
 
 
 @dataclass(frozen=True)
-class Ending:
-    """What the end of a run means, and the errors that ended its last attempt, the cause first."""
+class RunOutcome:
+    """How a run ended: its exit code, and the errors of its last attempt, the cause first."""
 
     code: ExitCode
     errors: list[ErrorReport]
@@ -49,23 +49,23 @@ def execute(
     run: RunDirectory,
     profile: Profile,
     *,
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
     requested: StopRequest | None = None,
     group: NodeGroup | None = None,
     run_worker: RunWorker | None = None,
     on_error: Callable[[BaseException], None] | None = None,
-) -> Ending:
-    """Run the plan to its end and return what its end means; `tell` says what happens on the way.
+) -> RunOutcome:
+    """Run the plan to its end and return the outcome; `notify` is called with messages for the user meanwhile.
 
-    A plan in this process calls `run_worker` here, so that `breakpoint()` stops where the user put it, and `on_error`,
-    with what ended the training, where the objects of the training are at hand. Others are child
-    processes, started again after a failure: the worker then goes on from the newest good checkpoint. As many failures
-    in a row as `profile.restarts` are borne; a newer checkpoint than at the last one begins a new row. A user's mistake
-    is not tried again, nor what distrain gave up itself, nor a run that was asked to stop. With `group`, all machines
-    begin and end each attempt together, and the first one decides.
+    A plan in this process calls `run_worker` here, so that `breakpoint()` works, and on an exception `on_error`, while
+    the objects of the training still exist. Other plans run in child processes, which are started again after a
+    failure; the worker then resumes from the newest valid checkpoint. Up to `profile.restarts` failures in a row are
+    allowed; a new checkpoint resets the count. A mistake of the user, an error raised by distrain itself, and a run
+    that was requested to stop are not retried. With `group`, all nodes begin and end each attempt together, and the
+    coordinator decides.
 
-    `requested` is set by the caller's handler for signals that ask for a stop; without it there is one here, and a
-    second Ctrl-C raises `SystemExit`, or ends a process that trains at once.
+    `requested` is set by the caller's signal handler; without it, a handler is installed here, and a second Ctrl-C
+    raises `SystemExit`, or kills a process that trains at once.
     """
     if requested is None:
         kill = end_with_children if plan.in_process else _interrupt
@@ -74,7 +74,7 @@ def execute(
                 plan,
                 run,
                 profile,
-                tell=tell,
+                notify=notify,
                 requested=requested,
                 group=group,
                 run_worker=run_worker,
@@ -84,33 +84,33 @@ def execute(
         assert run_worker is not None, "a plan in this process needs the worker"
         add_to_sys_path(plan.cwd)
         _forget_earlier(run)
-        return Ending(run_worker(run, stop=requested, on_error=on_error), read_errors(run))
+        return RunOutcome(run_worker(run, stop=requested, on_error=on_error), read_errors(run))
     with (
         pause_together(),
         closing(group or SingleNode(plan)) as together,
-        closing(ProcessSpawner(run.launcher_log)) as starter,
+        closing(ProcessSpawner(run.launcher_log)) as spawner,
     ):
-        return _execute_together(together, starter, run, profile, was_asked=requested, tell=tell)
+        return _execute_together(together, spawner, run, profile, stop=requested, notify=notify)
 
 
 def _execute_together(
     group: NodeGroup,
-    starter: ProcessSpawner,
+    spawner: ProcessSpawner,
     run: RunDirectory,
     profile: Profile,
     *,
-    was_asked: StopRequest,
-    tell: Callable[[str], None],
-) -> Ending:
+    stop: StopRequest,
+    notify: Callable[[str], None],
+) -> RunOutcome:
     """Start attempt after attempt until the node group agrees on the end."""
     failures, reached = 0, newest_step(run.checkpoints)
     while True:
         if group.is_coordinator:
-            _forget_earlier(run)  # before any machine begins
-        if (plan := group.join(was_asked)) is None:
+            _forget_earlier(run)  # before any node begins
+        if (plan := group.join(stop)) is None:
             group.decide(ExitCode.STOPPED)
-            return Ending(ExitCode.STOPPED, [])
-        code = _attempt(plan, starter, run, group, profile, was_asked=was_asked, tell=tell)
+            return RunOutcome(ExitCode.STOPPED, [])
+        code = _attempt(plan, spawner, run, group, profile, stop=stop, notify=notify)
         errors = read_errors(run)
         end: ExitCode | None = code
         if code == ExitCode.FAILED and not run.stop.exists() and not (errors and errors[0]["is_final"]):
@@ -120,43 +120,43 @@ def _execute_together(
             end = None if failures <= profile.restarts else code
         end = group.decide(end)
         if end is not None:
-            return Ending(end, read_errors(run))
+            return RunOutcome(end, read_errors(run))
         if code == ExitCode.FAILED and group.is_coordinator:
             begin = f"from checkpoint {final_path(run.checkpoints, reached).name}" if reached else "from step 0"
-            tell(f"{_in_short(run, errors)}; restart {failures} of {profile.restarts}, {begin}")
+            notify(f"{_in_short(run, errors)}; restart {failures} of {profile.restarts}, {begin}")
 
 
 def _attempt(
     plan: Plan,
-    starter: ProcessSpawner,
+    spawner: ProcessSpawner,
     run: RunDirectory,
     group: NodeGroup,
     profile: Profile,
     *,
-    was_asked: StopRequest,
-    tell: Callable[[str], None],
+    stop: StopRequest,
+    notify: Callable[[str], None],
 ) -> ExitCode:
-    """Start the plan's processes and watch them to their end; none of them outlives this call, however it ends.
+    """Start the plan's processes and watch them to their end; none of them survives this call, however it ends.
 
-    They share the terminal's output; the ranks' own errors are read from the run directory.
+    They share the terminal; the errors of the ranks are read from the run directory.
     """
     earlier, clocks = run.read_status().mark, Clocks()
     for path, text in plan.files.items():
         write_atomically(path, text)
     log_start = run.launcher_log.stat().st_size if run.launcher_log.exists() else 0
-    child = starter.start(plan)
-    step_wait = StepWait(run, srun_pid=child.pid, tell=tell)
-    looks = [ExitWatch(run, log_start=log_start).look]
+    child = spawner.start(plan)
+    step_wait = StepWait(run, srun_pid=child.pid, notify=notify)
+    checks = [ExitWatch(run, log_start=log_start).check]
     if profile.launcher == "slurm":
-        looks.append(step_wait.look)
-    unsaved = _StopBeforeSave(run, was_asked)
+        checks.append(step_wait.check)
+    unsaved = _StopBeforeSave(run, stop)
     if saves_nothing(run):
-        looks.append(unsaved.look)
+        checks.append(unsaved.check)
     if group.is_coordinator:
         stalls = StallWatchdog(run, timeout_s=profile.stall_timeout_s, device=profile.resolved_device, clocks=clocks)
-        looks.append(stalls.look)
+        checks.append(stalls.check)
     try:
-        was_ended = _watch(child, looks, group, tell)
+        was_ended = _watch(child, checks, group, notify)
     finally:
         was_running = child.poll() is None
         killed = kill_below(child.pid)
@@ -165,12 +165,12 @@ def _attempt(
         if was_running and plan.cleanup:
             subprocess.run([*plan.cleanup, str(child.pid)], check=False)
         if profile.device == "cuda":
-            _await_gpus(killed, run, tell)
+            _await_gpus(killed, run, notify)
     state = _read_state(run, earlier, patience_s=0 if was_ended or exit_status != 0 else _SHARED_FOLDER_S)
     if not was_ended and (state is None or (exit_status != 0 and state != "stopped")):
         gone = {beat.pid for beat in run.read_heartbeats()} if exit_status == 0 else None
         report_killed_ranks(run, log_start=log_start, gone=gone)
-    group.leave()  # from here on the other machines' reports are there as well
+    group.leave()  # afterwards the reports of the other nodes have been written as well
     if group.is_coordinator:
         clocks.write(run)
     if state == "stopped" or step_wait.is_stopped or unsaved.is_stopped:
@@ -179,22 +179,22 @@ def _attempt(
         return ExitCode.FAILED
     if exit_status == 0 and state == "finished":
         return ExitCode.FINISHED
-    errors = read_errors(run)  # launchers flatten exit codes: the first rank's own error decides
+    errors = read_errors(run)  # launchers do not keep exit codes: the report of the first failed rank decides
     return ExitCode(errors[0]["exit_code"]) if errors else ExitCode.FAILED
 
 
-def _await_gpus(killed: set[int], run: RunDirectory, tell: Callable[[str], None]) -> None:
-    """Wait until the ranks of this machine have given their GPUs back: the next attempt would run out of memory."""
+def _await_gpus(killed: set[int], run: RunDirectory, notify: Callable[[str], None]) -> None:
+    """Wait until the GPU memory of this machine's ranks is free: otherwise the next attempt would run out of memory."""
     ranks = {beat.pid for beat in run.read_heartbeats() if beat.host == socket.gethostname()}
-    if held := wait_for_release(killed | ranks):
-        pids = ", ".join(map(str, sorted(held)))
-        tell(f"the driver has not freed the GPU memory of process {pids}, which has ended; nvidia-smi says more")
+    if remaining := wait_for_release(killed | ranks):
+        pids = ", ".join(map(str, sorted(remaining)))
+        notify(f"the driver has not freed the GPU memory of process {pids}, which has ended; see nvidia-smi")
 
 
 def _read_state(run: RunDirectory, earlier: AttemptMark, *, patience_s: float) -> Literal["finished", "stopped"] | None:
-    """Return how an attempt after the `earlier` one has ended by its own word; None where it has none.
+    """Return the final state that an attempt after the `earlier` one has written; None where it has not written one.
 
-    A network file system may show that word late. What examines or measures leaves its results instead of one.
+    A network file system may show it late. An evaluation or a benchmark writes its results instead.
     """
     if patience_s and saves_nothing(run):
         return "finished"
@@ -209,26 +209,26 @@ def _read_state(run: RunDirectory, earlier: AttemptMark, *, patience_s: float) -
 
 
 class _StopBeforeSave:
-    """Ends ranks that have nothing to save soon after a stop request, also in the middle of a batch that takes long."""
+    """Ends ranks that have nothing to save soon after a stop request, even in the middle of a long batch."""
 
-    def __init__(self, run: RunDirectory, was_asked: StopRequest) -> None:
+    def __init__(self, run: RunDirectory, stop: StopRequest) -> None:
         self.is_stopped = False
         self._run = run
-        self._was_asked = was_asked
-        self._asked_s: float | None = None
+        self._stop = stop
+        self._requested_s: float | None = None
 
-    def look(self) -> str | None:
-        """Return why the attempt ends here, once its ranks have had the time to end by themselves."""
-        if not (self._was_asked.is_set() or self._run.stop.exists()):
+    def check(self) -> str | None:
+        """Return why the attempt ends, once its ranks have had time to end by themselves."""
+        if not (self._stop.is_set() or self._run.stop.exists()):
             return None
         now = time.monotonic()
-        self._asked_s = self._asked_s or now
-        self.is_stopped = now - self._asked_s >= _NOTHING_TO_SAVE_S
+        self._requested_s = self._requested_s or now
+        self.is_stopped = now - self._requested_s >= _STOP_WITHOUT_SAVE_S
         return "stopped in the middle of a batch" if self.is_stopped else None
 
 
 def _forget_earlier(run: RunDirectory) -> None:
-    """Take away what ranks of an earlier attempt said last, and tell their errors from those to come."""
+    """Delete the heartbeats of an earlier attempt, and mark its error reports as old."""
     begin_attempt(run)
     for old in run.heartbeats.glob("*.json"):
         with suppress(OSError):
@@ -236,10 +236,10 @@ def _forget_earlier(run: RunDirectory) -> None:
 
 
 def _watch(
-    child: ProcessHandle, looks: list[Callable[[], str | None]], group: NodeGroup, tell: Callable[[str], None]
+    child: ProcessHandle, checks: list[Callable[[], str | None]], group: NodeGroup, notify: Callable[[str], None]
 ) -> bool:
-    """Wait for the processes to end; returns True at once if the node group breaks up or one of the looks says why."""
-    guard = LoopGuard("the launcher's watch over the ranks", report=lambda loop, error: tell(describe(loop, error)))
+    """Wait for the processes to end; returns True as soon as the node group or a check reports why they must end."""
+    guard = LoopGuard("the launcher's check of the ranks", report=lambda loop, error: notify(describe(loop, error)))
     next_s = time.monotonic()
     while True:
         try:
@@ -249,15 +249,15 @@ def _watch(
         else:
             return False
         with guard:
-            if (words := group.poll()) is not None:
-                tell(words)
+            if (message := group.poll()) is not None:
+                notify(message)
                 return True
         if time.monotonic() >= next_s:
-            next_s = time.monotonic() + LOOK_S
-            for look in looks:
+            next_s = time.monotonic() + CHECK_S
+            for check in checks:
                 with guard:
-                    if (words := look()) is not None:
-                        tell(words)
+                    if (message := check()) is not None:
+                        notify(message)
                         return True
 
 
@@ -266,8 +266,8 @@ def _interrupt() -> None:
 
 
 def _in_short(run: RunDirectory, errors: list[ErrorReport]) -> str:
-    """Return who failed and where, in a few words: the whole of it is told once, if the run ends with it."""
+    """Return which rank failed and where, in short: the details are printed once, if the run ends with the error."""
     if not errors:
-        return f"the processes ended without leaving an error ({run.launcher_log})"
+        return f"the processes ended without an error report ({run.launcher_log})"
     first = errors[0]
     return f"rank {first['rank']} failed at step {first['step']} ({first['type']}, {run.error(first['rank'])})"

@@ -1,4 +1,4 @@
-"""Finds what model.weights names besides files: a run, one of its checkpoints, or a bundle."""
+"""Resolves a value of model.weights that is not a file: a run, one of its checkpoints, or a bundle."""
 
 from pathlib import Path
 
@@ -13,10 +13,10 @@ DOWNLOADED = ("imagenet", "imagenet-if-reachable")
 
 
 def pin_weights(recipe: Recipe, run: RunDirectory, *, stored: Recipe | None, root: Path) -> Recipe:
-    """Return the recipe with the checkpoint in the place of a run that model.weights names, so that it stays the same.
+    """Replace a run in model.weights by its checkpoint, so that the weights stay the same when that run continues.
 
-    `stored` is the recipe of `run`, if it exists: it is never the run that is meant. Raises `ModelError` where there is
-    nothing of that name.
+    `stored` is the recipe of `run`, if it exists; `run` itself is never used as the source. Raises `ModelError` where
+    nothing has that name.
     """
     reference = recipe.model.weights
     if reference is None or reference in DOWNLOADED or (stored is not None and stored.model.weights == reference):
@@ -26,11 +26,11 @@ def pin_weights(recipe: Recipe, run: RunDirectory, *, stored: Recipe | None, roo
 
 
 def find_weights(reference: str, root: Path, *, excluding: RunDirectory | None = None) -> str:
-    """Return the path of the weights that `reference` names.
+    """Return the path of the weights named by `reference`.
 
-    A file, a folder as Hugging Face's libraries save one, a bundle and a checkpoint are returned as they are named. A
-    run, as `runs.find_run` finds it, stands for its checkpoint that `runs.find_checkpoint` chooses; with a space and
-    `best`, `last` or a step for that one. Raises `ModelError` where there is none.
+    A file, a folder saved by a Hugging Face library, a bundle and a checkpoint are returned unchanged. For a run, found
+    by `runs.query.find_run`, it is the checkpoint chosen by `runs.query.find_checkpoint`, or, with a space and `best`,
+    `last` or a step after the run, that one. Raises `ModelError` where there is none.
     """
     path = Path(reference).expanduser()
     if path.is_file() or is_weights_folder(path) or path in checkpoints.committed(path.parent):

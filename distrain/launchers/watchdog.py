@@ -1,4 +1,4 @@
-"""Detects a stall: no rank moves any more, one of them is why, and the others wait for it."""
+"""Detects a stall: no rank makes progress, because one of them hangs and the others wait for it."""
 
 import socket
 import time
@@ -14,47 +14,47 @@ from distrain.runs.status import Heartbeat
 from distrain.system.process import STATE_TEXTS, state_of
 from distrain.training.train_state import PHASES
 
-# Phases whose length says nothing: a rank that beats in one of them has this many times as long.
+# Phases that may take long: in them, a rank with a heartbeat has this many times the stall timeout.
 _LONG_PHASES = ("start-up", "save", "measure")
-_PATIENCE = 30
-_MIN_COLLECTIVE_S = 1800.0  # torch's own limit
-_LOOK_S = 60.0  # more than it takes to find a stall
-_PAUSED_S = 5.0  # between two looks, which are a second apart
-_MIN_SILENCE_S = 5.0  # a rank beats once a second, on a busy machine or a slow disk now and then later
+_LONG_PHASE_FACTOR = 30
+_MIN_COLLECTIVE_S = 1800.0  # torch's default
+_DETECTION_S = 60.0  # more than it takes to detect a stall
+_PAUSED_S = 5.0  # between two checks, which are normally a second apart
+_MIN_SILENCE_S = 5.0  # a heartbeat comes once a second, sometimes later on a busy machine or a slow disk
 
 
 @dataclass
 class _Seen:
-    """One rank as the launcher knows it; times are by its own clock, since those of other machines may differ."""
+    """A rank as seen by the launcher; times are by its own clock, because those of other machines may differ."""
 
     heartbeat: Heartbeat
-    beat_s: float
-    moved_s: float
+    beat_s: float  # when the last heartbeat was seen
+    moved_s: float  # when the last progress was seen
 
 
 class StallWatchdog:
-    """Looks at the heartbeats of one attempt, again and again."""
+    """Watches the heartbeats of one attempt."""
 
     def __init__(
         self, run: RunDirectory, *, timeout_s: float, device: Device = "cpu", clocks: Clocks | None = None
     ) -> None:
-        """`clocks` learn from the heartbeats how far those of other machines are off."""
+        """`clocks` measure from the heartbeats how far the clocks of other machines are off."""
         self._run = run
         self._clocks = clocks or Clocks()
         self._device = device
         self._timeout_s = timeout_s
         self._silence_s = max(timeout_s, _MIN_SILENCE_S)
         self._seen: dict[int, _Seen] = {}
-        self._looked_s = time.monotonic()
+        self._checked_s = time.monotonic()
 
-    def look(self) -> str | None:
-        """Return what is to be told of a stall, which is written to `errors/` as well; None while ranks move."""
+    def check(self) -> str | None:
+        """Return a message on a stall, and write error reports for it; None while ranks make progress."""
         now = time.monotonic()
-        if (paused_s := now - self._looked_s) > _PAUSED_S:  # this process was stopped, and the ranks with it
+        if (paused_s := now - self._checked_s) > _PAUSED_S:  # this process was stopped, and the ranks with it
             for seen in self._seen.values():
                 seen.beat_s += paused_s
                 seen.moved_s += paused_s
-        self._looked_s = now
+        self._checked_s = now
         for heartbeat in self._run.read_heartbeats():
             self._clocks.observe(heartbeat.host, heartbeat.time)
             before = self._seen.get(heartbeat.rank)
@@ -66,31 +66,33 @@ class StallWatchdog:
             before.heartbeat = heartbeat
         if not self._seen or now - max(seen.moved_s for seen in self._seen.values()) < self._timeout_s:
             return None
-        culprits = self._stalled_ranks(now)
-        return self._report(culprits, now) if culprits else None
+        stalled = self._stalled_ranks(now)
+        return self._report(stalled, now) if stalled else None
 
     def _stalled_ranks(self, now: float) -> list[_Seen]:
-        """Return the ranks that are silent, else those that are least far; none while one of them may take its time."""
+        """Return the ranks without a heartbeat, else those furthest behind; none while one is in a long phase."""
         ranks = list(self._seen.values())
         if silent := [seen for seen in ranks if now - seen.beat_s >= self._silence_s]:
             return silent
-        least = min(_progress(seen.heartbeat) for seen in ranks)
-        behind = [seen for seen in ranks if _progress(seen.heartbeat) == least]
-        stands_s = now - max(seen.moved_s for seen in ranks)
-        if stands_s < self._timeout_s * _PATIENCE and any(s.heartbeat.phase in _LONG_PHASES for s in ranks):
+        lowest = min(_progress(seen.heartbeat) for seen in ranks)
+        behind = [seen for seen in ranks if _progress(seen.heartbeat) == lowest]
+        idle_s = now - max(seen.moved_s for seen in ranks)
+        if idle_s < self._timeout_s * _LONG_PHASE_FACTOR and any(s.heartbeat.phase in _LONG_PHASES for s in ranks):
             return []
         return behind
 
-    def _report(self, culprits: list[_Seen], now: float) -> str:
+    def _report(self, stalled: list[_Seen], now: float) -> str:
         paragraphs = []
-        waiting = [seen.heartbeat for seen in self._seen.values() if seen not in culprits]
-        faults = [self._describe(seen, now, waiting) for seen in culprits]
-        # The attempt ends here: a process that is stopped may be continued to write its stack.
-        stacks = request_stacks(self._run, [seen.heartbeat for seen in culprits], wake=True)
-        for beat, message in zip([seen.heartbeat for seen in culprits], faults, strict=True):
+        waiting = [seen.heartbeat for seen in self._seen.values() if seen not in stalled]
+        faults = [self._describe(seen, now, waiting) for seen in stalled]
+        # The attempt ends here, so a stopped process may be continued to write its stack.
+        stacks = request_stacks(self._run, [seen.heartbeat for seen in stalled], wake=True)
+        for beat, message in zip([seen.heartbeat for seen in stalled], faults, strict=True):
             stack = stacks.get(beat.rank, {}).get(MAIN_THREAD)
             write_rank_error(self._run, beat, kind="Stalled", message=message, stack=stack, time_s=None)
-            place = f"its main thread is at\n{stack.rstrip()}" if stack else "it did not answer a request for its stack"
+            place = (
+                f"its main thread is at\n{stack.rstrip()}" if stack else "it did not answer the request for its stack"
+            )
             paragraphs.append(
                 f"rank {beat.rank} ({beat.host}, process {beat.pid}) at step {beat.step}: {message}; {place}"
             )
@@ -100,20 +102,20 @@ class StallWatchdog:
 
     def _describe(self, seen: _Seen, now: float, waiting: list[Heartbeat]) -> str:
         beat, silent_s = seen.heartbeat, now - seen.beat_s
-        facts = [f"has not moved for {now - seen.moved_s:.0f} s"]
-        facts += [f"has given no sign of life for {silent_s:.0f} s"] if silent_s >= self._silence_s else []
+        details = [f"no progress for {now - seen.moved_s:.0f} s"]
+        details += [f"no heartbeat for {silent_s:.0f} s"] if silent_s >= self._silence_s else []
         state = state_of(beat.pid) if beat.host == socket.gethostname() else None
-        facts += [STATE_TEXTS[state]] if state in STATE_TEXTS else []
+        details += [STATE_TEXTS[state]] if state in STATE_TEXTS else []
         since = time.strftime("%T", time.localtime(time.time() - (now - seen.moved_s)))
-        return f"stalled in phase {beat.phase} since {since}: {', '.join(facts)}; {_who_waits(waiting)}"
+        return f"stalled in phase {beat.phase} since {since}: {', '.join(details)}; {_describe_waiting(waiting)}"
 
 
 def collective_timeout_s(stall_timeout_s: float) -> float:
-    """Return how long a collective call may take: longer than a stall, so that the watch ends an attempt and says why.
+    """Return how long a collective call may take: longer than a stall, so that the watchdog ends and explains a stall.
 
-    A rank may wait as long in a collective call as another one may take for its start-up or its part of a save.
+    A rank may wait in a collective call for as long as another one may take for its start-up or its part of a save.
     """
-    return max(stall_timeout_s * _PATIENCE, _MIN_COLLECTIVE_S) + _LOOK_S
+    return max(stall_timeout_s * _LONG_PHASE_FACTOR, _MIN_COLLECTIVE_S) + _DETECTION_S
 
 
 def _place(heartbeat: Heartbeat) -> tuple[int, str, int]:
@@ -121,12 +123,12 @@ def _place(heartbeat: Heartbeat) -> tuple[int, str, int]:
 
 
 def _progress(heartbeat: Heartbeat) -> tuple[int, int]:
-    """Return how far a rank is, comparable between ranks; their counts of batches are not."""
+    """Return the progress of a rank, comparable between ranks; the `progress` of heartbeats is not."""
     return heartbeat.step, PHASES.index(heartbeat.phase)
 
 
-def _who_waits(waiting: list[Heartbeat]) -> str:
+def _describe_waiting(waiting: list[Heartbeat]) -> str:
     if not waiting:
-        return "no other rank is further"
+        return "no other rank is ahead"
     places = ", ".join(f"rank {beat.rank} in {beat.phase} at step {beat.step}" for beat in waiting)
     return f"{'waits' if len(waiting) == 1 else 'wait'} for it: {places}"

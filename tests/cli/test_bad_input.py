@@ -132,7 +132,7 @@ def test_run_directory_keeps_its_recipe_its_place_and_its_holder(tmp_path: Path)
     fit("--set=train.max_steps=3", "--run=run", cwd=tmp_path)
     before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.*")}
     done = distrain("fit", "digits", "--run=run", cwd=tmp_path)
-    assert_one_sentence(done, "holds a recipe with another train.max_steps (3, not None)")
+    assert_one_sentence(done, "has a recipe with another train.max_steps (3, not None)")
 
     run = RunDirectory(tmp_path / "run")
     run.write_status(run.read_status().model_copy(update={"state": "running"}))

@@ -85,7 +85,7 @@ def test_rank_that_ends_itself_is_named_also_where_others_wait_for_it(
 def test_processes_that_native_code_ends_are_not_taken_for_a_run_at_its_end(tmp_path: Path) -> None:
     done = end_by("ctypes.CDLL(None)._exit(0)", tmp_path, ranks="01", processes=2)
     named = 0 if "on rank 0 (" in done.out else 1
-    assert_failed(done, tmp_path, "it ended with exit code 0 before the run had finished", rank=named)
+    assert_failed(done, tmp_path, "it exited with code 0 before the run had finished", rank=named)
 
 
 def test_module_that_ends_the_program_when_it_is_imported_is_one_sentence(tmp_path: Path) -> None:

@@ -65,8 +65,8 @@ def test_two_hosts_end_in_the_bits_of_one(
     first, second = (end_of(process) for process in both)
     assert first.code == 0, first.out
     assert second.code == 0, second.out
-    assert "begin together" in first.out
-    assert "begins as node 1 of 2" in second.out
+    assert "starting on nodes 0 (" in first.out
+    assert "starting as node 1 of 2" in second.out
     assert_same(tmp_path / "run", undisturbed)
 
 
@@ -82,8 +82,8 @@ def test_cable_that_is_cut_and_mended_costs_no_bit(hosts: tuple[Host, Host], tmp
     first, second = (end_of(process) for process in both)
     assert first.code == 0, first.out + second.out
     assert second.code == 0, second.out
-    assert "has given no sign of life for" in first.out
-    assert "node 0 has given no sign of life for" in second.out
+    assert "has sent no heartbeat for" in first.out
+    assert "node 0 has sent no heartbeat for" in second.out
     assert "restart 1 of 3, from checkpoint step-" in first.out
     assert_same(run, undisturbed)
 
@@ -132,7 +132,7 @@ def test_machines_that_were_started_for_other_trainings_do_not_begin(hosts: tupl
     apart = hosts[1].start(*meet(hosts, 1), cwd=tmp_path / "elsewhere")
     ended = end_of(apart)
     assert ended.code == 2
-    assert "is not the one that node 0 writes: all nodes need the same folder" in ended.out
+    assert "is not the one of node 0: all nodes need the same folder" in ended.out
     first.send_signal(signal.SIGTERM)
     assert end_of(first).code == 75
 
@@ -141,12 +141,12 @@ def test_machine_that_cannot_be_reached_is_named_by_both(hosts: tuple[Host, Host
     first = hosts[0].start(*meet(hosts, 0), cwd=tmp_path)
     other = [*RECIPE, "--nodes=2", "--node-rank=1", f"--rendezvous={hosts[0].address}:{PORT + 7}"]
     second = hosts[1].start(*other, cwd=tmp_path)
-    missing = f"node 1 of 2 has not come to {hosts[0].address}:{PORT} (interface {hosts[0].interface})"
-    assert f"{missing}; here is node 0 (" in line_with(first, "has not come")
-    there = f"node 0 cannot be reached at {hosts[0].address}:{PORT + 7} from {hosts[1].address}"
-    refused = f"{there} (interface {hosts[1].interface}): Connection refused; here is node 1 ("
-    assert refused in line_with(second, "cannot be reached")
-    for process in (first, second):  # the first one answers, and takes the request away: the second needs none
+    missing = f"node 1 of 2 has not connected to {hosts[0].address}:{PORT} (interface {hosts[0].interface})"
+    assert f"{missing}; joined so far: node 0 (" in line_with(first, "has not connected")
+    there = f"node 0 is not reachable at {hosts[0].address}:{PORT + 7} from {hosts[1].address}"
+    refused = f"{there} (interface {hosts[1].interface}): Connection refused; this is node 1 ("
+    assert refused in line_with(second, "is not reachable")
+    for process in (first, second):  # the first one answers, and deletes the request: the second does not need one
         process.send_signal(signal.SIGINT)
         ended = end_of(process)
         assert ended.code == 75, ended.out
@@ -182,7 +182,7 @@ def test_elastic_run_goes_on_alone_and_takes_the_other_host_in_again(hosts: tupl
     first, second = (end_of(process) for process in both)
     assert first.code == 0, first.out + second.out
     assert second.code == 0, second.out
-    assert "another machine has come" in first.out
+    assert "another node has joined" in first.out
     (tmp_path / "undisturbed").mkdir()
     fit(*RECIPE, *longer, "--procs=1", cwd=tmp_path / "undisturbed")
     assert_same(run, tmp_path / "undisturbed" / "run")

@@ -28,7 +28,7 @@ def launch(run: RunDirectory, code: str, *, keeps_logs: bool = True) -> None:
         REQUEST,
         results=run.figures,
         keeps_logs=keeps_logs,
-        tell=lambda _: None,
+        notify=lambda _: None,
     )
 
 
@@ -60,7 +60,7 @@ def test_results_end_a_launch(tmp_path: Path) -> None:
 def test_older_results_are_not_taken_for_new_ones(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     launch(run, f"open({str(run.figures)!r}, 'w').write('1')")
-    with pytest.raises(TaskError, match="without leaving an error"):
+    with pytest.raises(TaskError, match="without an error report"):
         launch(run, "pass")
     assert not run.figures.exists()
 

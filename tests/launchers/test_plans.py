@@ -82,16 +82,16 @@ def test_elastic_run_may_train_on_every_number_of_machines_between() -> None:
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("mixed_precision: bf16", "mixed_precision='bf16', which is the recipe's to say"),
+        ("mixed_precision: bf16", "mixed_precision='bf16', which belongs in the recipe"),
         ("fsdp_config: {fsdp_version: 2}", "--set parallel.strategy=fsdp"),
         ("gradient_accumulation_steps: 4", "--set train.micro_batch_size"),
         ("deepspeed_config: {zero_stage: 2}", "deepspeed_config="),
         ("dynamo_config: {dynamo_backend: INDUCTOR}", "dynamo_config="),
-        ("distributed_type: FSDP", "has distributed_type FSDP; take MULTI_GPU, MULTI_CPU or NO"),
+        ("distributed_type: FSDP", "has distributed_type FSDP; use MULTI_GPU, MULTI_CPU or NO"),
         ("num_processes: 3\nnum_machines: 2", "3 processes on 2 machines"),
     ],
 )
-def test_what_a_recipe_owns_is_refused_in_accelerates_file(tmp_path: Path, line: str, sentence: str) -> None:
+def test_settings_of_the_recipe_are_refused_in_accelerates_file(tmp_path: Path, line: str, sentence: str) -> None:
     file = tmp_path / "own.yaml"
     config = {"distributed_type": "MULTI_GPU", "num_processes": 2, **yaml.safe_load(line)}
     file.write_text(yaml.safe_dump(config))

@@ -47,7 +47,7 @@ def test_new_run_wants_a_least_of_disk(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", mebibytes=20) as disk:
         said = find_disk_shortage(recipe(), RunDirectory(disk / "runs" / "new"))
     assert said is not None
-    assert said.startswith(f"the disk of {disk} has 20.0 MiB free, and a run wants 200.0 MiB; ")
+    assert said.startswith(f"the disk of {disk} has 20.0 MiB free, but a run needs 200.0 MiB; ")
 
 
 def test_run_that_goes_on_wants_room_for_the_checkpoints_that_its_newest_one_foretells(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_each_process_wants_a_least_of_memory(tmp_path: Path) -> None:
     assert find_memory_shortage(processes=2, system=system) is None
     said = find_memory_shortage(processes=3, system=system)
     assert said is not None
-    assert said.startswith("this machine has 1.2 GiB of memory left, and 3 training processes want at least 512.0 MiB")
+    assert said.startswith("this machine has 1.2 GiB of memory left, but 3 training processes need at least 512.0 MiB")
     assert find_memory_shortage(processes=64, system=tmp_path / "nothing known") is None
     assert (available_memory_bytes() or 0) > 0
 
@@ -96,7 +96,7 @@ def test_memory_of_a_container_or_a_job_counts(tmp_path: Path, version: int) -> 
     (job / usage).write_text(f"{500 * MEBIBYTE}\n")
     (job / "memory.stat").write_text(f"anon 7\ninactive_file {50 * MEBIBYTE}\n")
     assert available_memory_bytes(system) == 150 * MEBIBYTE
-    assert "has 150.0 MiB of memory left, and 1 training process wants" in (
+    assert "has 150.0 MiB of memory left, but 1 training process needs" in (
         find_memory_shortage(processes=1, system=system) or ""
     )
 
@@ -112,17 +112,17 @@ def test_all_shortages_are_found_at_once(tmp_path: Path) -> None:
 def test_rendezvous_is_looked_at_from_both_sides() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        assert find_rendezvous_fault("127.0.0.1", port, is_own=False) is None
+        assert find_rendezvous_fault("127.0.0.1", port, is_local=False) is None
         assert f"port {port} of 127.0.0.1 cannot be opened here" in (
-            find_rendezvous_fault("127.0.0.1", port, is_own=True) or ""
+            find_rendezvous_fault("127.0.0.1", port, is_local=True) or ""
         )
-    assert find_rendezvous_fault("127.0.0.1", port, is_own=True) is None
-    assert find_rendezvous_fault("127.0.0.1", port, is_own=False) is None  # refused: nobody listens yet
-    assert "is not this machine" in (find_rendezvous_fault("192.0.2.1", 1, is_own=True) or "")
-    assert "no-such-host.invalid has no address here" in (
-        find_rendezvous_fault("no-such-host.invalid", 1, is_own=False) or ""
+    assert find_rendezvous_fault("127.0.0.1", port, is_local=True) is None
+    assert find_rendezvous_fault("127.0.0.1", port, is_local=False) is None  # refused: nobody listens yet
+    assert "is not this machine" in (find_rendezvous_fault("192.0.2.1", 1, is_local=True) or "")
+    assert "no-such-host.invalid cannot be resolved here" in (
+        find_rendezvous_fault("no-such-host.invalid", 1, is_local=False) or ""
     )
-    assert "255.255.255.255:9 cannot be reached" in (find_rendezvous_fault("255.255.255.255", 9, is_own=False) or "")
+    assert "255.255.255.255:9 is not reachable" in (find_rendezvous_fault("255.255.255.255", 9, is_local=False) or "")
 
 
 def test_all_faults_are_told_at_once_and_nothing_is_started(tmp_path: Path) -> None:

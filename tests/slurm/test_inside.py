@@ -1,4 +1,4 @@
-"""Commands that are given inside of a job: they leave that job alone, and what they start is none of its affairs."""
+"""Commands that run inside a job: they do not affect that job, and what they start is independent of it."""
 
 import json
 import os
@@ -96,7 +96,7 @@ def test_command_that_srun_starts_twice_is_refused(cluster: Cluster, folder: Pat
     step = ["srun", "--ntasks=2", *PYTHON, words[0], *TRAINING, *words[1:]]
     done = subprocess.run(step, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
-    sentence = f"distrain: srun has started 2 tasks of `distrain {words[0]}`, and each of them would do the whole of it"
+    sentence = f"distrain: srun has started 2 tasks of `distrain {words[0]}`, and each of them would do all of the work"
     assert done.stderr.count(sentence) == 2
     assert not done.stdout
     assert [path.name for path in folder.iterdir()] == ["nets.py"]
@@ -139,7 +139,7 @@ def test_wait_for_what_another_step_holds_is_told_and_ends_with_a_stop_or_with_t
 
 @pytest.mark.slow
 def test_only_steps_of_its_own_are_ended_with_a_killed_attempt(cluster: Cluster, folder: Path) -> None:
-    """A stalled attempt is killed, with its step; another step of the same job goes on."""
+    """A stalled attempt is killed, with its step; another step of the same job continues."""
     (folder / "fast").touch()
     (folder / "sleepy.py").write_text(SLEEPY_LOSS)
     words = ["--set=loss={name: 'sleepy:loss'}", "--launcher=slurm", "--stall-timeout=5", "--restarts=0", "--run=run"]
@@ -182,7 +182,7 @@ def test_job_that_is_queued_again_on_hold_is_no_dead_one(cluster: Cluster, folde
     assert state(run) == "requeued"
     again = distrain("resume", "run", cwd=folder)
     assert again.code == 2
-    assert f"job {job_id} of run run is special_exit; `scontrol release {job_id}` lets it go on" in again.err
+    assert f"job {job_id} of run run is special_exit; `scontrol release {job_id}` lets it continue" in again.err
     cluster.call("scontrol", "release", job_id)
     cluster.hurry(job_id)
     (folder / "fast").touch()

@@ -142,7 +142,7 @@ def test_run_goes_on_after_the_time_limit_and_ends_undisturbed(
     (folder / "fast").touch()
     wait_for_job(cluster, job_id, "COMPLETED")
     assert_same(run, undisturbed)
-    assert f"job {job_id} is queued again, and goes on from step {step}" in said(run)
+    assert f"job {job_id} is requeued, and will resume from step {step}" in said(run)
     assert f"at step {step} of {STEPS}" in (run / "logs" / "rank-0.log").read_text()  # appended
     assert [attempt["state"] for attempt in status(run)["attempts"]] == ["preempted", "finished"]
     wandb_runs = [path.stem.removeprefix("run-") for path in (run / "wandb").glob("offline-run-*/run-*.wandb")]

@@ -62,7 +62,7 @@ def test_memory_that_is_not_freed_is_reported_after_a_timeout(tmp_path: Path, mo
     monkeypatch.setattr(nvml, "_RELEASE_TIMEOUT_S", 0.3)
     told: list[str] = []
     supervisor._await_gpus({11, 12}, RunDirectory(tmp_path), told.append)
-    assert told == ["the driver has not freed the GPU memory of process 11, which has ended; nvidia-smi says more"]
+    assert told == ["the driver has not freed the GPU memory of process 11, which has ended; see nvidia-smi"]
 
 
 def test_machine_without_nvml_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

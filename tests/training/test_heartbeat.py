@@ -117,10 +117,10 @@ def test_launcher_outlives_heartbeats_that_it_cannot_read(run: RunDirectory, mon
     told: list[str] = []
     child = subprocess.Popen(["sleep", "2.5"])
     stalls = StallWatchdog(run, timeout_s=60)
-    assert not supervisor._watch(child, [stalls.look], SingleNode(Plan(("sleep",), cwd=Path.cwd())), told.append)
+    assert not supervisor._watch(child, [stalls.check], SingleNode(Plan(("sleep",), cwd=Path.cwd())), told.append)
     assert child.returncode == 0
     assert len(told) == 1
-    assert told[0].startswith("the launcher's watch over the ranks failed once (AttributeError: ")
+    assert told[0].startswith("the launcher's check of the ranks failed once (AttributeError: ")
 
 
 class Flaky:

@@ -1,6 +1,6 @@
-"""Several nodes that train one run without a cluster manager.
+"""Training of one run on several nodes without a cluster manager.
 
-The launchers meet over plain sockets, not over `torch.distributed.TCPStore`: that loads torch, which takes a launcher
-1.3 s and 480 MiB more before it can say that a node is missing. And a store keeps values: lost connections and silent
-nodes would still have to be watched for here.
+The launchers connect over plain sockets, not over `torch.distributed.TCPStore`: that would import torch, which costs a
+launcher 1.3 s and 480 MiB before it can report that a node is missing. A store also only keeps values: lost connections
+and silent nodes would still have to be detected here.
 """

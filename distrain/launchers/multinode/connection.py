@@ -1,4 +1,4 @@
-"""Holds one connection between the launchers of two machines: JSON objects, one a line, and a heartbeat a second."""
+"""Connects the launchers of two nodes: JSON objects, one on each line, and a heartbeat every second."""
 
 import json
 import select
@@ -7,43 +7,41 @@ import time
 from contextlib import suppress
 from typing import Any
 
-BEAT_S = 1.0
-SILENCE_TIMEOUT_S = (
-    15.0  # longer than a launcher takes to kill what it has started: it gives no sign of life in that time
-)
-_MAX_BYTES = 1 << 16  # more without an end of line is no launcher
+HEARTBEAT_S = 1.0
+SILENCE_TIMEOUT_S = 15.0  # longer than a launcher needs to kill its processes, when it sends no heartbeat
+_MAX_BYTES = 1 << 16  # of a line; a peer that sends more is not a launcher
 
 
 class PeerConnection:
-    """A connection that never waits: whoever holds it polls it, and learns so what came and whether the other lives."""
+    """A non-blocking connection: its user polls it for messages, and to check that the peer is alive."""
 
     def __init__(self, connection: socket.socket) -> None:
         connection.settimeout(0)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._connection = connection
         self._buffer = b""
-        self._heard = self._beaten = time.monotonic()
+        self._received_s = self._sent_s = time.monotonic()
         self._is_open = True
 
     @property
     def failure(self) -> str | None:
-        """What has become of a connection that is of no use any more; None for a good one."""
+        """Why the connection can no longer be used; None for a working one."""
         if not self._is_open:
             return "has closed the connection"
-        silent_s = time.monotonic() - self._heard
-        return f"has given no sign of life for {silent_s:.0f} s" if silent_s > SILENCE_TIMEOUT_S else None
+        silent_s = time.monotonic() - self._received_s
+        return f"has sent no heartbeat for {silent_s:.0f} s" if silent_s > SILENCE_TIMEOUT_S else None
 
     def send(self, **message: Any) -> None:
-        """Send an object; the connection is lost where it does not take it."""
+        """Send an object; on an error the connection counts as closed."""
         try:
             self._connection.sendall(json.dumps(message).encode() + b"\n")
         except OSError:
             self._is_open = False
 
     def poll(self) -> list[dict[str, Any]]:
-        """Return the objects that have come since, and give a sign of life when it is time to."""
-        if self._is_open and time.monotonic() - self._beaten >= BEAT_S:
-            self._beaten = time.monotonic()
+        """Return the objects received since the last call, and send a heartbeat when it is time to."""
+        if self._is_open and time.monotonic() - self._sent_s >= HEARTBEAT_S:
+            self._sent_s = time.monotonic()
             self.send()
         while self._is_open and select.select([self._connection], [], [], 0)[0]:
             try:
@@ -52,12 +50,12 @@ class PeerConnection:
                 received = b""
             self._buffer += received
             self._is_open = bool(received) and len(self._buffer) < _MAX_BYTES
-            self._heard = time.monotonic()
-        *whole, self._buffer = self._buffer.split(b"\n")
-        return [message for text in whole if (message := self._read(text))]
+            self._received_s = time.monotonic()
+        *lines, self._buffer = self._buffer.split(b"\n")
+        return [message for text in lines if (message := self._read(text))]
 
     def close(self) -> None:
-        """Leave; the other side sees it at once."""
+        """Close the connection; the peer notices at once."""
         self._is_open = False
         with suppress(OSError):
             self._connection.close()
@@ -69,5 +67,5 @@ class PeerConnection:
             message = None
         if isinstance(message, dict):
             return message
-        self._is_open = False  # something else has found the port
+        self._is_open = False  # the peer is another program
         return {}

@@ -1,4 +1,4 @@
-"""Defines with whom a launcher executes a plan: alone, or with the launchers of the run's other machines."""
+"""Defines the node group that executes a plan: a single launcher, or the launchers of all nodes of the run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ from distrain.system.signals import StopRequest
 
 @dataclass(frozen=True)
 class LocalNode:
-    """What the launcher of one of several nodes was started for."""
+    """The request that the launcher of one of several nodes was started with."""
 
     profile: Profile
     run: RunDirectory
     recipe_digest: str
-    plan: Callable[[Profile], Plan]  # makes what is started here of the profile of an attempt
-    tell: Callable[[str], None]
+    plan: Callable[[Profile], Plan]  # returns the plan of this node for the profile of an attempt
+    notify: Callable[[str], None]
 
     @property
     def must_match(self) -> dict[str, Any]:
-        """What all nodes must be started with alike."""
+        """The settings that must be equal on all nodes."""
         profile = self.profile
-        words = {"launcher": profile.launcher, "device": profile.device, "processes": profile.processes}
-        return {**words, "nodes": profile.nodes, "min_nodes": profile.min_nodes, "recipe": self.recipe_digest}
+        settings = {"launcher": profile.launcher, "device": profile.device, "processes": profile.processes}
+        return {**settings, "nodes": profile.nodes, "min_nodes": profile.min_nodes, "recipe": self.recipe_digest}
 
 
 class NodeGroup(Protocol):
@@ -34,56 +34,56 @@ class NodeGroup(Protocol):
 
     @property
     def is_coordinator(self) -> bool:
-        """Whether this launcher watches the ranks and decides how the run goes on."""
+        """Whether this launcher watches the ranks and decides how the run continues."""
         ...
 
-    def join(self, was_asked: StopRequest) -> Plan | None:
-        """Wait until all are ready, and return what to start here; None where the run is asked to stop first.
+    def join(self, stop: StopRequest) -> Plan | None:
+        """Wait until all nodes are ready, and return the plan of this node; None if a stop is requested first.
 
-        `was_asked` is set once a signal has asked this very launcher to stop.
-        Raises `LaunchError` where the others do not come.
+        `stop` is set by a signal to this launcher.
+        Raises `LaunchError` where the other nodes do not connect in time.
         """
         ...
 
     def poll(self) -> str | None:
-        """Return why the attempt that is under way has to end here; None as long as it goes on."""
+        """Return why the current attempt must end on this node; None while it continues."""
         ...
 
     def leave(self) -> None:
-        """Say that the attempt is over here, and wait until it is over everywhere."""
+        """Report that the attempt has ended on this node, and wait until it has ended on all nodes."""
         ...
 
     def decide(self, end: ExitCode | None) -> ExitCode | None:
-        """Agree how the run goes on: with another attempt (None), or not; the leader's `end` decides."""
+        """Return the coordinator's decision: None to start another attempt, otherwise the exit code of the run."""
         ...
 
     def close(self) -> None:
-        """Leave the others."""
+        """Disconnect from the other nodes."""
         ...
 
 
 class SingleNode:
-    """One machine, which needs nobody."""
+    """A group of one node."""
 
     is_coordinator = True
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
 
-    def join(self, was_asked: StopRequest) -> Plan:  # noqa: ARG002 - there is nothing to wait for
+    def join(self, stop: StopRequest) -> Plan:  # noqa: ARG002 - there is no wait to interrupt
         """Return the plan at once."""
         return self._plan
 
     def poll(self) -> None:
-        """See nobody."""
+        """Return None: there are no other nodes."""
         return
 
     def leave(self) -> None:
-        """Wait for nobody."""
+        """Return at once."""
 
     def decide(self, end: ExitCode | None) -> ExitCode | None:
-        """Decide."""
+        """Return `end` unchanged."""
         return end
 
     def close(self) -> None:
-        """Leave nobody."""
+        """Do nothing."""

@@ -1,1 +1,1 @@
-"""Runs as jobs and job steps of SLURM."""
+"""Training in SLURM jobs and job steps."""

@@ -1,4 +1,4 @@
-"""Makes the snapshot: a copy of the user's code in the run directory, so that what was submitted is what runs."""
+"""Copies the user's code into the run directory, so that the job runs the code that was submitted."""
 
 import shutil
 import subprocess
@@ -10,10 +10,10 @@ MAX_BYTES = 200_000_000
 
 
 def take_snapshot(folder: Path, into: Path, *, extras: list[Path]) -> int:
-    """Copy the files of `folder` that git tracks, as they are now, and `extras`, and return how many they are.
+    """Copy the current content of the files that git tracks in `folder`, and `extras`; return the number of files.
 
-    Where there is no git, the Python files of the folder and of the packages in it are taken. An extra is a file or a
-    folder inside of `folder`. Raises `LaunchError` where one is missing, or all are more than a run directory is for.
+    Without git, the Python files of the folder and of the packages in it are copied. An extra is a file or a folder
+    inside `folder`. Raises `LaunchError` where one is missing, or where the total size exceeds `MAX_BYTES`.
     """
     names = _tracked(folder)
     if names is None:
@@ -24,14 +24,14 @@ def take_snapshot(folder: Path, into: Path, *, extras: list[Path]) -> int:
     size = sum((folder / name).lstat().st_size for name in files)
     if size > MAX_BYTES:
         raise LaunchError(
-            f"the code in {folder} is {size / 1e6:.0f} MB, and a snapshot takes {MAX_BYTES / 1e6:.0f} at most; "
-            "submit from the folder that holds only the code, or take --no-snapshot"
+            f"the code in {folder} has {size / 1e6:.0f} MB, but a snapshot may have at most {MAX_BYTES / 1e6:.0f} MB; "
+            "submit from a folder that contains only the code, or use --no-snapshot"
         )
     shutil.rmtree(into, ignore_errors=True)
     into.mkdir(parents=True)
     for name in files:
         (into / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(folder / name, into / name, follow_symlinks=False)  # a link to a folder stays one
+        shutil.copy2(folder / name, into / name, follow_symlinks=False)  # a link to a folder stays a link
     return len(files)
 
 
@@ -45,7 +45,7 @@ def _tracked(folder: Path) -> list[Path] | None:
 
 
 def _python_files(folder: Path) -> list[Path]:
-    """Return the modules of a folder and those of the packages in it; other folders may hold anything."""
+    """Return the modules in a folder and in its packages; other folders may contain anything."""
     packages = [path.parent for path in folder.glob("*/__init__.py")]
     found = [*folder.glob("*.py"), *(path for package in packages for path in package.rglob("*.py"))]
     return sorted(path.relative_to(folder) for path in found)
@@ -54,6 +54,6 @@ def _python_files(folder: Path) -> list[Path]:
 def _extra_files(folder: Path, extra: Path) -> list[Path]:
     path = (folder / extra).absolute()
     if not path.is_relative_to(folder) or not path.exists():
-        raise LaunchError(f"--snapshot-extra {extra} is no file or folder inside of {folder}")
+        raise LaunchError(f"--snapshot-extra {extra} is not a file or folder inside {folder}")
     files = [path] if path.is_file() else sorted(inner for inner in path.rglob("*") if inner.is_file())
     return [file.relative_to(folder) for file in files]

@@ -1,4 +1,4 @@
-"""Becomes torchrun's agent on one node: srun starts `python -m distrain.launchers.slurm.node_task RUN_DIR` on each."""
+"""Runs torchrun on one node: srun starts `python -m distrain.launchers.slurm.node_task RUN_DIR` on each node."""
 
 import os
 import socket
@@ -16,15 +16,15 @@ from distrain.system.process import hold_signals
 
 
 def torchrun(profile: Profile, run: Path, environment: Mapping[str, str], *, address: str) -> tuple[str, ...]:
-    """Return the arguments of torchrun for this node's ranks; node 0 holds the rendezvous of all of them at `address`.
+    """Return the arguments of torchrun for this node's ranks; the rendezvous is on node 0, at `address`.
 
-    Raises `LaunchError` where SLURM has started another number of tasks than one a node.
+    Raises `LaunchError` where SLURM has not started exactly one task on each node.
     """
     allocation = read_allocation(environment)
     if (tasks := int(environment["SLURM_NTASKS"])) != allocation.nodes or allocation.nodes != profile.nodes:
         raise LaunchError(
             f"SLURM has started {counted(tasks, 'task')} on {counted(allocation.nodes, 'node')} for a run on "
-            f"{profile.nodes}; it takes one task a node: --ntasks-per-node=1"
+            f"{profile.nodes}; it needs one task on each node: --ntasks-per-node=1"
         )
     return (
         f"--nnodes={allocation.nodes}",
@@ -40,10 +40,10 @@ def torchrun(profile: Profile, run: Path, environment: Mapping[str, str], *, add
 
 
 def end_steps(environment: Mapping[str, str], *, srun_pid: int) -> None:
-    """Kill what one srun of this host has started on all nodes: an srun that is killed leaves it running.
+    """Kill the steps that one srun of this host has started, on all nodes: they survive when srun itself is killed.
 
-    Other steps are left alone. The job may have some of its own, the shell in which this run was started among them,
-    and the id of the last task of an array stands for all of its tasks.
+    Other steps are not touched. The job may have others, such as the shell in which this run was started, and the id
+    of the last task of an array means all of its tasks.
     """
     steps = slurm.find_steps(
         environment["SLURM_JOB_ID"], host=socket.gethostname().partition(".")[0], srun_pid=srun_pid
@@ -52,7 +52,7 @@ def end_steps(environment: Mapping[str, str], *, srun_pid: int) -> None:
 
 
 def main() -> None:
-    """Become torchrun, with the stop signals held: its agent would end the ranks before they have saved."""
+    """Become torchrun, with the stop signals blocked: its agent would end the ranks before they have saved."""
     if sys.argv[1] == "--end":
         end_steps(os.environ, srun_pid=int(sys.argv[2]))
         return

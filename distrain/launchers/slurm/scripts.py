@@ -1,4 +1,4 @@
-"""Finds the sbatch scripts; `python -m distrain.launchers.slurm.scripts train.sbatch` prints where one is."""
+"""Finds the sbatch scripts; `python -m distrain.launchers.slurm.scripts train.sbatch` prints the path of one."""
 
 import sys
 from importlib import resources
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def find_script(name: str) -> Path:
-    """Return the path of a script of the folder `slurm`, which ships with the package."""
+    """Return the path of a script in the folder `slurm`, which ships with the package."""
     return Path(str(resources.files("distrain") / "slurm" / name)).resolve()
 
 

@@ -1,4 +1,4 @@
-"""Submits runs to SLURM: from what is requested to a job that waits in the queue."""
+"""Submits runs to SLURM: resolves a request, and calls sbatch."""
 
 import itertools
 import os
@@ -23,13 +23,13 @@ from distrain.runs import slurm
 from distrain.runs.directory import RunDirectory
 from distrain.runs.status import Job
 
-_PYTHON = "--python="  # before the Python that a batch script runs
+_PYTHON = "--python="  # argument of a batch script, before the path of the Python to run
 _OPTION = re.compile(r"[a-z][a-z0-9-]*(=.*)?", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class SbatchOptions:
-    """What is asked of the launcher in the job, and of SLURM in sbatch's own words.
+    """Options for the launcher in the job, and for sbatch under their own names.
 
     `extras` are further options of sbatch, KEY=VALUE or KEY.
     """
@@ -47,7 +47,7 @@ class SbatchOptions:
 
 @dataclass(frozen=True)
 class Submission:
-    """Runs that one call of sbatch submits: one, or the tasks of an array; `notes` tell of their data."""
+    """The runs of one call of sbatch: one, or the tasks of an array; `notes` are messages on their data."""
 
     runs: tuple[RunDirectory, ...]
     recipes: tuple[Recipe, ...]
@@ -63,15 +63,15 @@ def resolve(
     overrides: list[str],
     data: str | None,
     run: Path | None,
-    order: SbatchOptions,
+    sbatch: SbatchOptions,
 ) -> Submission:
-    """Resolve and check what is asked for, and plan the call of sbatch; makes nothing.
+    """Resolve and check the request, and plan the call of sbatch; writes nothing.
 
-    Each recipe, with each of `tasks` as one more `A.B=C`, is a run: several make an array. Raises a `UserError`.
+    Each recipe, with each of `tasks` as another `A.B=C`, is a run; several runs make an array. Raises a `UserError`.
     """
     check_started_once(os.environ, command="submit")
-    recipes_asked: list[str | None] = [*references] or [None]
-    pairs = [(reference, [*overrides, *more]) for reference in recipes_asked for more in _each(tasks)]
+    requested: list[str | None] = [*references] or [None]
+    pairs = [(reference, [*overrides, *more]) for reference in requested for more in _each(tasks)]
     if run is not None and len(pairs) > 1:
         folders: list[Path | None] = [run / str(number) for number in range(len(pairs))]
     else:
@@ -81,7 +81,7 @@ def resolve(
         for (reference, changes), folder in zip(pairs, folders, strict=True)
     ]
     runs, recipes = tuple(run for run, _ in found), tuple(recipe for _, recipe in found)
-    profile = _profile(order.options, recipes)
+    profile = _profile(sbatch.options, recipes)
     notes: dict[str, None] = {}  # each once
     for directory, recipe in found:
         solve_batching(
@@ -91,14 +91,14 @@ def resolve(
         if not directory.exists:
             check_schedule(recipe)
         check_is_idle(directory)
-    return Submission(runs, recipes, profile, _plan(order, runs, recipes, profile), tuple(notes))
+    return Submission(runs, recipes, profile, _plan(sbatch, runs, recipes, profile), tuple(notes))
 
 
 def submit(submission: Submission, *, is_snapshot: bool, extras: list[Path]) -> str:
-    """Make the run directories and submit them; returns the job's id. What SLURM refuses leaves nothing behind."""
-    with ExitStack() as made:
+    """Create the run directories, submit them, and return the job id; they are deleted where SLURM refuses the job."""
+    with ExitStack() as created:
         for run, recipe in zip(submission.runs, submission.recipes, strict=True):
-            made.enter_context(run.created())
+            created.enter_context(run.created())
             if is_snapshot:
                 take_snapshot(submission.plan.cwd, run.code, extras=extras)
             else:
@@ -108,13 +108,13 @@ def submit(submission: Submission, *, is_snapshot: bool, extras: list[Path]) -> 
 
 
 def submit_again(run: RunDirectory) -> str:
-    """Submit a run in the way in which it was submitted before; returns the job's id."""
+    """Submit a run as it was submitted before; returns the job's id."""
     check_started_once(os.environ, command="resume")
     check_is_idle(run)
     job = run.read_job()
     if job is None or not job.argv:
         raise RunError(
-            f"run {run.path.name} was not made by `distrain submit`; take `distrain submit --run {run.path}`"
+            f"run {run.path.name} was not created by `distrain submit`; use `distrain submit --run {run.path}`"
         )
     options = list(itertools.takewhile(lambda word: word.startswith("--"), job.argv[1:]))  # the script comes after them
     argv = [job.argv[0], *(word for word in options if not word.startswith(("--array=", "--output=")))]
@@ -124,13 +124,13 @@ def submit_again(run: RunDirectory) -> str:
 
 
 def check_is_idle(run: RunDirectory) -> None:
-    """Raise `RunError` where a job of the run waits, runs, or is about to go on."""
+    """Raise `RunError` where a job of the run is pending, running, or being requeued."""
     job = run.read_job()
-    if job is None or (facts := slurm.read_jobs([job.id]).get(job.id)) is None or facts.is_over:
+    if job is None or (info := slurm.read_jobs([job.id]).get(job.id)) is None or info.is_over:
         return
-    released = f"`scontrol release {job.id}` lets it go on, and " if facts.is_held else ""
+    release = f"`scontrol release {job.id}` lets it continue, and " if info.is_held else ""
     raise RunError(
-        f"job {job.id} of run {run.path.name} is {facts.state.lower()}; {released}`distrain stop {run.path}` ends it"
+        f"job {job.id} of run {run.path.name} is {info.state.lower()}; {release}`distrain stop {run.path}` ends it"
     )
 
 
@@ -139,12 +139,12 @@ def _each(tasks: list[str]) -> list[list[str]]:
 
 
 def _profile(options: LaunchOptions, recipes: tuple[Recipe, ...]) -> Profile:
-    """Return what is asked for; the job writes down what it was given, which may have other threads.
+    """Return the requested profile; the job replaces it by its allocation, maybe with another number of threads.
 
-    Where no device is asked for, none is stored: options of sbatch may ask for GPUs in ways of their own.
+    Where no device is requested, none is stored: options of sbatch may request GPUs in other ways.
     """
     if not str(options.nodes or 1).isdecimal() or options.nodes == 0:
-        raise LaunchError(f"--nodes {options.nodes} is not a number of machines for SLURM; give 1 or more")
+        raise LaunchError(f"--nodes {options.nodes} is not a number of nodes for SLURM; give 1 or more")
     return Profile(
         launcher="slurm",
         device=options.device or (None if options.processes is None else "cuda"),
@@ -155,7 +155,7 @@ def _profile(options: LaunchOptions, recipes: tuple[Recipe, ...]) -> Profile:
     )
 
 
-def _plan(order: SbatchOptions, runs: tuple[RunDirectory, ...], recipes: tuple[Recipe, ...], profile: Profile) -> Plan:
+def _plan(sbatch: SbatchOptions, runs: tuple[RunDirectory, ...], recipes: tuple[Recipe, ...], profile: Profile) -> Plan:
     workers = max(recipe.data.num_workers for recipe in recipes)
     options: dict[str, object] = {
         "job-name": recipes[0].name,
@@ -163,33 +163,33 @@ def _plan(order: SbatchOptions, runs: tuple[RunDirectory, ...], recipes: tuple[R
         "ntasks-per-node": 1,
         "gpus-per-node": profile.processes if profile.device == "cuda" else None,
         "cpus-per-task": profile.processes * (1 + workers),
-        "time": order.time,
-        "partition": order.partition,
-        "account": order.account,
-        "qos": order.qos,
-        "constraint": order.constraint,
-        "dependency": order.dependency,
+        "time": sbatch.time,
+        "partition": sbatch.partition,
+        "account": sbatch.account,
+        "qos": sbatch.qos,
+        "constraint": sbatch.constraint,
+        "dependency": sbatch.dependency,
         "array": f"0-{len(runs) - 1}" if len(runs) > 1 else None,
     }
     argv = ["sbatch", "--parsable", *(f"--{key}={value}" for key, value in options.items() if value is not None)]
-    argv += ["--requeue" if order.requeue else "--no-requeue", "--export=ALL"]
-    for extra in order.extras:
+    argv += ["--requeue" if sbatch.requeue else "--no-requeue", "--export=ALL"]
+    for extra in sbatch.extras:
         if not _OPTION.fullmatch(extra):
-            raise LaunchError(f"--sbatch {extra} is not KEY=VALUE, such as mem=64G, or KEY alone")
+            raise LaunchError(f"--sbatch {extra} is not KEY=VALUE, such as mem=64G, or only KEY")
         argv.append(f"--{extra}")
     script = _script("train.sbatch" if len(runs) == 1 else "sweep.sbatch")
     return Plan((*argv, _output(runs), *script, *(str(run.path) for run in runs)), cwd=Path.cwd())
 
 
 def _script(name: str, *, python: str | None = None) -> tuple[str, str]:
-    """Return a batch script and the Python for it: an argument, since --export=NONE would take away a variable."""
+    """Return a batch script and its Python, as an argument because --export=NONE would remove a variable."""
     return str(find_script(name)), python or f"{_PYTHON}{sys.executable}"
 
 
 def _output(runs: tuple[RunDirectory, ...]) -> str:
-    """Return the option that has SLURM write what the job says into the run directory; an array has none of its own.
+    """Return the option that makes SLURM write the job's output into the run directory, or beside those of an array.
 
-    SLURM replaces what follows a percent sign in it.
+    SLURM expands percent signs in it.
     """
     if len(runs) > 1:
         return f"--output={_without_percent(runs[0].path.parent)}/slurm-%A_%a.out"
@@ -201,13 +201,13 @@ def _without_percent(path: Path) -> str:
 
 
 def _call(plan: Plan, runs: tuple[RunDirectory, ...]) -> str:
-    """Call sbatch, and write down which job is whose."""
+    """Call sbatch, and save the job of each run."""
     job_id = slurm.submit(list(plan.argv), cwd=str(plan.cwd), env=plan.env)
     for number, run in enumerate(runs):
-        own_id = job_id if len(runs) == 1 else f"{job_id}_{number}"
-        run.write_job(Job(id=own_id, argv=list(plan.argv), env=dict(plan.env), cwd=str(plan.cwd)))
+        task_id = job_id if len(runs) == 1 else f"{job_id}_{number}"
+        run.write_job(Job(id=task_id, argv=list(plan.argv), env=dict(plan.env), cwd=str(plan.cwd)))
         status = run.read_status()
-        if status.state != "queued" and not run.is_held:  # a job may have begun by now
+        if status.state != "queued" and not run.is_held:  # the job may have started already
             status.state = "queued"
             run.write_status(status)
     return job_id

@@ -35,7 +35,7 @@ RUNNING = JobInfo("RUNNING")
 def test_job_is_queued_again_only_if_it_was_stopped_from_outside_and_got_on(
     code: int, signal: str, made_progress: bool, facts: JobInfo | None, verdict: str
 ) -> None:
-    assert decide(code, signal=signal, made_progress=made_progress, facts=facts, earlier_restarts=0) == verdict
+    assert decide(code, signal=signal, made_progress=made_progress, info=facts, earlier_restarts=0) == verdict
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_allocation_is_read_from_its_variables_and_gives_each_job_a_port() -> No
     allocation = read_allocation({**VARIABLES, "SLURM_GPUS_ON_NODE": "4", "SLURM_CPUS_ON_NODE": "8"})
     assert allocation == Allocation(job_id=30017, nodes=2, node_list="n[1-2]", cpus=8, gpus=4)
     assert allocation.port == 20017
-    with pytest.raises(LaunchError, match="take `distrain submit`"):
+    with pytest.raises(LaunchError, match="use `distrain submit`"):
         read_allocation({})
 
 
@@ -75,9 +75,9 @@ def test_profile_is_what_slurm_gave_and_not_what_was_written_down() -> None:
     given = resolve(Allocation(1, nodes=2, node_list="", cpus=8, gpus=4), stored=stored)
     assert (given.device, given.nodes, given.processes, given.threads) == ("cpu", 2, 8, 1)
     assert (given.restarts, given.stall_timeout_s) == (7, 9)
-    with pytest.raises(LaunchError, match="2 nodes, and 3 were asked for"):
+    with pytest.raises(LaunchError, match="2 nodes, but 3 were requested"):
         resolve_allocated(LaunchOptions(nodes=3), Allocation(1, 2, "", 8, 4), stored=None, threads=None)
-    with pytest.raises(LaunchError, match="SLURM has given 4 GPUs on each node, and 8 were asked for"):
+    with pytest.raises(LaunchError, match="SLURM has allocated 4 GPUs on each node, but 8 were requested"):
         resolve(Allocation(1, nodes=2, node_list="", cpus=8, gpus=4), gpus=8)
 
 

@@ -246,10 +246,10 @@ def test_without_git_the_snapshot_holds_the_modules_and_packages(fake: Path, tmp
     ("arguments", "words"),
     [
         (["--gpus=2", "--procs=2"], "--gpus and --procs both give"),
-        (["--nodes=0"], "--nodes 0 is not a number of machines for SLURM; give 1 or more"),
+        (["--nodes=0"], "--nodes 0 is not a number of nodes for SLURM; give 1 or more"),
         (["--restarts=-1"], "--restarts must be 0 or more, not -1"),
         (["--sbatch=; rm -rf"], "is not KEY=VALUE"),
-        (["--snapshot-extra=absent"], "--snapshot-extra absent is no file"),
+        (["--snapshot-extra=absent"], "--snapshot-extra absent is not a file"),
         (["--set=train.epoch=1"], "did you mean train.epochs"),
     ],
 )
