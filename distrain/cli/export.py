@@ -130,13 +130,13 @@ def _write_graph(
     form: str, bundle: "Bundle", run: "RunDirectory", place: Path, *, pictures: list[Path], with_normalize: bool
 ) -> "Comparison":
     from distrain.export.formats import NUM_COMPARED, export_graph
-    from distrain.export.from_checkpoint import validation_pictures
+    from distrain.export.from_checkpoint import validation_images
 
     return export_graph(
         bundle,
         place,
         form=form,
-        pictures=pictures[:NUM_COMPARED] or validation_pictures(run, NUM_COMPARED),
+        images=pictures[:NUM_COMPARED] or validation_images(run, NUM_COMPARED),
         with_normalize=with_normalize,
     )
 

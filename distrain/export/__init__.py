@@ -1,4 +1,4 @@
-"""Bundles: a trained network in one folder, with all that is needed to use it.
+"""Bundles: a trained network in one folder, with everything that is needed to use it.
 
 Other programs call `load`, which imports none of distrain's training code: `from_checkpoint` reads a run's checkpoint,
 `write_bundle` and `graph` write bundles and graphs.

@@ -1,4 +1,4 @@
-"""Loads a bundle and predicts with it: pictures in, probabilities out."""
+"""Loads a bundle and predicts with it: images in, probabilities out."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from distrain.config.validation import describe
 from distrain.data.transforms.pipeline import Normalize, build_transforms
 from distrain.errors import BundleError
 from distrain.export.metadata import FORMAT_VERSION, Description
-from distrain.export.read_images import Picture, read_picture
+from distrain.export.read_images import ImageInput, load_image
 from distrain.models.registry import build_model
 from distrain.runs.directory import BUNDLE
 from distrain.tensors.module_state import is_part_of, split, unpack, with_versions
@@ -26,20 +26,20 @@ CLASS_INDICES = "class_indices.json"
 
 
 def load(path: str | Path, *, device: str | torch.device = "cpu") -> "Bundle":
-    """Read a bundle that `distrain export` wrote, and put its network on `device`, ready to predict.
+    """Read a bundle written by `distrain export`, and move its network to `device`, ready to predict.
 
-    Raises `BundleError` where the folder is not a bundle, is damaged, or was written in another format; and
-    `RecipeError` where the network or a transform is the user's own code and its module is not found.
+    Raises `BundleError` where the folder is not a bundle, is damaged, or has another format version, and
+    `RecipeError` where the module of a user's network or transform is not found.
     """
     description, tensors = read_bundle(Path(path).expanduser())
     return Bundle(description, tensors, device=torch.device(device))
 
 
 def read_state(file: str | Path) -> dict[str, Any]:
-    """Return what `load_state_dict` of the plain network takes, strictly, from a safetensors file that distrain wrote.
+    """Return the complete `state_dict` of the network from a safetensors file that distrain wrote.
 
-    That is what `safetensors.torch.load_file` gives, and any extra state of the network's modules besides: values that
-    are no tensors. Raises `BundleError` where the file cannot be read.
+    It has the tensors of `safetensors.torch.load_file`, and any extra state of the network's modules: values that are
+    not tensors. Raises `BundleError` where the file cannot be read.
     """
     try:
         return unpack(load_file(Path(file).expanduser()))
@@ -48,12 +48,12 @@ def read_state(file: str | Path) -> dict[str, Any]:
 
 
 class Bundle:
-    """A trained network, with how a picture becomes its input and what its outputs mean.
+    """A trained network, with the preprocessing of its input and the meaning of its outputs.
 
-    `model` takes normalised images float32 [n, channels, height, width] on `device` and gives float32 [n, outputs];
-    `classes` are the names of the outputs; `description` is all that bundle.json says. A picture is a path, a PIL
-    image, or a tensor uint8 [channels, height, width]. `extra_state` is what the network holds besides weights and
-    buffers, packed as `distrain.tensors.module_state` says.
+    `model` maps normalised images float32 [n, channels, height, width] on `device` to float32 [n, outputs]; `classes`
+    are the names of the outputs; `description` is the content of bundle.json. An image is a path, a PIL image, or a
+    tensor uint8 [channels, height, width]. `extra_state` is the network's state besides weights and buffers, packed by
+    `distrain.tensors.module_state`.
     """
 
     def __init__(self, description: Description, tensors: Tensors, *, device: torch.device) -> None:
@@ -68,30 +68,30 @@ class Bundle:
         self._normalize = Normalize(preprocessing.augment, num_channels=num_channels, device=self.device)
         self._normalize_here = Normalize(preprocessing.augment, num_channels=num_channels, device=torch.device("cpu"))
 
-    def preprocess(self, picture: Picture) -> torch.Tensor:
-        """Return the network's input for one picture: float32 [channels, height, width], on the CPU.
+    def preprocess(self, image: ImageInput) -> torch.Tensor:
+        """Return the network's input for one image: float32 [channels, height, width], on the CPU.
 
-        Raises `DataError` for a picture that cannot be read.
+        Raises `DataError` for an image that cannot be read.
         """
-        return self._normalize_here(self.prepare(picture).unsqueeze(0))[0]
+        return self._normalize_here(self.prepare(image).unsqueeze(0))[0]
 
     @torch.no_grad()
-    def predict(self, pictures: Sequence[Picture]) -> torch.Tensor:
-        """Return float32 [n, outputs] on the CPU, in one forward pass: probabilities, or the values of a regression.
+    def predict(self, images: Sequence[ImageInput]) -> torch.Tensor:
+        """Return float32 [n, outputs] on the CPU from one forward pass: probabilities, or the values of a regression.
 
-        The probabilities of classes add up to one; those of labels are each one's own. Raises `DataError` for a
-        picture that cannot be read.
+        The probabilities of classes add up to one; those of labels are independent. Raises `DataError` for an
+        image that cannot be read.
         """
-        if not pictures:
+        if not images:
             return torch.empty(0, len(self.classes))
-        return self.predict_prepared(torch.stack([self.prepare(picture) for picture in pictures]))
+        return self.predict_prepared(torch.stack([self.prepare(image) for image in images]))
 
-    def prepare(self, picture: Picture) -> torch.Tensor:
-        """Return a picture decoded, transformed and in the network's size, uint8 or float, not yet normalised."""
+    def prepare(self, source: ImageInput) -> torch.Tensor:
+        """Return an image decoded, transformed and resized for the network, uint8 or float, not yet normalised."""
         from torchvision.transforms.v2 import functional as image_functional
 
         preprocessing = self.description.preprocessing
-        image = read_picture(picture, num_channels=preprocessing.image_channels, decode_size=preprocessing.decode_size)
+        image = load_image(source, num_channels=preprocessing.image_channels, decode_size=preprocessing.decode_size)
         if self._transforms is not None:
             image = self._transforms(image)
         if image.shape[1:] != preprocessing.input_shape[1:]:
@@ -102,7 +102,7 @@ class Bundle:
 
     @torch.no_grad()
     def predict_prepared(self, images: torch.Tensor) -> torch.Tensor:
-        """Return what `predict` returns, for a batch [n, channels, height, width] of what `prepare` gave."""
+        """Return the result of `predict` for a batch [n, channels, height, width] of prepared images."""
         outputs = self.model(self._normalize(images.to(self.device))).float()
         if self.description.target == "class":
             outputs = outputs.softmax(dim=1)
@@ -112,16 +112,16 @@ class Bundle:
 
 
 def read_bundle(folder: Path) -> tuple[Description, Tensors]:
-    """Return what `bundle.json` says and the weights, verified; raises `BundleError` as `load` does."""
+    """Return the content of `bundle.json` and the verified weights; raises `BundleError` like `load`."""
     if not (folder / BUNDLE).is_file():
-        raise BundleError(f"{folder} is no bundle: it has no {BUNDLE}; `distrain export RUN` writes one")
+        raise BundleError(f"{folder} is not a bundle: it has no {BUNDLE}; `distrain export RUN` writes one")
     description = _read_description(folder / BUNDLE)
     try:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise BundleError(f"bundle {folder}: {WEIGHTS} cannot be read ({error}); export it again") from None
     if digest(tensors) != description.weights_digest:
-        raise BundleError(f"bundle {folder}: {WEIGHTS} holds other bits than {BUNDLE} says; export it again")
+        raise BundleError(f"bundle {folder}: {WEIGHTS} does not match the digest in {BUNDLE}; export it again")
     return description, tensors
 
 
@@ -133,7 +133,7 @@ def _read_description(file: Path) -> Description:
         raise BundleError(f"{file} cannot be read as a bundle's description: {error}") from None
     if version != FORMAT_VERSION:
         raise BundleError(
-            f"{file} has format_version {version!r}, and this distrain reads {FORMAT_VERSION}; export the run again"
+            f"{file} has format_version {version!r}, but this distrain reads {FORMAT_VERSION}; export the run again"
         )
     try:
         return Description.model_validate(tree)
@@ -143,8 +143,8 @@ def _read_description(file: Path) -> Description:
 
 
 def _build(description: Description, tensors: Tensors) -> nn.Module:
-    config = description.model.model_copy(update={"weights": None})  # the trained ones are here
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers are left as they are
+    config = description.model.model_copy(update={"weights": None})  # the trained weights are loaded below
+    with torch.random.fork_rng(devices=[]):  # the caller's random state is not changed
         model = build_model(
             config, num_classes=len(description.classes), in_channels=description.preprocessing.input_shape[0]
         )
@@ -152,17 +152,17 @@ def _build(description: Description, tensors: Tensors) -> nn.Module:
         model.load_state_dict(with_versions(unpack(tensors), model))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise BundleError(f"the weights do not fit {config.name} as it is built here: {reason}") from None
+        raise BundleError(f"the weights do not fit {config.name} as built here: {reason}") from None
     return model.eval()
 
 
 def _extra_of(model: nn.Module, tensors: Tensors) -> Tensors:
-    """Return the extra state, packed, as it was given: what the network would give now need not have the same bits."""
+    """Return the packed extra state as loaded: packing the network's state again may not give the same bits."""
     names = split(model)[1]
     return {name: tensor for name, tensor in tensors.items() if is_part_of(name, names)}
 
 
 def _checked(device: torch.device) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise BundleError(f"device {device}: torch finds no GPU here; `distrain doctor` says why, and device cpu works")
+        raise BundleError(f"device {device}: torch finds no GPU here; see `distrain doctor`, or use device cpu")
     return device

@@ -1,4 +1,4 @@
-"""Exports a network: writes a file, reads it back, compares it with the network, and only then gives it its name."""
+"""Exports a network: writes a temporary file, reads it back, compares it with the network, and then renames it."""
 
 import dataclasses
 import json
@@ -13,31 +13,31 @@ from distrain.errors import ExportError
 from distrain.export.bundle import Bundle
 from distrain.export.graph import FORMATS, OPSET, Comparison, NormalizedModel, compare
 from distrain.export.interface import describe_inputs, describe_outputs, describe_steps
-from distrain.export.read_images import Picture
+from distrain.export.read_images import ImageInput
 from distrain.export.write_bundle import whole_file
 from distrain.messages import counted
 from distrain.runs.directory import write_atomically
 from distrain.system.files import to_json
 
-BATCH_SIZES = (16, 16, 1, 7)  # of the comparison: a graph that has frozen its batch size fails at the second one
+BATCH_SIZES = (16, 16, 1, 7)  # of the comparison: a graph with a fixed batch size fails for some of them
 NUM_COMPARED = sum(BATCH_SIZES)
 
 
 def export_graph(
-    bundle: Bundle, file: Path, *, form: str, pictures: Sequence[Picture], with_normalize: bool
+    bundle: Bundle, file: Path, *, form: str, images: Sequence[ImageInput], with_normalize: bool
 ) -> Comparison:
-    """Write the network of a bundle as a graph to `file`, and in `file`.json how a picture becomes its input.
+    """Write the network of a bundle as a graph to `file`, and its preprocessing to `file`.json.
 
-    The graph is read back and compared with the network on `pictures`, which go through the real preprocessing. Raises
+    The graph is read back and compared with the network on `images`, which go through the real preprocessing. Raises
     `ExportError`, and leaves neither file, where the outputs differ by more than the tolerance.
     """
     _, write, read = FORMATS[form]
     as_input = bundle.prepare if with_normalize else bundle.preprocess
-    prepared = [as_input(picture) for picture in pictures]
+    prepared = [as_input(image) for image in images]
     model = NormalizedModel(bundle).eval() if with_normalize else bundle.model
-    batches = _cut(prepared)
+    batches = _make_batches(prepared)
     with whole_file(file) as draft:
-        write(model, torch.stack((prepared * 2)[:2]), draft)  # a batch of one would be frozen
+        write(model, torch.stack((prepared * 2)[:2]), draft)  # a batch size of one would be fixed in the graph
         comparison = compare(model, read(draft), batches)
         if not comparison.is_good:
             raise ExportError(
@@ -46,19 +46,19 @@ def export_graph(
                 "not written"
             )
         write_atomically(
-            _beside(file), json.dumps(_describe(bundle, form, comparison, with_normalize=with_normalize), indent=1)
+            _json_path(file), json.dumps(_describe(bundle, form, comparison, with_normalize=with_normalize), indent=1)
         )
     return comparison
 
 
-def _beside(file: Path) -> Path:
+def _json_path(file: Path) -> Path:
     return file.with_name(f"{file.name}.json")
 
 
-def _cut(prepared: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Return batches of the sizes to compare; where there are few pictures, some are in more than one batch."""
-    places = zip(accumulate(BATCH_SIZES, initial=0), BATCH_SIZES, strict=False)
-    batches = [torch.stack(prepared[start : start + size]) for start, size in places if start < len(prepared)]
+def _make_batches(prepared: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return batches of the sizes to compare; where there are few images, some are in more than one batch."""
+    starts = zip(accumulate(BATCH_SIZES, initial=0), BATCH_SIZES, strict=False)
+    batches = [torch.stack(prepared[start : start + size]) for start, size in starts if start < len(prepared)]
     return batches if len(batches) > 1 else [batches[0], batches[0][:1]]
 
 

@@ -1,4 +1,4 @@
-"""Makes a bundle from a run's checkpoint, and opens the images that the run validates on."""
+"""Creates a bundle from a run's checkpoint, and opens the validation images of the run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from distrain.data.transforms.pipeline import build_transforms
 from distrain.errors import BundleError, CheckpointError, DataError, RecipeError
 from distrain.export.bundle import Bundle
 from distrain.export.metadata import Description, Preprocessing, normalization_formula
-from distrain.export.read_images import Picture, read_picture
+from distrain.export.read_images import ImageInput, load_image
 from distrain.messages import counted
 from distrain.runs import checkpoints
 from distrain.runs.directory import RunDirectory
@@ -23,17 +23,17 @@ from distrain.runs.directory import RunDirectory
 PHOTOGRAPHS = (
     (300, 260),
     (200, 340),
-)  # heights and widths of two pictures that only transforms of fixed size make equal
+)  # heights and widths of two images that only transforms with a fixed size make equal
 
 
 def open_checkpoint(
-    run: RunDirectory, path: Path, *, device: str | torch.device = "cpu", examples: Sequence[Picture] = ()
+    run: RunDirectory, path: Path, *, device: str | torch.device = "cpu", examples: Sequence[ImageInput] = ()
 ) -> Bundle:
     """Return a run's checkpoint as a bundle in memory, with the moving average of the weights where it has one.
 
-    What a picture is like is learnt from the first sample that the run validates on; where its data is not here, from
-    the first of the `examples`, or from the transforms, if these make every picture the same size. Raises
-    `CheckpointError` for a checkpoint that is damaged, and `BundleError` where the size of the input stays unknown.
+    Size and channels of the input are those of the first validation sample of the run. Where its data is not available,
+    they come from the first of the `examples`, or from the transforms if these have a fixed size. Raises
+    `CheckpointError` for a damaged checkpoint, and `BundleError` where the size of the input is unknown.
     """
     if fault := checkpoints.find_corruption(path):
         raise CheckpointError(f"checkpoint {path} is not used: {fault}")
@@ -56,10 +56,10 @@ def open_checkpoint(
     return Bundle(description, tensors, device=torch.device(device))
 
 
-def validation_pictures(run: RunDirectory, number: int) -> list[Picture]:
-    """Return up to `number` of the pictures that a run validates on, from all over the split.
+def validation_images(run: RunDirectory, number: int) -> list[ImageInput]:
+    """Return up to `number` validation images of a run, evenly spaced over the split.
 
-    Raises a `UserError` where its data is not here.
+    Raises a `UserError` where its data is not available.
     """
     recipe = read_recipe(run.recipe)
     source = _open_validation(recipe)
@@ -71,30 +71,32 @@ def _open_validation(recipe: Recipe) -> Source:
     return choose_samples(open_sources(recipe.data), recipe.data, seed=recipe.train.seed)["val"]
 
 
-def _describe_preprocessing(recipe: Recipe, examples: Sequence[Picture]) -> Preprocessing:
+def _describe_preprocessing(recipe: Recipe, examples: Sequence[ImageInput]) -> Preprocessing:
     transforms = build_transforms(recipe.augment.eval, key="augment.eval")
     try:
-        pictures = [_open_validation(recipe).read(0)[0]]
+        images = [_open_validation(recipe).read(0)[0]]
     except (DataError, RecipeError) as error:
         if examples:
-            pictures = [read_picture(examples[0], num_channels=3, decode_size=recipe.data.decode_size)]
+            images = [load_image(examples[0], num_channels=3, decode_size=recipe.data.decode_size)]
         elif transforms is not None:
-            pictures = [torch.zeros(3, *size, dtype=torch.uint8) for size in PHOTOGRAPHS]
+            images = [torch.zeros(3, *size, dtype=torch.uint8) for size in PHOTOGRAPHS]
         else:
             raise BundleError(
                 f"the data, which gives the size of the network's input, is not available: {error}"
             ) from None
-    inputs = [picture if transforms is None else transforms(picture) for picture in pictures]
+    inputs = [image if transforms is None else transforms(image) for image in images]
     if inputs[0].shape != inputs[-1].shape:
-        raise BundleError("the run's data is not here, and augment.eval leaves the size open: name pictures of it")
+        raise BundleError(
+            "the run's data is not available, and augment.eval has no fixed size; pass images with --images"
+        )
     dtype: Literal["uint8", "float32"] = "uint8" if inputs[0].dtype == torch.uint8 else "float32"
     num_channels, height, width = inputs[0].shape
-    if pictures[0].shape[0] not in {1, 3}:
+    if images[0].shape[0] not in {1, 3}:
         raise BundleError(
-            f"the images have {counted(pictures[0].shape[0], 'channel')}; a picture has 3 or 1, colours or grey"
+            f"the images have {counted(images[0].shape[0], 'channel')}; a bundle needs 3 (RGB) or 1 (grey)"
         )
     return Preprocessing(
-        image_channels=3 if pictures[0].shape[0] == 3 else 1,
+        image_channels=3 if images[0].shape[0] == 3 else 1,
         decode_size=recipe.data.decode_size,
         transforms=recipe.augment.eval,
         input_dtype=dtype,

@@ -1,4 +1,4 @@
-"""Writes a network as a graph for other programs, and proves that the graph computes the same."""
+"""Writes a network as a graph for other programs, and checks that the graph computes the same outputs."""
 
 import importlib
 import math
@@ -17,9 +17,9 @@ from distrain.export.bundle import Bundle
 from distrain.messages import first_line
 from distrain.tensors.module_state import split
 
-OPSET = 18  # the one that torch's exporter writes without converting
-TOLERANCE = 1e-4  # of the largest output, or of 1 where all are less
-ONNX_BYTES = 2**31  # what one ONNX file can hold
+OPSET = 18  # the native one of torch's exporter
+TOLERANCE = 1e-4  # relative to the largest output, or to 1 if that is larger
+ONNX_BYTES = 2**31  # the limit of one ONNX file
 INPUT, OUTPUT = "images", "outputs"
 
 Runner = Callable[[torch.Tensor], torch.Tensor]
@@ -41,7 +41,7 @@ class Comparison:
 
 
 class NormalizedModel(nn.Module):
-    """The network with normalisation before it: it takes what the transforms give, as they give it."""
+    """The network preceded by normalisation: its input is the result of the transforms."""
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class NormalizedModel(nn.Module):
 
 
 def check_onnx() -> None:
-    """Raise `BundleError` where the packages that ONNX needs are not installed."""
+    """Raise `BundleError` where a package that ONNX needs is not installed."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
         try:
             importlib.import_module(name)
@@ -68,8 +68,8 @@ def check_onnx() -> None:
 
 
 def write_program(model: nn.Module, example: torch.Tensor, file: Path) -> None:
-    """Write a torch.export program with a batch of any size. Raises `ExportError` where the network allows none."""
-    with _refusals_of("torch.export"):
+    """Write a torch.export program with a variable batch size. Raises `ExportError` where that is not possible."""
+    with _export_errors("torch.export"):
         torch.export.save(_trace(model, example), file)
 
 
@@ -80,10 +80,10 @@ def read_program(file: Path) -> Runner:
 
 
 def write_onnx(model: nn.Module, example: torch.Tensor, file: Path) -> None:
-    """Write an ONNX file of opset `OPSET` with a batch of any size. Raises `ExportError` where that is not possible."""
+    """Write an ONNX file with opset `OPSET` and a variable batch size. Raises `ExportError` if that is not possible."""
     if sum(tensor.nbytes for tensor in split(model)[0].values()) >= ONNX_BYTES:
-        raise BundleError("the weights are more than the 2 GiB that one ONNX file can hold; take --format torch")
-    with _refusals_of("torch.onnx"):
+        raise BundleError("the weights are larger than the 2 GiB that one ONNX file can hold; use --format torch")
+    with _export_errors("torch.onnx"):
         torch.onnx.export(
             _trace(model, example),
             (example,),
@@ -107,14 +107,14 @@ def read_onnx(file: Path) -> Runner:
 
 @torch.no_grad()
 def compare(reference: Runner, candidate: Runner, batches: Iterable[torch.Tensor]) -> Comparison:
-    """Run both on the batches [n, channels, height, width], of more than one size, and compare what they give."""
+    """Run both on batches [n, channels, height, width] of several sizes, and compare their outputs."""
     difference, largest, agreeing, count = 0.0, 1.0, 0, 0
     for images in batches:
-        ours, theirs = candidate(images), reference(images)
-        gap = (ours - theirs).abs().max().item()
+        outputs, expected = candidate(images), reference(images)
+        gap = (outputs - expected).abs().max().item()
         difference = math.nan if math.isnan(gap) or math.isnan(difference) else max(difference, gap)
-        largest = max(largest, theirs.abs().max().item())
-        agreeing += int((ours.argmax(dim=1) == theirs.argmax(dim=1)).sum())
+        largest = max(largest, expected.abs().max().item())
+        agreeing += int((outputs.argmax(dim=1) == expected.argmax(dim=1)).sum())
         count += len(images)
     return Comparison(count, difference, TOLERANCE * largest, agreeing / count)
 
@@ -125,8 +125,8 @@ def _trace(model: nn.Module, example: torch.Tensor) -> torch.export.ExportedProg
 
 
 @contextmanager
-def _refusals_of(exporter: str) -> Iterator[None]:
-    """Turn what an exporter raises into one sentence; its own words take pages."""
+def _export_errors(exporter: str) -> Iterator[None]:
+    """Turn an exporter's exceptions, whose messages fill pages, into one sentence."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Reads weights that other programs saved as a training would, and compares them with a model."""
+"""Reads weights saved by other programs, as training does, and compares them with a model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +13,19 @@ from distrain.models.weight_files import read_content
 from distrain.models.weight_sets import Fact, StoredWeights, Weights, choose, find_entries
 from distrain.models.weights import describe_mismatch, find_mismatches, fit_first_layer, grouped, shapes_of
 
-_NUM_CLASSES = 10  # of a network that is built for its names alone
+_NUM_CLASSES = 10  # of a network that is built only for its names
 
 
 @dataclass(frozen=True)
 class WeightMatch:
-    """How the names and shapes of a file go with those of a model."""
+    """How the names and shapes in a file match those of a model."""
 
     num_classes: int
     missing: list[str]  # in the file
     unexpected: list[str]  # by the model
     misshaped: list[tuple[str, list[int], list[int]]]  # name, shape in the file, shape in the model
-    initialised: str  # what training would not load, in a line
-    fault: str | None  # why `model.weights` refuses the file: more than heads, which training initialises, does not fit
+    initialised: str  # the tensors that training would not load, in one line
+    fault: str | None  # why `model.weights` refuses the file: a mismatch outside the heads, which training initialises
 
     @property
     def is_good(self) -> bool:
@@ -35,19 +35,19 @@ class WeightMatch:
 
 @dataclass(frozen=True)
 class ImportedWeights:
-    """The weights of a file by their names in the plain model, and what else it held."""
+    """The weights of a file by their names in the plain model, and its other content."""
 
     tensors: Weights
-    entry: str | None  # the key under which they stood, None where they were the file
-    prefix: str  # taken off their names
+    entry: str | None  # their key in the file, None where they are the whole file
+    prefix: str  # removed from their names
     is_average: bool
     facts: dict[str, Fact]  # epoch, accuracy and the like
-    left: dict[str, str]  # what was not used, and what it is
-    fit: WeightMatch | None  # with the model, where one was named
+    left: dict[str, str]  # unused entries, and a description of each
+    fit: WeightMatch | None  # the comparison with a model, where one was given
 
     @property
     def num_parameters(self) -> int:
-        """How many numbers the floating-point tensors hold, weights and buffers."""
+        """The number of elements of all floating-point tensors, weights and buffers."""
         return sum(tensor.numel() for tensor in self.tensors.values() if tensor.is_floating_point())
 
 
@@ -56,7 +56,7 @@ def read_weights_to_import(
 ) -> ImportedWeights:
     """Read a .pth, .pt, .bin or .safetensors file of weights, and compare them with the model `model_name`.
 
-    `wanted` is the entry to use where the file holds several. Without `num_classes` the model has as many as the file's
+    `wanted` is the entry to use where the file has several. Without `num_classes` the model has as many as the file's
     head has outputs. Raises `ModelError` for a file that holds no weights, or code, and for an unknown model.
     """
     stored = find_entries(read_content(file, title=str(file)))
@@ -97,7 +97,7 @@ def _compare(tensors: Weights, name: str, stored: StoredWeights, *, num_classes:
 
 
 def _channels(stored: StoredWeights) -> int:
-    """Return the channels of the images of the network that a file's weights are from."""
+    """Return the number of image channels of the network that a file's weights are from."""
     convolutions = (t for tensors in stored.entries.values() for t in tensors.values() if t.ndim == 4)
     first = next(convolutions, None)  # [out, in, height, width]
     return 3 if first is None else first.shape[1]

@@ -7,27 +7,27 @@ from distrain.export.graph import INPUT, OUTPUT
 from distrain.export.metadata import Description
 
 _DECODING = (
-    "decode to 8-bit RGB: the first frame or page; turned upright by its EXIF orientation; transparent pixels laid "
-    "over white; of 16 bits the upper 8"
+    "decode to 8-bit RGB: the first frame or page; rotate by its EXIF orientation; blend transparent pixels with "
+    "white; keep the upper 8 of 16 bits"
 )
 _GREY = "convert to grey: 0.299 R + 0.587 G + 0.114 B, rounded, as Pillow's convert('L')"
 _RESIZE_RULE = (
-    "a Resize to one number makes the shorter side so many pixels, and the longer side int(size * longer / shorter)"
+    "Resize with one number: the shorter side gets that many pixels, the longer side int(size * longer / shorter)"
 )
-# What the outputs are, and what makes the numbers of `distrain predict` of them, by the target.
+# By target: the meaning of the outputs, and the activation that gives the numbers of `distrain predict`.
 _OUTPUTS = {
-    "class": ("logits, one a class", "softmax over the classes (axis 1) gives their probabilities"),
-    "labels": ("logits, one a label", "sigmoid of each gives its probability; labels do not exclude each other"),
+    "class": ("logits, one per class", "softmax over the classes (axis 1) gives their probabilities"),
+    "labels": ("logits, one per label", "sigmoid gives the probability of each label, independent of the others"),
     "values": ("the values themselves", "none"),
 }
 
 
 def describe_inputs(description: Description, *, with_normalize: bool) -> list[dict[str, Any]]:
-    """Return the graph's inputs: name, shape, dtype, and what the numbers are."""
+    """Return the graph's inputs: name, shape, dtype, and the meaning of the values."""
     preprocessing = description.preprocessing
     dtype = preprocessing.input_dtype if with_normalize else "float32"
     given = "0 to 255" if dtype == "uint8" else "0 to 1"
-    values = f"{given}, not normalised: the graph does that" if with_normalize else preprocessing.normalization
+    values = f"{given}, not normalised: the graph normalises them" if with_normalize else preprocessing.normalization
     colours = "RGB" if preprocessing.input_shape[0] == 3 else "grey"
     return [
         {
@@ -41,7 +41,7 @@ def describe_inputs(description: Description, *, with_normalize: bool) -> list[d
 
 
 def describe_outputs(description: Description) -> list[dict[str, Any]]:
-    """Return the graph's outputs: name, shape, dtype, what the numbers are, and what is to be applied to them."""
+    """Return the graph's outputs: name, shape, dtype, the meaning of the values, and the activation to apply."""
     values, activation = _OUTPUTS[description.target]
     return [
         {
@@ -56,14 +56,14 @@ def describe_outputs(description: Description) -> list[dict[str, Any]]:
 
 
 def describe_steps(description: Description, *, with_normalize: bool) -> list[str]:
-    """Return what is done with a picture, in its order, until it is what the graph takes."""
+    """Return the steps that convert an image to the graph's input, in order."""
     preprocessing = description.preprocessing
     _, height, width = preprocessing.input_shape
     steps = [_DECODING]
     if preprocessing.decode_size is not None:
         steps.append(
-            f"a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, to the means of its pixels, where its shorter side "
-            f"keeps {preprocessing.decode_size} pixels"
+            f"a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, to the means of its pixels, if its shorter side "
+            f"keeps at least {preprocessing.decode_size} pixels"
         )
     if preprocessing.image_channels == 1:
         steps.append(_GREY)
@@ -75,5 +75,5 @@ def describe_steps(description: Description, *, with_normalize: bool) -> list[st
     if preprocessing.input_dtype == "float32":
         steps.append("uint8 becomes float32 by image / 255")
     if not with_normalize:
-        steps.append(f"normalise a channel: {preprocessing.normalization}")
+        steps.append(f"normalise each channel: {preprocessing.normalization}")
     return steps

@@ -1,4 +1,4 @@
-"""Reads and writes `bundle.json`: what a trained network is, and how a picture becomes its input."""
+"""Reads and writes `bundle.json`: the description of a trained network and its preprocessing."""
 
 from typing import Any, Literal
 
@@ -12,12 +12,12 @@ FORMAT_VERSION: Literal[1] = 1
 
 
 class Preprocessing(Section):
-    """How a picture becomes the network's input.
+    """The conversion of an image to the network's input.
 
-    It is decoded to uint8 [image_channels, height, width] (3: RGB, 1: grey), goes through the `transforms` of
-    torchvision.transforms.v2, is resized to the height and width of `input_shape` where they leave it in another size,
-    and is normalised: `image` in `normalization` is the tensor of `input_dtype` that came out. With a `decode_size` a
-    JPEG is decoded at 1/2, 1/4 or 1/8 of its size where its shorter side keeps so many pixels.
+    The image is decoded to uint8 [image_channels, height, width] (3: RGB, 1: grey), transformed by the `transforms` of
+    torchvision.transforms.v2, resized to the height and width of `input_shape` if they differ, and normalised: `image`
+    in `normalization` is the resulting tensor of `input_dtype`. With a `decode_size`, a JPEG is decoded at 1/2, 1/4 or
+    1/8 of its size if its shorter side keeps at least that many pixels.
     """
 
     image_channels: Literal[1, 3]
@@ -40,7 +40,7 @@ class Preprocessing(Section):
 
 
 class Description(BaseModel):
-    """What `bundle.json` holds."""
+    """The content of `bundle.json`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,15 +49,15 @@ class Description(BaseModel):
     step: int
     metrics: Evaluation | None  # of the evaluation at that step
     weights: Literal["trained", "moving average"]
-    weights_digest: str  # xxh3-128 over all weights and buffers, as status.json has it
+    weights_digest: str  # xxh3-128 over all weights and buffers, as in status.json
     model: Model
-    classes: tuple[str, ...]  # or the names of the values, by output
+    classes: tuple[str, ...]  # the names of the outputs: classes, labels or values
     target: Target = "class"  # of the outputs: logits of one class, logits of any number of labels, or plain values
     preprocessing: Preprocessing
-    torch: str  # the version that wrote it
+    torch: str  # the version that wrote the bundle
 
 
 def normalization_formula(dtype: str, *, has_mean: bool) -> str:
-    """Return in one line how the tensor becomes the network's float32 input."""
+    """Return the formula that converts the tensor to the network's float32 input."""
     scaled = "image / 255" if dtype == "uint8" else "image"
     return f"({scaled} - mean) / std" if has_mean else scaled

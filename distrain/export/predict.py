@@ -1,4 +1,4 @@
-"""Predicts many files: decodes in parallel, computes in batches, and reports in the order of the names."""
+"""Predicts many files: decodes in parallel, computes in batches, and reports in the order of the paths."""
 
 import heapq
 from collections.abc import Generator, Iterable
@@ -12,7 +12,7 @@ from distrain.export.read_images import prepare_in_order
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a file gave: a probability or a value by output, or the sentence that says why it gave none."""
+    """The result for a file: a probability or a value for each output, or the sentence that says why there is none."""
 
     image: str
     values: tuple[float, ...] = ()
@@ -22,10 +22,10 @@ class Prediction:
 def predict_files(
     bundle: Bundle, paths: Iterable[str], *, batch_size: int, num_workers: int
 ) -> Generator[list[Prediction], None, None]:
-    """Yield the predictions of the files in their order, a batch at a time; close it to end early.
+    """Yield the predictions of the files in their order, a batch at a time; close the generator to stop early.
 
-    A file that cannot be read is left out of its batch and reported in its place, so the batches, and with them the
-    bits, are the same however many of the `num_workers` processes decode.
+    A file that cannot be read is not in a batch but reported in order, so that the batches, and therefore the bits of
+    the results, do not depend on `num_workers`, the number of processes that decode.
     """
     batch: list[tuple[str, torch.Tensor | str]] = []
     num_good = 0
@@ -44,7 +44,7 @@ def predict_files(
 
 
 def best_outputs(values: tuple[float, ...], number: int) -> list[int]:
-    """Return the `number` outputs with the highest values, the first of equals first."""
+    """Return the `number` outputs with the highest values, in descending order; equal ones by index."""
     return heapq.nsmallest(number, range(len(values)), key=lambda output: (-values[output], output))
 
 

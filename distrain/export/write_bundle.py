@@ -1,4 +1,4 @@
-"""Writes bundles and single files for other programs, each whole or not at all."""
+"""Writes bundles and single files for other programs atomically."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from distrain.tensors.module_state import split
 
 
 def write_bundle(bundle: Bundle, folder: Path) -> None:
-    """Write a bundle, and read it back before it gets its name; a bundle that stands there is replaced.
+    """Write a bundle to a temporary folder, verify it, and rename it; an existing bundle is replaced.
 
     Raises `ExportError` where it cannot be written.
     """
@@ -52,7 +52,7 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
 def save_tensors(tensors: Tensors, file: Path, metadata: dict[str, str]) -> None:
     """Write a safetensors file; tensors that share memory are written one by one. Raises `ExportError`."""
     try:
-        # save_file would give a file that only its owner can read, whatever the umask
+        # save_file would write a file that only its owner can read, whatever the umask
         file.write_bytes(save({name: t.detach().clone().contiguous() for name, t in tensors.items()}, metadata))
     except (OSError, SafetensorError) as error:
         reason = (explain(name_path(error, file)) if isinstance(error, OSError) else None) or error
@@ -61,7 +61,7 @@ def save_tensors(tensors: Tensors, file: Path, metadata: dict[str, str]) -> None
 
 @contextmanager
 def whole_file(file: Path) -> Iterator[Path]:
-    """Give the path to write `file` under, in its folder; where all goes well, it gets its name at the end."""
+    """Yield a temporary path in the folder of `file`, which is renamed to `file` at the end if nothing fails."""
     try:
         with files.whole_file(file) as draft:
             yield draft
@@ -70,10 +70,10 @@ def whole_file(file: Path) -> Iterator[Path]:
 
 
 def _readable_json(names: dict[str, str]) -> str:
-    """Return JSON with names as they are, if they are text: one of a file that is not UTF-8 is escaped."""
+    """Return JSON with names unescaped where all are text; names from files that are not UTF-8 are escaped."""
     is_text = not any("\ud800" <= character <= "\udfff" for name in names.values() for character in name)
     return json.dumps(names, indent=4, ensure_ascii=not is_text)
 
 
 def _draft_of(path: Path) -> Path:
-    return path.with_name(f".{os.getpid()}.{path.name}")  # it keeps its suffix, which torch.export looks at
+    return path.with_name(f".{os.getpid()}.{path.name}")  # keeps the suffix, which torch.export checks

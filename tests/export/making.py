@@ -1,4 +1,4 @@
-"""Pictures of handwritten digits as files, and bundles of small networks that were not trained."""
+"""Images of handwritten digits as files, and bundles of small untrained networks."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A bundle is read back as it was written, takes any picture, and says in a sentence what is wrong with it."""
+"""A bundle is read back as it was written, accepts any image, and reports errors in one sentence."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def test_bundle_read_back_gives_the_same_outputs(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_picture_is_the_same_as_path_image_and_tensor(tmp_path: Path) -> None:
+def test_image_is_the_same_as_path_pillow_image_and_tensor(tmp_path: Path) -> None:
     (file,) = write_digits(tmp_path, 1)
     bundle = make_bundle()
     tensor = validation_digits().images[0]
@@ -44,7 +44,7 @@ def test_picture_is_the_same_as_path_image_and_tensor(tmp_path: Path) -> None:
     assert all(torch.equal(found, inputs[0]) for found in inputs)
 
 
-def test_picture_is_decoded_as_the_images_of_the_training_were(tmp_path: Path) -> None:
+def test_image_is_decoded_as_in_training(tmp_path: Path) -> None:
     noise = Image.effect_noise((64, 64), 80)
     noise.save(tmp_path / "a.jpg", quality=95)
     bundle = make_bundle()
@@ -54,7 +54,7 @@ def test_picture_is_decoded_as_the_images_of_the_training_were(tmp_path: Path) -
     assert not torch.equal(small, bundle.preprocess(tmp_path / "a.jpg"))
 
 
-def test_picture_of_another_size_is_resized(tmp_path: Path) -> None:
+def test_image_of_another_size_is_resized(tmp_path: Path) -> None:
     file = tmp_path / "large.jpg"
     Image.new("RGB", (300, 200), "white").save(file)
     found = make_bundle().preprocess(file)
@@ -71,7 +71,7 @@ def test_outputs_mean_what_the_target_says(target: str) -> None:
     assert torch.equal(bundle.predict([picture]), outputs.sigmoid() if target == "labels" else outputs)
 
 
-def test_loading_leaves_the_random_numbers_of_the_program_alone(tmp_path: Path) -> None:
+def test_loading_does_not_change_the_random_state_of_the_program(tmp_path: Path) -> None:
     folder = written(tmp_path / "bundle")
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -80,7 +80,7 @@ def test_loading_leaves_the_random_numbers_of_the_program_alone(tmp_path: Path) 
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_load_takes_no_training_code_with_it(tmp_path: Path) -> None:
+def test_load_imports_no_training_code(tmp_path: Path) -> None:
     script = (
         "import sys; from distrain import export; export.load(sys.argv[1]).predict([sys.argv[2]]);"
         "print(*(name for name in sys.modules if name.startswith('distrain.')))"
@@ -98,20 +98,20 @@ def test_flipped_byte_of_the_weights_is_found(tmp_path: Path) -> None:
     content = bytearray((folder / "model.safetensors").read_bytes())
     content[-100] ^= 1
     (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(BundleError, match="other bits"):
+    with pytest.raises(BundleError, match="does not match the digest"):
         load(folder)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format_version": 2}, "format_version 2, and this distrain reads 1"),
+        ({"format_version": 2}, "format_version 2, but this distrain reads 1"),
         ({"classes": ["a"]}, "do not fit digits-cnn"),
         ({"target": "box"}, "target"),
         ({"sieve": 1}, "sieve"),
     ],
 )
-def test_description_that_does_not_hold_is_one_sentence(tmp_path: Path, change: dict[str, object], words: str) -> None:
+def test_invalid_description_is_one_sentence(tmp_path: Path, change: dict[str, object], words: str) -> None:
     file = written(tmp_path / "bundle") / "bundle.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with pytest.raises(BundleError, match=words) as raised:
@@ -119,12 +119,12 @@ def test_description_that_does_not_hold_is_one_sentence(tmp_path: Path, change: 
     assert "\n" not in str(raised.value)
 
 
-def test_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="is no bundle"):
+def test_folder_that_is_not_a_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is not a bundle"):
         load(tmp_path)
 
 
-def test_missing_module_of_the_users_own_model_is_named(tmp_path: Path) -> None:
+def test_error_names_the_missing_module_of_a_user_model(tmp_path: Path) -> None:
     file = written(tmp_path / "bundle") / "bundle.json"
     description = json.loads(file.read_text())
     description["model"]["name"] = "nowhere.nets:build"
@@ -133,7 +133,7 @@ def test_missing_module_of_the_users_own_model_is_named(tmp_path: Path) -> None:
         load(tmp_path / "bundle")
 
 
-def test_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_error_names_an_image_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_text("no picture")
     for picture, words in ((tmp_path / "bad.png", "bad.png cannot be read"), (tmp_path / "no.png", "no such file")):
         with pytest.raises(DataError, match=words):

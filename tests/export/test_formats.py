@@ -1,4 +1,4 @@
-"""A graph computes what the network computes, for batches of any size, or is not handed out."""
+"""A graph computes the same outputs as the network, for batches of any size, or is not written."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ PICTURES = list(validation_digits().images[:40])
 def test_onnx_file_gives_the_networks_outputs(tmp_path: Path, with_normalize: bool) -> None:
     bundle = make_bundle()
     file = tmp_path / "model.onnx"
-    comparison = export_graph(bundle, file, form="onnx", pictures=PICTURES, with_normalize=with_normalize)
+    comparison = export_graph(bundle, file, form="onnx", images=PICTURES, with_normalize=with_normalize)
     assert comparison.num_images == 40
     assert comparison.top1_agreement == 1
     normal = torch.stack([bundle.preprocess(picture) for picture in PICTURES[:11]])
@@ -44,8 +44,10 @@ def test_onnx_file_gives_the_networks_outputs(tmp_path: Path, with_normalize: bo
 
 
 @pytest.mark.parametrize(("target", "with_normalize"), [("class", False), ("labels", True)])
-def test_json_beside_a_graph_is_all_that_a_program_needs(tmp_path: Path, target: str, with_normalize: bool) -> None:
-    """A photograph on its side, with transparency: what the JSON says is done here, by torchvision alone."""
+def test_json_beside_a_graph_is_sufficient_for_other_programs(
+    tmp_path: Path, target: str, with_normalize: bool
+) -> None:
+    """A rotated photograph with transparency: the steps in the JSON are done here with torchvision alone."""
     transforms = tuple(
         Transform.model_validate(t)
         for t in ({"name": "Resize", "arguments": {"size": 40}}, {"name": "CenterCrop", "arguments": {"size": 32}})
@@ -67,7 +69,7 @@ def test_json_beside_a_graph_is_all_that_a_program_needs(tmp_path: Path, target:
     exif[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / "photograph.png", exif=exif)
     pictures = [tmp_path / "photograph.png"] * 2
-    export_graph(bundle, tmp_path / "model.onnx", form="onnx", pictures=pictures, with_normalize=with_normalize)
+    export_graph(bundle, tmp_path / "model.onnx", form="onnx", images=pictures, with_normalize=with_normalize)
 
     told = json.loads((tmp_path / "model.onnx.json").read_text())
     (taken,), (given,) = told["graph"]["inputs"], told["graph"]["outputs"]
@@ -98,7 +100,7 @@ def test_json_beside_a_graph_is_all_that_a_program_needs(tmp_path: Path, target:
 
 def test_program_is_run_by_a_process_that_knows_nothing_of_distrain(tmp_path: Path) -> None:
     bundle = make_bundle()
-    export_graph(bundle, tmp_path / "model.pt2", form="torch", pictures=PICTURES, with_normalize=False)
+    export_graph(bundle, tmp_path / "model.pt2", form="torch", images=PICTURES, with_normalize=False)
     inputs = torch.stack([bundle.preprocess(picture) for picture in PICTURES[:3]])
     torch.save(inputs, tmp_path / "inputs.pt")
     script = (
@@ -111,7 +113,7 @@ def test_program_is_run_by_a_process_that_knows_nothing_of_distrain(tmp_path: Pa
 
 
 class Counting(nn.Module):
-    """A network that is another one after it was traced, as one with a hidden state would be."""
+    """A network that changes after it was traced, like one with a hidden state."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         scale = 1.0 if torch.compiler.is_compiling() else 1.01
@@ -119,7 +121,7 @@ class Counting(nn.Module):
 
 
 class Frozen(nn.Module):
-    """A network that takes no other batch than the one that it was made with."""
+    """A network that accepts only one batch size."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.reshape(2, -1)[:, :3]
@@ -128,11 +130,11 @@ class Frozen(nn.Module):
 @pytest.mark.parametrize(
     ("model", "words"), [(Counting(), "differs from the network by"), (Frozen(), "torch.export cannot write")]
 )
-def test_graph_that_is_not_the_network_is_not_handed_out(tmp_path: Path, model: nn.Module, words: str) -> None:
+def test_graph_that_differs_from_the_network_is_not_written(tmp_path: Path, model: nn.Module, words: str) -> None:
     bundle = make_bundle()
     bundle.model = model
     with pytest.raises(ExportError, match=words) as raised:
-        export_graph(bundle, tmp_path / "model.pt2", form="torch", pictures=PICTURES, with_normalize=False)
+        export_graph(bundle, tmp_path / "model.pt2", form="torch", images=PICTURES, with_normalize=False)
     assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""Old files of weights are taken as they come, and what could run code is refused without running it."""
+"""Old files of weights are read in any form, and those that could run code are refused without running it."""
 
 import argparse
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_weights_are_found_under_any_key_and_prefix(tmp_path: Path, entry: str |
     assert (foreign.entry, foreign.prefix) == (entry, prefix)
 
 
-def test_what_stands_beside_the_weights_is_told(tmp_path: Path) -> None:
+def test_other_entries_beside_the_weights_are_reported(tmp_path: Path) -> None:
     model = DigitsCnn(10, 1)
     content = {
         "net": weights(),
@@ -49,7 +49,7 @@ def test_what_stands_beside_the_weights_is_told(tmp_path: Path) -> None:
     assert foreign.left == {"optimizer": "dict of 2", "args": "Namespace"}
 
 
-def test_whole_model_is_refused_and_told_how_to_save(tmp_path: Path) -> None:
+def test_error_for_a_whole_model_says_how_to_save_it(tmp_path: Path) -> None:
     for content in (DigitsCnn(10, 1), nn.DataParallel(DigitsCnn(10, 1)), {"net": DigitsCnn(10, 1), "epoch": 1}):
         with pytest.raises(ModelError, match=r"DigitsCnn.*torch.save\(model.state_dict\(\)") as raised:
             read_weights_to_import(saved(content, tmp_path))
@@ -57,7 +57,7 @@ def test_whole_model_is_refused_and_told_how_to_save(tmp_path: Path) -> None:
 
 
 class Evil:
-    """A pickle of it makes a file when it is read by one who trusts it."""
+    """A pickle that creates a file when it is loaded without protection."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -76,7 +76,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     ("content", "words"),
     [([1, 2], "but list of 2"), ({"epoch": 3}, r"but epoch \(int\)"), ({}, "no tensors by name")],
 )
-def test_file_without_weights_says_what_it_holds(tmp_path: Path, content: Any, words: str) -> None:
+def test_error_for_a_file_without_weights_says_what_it_holds(tmp_path: Path, content: Any, words: str) -> None:
     with pytest.raises(ModelError, match=words):
         read_weights_to_import(saved(content, tmp_path))
 
@@ -89,7 +89,7 @@ def test_file_of_another_kind_is_one_sentence(tmp_path: Path, name: str) -> None
     assert "\n" not in str(raised.value)
 
 
-def test_fit_names_each_key_that_does_not_go(tmp_path: Path) -> None:
+def test_match_names_each_key_that_does_not_fit(tmp_path: Path) -> None:
     tensors = weights()
     good = read_weights_to_import(saved(tensors, tmp_path), model_name="digits-cnn").fit
     assert good is not None

@@ -1,4 +1,4 @@
-"""Files are predicted in their order, whatever the batch and the number of processes, and a bad one spoils no other."""
+"""Files are predicted in order, whatever the batch size and number of processes, and a bad file affects no other."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from distrain.export.predict import best_outputs, predict_files
-from distrain.export.read_images import Picture
+from distrain.export.read_images import ImageInput
 from tests.export.making import make_bundle, write_digits
 
 
@@ -31,12 +31,12 @@ def test_order_is_the_order_of_the_files(tmp_path: Path, batch_size: int, num_wo
             assert prediction.values == pytest.approx(bundle.predict([prediction.image])[0].tolist(), abs=1e-6)
 
 
-def test_picture_that_kills_its_reader_is_told_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_that_crashes_its_reader_is_reported_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = make_bundle()
     paths = [str(file) for file in write_digits(tmp_path, 6)]
     prepare = bundle.prepare
 
-    def die_of_one(picture: Picture) -> torch.Tensor:
+    def die_of_one(picture: ImageInput) -> torch.Tensor:
         if picture == paths[3]:
             os.kill(os.getpid(), signal.SIGKILL)
         return prepare(picture)
