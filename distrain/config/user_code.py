@@ -1,15 +1,19 @@
 """Imports the user's code: `package.module:name` in a recipe names an object in it."""
 
+import difflib
 import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from distrain.errors import RecipeError
-from distrain.messages import nearest
+from distrain.messages import did_you_mean, joined
 from distrain.system.exits import describe_end
+
+MAX_NAMES = 6  # of a module, in a hint
 
 
 def is_reference(text: str) -> bool:
@@ -20,6 +24,8 @@ def is_reference(text: str) -> bool:
 def load_reference(text: str, *, key: str) -> Any:
     """Import `package.module:name`; raises `RecipeError`, naming the recipe's key, where there is no such object."""
     module_name, _, attribute = text.partition(":")
+    if (fault := _find_fault(module_name, attribute)) is not None:
+        raise RecipeError(f"{key}={text}: {fault}")
     try:
         module = importlib.import_module(module_name)
     except SystemExit as error:
@@ -34,11 +40,30 @@ def load_reference(text: str, *, key: str) -> Any:
             f"{key}={text}: there is no module {error.name!r} here; start distrain in its folder, or install it"
         ) from None
     if not hasattr(module, attribute):
-        names = [name for name in vars(module) if not name.startswith("_")]
-        raise RecipeError(
-            f"{key}={text}: module {module_name} has no {attribute!r}{nearest(attribute, names, count=1)}"
-        )
+        raise RecipeError(f"{key}={text}: module {module_name} has no {attribute!r}{_hint(module, attribute)}")
     return getattr(module, attribute)
+
+
+def _find_fault(module_name: str, attribute: str) -> str | None:
+    """Return in words why this names no module, or None; most often it is the file of one."""
+    path = Path(module_name)
+    if path.suffix == ".py" and path.is_file():
+        if path.parent == Path() and path.stem.isidentifier():
+            return f"name the module, not its file: {path.stem}:{attribute}"
+        return f"name the module, not its file: start distrain in {path.parent}, with {path.stem}:{attribute}"
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        return f"{module_name!r} is not the name of a module; use package.module:name"
+    return None
+
+
+def _hint(module: ModuleType, attribute: str) -> str:
+    """Return the names in a module that are most like `attribute`, or else those that it defines."""
+    names = [name for name, value in vars(module).items() if not (name.startswith("_") or inspect.ismodule(value))]
+    in_lower_case = {name.lower(): name for name in names}
+    if close := difflib.get_close_matches(attribute.lower(), in_lower_case):
+        return did_you_mean([in_lower_case[name] for name in close])
+    own = [name for name in names if getattr(vars(module)[name], "__module__", None) == module.__name__]
+    return f"; it defines {joined(own[:MAX_NAMES], last='and')}" if own else ""
 
 
 def find_refusal(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> str | None:
