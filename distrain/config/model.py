@@ -74,6 +74,8 @@ def _read_class_weights(value: object) -> object:
     if value is None or value == "balanced":
         return value
     if isinstance(value, list | tuple) and value and all(_is_weight(weight) for weight in value):
+        if not any(value):
+            raise ValueError(f"loss.class_weights={shown(value)}: give a number above 0 for one class at least")
         return value
     raise ValueError(f"loss.class_weights={shown(value)}: give balanced, or a list with a number >= 0 for each class")
 
@@ -97,7 +99,8 @@ class Loss(Section):
     )
     class_weights: ClassWeights = Field(
         None,
-        description="cross_entropy: weight of each class; balanced: samples / (classes * samples of the class)",
+        description="cross_entropy: weight of each class, the mean being sum(w * loss) / samples, not / sum(w) as in "
+        "torch; balanced: samples / (classes * samples of the class)",
     )
     pos_weight: Annotated[tuple[Positive, ...], BeforeValidator(_read_numbers)] | None = Field(
         None, description="bce: weight of the positive targets, one number or one for each label; 1 if null"

@@ -53,6 +53,11 @@ def test_weights_that_are_no_weights_are_one_sentence(value: str) -> None:
         load_recipe("digits", overrides=[f"loss.class_weights={value}"])
 
 
+def test_weights_that_are_all_zero_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"^loss\.class_weights=\[0, 0\.0\]: give a number above 0 for one class"):
+        load_recipe("digits", overrides=["loss.class_weights=[0, 0.0]"])
+
+
 def test_weights_survive_the_recipe_of_a_run() -> None:
     for value in ("balanced", "[1, 2.5, 0]"):
         recipe = load_recipe("digits", overrides=[f"loss.class_weights={value}"])
