@@ -10,7 +10,7 @@ import os
 import sysconfig
 import threading
 import traceback
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,13 @@ def user_frame(error: BaseException, packages: Collection[str] = ()) -> tracebac
     frames += getattr(error, _FRAMES, [])
     if isinstance(error, SyntaxError) and error.filename is not None:
         frames.append(traceback.FrameSummary(error.filename, error.lineno, "this module"))
+    return innermost_user_frame(frames, packages)
+
+
+def innermost_user_frame(
+    frames: Sequence[traceback.FrameSummary], packages: Collection[str] = ()
+) -> traceback.FrameSummary | None:
+    """Return the last of these frames that is the user's code, as `user_frame` defines it; None where there is none."""
     return next((frame for frame in reversed(frames) if _is_user_code(frame, packages)), None)
 
 

@@ -73,6 +73,7 @@ def _skip_step(session: Session, error: NotFiniteError) -> None:
             if len(unexplained) >= MIN_BATCHES and len(common) == 1:
                 batch.bad_samples = common
     if len(before) >= most:
+        session.state.step = batch.step  # the run failed there, though it took more steps
         raise TrainingError(
             f"{found}, and train.max_rollbacks={most} allows no further rollback; {clue}; correct or remove a sample "
             f"that is the cause, lower optimizer.lr, or set train.clip_norm"

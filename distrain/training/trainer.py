@@ -13,6 +13,7 @@ from distrain.data.loading.loader import read_batches
 from distrain.data.sources.base import Batch
 from distrain.distributed.world import World
 from distrain.runs.directory import RunDirectory
+from distrain.training.anomaly import describe_anomalies
 from distrain.training.build import build_session
 from distrain.training.determinism import seed_model_draws, set_determinism
 from distrain.training.device.allocator import release_unused
@@ -44,8 +45,9 @@ def train(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, mon
     """
     set_determinism(recipe)
     monitor.state.load(run.read_status())
-    while (is_complete := _train_attempt(recipe, profile, run, world, monitor)) is None:
-        release_unused(world.device)  # the network, before another one is built: there may be no room for two
+    with describe_anomalies(monitor.state) if recipe.train.detect_anomaly else nullcontext():
+        while (is_complete := _train_attempt(recipe, profile, run, world, monitor)) is None:
+            release_unused(world.device)  # the network, before another one is built: there may be no room for two
     return is_complete
 
 

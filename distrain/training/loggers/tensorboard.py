@@ -6,6 +6,7 @@ import warnings
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from distrain.training.anomaly import FORWARD_STACK
 from distrain.training.loggers.protocol import LoggerContext, Record
 
 
@@ -22,6 +23,7 @@ class TensorboardLogger:
         if context.model is not None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the tracer warns of Python values in any model: it is only drawn
+                warnings.filterwarnings("always", FORWARD_STACK)  # from the training, which has the same filters
                 self._writer.add_graph(context.model, context.images[:1])
         for record in context.history:
             self.write(record)
