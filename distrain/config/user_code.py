@@ -48,9 +48,8 @@ def _find_fault(module_name: str, attribute: str) -> str | None:
     """Return in words why this names no module, or None; most often it is the file of one."""
     path = Path(module_name)
     if path.suffix == ".py" and path.is_file():
-        if path.parent == Path() and path.stem.isidentifier():
-            return f"name the module, not its file: {path.stem}:{attribute}"
-        return f"name the module, not its file: start distrain in {path.parent}, with {path.stem}:{attribute}"
+        where = "" if path.parent == Path() else f"start distrain in {path.parent}, with "
+        return f"name the module, not its file: {where}{path.stem}:{attribute}"
     if not all(part.isidentifier() for part in module_name.split(".")):
         return f"{module_name!r} is not the name of a module; use package.module:name"
     return None
