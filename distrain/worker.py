@@ -146,10 +146,10 @@ def _train(job: _Job) -> bool:
 
 
 def _evaluate(job: _Job) -> bool:
-    from distrain.evaluation.worker import examine
+    from distrain.evaluation.worker import evaluate_checkpoint
 
     assert isinstance(job.task, EvaluationRequest)
-    return examine(job.recipe, job.run, job.task, job.world, job.monitor)
+    return evaluate_checkpoint(job.recipe, job.run, job.task, job.world, job.monitor)
 
 
 def _benchmark(job: _Job) -> bool:

@@ -14,7 +14,7 @@ from distrain.system.encoding import printable_name
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from distrain.evaluation.results import Answers, Findings
+    from distrain.evaluation.results import EvaluationResults, Predictions
 
 MAX_CLASSES = 50  # rows of the table; of more classes the least accurate are shown
 MAX_LINES = 5  # pairs and mistakes told in the terminal
@@ -68,7 +68,7 @@ def evaluate(
 
     from distrain.config.profile import read_options
     from distrain.evaluation import results as found
-    from distrain.evaluation.launch import examine
+    from distrain.evaluation.launch import run_evaluation
     from distrain.evaluation.request import resolve
     from distrain.runs import query
     from distrain.worker import run_worker
@@ -80,7 +80,7 @@ def evaluate(
     errors = Console(stderr=True, highlight=False)
     if (note := query.describe_unsaved(run)) is not None:
         errors.print(f"note: {note}", markup=False, soft_wrap=True)
-    result = examine(
+    result = run_evaluation(
         folder,
         recipe,
         request,
@@ -88,7 +88,7 @@ def evaluate(
         run_worker=run_worker,
         notify=lambda words: errors.print(words, markup=False, soft_wrap=True),
     )
-    answers = found.read_answers(folder)
+    answers = found.read_predictions(folder)
     drawn = _draw(folder.path, result, answers, recipe_source=folder.recipe) if pictures else []
     if as_json:
         print_json(result)
@@ -101,9 +101,9 @@ def evaluate(
         console.print(f"picture     {file}", soft_wrap=True, markup=False)
 
 
-def _print(console: "Console", result: "Findings", answers: "Answers") -> None:
+def _print(console: "Console", result: "EvaluationResults", answers: "Predictions") -> None:
     from distrain.config.metrics import format_evaluation
-    from distrain.evaluation.results import badness_in_words, confused_pairs
+    from distrain.evaluation.results import confused_pairs, format_badness
     from distrain.system.display import Heading, print_table
 
     words = format_evaluation(result.metrics, split="" if result.split == "all" else result.split)
@@ -129,11 +129,11 @@ def _print(console: "Console", result: "Findings", answers: "Answers") -> None:
         for true, taken, count in confused_pairs(every, answers.confusion, MAX_LINES):
             console.print(f"confused    {true} taken for {taken}: {count}", markup=False)
     for mistake in result.mistakes[:MAX_LINES]:
-        words = f"is {mistake.target}, said {mistake.prediction} ({badness_in_words(mistake, result.target)})"
+        words = f"is {mistake.target}, said {mistake.prediction} ({format_badness(mistake, result.target)})"
         console.print(f"mistake     {mistake.sample}: {words}", soft_wrap=True, markup=False)
 
 
-def _draw(folder: Path, result: "Findings", answers: "Answers", *, recipe_source: Path) -> list[Path]:
+def _draw(folder: Path, result: "EvaluationResults", answers: "Predictions", *, recipe_source: Path) -> list[Path]:
     from distrain.evaluation.plots import draw_confusion, draw_mistakes
     from distrain.evaluation.samples import read_images
 

@@ -1,5 +1,5 @@
-"""An evaluation: one checkpoint of a run, sample by sample, in a run directory of its own.
+"""Evaluates one checkpoint of a run, sample by sample, in a separate run directory.
 
-`request` says what is requested and `launch` runs it, without torch; `worker` evaluates on every rank; `results` is
-what it leaves, and `plots` draws that.
+`request` resolves the request and `launch` runs it, without torch; `worker` evaluates on every rank; `results` reads
+and writes the results, and `plots` draws them.
 """

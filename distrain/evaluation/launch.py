@@ -1,11 +1,11 @@
-"""Checks, launches and reads back an examination, in the control plane."""
+"""Checks and launches an evaluation, and reads its results, in the control plane."""
 
 from collections.abc import Callable
 
 from distrain.config import Recipe
 from distrain.config.profile import LaunchOptions, resolve_profile
 from distrain.errors import RunError
-from distrain.evaluation.results import Findings, read_findings
+from distrain.evaluation.results import EvaluationResults, read_results
 from distrain.launchers import LAUNCHERS
 from distrain.launchers.launch_task import launch_task
 from distrain.launchers.prepare import check_data
@@ -14,23 +14,23 @@ from distrain.runs.directory import RunDirectory
 from distrain.runs.task import EvaluationRequest
 
 
-def examine(
+def run_evaluation(
     folder: RunDirectory,
     recipe: Recipe,
     request: EvaluationRequest,
-    wanted: LaunchOptions,
+    options: LaunchOptions,
     *,
     run_worker: RunWorker,
     notify: Callable[[str], None],
-) -> Findings:
-    """Have the request done on as many processes as wanted and return what was found; one process is this one.
+) -> EvaluationResults:
+    """Run the evaluation on the processes of `options` and return its results; a single process is this one.
 
-    Raises a `UserError` for what is wrong with the question, `TaskError` with the first failure of a process, and
+    Raises a `UserError` for an invalid request, `TaskError` with the first failure of a process, and
     `StoppedError` after a stop.
     """
-    profile = resolve_profile(wanted, threads=recipe.train.threads, in_one_process=False, recipe=recipe.name)
+    profile = resolve_profile(options, threads=recipe.train.threads, in_one_process=False, recipe=recipe.name)
     if profile.nodes > 1:
-        raise RunError("an examination runs on one machine; leave --nodes out")
+        raise RunError("an evaluation runs on one node; remove --nodes")
     for note in check_data(recipe, needs_validation=request.split == "val"):
         notify(f"note: {note}")
     launch_task(
@@ -44,4 +44,4 @@ def examine(
         run_worker=run_worker,
         notify=notify,
     )
-    return read_findings(folder)
+    return read_results(folder)

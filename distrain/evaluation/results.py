@@ -1,4 +1,4 @@
-"""Reads and writes the results of an examination: metrics, results of each class, and a prediction for each sample."""
+"""Reads and writes the results of an evaluation: metrics, results per class, and a prediction for each sample."""
 
 import json
 import math
@@ -19,18 +19,18 @@ NUM_MISTAKES = 25
 
 
 class Mistake(BaseModel):
-    """A sample that the network is most wrong about."""
+    """A sample with one of the worst predictions."""
 
-    sample: str  # the image's path, or the words of its source
+    sample: str  # the image's path, or its name in the source
     index: int  # of the sample in its split
     target: str
     prediction: str
-    # Probability of the wrong class; labels that are wrong; mean absolute error of the values, null if it is infinite.
+    # Probability of the wrong class; number of wrong labels; mean absolute error of the values, null if it is infinite.
     badness: Annotated[float, BeforeValidator(lambda read: math.inf if read is None else read)]
 
 
 class ClassResult(BaseModel):
-    """How one class fares, all fractions; precision is None where nothing was taken for the class."""
+    """The results of one class, as fractions; precision is None where the class was never predicted."""
 
     name: str
     samples: int
@@ -39,8 +39,8 @@ class ClassResult(BaseModel):
     f1: float | None
 
 
-class Findings(BaseModel):
-    """An examination in numbers: `findings.json`."""
+class EvaluationResults(BaseModel):
+    """The results of an evaluation: `findings.json`."""
 
     run: str
     checkpoint: str
@@ -51,17 +51,17 @@ class Findings(BaseModel):
     target: Target
     num_samples: int
     metrics: Evaluation
-    classes: list[ClassResult]  # none for values
+    classes: list[ClassResult]  # empty for values
     mistakes: list[Mistake]  # the worst first
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What the network said of each sample, in the order of the split.
+class Predictions:
+    """The prediction for each sample, in the order of the split.
 
-    Of classes: `targets` and `predictions` int64 [n], `scores` float64 [n] the probability of the prediction. Of labels
-    and values: `targets` and `predictions` float64 [n, outputs], `scores` float64 [n] how wrong they are. `confusion`
-    is int64 [classes, classes], a row for a true class; empty where there are no classes.
+    For classes: `targets` and `predictions` int64 [n], `scores` float64 [n] the probability of the prediction. For
+    labels and values: `targets` and `predictions` float64 [n, outputs], `scores` float64 [n] the error. `confusion` is
+    int64 [classes, classes], a row per true class; empty where there are no classes.
     """
 
     targets: NDArray[Any]
@@ -70,8 +70,8 @@ class Answers:
     confusion: NDArray[np.int64]
 
 
-def badness_in_words(mistake: Mistake, target: Target) -> str:
-    """Return how wrong a mistake is: `61.2%` of the probability, `4 labels wrong`, or by how much values are off."""
+def format_badness(mistake: Mistake, target: Target) -> str:
+    """Return how wrong a mistake is as text: a probability `61.2%`, `4 labels wrong`, or `off by 0.5`."""
     if target == "class":
         return f"{mistake.badness:.1%}"
     if target == "labels":
@@ -79,50 +79,50 @@ def badness_in_words(mistake: Mistake, target: Target) -> str:
     return f"off by {mistake.badness:.4g}"
 
 
-def write_findings(folder: RunDirectory, findings: Findings, answers: Answers) -> None:
-    """Write both; the JSON last, so that whoever finds it finds all."""
+def write_results(folder: RunDirectory, results: EvaluationResults, predictions: Predictions) -> None:
+    """Write both, the JSON last: where it exists, the results are complete."""
     np.savez_compressed(
         folder.answers,
-        targets=answers.targets,
-        predictions=answers.predictions,
-        scores=answers.scores,
-        confusion=answers.confusion,
+        targets=predictions.targets,
+        predictions=predictions.predictions,
+        scores=predictions.scores,
+        confusion=predictions.confusion,
     )
-    write_atomically(folder.findings, to_json(findings))
+    write_atomically(folder.findings, to_json(results))
 
 
-def read_findings(folder: RunDirectory) -> Findings:
-    """Read an examination that is done."""
-    return Findings.model_validate(json.loads(folder.findings.read_text(encoding="utf-8")))
+def read_results(folder: RunDirectory) -> EvaluationResults:
+    """Read the results of a finished evaluation."""
+    return EvaluationResults.model_validate(json.loads(folder.findings.read_text(encoding="utf-8")))
 
 
-def read_answers(folder: RunDirectory) -> Answers:
-    """Read what was said of every sample."""
+def read_predictions(folder: RunDirectory) -> Predictions:
+    """Read the prediction for every sample."""
     with np.load(folder.answers, allow_pickle=False) as arrays:
-        return Answers(arrays["targets"], arrays["predictions"], arrays["scores"], arrays["confusion"])
+        return Predictions(arrays["targets"], arrays["predictions"], arrays["scores"], arrays["confusion"])
 
 
 def results_of_classes(names: list[str], confusion: NDArray[np.int64]) -> list[ClassResult]:
-    """Return how each class fares by the confusion matrix [classes, classes]."""
-    right, samples, taken = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    """Return the results of each class from the confusion matrix [classes, classes]."""
+    correct, samples, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
     return [
         ClassResult(
             name=name,
             samples=int(samples[i]),
-            accuracy=_share(right[i], samples[i]),
-            precision=_share(right[i], taken[i]),
-            f1=_share(2 * right[i], samples[i] + taken[i]),
+            accuracy=_share(correct[i], samples[i]),
+            precision=_share(correct[i], predicted[i]),
+            f1=_share(2 * correct[i], samples[i] + predicted[i]),
         )
         for i, name in enumerate(names)
     ]
 
 
-def confused_pairs(names: list[str], confusion: NDArray[np.int64], most: int) -> list[tuple[str, str, int]]:
-    """Return (true class, class that it was taken for, how often) of the pairs confused most often."""
+def confused_pairs(names: list[str], confusion: NDArray[np.int64], limit: int) -> list[tuple[str, str, int]]:
+    """Return (true class, predicted class, count) of the `limit` pairs confused most often."""
     wrong = confusion.copy()
     np.fill_diagonal(wrong, 0)
-    request = np.argsort(-wrong, axis=None, kind="stable")[:most]
-    rows, columns = np.unravel_index(request, wrong.shape)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
+    rows, columns = np.unravel_index(order, wrong.shape)
     return [(names[r], names[c], int(wrong[r, c])) for r, c in zip(rows, columns, strict=True) if wrong[r, c]]
 
 

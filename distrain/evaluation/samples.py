@@ -1,4 +1,4 @@
-"""Opens single samples as they are before any transform."""
+"""Opens single samples before any transform."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from distrain.runs.task import Samples
 
 
 def open_samples(recipe: Recipe, samples: Samples) -> tuple[Source, Samples]:
-    """Return the samples that are examined, and which they are; `given` are validation samples, or all there are."""
+    """Return the samples to evaluate, and their split; `given` are the validation samples, or all without a split."""
     sources = open_sources(recipe.data)
     has_splits = "val" in sources or recipe.data.val_fraction is not None
     if samples != "val" and not has_splits:
@@ -31,14 +31,14 @@ def read_images(recipe: Path, samples: Samples, indices: list[int]) -> list[NDAr
     images: list[NDArray[Any] | None] = []
     for index in indices:
         try:
-            images.append(_as_picture(source.read(index)[0]))
+            images.append(_to_rgb(source.read(index)[0]))
         except DataError:
             images.append(None)
     return images
 
 
-def _as_picture(image: torch.Tensor) -> NDArray[Any]:
-    """Return [channels, height, width] as a picture: floats are stretched from their least to their greatest value."""
+def _to_rgb(image: torch.Tensor) -> NDArray[Any]:
+    """Return an image [channels, height, width] as RGB; floats are scaled from their range to 0 to 255."""
     if image.dtype != torch.uint8:
         low, high = image.min(), image.max()
         image = ((image - low) / (high - low).clamp(min=1e-9) * 255).round().to(torch.uint8)

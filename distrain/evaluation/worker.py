@@ -24,7 +24,14 @@ from distrain.data.transforms.pipeline import Normalize, build_transforms
 from distrain.distributed.extra_state import load_loss
 from distrain.distributed.world import World
 from distrain.errors import CheckpointError, DataError
-from distrain.evaluation.results import NUM_MISTAKES, Answers, Findings, Mistake, results_of_classes, write_findings
+from distrain.evaluation.results import (
+    NUM_MISTAKES,
+    EvaluationResults,
+    Mistake,
+    Predictions,
+    results_of_classes,
+    write_results,
+)
 from distrain.evaluation.samples import open_samples
 from distrain.models.registry import build_model
 from distrain.runs import checkpoints
@@ -41,8 +48,8 @@ from distrain.training.monitor import RankMonitor
 
 
 @dataclass(frozen=True)
-class _Subject:
-    """What is examined: the source of the samples, the network with its weights, and what came with these."""
+class _EvaluationSetup:
+    """The source of the samples, the network with its weights, and everything else that an evaluation needs."""
 
     source: Source
     samples: Samples
@@ -55,9 +62,9 @@ class _Subject:
 
 
 class _PredictionRecorder:
-    """Keeps what the network says of every sample of this rank's batches, by the sample's place in the split.
+    """Records the prediction for every sample of this rank's batches, by the sample's index in the split.
 
-    One row a sample, float64 on the device: how wrong, then the targets, then the predictions.
+    One row per sample, float64 on the device: the score, then the targets, then the predictions.
     """
 
     def __init__(self, num_samples: int, target: Target, num_outputs: int, batch_size: int, world: World) -> None:
@@ -67,7 +74,7 @@ class _PredictionRecorder:
         self._table = torch.zeros(num_samples, 1 + 2 * self._width, dtype=torch.float64, device=world.device)
 
     def __call__(self, number: int, logits: torch.Tensor, targets: torch.Tensor) -> None:
-        """Take the batch `number` of all ranks': logits [n, outputs], targets as the loader gives them."""
+        """Record batch `number`, counted over all ranks: logits [n, outputs], targets as the loader gives them."""
         start = number * self._batch_size
         rows = self._table[start : start + len(targets)]
         outputs = logits.double()
@@ -80,79 +87,79 @@ class _PredictionRecorder:
         scores = errors.sum(dim=1) if self._target == "labels" else errors.mean(dim=1)
         rows[:] = torch.cat([scores[:, None], targets.double(), predictions], dim=1)
 
-    def answers(self, world: World, confusion: torch.Tensor | None) -> Answers:
-        """Return the answers of all ranks; each row is one rank's, and x + 0 is exact."""
+    def predictions(self, world: World, confusion: torch.Tensor | None) -> Predictions:
+        """Return the predictions of all ranks; each row is from one rank, and adding zeros is exact."""
         table = world.all_reduce(self._table).cpu().numpy()
         targets, predictions = table[:, 1 : 1 + self._width], table[:, 1 + self._width :]
         if self._target == "class":
             targets, predictions = targets[:, 0].astype(np.int64), predictions[:, 0].astype(np.int64)
         counts = torch.zeros(0, 0, dtype=torch.int64) if confusion is None or confusion.dim() != 2 else confusion
-        return Answers(targets, predictions, table[:, 0], counts.numpy())
+        return Predictions(targets, predictions, table[:, 0], counts.numpy())
 
 
-def examine(
+def evaluate_checkpoint(
     recipe: Recipe, folder: RunDirectory, request: EvaluationRequest, world: World, monitor: RankMonitor
 ) -> bool:
-    """Evaluate the checkpoint of the request; returns False where a stop broke it off.
+    """Evaluate the checkpoint of the request; returns False after a stop.
 
-    Raises a `UserError` where checkpoint and data do not go together, and `CheckpointError` for a damaged checkpoint.
+    Raises a `UserError` where checkpoint and data are incompatible, and `CheckpointError` for a damaged checkpoint.
     """
-    subject = _prepare(recipe, request, world)
-    batch_size, num_samples = recipe.eval.batch_size, len(subject.source)
+    setup = _prepare(recipe, request, world)
+    batch_size, num_samples = recipe.eval.batch_size, len(setup.source)
     num_batches = -(-num_samples // batch_size)
-    own = evaluation_order(num_samples=num_samples, batch_size=batch_size, rank=world.rank, world_size=world.size)
+    order = evaluation_order(num_samples=num_samples, batch_size=batch_size, rank=world.rank, world_size=world.size)
     state = monitor.state
     state.load(folder.read_status())
-    state.begin_attempt(world_size=world.size, total_steps=len(own))  # steps are batches of this rank
+    state.begin_attempt(world_size=world.size, total_steps=len(order))  # steps are batches of this rank
     state.phase = "evaluate"
     monitor.report_start()
     monitor.report("running")
-    if recipe.loss.name == read_recipe(RunDirectory(Path(request.run)).recipe).loss.name:  # not another one by --set
-        load_loss(subject.loss_function, read_loss(Path(request.checkpoint)))
-    on_batch = _PredictionRecorder(num_samples, subject.chosen.target, len(subject.chosen.classes), batch_size, world)
+    if recipe.loss.name == read_recipe(RunDirectory(Path(request.run)).recipe).loss.name:  # not changed by --set
+        load_loss(setup.loss_function, read_loss(Path(request.checkpoint)))
+    recorder = _PredictionRecorder(num_samples, setup.chosen.target, len(setup.chosen.classes), batch_size, world)
     reading = read_batches(
-        subject.reader,
-        own,
+        setup.reader,
+        order,
         num_workers=recipe.data.num_workers,
         device=world.device,
         loader=recipe.data.loader,
     )
-    with closing(reading) as batches, _progress(world, len(own)) as progress:
+    with closing(reading) as batches, _progress(world, len(order)) as progress:
 
         def normalized(read: Iterator[Batch]) -> Iterator[Batch]:
             for images, targets in read:
                 state.progress += 1
                 state.step += 1
-                yield subject.normalize(images), targets
+                yield setup.normalize(images), targets
                 progress.advance()
 
         evaluation = evaluate(
-            subject.model,
+            setup.model,
             normalized(batches),
             num_batches=num_batches,
             idle_batch=None,
-            loss_function=subject.loss_function,
-            chosen=subject.chosen,
+            loss_function=setup.loss_function,
+            chosen=setup.chosen,
             precision=Precision(recipe.precision, world.device),
             views=recipe.eval,
             world=world,
             must_break_off=lambda: monitor.stop.is_requested,
-            on_batch=on_batch,
+            on_batch=recorder,
         )
     if evaluation is not None:
-        answers = on_batch.answers(world, evaluation.confusion)
+        predictions = recorder.predictions(world, evaluation.confusion)
         if world.is_rank_zero:
-            write_findings(folder, _conclude(request, recipe, subject, evaluation, answers), answers)
+            write_results(folder, _conclude(request, recipe, setup, evaluation, predictions), predictions)
     monitor.report("finished" if evaluation is not None else "stopped")
     return evaluation is not None
 
 
-def _prepare(recipe: Recipe, request: EvaluationRequest, world: World) -> _Subject:
+def _prepare(recipe: Recipe, request: EvaluationRequest, world: World) -> _EvaluationSetup:
     set_tf32(recipe, world.device)
     path = Path(request.checkpoint)
     fault = checkpoints.find_corruption(path) if world.is_rank_zero else None
     if world.any_over_ranks(fault is not None):
-        raise CheckpointError(f"checkpoint {path} is not used: {fault or 'rank 0 has found it damaged'}")
+        raise CheckpointError(f"checkpoint {path} cannot be used: {fault or 'rank 0 has found it damaged'}")
     state = checkpoints.read(path).state
     with world.rank_zero_first():
         source, samples = open_samples(recipe, request.split)
@@ -161,7 +168,7 @@ def _prepare(recipe: Recipe, request: EvaluationRequest, world: World) -> _Subje
     if list(source.classes) != state["classes"]:
         raise DataError(
             f"the data has other classes than the run was trained on: {', '.join(source.classes)[:200]}, not "
-            f"{', '.join(state['classes'])[:200]}; name the data that has them with --data"
+            f"{', '.join(state['classes'])[:200]}; use data that has them with --data"
         )
     reader = BatchReader(source, build_transforms(recipe.augment.eval, key="augment.eval"), seed=recipe.train.seed)
     target = source.target
@@ -169,14 +176,14 @@ def _prepare(recipe: Recipe, request: EvaluationRequest, world: World) -> _Subje
     if isinstance(first, DataError):
         raise first
     in_channels = first[0].shape[1]
-    bare = recipe.model.model_copy(update={"weights": None})  # those of the checkpoint take their place
-    model = build_model(bare, num_classes=len(source.classes), in_channels=in_channels)
+    config = recipe.model.model_copy(update={"weights": None})  # the checkpoint replaces them
+    model = build_model(config, num_classes=len(source.classes), in_channels=in_channels)
     model.load_state_dict(with_versions(unpack(read_model(path)), model))
     names = {"class": ("confusion_matrix",), "labels": (), "values": ()}[target]
     metrics = choose_metrics(recipe.eval, target=target, classes=source.classes)
-    wanted = recipe.eval.model_copy(update={"metrics": (*metrics.names, *names), "best": metrics.best})
+    eval_config = recipe.eval.model_copy(update={"metrics": (*metrics.names, *names), "best": metrics.best})
     is_averaged = any(name.startswith(AVERAGE) for name in describe_tensors(path))
-    return _Subject(
+    return _EvaluationSetup(
         source=source,
         samples=samples,
         reader=reader,
@@ -194,20 +201,20 @@ def _prepare(recipe: Recipe, request: EvaluationRequest, world: World) -> _Subje
             device=world.device,
             class_weights=_class_weights(recipe, request, state),
         ),
-        chosen=choose_metrics(wanted, target=target, classes=source.classes),
+        chosen=choose_metrics(eval_config, target=target, classes=source.classes),
         weights="moving average" if is_averaged else "trained",
     )
 
 
 def _class_weights(recipe: Recipe, request: EvaluationRequest, state: dict[str, Any]) -> torch.Tensor | None:
-    """Return the weights of the classes that the training had in its loss, or those that --set asks for instead.
+    """Return the class weights of the training loss, or those that --set requests instead.
 
-    Balanced ones are those of the samples that were trained on, whichever are evaluated; a checkpoint holds them. Where
-    it does not, they are counted again.
+    Balanced weights are those of the training samples, whichever samples are evaluated. They are in the checkpoint; if
+    they are missing there, the samples are counted again.
     """
     run = read_recipe(RunDirectory(Path(request.run)).recipe)
-    if recipe.loss.class_weights == run.loss.class_weights and (kept := state.get("class_weights")) is not None:
-        return torch.tensor(kept, dtype=torch.float32)
+    if recipe.loss.class_weights == run.loss.class_weights and (stored := state.get("class_weights")) is not None:
+        return torch.tensor(stored, dtype=torch.float32)
 
     def counts() -> NDArray[np.int64]:
         return class_counts(choose_samples(open_sources(run.data), run.data, seed=run.train.seed)["train"])
@@ -223,44 +230,48 @@ def _progress(world: World, num_batches: int) -> LiveProgress:
 
 
 def _conclude(
-    request: EvaluationRequest, recipe: Recipe, subject: _Subject, evaluation: Evaluation, answers: Answers
-) -> Findings:
-    classes = [str(name) for name in subject.source.classes]
-    return Findings(
+    request: EvaluationRequest,
+    recipe: Recipe,
+    setup: _EvaluationSetup,
+    evaluation: Evaluation,
+    predictions: Predictions,
+) -> EvaluationResults:
+    classes = [str(name) for name in setup.source.classes]
+    return EvaluationResults(
         run=request.run,
         checkpoint=request.checkpoint,
         step=checkpoints.read(Path(request.checkpoint)).step,
-        weights=subject.weights,
-        split=subject.samples,
+        weights=setup.weights,
+        split=setup.samples,
         data=recipe.data.path,
-        target=subject.chosen.target,
+        target=setup.chosen.target,
         num_samples=evaluation.num_samples,
         metrics=evaluation.metrics,
-        classes=results_of_classes(classes, answers.confusion) if answers.confusion.size else [],
-        mistakes=_worst_mistakes(subject, answers, classes),
+        classes=results_of_classes(classes, predictions.confusion) if predictions.confusion.size else [],
+        mistakes=_worst_mistakes(setup, predictions, classes),
     )
 
 
-def _worst_mistakes(subject: _Subject, answers: Answers, classes: list[str]) -> list[Mistake]:
-    if subject.chosen.target == "class":
-        badness = np.where(answers.targets != answers.predictions, answers.scores, 0.0)
+def _worst_mistakes(setup: _EvaluationSetup, predictions: Predictions, classes: list[str]) -> list[Mistake]:
+    if setup.chosen.target == "class":
+        badness = np.where(predictions.targets != predictions.predictions, predictions.scores, 0.0)
     else:
-        badness = answers.scores
-    request = np.argsort(-badness, kind="stable")[:NUM_MISTAKES]
+        badness = predictions.scores
+    order = np.argsort(-badness, kind="stable")[:NUM_MISTAKES]
     return [
         Mistake(
-            sample=subject.source.describe(int(i)),
+            sample=setup.source.describe(int(i)),
             index=int(i),
-            target=_in_words(answers.targets[i], subject.chosen.target, classes),
-            prediction=_in_words(answers.predictions[i], subject.chosen.target, classes),
+            target=_format_output(predictions.targets[i], setup.chosen.target, classes),
+            prediction=_format_output(predictions.predictions[i], setup.chosen.target, classes),
             badness=float(badness[i]),
         )
-        for i in request
+        for i in order
         if badness[i] > 0
     ]
 
 
-def _in_words(value: np.generic | np.ndarray, target: Target, classes: list[str]) -> str:
+def _format_output(value: np.generic | np.ndarray, target: Target, classes: list[str]) -> str:
     if target == "class":
         return classes[int(value)]
     numbers = np.atleast_1d(value)

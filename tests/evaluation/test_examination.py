@@ -15,7 +15,7 @@ from sklearn.metrics import confusion_matrix
 
 from distrain.config import Data
 from distrain.data.sources.registry import open_sources
-from distrain.evaluation.results import read_answers
+from distrain.evaluation.results import read_predictions
 from distrain.export import load
 from distrain.runs.directory import RunDirectory
 from tests.command import Done, command, distrain, end_of, fit, status, wait_for_phase, wait_until
@@ -54,10 +54,10 @@ def test_loss_is_that_of_the_split_that_was_evaluated(run: Path) -> None:
     assert "val loss" not in out
 
 
-def test_every_sample_has_its_answer_and_the_worst_are_shown(run: Path) -> None:
+def test_every_sample_has_a_prediction_and_the_worst_are_shown(run: Path) -> None:
     out = examine(run, "--metrics=top1,f1", "--set=eval.batch_size=50").out
     folder = next(Path(line.split()[1]) for line in out.splitlines() if line.startswith("folder"))
-    answers = read_answers(RunDirectory(folder))
+    answers = read_predictions(RunDirectory(folder))
     wrong = answers.targets != answers.predictions
     assert answers.confusion.sum() == len(wrong) == 359
     assert np.array_equal(answers.confusion, confusion_matrix(answers.targets, answers.predictions))
@@ -94,7 +94,7 @@ def test_mistakes_have_the_probability_that_the_exported_network_gives(run: Path
         (["run", "--gpus=9"], "9 were requested"),
     ],
 )
-def test_bad_question_is_one_sentence(run: Path, arguments: list[str], words: str) -> None:
+def test_bad_request_is_one_sentence(run: Path, arguments: list[str], words: str) -> None:
     done = distrain("eval", *arguments, cwd=run.parent)
     assert done.code == 2
     assert words in done.err
@@ -109,7 +109,7 @@ def photographs(folder: Path, numbers: range) -> None:
             Image.fromarray(pixels).save(folder / name / f"{number}.png")
 
 
-def test_all_of_other_data_without_splits_is_examined(tmp_path: Path) -> None:
+def test_all_of_other_data_without_splits_is_evaluated(tmp_path: Path) -> None:
     photographs(tmp_path / "photos", range(8))
     photographs(tmp_path / "others", range(100, 103))
     for folder in ("photos", "others"):
@@ -145,7 +145,7 @@ def loss(logits, targets):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_ctrl_c_ends_an_examination_in_the_middle_of_a_batch(tmp_path: Path, processes: int) -> None:
+def test_ctrl_c_ends_an_evaluation_in_the_middle_of_a_batch(tmp_path: Path, processes: int) -> None:
     (tmp_path / "slow.py").write_text(SLOW_LOSS)
     fit("--set=train.max_steps=2", "--set=loss={name: 'slow:loss'}", "--run=run", cwd=tmp_path)
     process = subprocess.Popen(

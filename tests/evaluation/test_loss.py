@@ -1,4 +1,4 @@
-"""An evaluation afterwards gives the loss that training gave, with everything that the recipe puts into it."""
+"""`distrain eval` gives the loss of training, including everything that the recipe adds to it."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,8 @@ from distrain.config import load_recipe
 from distrain.config.profile import Profile
 from distrain.distributed.world import World
 from distrain.evaluation.request import resolve
-from distrain.evaluation.results import read_findings
-from distrain.evaluation.worker import examine
+from distrain.evaluation.results import read_results
+from distrain.evaluation.worker import evaluate_checkpoint
 from distrain.runs import checkpoints
 from distrain.runs.checkpoints.integrity import describe_files, read_manifest
 from distrain.runs.directory import RunDirectory
@@ -33,7 +33,7 @@ BASE = [
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Noise whose classes have other shares in training than in validation."""
+    """Noise whose classes have different shares in training and in validation."""
     draws = np.random.default_rng(3)
     train = draws.choice(CLASSES, 40, p=[0.5, 0.25, 0.15, 0.1])
     train[:CLASSES] = range(CLASSES)
@@ -67,8 +67,8 @@ def loss_of_eval(run: RunDirectory, *overrides: str, data: Path | None = None) -
     folder, recipe, request = resolve(run, path, split=None, overrides=list(overrides), data=where)
     folder.path.mkdir(parents=True, exist_ok=True)
     with RankMonitor(folder, rank=0) as monitor:
-        assert examine(recipe, folder, request, ALONE, monitor)
-    return read_findings(folder).metrics["val/loss"]
+        assert evaluate_checkpoint(recipe, folder, request, ALONE, monitor)
+    return read_results(folder).metrics["val/loss"]
 
 
 @pytest.mark.parametrize(
@@ -80,9 +80,7 @@ def loss_of_eval(run: RunDirectory, *overrides: str, data: Path | None = None) -
         "{name: focal, gamma: 1.5}",
     ],
 )
-def test_loss_is_that_of_the_training_with_all_that_the_recipe_puts_into_it(
-    tmp_path: Path, data: Path, loss: str
-) -> None:
+def test_loss_is_that_of_training_with_all_that_the_recipe_adds_to_it(tmp_path: Path, data: Path, loss: str) -> None:
     run = train(tmp_path / "run", data, f"loss={loss}")
     last = run.read_status().last
     assert last is not None

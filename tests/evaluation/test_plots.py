@@ -1,4 +1,4 @@
-"""The pictures of an examination show all of their titles, and no more paper than they need."""
+"""The plots of an evaluation show their whole titles, without unnecessary margins."""
 
 from pathlib import Path
 from typing import Any
@@ -9,17 +9,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distrain.evaluation.plots import draw_confusion, draw_mistakes
-from distrain.evaluation.results import Answers, Findings, Mistake, badness_in_words, results_of_classes
+from distrain.evaluation.results import EvaluationResults, Mistake, Predictions, format_badness, results_of_classes
 
 EMPTY = np.zeros(1)
 
 
-def findings(num_classes: int, *, num_mistakes: int = 0) -> tuple[Findings, Answers]:
+def findings(num_classes: int, *, num_mistakes: int = 0) -> tuple[EvaluationResults, Predictions]:
     confusion = np.eye(num_classes, dtype=np.int64) * 60 + 4
     mistakes = [
         Mistake(sample="s", index=i, target="W" * 40, prediction="M" * 40, badness=0.9) for i in range(num_mistakes)
     ]
-    found = Findings(
+    found = EvaluationResults(
         run="/runs/imagefolder-resnet18-20261126-052803-f681",
         checkpoint="",
         step=1234567,
@@ -32,7 +32,7 @@ def findings(num_classes: int, *, num_mistakes: int = 0) -> tuple[Findings, Answ
         classes=results_of_classes([f"class {i}" for i in range(num_classes)], confusion),
         mistakes=mistakes,
     )
-    return found, Answers(EMPTY, EMPTY, EMPTY, confusion)
+    return found, Predictions(EMPTY, EMPTY, EMPTY, confusion)
 
 
 def ink(file: Path) -> NDArray[np.bool_]:
@@ -41,14 +41,14 @@ def ink(file: Path) -> NDArray[np.bool_]:
 
 
 def assert_framed(drawn: NDArray[np.bool_]) -> None:
-    """Fail unless a narrow white margin, and not more, is around what is drawn: nothing is cut off."""
+    """Fail unless there is exactly a narrow white margin around the content: nothing is cut off."""
     for margin in (drawn, drawn[::-1], drawn.T, drawn.T[::-1]):
         first = int(np.argmax(margin.any(axis=1)))
         assert 3 <= first <= 25, first
 
 
 @pytest.mark.parametrize("num_classes", [2, 10, 70])
-def test_title_of_the_confusion_matrix_is_whole_however_few_classes_there_are(tmp_path: Path, num_classes: int) -> None:
+def test_title_of_the_confusion_matrix_is_complete_for_few_classes(tmp_path: Path, num_classes: int) -> None:
     draw_confusion(*findings(num_classes), tmp_path / "confusion.png")
     drawn = ink(tmp_path / "confusion.png")
     assert_framed(drawn)
@@ -70,7 +70,7 @@ def test_mistakes_have_no_empty_columns(tmp_path: Path, count: int, columns: int
 
 def test_badness_says_what_it_counts() -> None:
     mistake = Mistake(sample="s", index=0, target="a", prediction="b", badness=4)
-    assert badness_in_words(mistake.model_copy(update={"badness": 0.612}), "class") == "61.2%"
-    assert badness_in_words(mistake, "labels") == "4 labels wrong"
-    assert badness_in_words(mistake.model_copy(update={"badness": 1}), "labels") == "1 label wrong"
-    assert badness_in_words(mistake, "values") == "off by 4"
+    assert format_badness(mistake.model_copy(update={"badness": 0.612}), "class") == "61.2%"
+    assert format_badness(mistake, "labels") == "4 labels wrong"
+    assert format_badness(mistake.model_copy(update={"badness": 1}), "labels") == "1 label wrong"
+    assert format_badness(mistake, "values") == "off by 4"

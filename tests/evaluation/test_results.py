@@ -9,7 +9,7 @@ CONFUSION = np.array([[2, 1, 1], [0, 2, 0], [0, 0, 0]])
 NAMES = ["cat", "dog", "bird"]
 
 
-def test_each_class_has_its_own_share_of_right_answers() -> None:
+def test_accuracy_precision_and_f1_of_each_class() -> None:
     cat, dog, bird = results_of_classes(NAMES, CONFUSION)
     assert (cat.samples, cat.accuracy, cat.precision) == (4, 0.5, 1.0)
     assert cat.f1 == pytest.approx(2 * 0.5 * 1.0 / 1.5)
@@ -18,7 +18,7 @@ def test_each_class_has_its_own_share_of_right_answers() -> None:
     assert (bird.samples, bird.accuracy, bird.precision, bird.f1) == (0, None, 0.0, 0.0)
 
 
-def test_pairs_are_told_by_how_often_they_are_confused() -> None:
+def test_confused_pairs_are_sorted_by_count() -> None:
     assert confused_pairs(NAMES, CONFUSION + np.array([[0, 4, 0], [3, 0, 0], [0, 0, 0]]), 2) == [
         ("cat", "dog", 5),
         ("dog", "cat", 3),

@@ -10,8 +10,8 @@ from distrain.checkpoint.load import read_model
 from distrain.config import Model
 from distrain.distributed.world import World
 from distrain.evaluation.request import resolve
-from distrain.evaluation.results import Findings, read_findings
-from distrain.evaluation.worker import examine
+from distrain.evaluation.results import EvaluationResults, read_results
+from distrain.evaluation.worker import evaluate_checkpoint
 from distrain.export import load, read_state
 from distrain.export.bundle import Bundle
 from distrain.export.from_checkpoint import open_checkpoint
@@ -41,15 +41,15 @@ def newest(run: RunDirectory) -> Path:
     return checkpoints.committed(run.checkpoints)[-1]
 
 
-def eval_newest(world: World, run: RunDirectory, out: Path, *overrides: str) -> Findings:
+def eval_newest(world: World, run: RunDirectory, out: Path, *overrides: str) -> EvaluationResults:
     folder, recipe, request = resolve(run, newest(run), split=None, overrides=list(overrides), data=None, out=out)
     if world.is_rank_zero:
         folder.path.mkdir(parents=True)
     world.barrier()
     with RankMonitor(folder, rank=world.rank) as monitor:
-        assert examine(recipe, folder, request, world, monitor)
+        assert evaluate_checkpoint(recipe, folder, request, world, monitor)
     world.barrier()
-    return read_findings(folder)
+    return read_results(folder)
 
 
 def eval_on_ranks(world: World, run: RunDirectory, out: Path) -> None:
@@ -60,7 +60,7 @@ def test_eval_finds_what_training_found(tmp_path: Path, run: RunDirectory) -> No
     last = run.read_status().last
     assert last is not None
     run_ranks(eval_on_ranks, tmp_path, 2, run, tmp_path / "two")
-    for found in (eval_newest(ALONE, run, tmp_path / "one"), read_findings(RunDirectory(tmp_path / "two"))):
+    for found in (eval_newest(ALONE, run, tmp_path / "one"), read_results(RunDirectory(tmp_path / "two"))):
         assert {name: found.metrics[name] for name in ("val/loss", "val/top1")} == {
             name: last[name] for name in ("val/loss", "val/top1")
         }
