@@ -1,1 +1,1 @@
-"""Tensors to disk and back."""
+"""Writing checkpoints from tensors, and reading them back."""

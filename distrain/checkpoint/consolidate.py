@@ -16,8 +16,8 @@ from distrain.system.filesystem import explain
 def consolidate(path: Path, file: Path, *, recipe_name: str) -> int:
     """Write the model of a verified checkpoint to `file` and return its size in bytes.
 
-    The file appears whole or not at all. Its metadata holds `step`, `recipe` and, as JSON, `classes`. Raises
-    `CheckpointError` where the checkpoint names what could run code, or the file cannot be written.
+    The file is written completely or not at all. Its metadata has `step`, `recipe` and, as JSON, `classes`. Raises
+    `CheckpointError` if the checkpoint names code that reading it would run, or if the file cannot be written.
     """
     classes = json.loads((path / STATE).read_text(encoding="utf-8")).get("classes")
     metadata = {"format": "pt", "step": str(step_of(path)), "recipe": recipe_name}
@@ -25,7 +25,7 @@ def consolidate(path: Path, file: Path, *, recipe_name: str) -> int:
         metadata["classes"] = json.dumps(classes)
     try:
         with whole_file(file) as draft:
-            draft.write_bytes(save(read_model(path), metadata))  # save_file would leave it to its owner alone
+            draft.write_bytes(save(read_model(path), metadata))  # save_file would make it readable only by its owner
     except SafetensorError as error:
         raise CheckpointError(f"{file} could not be written: {error}") from error
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Reads a checkpoint's tensors on any number of processes, without ever running code that it names."""
+"""Reads a checkpoint's tensors on any number of processes, and never runs code that the checkpoint names."""
 
 import pickle
 import warnings
@@ -23,7 +23,9 @@ from distrain.runs.checkpoints.integrity import read_manifest
 from distrain.runs.checkpoints.paths import METADATA, Checkpoint
 from distrain.tensors.module_state import LOSS, MODEL, is_packed
 
-_NEVER_AVERAGED = "._extra_state"  # of what older versions took for an average of it, only the first value was kept
+_NEVER_AVERAGED = (
+    "._extra_state"  # older versions stored an average of extra state, which never changed from its first value
+)
 
 
 def load_tensors(
@@ -36,8 +38,8 @@ def load_tensors(
 ) -> None:
     """Read the weights, buffers and optimizer state of a verified checkpoint into model and optimizer, in place.
 
-    `others` are further tensors to read, by their names in the checkpoint. Raises `CheckpointError` where the
-    checkpoint does not hold what the model needs, or names what could run code.
+    `others` are further tensors to read, by their names in the checkpoint. Raises `CheckpointError` if a tensor that
+    the model needs is missing, or if the checkpoint names code that reading it would run.
     """
     reader = _SafeReader(checkpoint.path)
     stored = reader.read_metadata().state_dict_metadata
@@ -51,7 +53,7 @@ def load_tensors(
             assert isinstance(entry, TensorStorageMetadata)
             if entry.size == parameter.shape:
                 value = torch.zeros_like(parameter, dtype=entry.properties.dtype)
-            else:  # a step count: fused optimizers keep it with the parameter, as it was saved
+            else:  # a step count: fused optimizers keep it on the parameter's device, with the saved dtype
                 value = torch.zeros(entry.size, dtype=entry.properties.dtype, device=parameter.device)
             tensors[key] = value
             optimizer.state[parameter][key.removeprefix(prefix)] = value
@@ -59,36 +61,36 @@ def load_tensors(
 
 
 def read_extra(path: Path, *, network: set[str], has_loss: bool, rank: int, world_size: int) -> Tensors:
-    """Return a rank's extra state from a verified checkpoint, packed, as `ExtraState.read` gave it, on the CPU.
+    """Return a rank's extra state from a verified checkpoint, packed as `ExtraState.read` returns it, on the CPU.
 
-    `network` holds the names of the network's entries. What a loss has is missing in checkpoints from before it was
-    saved. Raises `CheckpointError` as `load_tensors` does.
+    `network` holds the names of the network's entries. The state of the loss is optional: older checkpoints do not have
+    it. Raises `CheckpointError` like `load_tensors`.
     """
     reader = _SafeReader(path)
     stored = _describe(reader)
     names = extra_names(stored, network=network, has_loss=has_loss, rank=rank, world_size=world_size)
-    if lacking := sorted(network - {name.rpartition(":")[0] for name in names} - names.keys()):
-        raise CheckpointError(f"checkpoint {path} has no {lacking[0]}")
-    found = _empty({place: stored[place] for place in names.values()})
-    _read_into(found, reader, no_dist=True)  # other ranks may have other names
-    return {name: found[place] for name, place in names.items()}
+    if missing := sorted(network - {name.rpartition(":")[0] for name in names} - names.keys()):
+        raise CheckpointError(f"checkpoint {path} has no {missing[0]}")
+    tensors = _empty({stored_name: stored[stored_name] for stored_name in names.values()})
+    _read_into(tensors, reader, no_dist=True)  # other ranks may read other names
+    return {name: tensors[stored_name] for name, stored_name in names.items()}
 
 
 def read_loss(path: Path) -> Tensors:
-    """Return the state of the loss from a verified checkpoint, packed, on the CPU; nothing where it has none."""
+    """Return the state of the loss from a verified checkpoint, packed, on the CPU; empty if it has none."""
     reader = _SafeReader(path)
-    found = _empty({name: entry for name, entry in _describe(reader).items() if name.startswith(LOSS)})
-    _read_into(found, reader, no_dist=True)
-    return {name.removeprefix(LOSS): tensor for name, tensor in found.items()}
+    tensors = _empty({name: entry for name, entry in _describe(reader).items() if name.startswith(LOSS)})
+    _read_into(tensors, reader, no_dist=True)
+    return {name.removeprefix(LOSS): tensor for name, tensor in tensors.items()}
 
 
 def read_model(path: Path, *, use_average: bool = True) -> Tensors:
-    """Return the weights and buffers of a verified checkpoint by their names in the plain model, whole and on the CPU.
+    """Return the weights and buffers of a verified checkpoint by their names in the plain model, unsharded, on the CPU.
 
-    Extra state of modules is among them, packed: `module_state.unpack` gives what `load_state_dict` accepts.
+    The extra state of modules is included, packed: `module_state.unpack` converts it for `load_state_dict`.
 
-    Moving averages replace what they are averages of, as in evaluation, unless `use_average` is False. Raises
-    `CheckpointError` as `load_tensors` does.
+    Moving averages replace the weights that they average, as in evaluation, unless `use_average` is False. Raises
+    `CheckpointError` like `load_tensors`.
     """
     reader = _SafeReader(path)
     stored = {name: e for name, e in _describe(reader).items() if use_average or not name.startswith(AVERAGE)}
@@ -107,7 +109,7 @@ def has_packed_state(path: Path) -> bool:
 
 
 def describe_tensors(path: Path) -> dict[str, tuple[list[int], str]]:
-    """Return (shape, dtype) of every tensor of a checkpoint by its name; no tensor is read."""
+    """Return (shape, dtype) of every tensor of a checkpoint by its name, without reading the tensors."""
     described = sorted(_describe(_SafeReader(path)).items())
     return {name: (list(entry.size), str(entry.properties.dtype).removeprefix("torch.")) for name, entry in described}
 
@@ -123,37 +125,39 @@ def _describe(reader: "_SafeReader") -> dict[str, TensorStorageMetadata]:
 
 def _read_into(tensors: Tensors, reader: "_SafeReader", *, no_dist: bool) -> None:
     try:
-        with _one_process_is_meant():
+        with _without_single_process_warning():
             load_shards(tensors, storage_reader=reader, no_dist=no_dist)
     except (OSError, CheckpointException) as error:
         raise CheckpointError(f"checkpoint {reader.path} could not be read: {reason_of(error)}") from error
 
 
 def reason_of(error: OSError | CheckpointException) -> str:
-    """Return in a few words why a save or a load failed; of several ranks' reasons, the plainest."""
+    """Return a short reason why a save or a load failed; if several ranks failed, the clearest of their reasons."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     for failure, _ in error.failures.values():
         if isinstance(failure, OSError):
             return failure.strerror or str(failure)
     failures = [failure for failure, _ in error.failures.values()]
-    if any(isinstance(failure, pickle.UnpicklingError) for failure in failures):  # torch advises to switch it off
-        return "a shard holds more than tensors, which could run code; refused"
+    if any(
+        isinstance(failure, pickle.UnpicklingError) for failure in failures
+    ):  # torch's message advises to disable the check
+        return "a shard contains objects other than tensors, which could run code; refused"
     return type_and_first_line(failures[0])
 
 
 @contextmanager
-def _one_process_is_meant() -> Iterator[None]:
+def _without_single_process_warning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         yield
 
 
 class _SafeReader(FileSystemReader):
-    """DCP's reader, except that its pickled metadata may only name the classes that DCP itself writes there.
+    """DCP's reader, with one restriction: its pickled metadata may only name the classes that DCP itself writes.
 
-    The shards hold one `torch.save` a tensor, which DCP reads with `weights_only=True`; the only entries that it would
-    unpickle freely are those that the metadata calls bytes, and that class is not among the allowed ones.
+    The shards hold one `torch.save` per tensor, which DCP reads with `weights_only=True`. DCP would unpickle only those
+    entries without a check that the metadata describes as bytes, and the class for these is not allowed here.
     """
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002 - DCP's own signature
@@ -163,13 +167,13 @@ class _SafeReader(FileSystemReader):
                 metadata = _MetadataUnpickler(stream).load()
         except CheckpointError as error:
             raise CheckpointError(f"{file} {error}") from None
-        except Exception as error:  # a pickle that is not one fails in many ways
+        except Exception as error:  # an invalid pickle fails in many ways
             raise CheckpointError(f"{file} cannot be read: {type(error).__name__}") from error
         if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
-            raise CheckpointError(f"{file} holds no metadata of a checkpoint")
+            raise CheckpointError(f"{file} does not contain the metadata of a checkpoint")
         known = read_manifest(Path(self.path)).keys()
-        if strange := {info.relative_path for info in metadata.storage_data.values()} - known:
-            raise CheckpointError(f"{file} names files that have no digest: {', '.join(sorted(strange))}; refused")
+        if unknown := {info.relative_path for info in metadata.storage_data.values()} - known:
+            raise CheckpointError(f"{file} names files that have no digest: {', '.join(sorted(unknown))}; refused")
         if metadata.storage_meta is None:
             metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = self.load_id
@@ -177,14 +181,14 @@ class _SafeReader(FileSystemReader):
 
 
 def _enum_member(enum: Any, name: Any) -> Enum:
-    """Do what `getattr` does for an enum: as such a call, Python before 3.11.4 pickles its members."""
+    """Replace `getattr` for enums only: Python before 3.11.4 pickles an enum member as a call of `getattr`."""
     if isinstance(enum, type) and issubclass(enum, Enum) and isinstance(name, str) and name in enum.__members__:
         return enum[name]
     raise CheckpointError("names builtins.getattr, which could run code; refused")
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """Unpickles DCP's metadata and refuses every other class or function, since a pickle can name any of them."""
+    """Unpickles DCP's metadata and refuses all other classes and functions, since a pickle can name any of them."""
 
     ALLOWED = frozenset(
         {
@@ -208,7 +212,7 @@ class _MetadataUnpickler(pickle.Unpickler):
         super().__init__(file)
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return an allowed class; a dtype is an attribute of torch that is one."""
+        """Return an allowed class, or a dtype, which is pickled as an attribute of torch."""
         if (module, name) in self.ALLOWED:
             return super().find_class(module, name)
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):

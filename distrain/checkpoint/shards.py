@@ -1,4 +1,4 @@
-"""Writes the shards with torch.distributed.checkpoint, whose import takes a second, in the writer's thread."""
+"""Writes shards with torch.distributed.checkpoint; imported only by the writer's thread, since that takes a second."""
 
 from pathlib import Path
 
@@ -15,13 +15,13 @@ from distrain.checkpoint.tensors import Tensors
 from distrain.errors import CheckpointError
 
 
-def write_shards(draft: Path, tensors: Tensors, group: dist.ProcessGroup | None) -> None:
-    """Write this rank's part of tensors on the host into `draft`, together with the others of `group`, if any.
+def write_shards(partial: Path, tensors: Tensors, group: dist.ProcessGroup | None) -> None:
+    """Write this rank's part of tensors on the host into `partial`, together with the other ranks of `group`, if any.
 
-    Raises `CheckpointError` with the reason alone, or `OSError`, where that fails on any rank.
+    Raises `CheckpointError` with a short reason, or `OSError`, if that fails on any rank.
     """
-    # The tensors are on the host already: a writer that copies ahead would start CUDA in this thread.
-    writer = _Writer(draft, sync_files=True, per_thread_copy_ahead=0)
+    # The tensors are already on the host: a writer that copies ahead would initialize CUDA in this thread.
+    writer = _Writer(partial, sync_files=True, per_thread_copy_ahead=0)
     try:
         save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
     except CheckpointException as error:
@@ -29,7 +29,7 @@ def write_shards(draft: Path, tensors: Tensors, group: dist.ProcessGroup | None)
 
 
 class _Writer(FileSystemWriter):
-    """DCP's writer, except that a full disk is called one: torch's archives hide it behind an error of their own."""
+    """DCP's writer, but it reports a full disk as `OSError`: torch's archive writer hides it in a `RuntimeError`."""
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         try:

@@ -1,4 +1,4 @@
-"""Copies tensors to the host, from where a checkpoint is written while training changes the tensors themselves."""
+"""Copies tensors to the host, so that a checkpoint can be written while training changes the originals."""
 
 import threading
 from collections.abc import Iterator, Set
@@ -14,10 +14,10 @@ from distrain.tensors.dtensor import is_sharded, local_shard, with_local_shard
 
 
 def written_here(tensors: Tensors, world: World) -> set[str]:
-    """Return the names of the tensors that this rank writes, of those that all ranks have by the same names.
+    """Return the names of the tensors that this rank writes; `tensors` has the same names on all ranks.
 
-    These are all that are sharded, its own part of each, and its share of the others: each is written by the rank that
-    has the fewest bytes by then, as torch.distributed.checkpoint would choose.
+    These are all sharded tensors, of which each rank writes its shard, and a share of the replicated ones: each of
+    those goes to the rank with the fewest bytes so far, the same choice as torch.distributed.checkpoint makes.
     """
     loads = [0] * world.size
     names: set[str] = set()
@@ -31,19 +31,19 @@ def written_here(tensors: Tensors, world: World) -> set[str]:
 
 
 class StagedTensors:
-    """The tensors of one moment, of which the `steady` ones are not copied: they stay as they are until `release`.
+    """A snapshot of tensors. The `stable` ones are not copied: the caller does not change them until `release`.
 
-    `written` names those that this rank is to write, by default all; `names` are those of all. Whether the steady ones
-    stay as they are is seen on all of them, so that every rank finds the same.
+    `written` names the tensors that this rank writes, by default all; `names` has the names of all tensors. Changes of
+    stable tensors are detected on all of them, written here or not, so that every rank raises the same error.
     """
 
-    def __init__(self, tensors: Tensors, *, steady: Set[str] = frozenset(), written: Set[str] | None = None) -> None:
+    def __init__(self, tensors: Tensors, *, stable: Set[str] = frozenset(), written: Set[str] | None = None) -> None:
         self.names = list(tensors)
-        own = tensors if written is None else {name: tensors[name] for name in tensors if name in written}
+        to_write = tensors if written is None else {name: tensors[name] for name in tensors if name in written}
         with torch.no_grad():
-            self.tensors = {n: tensor.detach() if n in steady else tensor.clone() for n, tensor in own.items()}
-        self._steady = {name: local_shard(tensors[name]) for name in steady}
-        self._versions = {name: tensor._version for name, tensor in self._steady.items()}
+            self.tensors = {n: tensor.detach() if n in stable else tensor.clone() for n, tensor in to_write.items()}
+        self._stable = {name: local_shard(tensors[name]) for name in stable}
+        self._versions = {name: tensor._version for name, tensor in self._stable.items()}
         self._stream: torch.cuda.Stream | None = None
         gpu = next((part.device for part in map(local_shard, self.tensors.values()) if part.is_cuda), None)
         if gpu is not None:
@@ -53,49 +53,49 @@ class StagedTensors:
 
     @contextmanager
     def on_copy_stream(self) -> Iterator[None]:
-        """Copy in this block, in another thread than the training's; at its end the copies are whole."""
+        """Run the block's copies on their own stream, in another thread than training; they are complete at its end."""
         if self._stream is not None:
             use_device(self._stream.device)
         try:
             with torch.no_grad(), torch.cuda.stream(self._stream) if self._stream else nullcontext():
                 yield
         finally:
-            self._are_copies_queued.set()  # or will never be
+            self._are_copies_queued.set()  # or never will be, after an error
         if self._stream is not None:
             self._stream.synchronize()
 
     def release(self) -> None:
-        """Wait until the tensors may change; raises `ModelError` where steady ones have changed before.
+        """Wait until the tensors may change; raises `ModelError` if stable ones have already changed.
 
-        The host does not wait for a GPU's copies: the work that it queues from now on does.
+        The host does not wait for the copies on a GPU: only the work that it enqueues from now on does.
         """
         self._are_copies_queued.wait()
         if self._stream is not None:
             torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
         for name, version in self._versions.items():
-            if self._steady[name]._version != version:
+            if self._stable[name]._version != version:
                 raise ModelError(
-                    f"the network changed {name} outside of the update, while it was copied to a checkpoint; "
+                    f"the network changed {name} outside the update, while it was being copied for a checkpoint; "
                     "--set checkpoint.asynchronous=false"
                 )
 
 
 class Stager:
-    """Copies tensors to memory that it keeps from save to save; page-locked where they come from a GPU."""
+    """Copies tensors to host memory that is reused in every save, and page-locked for tensors on a GPU."""
 
     def __init__(self) -> None:
         self._copies: Tensors = {}
 
-    def stage(self, held: StagedTensors) -> Tensors:
-        """Return copies on the host, whole when this returns; they are overwritten by the next call.
+    def stage(self, staged: StagedTensors) -> Tensors:
+        """Return complete copies on the host; the next call overwrites them.
 
-        A sharded tensor (`DTensor`) becomes one whose own shard is on the host: no rank gathers what others hold.
+        The copy of a sharded tensor (`DTensor`) is one whose local shard is on the host: nothing is gathered.
         """
-        with held.on_copy_stream():
-            self._copies = {name: self._copy_for(name, tensor) for name, tensor in held.tensors.items()}
+        with staged.on_copy_stream():
+            self._copies = {name: self._copy_for(name, tensor) for name, tensor in staged.tensors.items()}
             targets = [local_shard(copy) for copy in self._copies.values()]
-            sources = [local_shard(tensor) for tensor in held.tensors.values()]
-            if targets:  # a rank may have none to write
+            sources = [local_shard(tensor) for tensor in staged.tensors.values()]
+            if targets:  # a rank may have nothing to write
                 torch._foreach_copy_(targets, sources, non_blocking=True)
         return self._copies
 
@@ -103,6 +103,6 @@ class Stager:
         old = self._copies.get(name)
         if old is not None and old.dtype == tensor.dtype and local_shard(old).shape == local_shard(tensor).shape:
             return old
-        own = local_shard(tensor)
-        copy = torch.empty_like(own, device="cpu", pin_memory=own.is_cuda)
+        shard = local_shard(tensor)
+        copy = torch.empty_like(shard, device="cpu", pin_memory=shard.is_cuda)
         return with_local_shard(tensor, copy) if is_sharded(tensor) else copy

@@ -19,7 +19,7 @@ from distrain.distributed.extra_state import ExtraState
 from distrain.distributed.world import World
 from distrain.models.blocks import divide
 from distrain.tensors.autocast import autocast
-from distrain.tensors.module_state import kept_buffers
+from distrain.tensors.module_state import preserve_buffers
 
 
 class Fsdp:
@@ -78,7 +78,7 @@ class Fsdp:
         """Join the passes in which this rank has no micro-batch, and average what FSDP does not."""
         for number in range(len(global_batch.local), self._num_passes):
             self._sharded.set_requires_gradient_sync(number == self._num_passes - 1)
-            with kept_buffers(self.module), self._extra.kept():
+            with preserve_buffers(self.module), self._extra.kept():
                 with autocast(self._dtype, self._world.device.type):
                     answer = self.module(self._example)
                 (answer.sum() * 0).backward()

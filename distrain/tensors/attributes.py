@@ -20,7 +20,7 @@ _INTERNAL = frozenset(vars(nn.Module()))
 
 
 @contextmanager
-def kept_attributes(module: nn.Module) -> Iterator[None]:
+def preserve_attributes(module: nn.Module) -> Iterator[None]:
     """Restore the plain attributes of all modules of a network at the end, for known types of values.
 
     Tensors and generators get their old values again, lists and other containers their old items.

@@ -127,7 +127,7 @@ def buffer_slots(module: nn.Module) -> list[tuple[nn.Module, str]]:
 
 
 @contextmanager
-def kept_buffers(module: nn.Module) -> Iterator[None]:
+def preserve_buffers(module: nn.Module) -> Iterator[None]:
     """Restore a module's buffers at the end: the same tensors with their old values."""
     kept = [(part, name, part.get_buffer(name)) for part, name in buffer_slots(module)]
     empty = [(part, name) for part in module.modules() for name, buffer in part._buffers.items() if buffer is None]

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from distrain.tensors.attributes import kept_attributes
-from distrain.tensors.module_state import Tensors, as_stateful, kept_buffers, load_extra_state, pack, split, unpack
+from distrain.tensors.attributes import preserve_attributes
+from distrain.tensors.module_state import Tensors, as_stateful, load_extra_state, pack, preserve_buffers, split, unpack
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def preserve_state(owner: object) -> Iterator[None]:
     torch.backends.cudnn.benchmark = False  # no search for the fastest kernels for a batch that does not recur
     sys.breakpointhook = _ignore_breakpoint
     try:
-        with kept_attributes(module), kept_buffers(module), torch.random.fork_rng(devices=gpus):
+        with preserve_attributes(module), preserve_buffers(module), torch.random.fork_rng(devices=gpus):
             yield
     finally:
         torch.backends.cudnn.benchmark, sys.breakpointhook = may_search, stop_here

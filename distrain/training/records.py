@@ -104,7 +104,7 @@ def _record(session: Session, step: int) -> Record:
     record["train/lr"] = session.recipe.base_lr * session.schedule(step - 1)
     if (samples_per_s := session.stopwatch.pop_rate()) is not None:
         record["train/samples_per_s"] = samples_per_s
-    if (blocked_s := session.checkpointer.take_blocked_s()) is not None:
+    if (blocked_s := session.checkpointer.pop_blocked_s()) is not None:
         record["checkpoint/blocked_s"] = blocked_s
     if skipped := session.skipped.between(0, step):
         record["train/skipped_batches"] = len(skipped)

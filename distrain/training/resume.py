@@ -109,7 +109,7 @@ def save(session: Session, step: int, *, is_record_due: bool) -> None:
             "class_weights": None if session.class_weights is None else session.class_weights.tolist(),
             "rounding": session.numerics_fingerprint(),
         },
-        steady=changed_by_update(session.model, tensors),
+        stable=changed_by_update(session.model, tensors),
     )
 
 

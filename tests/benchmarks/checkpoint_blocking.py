@@ -65,7 +65,7 @@ def save_seconds(writer: Checkpointer, step: int, training: Training) -> tuple[f
     undisturbed = training.pass_seconds()
     tensors = training.tensors
     started = time.perf_counter()
-    writer.save(step, tensors=tensors, state={}, steady=changed_by_update(training.model, tensors))
+    writer.save(step, tensors=tensors, state={}, stable=changed_by_update(training.model, tensors))
     blocked = time.perf_counter() - started
     slowed = training.pass_seconds() - undisturbed
     waiting = time.perf_counter()

@@ -1,4 +1,4 @@
-"""A small training whose checkpoints the tests write, damage and read."""
+"""A small model and optimizer whose checkpoints the tests write, damage and read."""
 
 import shutil
 from pathlib import Path
@@ -14,10 +14,10 @@ from distrain.checkpoint.writer import Checkpointer
 from distrain.distributed.world import World
 from distrain.training.optim.optimizer import build_optimizer
 
-ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+SINGLE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 
 
-def make(rule: str = "sgd") -> tuple[nn.Module, torch.optim.Optimizer]:
+def make_training(rule: str = "sgd") -> tuple[nn.Module, torch.optim.Optimizer]:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
     options = {"momentum": 0.9} if rule in {"sgd", "rmsprop"} else {}
     return model, build_optimizer(recipe.Optimizer.model_validate({"name": rule, "lr": 0.01, **options}), model)
@@ -31,7 +31,7 @@ def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> 
     optimizer.step()
 
 
-def checkpointer(folder: Path, world: World = ALONE, **config: Any) -> Checkpointer:
+def checkpointer(folder: Path, world: World = SINGLE, **config: Any) -> Checkpointer:
     return Checkpointer(folder, config=recipe.Checkpoint.model_validate({"keep_last": 9, **config}), world=world)
 
 
@@ -41,9 +41,9 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step:
 
 
 def save_on_ranks(world: World, folder: Path, steps: int) -> None:
-    """Save at each step on all ranks; every rank has the same weights, as after DDP's reduction."""
+    """Save at each step on all ranks, which have the same weights, as after DDP's reduction."""
     torch.manual_seed(0)
-    model, optimizer = make("adamw")
+    model, optimizer = make_training("adamw")
     with checkpointer(folder, world) as writer:
         for step in range(1, steps + 1):
             take_step(model, optimizer, step)

@@ -1,4 +1,4 @@
-"""Saves run behind the training one at a time, and one that fails leaves older checkpoints and the training alone."""
+"""Saves run in the background one at a time, and a failed one affects neither older checkpoints nor the training."""
 
 import logging
 import threading
@@ -22,7 +22,7 @@ from distrain.distributed.world import World
 from distrain.errors import CheckpointError, ModelError
 from distrain.runs import checkpoints
 from distrain.runs.checkpoints.integrity import Manifest, commit, describe_files
-from tests.checkpoint.making import ALONE, checkpointer, make, save, take_step
+from tests.checkpoint.making import SINGLE, checkpointer, make_training, save, take_step
 from tests.disk import fill, small_disk
 from tests.processes import run_ranks
 
@@ -32,71 +32,71 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def held_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Commits wait for this event: a slow disk."""
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Simulate a slow disk: commits wait for this event."""
     event = threading.Event()
 
-    def wait_and_commit(draft: Path, final: Path, *, state: str, shards: Manifest) -> None:
+    def wait_and_commit(partial: Path, final: Path, *, state: str, shards: Manifest) -> None:
         assert event.wait(20)
-        commit(draft, final, state=state, shards=shards)
+        commit(partial, final, state=state, shards=shards)
 
     monkeypatch.setattr("distrain.checkpoint.writer.commit", wait_and_commit)
     yield event
     event.set()
 
 
-def test_checkpoint_holds_the_moment_of_the_call(tmp_path: Path, held_back: threading.Event) -> None:
-    model, optimizer = make()
+def test_checkpoint_has_the_state_at_the_call(tmp_path: Path, slow_disk: threading.Event) -> None:
+    model, optimizer = make_training()
     state = {"losses": [1.0, 2.0]}
     with checkpointer(tmp_path) as writer:
         before = weights_digest(model)
         writer.save(1, tensors=gather_tensors(model, optimizer), state=state)
         take_step(model, optimizer, 0)
         state["losses"].append(3.0)
-        held_back.set()
-    other, other_optimizer = make()
-    found = checkpoints.read(tmp_path / "step-00000001")
-    load_tensors(found, model=other, optimizer=other_optimizer, world=ALONE)
+        slow_disk.set()
+    other, other_optimizer = make_training()
+    checkpoint = checkpoints.read(tmp_path / "step-00000001")
+    load_tensors(checkpoint, model=other, optimizer=other_optimizer, world=SINGLE)
     assert weights_digest(other) == before != weights_digest(model)
-    assert found.state["losses"] == [1.0, 2.0]
+    assert checkpoint.state["losses"] == [1.0, 2.0]
 
 
-def test_training_waits_for_the_copies_and_not_for_the_disk(tmp_path: Path, held_back: threading.Event) -> None:
-    model, optimizer = make()
+def test_training_waits_for_the_copies_but_not_for_the_disk(tmp_path: Path, slow_disk: threading.Event) -> None:
+    model, optimizer = make_training()
     with checkpointer(tmp_path) as writer:
-        assert writer.take_blocked_s() is None
+        assert writer.pop_blocked_s() is None
         writer.save(1, tensors=gather_tensors(model, optimizer), state={})
         assert names(tmp_path) in ([], ["step-00000001.tmp"])
-        blocked_s = writer.take_blocked_s()
+        blocked_s = writer.pop_blocked_s()
         assert blocked_s is not None
         assert blocked_s < 5
-        assert writer.take_blocked_s() is None
-        held_back.set()
+        assert writer.pop_blocked_s() is None
+        slow_disk.set()
     assert names(tmp_path) == ["step-00000001"]
 
 
-def test_second_save_waits_for_the_first_and_says_how_long(tmp_path: Path, held_back: threading.Event) -> None:
-    model, optimizer = make()
+def test_second_save_waits_for_the_first_and_measures_the_time(tmp_path: Path, slow_disk: threading.Event) -> None:
+    model, optimizer = make_training()
     with checkpointer(tmp_path) as writer:
         writer.save(1, tensors=gather_tensors(model, optimizer), state={})
-        threading.Timer(0.5, held_back.set).start()
+        threading.Timer(0.5, slow_disk.set).start()
         writer.save(2, tensors=gather_tensors(model, optimizer), state={})
         assert names(tmp_path)[0] == "step-00000001"
-        blocked_s = writer.take_blocked_s()
+        blocked_s = writer.pop_blocked_s()
         assert blocked_s is not None
         assert blocked_s > 0.3
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
 
 def test_synchronous_save_is_done_when_the_call_returns(tmp_path: Path) -> None:
-    model, optimizer = make()
+    model, optimizer = make_training()
     with checkpointer(tmp_path, asynchronous=False) as writer:
         writer.save(1, tensors=gather_tensors(model, optimizer), state={})
         assert names(tmp_path) == ["step-00000001"]
         assert checkpoints.find_corruption(tmp_path / "step-00000001") is None
 
 
-def test_copies_are_reused_and_follow_what_is_saved() -> None:
+def test_copies_are_reused_while_names_and_shapes_stay() -> None:
     tensors = {"a": torch.ones(3, 4), "b": torch.tensor(5), "c": torch.empty(0, 2)}
     stager = Stager()
     first = stager.stage(StagedTensors(tensors))
@@ -111,30 +111,30 @@ def test_copies_are_reused_and_follow_what_is_saved() -> None:
 
 
 def stage_a_share(world: World, folder: Path) -> None:
-    """Save on all ranks, and once more the same tensors, whole on every rank, as torch divides them."""
+    """Save replicated tensors on all ranks, and compare with the files that torch alone would write."""
     torch.manual_seed(0)
-    model, optimizer = make("adamw")
+    model, optimizer = make_training("adamw")
     take_step(model, optimizer, 0)
     tensors = gather_tensors(model, optimizer)
     staged: list[Tensors] = []
     with pytest.MonkeyPatch.context() as patch, checkpointer(folder, world) as writer:
         copy = Stager.stage
 
-        def stage(stager: Stager, held: StagedTensors) -> Tensors:
-            staged.append(copy(stager, held))
+        def stage(stager: Stager, snapshot: StagedTensors) -> Tensors:
+            staged.append(copy(stager, snapshot))
             return staged[-1]
 
         patch.setattr(Stager, "stage", stage)
         writer.save(1, tensors=tensors, state={})
-        writer.save(2, tensors={"model.alone": torch.ones(1)}, state={})  # rank 1 has none to write
-    assert read_model(folder / "step-00000002")["alone"].tolist() == [1.0]
-    found = [num_bytes_of(staged[0])] * world.size
-    dist.all_gather_object(found, found[0])
-    assert sum(found) == num_bytes_of(tensors)
-    assert max(found) < 0.7 * num_bytes_of(tensors)
-    draft = folder / "whole"
-    write_shards(draft, tensors, dist.group.WORLD)
-    for shard in draft.glob("__*"):
+        writer.save(2, tensors={"model.single": torch.ones(1)}, state={})  # rank 1 has nothing to write
+    assert read_model(folder / "step-00000002")["single"].tolist() == [1.0]
+    sizes = [num_bytes_of(staged[0])] * world.size
+    dist.all_gather_object(sizes, sizes[0])
+    assert sum(sizes) == num_bytes_of(tensors)
+    assert max(sizes) < 0.7 * num_bytes_of(tensors)
+    reference = folder / "reference"
+    write_shards(reference, tensors, dist.group.WORLD)
+    for shard in reference.glob("__*"):
         assert (folder / "step-00000001" / shard.name).read_bytes() == shard.read_bytes()
 
 
@@ -147,7 +147,7 @@ def test_each_rank_copies_what_it_writes_and_the_files_are_the_same(tmp_path: Pa
 
 
 class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the operations that write what another tensor has."""
+    """Counts the operations that copy tensors."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -161,44 +161,44 @@ class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def stage_shards(world: World) -> None:
     network = nn.Sequential(nn.Linear(12, 6), nn.Linear(6, 3))
     Fsdp(network, world, torch.zeros(1, 12))
-    held, copies = (
-        StagedTensors(gather_tensors(network, torch.optim.SGD(network.parameters())), steady={"model.0.weight"}),
+    snapshot, copies = (
+        StagedTensors(gather_tensors(network, torch.optim.SGD(network.parameters())), stable={"model.0.weight"}),
         Copies(),
     )
     with copies:
-        staged = Stager().stage(held)
-    assert copies.count == 1  # all at once
-    assert digest(staged) == digest(held.tensors)
+        staged = Stager().stage(snapshot)
+    assert copies.count == 1  # one call for all tensors
+    assert digest(staged) == digest(snapshot.tensors)
 
 
-def test_first_copy_of_shards_is_made_once(tmp_path: Path) -> None:
+def test_shards_are_copied_in_one_call(tmp_path: Path) -> None:
     run_ranks(stage_shards, tmp_path, 2)
 
 
-def test_ranks_that_do_not_have_the_same_tensors_write_no_checkpoint(tmp_path: Path) -> None:
-    run_ranks(save_unlike_tensors, tmp_path, 2, tmp_path)
+def test_ranks_with_different_tensors_write_no_checkpoint(tmp_path: Path) -> None:
+    run_ranks(save_different_tensors, tmp_path, 2, tmp_path)
 
 
-def save_unlike_tensors(world: World, folder: Path) -> None:
+def save_different_tensors(world: World, folder: Path) -> None:
     with pytest.raises(CheckpointError, match="different names"), checkpointer(folder, world) as writer:
         writer.save(1, tensors={f"of rank {world.rank}": torch.ones(1)}, state={})
 
 
-def test_update_waits_until_the_weights_are_copied_and_forward_passes_do_not(
+def test_update_waits_until_the_weights_are_copied_but_forward_passes_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may_copy, copy = threading.Event(), Stager.stage
 
-    def wait_and_copy(stager: Stager, held: StagedTensors) -> Tensors:
+    def wait_and_copy(stager: Stager, snapshot: StagedTensors) -> Tensors:
         assert may_copy.wait(20)
-        return copy(stager, held)
+        return copy(stager, snapshot)
 
     monkeypatch.setattr(Stager, "stage", wait_and_copy)
-    model, optimizer = make()
+    model, optimizer = make_training()
     tensors = gather_tensors(model, optimizer)
     before = digest(tensors)
     with checkpointer(tmp_path) as writer:
-        writer.save(1, tensors=tensors, state={}, steady=changed_by_update(model, tensors))
+        writer.save(1, tensors=tensors, state={}, stable=changed_by_update(model, tensors))
         model(torch.randn(8, 12))
         assert digest(gather_tensors(model, optimizer)) != before  # BatchNorm's statistics
         threading.Timer(0.3, may_copy.set).start()
@@ -211,32 +211,34 @@ def test_update_waits_until_the_weights_are_copied_and_forward_passes_do_not(
     )
 
 
-def test_weights_that_change_while_they_are_copied_end_the_training(tmp_path: Path) -> None:
-    model, optimizer = make()
+def test_change_of_weights_during_the_copy_is_an_error(tmp_path: Path) -> None:
+    model, optimizer = make_training()
     tensors = gather_tensors(model, optimizer)
     with checkpointer(tmp_path) as writer:
-        writer.save(1, tensors=tensors, state={}, steady=changed_by_update(model, tensors))
+        writer.save(1, tensors=tensors, state={}, stable=changed_by_update(model, tensors))
         with torch.no_grad():
-            model.get_parameter("3.weight").clamp_(-1, 1)  # as a network may in its forward pass
+            model.get_parameter("3.weight").clamp_(-1, 1)  # as a network may do in its forward pass
         with pytest.raises(ModelError, match="asynchronous=false"):
             writer.wait_for_staging()
 
 
-def test_older_checkpoints_go_only_once_the_newer_one_stands(tmp_path: Path, held_back: threading.Event) -> None:
-    model, optimizer = make()
-    held_back.set()
+def test_older_checkpoints_are_removed_only_after_the_newer_one_is_committed(
+    tmp_path: Path, slow_disk: threading.Event
+) -> None:
+    model, optimizer = make_training()
+    slow_disk.set()
     save(tmp_path, model, optimizer, 1)
-    held_back.clear()
+    slow_disk.clear()
     with checkpointer(tmp_path, keep_last=1) as writer:
         writer.save(2, tensors=gather_tensors(model, optimizer), state={})
         time.sleep(0.3)
         assert [path.name for path in checkpoints.committed(tmp_path)] == ["step-00000001"]
-        held_back.set()
+        slow_disk.set()
     assert names(tmp_path) == ["step-00000002"]
 
 
-def test_last_best_and_every_nth_stay(tmp_path: Path) -> None:
-    model, optimizer = make()
+def test_last_best_and_every_nth_checkpoint_are_kept(tmp_path: Path) -> None:
+    model, optimizer = make_training()
     accuracy = {2: 0.5, 4: 0.9, 6: 0.9, 8: 0.7}
     with checkpointer(tmp_path, keep_last=2, keep_every_steps=5) as writer:
         for step in range(1, 12):
@@ -246,27 +248,27 @@ def test_last_best_and_every_nth_stay(tmp_path: Path) -> None:
     assert [int(name[5:]) for name in names(tmp_path)] == [4, 5, 10, 11]
 
 
-def test_failing_training_lets_the_save_under_way_end(tmp_path: Path, held_back: threading.Event) -> None:
-    model, optimizer = make()
+def test_failing_training_waits_for_the_save_in_progress(tmp_path: Path, slow_disk: threading.Event) -> None:
+    model, optimizer = make_training()
     with pytest.raises(ArithmeticError), checkpointer(tmp_path) as writer:
         writer.save(1, tensors=gather_tensors(model, optimizer), state={})
-        threading.Timer(0.3, held_back.set).start()
+        threading.Timer(0.3, slow_disk.set).start()
         raise ArithmeticError
     assert names(tmp_path) == ["step-00000001"]
 
 
-def save_where_a_part_breaks_once(world: World, folder: Path, rank: int) -> None:
+def save_with_one_unexpected_error(world: World, folder: Path, rank: int) -> None:
     logging.getLogger("distrain").addHandler(logging.FileHandler(folder.parent / f"log-{world.rank}"))
     calls: list[list[Path]] = []
 
-    def break_down(files: list[Path]) -> Manifest:
+    def fail_once(files: list[Path]) -> Manifest:
         calls.append(files)
         if len(calls) == 1 and world.rank == rank:
             raise ZeroDivisionError("broken")
         return describe_files(files)
 
     with pytest.MonkeyPatch.context() as patch, checkpointer(folder, world) as writer:
-        patch.setattr("distrain.checkpoint.writer.describe_files", break_down)
+        patch.setattr("distrain.checkpoint.writer.describe_files", fail_once)
         writer.save(1, tensors={"a": torch.randn(1000), "b": torch.randn(1000)}, state={})
         writer.wait()
         assert names(folder) == []
@@ -275,15 +277,15 @@ def save_where_a_part_breaks_once(world: World, folder: Path, rank: int) -> None
 
 
 @pytest.mark.parametrize(("world_size", "rank"), [(1, 0), (2, 1)])
-def test_save_that_breaks_down_costs_that_save_and_not_the_training(tmp_path: Path, world_size: int, rank: int) -> None:
+def test_unexpected_error_ends_the_save_but_not_the_training(tmp_path: Path, world_size: int, rank: int) -> None:
     (tmp_path / "checkpoints").mkdir()
-    run_ranks(save_where_a_part_breaks_once, tmp_path, world_size, tmp_path / "checkpoints", rank)
+    run_ranks(save_with_one_unexpected_error, tmp_path, world_size, tmp_path / "checkpoints", rank)
     log = (tmp_path / f"log-{rank}").read_text()
     assert "ZeroDivisionError: broken" in log and "Traceback" in log
 
 
-def test_clock_says_when_a_checkpoint_is_overdue(tmp_path: Path) -> None:
-    model, optimizer = make()
+def test_checkpoint_is_overdue_after_every_minutes(tmp_path: Path) -> None:
+    model, optimizer = make_training()
     with checkpointer(tmp_path, every_minutes=0.01) as writer:
         assert not writer.is_overdue()
         time.sleep(0.7)
@@ -295,7 +297,7 @@ def test_clock_says_when_a_checkpoint_is_overdue(tmp_path: Path) -> None:
 
 
 def save_onto_full_disk(world: World, disk: Path) -> None:
-    """A save that fits, two that do not, one that fits again, and a last one that does not, on all ranks alike."""
+    """Make a save that fits, two that do not, one that fits again, and a last one that does not, on all ranks."""
     logging.getLogger("distrain").addHandler(logging.FileHandler(disk.parent / f"log-{world.rank}"))
     folder = disk / "checkpoints"
     tensors = {"a": torch.randn(200_000), "b": torch.randn(200_000)}
@@ -311,7 +313,7 @@ def save_onto_full_disk(world: World, disk: Path) -> None:
                 writer.save(step, tensors=tensors, state={})
                 writer.wait()
                 assert names(folder) == ["step-00000001"]
-                world.barrier()  # the next save begins with a draft
+                world.barrier()  # the next save creates a partial folder
             if world.is_rank_zero:
                 filler.unlink()
             world.barrier()
@@ -329,7 +331,7 @@ def save_onto_full_disk(world: World, disk: Path) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_full_disk_keeps_the_older_checkpoint_and_warns_once_a_save(tmp_path: Path, world_size: int) -> None:
+def test_full_disk_keeps_the_older_checkpoint_and_warns_once_per_save(tmp_path: Path, world_size: int) -> None:
     with small_disk(tmp_path / "disk", mebibytes=5) as disk:
         run_ranks(save_onto_full_disk, tmp_path, world_size, disk)
         assert checkpoints.find_corruption(disk / "checkpoints" / "step-00000004") is None
@@ -360,7 +362,7 @@ def save_where_one_rank_fails(world: World, folder: Path) -> None:
             writer.save(2, tensors=tensors, state={})
             writer.wait()
         assert names(folder) == ["step-00000001"]
-        world.barrier()  # the next save begins with a draft
+        world.barrier()  # the next save creates a partial folder
         writer.save(3, tensors=tensors, state={})
     if world.rank == 1:
         pytest.MonkeyPatch().setattr("distrain.checkpoint.writer.describe_files", refuse)

@@ -84,7 +84,7 @@ def in_thread(work: Callable[[], None]) -> None:
 
 def test_thread_that_stages_a_checkpoint(driver: Driver) -> None:
     with FakeTensorMode():
-        held = StagedTensors({"weight": torch.empty(2, device=SECOND)}, steady={"weight"})
+        held = StagedTensors({"weight": torch.empty(2, device=SECOND)}, stable={"weight"})
 
     def stage() -> None:
         with held.on_copy_stream():

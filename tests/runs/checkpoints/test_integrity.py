@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from distrain.runs import checkpoints
-from tests.checkpoint.making import DAMAGES, copy, damage, make, save, save_on_ranks
+from tests.checkpoint.making import DAMAGES, copy, damage, make_training, save, save_on_ranks
 from tests.processes import run_ranks
 
 FILES = ("__0_0.distcp", "__1_0.distcp", ".metadata", "state.json", "MANIFEST.json")  # of two processes
@@ -87,7 +87,7 @@ def test_other_things_beside_the_checkpoints_are_left_alone(two_checkpoints: Pat
 
 
 def test_any_flipped_byte_of_the_manifest_is_found(tmp_path: Path) -> None:
-    model, optimizer = make("sgd")
+    model, optimizer = make_training("sgd")
     save(tmp_path, model, optimizer, 1)
     (path,) = checkpoints.committed(tmp_path)
     manifest = path / "MANIFEST.json"

@@ -7,7 +7,7 @@ import pytest
 from distrain.errors import RunError
 from distrain.runs.checkpoints.catalog import Entry, best_step, choose
 from distrain.runs.checkpoints.retention import expired
-from tests.checkpoint.making import make, save
+from tests.checkpoint.making import make_training, save
 
 
 def entries(given: dict[str, float], *, run_best: int | None = None) -> list[Entry]:
@@ -59,7 +59,7 @@ def test_nothing_is_kept_of_nothing() -> None:
 def test_checkpoint_is_chosen_by_step_best_or_last(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="there is no checkpoint in"):
         choose(tmp_path, "last")
-    model, optimizer = make()
+    model, optimizer = make_training()
     for step in (5, 7):
         save(tmp_path, model, optimizer, step)
     assert choose(tmp_path, "5").name == "step-00000005"

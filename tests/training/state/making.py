@@ -18,7 +18,7 @@ from distrain.runs.directory import RunDirectory
 from distrain.runs.status import Status
 from distrain.training import trainer
 from distrain.training.monitor import RankMonitor
-from tests.checkpoint.making import ALONE
+from tests.checkpoint.making import SINGLE
 from tests.command import comparable
 
 # 77 samples: the last batch of an epoch is smaller, and its micro-batches do not divide evenly over two processes.
@@ -36,7 +36,7 @@ SHORT = [
 SAMPLES_SEEN = 2 * 77
 
 
-def train(path: Path, *overrides: str, world: World = ALONE) -> Status:
+def train(path: Path, *overrides: str, world: World = SINGLE) -> Status:
     """Train from the newest checkpoint of `path`, or from the start, and return the status at the end."""
     run = RunDirectory(path)
     recipe = load_recipe("digits", overrides=[*SHORT, *overrides])

@@ -21,7 +21,7 @@ from distrain.runs import checkpoints
 from distrain.runs.directory import RunDirectory
 from distrain.training.monitor import RankMonitor
 from distrain.training.stored_weights import read_stored
-from tests.checkpoint.making import ALONE
+from tests.checkpoint.making import SINGLE
 from tests.command import distrain
 from tests.export.making import validation_digits
 from tests.processes import run_ranks
@@ -60,12 +60,12 @@ def test_eval_finds_what_training_found(tmp_path: Path, run: RunDirectory) -> No
     last = run.read_status().last
     assert last is not None
     run_ranks(eval_on_ranks, tmp_path, 2, run, tmp_path / "two")
-    for found in (eval_newest(ALONE, run, tmp_path / "one"), read_results(RunDirectory(tmp_path / "two"))):
+    for found in (eval_newest(SINGLE, run, tmp_path / "one"), read_results(RunDirectory(tmp_path / "two"))):
         assert {name: found.metrics[name] for name in ("val/loss", "val/top1")} == {
             name: last[name] for name in ("val/loss", "val/top1")
         }
     assert (
-        eval_newest(ALONE, run, tmp_path / "other", "loss.name=cross_entropy").metrics["val/loss"] != last["val/loss"]
+        eval_newest(SINGLE, run, tmp_path / "other", "loss.name=cross_entropy").metrics["val/loss"] != last["val/loss"]
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from distrain.errors import CheckpointError
-from tests.checkpoint.making import ALONE
+from tests.checkpoint.making import SINGLE
 from tests.command import comparable, status
 from tests.processes import run_ranks
 from tests.training.state import making
@@ -25,13 +25,13 @@ LOSSES = ["Centred", "plain_centred"]
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_extra_state_of_a_network_comes_back(tmp_path: Path, network: str) -> None:
-    train_and_resume(ALONE, tmp_path, f"model.name={making.__name__}:{network}")
+    train_and_resume(SINGLE, tmp_path, f"model.name={making.__name__}:{network}")
 
 
 @pytest.mark.parametrize("network", ["CountingInADict", "CountingInATensor", "CountingInABuffer"])
 def test_extra_state_comes_back_beside_averages_and_slow_weights(tmp_path: Path, network: str) -> None:
     followed = "train={epochs: 2, micro_batch_size: 4, ema_decay: 0.9, lookahead: {every_steps: 3}}"
-    train_and_resume(ALONE, tmp_path, f"model.name={making.__name__}:{network}", followed)
+    train_and_resume(SINGLE, tmp_path, f"model.name={making.__name__}:{network}", followed)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
@@ -51,7 +51,7 @@ def test_weights_that_are_computed_from_others_are_divided_in_low_precision(tmp_
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_state_of_a_loss_comes_back(tmp_path: Path, loss: str) -> None:
-    train_and_resume(ALONE, tmp_path, f"loss.name={making.__name__}:{loss}")
+    train_and_resume(SINGLE, tmp_path, f"loss.name={making.__name__}:{loss}")
 
 
 @pytest.mark.parametrize("strategy", ["auto", "ddp", "fsdp"])
