@@ -153,10 +153,10 @@ def _evaluate(job: _Job) -> bool:
 
 
 def _benchmark(job: _Job) -> bool:
-    from distrain.benchmark.worker import measure
+    from distrain.benchmark.worker import run_benchmark
 
     assert isinstance(job.task, BenchmarkRequest)
-    return measure(job.recipe, job.profile, job.run, job.task, job.world, job.monitor)
+    return run_benchmark(job.recipe, job.profile, job.run, job.task, job.world, job.monitor)
 
 
 # Each returns whether the task is complete; False after a stop.

@@ -1,4 +1,4 @@
-"""Estimates a whole training on the machines that it is meant for, from a few steps measured here."""
+"""Estimates a whole run on its target nodes from a few steps measured here."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from rich.console import Console
 
 from distrain.benchmark import scaling_model
 from distrain.benchmark.capacity_results import Disk, Limit, Plan, Step, Times
-from distrain.benchmark.launch import measure
+from distrain.benchmark.launch import run_benchmark
 from distrain.benchmark.results import BenchmarkResult
 from distrain.benchmark.scaling_run import with_batch
 from distrain.benchmark.schedule_estimate import RunSchedule, cut_into_jobs, kept_checkpoints, plan_schedule
@@ -24,18 +24,18 @@ from distrain.launchers.slurm.scripts import find_script
 from distrain.runs.task import BenchmarkRequest
 from distrain.system.gpus import count_gpus
 
-# Where there is no GPU to measure on, a few steps on the CPU tell what does not depend on the device: sizes, not speed.
+# Without a GPU, a few steps on the CPU give everything that does not depend on the device: sizes, but not speed.
 _SUBSTITUTE_STEPS = 2
 _SUBSTITUTE = [
     *("data.batch_size=2", "data.drop_last=false", "train.micro_batch_size=null", "train.exact=false"),
     *("precision=fp32", "parallel={}", "compute={}"),
-    "optimizer.lr=1.0e-9",  # so small a batch may carry the weights away, and then no checkpoint is written
+    "optimizer.lr=1.0e-9",  # with such a small batch training may diverge, and then no checkpoint is written
 ]
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where the training is meant to run, how its batch is cut there, and what is known of the links."""
+    """The target of a run: its nodes and processes, the split of the batch, and the links if known."""
 
     device: str
     nodes: int
@@ -51,27 +51,27 @@ class Target:
 
     @property
     def share(self) -> int:
-        """The images of a step that a process has; the most that one has."""
+        """The largest number of images per step of a process."""
         return self.batching.micro_batch_size * self.batching.accumulation
 
 
 @dataclass(frozen=True)
 class CapacityRequest:
-    """A plan to be made: the target, and the measurement here that it is made by."""
+    """The request for a plan: the target, and the measurement that the plan is based on."""
 
     recipe: Recipe
     target: Target
     profile: Profile
     measured: Recipe
     benchmark: BenchmarkRequest
-    is_substitute: bool  # measured on the CPU since GPUs were asked for and there is none
-    unknown: tuple[str, ...]  # what will not be known, a sentence each
+    is_substitute: bool  # measured on the CPU, since there is no GPU
+    unknown: tuple[str, ...]  # what the plan cannot know, one sentence each
 
 
 def resolve(
     recipe: Recipe, options: LaunchOptions, *, reference: str, link: str | None, network: str | None, steps: int | None
 ) -> CapacityRequest:
-    """Return what to measure for a plan; raises a `UserError` where recipe and target do not go together."""
+    """Return what to measure for a plan; raises a `UserError` where recipe and target are incompatible."""
     target = _target(recipe, options, link=link, network=network)
     check_data(recipe)
     available = count_gpus() if target.device == "cuda" else len(os.sched_getaffinity(0))
@@ -112,16 +112,18 @@ def resolve(
 
 
 def make(request: CapacityRequest, *, place: Path, limit_s: float | None, console: Console) -> Plan:
-    """Measure a few steps and conclude from them. Raises as `measure` does."""
+    """Measure a few steps and make the plan. Raises what `run_benchmark` raises."""
     title = f"{request.profile.world_size * request.profile.devices} of {request.target.processes} processes"
-    done = measure(request.measured, request.profile, request.benchmark, place=place, title=title, console=console)
+    done = run_benchmark(
+        request.measured, request.profile, request.benchmark, place=place, title=title, console=console
+    )
     return conclude(request, done.figures, done.start_up_s, place=place, limit_s=limit_s)
 
 
 def conclude(
     request: CapacityRequest, figures: BenchmarkResult, start_up_s: float, *, place: Path, limit_s: float | None
 ) -> Plan:
-    """Return the plan that follows from what was measured."""
+    """Return the plan that follows from the measurement."""
     recipe, target = request.recipe, request.target
     schedule = plan_schedule(recipe, num_samples=figures.num_train_samples)
     assumed: list[str] = []
@@ -164,7 +166,7 @@ def conclude(
 
 
 def read_link(text: str | None, known: dict[str, scaling_model.Link], *, option: str) -> scaling_model.Link | None:
-    """Return the link that an option names, by a name or by its GB/s; raises `LaunchError` for other text."""
+    """Return the link that an option gives by name or by GB/s; raises `LaunchError` for other text."""
     if text is None or text in known:
         return None if text is None else known[text]
     try:
@@ -172,13 +174,13 @@ def read_link(text: str | None, known: dict[str, scaling_model.Link], *, option:
     except ValueError:
         bandwidth = 0.0
     if not bandwidth > 0:
-        raise LaunchError(f"{option} {text} is not a link; give GB/s each way, or {', '.join(known)}")
+        raise LaunchError(f"{option} {text} is not a link; use GB/s in one direction, or {', '.join(known)}")
     latency_s = min(link.latency_s for link in known.values())
     return scaling_model.Link(bandwidth * 1e9, latency_s)
 
 
 def cost_of(figures: BenchmarkResult, *, device: str) -> scaling_model.Cost:
-    """Return what a process's work costs, by a measurement of every part."""
+    """Return the cost of a process's work from a measurement of every phase."""
     parts, compute_s = figures.parts_s, figures.compute_step_s
     assert parts is not None and compute_s is not None
     alone_s = figures.lone_step_s or compute_s
@@ -188,12 +190,12 @@ def cost_of(figures: BenchmarkResult, *, device: str) -> scaling_model.Cost:
     backward_share = min(1.0, max(0.0, 1 - forward_s / passes_s))
     images = figures.global_batch_size // figures.processes
     reduction = figures.communication
-    overlap = 0.0 if device == "cpu" else 1.0  # a GPU copies while it computes, a CPU's cores do the one or the other
+    overlap = 0.0 if device == "cpu" else 1.0  # GPUs copy while they compute; the cores of a CPU do one or the other
     if reduction is not None and reduction.exposed_s is not None and backward_share:
         hidden_s = reduction.all_reduce_s - reduction.exposed_s
         overlap = min(1.0, max(0.0, hidden_s / (backward_share * passes_s)))
     image_s = passes_s / images
-    if figures.num_workers == 0 and figures.loader_images_per_s:  # the training process reads by itself, in between
+    if figures.num_workers == 0 and figures.loader_images_per_s:  # the training process reads between steps
         image_s += figures.processes / figures.loader_images_per_s
     return scaling_model.Cost(
         image_s=image_s,
@@ -266,7 +268,7 @@ def _step(request: CapacityRequest, figures: BenchmarkResult, assumed: list[str]
 
 
 def _node_input(figures: BenchmarkResult, per_node: int) -> float | None:
-    """Return the images a second of a node's loader processes, as many more as it has CPUs for; None without any."""
+    """Return the images per second of a node's loaders, with as many more as it has CPUs for; None without any."""
     if figures.num_workers == 0 or figures.loader_images_per_s is None:
         return None
     cpus = len(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""Types a capacity plan as it is printed: what a run takes on its target, in memory, time and disk."""
+"""Types a capacity plan as it is printed: the memory, time and disk space of a run on its target."""
 
 from pydantic import BaseModel
 
@@ -6,7 +6,7 @@ from distrain.benchmark.results import BenchmarkResult, Memory
 
 
 class Step(BaseModel):
-    """A step on the target, in seconds, by the scale model; measured where the target is what is here."""
+    """A step on the target, in seconds, by the scaling model; measured where the target is this node."""
 
     is_measured: bool
     step_s: float
@@ -20,7 +20,7 @@ class Step(BaseModel):
 
 
 class Times(BaseModel):
-    """The whole training in seconds."""
+    """The whole run in seconds."""
 
     steps: float
     evaluations: float
@@ -30,17 +30,17 @@ class Times(BaseModel):
 
 
 class Limit(BaseModel):
-    """What a time limit makes of it."""
+    """The jobs of a run under a time limit."""
 
     limit_s: float
     fits: bool
-    jobs: int | None  # None: the limit leaves no time to train in
+    jobs: int | None  # None: the limit leaves no time to train
     requeues: int | None
     steps_per_job: int
 
 
 class Disk(BaseModel):
-    """The checkpoints that stay, with the one that is being written."""
+    """The checkpoints that are kept, and the one being written."""
 
     checkpoint_bytes: int
     checkpoints: int
@@ -51,7 +51,7 @@ class Disk(BaseModel):
 
 
 class Plan(BaseModel):
-    """A plan as it is printed; None is what cannot be known here, and `unknown` says why."""
+    """A plan as printed; None for values that cannot be known here, which `unknown` explains."""
 
     recipe: str
     device: str

@@ -1,4 +1,4 @@
-"""Launches a measurement in a temporary run directory, as a training is launched; imports no torch."""
+"""Launches a measurement in a temporary run directory, like a training run; imports no torch."""
 
 import dataclasses
 import shutil
@@ -22,31 +22,31 @@ from distrain.runs.task import BenchmarkRequest
 
 POLL_S = 0.2
 _PREFIX = ".distrain-measures-"
-_ABANDONED_S = 1800.0  # a folder so old that nobody works in was left by a killed process; clocks differ by minutes
+_ABANDONED_S = 1800.0  # older unused folders are those of killed processes; clocks may differ by minutes
 _ENDLESS = 1_000_000  # epochs: a short recipe's schedule must not end within the measurement
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one number of processes gave, and what it took from the launch to the end of the first step."""
+    """The result for one number of processes, and the time from the launch to the end of the first step."""
 
     figures: BenchmarkResult
     start_up_s: float
 
 
-def measure(
+def run_benchmark(
     recipe: Recipe, profile: Profile, request: BenchmarkRequest, *, place: Path, title: str, console: Console
 ) -> Measured:
-    """Have the request measured on the processes of the profile; its run directory is made in `place`, and removed.
+    """Measure the request on the processes of the profile, in a temporary run directory in `place`.
 
-    `console` shows how it goes. Raises `StoppedError` after a stop, a `UserError` for what is wrong with the request,
-    and `TaskError` with the first failure of a process.
+    `console` shows the progress. Raises `StoppedError` after a stop, a `UserError` for an invalid request, and
+    `TaskError` with the first failure of a process.
     """
     remove_leftovers(place)
     with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=place) as name:
         run = RunDirectory(Path(name) / recipe.name)
         plan = LAUNCHERS[profile.launcher](profile, run.path)
-        # A process of its own also where there is one only: it begins with nothing in memory, and leaves nothing there.
+        # A separate process even for a single one: it starts with nothing in memory, and leaves nothing there.
         plan = dataclasses.replace(plan, in_process=False, env={**profile.variables, **plan.env})
         with _shown(run, title, console):
             started = launch_task(
@@ -64,22 +64,22 @@ def measure(
 
 
 def remove_leftovers(place: Path) -> None:
-    """Delete what measurements that were killed could not delete any more."""
+    """Delete the folders of killed measurements."""
     for folder in place.glob(f"{_PREFIX}*"):
-        with suppress(OSError):  # another measurement ends at this moment
+        with suppress(OSError):  # another measurement may end at the same time
             is_old = time.time() - folder.stat().st_mtime > _ABANDONED_S
             if is_old and not any(RunDirectory(path).is_held for path in folder.iterdir()):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def _endless(recipe: Recipe) -> Recipe:
-    """Return what is measured of a recipe: its steps, with random weights, and without an end or copies of records."""
+    """Return the recipe to measure: the same steps, with random weights, and without an end or external loggers."""
     changes = [
         f"train.epochs={_ENDLESS}",
         "train.max_steps=null",
         "train.max_time=null",
         "train.target_loss=null",
-        "model.weights=null",  # they take their time to load, and change nothing in that of a step
+        "model.weights=null",  # loading takes time, and does not change that of a step
         "model.weights_entry=null",
         "model.partial=false",
         "log.tensorboard=false",
@@ -90,7 +90,7 @@ def _endless(recipe: Recipe) -> Recipe:
 
 @contextmanager
 def _shown(run: RunDirectory, title: str, console: Console) -> Iterator[None]:
-    """Show on a terminal what is being measured at the time; elsewhere the title alone."""
+    """Show on a terminal what is being measured; elsewhere only the title."""
     if not console.is_terminal:
         console.print(f"measuring {title}", markup=False)
         yield

@@ -1,4 +1,4 @@
-"""Measures the memory of a rank: what stays between steps, and what a step uses on top of it."""
+"""Measures the memory of a rank: what is allocated between steps, and what a step adds."""
 
 import torch
 
@@ -11,13 +11,13 @@ from distrain.training.session import Session
 
 
 def size_of(tensors: list[torch.Tensor]) -> int:
-    """Return the bytes of what this rank has of the tensors."""
+    """Return the size of this rank's parts of the tensors in bytes."""
     parts = [local_shard(tensor) for tensor in tensors]
     return sum(part.numel() * part.element_size() for part in parts)
 
 
 def gradient_bytes(session: Session) -> int:
-    """Return the bytes of all gradients of this rank."""
+    """Return the size of all gradients of this rank in bytes."""
     return size_of([parameter for parameter in session.model.parameters() if parameter.requires_grad])
 
 

@@ -1,29 +1,29 @@
-"""Chooses where a measurement writes: the folder of its temporary runs, and its plot."""
+"""Checks the paths that a measurement writes to: the folder of its temporary runs, and its plot."""
 
 from pathlib import Path
 
 from distrain.errors import RunError
 from distrain.system.filesystem import check_writable
 
-PICTURES = (".png", ".svg", ".pdf")
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def choose_place(root: Path) -> Path:
-    """Return the folder of the runs, or the one that it would be made in: checkpoints are measured on that disk.
+    """Return the folder of the runs, or its nearest existing parent: checkpoints are measured on that disk.
 
     Raises `RunError` where nothing can be written there.
     """
     place = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
     if not place.is_dir():
-        raise RunError(f"{place} is no folder; name another one with --root")
-    check_writable(place, otherwise="name another folder with --root")
+        raise RunError(f"{place} is not a folder; use another one with --root")
+    check_writable(place, otherwise="use another folder with --root")
     return place
 
 
-def check_picture(file: Path) -> None:
-    """Raise `RunError` where no picture can be written to `file`."""
-    if file.suffix.lower() not in PICTURES:
-        raise RunError(f"--plot {file} does not say what kind of picture it is; end it with {', '.join(PICTURES)}")
+def check_plot_path(file: Path) -> None:
+    """Raise `RunError` where no plot can be written to `file`."""
+    if file.suffix.lower() not in PLOT_SUFFIXES:
+        raise RunError(f"--plot {file} has an unknown suffix; use {', '.join(PLOT_SUFFIXES)}")
     if file.is_dir() or not file.absolute().parent.is_dir():
-        raise RunError(f"--plot {file} cannot be written; its folder does not exist, or it is one itself")
+        raise RunError(f"--plot {file} cannot be written: it is a folder, or its folder does not exist")
     check_writable(file.absolute().parent, otherwise="name a file elsewhere with --plot")

@@ -1,4 +1,4 @@
-"""Times the phases of profiled steps; the host waits for the device at each border between two phases."""
+"""Times the phases of profiled steps; the host waits for the device between two phases."""
 
 import time
 from collections import defaultdict
@@ -12,17 +12,17 @@ from distrain.training.train_state import Phase
 
 
 def wait_for_device(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)  # the purpose of this function: times on the host would else be of launches
+        torch.cuda.synchronize(device)  # the purpose: otherwise the host would time only the launches
 
 
 class PhaseClock:
-    """The `StepProgress` of a benchmark: the training loop itself sets each phase as it begins, and this times them.
+    """The `StepProgress` of a benchmark, which times the phases that the training loop sets.
 
-    The device is awaited at each border, so that a kernel counts where it was launched; nothing overlaps any more,
-    which is why throughput is never measured with it. All ranks meet before the reduction: until the last of them is
-    there the others wait, which would else be counted as the reduction's.
+    It waits for the device after each phase, so that a kernel counts in the phase that launched it. Nothing overlaps
+    then, so throughput is never measured with it. A barrier before the reduction separates the time that ranks wait for
+    slower ones from that of the reduction.
     """
 
     def __init__(self, world: World) -> None:
@@ -37,7 +37,7 @@ class PhaseClock:
 
     @property
     def phase(self) -> Phase:
-        """The phase that the loop has set last."""
+        """The phase that the loop set last."""
         return self._set_phase
 
     @phase.setter
@@ -56,7 +56,7 @@ class PhaseClock:
 
     @property
     def step(self) -> int:
-        """Nothing that anyone asks for; setting it ends a step, and what comes until the next one is `other`."""
+        """Not used; setting it ends a step, and the time until the next one counts as `other`."""
         return 0
 
     @step.setter
@@ -64,11 +64,11 @@ class PhaseClock:
         self.finish()
 
     def finish(self) -> None:
-        """End the phase: what comes until the next one is `other`."""
+        """End the phase: the time until the next one counts as `other`."""
         self._begin("other")
 
     def watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield the batches, and count as `prepare` what is done with each before it reaches the network."""
+        """Yield the batches; the time between a batch and the network's pass counts as `prepare`."""
         for batch in batches:
             self._begin("prepare")
             yield batch

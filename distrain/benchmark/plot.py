@@ -1,4 +1,4 @@
-"""Plots a benchmark: the scaling curve, and where the time of a step goes."""
+"""Plots a benchmark: the scaling curve, and the phases of a step."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ _COLOURS = ("#b04a3a", "#d9a441", "#2f6f9f", "#174a70", "#c9b7de", "#7a5aa6", "#
 
 
 def draw(report: Report, file: Path) -> None:
-    """Draw it, as the ending of `file` says: png, svg, pdf."""
+    """Draw the report in the format of the suffix of `file`: png, svg, pdf."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -28,8 +28,8 @@ def draw(report: Report, file: Path) -> None:
     left.set_yticks(rates, [f"{rate:,.0f}" for rate in rates])
     left.minorticks_off()
     left.set_xlabel("processes")
-    left.set_ylabel("images a second")
-    left.set_title("batch grows with the processes" if report.is_weak else "the same global batch")
+    left.set_ylabel("images per second")
+    left.set_title("batch grows with the processes" if report.is_weak else "fixed global batch")
     left.legend(frameon=False)
     start = 0.0
     for (name, words), colour in zip(PARTS.items(), _COLOURS, strict=True):
@@ -38,7 +38,7 @@ def draw(report: Report, file: Path) -> None:
         start += milliseconds
     right.set_yticks([])
     right.set_ylim(-1.6, 0.6)
-    right.set_xlabel("milliseconds of a step, the device awaited between the parts")
+    right.set_xlabel("milliseconds per step, synchronised between phases")
     right.set_title(f"a step on {counted(report.figures.processes, 'process', 'processes')}")
     right.legend(loc="lower center", ncols=3, frameon=False, fontsize=8)
     plot.suptitle(f"{report.recipe}: {report.model} on {report.source}, {report.precision}, {report.figures.device}")

@@ -1,4 +1,4 @@
-"""Trains some steps of a recipe in several ways and compares the results, for `distrain verify`."""
+"""Trains some steps of a recipe in several scenarios and compares the results, for `distrain verify`."""
 
 import itertools
 import math
@@ -20,16 +20,16 @@ KILL_ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class Scenario:
-    """One way to train: the processes of its first part, and of its second where it is killed in between."""
+    """One scenario: the processes of its first part, and of its second if it is killed in between."""
 
     title: str
     processes: tuple[int, ...]
-    must_match: bool  # whether the promise holds for it: the same bits as in the first way
+    must_match: bool  # whether it is guaranteed to give the same bits as the first scenario
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one way gave, compared with the first way."""
+    """The result of one scenario, compared with the first one."""
 
     title: str
     must_match: bool
@@ -47,22 +47,22 @@ class Finding:
 
 
 def scenarios(processes: list[int], *, is_exact: bool) -> list[Scenario]:
-    """Return the ways to compare: undisturbed first, then killed and resumed, then on other numbers of processes."""
+    """Return the scenarios: uninterrupted first, then killed and resumed, then on other numbers of processes."""
     first, *others = processes
-    ways = [
-        Scenario(f"on {_count(first)}, undisturbed", (first,), must_match=True),
+    found = [
+        Scenario(f"on {_count(first)}, uninterrupted", (first,), must_match=True),
         Scenario(f"on {_count(first)}, killed and resumed", (first, first), must_match=True),
     ]
     for other in others:
-        ways.append(Scenario(f"on {_count(other)}", (other,), must_match=is_exact))
-        ways.append(Scenario(f"on {_count(first)}, killed, resumed on {other}", (first, other), must_match=is_exact))
-    return ways
+        found.append(Scenario(f"on {_count(other)}", (other,), must_match=is_exact))
+        found.append(Scenario(f"on {_count(first)}, killed, resumed on {other}", (first, other), must_match=is_exact))
+    return found
 
 
 def train(scenario: Scenario, folder: Path, arguments: list[str], *, steps: int, device: str) -> RunDirectory:
-    """Train in one way, in processes of its own, and return its run directory.
+    """Train one scenario in separate processes, and return its run directory.
 
-    Raises `RunError` with what the training said where it fails, or is over before it could be killed.
+    Raises `RunError` with the message of the run where it fails, or where it ends before it could be killed.
     """
     options = [
         *arguments,
@@ -79,11 +79,11 @@ def train(scenario: Scenario, folder: Path, arguments: list[str], *, steps: int,
             was_killed = _run(command, run, is_to_be_killed=not is_last) and was_killed
         if was_killed:
             return run
-    raise RunError(f"the training was over before it could be killed; verify more than --steps {steps}")
+    raise RunError(f"the run ended before it could be killed; use more than --steps {steps}")
 
 
 def compare(scenario: Scenario, run: RunDirectory, first: RunDirectory) -> Finding:
-    """Compare what a way gave with what the first way gave, to the bit."""
+    """Compare the results of a scenario with those of the first one, to the bit."""
     ours, theirs = run.read_status(), first.read_status()
     differences = list(_loss_differences(run, first))
     return Finding(
@@ -98,7 +98,7 @@ def compare(scenario: Scenario, run: RunDirectory, first: RunDirectory) -> Findi
 
 
 def _run(command: list[str], run: RunDirectory, *, is_to_be_killed: bool) -> bool:
-    """Run a training to its end, or kill it after its first checkpoint; returns False where that came too late."""
+    """Run the command to its end, or kill it after its first checkpoint; returns False where that was too late."""
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -109,13 +109,13 @@ def _run(command: list[str], run: RunDirectory, *, is_to_be_killed: bool) -> boo
             process.kill()
             process.communicate()
             return True
-        said, _ = process.communicate()
-    except BaseException:  # Ctrl-C: it would write to a folder that is deleted
+        output, _ = process.communicate()
+    except BaseException:  # Ctrl-C: the process would write to a folder that is deleted
         process.kill()
         process.wait()
         raise
     if process.returncode != 0:
-        lines = said.strip().splitlines()
+        lines = output.strip().splitlines()
         raise RunError(
             f"the training ended with exit code {process.returncode}: {lines[-1].removeprefix(PREFIX) if lines else ''}"
         )
@@ -133,7 +133,7 @@ def _loss_differences(run: RunDirectory, first: RunDirectory) -> Iterator[tuple[
 
 
 def _evaluations(run: RunDirectory) -> list[str]:
-    """Return what each evaluation found, as text: a metric that is NaN is equal to itself."""
+    """Return the results of each evaluation as text, in which NaN is equal to itself."""
     found = [record for record in run.read_metrics() if "val/loss" in record]
     return [repr({k: v for k, v in record.items() if k == "step" or k.startswith("val/")}) for record in found]
 

@@ -1,4 +1,4 @@
-"""Reads and writes the results of a measurement: numbers alone, in seconds, bytes and images per second."""
+"""Reads and writes the results of a measurement in seconds, bytes and images per second."""
 
 import json
 import math
@@ -12,18 +12,18 @@ from distrain.system.files import to_json
 
 
 class Spread(BaseModel):
-    """A time that was measured several times: seconds."""
+    """A time that was measured several times, in seconds."""
 
     median: float
-    lower: float  # a quarter of the values lie below it
-    upper: float  # and a quarter above this
-    deviation: float  # standard deviation of a single step, by the middle half of the values
+    lower: float  # the first quartile
+    upper: float  # the third quartile
+    deviation: float  # standard deviation of a single step, from the interquartile range
     count: int  # values, each the mean of `steps` steps
     steps: int = 1
 
 
 class Memory(BaseModel):
-    """Bytes of one rank, the one that needs the most; `peak` is of the process, or of what its GPU has allocated."""
+    """Bytes of the rank that needs most; `peak` is that of the process, or of the allocations on its GPU."""
 
     peak: int
     peaks: list[int]  # of each rank
@@ -31,38 +31,36 @@ class Memory(BaseModel):
     gradients: int
     optimizer: int
     averages: int
-    activations: int  # and everything else that a step takes beyond what stays between steps
-    total: int | None  # that this machine or GPU has for it
+    activations: int  # and everything else that a step adds to what is allocated between steps
+    total: int | None  # available on this node or GPU
 
 
 class Communication(BaseModel):
-    """The reduction of the gradients over the ranks, by itself and within a step."""
+    """The reduction of the gradients over the ranks, alone and within a step."""
 
     gradient_bytes: int
-    all_reduce_s: float  # of so many bytes, at once
+    all_reduce_s: float  # of all gradients at once
     latency_s: float  # of one number
-    exposed_s: float | None = (
-        None  # what a step takes longer than without any reduction; None where it cannot do without
-    )
+    exposed_s: float | None = None  # the additional time of a step with reduction; None where the strategy needs it
 
     def bus_bandwidth(self, processes: int) -> float:
-        """Return bytes a second over each link of a ring: 2 (n - 1) / n of the bytes go over it."""
+        """Return bytes per second over each link of a ring, which transfers 2 (n - 1) / n of the bytes."""
         steps = 2 * (processes - 1)
         transfer_s = max(self.all_reduce_s - self.latency_s, 1e-9)
         return steps / processes * self.gradient_bytes / transfer_s
 
 
 class Saving(BaseModel):
-    """A checkpoint, the second one: the first also makes the copies that later ones are staged in."""
+    """The second checkpoint: the first one also allocates the memory in which later ones are staged."""
 
     num_bytes: int
-    blocked_s: float  # the training stood still
+    blocked_s: float  # training was blocked
     commit_s: float  # until it was on disk, verified and renamed
     first_blocked_s: float
 
 
 class BenchmarkResult(BaseModel):
-    """One measurement in numbers: `figures.json`. Rates are those of all ranks together."""
+    """The results of a measurement: `figures.json`. Rates are those of all ranks together."""
 
     processes: int
     device: str  # its name
@@ -78,10 +76,10 @@ class BenchmarkResult(BaseModel):
     step_s: Spread
     images_per_s: float
     memory: Memory
-    communication: Communication | None = None  # of one process there is none
+    communication: Communication | None = None  # None for one process
     loader_images_per_s: float | None = None
-    compute_images_per_s: float | None = None  # the same batch again and again, reduction included
-    lone_step_s: float | None = None  # the same without any reduction; None where the strategy cannot do without
+    compute_images_per_s: float | None = None  # on the same batch repeatedly, reduction included
+    lone_step_s: float | None = None  # the same without reduction; None where the strategy needs it
     parts_s: dict[str, float] | None = None  # of a step in the profiled stretch, on rank 0
     saving: Saving | None = None
     evaluation_images_per_s: float | None = None
@@ -90,12 +88,12 @@ class BenchmarkResult(BaseModel):
 
     @property
     def compute_step_s(self) -> float | None:
-        """What a full step takes whose batch is there already."""
+        """The time of a full step whose batch is ready."""
         return None if self.compute_images_per_s is None else self.global_batch_size / self.compute_images_per_s
 
 
 def spread(seconds: Sequence[float], *, steps: int = 1) -> Spread:
-    """Summarise values that are each the mean of `steps` steps; takes two or more of them.
+    """Summarise two or more values that are each the mean of `steps` steps.
 
     The deviation of a single step is the half-width of the middle half over 0.6745, as for a normal distribution, times
     the root of `steps`, as if steps were independent.
@@ -106,10 +104,10 @@ def spread(seconds: Sequence[float], *, steps: int = 1) -> Spread:
 
 
 def write_figures(folder: RunDirectory, figures: BenchmarkResult) -> None:
-    """Write what was measured."""
+    """Write the results."""
     write_atomically(folder.figures, to_json(figures))
 
 
 def read_figures(folder: RunDirectory) -> BenchmarkResult:
-    """Read what was measured."""
+    """Read the results."""
     return BenchmarkResult.model_validate(json.loads(folder.figures.read_text(encoding="utf-8")))

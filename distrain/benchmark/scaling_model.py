@@ -38,7 +38,7 @@ _Z = statistics.NormalDist()
 
 @dataclass(frozen=True)
 class Link:
-    """What joins processes, one way: bytes a second, and the seconds that any message takes."""
+    """A link between processes, in one direction: bytes per second, and latency per message."""
 
     bandwidth: float
     latency_s: float
@@ -67,7 +67,7 @@ NETWORKS = {
 
 @dataclass(frozen=True)
 class Cost:
-    """What a process's work costs, as measured; the step is that of a share of `images` images."""
+    """The measured cost of a process's work, for a step with a share of `images` images."""
 
     image_s: float  # forward and backward, for each image
     backward_share: float  # of image_s
@@ -80,7 +80,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Machines:
-    """Nodes that are alike; None where nothing is known of a link, which is then taken to cost nothing."""
+    """Identical nodes; a link that is None is unknown and assumed to cost nothing."""
 
     per_node: int
     inside: Link | None
@@ -113,7 +113,7 @@ class Prediction:
 
     @property
     def bottleneck(self) -> str:
-        """What takes most of the step."""
+        """The largest part of the step."""
         if self.input_s >= self.compute_s + self.jitter_s + self.exposed_s:
             return "input: the loaders of a node are slower than its network's passes"
         if self.exposed_s > self.compute_s:
@@ -136,7 +136,9 @@ def all_reduce_s(num_bytes: float, processes: int, machines: Machines) -> float:
     inside_s = 0.0 if machines.inside is None else ring_s(num_bytes, local, machines.inside)
     if nodes == 1 or machines.between is None:
         return inside_s
-    return inside_s + ring_s(num_bytes, nodes, machines.between)  # each of the rings has 1/local of bytes and network
+    return inside_s + ring_s(
+        num_bytes, nodes, machines.between
+    )  # each ring has 1/local of the bytes and of the network
 
 
 def predict(cost: Cost, machines: Machines, *, processes: int, batch_size: int, is_weak: bool = False) -> Prediction:
@@ -151,7 +153,7 @@ def predict(cost: Cost, machines: Machines, *, processes: int, batch_size: int, 
 
 
 def assumptions(cost: Cost, machines: Machines) -> list[str]:
-    """Return in a sentence each what a prediction takes for granted."""
+    """Return the assumptions of a prediction, one sentence each."""
     found = [
         f"a process takes {cost.image_s * 1e3:.3f} ms for each image and {cost.update_s * 1e3:.3f} ms once a step, "
         "whatever its share of the batch",

@@ -1,4 +1,4 @@
-"""Measures one recipe on 1, 2, 4, ... processes and makes a report of it."""
+"""Measures one recipe on 1, 2, 4, ... processes and reports the results."""
 
 import os
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from distrain.benchmark.diagnosis import DiagnosisInput, diagnose
-from distrain.benchmark.launch import measure
+from distrain.benchmark.launch import run_benchmark
 from distrain.benchmark.results import BenchmarkResult
 from distrain.config import Recipe
 from distrain.config.batching import solve_batching
@@ -33,7 +33,7 @@ class Point(BaseModel):
 
 
 class Report(BaseModel):
-    """A benchmark as it is printed: the figures are those of the largest number of processes."""
+    """A benchmark as printed; `figures` are those of the largest number of processes."""
 
     recipe: str
     model: str
@@ -51,7 +51,7 @@ class Report(BaseModel):
 
 @dataclass(frozen=True)
 class ScalingRequest:
-    """What is to be measured, resolved and checked: a profile and a recipe for each number of processes."""
+    """The resolved and checked request: a profile and a recipe for each number of processes."""
 
     recipe: Recipe
     ways: tuple[tuple[Profile, Recipe], ...]  # the largest last
@@ -63,40 +63,40 @@ class ScalingRequest:
 def resolve(
     recipe: Recipe, options: LaunchOptions, *, reference: str, steps: int | None, is_weak: bool
 ) -> ScalingRequest:
-    """Return what is to be measured; raises a `UserError` where that cannot be.
+    """Return the request to measure; raises a `UserError` where that is not possible.
 
-    Where no number is requested it is all GPUs, or one CPU process, as for `distrain fit`.
+    Without a requested number of processes, uses all GPUs or one CPU process, as for `distrain fit`.
     """
     if options.processes is None and options.device != "cpu" and (gpus := count_gpus()):
         options = options.model_copy(update={"device": "cuda", "processes": gpus})
     largest = _profile(recipe, options, reference=reference)
-    most = largest.processes * largest.devices
+    largest_count = largest.processes * largest.devices
     check_data(recipe)
     ways: list[tuple[Profile, Recipe]] = []
     left_out: list[str] = []
-    for count in sizes(most):
+    for count in sizes(largest_count):
         profile = _profile(recipe, options.model_copy(update={"processes": count}), reference=reference)
         profile = profile.model_copy(update={"threads": largest.threads})  # a process is the same among any number
-        own = with_batch(recipe, recipe.data.batch_size * count) if is_weak else recipe
+        scaled = with_batch(recipe, recipe.data.batch_size * count) if is_weak else recipe
         try:
-            _check_batch(own, profile)
+            _check_batch(scaled, profile)
         except RecipeError as error:
-            if count == most:
+            if count == largest_count:
                 raise
             left_out.append(f"{counted(count, 'process', 'processes')}: {error}")
             continue
-        ways.append((profile, own))
+        ways.append((profile, scaled))
     return ScalingRequest(recipe, tuple(ways), tuple(left_out), BenchmarkRequest(steps=steps), is_weak)
 
 
 def run(scaling_request: ScalingRequest, *, place: Path, console: Console) -> Report:
-    """Measure it all, the largest number of processes in every part. Raises as `measure` does."""
+    """Measure all numbers of processes, the largest one in detail. Raises what `run_benchmark` raises."""
     points: list[tuple[int, BenchmarkResult]] = []
     start_up_s = 0.0
     for profile, recipe in scaling_request.ways:
         is_largest = profile is scaling_request.ways[-1][0]
         request = scaling_request.request.model_copy(update={"has_parts": is_largest, "has_checkpoint": is_largest})
-        done = measure(recipe, profile, request, place=place, title=_title(profile), console=console)
+        done = run_benchmark(recipe, profile, request, place=place, title=_title(profile), console=console)
         points.append((profile.processes * profile.devices, done.figures))
         start_up_s = done.start_up_s
     figures = points[-1][1]
@@ -118,10 +118,10 @@ def run(scaling_request: ScalingRequest, *, place: Path, console: Console) -> Re
     )
 
 
-def sizes(most: int) -> list[int]:
-    """Return 1, 2, 4, ... and `most` itself."""
-    powers = [1 << exponent for exponent in range(most.bit_length()) if 1 << exponent < most]
-    return [*powers, most]
+def sizes(largest_count: int) -> list[int]:
+    """Return 1, 2, 4, ... and `largest_count` itself."""
+    powers = [1 << exponent for exponent in range(largest_count.bit_length()) if 1 << exponent < largest_count]
+    return [*powers, largest_count]
 
 
 def curve(points: list[tuple[int, BenchmarkResult]]) -> list[Point]:
@@ -150,7 +150,7 @@ def with_batch(recipe: Recipe, batch_size: int) -> Recipe:
 
 
 def diagnosis_input(recipe: Recipe, profile: Profile) -> DiagnosisInput:
-    """Return what a verdict must know besides the figures."""
+    """Return the input of a diagnosis besides the results."""
     checkpoint = recipe.checkpoint
     return DiagnosisInput(
         cpus=len(os.sched_getaffinity(0)),

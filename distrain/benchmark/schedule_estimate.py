@@ -1,4 +1,4 @@
-"""Estimates how often a run evaluates and saves, how long that takes, and what stays on disk. Pure functions."""
+"""Estimates the evaluations and checkpoints of a run, its jobs and its disk space, as pure functions."""
 
 import math
 import re
@@ -15,7 +15,7 @@ _LIMIT = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
 
 @dataclass(frozen=True)
 class RunSchedule:
-    """A training from its first step to its last."""
+    """The schedule of a run from its first step to its last."""
 
     steps_per_epoch: int
     total_steps: int
@@ -25,17 +25,17 @@ class RunSchedule:
 
 @dataclass(frozen=True)
 class Jobs:
-    """A training that a time limit ends, and that resumes each time."""
+    """The jobs of a run that is stopped by a time limit and resumed each time."""
 
-    count: int | None  # None: the limit leaves no time to train in
+    count: int | None  # None: the limit leaves no time to train
     usable_s: float  # of each job: without start-up, and without the time that SLURM warns before the limit
 
 
 def read_time_limit(text: str) -> float:
-    """Return the seconds of a time limit as sbatch takes it; raises `LaunchError` for any other text."""
+    """Return the seconds of a time limit in sbatch's format; raises `LaunchError` for any other text."""
     found = _LIMIT.fullmatch(text.strip())
     if found is None:
-        raise LaunchError(f"--time {text} is not a time limit; give H:M:S, minutes, or D-H:M:S, as sbatch takes them")
+        raise LaunchError(f"--time {text} is not a time limit; use H:M:S, minutes, or D-H:M:S, as for sbatch")
     numbers = [int(number) for number in found["rest"].split(":")]
     if found["days"] is not None:
         hours, minutes, seconds = [*numbers, 0, 0][:3]
@@ -46,7 +46,7 @@ def read_time_limit(text: str) -> float:
 
 
 def plan_schedule(recipe: Recipe, *, num_samples: int) -> RunSchedule:
-    """Return what a training on `num_samples` samples an epoch comes to; raises `DataError` where it has no step."""
+    """Return the schedule of a run with `num_samples` samples per epoch; raises `DataError` where it has no step."""
     per_epoch = count_steps_per_epoch(num_samples, recipe.data.batch_size, drop_last=recipe.data.drop_last)
     total = min(recipe.train.epochs * per_epoch, recipe.train.max_steps or 2**63)
     evaluations = _intervals(per_epoch, recipe.eval.every_steps, recipe.eval.every_epochs)
@@ -59,16 +59,16 @@ def plan_schedule(recipe: Recipe, *, num_samples: int) -> RunSchedule:
 
 
 def kept_checkpoints(recipe: Recipe, schedule: RunSchedule) -> int:
-    """Return how many checkpoints there are at the end at most, with the one that is being written."""
+    """Return the largest number of checkpoints at the end, including the one being written."""
     config = recipe.checkpoint
     staying = 0 if config.keep_every_steps is None else schedule.total_steps // config.keep_every_steps
     return min(schedule.num_checkpoints, config.keep_last + config.keep_best + staying) + 1
 
 
 def cut_into_jobs(training_s: float, *, limit_s: float, start_up_s: float, warning_s: float) -> Jobs:
-    """Return how many jobs of `limit_s` a training takes, each of which starts up, and is stopped before its limit.
+    """Return the number of jobs of `limit_s` for a run, each of which starts up, and is stopped before its limit.
 
-    What a job has trained is never lost: it saves when it is stopped.
+    No training is lost: a job saves when it is stopped.
     """
     if start_up_s + training_s <= limit_s - warning_s:
         return Jobs(1, limit_s - warning_s - start_up_s)
@@ -85,9 +85,9 @@ def _intervals(per_epoch: int, every_steps: int | None, every_epochs: int | None
 
 
 def _count_due(total: int, intervals: list[int]) -> int:
-    """Return after how many of `total` steps something is due: multiples of any interval, and the last step.
+    """Return after how many of `total` steps an event is due: at multiples of any interval, and at the last step.
 
-    By inclusion and exclusion: a training may have more steps than could be listed.
+    It uses inclusion and exclusion, since a run may have too many steps to enumerate.
     """
     count = 0
     for size in range(1, len(intervals) + 1):

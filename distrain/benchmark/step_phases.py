@@ -1,4 +1,4 @@
-"""Names the phases of a step in their order, as a report shows them: those of the loop, `prepare`, and `wait`.
+"""Names the phases of a step in their order, as shown in a report: those of the loop, `prepare`, and `wait`.
 
 `wait` is the time that a rank waits for slower ones before the reduction: it is not part of the transfer.
 """

@@ -1,6 +1,6 @@
-"""Times the sections of a measurement on one rank: whole steps, the loader alone, compute alone, saves and the like.
+"""Times the sections of a measurement on one rank: whole steps, the loader alone, compute alone, saves and others.
 
-All ranks call each function together, and raise `StoppedError` together where a stop was requested.
+All ranks call each function together, and raise `StoppedError` together after a stop request.
 """
 
 import dataclasses
@@ -32,69 +32,69 @@ from distrain.training.resume import save
 from distrain.training.session import Session
 from distrain.training.trainer import run_steps
 
-NUM_BLOCKS = 10  # into which a stretch is cut: the values whose median and spread are told
+NUM_BLOCKS = 10  # of a timed section: median and spread are computed over their values
 MIN_STEPS, MAX_STEPS = 4, 1000
 MIN_WARM_UP = 4
 NUM_REDUCTIONS, NUM_PINGS = 15, 100
 
 
 class StoppedError(Exception):
-    """A stop was requested: every rank raises it at the same place."""
+    """A stop was requested; every rank raises it at the same place."""
 
 
 def raise_if_stopped(session: Session) -> None:
-    """Raise `StoppedError` on all ranks where one of them has seen a stop request; count as progress, too."""
+    """Raise `StoppedError` on all ranks if one of them has seen a stop request; counts as progress, too."""
     session.state.progress += 1
     if session.world.any_over_ranks(session.monitor.stop.poll_stop_request()):
         raise StoppedError
 
 
-def agree(world: World, value: float) -> float:
+def broadcast_from_rank0(world: World, value: float) -> float:
     """Return rank 0's value on every rank."""
     return float(world.all_reduce(torch.tensor(value if world.is_rank_zero else 0.0, dtype=torch.float64)))
 
 
-def total(world: World, value: float) -> float:
+def sum_over_ranks(world: World, value: float) -> float:
     """Return the sum of all ranks' values."""
     return float(world.all_reduce(torch.tensor(value, dtype=torch.float64)))
 
 
 class TimedSteps:
-    """Takes steps of the training one after the other, on its own batches, by the loop that `distrain fit` runs."""
+    """Runs consecutive steps on the batches of the recipe, with the loop of `distrain fit`."""
 
     def __init__(self, session: Session, batches: Iterator[Batch]) -> None:
         self.step = 0
         self._session = session
         self._batches = batches
 
-    def go(self, num_steps: int) -> float:
-        """Take this many steps and return their time in seconds, until the device has finished them."""
+    def run(self, num_steps: int) -> float:
+        """Run `num_steps` steps and return their time in seconds, until the device has finished them."""
         session, first = self._session, self.step
         started = time.perf_counter()
         self.step = run_steps(session, self._batches, first, first + num_steps)
         if self.step < first + num_steps:
             raise StoppedError
-        # Brings the losses to the host, as every record of a training does: the device is awaited with it.
+        # Copies the losses to the host, like every record of a run, which waits for the device.
         session.losses.sync_losses(range(first, self.step))
         seconds = time.perf_counter() - started
         session.state.progress += 1
         return seconds
 
     def warm_up(self, request: BenchmarkRequest) -> float:
-        """Go until kernels are chosen and the batches that loader processes made ahead are used up; seconds a step."""
+        """Run until kernels are chosen and batches read ahead are used up; returns the seconds per step."""
         session = self._session
         ahead = BATCHES_AHEAD * session.recipe.data.num_workers
         options = MIN_WARM_UP + -(-ahead // session.sampler.batching.accumulation)
-        started, taken = time.perf_counter(), [self.go(1)]
+        started, taken = time.perf_counter(), [self.run(1)]
         while len(taken) < options:
-            taken.append(self.go(1))
+            taken.append(self.run(1))
             is_long = len(taken) >= 2 and time.perf_counter() - started > 2 * request.stretch_s
             if session.world.any_over_ranks(session.world.is_rank_zero and is_long):
                 break
-        return agree(session.world, min(taken[1:]))
+        return broadcast_from_rank0(session.world, min(taken[1:]))
 
     def profile(self, num_steps: int) -> dict[str, float]:
-        """Take steps with the device awaited between their parts; returns the seconds of each part of a step."""
+        """Run steps with a device synchronisation between phases; returns the seconds of each phase of a step."""
         session, first = self._session, self.step
         clock = PhaseClock(session.world)
         self.step = run_steps(session, clock.watched(self._batches), first, first + num_steps, progress=clock)
@@ -106,27 +106,29 @@ class TimedSteps:
 
 
 def plan_steps(request: BenchmarkRequest, step_s: float) -> int:
-    """Return how many steps a stretch has, by what one takes: the same on all ranks, as `step_s` is."""
+    """Return the number of steps of a section, by the time of one; the same on all ranks, since `step_s` is."""
     if request.steps is not None:
         return request.steps
     return min(MAX_STEPS, max(MIN_STEPS, int(request.stretch_s / step_s)))
 
 
-def cut(num_steps: int) -> list[int]:
-    """Return the steps of each block of a stretch."""
+def split_blocks(num_steps: int) -> list[int]:
+    """Return the number of steps in each block of a section."""
     blocks = min(NUM_BLOCKS, num_steps)
     return [num_steps // blocks] * blocks
 
 
 def loader_rate(session: Session, request: BenchmarkRequest, first_step: int) -> float:
-    """Return the images a second of all ranks' loaders when nothing else is done, from `first_step` on."""
+    """Return the images per second of all ranks' loaders alone, from `first_step` on."""
     world, workers = session.world, session.recipe.data.num_workers
-    pieces = session.sampler.micro_batches(itertools.count(first_step))
-    unused = max(1, workers)  # the first of each process also pays for its start
-    least = max(3, 2 * workers)  # they come in bursts
-    most = math.inf if request.steps is None else max(least, request.steps * session.sampler.batching.accumulation)
+    micro_batches = session.sampler.micro_batches(itertools.count(first_step))
+    unused = max(1, workers)  # the first batch of each process includes its start
+    min_batches = max(3, 2 * workers)  # batches arrive in bursts
+    max_batches = (
+        math.inf if request.steps is None else max(min_batches, request.steps * session.sampler.batching.accumulation)
+    )
     loader = session.recipe.data.loader
-    reading = read_batches(session.train_reader, pieces, num_workers=workers, device=world.device, loader=loader)
+    reading = read_batches(session.train_reader, micro_batches, num_workers=workers, device=world.device, loader=loader)
     with closing(reading) as batches:
         for _ in itertools.islice(batches, unused):
             session.state.progress += 1
@@ -137,37 +139,37 @@ def loader_rate(session: Session, request: BenchmarkRequest, first_step: int) ->
             images, number = images + len(targets), number + 1
             session.state.progress += 1
             is_long = time.perf_counter() - started > request.stretch_s
-            if number >= most or (number >= least and is_long) or session.monitor.stop.is_requested:
+            if number >= max_batches or (number >= min_batches and is_long) or session.monitor.stop.is_requested:
                 break
-        wait_for_device(world.device)  # the last copies are part of it
+        wait_for_device(world.device)  # the last copies are part of the time
         seconds = time.perf_counter() - started
     raise_if_stopped(session)
-    return total(world, images / seconds)
+    return sum_over_ranks(world, images / seconds)
 
 
 def compute_step_s(session: Session, num_steps: int) -> float:
-    """Return the median seconds of a full step on the same batch again and again."""
-    step = 0  # of an epoch's windows only the last one may be smaller
-    own = session.sampler.micro_batches([step])
-    kept = read_batches(session.train_reader, own, num_workers=0, device=session.world.device)
+    """Return the median seconds of a full step on the same batch repeatedly."""
+    step = 0  # only the last global batch of an epoch may be smaller
+    micro_batches = session.sampler.micro_batches([step])
+    kept = read_batches(session.train_reader, micro_batches, num_workers=0, device=session.world.device)
     batches = itertools.cycle(list(kept))
     seconds: list[float] = []
-    for number, length in enumerate([1, *cut(num_steps)]):  # the first warms up
+    for number, length in enumerate([1, *split_blocks(num_steps)]):  # the first warms up
         session.world.barrier()
         started = time.perf_counter()
         for _ in range(length):
             if run_steps(session, batches, step, step + 1) == step:
-                break  # a stop: told to all ranks below
+                break  # a stop: all ranks are informed below
         else:
-            session.losses.sync_losses([step] * length)  # awaits the device, as `TimedSteps.go` does
+            session.losses.sync_losses([step] * length)  # waits for the device, as in `TimedSteps.run`
         if number:
             seconds.append((time.perf_counter() - started) / length)
         raise_if_stopped(session)
-    return agree(session.world, statistics.median(seconds))
+    return broadcast_from_rank0(session.world, statistics.median(seconds))
 
 
 class _NoReduction:
-    """A strategy in which each rank keeps its gradients to itself: what a step costs without the others."""
+    """A strategy without reduction, to measure the cost of a step without other ranks."""
 
     name = "none"
     loss_scale = 1
@@ -189,17 +191,17 @@ class _NoReduction:
         """Do nothing."""
 
     def zero_grad(self) -> None:
-        """Forget the gradients as the real strategy does."""
+        """Reset the gradients as the real strategy does."""
         self._drop()
 
     def close(self) -> None:
-        """Do nothing: the real strategy has all that is to give back."""
+        """Do nothing: the real strategy owns all resources."""
 
 
 def lone_step_s(session: Session, num_steps: int) -> float | None:
-    """Return the same as `compute_step_s` without any reduction; None where the strategy cannot do without.
+    """Return `compute_step_s` without any reduction; None where the strategy needs it.
 
-    The ranks' weights are different after it.
+    The ranks' weights differ afterwards.
     """
     if session.world.size == 1 or not isinstance(session.strategy, Ddp | Exact | FlatAllReduce):
         return None
@@ -223,18 +225,18 @@ def _reduction_s(session: Session, tensor: torch.Tensor, repetitions: int) -> fl
     world = session.world
     seconds: list[float] = []
     for number in range(repetitions + 2):  # the first two connect the ranks
-        wait_for_device(world.device)  # NCCL only queues: the time is that between two empty queues
+        wait_for_device(world.device)  # NCCL only queues work: times from an empty queue to an empty queue
         started = time.perf_counter()
         world.all_reduce(tensor)
         wait_for_device(world.device)
         if number >= 2:
             seconds.append(time.perf_counter() - started)
     raise_if_stopped(session)
-    return agree(world, statistics.median(seconds))
+    return broadcast_from_rank0(world, statistics.median(seconds))
 
 
 def saving(session: Session, step: int) -> Saving:
-    """Save twice, at `step` and after, and return what the second save took."""
+    """Save twice, at `step` and the next one, and return the cost of the second save."""
     blocked: list[float] = []
     commit_s = 0.0
     for number in (step, step + 1):
@@ -248,29 +250,29 @@ def saving(session: Session, step: int) -> Saving:
         raise_if_stopped(session)
     entries = read_catalog(session.run.checkpoints) if session.world.is_rank_zero else []
     return Saving(
-        num_bytes=int(agree(session.world, entries[-1].num_bytes if entries else 0)),
-        blocked_s=agree(session.world, blocked[-1]),
-        commit_s=agree(session.world, commit_s),
-        first_blocked_s=agree(session.world, blocked[0]),
+        num_bytes=int(broadcast_from_rank0(session.world, entries[-1].num_bytes if entries else 0)),
+        blocked_s=broadcast_from_rank0(session.world, blocked[-1]),
+        commit_s=broadcast_from_rank0(session.world, commit_s),
+        first_blocked_s=broadcast_from_rank0(session.world, blocked[0]),
     )
 
 
 def evaluation_rate(session: Session, request: BenchmarkRequest) -> float:
-    """Return the validation images a second of all ranks, over as many as there is time for."""
+    """Return the validation images per second of all ranks, over as many as there is time for."""
     world, whole = session.world, session.val_reader.source
     batch_size = session.recipe.eval.batch_size
-    is_held = session.val_reader.is_in_memory  # all of them are at hand, then
-    images = len(whole) if is_held else min(len(whole), world.size * batch_size)
+    is_in_memory = session.val_reader.is_in_memory  # then all of them are used
+    images = len(whole) if is_in_memory else min(len(whole), world.size * batch_size)
     seconds = 0.0
     while True:
         some = session
-        if not is_held:
+        if not is_in_memory:
             part = subset(whole, torch.arange(images))
             reader = BatchReader(part, session.val_reader.transforms, seed=session.val_reader.seed)
             some = dataclasses.replace(session, val_reader=reader)
         seconds = _seconds(lambda some=some: run_evaluation(some), session)  # type: ignore[misc]  # bound above
         raise_if_stopped(session)
-        # What begins with an evaluation is paid once in a real one: so it is spread over as many images as can be.
+        # The start of an evaluation is a fixed cost, so the rate is measured over as many images as possible.
         longer = min(len(whole), int(images * request.stretch_s / seconds) // batch_size * batch_size)
         if longer < 2 * images:
             return images / seconds
@@ -282,4 +284,4 @@ def _seconds(work: Callable[[], object], session: Session) -> float:
     started = time.perf_counter()
     work()
     wait_for_device(session.world.device)
-    return agree(session.world, time.perf_counter() - started)
+    return broadcast_from_rank0(session.world, time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""Says before anything is measured what a plan cannot know."""
+"""Reports what a plan cannot know, before anything is measured."""
 
 import os
 
@@ -23,9 +23,9 @@ def find_unknown(
     link: Link | None,
     network: Link | None,
 ) -> list[str]:
-    """Return in a sentence each what a measurement with `profile` does not show about `nodes` machines of `device`s.
+    """Return, one sentence each, what a measurement with `profile` cannot show about `nodes` nodes with `device`s.
 
-    `per_node` are the processes of each machine, `link` and `network` what is known of the links in and between them.
+    `per_node` is the number of processes per node, `link` and `network` are the links within and between nodes.
     """
     found: list[str] = []
     measured = profile.world_size * profile.devices

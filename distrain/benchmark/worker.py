@@ -1,4 +1,4 @@
-"""Measures on one rank: builds the session of a training and runs one timed section after the other."""
+"""Measures on one rank: builds the session of a run and runs one timed section after another."""
 
 import itertools
 import logging
@@ -30,27 +30,27 @@ from distrain.training.session import Session
 log = logging.getLogger(__name__)
 
 
-def measure(
+def run_benchmark(
     recipe: Recipe, profile: Profile, run: RunDirectory, request: BenchmarkRequest, world: World, monitor: RankMonitor
 ) -> bool:
-    """Measure what is requested; returns False where a stop broke it off.
+    """Measure the request; returns False after a stop.
 
-    Raises a `UserError` where recipe, data and network do not go together.
+    Raises a `UserError` where recipe, data and network are incompatible.
     """
     set_determinism(recipe)
     session = build_session(recipe, profile, run, world, monitor, has_checkpoint=False)
     _check_every_rank_has_work(session)
-    if request.least_samples is not None:  # raises now, and not after the measurement
+    if request.least_samples is not None:  # raises before the measurement, not after it
         count_steps_per_epoch(len(session.train_reader.source), request.least_samples, drop_last=True)
-    _begin(session)
+    _report_start(session)
     try:
         with session.checkpointer:
-            figures = _measure(session, request)
+            result = _measure(session, request)
     except StoppedError:
         monitor.report("stopped")
         return False
     if world.is_rank_zero:
-        write_figures(run, figures)
+        write_figures(run, result)
     monitor.report("finished")
     return True
 
@@ -66,7 +66,7 @@ def _check_every_rank_has_work(session: Session) -> None:
 
 def _measure(session: Session, request: BenchmarkRequest) -> BenchmarkResult:
     world, batching = session.world, session.sampler.batching
-    _tell(session, "first steps")
+    _announce(session, "first steps")
     reading = read_batches(
         session.train_reader,
         session.sampler.micro_batches(itertools.count()),
@@ -76,25 +76,25 @@ def _measure(session: Session, request: BenchmarkRequest) -> BenchmarkResult:
     )
     with closing(reading) as batches:
         timed_steps = TimedSteps(session, batches)
-        timed_steps.go(1)
+        timed_steps.run(1)
         began = time.time()
         watch = MemoryWatch(session)
-        timed_steps.go(2)  # in the second of them the optimizer's state is there from the beginning
+        timed_steps.run(2)  # in the second one the optimizer's state exists from the start
         memory = watch.read()
         step_s = timed_steps.warm_up(request)
         num_steps = timed_sections.plan_steps(request, step_s)
-        _tell(session, "steps")
+        _announce(session, "steps")
         world.barrier()
         seconds, rates = [], []
-        for length in timed_sections.cut(num_steps):
-            first, taken = timed_steps.step, timed_steps.go(length)
+        for length in timed_sections.split_blocks(num_steps):
+            first, taken = timed_steps.step, timed_steps.run(length)
             seconds.append(taken / length)
             rates.append(session.num_samples(first, timed_steps.step) / taken)
         parts = None
         if request.has_parts:
-            _tell(session, "parts of a step")
+            _announce(session, "parts of a step")
             parts = timed_steps.profile(max(2, num_steps // 2))
-    figures = BenchmarkResult(
+    result = BenchmarkResult(
         processes=world.size * world.num_devices,
         device=str(session.numerics_fingerprint()["device"]),
         threads=session.profile.threads,
@@ -111,53 +111,55 @@ def _measure(session: Session, request: BenchmarkRequest) -> BenchmarkResult:
         memory=memory,
         parts_s=parts,
     )
-    return _measure_around(session, request, figures, num_steps=num_steps, next_step=timed_steps.step)
+    return _measure_around(session, request, result, num_steps=num_steps, next_step=timed_steps.step)
 
 
 def _measure_around(
-    session: Session, request: BenchmarkRequest, figures: BenchmarkResult, *, num_steps: int, next_step: int
+    session: Session, request: BenchmarkRequest, result: BenchmarkResult, *, num_steps: int, next_step: int
 ) -> BenchmarkResult:
-    """Measure what needs no batches of the training's own; what changes the weights on one rank alone comes last."""
+    """Measure everything that needs no batches of the run; the part that changes the weights of one rank comes last."""
     if session.world.size > 1:
-        _tell(session, "reduction")
-    figures.communication = timed_sections.communication(session)
+        _announce(session, "reduction")
+    result.communication = timed_sections.communication(session)
     if request.has_parts:
-        _tell(session, "loader alone")
-        figures.loader_images_per_s = timed_sections.loader_rate(session, request, next_step)
+        _announce(session, "loader alone")
+        result.loader_images_per_s = timed_sections.loader_rate(session, request, next_step)
     if request.has_evaluation:
-        _tell(session, "evaluation")
-        figures.evaluation_images_per_s = timed_sections.evaluation_rate(session, request)
+        _announce(session, "evaluation")
+        result.evaluation_images_per_s = timed_sections.evaluation_rate(session, request)
     if request.has_checkpoint:
-        _tell(session, "checkpoint")
-        figures.saving = timed_sections.saving(session, next_step)
+        _announce(session, "checkpoint")
+        result.saving = timed_sections.saving(session, next_step)
     if request.has_parts:
-        _tell(session, "compute alone")
+        _announce(session, "compute alone")
         compute_s = timed_sections.compute_step_s(session, num_steps)
-        figures.compute_images_per_s = figures.global_batch_size / compute_s
-        figures.lone_step_s = timed_sections.lone_step_s(session, num_steps)
-        if figures.communication is not None and figures.lone_step_s is not None:
-            figures.communication.exposed_s = max(0.0, compute_s - figures.lone_step_s)
+        result.compute_images_per_s = result.global_batch_size / compute_s
+        result.lone_step_s = timed_sections.lone_step_s(session, num_steps)
+        if result.communication is not None and result.lone_step_s is not None:
+            result.communication.exposed_s = max(0.0, compute_s - result.lone_step_s)
     if request.largest_micro_batch is not None:
-        _tell(session, "largest micro-batch")
-        _find_largest_micro_batch(session, request.largest_micro_batch, figures)
-    return figures
+        _announce(session, "largest micro-batch")
+        _find_largest_micro_batch(session, request.largest_micro_batch, result)
+    return result
 
 
-def _find_largest_micro_batch(session: Session, largest: int, figures: BenchmarkResult) -> None:
+def _find_largest_micro_batch(session: Session, largest: int, result: BenchmarkResult) -> None:
     world = session.world
     if isinstance(session.strategy, Fsdp) or world.num_devices > 1:
-        figures.notes.append(
+        result.notes.append(
             "the largest micro-batch is not known: it is tried on one device, not as parallel.strategy=fsdp or dp"
         )
         return
     if session.unwrapped_copy is None:
-        figures.notes.append("the largest micro-batch is not known: the network cannot be copied, as trying it needs")
+        result.notes.append("the largest micro-batch is not known: the network cannot be copied, as trying it needs")
         return
-    pieces = session.sampler.micro_batches([0])
-    images, targets = next(iter(read_batches(session.train_reader, pieces, num_workers=0, device=torch.device("cpu"))))
+    micro_batches = session.sampler.micro_batches([0])
+    images, targets = next(
+        iter(read_batches(session.train_reader, micro_batches, num_workers=0, device=torch.device("cpu")))
+    )
     network = session.unwrapped_copy
-    for copied, own in zip(network.parameters(), session.model.parameters(), strict=True):
-        copied.requires_grad_(own.requires_grad)  # what is frozen keeps no gradient
+    for copied, parameter in zip(network.parameters(), session.model.parameters(), strict=True):
+        copied.requires_grad_(parameter.requires_grad)  # frozen weights have no gradients
     found = try_micro_batch_sizes(
         session.recipe,
         network,
@@ -168,18 +170,18 @@ def _find_largest_micro_batch(session: Session, largest: int, figures: Benchmark
         loss_function=session.loss_function,
         world=world,
     )
-    figures.largest_micro_batch = world.min_over_ranks(found)
+    result.largest_micro_batch = world.min_over_ranks(found)
 
 
-def _tell(session: Session, stage: str) -> None:
-    """Announce what is measured next, and end the measurement where a stop was requested."""
+def _announce(session: Session, stage: str) -> None:
+    """Announce what is measured next, and end the measurement after a stop request."""
     if session.world.is_rank_zero:
         write_atomically(session.run.stage, stage)
     timed_sections.raise_if_stopped(session)
 
 
-def _begin(session: Session) -> None:
-    """Announce that start-up is over; measured steps do not count as steps of a training."""
+def _report_start(session: Session) -> None:
+    """Report the end of start-up; measured steps do not count as steps of a run."""
     monitor = session.monitor
     monitor.state.load(session.run.read_status())
     monitor.state.begin_attempt(world_size=session.world.size)

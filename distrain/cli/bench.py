@@ -49,13 +49,13 @@ def bench(
     from rich.console import Console
 
     from distrain.benchmark import scaling_run
-    from distrain.benchmark.output_paths import check_picture, choose_place
+    from distrain.benchmark.output_paths import check_plot_path, choose_place
     from distrain.config import load_recipe
     from distrain.config.profile import read_options
 
     place = choose_place(root)
     if plot is not None:
-        check_picture(plot)
+        check_plot_path(plot)
     resolved = load_recipe(recipe, overrides=overrides or [], data=data)
     options = read_options(gpus=gpus, device=device, processes=procs)
     request = scaling_run.resolve(resolved, options, reference=recipe, steps=steps, is_weak=weak)

@@ -1,4 +1,4 @@
-"""Makes figures as a measurement leaves them, to be changed by a test."""
+"""Creates results of a measurement, which tests modify."""
 
 from typing import Any
 

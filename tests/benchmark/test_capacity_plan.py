@@ -1,4 +1,4 @@
-"""What a plan concludes from figures, without measuring any."""
+"""A plan follows from given results, without a measurement."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def plan(place: Path, *, nodes: int, network: str | None, limit_s: float | None 
     return capacity_plan.conclude(request, many, 7.0, place=place, limit_s=limit_s)
 
 
-def test_target_that_is_here_is_not_extrapolated(tmp_path: Path) -> None:
+def test_target_that_was_measured_is_not_extrapolated(tmp_path: Path) -> None:
     found = plan(tmp_path, nodes=1, network=None)
     assert found.step is not None
     assert found.times is not None
@@ -57,7 +57,7 @@ def test_more_nodes_are_extrapolated_from_the_parts(tmp_path: Path) -> None:
     assert not found.unknown
 
 
-def test_unknown_network_is_said(tmp_path: Path) -> None:
+def test_unknown_network_is_reported(tmp_path: Path) -> None:
     assert any("--network" in words for words in plan(tmp_path, nodes=4, network=None).unknown)
 
 
@@ -99,7 +99,7 @@ def test_batch_script_warns_before_the_limit() -> None:
         ),
     ],
 )
-def test_what_will_not_be_known_is_known_before_anything_is_measured(
+def test_unknowns_are_reported_before_anything_is_measured(
     monkeypatch: pytest.MonkeyPatch, overrides: list[str], wanted: LaunchOptions, words: list[str]
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -110,7 +110,7 @@ def test_what_will_not_be_known_is_known_before_anything_is_measured(
         assert word in sentence
 
 
-def test_plan_for_gpus_that_are_not_here_is_told_before_it_is_measured_and_never_crashes(
+def test_plan_for_missing_gpus_reports_that_before_measuring_and_never_crashes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch that leaves no step came to light as a traceback after minutes; the batches are those of the README."""

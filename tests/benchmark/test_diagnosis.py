@@ -1,4 +1,4 @@
-"""Figures, and the words that they must lead to."""
+"""Results, and the diagnosis that follows from them."""
 
 from dataclasses import replace
 from typing import Any
@@ -43,7 +43,7 @@ def rates(loader: float, compute: float, together: float) -> dict[str, Any]:
         (  # 15 CPUs are free, and 47 were needed
             replace(GPU, source="cifar10"),
             {**rates(90, 1900, 85), "num_workers": 2},
-            "this machine's 16 CPUs can do no more: make the images smaller",
+            "this machine's 16 CPUs cannot do more: make the images smaller",
         ),
         (  # one after the other they make 1 / (1/2000 + 1/2000): a loader process would do
             GPU,
@@ -66,20 +66,20 @@ def rates(loader: float, compute: float, together: float) -> dict[str, Any]:
         (GPU, {"processes": 2, "communication": reduction(exposed_s=None)}, "compute-bound"),
     ],
 )
-def test_what_bounds_a_training_and_what_to_do(setting: DiagnosisInput, changes: dict[str, Any], words: str) -> None:
+def test_bottleneck_and_advice(setting: DiagnosisInput, changes: dict[str, Any], words: str) -> None:
     assert words in diagnose(figures(**changes), setting, [])[0]
 
 
 @pytest.mark.parametrize(
     ("blocked_s", "commit_s", "words"),
     [
-        (0.05, 0.5, "(1.0 MiB) every 10 steps costs 4.8%: training stands still for 50.0 ms, and it is on disk after "),
+        (0.05, 0.5, "(1.0 MiB) every 10 steps costs 4.8%: training is blocked for 50.0 ms, and it is on disk after "),
         (0.05, 0.5, "; every 50 steps would cost 1%"),  # 0.05 / (50 x 0.1 + 0.05) = 0.99%
-        (0.005, 0.5, "costs 0.5%: training stands still for 5.0 ms, and it is on disk after 0.50 s"),
+        (0.005, 0.5, "costs 0.5%: training is blocked for 5.0 ms, and it is on disk after 0.50 s"),
         (0.005, 1.5, "; the next one is due before that, and waits"),  # ten steps take 1 s
     ],
 )
-def test_price_of_checkpoints(blocked_s: float, commit_s: float, words: str) -> None:
+def test_cost_of_checkpoints(blocked_s: float, commit_s: float, words: str) -> None:
     saving = Saving(num_bytes=MEBIBYTE, blocked_s=blocked_s, commit_s=commit_s, first_blocked_s=0.1)
     told = diagnose(figures(saving=saving), GPU, [])[1]
     assert words in told
@@ -87,12 +87,12 @@ def test_price_of_checkpoints(blocked_s: float, commit_s: float, words: str) -> 
     assert ("waits" in told) == (commit_s == 1.5)
 
 
-def test_checkpoint_by_the_clock_alone_has_no_price_a_step() -> None:
+def test_checkpoint_by_time_alone_has_no_cost_per_step() -> None:
     assert len(diagnose(figures(), replace(GPU, checkpoint_every_epochs=None), [])) == 1
     assert "every 4 steps" in diagnose(figures(), replace(GPU, checkpoint_every_steps=4), [])[1]
 
 
-def test_scaling_is_told_of_the_largest_number_of_processes() -> None:
+def test_scaling_is_reported_for_the_largest_number_of_processes() -> None:
     assert diagnose(figures(), GPU, [(2, 0.99), (4, 0.9)])[1] == "4 processes are 3.60 times as fast as one (90% of 4)"
     crowded = diagnose(figures(num_workers=0), CPU, [(4, 0.3)])[1]
     assert crowded.endswith("(30% of 4): 4 processes of 1 thread share 2 CPUs")
@@ -102,11 +102,11 @@ def test_scaling_is_told_of_the_largest_number_of_processes() -> None:
 PARTS = {"data": 0.0, "prepare": 0.0, "forward": 0.02, "backward": 0.04, "wait": 0.03, "reduce": 0.005, "update": 0.005}
 
 
-def test_waiting_for_other_ranks_is_told_apart_from_the_transfer() -> None:
+def test_waiting_for_other_ranks_is_distinguished_from_the_transfer() -> None:
     waiting = {"processes": 2, "num_workers": 0, "parts_s": PARTS, "communication": reduction(exposed_s=0.0)}
     (words,) = diagnose(figures(**waiting), replace(GPU, checkpoint_every_epochs=None), [])
     assert words == (
-        "held up by waiting: 30% of a step is spent until the last rank has its gradients, whose reduction alone takes "
+        "waiting-bound: 30% of a step is spent waiting for the last rank's gradients, whose reduction alone takes "
         "50.0 ms; some are slower than others; look for other programs on their devices"
     )
     crowded = diagnose(figures(**{**waiting, "threads": 2}), CPU, [])[0]
@@ -115,7 +115,7 @@ def test_waiting_for_other_ranks_is_told_apart_from_the_transfer() -> None:
 
 
 @pytest.mark.parametrize("setting", [CPU, GPU])
-def test_devices_that_were_seen_to_bring_little_are_not_advised(setting: DiagnosisInput) -> None:
+def test_more_devices_are_not_advised_where_they_scale_badly(setting: DiagnosisInput) -> None:
     measured = figures(**rates(6000, 2000, 1950))
     assert "more devices" in diagnose(measured, setting, [(2, 0.99)])[0]
     bound, scaling, *_ = diagnose(measured, setting, [(2, 0.55)])
@@ -124,6 +124,6 @@ def test_devices_that_were_seen_to_bring_little_are_not_advised(setting: Diagnos
     assert scaling.startswith("2 processes are 1.10 times as fast as one (55% of 2)")
 
 
-def test_full_memory_is_told() -> None:
+def test_full_memory_is_reported() -> None:
     memory = figures().memory.model_copy(update={"peak": 95 * MEBIBYTE})
     assert "95 MiB of 100; a smaller train.micro_batch_size than 100" in diagnose(figures(memory=memory), GPU, [])[-1]

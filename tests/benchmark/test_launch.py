@@ -1,4 +1,4 @@
-"""What measurements that were killed have left is taken away by the next one."""
+"""The next measurement removes the folders of killed ones."""
 
 import os
 import time
@@ -16,7 +16,7 @@ def left(place: Path, name: str, *, age_s: float) -> RunDirectory:
     return run
 
 
-def test_only_what_is_old_and_nobody_works_in_is_removed(tmp_path: Path) -> None:
+def test_only_old_unused_folders_are_removed(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     left(tmp_path, "killed", age_s=3600)
     left(tmp_path, "new", age_s=0)

@@ -1,4 +1,4 @@
-"""The scale model against sums done by hand."""
+"""The scaling model against calculations by hand."""
 
 import pytest
 
@@ -92,7 +92,7 @@ def test_loaders_of_a_node_feed_all_its_processes() -> None:
         assert predict(COST, machines, processes=processes, batch_size=100 * processes).step_s == pytest.approx(0.8)
 
 
-def test_link_is_found_again_in_the_times_of_its_rings() -> None:
+def test_link_is_recovered_from_the_times_of_its_rings() -> None:
     times = [(n, float(BYTES), ring_s(BYTES, n, SLOW), ring_s(0, n, SLOW)) for n in (2, 4)]
     found = fit_link(times)
     assert found.bandwidth == pytest.approx(SLOW.bandwidth)

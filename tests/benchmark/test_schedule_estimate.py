@@ -1,4 +1,4 @@
-"""The arithmetic of a plan against sums done by hand."""
+"""The arithmetic of a plan against calculations by hand."""
 
 import pytest
 
@@ -31,7 +31,7 @@ def test_time_limit_is_read_as_sbatch_reads_it(text: str, seconds: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "8h", "1:2:3:4", "-1", "1-"])
-def test_other_text_is_no_time_limit(text: str) -> None:
+def test_other_text_is_not_a_time_limit(text: str) -> None:
     with pytest.raises(LaunchError, match="not a time limit"):
         read_time_limit(text)
 
@@ -49,13 +49,13 @@ def test_other_text_is_no_time_limit(text: str) -> None:
         (["train.epochs=4", "checkpoint.every_epochs=2"], (23, 92, 4, 4)),  # each evaluation may be the best so far
     ],
 )
-def test_course_of_a_training(changes: list[str], expected: tuple[int, int, int, int]) -> None:
+def test_schedule_of_a_run(changes: list[str], expected: tuple[int, int, int, int]) -> None:
     course = plan_schedule(load_recipe("digits", overrides=changes), num_samples=DIGITS)
     found = (course.steps_per_epoch, course.total_steps, course.num_evaluations, course.num_checkpoints)
     assert found == expected
 
 
-def test_course_without_a_step_is_refused() -> None:
+def test_schedule_without_a_step_is_refused() -> None:
     recipe = load_recipe("digits", overrides=["data.batch_size=2048", "data.drop_last=true"])
     with pytest.raises(DataError, match="drop_last leaves nothing: the data has 1,438 training samples"):
         plan_schedule(recipe, num_samples=DIGITS)
@@ -70,7 +70,7 @@ def test_course_without_a_step_is_refused() -> None:
         (["checkpoint.every_steps=5", "checkpoint.keep_every_steps=50"], 2 + 1 + 6 + 1),  # 50, 100, ... 300 of 345
     ],
 )
-def test_checkpoints_that_stay(changes: list[str], expected: int) -> None:
+def test_checkpoints_that_are_kept(changes: list[str], expected: int) -> None:
     recipe = load_recipe("digits", overrides=changes)
     assert kept_checkpoints(recipe, plan_schedule(recipe, num_samples=DIGITS)) == expected
 
@@ -92,6 +92,6 @@ def test_jobs_under_a_time_limit(training_s: float, limit_s: float, count: int |
 
 @pytest.mark.parametrize("total", [1, 2, 23, 90, 345])
 @pytest.mark.parametrize("intervals", [[], [1], [7], [23, 10], [23, 46, 10, 15], [400]])
-def test_what_is_due_is_counted_as_if_each_step_was_looked_at(total: int, intervals: list[int]) -> None:
+def test_due_steps_are_counted_as_by_enumeration(total: int, intervals: list[int]) -> None:
     steps = {total}.union(*(range(interval, total + 1, interval) for interval in intervals))
     assert _count_due(total, intervals) == len(steps)

@@ -28,7 +28,7 @@ from rich.console import Console
 
 from distrain.benchmark import scaling_model
 from distrain.benchmark.capacity_plan import cost_of, read_link
-from distrain.benchmark.launch import measure
+from distrain.benchmark.launch import run_benchmark
 from distrain.benchmark.results import BenchmarkResult
 from distrain.benchmark.scaling_run import with_batch
 from distrain.config import load_recipe
@@ -48,7 +48,7 @@ def measure_here(arguments: argparse.Namespace) -> dict[int, BenchmarkResult]:
             launcher = "inprocess" if count == 1 else "torchrun"
             profile = Profile(launcher=launcher, device="cpu", processes=count, threads=1, restarts=0)
             own = with_batch(recipe, recipe.data.batch_size * count)
-            found[count] = measure(
+            found[count] = run_benchmark(
                 own,
                 profile,
                 BenchmarkRequest(steps=arguments.steps, has_parts=True, has_checkpoint=True),
