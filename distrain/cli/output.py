@@ -20,7 +20,7 @@ from distrain.runs.checkpoints import committed
 from distrain.runs.directory import RunDirectory
 from distrain.runs.error_reports import read_errors
 from distrain.runs.liveness import read_states
-from distrain.runs.query import best_checkpoint
+from distrain.runs.query import best_checkpoint, warm_start_command
 from distrain.runs.resume_hint import print_resume, print_resume_hint
 from distrain.runs.stacks import MAIN_THREAD, RankStack
 from distrain.runs.status import Status
@@ -94,6 +94,13 @@ def print_summary(console: Console, run: RunDirectory, status: Status) -> None:
     if run.tensorboard.is_dir():
         command = f"tensorboard --logdir {shlex.quote(str(run.tensorboard))}"
         console.print(f"          {command}", markup=False, soft_wrap=True)
+
+
+def print_finished_already(console: Console, run: RunDirectory) -> None:
+    """Print that there is nothing left to train, and how another run starts from the weights of this one."""
+    command = warm_start_command(run, ["train.epochs=N"])
+    words = f"this run is finished already; `{command}` starts another run from its weights"
+    console.print(words, markup=False, soft_wrap=True)
 
 
 def print_stopped(console: Console, run: RunDirectory, status: Status) -> None:

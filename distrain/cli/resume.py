@@ -27,6 +27,7 @@ def resume(
     run = type(run)(run.path.absolute())
     console = Console(highlight=False, soft_wrap=True)
     if run.read_status().state == "finished":
+        output.print_finished_already(console, run)
         output.print_summary(console, run, run.read_status())
         return
     if run.read_job() is not None:

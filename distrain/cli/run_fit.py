@@ -93,7 +93,7 @@ def start(request: FitRequest) -> ExitCode:
         output.print_plan(console, fit.recipe, fit.plan)
         return ExitCode.FINISHED
     if fit.is_finished:
-        console.print("this run is finished already; train again in another run directory")
+        output.print_finished_already(console, fit.run)
         output.print_summary(console, fit.run, fit.run.read_status())
         return ExitCode.FINISHED
     with (

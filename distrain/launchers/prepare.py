@@ -14,6 +14,7 @@ from distrain.launchers.plan import Plan
 from distrain.launchers.warm_start import pin_weights
 from distrain.runs.directory import RANK_EXIT_TIMEOUT_S, RunDirectory, new_run_directory, write_atomically
 from distrain.runs.environment import describe_environment
+from distrain.runs.query import warm_start_command
 from distrain.runs.status import Status
 from distrain.runs.task import Task, TrainRequest, write_task
 
@@ -44,8 +45,9 @@ def resolve_run(
     recipe = pin_weights(recipe, existing, stored=stored, root=RUNS)
     if changed := _differences(stored.identity, recipe.identity):
         raise RunError(
-            f"run directory {existing.path} has a recipe with another {changed[0]}; "
-            f"resume it with its own by `distrain fit --run {existing.path}`, or name a new directory"
+            f"run directory {existing.path} has a recipe with another {changed[0]}; resume it with its own by "
+            f"`distrain resume {existing.path}`, or start another run from its weights by "
+            f"`{warm_start_command(existing, overrides)}`"
         )
     return existing, recipe, changes
 

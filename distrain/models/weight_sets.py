@@ -55,6 +55,7 @@ class StoredWeights:
     facts: dict[str, Fact] = field(default_factory=dict)  # epoch, accuracy and the like
     left: dict[str, str] = field(default_factory=dict)  # entries without weights, and a description of each
     contents: str = ""  # a short description for a message
+    classes: tuple[str, ...] = ()  # the names of the outputs, where they are known
 
 
 def find_entries(content: Any) -> StoredWeights:

@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +195,13 @@ def describe_end(run: RunDirectory) -> str:
     state = "finished" if status.state == "finished" else f"not running (it {_ENDINGS.get(status.state, 'died')})"
     advice = "" if status.state == "finished" else f"; `{resume_command(run)}` resumes it"
     return f"run {run.path.name} is {state} at step {status.step} of {status.total_steps}{advice}"
+
+
+def warm_start_command(run: RunDirectory, overrides: Sequence[str]) -> str:
+    """Return the command that starts another run of the same recipe, with `overrides`, from the weights of a run."""
+    recipe, weights = shlex.quote(str(run.recipe)), shlex.quote(f"model.weights={run.path}")
+    changes = "".join(f" --set {shlex.quote(override)}" for override in overrides)
+    return f"distrain fit {recipe} --set {weights}{changes}"
 
 
 def resume_command(run: RunDirectory) -> str:

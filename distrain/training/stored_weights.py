@@ -30,7 +30,8 @@ def read_stored(config: Model) -> StoredWeights | None:
     if not (path / BUNDLE).is_file():
         return None
     try:
-        return StoredWeights({None: read_bundle(path)[1]})
+        description, tensors = read_bundle(path)
+        return StoredWeights({None: tensors}, classes=description.classes)
     except BundleError as error:
         raise ModelError(f"model.weights={config.weights}: {error}") from None
 
@@ -50,7 +51,8 @@ def _read_checkpoint(path: Path, config: Model) -> StoredWeights:
             raise ModelError(f"{title} has no weights {entry!r} (model.weights_entry); it holds {', '.join(known)}")
         if has_average:
             log.info("%s: of the moving average and the weights as trained, it is the %s", title, _NAMES[entry])
-        return StoredWeights({entry: read_model(path, use_average=entry == AVERAGE)})
+        classes = tuple(checkpoints.read(path).state["classes"])
+        return StoredWeights({entry: read_model(path, use_average=entry == AVERAGE)}, classes=classes)
     except CheckpointError as error:
         raise ModelError(f"{title} is not used: {error}") from None
 

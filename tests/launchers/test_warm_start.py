@@ -2,9 +2,13 @@
 
 import logging
 import os
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,7 +21,7 @@ from distrain.models.registry import build_model
 from distrain.runs.directory import RunDirectory
 from distrain.training.stored_weights import read_stored
 from tests.checkpoint.making import damage
-from tests.command import distrain, fit
+from tests.command import distrain, fit, status
 
 SMALL = ["--device=cpu", "--set=data.train_samples=128", "--set=data.batch_size=64", "--set=eval.batch_size=256"]
 
@@ -108,7 +112,7 @@ def test_damaged_checkpoint_and_bundle_are_not_loaded(here: Path, tmp_path: Path
     for source, file, words in (
         (step(1), "state.json", "is not used: "),
         (step(1), "MANIFEST.json", "is not used: "),
-        (Path("bundle"), "model.safetensors", "holds other bits"),
+        (Path("bundle"), "model.safetensors", "does not match the digest"),
     ):
         copied = tmp_path / file / source.name
         copied.mkdir(parents=True)
@@ -127,6 +131,37 @@ def test_run_that_weights_are_from_is_pinned_and_resumes_with_the_same_command(f
     assert Path(pinned).parent == folder / "runs/first/checkpoints"
     assert f"model.weights={pinned}: loaded 20 of the model's 20 tensors" in done.out
     assert "finished already" in fit(*asked, cwd=folder).out  # `last` is not the run itself
+    resumed = distrain("resume", "warm", cwd=folder).out.splitlines()[0]
+    told = re.fullmatch(r"this run is finished already; `(.*)` starts another run from its weights", resumed)
+    assert told is not None
+    _, _, *words = shlex.split(told[1].replace("=N", "=2"))
+    longer = fit(*words, "--run=runs/longer", cwd=folder)
+    assert "loaded 20 of the model's 20 tensors" in longer.out
+    assert status(folder / "runs/longer")["total_steps"] == 4
+    refused = fit("--run=runs/warm", "--set=train.epochs=2", cwd=folder, code=2).err
+    warm = folder / "runs/warm"
+    assert (
+        f"start another run from its weights by `distrain fit {warm}/recipe.yaml --set model.weights={warm} " in refused
+    )
     missing = fit("digits", "--run=runs/other", *SMALL, "--set=model.weights=nowhere", cwd=folder, code=2)
     assert "model.weights=nowhere: there is no such file, checkpoint, bundle or run" in missing.err
     assert not (folder / "runs/other").exists()
+
+
+def test_head_of_other_classes_is_loaded_and_told_in_a_line(folder: Path, tmp_path: Path) -> None:
+    images, labels = np.zeros((12, 1, 8, 8), np.uint8), np.arange(12) % 10
+    arrays: dict[str, Any] = {
+        f"{split}_{name}": of for split in ("train", "val") for name, of in (("images", images), ("labels", labels))
+    }
+    for first, words in (
+        ("1", "the same classes in another order: output 0 was '0' and is '1' here; its head is loaded as it is"),
+        ("zero", "other classes: output 0 was '0' and is 'zero' here; its head is loaded as it is"),
+    ):
+        names = [first, *(str(number) for number in range(10) if str(number) != first)][:10]
+        np.savez(tmp_path / "data.npz", classes=np.array(names), **arrays)
+        for weights in ("first", "bundle"):
+            options = ["--set=data.source=tensors", f"--data={tmp_path}/data.npz", f"--set=model.weights={weights}"]
+            done = fit("digits", f"--run={tmp_path}/{first}-{weights}", *options, "--set=train.max_steps=1", cwd=folder)
+            lines = [line for line in (done.out + done.err).splitlines() if "was trained on" in line]
+            assert len(lines) == 1
+            assert lines[0].endswith(f" was trained on {words}")

@@ -15,6 +15,7 @@ from distrain.models.copies import copy_network
 from distrain.models.data_dependent_init import initialize
 from distrain.models.freezing import UnfreezeSteps, end_steps, freeze
 from distrain.models.registry import build_model, head_paths
+from distrain.models.weight_sets import StoredWeights
 from distrain.rng import Purpose
 from distrain.training.probe import check_state
 from distrain.training.setup.data import DataSetup, first_images
@@ -76,9 +77,20 @@ def _build_model(recipe: Recipe, wants: str | None, source: Source, *, in_channe
 
 def _draw_model(recipe: Recipe, config: Model, source: Source, *, in_channels: int, world: World) -> nn.Module:
     stored = read_stored(config)
+    _compare_classes(config, stored, source.classes)
     seed_generators(recipe.train.seed, Purpose.MODEL_INIT)
     with world.rank_zero_first():  # rank 0 downloads weights that are not there yet
         return build_model(config, num_classes=len(source.classes), in_channels=in_channels, stored=stored)
+
+
+def _compare_classes(config: Model, stored: StoredWeights | None, classes: Sequence[str]) -> None:
+    """Log where the head of a run or a bundle fits, and its outputs have other names than here."""
+    if stored is None or len(stored.classes) != len(classes) or list(stored.classes) == list(classes):
+        return
+    kind = "the same classes in another order" if set(stored.classes) == set(classes) else "other classes"
+    number = next(i for i, (before, now) in enumerate(zip(stored.classes, classes, strict=True)) if before != now)
+    words = f"output {number} was {stored.classes[number]!r} and is {classes[number]!r} here"
+    log.warning("model.weights=%s was trained on %s: %s; its head is loaded as it is", config.weights, kind, words)
 
 
 def _copy_for_loggers(recipe: Recipe, model: nn.Module) -> nn.Module | None:
