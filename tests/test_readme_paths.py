@@ -1,6 +1,7 @@
 """What the READMEs for contributors name is there: each file, each function, and the steps of each walk."""
 
 import ast
+import itertools
 import re
 from functools import cache
 from pathlib import Path
@@ -70,16 +71,14 @@ def test_each_walk_ends_at_its_function_within_two_steps() -> None:
     walks = re.split(r"^\d\. ", section, flags=re.MULTILINE)[1:]
     assert len(walks) == 5
     for walk in walks:
-        steps = [step for step in PLACE.findall(walk) if step[1]]
-        assert len(steps) == 2, walk
-        sources = []
-        for name, member in steps:
+        stops = [PLACE.findall(part) for part in walk.split("->")]
+        assert len(stops) > 1, walk
+        for before, after in itertools.pairwise(stops):
+            (name, member), (next_name, next_member) = before[-1], after[0]  # around an arrow
             path = find(name, page)
             assert path is not None
-            sources.append(definitions(path)[member])
-        name, member = steps[1]
-        words = "|".join((member.rpartition(".")[2], Path(name).stem))
-        assert re.search(rf"\b({words})\b", sources[0]), f"{steps[0]} says nothing of {steps[1]}"
+            words = "|".join((next_member.rpartition(".")[2], Path(next_name).stem))
+            assert re.search(rf"\b({words})\b", definitions(path)[member]), f"{before[-1]} says nothing of {after[0]}"
 
 
 def test_table_of_rooms_has_every_room_with_what_it_imports() -> None:

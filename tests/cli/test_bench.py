@@ -110,8 +110,9 @@ def test_bench_of_an_image_folder(tmp_path: Path, more: list[str]) -> None:
     folder = images(tmp_path / "photos")
     done = distrain("bench", "imagefolder-resnet18", *SMALL, f"--data={folder}", "--steps=2", *more, cwd=tmp_path)
     assert done.code == 0, done.err
-    for words in ("throughput", "data wait", "loader", "checkpoint", "memory", "-bound"):
+    for words in ("throughput", "data wait", "loader", "checkpoint", "memory"):
         assert words in done.out
+    assert "-bound" in done.out or "held up by waiting" in done.out  # on a busy machine, ranks wait for each other
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 

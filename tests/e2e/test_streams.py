@@ -107,7 +107,7 @@ def test_run_killed_within_an_epoch_ends_in_the_bits_of_the_undisturbed_one(
     [
         (
             ["--set=data.source=mine:short", "--set=data.samples_per_epoch=1438"],
-            "in epoch 1 the stream ended before position 1398, counted from 0, but an epoch has 1438 samples",
+            "in epoch 1 the stream ended before position 1398, counted from 0, but an epoch has 1,438 samples",
         ),
         (["--set=data.source=mine:plain", "--set=data.repeats=2"], "so data.repeats=2 is not available"),
     ],

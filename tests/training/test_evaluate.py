@@ -55,6 +55,14 @@ def measure(
     )
 
 
+@pytest.mark.parametrize("target", LOSSES)
+def test_every_metric_of_the_table_is_computed(target: Target) -> None:
+    evaluation = measure(ALONE, target)
+    assert evaluation is not None
+    numbers = {f"val/{name}" for name, metric in METRICS.items() if metric.is_number and target in metric.targets}
+    assert numbers <= evaluation.metrics.keys()
+
+
 def write_evaluations(world: World, folder: Path) -> None:
     """Write what a rank finds: of all samples, and of so few that some ranks have none."""
     found: list[Any] = []

@@ -4,7 +4,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import nn
@@ -53,6 +53,8 @@ def build_optimizer(
             momentum=config.momentum or 0.0,
             foreach=True,  # torch has no fused RMSprop
         )
+    if config.name != "adam" and config.name != "adamw":
+        assert_never(config.name)
     rule = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     return rule(groups, lr=config.lr, betas=config.betas or (0.9, 0.999), eps=config.eps or 1e-8, fused=True)
 
@@ -162,6 +164,8 @@ def _factor(config: recipe.Schedule, *, steps_per_epoch: int, warmup_steps: int,
             if step < top
             else ends[1] + (1 - ends[1]) * (total_steps - step) / (total_steps - top)
         )
+    if config.name != "onecycle":
+        assert_never(config.name)
     # Smith and Topin, "Super-Convergence", 2018, in torch's two-phase form with cosine annealing.
     # Where there are too few steps to rise in, as in a run of one, the peak is the first of them.
     peak = max(0.0, (0.3 if config.pct_start is None else config.pct_start) * total_steps - 1)
