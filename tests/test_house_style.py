@@ -34,17 +34,26 @@ FILES_BUDGET = 465  # of the files in the package's own folder
 # What the field has a word for, or a native speaker would not say: what to write in its place.
 BANNED = {
     r", say(?! so)": "such as, for example",
+    r"anew": "again",
+    r"at hand": "in memory, available",
     r"be had": "is not available",
     r"broken off": "abandoned",
     r"compan(y|ies)": "node group",
     r"gone on": "resumed",
     r"guests?": "member",
+    r"laid over": "blended with",
+    r"leave it out": "remove it",
     r"lest": "so that ... not",
     r"ledgers?": "table",
     r"made up for": "repeated",
-    r"mended": "fixed",
+    r"mend(s|ed|ing)?": "fix",
+    r"of ours": "of distrain, built-in",
+    r"pass(ed)? over": "skipped",
+    r"sees? to it": "makes sure",
     r"strangers?": "pending",
     r"superfluous": "expired",
+    r"takes? the place of": "replaces",
+    r"turned upright": "rotated",
     r"witness(es)?": "recorder",
 }
 # A word that stands in one file with reason: {(file, word): reason}.

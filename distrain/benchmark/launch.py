@@ -57,7 +57,7 @@ def run_benchmark(
                 request,
                 results=run.figures,
                 keeps_logs=False,
-                notify=lambda words: console.print(words, markup=False),
+                notify=lambda text: console.print(text, markup=False),
             )
         figures = read_figures(run)
     return Measured(figures, figures.began - started)

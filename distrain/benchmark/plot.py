@@ -32,9 +32,9 @@ def draw(report: Report, file: Path) -> None:
     left.set_title("batch grows with the processes" if report.is_weak else "fixed global batch")
     left.legend(frameon=False)
     start = 0.0
-    for (name, words), colour in zip(PARTS.items(), _COLOURS, strict=True):
+    for (name, label), colour in zip(PARTS.items(), _COLOURS, strict=True):
         milliseconds = (report.figures.parts_s or {}).get(name, 0.0) * 1e3
-        right.barh([0], [milliseconds], left=start, color=colour, label=f"{words} {milliseconds:.2f}")
+        right.barh([0], [milliseconds], left=start, color=colour, label=f"{label} {milliseconds:.2f}")
         start += milliseconds
     right.set_yticks([])
     right.set_ylim(-1.6, 0.6)

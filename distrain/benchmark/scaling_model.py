@@ -20,7 +20,7 @@ jitter     synchronous training waits for the slowest process: the mean of the l
 input      the images of a node's processes, at the rate that the node's loader has by itself. It runs beside the
            network, so that the slower of the two counts.
 
-The model leaves out kernels that use less of a GPU at smaller shares, clocks that fall with heat and power, other jobs
+The model ignores kernels that use less of a GPU at smaller shares, clocks that fall with heat and power, other jobs
 on the network, BatchNorm statistics and checkpoints. It is therefore an upper bound on the speed, and shows which part
 will matter.
 """

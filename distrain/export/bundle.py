@@ -138,8 +138,8 @@ def _read_description(file: Path) -> Description:
     try:
         return Description.model_validate(tree)
     except ValidationError as error:
-        words = describe(error, Description, tree, noun="the description")
-        raise BundleError(f"{file} is not valid: {words}") from None
+        problem = describe(error, Description, tree, noun="the description")
+        raise BundleError(f"{file} is not valid: {problem}") from None
 
 
 def _build(description: Description, tensors: Tensors) -> nn.Module:

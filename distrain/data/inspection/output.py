@@ -42,7 +42,7 @@ def findings_as_json(listing: Listing, findings: list[Finding], *, seconds: floa
                 "kind": finding.kind,
                 "message": finding.message,
                 "advice": finding.advice,
-                "items": [{"paths": item.paths, "detail": item.words} for item in finding.items],
+                "items": [{"paths": item.paths, "detail": item.text} for item in finding.items],
             }
             for finding in findings
         ],
@@ -140,7 +140,7 @@ def print_preview(console: Console, gallery: Gallery) -> None:
 def _format_item(item: Item) -> str:
     paths = " = ".join(printable(path) for path in item.paths[:PATHS_SHOWN])
     more = f" and {len(item.paths) - PATHS_SHOWN:,} more" if len(item.paths) > PATHS_SHOWN else ""
-    return f"{paths}{more}{f': {printable(item.words)}' if item.words else ''}"
+    return f"{paths}{more}{f': {printable(item.text)}' if item.text else ''}"
 
 
 def _few(paths: list[str]) -> str:

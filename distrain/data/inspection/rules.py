@@ -30,7 +30,7 @@ class Item:
     """The subject of a finding: a path, several that belong together, or a class; and a text on it."""
 
     paths: tuple[str, ...]
-    words: str = ""
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ImageItems:
 
     listing: Listing
     indices: Indices
-    words: Callable[[int], str]
+    text: Callable[[int], str]
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -59,7 +59,7 @@ class ImageItems:
     def __iter__(self) -> Iterator[Item]:
         """Yield one item per image."""
         for index in self.indices.tolist():
-            yield Item((self.listing.paths[index],), self.words(index))
+            yield Item((self.listing.paths[index],), self.text(index))
 
 
 def run_checks(listing: Listing, images: ImageTable, others: ImageTable) -> list[Finding]:
@@ -83,7 +83,7 @@ def report_damage(damages: list[str]) -> list[Finding]:
         return []
     message = f"{_counted(damages, 'damaged shard')}: training would read other data than was packed"
     advice = "copy the pack again from an intact copy, or run distrain data pack ... --force"
-    return [Finding("error", "damaged-shard", message, advice, tuple(Item((words,)) for words in damages))]
+    return [Finding("error", "damaged-shard", message, advice, tuple(Item((text,)) for text in damages))]
 
 
 def _splits(listing: Listing) -> Iterator[Finding]:
@@ -146,9 +146,9 @@ def _broken(listing: Listing, images: ImageTable) -> Iterator[Finding]:
             "rename them, or save them again",
         ),
     ]
-    for severity, kind, flag, words, advice in kinds:
+    for severity, kind, flag, text, advice in kinds:
         if items := _items(listing, images.with_flag(flag), lambda index: images.reasons.get(index, "")):
-            yield Finding(severity, kind, f"{_counted(items, 'file')} {words}", advice, items)
+            yield Finding(severity, kind, f"{_counted(items, 'file')} {text}", advice, items)
 
 
 def _classes(listing: Listing) -> Iterator[Finding]:
@@ -294,9 +294,9 @@ def _sizes(listing: Listing, images: ImageTable) -> Iterator[Finding]:
             "look at them; crop them or remove what is not a photograph",
         ),
     ]
-    for kind, indices, words, advice in kinds:
+    for kind, indices, text, advice in kinds:
         if items := _items(listing, indices, lambda index: f"{sizes[index, 0]}x{sizes[index, 1]}"):
-            yield Finding("warning", kind, f"{_counted(items, 'image')} {words}", advice, items)
+            yield Finding("warning", kind, f"{_counted(items, 'image')} {text}", advice, items)
 
 
 def _modes(listing: Listing, images: ImageTable) -> Iterator[Finding]:
@@ -324,9 +324,9 @@ def _modes(listing: Listing, images: ImageTable) -> Iterator[Finding]:
         ("rotated", ImageFlag.ROTATED, "rotated by an EXIF tag", "nothing; training reads them upright"),
         ("animated", ImageFlag.ANIMATED, "with several frames", "save the important frames as separate images"),
     ]
-    for kind, flag, words, advice in kinds:
+    for kind, flag, text, advice in kinds:
         if items := _items(listing, images.with_flag(flag)):
-            yield Finding("note", kind, f"{_counted(items, 'image')} {words}", advice, items)
+            yield Finding("note", kind, f"{_counted(items, 'image')} {text}", advice, items)
     grey = images.with_flag(ImageFlag.GREY)
     num_read = len(listing.paths) - len(images.with_flag(BROKEN))
     if 0 < len(grey) < num_read:
@@ -334,8 +334,8 @@ def _modes(listing: Listing, images: ImageTable) -> Iterator[Finding]:
         yield Finding("note", "grey", message, fine, _items(listing, grey))
 
 
-def _items(listing: Listing, indices: Indices, words: Callable[[int], str] = lambda _: "") -> ImageItems:
-    return ImageItems(listing, indices, words)
+def _items(listing: Listing, indices: Indices, text: Callable[[int], str] = lambda _: "") -> ImageItems:
+    return ImageItems(listing, indices, text)
 
 
 def _as_items(paths: Iterable[str]) -> tuple[Item, ...]:

@@ -1,4 +1,4 @@
-"""Collects what is wrong with the rows of a manifest, so that all of it is told at once."""
+"""Collects the errors in the rows of a manifest, so that all of them are reported together."""
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -15,7 +15,7 @@ class RowError(DataError):
 
 
 class BadRowsError(DataError):
-    """All rows of a manifest that cannot be used, a sentence each; the message is the first, and how many follow."""
+    """All bad rows of a manifest, one sentence each; the message has the first one and the number of the others."""
 
     def __init__(self, sentences: list[str]) -> None:
         rest = len(sentences) - 1
@@ -25,7 +25,7 @@ class BadRowsError(DataError):
 
 
 def read_good(rows: Iterable[T], read: Callable[[T], Result], bad: list[str]) -> tuple[list[T], list[Result]]:
-    """Return the rows that `read` accepts, and what it makes of them; what it says of the others is added to `bad`."""
+    """Return the rows that `read` accepts, and its results; its errors for the others are added to `bad`."""
     good, found = [], []
     for row in rows:
         try:

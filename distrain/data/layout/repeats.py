@@ -27,11 +27,11 @@ def find_repeats(listings: Mapping[Split, Listing]) -> list[str]:
         "under different labels": sum(len({target for _, _, target in found}) > 1 for found in repeats),
         "in both train and val": sum(len({split for _, split, _ in found}) > 1 for found in repeats),
     }
-    details = [f"{count:,} {words}" for words, count in counts.items() if count]
+    details = [f"{count:,} {where}" for where, count in counts.items() if count]
     first, second, *_ = (printable_name(path) for path, _, _ in repeats[0])
-    words = "image is" if len(repeats) == 1 else "images are"
+    noun = "image is" if len(repeats) == 1 else "images are"
     example = first if first == second else f"{first} and {second}"
-    return [f"{len(repeats):,} {words} listed more than once{_in_brackets(details)}, such as {example}"]
+    return [f"{len(repeats):,} {noun} listed more than once{_in_brackets(details)}, such as {example}"]
 
 
 def _identity(path: str) -> tuple[int, int] | str:

@@ -98,8 +98,8 @@ def _read_csv(file: Path, config: Data) -> Iterator[tuple[str, Any]]:
             for cells in reader:
                 if None in cells or None in cells.values():
                     cells_wanted = counted(len(names), "cell")
-                    words = f"{file}, line {reader.line_num} does not have {cells_wanted} like the first line"
-                    yield f"line {reader.line_num}", RowError(words)
+                    message = f"{file}, line {reader.line_num} does not have {cells_wanted} like the first line"
+                    yield f"line {reader.line_num}", RowError(message)
                 else:
                     yield f"line {reader.line_num}", cells
         except csv.Error as error:

@@ -99,8 +99,8 @@ class BatchReader:
                     raise self._refused(indices[position], error) from None
                 image = self._transform_seeded(drawn, image, position, indices[position])
             if image.ndim != 3:
-                words = f"{self.source.describe(indices[position])} is {_size(image.shape)} after its transforms"
-                raise DataError(f"{words}; return a tensor [channels, height, width]")
+                message = f"{self.source.describe(indices[position])} is {_size(image.shape)} after its transforms"
+                raise DataError(f"{message}; return a tensor [channels, height, width]")
             return image, target
 
         return read

@@ -240,8 +240,8 @@ class DatasetSource:
         try:
             seen = torch.as_tensor(target)
         except (TypeError, ValueError, RuntimeError):
-            words = f"{self.describe(index)} has label {target!r:.60}, which is not a number{self._place}"
-            raise DataError(words) from None
+            message = f"{self.describe(index)} has label {target!r:.60}, which is not a number{self._place}"
+            raise DataError(message) from None
         tensor = seen.to(dtype)
         if self.target == "class" and not (tensor.ndim == 0 and tensor == seen):
             raise DataError(f"{self.describe(index)} has label {target!r:.60}; a class is one whole number")

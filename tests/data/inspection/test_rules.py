@@ -277,7 +277,7 @@ def test_image_that_crashes_its_reader_is_found_and_the_others_are_read(
 
     monkeypatch.setattr("distrain.data.sources.decoders.png_decoder", lambda: kill)
     [finding] = [finding for finding in check(folder) if finding.severity == "error"]
-    items = {item.paths[0]: item.words for item in finding.items}
+    items = {item.paths[0]: item.text for item in finding.items}
     assert finding.kind == "unreadable"
     assert set(items) == {str(path.relative_to(folder)) for path in same}
     assert set(items.values()) == {"reading it crashed the process: it was killed by SIGKILL"}
@@ -303,7 +303,7 @@ def test_planted_fault_is_found_and_nothing_else(folder: Path, fault: str) -> No
 def test_reason_says_what_a_broken_file_is(folder: Path, name: str, content: bytes, reason: str) -> None:
     (folder / "train/ants" / name).write_bytes(content)
     (finding,) = check(folder)
-    assert [reason in item.words for item in finding.items] == [True]
+    assert [reason in item.text for item in finding.items] == [True]
 
 
 def test_small_images_are_not_tiny_among_small_images(tmp_path: Path, pictures: list[Image.Image]) -> None:
