@@ -1,4 +1,4 @@
-"""The `distrain` command: the place where errors become one sentence, and signals and lost output an exit code."""
+"""Runs the `distrain` command, and turns errors into one sentence, and signals and lost output into an exit code."""
 
 import os
 import signal
@@ -16,13 +16,13 @@ from distrain.system.terminal import guard_output
 
 
 def main() -> None:
-    """Run the command line; a `DistrainError` ends in a sentence a line on standard error and its exit code.
+    """Run the command line; a `DistrainError` is printed on standard error, and sets the exit code.
 
-    So does what a file system refuses; DISTRAIN_TRACEBACK=1 adds the traceback. Ctrl-C ends a command with one line and
-    exit code 130, unless it runs a training, which is asked to stop.
+    So is a file system error; DISTRAIN_TRACEBACK=1 adds the traceback. Ctrl-C ends a command with one line and exit
+    code 130, unless it runs a training, which then saves and stops.
     """
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, _interrupt)  # first of all: the imports take a moment
+        signal.signal(signal.SIGINT, _interrupt)  # first of all: the imports take some time
     guard_output()
     provide_caches()
     code = _run()
@@ -44,20 +44,20 @@ def _run() -> int:
             code = end.code if isinstance(end.code, int) else ExitCode.FINISHED
         except UsageError as error:
             if not is_request_for_help(error):
-                code = _tell([explain(error)], ExitCode.BAD_INPUT)
-        sys.stdout.flush()  # here, and not when Python exits: an error has an exit code
-    except SystemExit as end:  # whoever read the output has left (`distrain runs | head`), or Ctrl-C
+                code = _report([explain(error)], ExitCode.BAD_INPUT)
+        sys.stdout.flush()  # here and not at Python's exit, so that an error sets the exit code
+    except SystemExit as end:  # the reader of the output has exited (`distrain runs | head`), or Ctrl-C
         code = end.code if isinstance(end.code, int) and end.code else code
     except DistrainError as error:
-        code = _tell(error.lines, error.exit_code)
+        code = _report(error.lines, error.exit_code)
     except OSError as error:
         if (sentence := filesystem.explain(error)) is None:
             raise
-        code = _tell([sentence], filesystem.exit_code(error))
+        code = _report([sentence], filesystem.exit_code(error))
     return code
 
 
-def _tell(lines: Sequence[str], code: ExitCode) -> ExitCode:
+def _report(lines: Sequence[str], code: ExitCode) -> ExitCode:
     if os.environ.get("DISTRAIN_TRACEBACK"):
         traceback.print_exc()
     for line in lines:

@@ -1,6 +1,6 @@
-"""The commands of `distrain`: one file a command group.
+"""Assembles the commands of `distrain`: one file for each command group.
 
-A command imports what it works with when it runs, so that `--help` is there at once.
+A command imports what it needs when it runs, so that `--help` is fast.
 """
 
 from typing import Annotated, Any
@@ -29,11 +29,11 @@ from distrain.cli import (
     verify,
 )
 
-HELP = "Train image models from one recipe: the same training wherever it runs, and nothing that kills it loses work."
+HELP = "Train image models from one recipe: the same training wherever it runs, and no work is lost when it is killed."
 EPILOG = """
 **Examples**
 
-`distrain fit` - train the built-in digits recipe, here and now
+`distrain fit` - train the built-in digits recipe on this machine
 
 `distrain fit cifar10 --gpus 4 --set train.epochs=20` - a recipe on four GPUs, with one value changed
 
@@ -43,17 +43,17 @@ EPILOG = """
 
 `distrain submit cifar10 --nodes 2 --gpus 4 --time 4:00:00` - a recipe on a SLURM cluster
 
-`distrain bench cifar10 --data photos --gpus 4` - how fast it trains here, how it scales, and what holds it up
+`distrain bench cifar10 --data photos --gpus 4` - how fast it trains here, how it scales, and what limits it
 
-`distrain plan cifar10 --gpus 8 --time 1:00:00` - memory, time and disk of a training before it is started
+`distrain plan cifar10 --gpus 8 --time 1:00:00` - memory, time and disk space of a training before its start
 
-`distrain eval last` - its accuracy class by class, and its worst mistakes
+`distrain eval last` - the accuracy of the newest run for each class, and its worst mistakes
 
-`distrain predict last photos` - what the newest run sees in your pictures
+`distrain predict last photos` - predictions of the newest run for your images
 
-`distrain export last --format onnx` - its network for other programs
+`distrain export last --format onnx` - the network of the newest run for other programs
 
-`distrain stop last --wait` - have the newest run save and end
+`distrain stop last --wait` - make the newest run save and end
 """
 
 app = typer.Typer(
@@ -98,14 +98,13 @@ def _options(
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    """Nothing but the options before a command."""
+    """Define the options before a command."""
 
 
 def build_command() -> Any:
-    """Return the command line as it is called.
+    """Return the command line interface.
 
-    Its help shows a type for the options that take a value, and none for flags and arguments: typer would print <bool>
-    and <str> beside them.
+    Its help shows a type only for options with a value: for flags and arguments typer would print <bool> and <str>.
     """
     built = typer.main.get_command(app)
     _hide_types(built)

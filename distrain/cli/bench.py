@@ -1,4 +1,4 @@
-"""`distrain bench`: what a recipe does on this machine, how it scales here, and what holds it up."""
+"""`distrain bench`: measures the speed and scaling of a recipe on this machine, and what limits it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,7 +27,8 @@ def bench(
     ] = None,
     device: DeviceName = None,
     weak: Annotated[
-        bool, typer.Option("--weak", help="Weak scaling: data.batch_size is for one process, and grows with them.")
+        bool,
+        typer.Option("--weak", help="Weak scaling: data.batch_size is for one process, and grows with their number."),
     ] = False,
     steps: Steps = None,
     plot: Annotated[
@@ -35,14 +36,14 @@ def bench(
     ] = None,
     root: Annotated[
         Path,
-        typer.Option("--root", metavar="DIR", help="The folder of the runs: checkpoints are measured on its disk."),
+        typer.Option("--root", metavar="DIR", help="The folder of the runs, on whose disk checkpoints are measured."),
     ] = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """Measure a recipe on this machine, by real steps in temporary run directories, and say what holds it up.
+    """Measure a recipe on this machine, by real steps in temporary run directories, and report what limits it.
 
-    Throughput on 1, 2, 4, ... processes, the loader and the network each by itself, the parts of a step, checkpoints,
-    the reduction of the gradients, and memory. Nothing is kept.
+    Measured are the throughput on 1, 2, 4, ... processes, the loader and the network alone, the parts of a step,
+    checkpoints, the reduction of the gradients, and memory. Nothing is kept.
 
     Example: `distrain bench imagefolder-resnet18 --data photos --procs 2 --plot bench.png`
     """
@@ -71,7 +72,7 @@ def bench(
     console = Console(highlight=False, soft_wrap=True)
     _print(console, report)
     if plot is not None:
-        console.print(f"picture      {plot}", soft_wrap=True, markup=False)
+        console.print(f"plot         {plot}", soft_wrap=True, markup=False)
 
 
 def _print(console: "Console", report: "Report") -> None:
@@ -80,8 +81,8 @@ def _print(console: "Console", report: "Report") -> None:
     figures = report.figures
     versions = report.environment["versions"]
 
-    def line(title: str, words: str) -> None:
-        console.print(f"{title:<12} {words}", soft_wrap=True, markup=False)
+    def line(title: str, text: str) -> None:
+        console.print(f"{title:<12} {text}", soft_wrap=True, markup=False)
 
     console.print(
         f"[bold]{report.recipe}[/bold]: {report.model} on {report.source}, {report.precision}", soft_wrap=True
@@ -94,18 +95,18 @@ def _print(console: "Console", report: "Report") -> None:
     line("throughput", f"{figures.images_per_s:,.0f} images/s, {step.median * 1e3:.2f} ms a step ({middle})")
     line("start-up", f"{report.start_up_s:.1f} s to the end of the first step")
     _print_scaling(console, report)
-    for words in report.left_out:
-        line("left out", words)
+    for reason in report.left_out:
+        line("skipped", reason)
     _print_parts(console, report)
     if figures.loader_images_per_s is not None and figures.compute_images_per_s is not None:
         workers = counted(figures.num_workers, "loader process", "loader processes")
-        line("loader", f"{figures.loader_images_per_s:,.0f} images/s by itself ({workers} for each process)")
-        line("compute", f"{figures.compute_images_per_s:,.0f} images/s by itself, on the same batch again and again")
+        line("loader", f"{figures.loader_images_per_s:,.0f} images/s alone ({workers} for each process)")
+        line("compute", f"{figures.compute_images_per_s:,.0f} images/s alone, always on the same batch")
     if (reduction := figures.communication) is not None:
         exposed = ""
         if reduction.exposed_s is not None:
-            added = f"{reduction.exposed_s * 1e3:.2f} ms longer"
-            exposed = f"; a step is {added if reduction.exposed_s else 'not measurably longer'} by it"
+            added = f"by {reduction.exposed_s * 1e3:.2f} ms"
+            exposed = f"; it does {f'extend a step {added}' if reduction.exposed_s else 'not measurably extend a step'}"
         line(
             "reduction",
             f"{reduction.gradient_bytes / MEBIBYTE:.2f} MiB in {reduction.all_reduce_s * 1e3:.2f} ms "
@@ -115,16 +116,16 @@ def _print(console: "Console", report: "Report") -> None:
     if (saving := figures.saving) is not None:
         line(
             "checkpoint",
-            f"{saving.num_bytes / MEBIBYTE:.2f} MiB; training stands still for {saving.blocked_s * 1e3:.1f} ms (the "
+            f"{saving.num_bytes / MEBIBYTE:.2f} MiB; training is blocked for {saving.blocked_s * 1e3:.1f} ms (the "
             f"first time {saving.first_blocked_s * 1e3:.1f}), on disk after {saving.commit_s:.3f} s",
         )
     memory = figures.memory
     parts = {"weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer}
     parts |= {"averages": memory.averages} if memory.averages else {}
-    words = ", ".join(f"{name} {size / MEBIBYTE:,.1f}" for name, size in parts.items())
+    sizes = ", ".join(f"{name} {size / MEBIBYTE:,.1f}" for name, size in parts.items())
     line(
         "memory",
-        f"{memory.peak / MEBIBYTE:,.0f} MiB at its peak in a process: {words}, "
+        f"{memory.peak / MEBIBYTE:,.0f} MiB at its peak in a process: {sizes}, "
         f"passes {memory.activations / MEBIBYTE:,.1f}",
     )
     for note in figures.notes:
@@ -159,10 +160,10 @@ def _print_parts(console: "Console", report: "Report") -> None:
     parts = report.figures.parts_s
     if parts is None:
         return
-    whole = sum(parts.values())
+    total = sum(parts.values())
     headings = [Heading("part of a step"), Heading("ms", is_right=True), Heading("share", is_right=True)]
-    shown = {words: parts.get(name, 0.0) for name, words in PARTS.items()}
-    print_table(console, headings, [[words, f"{s * 1e3:.3f}", f"{s / whole:.1%}"] for words, s in shown.items()])
+    rows = {title: parts.get(name, 0.0) for name, title in PARTS.items()}
+    print_table(console, headings, [[title, f"{s * 1e3:.3f}", f"{s / total:.1%}"] for title, s in rows.items()])
 
 
 def _batch(report: "Report") -> str:

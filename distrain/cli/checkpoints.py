@@ -1,4 +1,4 @@
-"""`distrain checkpoints`: what a run has saved, whether it is whole, and one file of it for other programs."""
+"""`distrain checkpoints`: lists, verifies, shows, prunes and exports the checkpoints of a run."""
 
 import json
 import time
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from distrain.runs.checkpoints import Entry
     from distrain.runs.directory import RunDirectory
 
-MAX_SHOWN = 10  # numbers or names of a list in state.json
+MAX_SHOWN = 10  # items printed of a list in state.json
 
 app = typer.Typer(
     help="List, verify, show, prune and export the checkpoints of a run.\n\nExample: `distrain checkpoints list last`",
@@ -29,7 +29,7 @@ app = typer.Typer(
 
 @app.command("list")
 def list_checkpoints(reference: RunName, root: Root = Path("runs"), as_json: AsJson = False) -> None:
-    """List the checkpoints of a run, the oldest first; nothing is verified.
+    """List the checkpoints of a run, the oldest first, without verifying them.
 
     Example: `distrain checkpoints list last`
     """
@@ -83,7 +83,7 @@ def verify(
     root: Root = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """Read every byte and compare it with its digest; exit code 1 if a checkpoint is bad. Nothing is moved.
+    """Compare every file with its digest; exit code 1 if a checkpoint is damaged. Nothing is moved.
 
     Example: `distrain checkpoints verify last best`
     """
@@ -101,7 +101,7 @@ def verify(
     for entry in entries:
         with LiveProgress(console, f"verifying {entry.path.name}", entry.num_bytes) as progress:
             fault = checkpoints.find_corruption(entry.path, advance=progress.advance)
-        if entry.path.is_dir():  # else a training has deleted it meanwhile
+        if entry.path.is_dir():  # else a running training has deleted it
             faults[entry.path.name] = fault
     if as_json:
         print_json([{"checkpoint": name, "fault": fault} for name, fault in faults.items()])
@@ -146,11 +146,13 @@ def show(
 @app.command("prune")
 def prune(
     reference: RunName,
-    keep_last: Annotated[int, typer.Option("--keep-last", metavar="N", min=1, help="How many of the newest stay.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted, and delete nothing.")] = False,
+    keep_last: Annotated[int, typer.Option("--keep-last", metavar="N", min=1, help="How many of the newest to keep.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be deleted, and delete nothing.")
+    ] = False,
     root: Root = Path("runs"),
 ) -> None:
-    """Delete older checkpoints; the best and every n-th stay as the run's recipe says. Not while the run trains.
+    """Delete older checkpoints, except the best and every n-th as in the run's recipe. Not while the run trains.
 
     Example: `distrain checkpoints prune last --keep-last 1 --dry-run`
     """
@@ -162,17 +164,17 @@ def prune(
         run.check_writable(otherwise="ask its owner to prune it")
     config = read_recipe(run.recipe).checkpoint
     with nullcontext() if dry_run else run.hold_trainer_lock():
-        going = checkpoints.expired(
+        expired = checkpoints.expired(
             checkpoints.read_catalog(run.checkpoints),
             keep_last=keep_last,
             keep_best=config.keep_best,
             keep_every_steps=config.keep_every_steps,
         )
-        for entry in going:
+        for entry in expired:
             if not dry_run:
                 checkpoints.remove(entry.path)
             typer.echo(f"{'would delete' if dry_run else 'deleted'} {entry.path.name}")
-    if not going:
+    if not expired:
         typer.echo("nothing to delete")
 
 
@@ -193,7 +195,7 @@ def consolidate(
     Example: `distrain checkpoints consolidate last best model.safetensors`
     """
     if len(target) > 2:
-        raise RunError(f"{' '.join(target)} is too much; give a step, best or last, and one file")
+        raise RunError(f"{' '.join(target)} are too many arguments; give a step, best or last, and one file")
     file = Path(target[-1]).expanduser()
     if file.suffix != ".safetensors":
         raise RunError(f"{file} does not end in .safetensors")
@@ -214,9 +216,7 @@ def consolidate(
     num_bytes = write(path, file, recipe_name=read_recipe(run.recipe).name)
     typer.echo(f"wrote {file}: the model of {path.name}, {num_bytes / MEBIBYTE:.1f} MiB")
     if has_packed_state(path):
-        typer.echo(
-            "its extra state is not all tensors: load_state_dict takes what distrain.export.read_state reads of it"
-        )
+        typer.echo("not all of its extra state is tensors: read it with distrain.export.read_state for load_state_dict")
 
 
 def _find(reference: str, root: Path) -> "RunDirectory":

@@ -1,4 +1,4 @@
-"""Completes what is typed on a command line: names, keys and files that are there now. Imports no torch."""
+"""Completes words on a command line: names, keys and existing files. Imports no torch."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ _MAX_RUNS = 50
 
 
 def recipes(incomplete: str) -> list[str]:
-    """Return the built-in recipes, and YAML files."""
+    """Return the built-in recipes and YAML files."""
     from importlib import resources
 
     folder = resources.files("distrain") / "recipes"
@@ -20,14 +20,14 @@ def recipes(incomplete: str) -> list[str]:
 
 
 def profiles(incomplete: str) -> list[str]:
-    """Return the built-in launch profiles, and YAML files."""
+    """Return the built-in launch profiles and YAML files."""
     from distrain.launchers.profile_files import builtin_profiles
 
     return [*_beginning(builtin_profiles(), incomplete), *_files(incomplete, _YAML)]
 
 
 def runs(context: typer.Context, incomplete: str) -> list[str]:
-    """Return `last` and the runs below --root, the newest first, and folders."""
+    """Return `last`, the runs below --root, the newest first, and folders."""
     root = Path(context.params.get("root") or "runs")
     found = [path for path in _entries(root) if (path / "recipe.yaml").is_file()]
     names = [path.name for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
@@ -35,7 +35,7 @@ def runs(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def checkpoints(context: typer.Context, incomplete: str) -> list[str]:
-    """Return `best`, `last` and the steps of the checkpoints of the run that is named before."""
+    """Return `best`, `last` and the steps of the checkpoints of the run named before."""
     from distrain.errors import DistrainError
     from distrain.runs.checkpoints.paths import committed, step_of
     from distrain.runs.query import find_run
@@ -45,12 +45,12 @@ def checkpoints(context: typer.Context, incomplete: str) -> list[str]:
         run = find_run(str(context.params["reference"]), Path(context.params.get("root") or "runs"))
         steps = [str(step_of(path)) for path in committed(run.checkpoints)]
     except (DistrainError, KeyError, OSError):
-        pass  # nothing is said while a line is being typed
+        pass  # completion prints no errors
     return _beginning(["best", "last", *steps], incomplete)
 
 
 def keys(incomplete: str) -> list[str]:
-    """Return the recipe's keys for --set, each with `=`; after it the values of a key that has only a few."""
+    """Return the recipe's keys for --set, each with `=`; after it, the values of a key with a fixed set of values."""
     from distrain.config import Recipe
     from distrain.config.validation import keys_of
 
@@ -68,7 +68,7 @@ def keys(incomplete: str) -> list[str]:
 
 
 def metrics(incomplete: str) -> list[str]:
-    """Return the metrics, behind those that are named already."""
+    """Return the metrics, after those that are already named."""
     from distrain.config.metrics import METRICS
 
     before, comma, _ = incomplete.rpartition(",")
@@ -95,7 +95,7 @@ def formats(incomplete: str) -> list[str]:
 
 
 def sources(incomplete: str) -> list[str]:
-    """Return the sources of data that are files."""
+    """Return the data sources that read files."""
     return _beginning(["imagefolder", "labelfolders", "manifest", "tensors", "torchvision."], incomplete)
 
 
@@ -104,11 +104,11 @@ def _beginning(names: Iterable[str], incomplete: str) -> list[str]:
 
 
 def _files(incomplete: str, suffixes: set[str]) -> list[str]:
-    """Return the folders, and the files of a suffix, that a path may be continued to."""
-    folder, _, begun = incomplete.rpartition("/")
-    place = Path(f"{folder}/").expanduser() if "/" in incomplete else Path()
+    """Return the folders, and the files with one of the suffixes, that complete a path."""
+    folder, _, start = incomplete.rpartition("/")
+    parent = Path(f"{folder}/").expanduser() if "/" in incomplete else Path()
     prefix = f"{folder}/" if "/" in incomplete else ""
-    found = [path for path in _entries(place) if path.name.startswith(begun) and not path.name.startswith(".")]
+    found = [path for path in _entries(parent) if path.name.startswith(start) and not path.name.startswith(".")]
     return [
         f"{prefix}{path.name}{'/' if path.is_dir() else ''}"
         for path in found

@@ -1,4 +1,4 @@
-"""`distrain data`: what is in data, and what is wrong with it, before a training finds out."""
+"""`distrain data`: checks, describes and packs data before training."""
 
 import os
 import time
@@ -19,37 +19,37 @@ from distrain.system.filesystem import check_writable
 if TYPE_CHECKING:
     from distrain.data.inspection.scan import Listing
 
-MAX_ROWS = 20  # of a manifest that are wrong, told one by one
+MAX_ROWS = 20  # bad rows of a manifest that are printed
 CHECK_EPILOG = """
 **Examples**
 
-`distrain data check photos` - photos holds train/ and val/, a folder a class in each
+`distrain data check photos` - photos contains train/ and val/, each with a folder for each class
 
 `distrain data check photos --strict && distrain fit imagefolder-resnet18 --data photos` - train only on clean data
 
-`distrain data check photos.packed` - a packed dataset, its digests too
+`distrain data check photos.packed` - a packed dataset, including its digests
 
-`distrain data check photos.csv --set data.target=labels` - a manifest, with several labels an image
+`distrain data check photos.csv --set data.target=labels` - a manifest, with several labels for each image
 
 `distrain data check photos --json > findings.json` - every path of every finding
 """
 INFO_EPILOG = """
 **Examples**
 
-`distrain data info photos` - figures, and pictures in photos-contact-sheet.png here
+`distrain data info photos` - statistics, and images in photos-contact-sheet.png here
 
-`distrain data info photos --per-class 10 --out sheet.png` - more pictures, another file
+`distrain data info photos --per-class 10 --out sheet.png` - more images, in another file
 """
 
 app = typer.Typer(
-    help="Check images, look at them, and pack them, before a training does.\n\nExample: `distrain data check photos`",
+    help="Check, describe and pack images before training.\n\nExample: `distrain data check photos`",
     no_args_is_help=True,
 )
 
 Folder = Annotated[
     Path,
     typer.Argument(
-        metavar="DIR", help="train/ and val/ with a folder a class, class folders, a packed dataset, or a manifest."
+        metavar="DIR", help="train/ and val/ with class folders, only class folders, a packed dataset, or a manifest."
     ),
 ]
 Changes = Annotated[
@@ -60,7 +60,7 @@ Changes = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", metavar="N", min=1, help="Processes that read images.", show_default="one a CPU"),
+    typer.Option("--workers", metavar="N", min=1, help="Processes that read images.", show_default="one for each CPU"),
 ]
 
 
@@ -72,12 +72,12 @@ def check(
     changes: Changes = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 on warnings too.")] = False,
 ) -> None:
-    """Read every image in full and tell what would stop or spoil a training; exit code 1 if there is an error.
+    """Read every image completely and report what would stop or spoil a training; exit code 1 if there is an error.
 
-    An error is what stops a training or makes its numbers wrong: files that cannot be decoded, the same picture in
-    train/ and val/ or in two classes, classes that train/ lacks. A warning is worth a look; a note is good to know.
-    Nothing is changed. Pictures are compared pixel by pixel, so one that was saved again as PNG is the same. Of a
-    packed dataset every byte is first compared with its digest, and damaged shards are named.
+    An error stops a training or makes its metrics wrong: files that cannot be decoded, the same image in train/ and
+    val/ or in two classes, classes that are missing in train/. Warnings and notes are less severe. Nothing is changed.
+    Images are compared pixel by pixel, so a copy saved as PNG counts as the same. In a packed dataset, every byte is
+    first compared with its digest, and damaged shards are named.
     """
     from rich.console import Console
 
@@ -115,16 +115,16 @@ def info(
         ),
     ] = None,
     per_class: Annotated[
-        int, typer.Option("--per-class", metavar="N", min=1, max=100, help="Pictures of each class.")
+        int, typer.Option("--per-class", metavar="N", min=1, max=100, help="Images of each class.")
     ] = 6,
     as_json: AsJson = False,
     workers: Workers = None,
     changes: Changes = None,
 ) -> None:
-    """Show what is in an image folder, a packed dataset or a manifest: classes, sizes, channels, and pictures.
+    """Describe an image folder, a packed dataset or a manifest: classes, sizes, channels, and sample images.
 
-    The pictures of the training classes go to a PNG, rewritten each time, and some of them to the terminal.
-    Mean and deviation come from up to 5,000 training images, in each the same weight, ready for augment.mean and
+    Images of the training classes are written to a PNG, which is replaced each time, and some are shown on the
+    terminal. Mean and standard deviation are of up to 5,000 training images with equal weights, for augment.mean and
     augment.std of a recipe.
     """
     from rich.console import Console
@@ -135,7 +135,7 @@ def info(
     listing = _list_data(folder, changes or [])
     sheet = _sheet_path(folder, out)
     if not listing.paths:
-        raise DataError(f"data folder {folder} holds no image in its class folders; distrain data check tells more")
+        raise DataError(f"data folder {folder} has no image in its class folders; `distrain data check` shows details")
     with (
         open_decode_pool(workers or len(os.sched_getaffinity(0)), has_pngs=listing.paths.has(".png")) as readers,
         progress("measuring", len(listing.paths) + len(statistics.sample_indices(listing))) as advance,
@@ -154,14 +154,14 @@ def info(
     output.print_statistics(console, listing, figures, channels)
     if written is not None:
         output.print_preview(console, gallery)
-        console.print(f"\npictures    {written}", markup=False, soft_wrap=True)
+        console.print(f"\nimages      {written}", markup=False, soft_wrap=True)
 
 
 app.command("pack", epilog=PACK_EPILOG.replace("\n\n", "\n\n\n"))(pack)
 
 
 def _list_data(folder: Path, changes: list[str]) -> "Listing":
-    """List a folder or file: as a manifest if it looks like one, or as the changes say."""
+    """List the images of a folder or file: as a manifest if it looks like one, or as `changes` says."""
     from distrain.config import load_data
     from distrain.data.inspection.folders import list_data
     from distrain.data.layout.bad_rows import BadRowsError
@@ -179,7 +179,7 @@ def _list_data(folder: Path, changes: list[str]) -> "Listing":
 
 
 def _sheet_path(folder: Path, out: Path | None) -> Path:
-    """Return the file that the contact sheet goes to, never one below the data folder."""
+    """Return the file for the contact sheet, never one inside the data folder."""
     path = out or Path(
         f"{folder.resolve().stem if folder.is_file() else folder.resolve().name or 'data'}-contact-sheet.png"
     )
@@ -189,5 +189,5 @@ def _sheet_path(folder: Path, out: Path | None) -> Path:
         raise DataError(f"--out {path}: folder {path.absolute().parent} does not exist")
     check_writable(path.absolute().parent, otherwise="name a file elsewhere with --out")
     if path.resolve().is_relative_to(folder.resolve()):
-        raise DataError(f"the contact sheet {path} would lie in the data folder; name a file elsewhere with --out")
+        raise DataError(f"the contact sheet {path} would be in the data folder; name a file elsewhere with --out")
     return path

@@ -1,4 +1,4 @@
-"""`distrain doctor`: what this machine has, and what is missing for training on it."""
+"""`distrain doctor`: reports the software and devices of this machine, and what is missing for training."""
 
 import os
 import shutil
@@ -13,11 +13,11 @@ from distrain.cli.options import AsJson
 from distrain.messages import first_line
 
 GIBIBYTE = 2**30
-_OWN_ROWS = {"devices", "cuda_fault"}
+_SEPARATE_ROWS = {"devices", "cuda_fault"}
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Report versions, devices and what is missing; exit code 1 if anything is.
+    """Report versions, devices and problems; exit code 1 if there is a problem.
 
     Example: `distrain doctor --json`
     """
@@ -26,7 +26,7 @@ def doctor(as_json: AsJson = False) -> None:
     facts = describe_environment()
     facts["free_disk_gib"] = round(shutil.disk_usage(Path.cwd()).free / GIBIBYTE, 1)
     facts["shared_memory_gib"] = _shared_memory_gib()
-    facts["torch"] = _ask_torch()
+    facts["torch"] = _describe_torch()
     facts["problems"] = _problems(facts)
     if as_json:
         print_json(facts)
@@ -35,8 +35,8 @@ def doctor(as_json: AsJson = False) -> None:
     raise typer.Exit(1 if facts["problems"] else 0)
 
 
-def _ask_torch() -> dict[str, Any] | str:
-    """Import torch, as a training does, and ask it for its devices and backends; the error's text if it fails."""
+def _describe_torch() -> dict[str, Any] | str:
+    """Import torch, as a training does, and return its devices and backends; the error's text if it fails."""
     try:
         import torch
         import torch.distributed as dist
@@ -70,7 +70,7 @@ def _problems(facts: dict[str, Any]) -> list[str]:
     found = [f"{name} is not installed: python -m pip install {name}" for name, v in facts["versions"].items() if not v]
     torch_facts = facts["torch"]
     if isinstance(torch_facts, str):
-        return [*found, f"torch or torchvision does not import ({torch_facts}); install both from the same index"]
+        return [*found, f"torch or torchvision cannot be imported ({torch_facts}); install both from the same index"]
     if not torch_facts["gloo"]:
         found.append("this torch has no gloo, so several CPU processes cannot train together")
     found += _gpu_problems(torch_facts)
@@ -78,7 +78,7 @@ def _problems(facts: dict[str, Any]) -> list[str]:
         found.append(f"only {facts['free_disk_gib']} GiB of disk is free here; checkpoints may not fit")
     memory = facts["shared_memory_gib"]
     if len(facts["gpus"]) > 1 and memory is not None and memory < 1:
-        found.append(f"/dev/shm has {memory} GiB free, and NCCL may want more between GPUs (docker run --shm-size)")
+        found.append(f"/dev/shm has {memory} GiB free, but NCCL may need more between GPUs (docker run --shm-size)")
     return found
 
 
@@ -115,13 +115,13 @@ def _print(facts: dict[str, Any]) -> None:
         "python": f"{facts['python']} on {facts['platform']}",
         "packages": ", ".join(f"{name} {version or 'MISSING'}" for name, version in facts["versions"].items()),
         "cpus": str(facts["cpus"]),
-        "gpus": _gpus_in_words(facts["gpus"]),
+        "gpus": _describe_gpus(facts["gpus"]),
         "driver": f"{driver['version']}, CUDA {driver['cuda']}" if driver["version"] else "none",
         "free disk": f"{facts['free_disk_gib']} GiB",
         "/dev/shm": "none" if facts["shared_memory_gib"] is None else f"{facts['shared_memory_gib']} GiB free",
     }
     if isinstance(torch_facts, dict):
-        rows["torch"] = ", ".join(f"{key} {value}" for key, value in torch_facts.items() if key not in _OWN_ROWS)
+        rows["torch"] = ", ".join(f"{key} {value}" for key, value in torch_facts.items() if key not in _SEPARATE_ROWS)
         rows["devices"] = ", ".join(torch_facts["devices"]) or "cpu"
     for name, value in rows.items():
         console.print(f"[bold]{name:<10}[/bold]", end="")
@@ -132,6 +132,6 @@ def _print(facts: dict[str, Any]) -> None:
         console.print("[bold green]ready[/bold green]     nothing is missing")
 
 
-def _gpus_in_words(gpus: list[dict[str, Any]]) -> str:
+def _describe_gpus(gpus: list[dict[str, Any]]) -> str:
     counted = Counter(f"{gpu['name']}, {gpu['memory_gib']} GiB, compute capability {gpu['capability']}" for gpu in gpus)
-    return "; ".join(f"{count} x {words}" for words, count in counted.items()) or "none"
+    return "; ".join(f"{count} x {gpu}" for gpu, count in counted.items()) or "none"

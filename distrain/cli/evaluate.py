@@ -1,4 +1,4 @@
-"""`distrain eval`: what a trained network is worth, class by class, and where it is most wrong."""
+"""`distrain eval`: evaluates a trained network, with results for each class and its worst mistakes."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from distrain.evaluation.results import EvaluationResults, Predictions
 
-MAX_CLASSES = 50  # rows of the table; of more classes the least accurate are shown
-MAX_LINES = 5  # pairs and mistakes told in the terminal
+MAX_CLASSES = 50  # rows of the table; of more classes, the least accurate are shown
+MAX_LINES = 5  # pairs and mistakes printed on the terminal
 _CLASS_COLUMNS = ("class", "samples", "accuracy", "precision", "F1")
 
 
@@ -33,7 +33,7 @@ def evaluate(
     ] = None,
     split: Annotated[
         Literal["train", "val"] | None,
-        typer.Option(help="Which samples.", show_default="val, or all of --data that has no splits"),
+        typer.Option(help="Which samples.", show_default="val, or all if --data has no splits"),
     ] = None,
     metrics: Annotated[
         str | None,
@@ -44,7 +44,7 @@ def evaluate(
             autocompletion=complete.metrics,
         ),
     ] = None,
-    best: Annotated[bool, typer.Option("--best", help="The best checkpoint by evaluation, and no other.")] = False,
+    best: Annotated[bool, typer.Option("--best", help="Only the best checkpoint by evaluation, or none.")] = False,
     gpus: Annotated[int | None, typer.Option(metavar="N", help="Evaluate on this many GPUs, one process each.")] = None,
     device: DeviceName = None,
     procs: Annotated[int | None, typer.Option(metavar="N", help="Evaluate on this many CPU processes.")] = None,
@@ -57,10 +57,10 @@ def evaluate(
     root: Root = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a checkpoint: the run's best, else the strongest that was kept; the same on any number of processes.
+    """Evaluate a checkpoint: the run's best, or the best that was kept; with equal results on any number of processes.
 
-    Prints the metrics, a table of the classes, what is confused with what, and the worst mistakes. All of it, with the
-    answer for every sample and the pictures, is written to a folder below RUN/evaluations, or to --out.
+    Prints the metrics, a table of the classes, the most confused classes, and the worst mistakes. These, the outputs
+    for every sample and the images are written to a folder below RUN/evaluations, or to --out.
 
     Example: `distrain eval last --metrics top1,f1,auroc --procs 2`
     """
@@ -73,7 +73,7 @@ def evaluate(
     from distrain.runs import query
     from distrain.worker import run_worker
 
-    run, path, why = query.find_checkpoint(reference, root, must_be_best=best, which=which)
+    run, path, reason = query.find_checkpoint(reference, root, must_be_best=best, which=which)
     changes = [*(overrides or []), *([f"eval.metrics=[{metrics}]"] if metrics is not None else [])]
     folder, recipe, request = resolve(run, path, split=split, overrides=changes, data=data, out=out)
     options = read_options(gpus=gpus, device=device, processes=procs)
@@ -86,7 +86,7 @@ def evaluate(
         request,
         options,
         run_worker=run_worker,
-        notify=lambda words: errors.print(words, markup=False, soft_wrap=True),
+        notify=lambda message: errors.print(message, markup=False, soft_wrap=True),
     )
     answers = found.read_predictions(folder)
     drawn = _draw(folder.path, result, answers, recipe_source=folder.recipe) if pictures else []
@@ -94,11 +94,11 @@ def evaluate(
         print_json(result)
         return
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"checkpoint  {path} ({why})", soft_wrap=True, markup=False)
+    console.print(f"checkpoint  {path} ({reason})", soft_wrap=True, markup=False)
     _print(console, result, answers)
     console.print(f"folder      {folder.path}", soft_wrap=True, markup=False)
     for file in drawn:
-        console.print(f"picture     {file}", soft_wrap=True, markup=False)
+        console.print(f"image       {file}", soft_wrap=True, markup=False)
 
 
 def _print(console: "Console", result: "EvaluationResults", answers: "Predictions") -> None:
@@ -106,10 +106,10 @@ def _print(console: "Console", result: "EvaluationResults", answers: "Prediction
     from distrain.evaluation.results import confused_pairs, format_badness
     from distrain.system.display import Heading, print_table
 
-    words = format_evaluation(result.metrics, split="" if result.split == "all" else result.split)
+    metrics = format_evaluation(result.metrics, split="" if result.split == "all" else result.split)
     weights = ", weights: the moving average" if result.weights == "moving average" else ""
     samples = counted(result.num_samples, "sample")
-    console.print(f"{result.split:<11} {samples}: {words}{weights}", soft_wrap=True, markup=False)
+    console.print(f"{result.split:<11} {samples}: {metrics}{weights}", soft_wrap=True, markup=False)
     if result.classes:
         shown = result.classes
         if len(shown) > MAX_CLASSES:
@@ -126,11 +126,11 @@ def _print(console: "Console", result: "EvaluationResults", answers: "Prediction
         ]
         print_table(console, headings, cells)
         every = [row.name for row in result.classes]
-        for true, taken, count in confused_pairs(every, answers.confusion, MAX_LINES):
-            console.print(f"confused    {true} taken for {taken}: {count}", markup=False)
+        for true, predicted, count in confused_pairs(every, answers.confusion, MAX_LINES):
+            console.print(f"confused    {true} predicted as {predicted}: {count}", markup=False)
     for mistake in result.mistakes[:MAX_LINES]:
-        words = f"is {mistake.target}, said {mistake.prediction} ({format_badness(mistake, result.target)})"
-        console.print(f"mistake     {mistake.sample}: {words}", soft_wrap=True, markup=False)
+        text = f"is {mistake.target}, predicted {mistake.prediction} ({format_badness(mistake, result.target)})"
+        console.print(f"mistake     {mistake.sample}: {text}", soft_wrap=True, markup=False)
 
 
 def _draw(folder: Path, result: "EvaluationResults", answers: "Predictions", *, recipe_source: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""`distrain export`: a trained network for other programs, compared with the original before it is handed out."""
+"""`distrain export`: writes a trained network for other programs, after comparing it with the original."""
 
 import dataclasses
 from pathlib import Path
@@ -31,34 +31,34 @@ def export(
             "--format",
             metavar="FORMAT",
             autocompletion=complete.formats,
-            help="bundle: a folder with all that prediction needs; safetensors: the weights alone; torch: a "
+            help="bundle: a folder with all that prediction needs; safetensors: only the weights; torch: a "
             "torch.export program; onnx: an ONNX file.",
         ),
     ] = "bundle",
     out: Annotated[
         Path | None, typer.Option("--out", metavar="PATH", help="What to write.", show_default="RUN/export/...")
     ] = None,
-    best: Annotated[bool, typer.Option("--best", help="The best checkpoint by evaluation, and no other.")] = False,
+    best: Annotated[bool, typer.Option("--best", help="Only the best checkpoint by evaluation, or none.")] = False,
     images: Annotated[
         list[Path] | None,
         typer.Option(
             "--images",
             metavar="FILE|DIR",
-            help="torch, onnx: pictures to compare on. Repeatable.",
+            help="torch, onnx: images for the comparison. Repeatable.",
             show_default="the run's validation images",
         ),
     ] = None,
     with_normalize: Annotated[
-        bool, typer.Option("--with-normalize", help="torch, onnx: the graph takes images that are not normalised.")
+        bool, typer.Option("--with-normalize", help="torch, onnx: include the normalisation in the graph.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace what stands at PATH.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing PATH.")] = False,
     root: Root = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     """Write the network of a checkpoint for other programs: the best by evaluation, if it was kept.
 
-    A graph (torch, onnx) takes batches of any size. It is compared with the network on real images before it gets its
-    name; exit code 1, and no file, where they differ. How a picture becomes its input is written beside it as JSON.
+    A graph (torch, onnx) accepts batches of any size. It is compared with the network on real images before the file is
+    kept; if they differ, the exit code is 1 and there is no file. The preprocessing is written beside it as JSON.
 
     Example: `distrain export last --format onnx --out ants.onnx`
     """
@@ -70,29 +70,29 @@ def export(
         raise BundleError(f"unknown format {form!r}{hint}")
     if (with_normalize or images) and form not in {"torch", "onnx"}:
         raise BundleError(f"--with-normalize and --images are for the formats torch and onnx, not for {form}")
-    run, path, why = query.find_checkpoint(reference, root, must_be_best=best, which=which)
-    place = run.export / FILES[form] if out is None else out.expanduser()
-    if out is not None and (suffix := Path(FILES[form]).suffix) and place.suffix != suffix:
-        raise BundleError(f"--out {out} does not end in {suffix}, as the format {form} does")
+    run, path, reason = query.find_checkpoint(reference, root, must_be_best=best, which=which)
+    target = run.export / FILES[form] if out is None else out.expanduser()
+    if out is not None and (suffix := Path(FILES[form]).suffix) and target.suffix != suffix:
+        raise BundleError(f"--out {out} does not end in {suffix}, which the format {form} needs")
     if out is None:
-        run.check_writable(otherwise="name a place of your own with --out")
+        run.check_writable(otherwise="name another path with --out")
         run.export.mkdir(exist_ok=True)
     if form == "bundle":
-        check_folder(place, may_replace=force, mark=BUNDLE)
+        check_folder(target, may_replace=force, mark=BUNDLE)
     else:
-        check_file(place, may_replace=force)
-    facts = {"format": form, "path": str(place), "checkpoint": str(path), "chosen": why}
-    facts |= _write(form, run, path, place, images=images or [], with_normalize=with_normalize)
+        check_file(target, may_replace=force)
+    summary = {"format": form, "path": str(target), "checkpoint": str(path), "chosen": reason}
+    summary |= _write(form, run, path, target, images=images or [], with_normalize=with_normalize)
     if (note := query.describe_unsaved(run)) is not None:
         typer.echo(f"note: {note}", err=True)
     if as_json:
-        print_json(facts)
+        print_json(summary)
     else:
-        _print(facts)
+        _print(summary)
 
 
 def _write(
-    form: str, run: "RunDirectory", path: Path, place: Path, *, images: list[Path], with_normalize: bool
+    form: str, run: "RunDirectory", path: Path, target: Path, *, images: list[Path], with_normalize: bool
 ) -> dict[str, Any]:
     from distrain.config.user_code import add_to_sys_path
 
@@ -103,20 +103,20 @@ def _write(
         from distrain.export.graph import check_onnx
 
         check_onnx()
-    pictures = _find_pictures(images)
-    bundle = open_checkpoint(run, path, examples=pictures)
+    files = _find_images(images)
+    bundle = open_checkpoint(run, path, examples=files)
     comparison = None
     if form == "bundle":
         from distrain.export.write_bundle import write_bundle
 
-        write_bundle(bundle, place)
+        write_bundle(bundle, target)
     elif form == "safetensors":
         from distrain.checkpoint.consolidate import consolidate
 
-        consolidate(path, place, recipe_name=bundle.description.recipe)
+        consolidate(path, target, recipe_name=bundle.description.recipe)
     else:
-        comparison = _write_graph(form, bundle, run, place, pictures=pictures, with_normalize=with_normalize)
-    written = [place] if place.is_file() else sorted(place.iterdir())
+        comparison = _write_graph(form, bundle, run, target, images=files, with_normalize=with_normalize)
+    written = [target] if target.is_file() else sorted(target.iterdir())
     return {
         "bytes": sum(file.stat().st_size for file in written),
         "step": bundle.description.step,
@@ -127,43 +127,43 @@ def _write(
 
 
 def _write_graph(
-    form: str, bundle: "Bundle", run: "RunDirectory", place: Path, *, pictures: list[Path], with_normalize: bool
+    form: str, bundle: "Bundle", run: "RunDirectory", target: Path, *, images: list[Path], with_normalize: bool
 ) -> "Comparison":
     from distrain.export.formats import NUM_COMPARED, export_graph
     from distrain.export.from_checkpoint import validation_images
 
     return export_graph(
         bundle,
-        place,
+        target,
         form=form,
-        images=pictures[:NUM_COMPARED] or validation_images(run, NUM_COMPARED),
+        images=images[:NUM_COMPARED] or validation_images(run, NUM_COMPARED),
         with_normalize=with_normalize,
     )
 
 
-def _find_pictures(named: list[Path]) -> list[Path]:
+def _find_images(named: list[Path]) -> list[Path]:
     from distrain.data.layout.walk import images_below
 
     found: list[Path] = []
     for path in named:
-        below = [Path(name) for name in images_below(path)] if path.is_dir() else [path] if path.is_file() else []
-        if not below:
-            raise BundleError(f"--images {path}: there is no such image, nor a folder with images")
-        found += below
+        files = [Path(name) for name in images_below(path)] if path.is_dir() else [path] if path.is_file() else []
+        if not files:
+            raise BundleError(f"--images {path}: there is no such image, or folder with images")
+        found += files
     return found
 
 
-def _print(facts: dict[str, Any]) -> None:
-    metrics = facts["metrics"]
+def _print(summary: dict[str, Any]) -> None:
+    metrics = summary["metrics"]
     evaluated = "" if metrics is None else f", {format_evaluation(metrics)}"
-    typer.echo(f"checkpoint  {facts['checkpoint']} ({facts['chosen']}{evaluated})")
-    average = "the moving average, which was evaluated" if facts["weights"] == "moving average" else "as trained"
+    typer.echo(f"checkpoint  {summary['checkpoint']} ({summary['chosen']}{evaluated})")
+    average = "the moving average, which was evaluated" if summary["weights"] == "moving average" else "as trained"
     typer.echo(f"weights     {average}")
-    if (comparison := facts["comparison"]) is not None:
+    if (comparison := summary["comparison"]) is not None:
         typer.echo(
             f"compared    on {counted(comparison['num_images'], 'real image')}: largest difference "
             f"{comparison['largest_difference']:.2e} ({comparison['tolerance']:.1e} is tolerated), "
             f"top-1 agrees on {comparison['top1_agreement']:.2%}"
         )
-        typer.echo(f"input       see {facts['path']}.json")
-    typer.echo(f"wrote       {facts['path']}, {facts['bytes'] / MEBIBYTE:.1f} MiB")
+        typer.echo(f"input       see {summary['path']}.json")
+    typer.echo(f"wrote       {summary['path']}, {summary['bytes'] / MEBIBYTE:.1f} MiB")

@@ -1,4 +1,4 @@
-"""`distrain fit`: train a recipe here."""
+"""`distrain fit`: trains a recipe on this machine."""
 
 from pathlib import Path
 from typing import Annotated
@@ -27,21 +27,21 @@ def fit(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="inprocess, torchrun, accelerate, or slurm: the SLURM allocation that this runs in.",
+            help="inprocess, torchrun, accelerate, or slurm: in the current SLURM allocation.",
             show_default="inprocess for one process, else torchrun",
             autocompletion=complete.launchers,
         ),
     ] = None,
     nodes: Annotated[
         str | None,
-        typer.Option(metavar="N", help="Machines, all with this run directory; 1:2 for one or two.", show_default="1"),
+        typer.Option(metavar="N", help="Nodes, which share the run directory; 1:2 for one or two.", show_default="1"),
     ] = None,
-    node_rank: Annotated[int | None, typer.Option(metavar="R", help="Which of the machines this is, from 0.")] = None,
+    node_rank: Annotated[int | None, typer.Option(metavar="R", help="Index of this node, from 0.")] = None,
     rendezvous: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Where the machines meet: an address of machine 0.")
+        str | None, typer.Option(metavar="HOST:PORT", help="An address of node 0, to which the others connect.")
     ] = None,
     accelerate_config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Your own configuration file for --launcher accelerate.")
+        Path | None, typer.Option(metavar="FILE", help="Your configuration file for --launcher accelerate.")
     ] = None,
     overrides: Overrides = None,
     data: DataPath = None,
@@ -52,23 +52,23 @@ def fit(
     verbose: Annotated[bool, typer.Option("--verbose", help="Print the traceback of a failure.")] = False,
     no_preflight: Annotated[bool, typer.Option("--no-preflight", help="Skip the checks of disk and memory.")] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="A few steps in one process, every check on, to find a fault.")
+        bool, typer.Option("--debug", help="A few steps in one process with all checks on, to find an error.")
     ] = False,
     overfit: Annotated[
-        int | None, typer.Option(metavar="N", help="Learn N batches by heart: fails where the network cannot.")
+        int | None, typer.Option(metavar="N", help="Overfit N batches; fails if the network cannot learn them.")
     ] = None,
     trace: Annotated[
-        bool, typer.Option("--profile", help="Trace a few steps with the torch profiler, into the run directory.")
+        bool, typer.Option("--profile", help="Trace a few steps with the torch profiler into the run directory.")
     ] = False,
     post_mortem: Annotated[
-        bool, typer.Option("--pdb", help="One process: open the debugger where an exception ends the training.")
+        bool, typer.Option("--pdb", help="One process: open the debugger after an exception that ends the training.")
     ] = False,
 ) -> None:
-    """Train a recipe, or go on with a run that was stopped or killed.
+    """Train a recipe, or resume a run that was stopped or killed.
 
-    The recipe decides the result; --gpus or --procs only decide how many processes share the work. With one process,
-    training runs in the command itself, so that breakpoint() and pdb work; more are started with torchrun, or as
-    --launcher says. Several machines are started one by one, each with its --node-rank, and meet at --rendezvous.
+    The recipe determines the result; --gpus or --procs only determine how many processes share the work. With one
+    process, training runs in the command itself, so that breakpoint() and pdb work; more are started with torchrun, or
+    as --launcher says. On several nodes, run the command on each one, with its --node-rank and the same --rendezvous.
 
     Example: `distrain fit cifar10 --gpus 4 --set train.epochs=20 --set 'augment.train=[RandomHorizontalFlip]'`
     """

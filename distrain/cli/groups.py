@@ -1,4 +1,4 @@
-"""Lets a group of commands take the options of its `list` command, which it runs when it is called by itself."""
+"""Supports command groups that accept the options of their `list` command, which is their default."""
 
 import typer
 
@@ -6,7 +6,7 @@ from distrain.errors import UserError
 
 
 def refuse_misplaced(context: typer.Context) -> None:
-    """Raise `UserError` where an option stands before a subcommand, which would not see it."""
+    """Raise `UserError` where an option comes before a subcommand, which would not see it."""
     if context.invoked_subcommand is None:
         return
     given = [

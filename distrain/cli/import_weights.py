@@ -1,4 +1,4 @@
-"""`distrain import`: weights that another program saved, as a file that a recipe's model.weights takes."""
+"""`distrain import`: converts weights saved by another program to a file for model.weights of a recipe."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,7 @@ from distrain.cli.output_paths import check_file
 from distrain.errors import BundleError, ExitCode
 from distrain.messages import counted
 
-MAX_NAMES = 8  # of each kind of misfit, in text
+MAX_NAMES = 8  # of each kind of mismatch, in text
 
 if TYPE_CHECKING:
     from distrain.export.import_weights import ImportedWeights, WeightMatch
@@ -24,22 +24,23 @@ def import_(
         typer.Option("--out", metavar="FILE.safetensors", help="The file to write.", show_default="beside FILE"),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Say whether the weights fit this model, as model.name has it.")
+        str | None, typer.Option(metavar="NAME", help="Check that the weights fit this model, named as in model.name.")
     ] = None,
     num_classes: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Outputs of the model.", show_default="as many as FILE has")
     ] = None,
     entry: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which weights of a file that holds several, such as model_ema.")
+        str | None,
+        typer.Option(metavar="NAME", help="Which weights of a file that contains several, such as model_ema."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what stands at --out.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing --out.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take the weights out of a file that another program saved, for `--set model.weights=FILE.safetensors`.
+    """Extract the weights from a file of another program, for `--set model.weights=FILE.safetensors`.
 
     No code in FILE is run: a pickle of a whole model is refused. The weights may be under a key such as "net" or
-    "state_dict", and their names may begin with "module.", "_orig_mod." and the like. With --model they get that
-    model's names; where they do not fit it, nothing is written and the exit code is 1.
+    "state_dict", and their names may have prefixes such as "module." or "_orig_mod.". With --model they get that
+    model's names; if they do not fit it, nothing is written and the exit code is 1.
 
     Example: `distrain import ckpt.pth --model resnet18 --num-classes 10`
     """
@@ -47,7 +48,7 @@ def import_(
         raise BundleError(f"there is no file {file}")
     target = file.with_suffix(".safetensors") if out is None else out.expanduser()
     if num_classes is not None and model is None:
-        raise BundleError("--num-classes says how many outputs the --model has; name one")
+        raise BundleError("--num-classes is the number of outputs of --model; give --model, too")
     if target.suffix != ".safetensors":
         raise BundleError(f"--out {target} does not end in .safetensors")
     check_file(target, may_replace=force)
@@ -98,22 +99,22 @@ def _facts(foreign: "ImportedWeights", written: Path | None) -> dict[str, Any]:
 
 
 def _print(foreign: "ImportedWeights") -> None:
-    place = "" if foreign.entry is None else f" from {foreign.entry!r}"
-    place += " (a moving average)" if foreign.is_average else ""
+    entry = "" if foreign.entry is None else f" from {foreign.entry!r}"
+    entry += " (a moving average)" if foreign.is_average else ""
     stripped = f", without the prefix {foreign.prefix}" if foreign.prefix else ""
     typer.echo(
-        f"took     {counted(len(foreign.tensors), 'tensor')}{place}, "
+        f"read     {counted(len(foreign.tensors), 'tensor')}{entry}, "
         f"{counted(foreign.num_parameters, 'parameter')}{stripped}"
     )
     for name, value in foreign.facts.items():
         typer.echo(f"found    {name}: {value}")
     for name, kind in foreign.left.items():
-        typer.echo(f"left     {name}: {kind}")
+        typer.echo(f"ignored  {name}: {kind}")
 
 
 def _print_match(model: str, fit: "WeightMatch") -> None:
     _print_names("missing", fit.missing)
-    _print_names("unread", [f"{name}: {model} has no such tensor" for name in fit.unexpected])
+    _print_names("unused", [f"{name}: {model} has no such tensor" for name in fit.unexpected])
     shapes = {
         name: ["x".join(map(str, shape)) or "scalar" for shape in (needs, has)] for name, has, needs in fit.misshaped
     }
@@ -131,4 +132,4 @@ def _print_names(title: str, lines: list[str]) -> None:
     for line in lines[:MAX_NAMES]:
         typer.echo(f"{title:<8} {line}")
     if (rest := len(lines) - MAX_NAMES) > 0:
-        typer.echo(f"{title:<8} and {rest:,} more; --json names them all")
+        typer.echo(f"{title:<8} and {rest:,} more; --json lists them all")

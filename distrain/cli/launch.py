@@ -1,4 +1,4 @@
-"""`distrain launch`: the launch profiles that ship with distrain, for `distrain fit --launch`."""
+"""`distrain launch`: shows the launch profiles that ship with distrain, for `distrain fit --launch`."""
 
 from typing import Annotated
 
@@ -24,7 +24,7 @@ def _default(context: typer.Context) -> None:
 
 @app.command("list")
 def list_profiles(as_json: AsJson = False) -> None:
-    """List the built-in launch profiles, each with what it stands for.
+    """List the built-in launch profiles, each with a description.
 
     Example: `distrain launch list --json`
     """
@@ -46,7 +46,7 @@ def show(
         str, typer.Argument(metavar="PROFILE", help="A built-in launch profile.", autocompletion=complete.profiles)
     ],
 ) -> None:
-    """Print a launch profile, which opens with the raw command that it stands for.
+    """Print a launch profile, which begins with the equivalent command.
 
     Example: `distrain launch show gpu-4 > mine.yaml`
     """

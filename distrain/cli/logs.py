@@ -1,4 +1,4 @@
-"""`distrain logs`: what a rank of a run says, as it says it."""
+"""`distrain logs`: prints the log of a rank, also while it is being written."""
 
 from pathlib import Path
 from typing import Annotated
@@ -24,5 +24,5 @@ def logs(
     run = query.find_run(reference, root)
     for text in query.read_log(run, rank, follow=follow):
         typer.echo(text, nl=False)
-    if liveness.find_dead([run]):  # no process was left to write it into the log
+    if liveness.find_dead([run]):  # no process was left to log this
         print_error(query.describe_end(run))

@@ -1,4 +1,4 @@
-"""The arguments and options that several commands share, each with its help and its completion."""
+"""Defines the arguments and options that several commands share, with their help and completion."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,13 +9,15 @@ from distrain.cli import complete
 
 RunName = Annotated[
     str,
-    typer.Argument(metavar="RUN", help="A run's path, name, beginning of it, or `last`.", autocompletion=complete.runs),
+    typer.Argument(
+        metavar="RUN", help="A run's path, its name or the beginning of it, or `last`.", autocompletion=complete.runs
+    ),
 ]
 Trained = Annotated[
     str,
     typer.Argument(
         metavar="RUN",
-        help="A run's path, name, beginning of it, or `last`; or a checkpoint's folder.",
+        help="A run's path, its name or the beginning of it, or `last`; or a checkpoint's folder.",
         autocompletion=complete.runs,
     ),
 ]
@@ -84,7 +86,7 @@ Restarts = Annotated[
     typer.Option(
         "--restarts",
         metavar="N",
-        help="Several processes: restarts in a row without a newer checkpoint.",
+        help="Several processes: allowed restarts in a row without a newer checkpoint.",
         show_default="3",
     ),
 ]
@@ -93,13 +95,13 @@ StallTimeout = Annotated[
     typer.Option(
         "--stall-timeout",
         metavar="SECONDS",
-        help="Several processes: time without progress that is a failure.",
+        help="Several processes: time without progress that counts as a failure.",
         show_default="120",
     ),
 ]
 Steps = Annotated[
     int | None,
-    typer.Option("--steps", metavar="N", min=2, help="Steps of each measurement.", show_default="5 s of them"),
+    typer.Option("--steps", metavar="N", min=2, help="Steps of each measurement.", show_default="as many as take 5 s"),
 ]
-Root = Annotated[Path, typer.Option("--root", metavar="DIR", help="The folder that holds the runs.")]
+Root = Annotated[Path, typer.Option("--root", metavar="DIR", help="The folder that contains the runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -1,4 +1,4 @@
-"""Prints what a person reads of a run: its header, its summary, and its first failure."""
+"""Prints a run for people: its header, its summary, and its first failure."""
 
 import math
 import shlex
@@ -35,7 +35,7 @@ _MAX_CLASSES = 20  # in a summary
 
 
 def print_header(console: Console, recipe: Recipe, profile: Profile, batching: Batching, run: RunDirectory) -> None:
-    """Print what is about to be trained, on what, and where its run directory is."""
+    """Print what will be trained, on which devices, and the run directory."""
     names = ("GPU", "GPUs") if profile.device == "cuda" else ("CPU process", "CPU processes")
     steps = f" ({counted(recipe.train.max_steps, 'step')} at most)" if recipe.train.max_steps is not None else ""
     console.print(
@@ -44,8 +44,8 @@ def print_header(console: Console, recipe: Recipe, profile: Profile, batching: B
         soft_wrap=True,
     )
     if recipe.train.micro_batch_size == "auto":
-        words = f"global batch {batching.global_batch_size}, its micro-batch size is found when training starts"
-        console.print(words, soft_wrap=True)
+        text = f"global batch {batching.global_batch_size}, with a micro-batch size found when training starts"
+        console.print(text, soft_wrap=True)
     else:
         console.print(f"{batching}", soft_wrap=True)
     if recipe.optimizer.lr_per is not None:
@@ -55,30 +55,30 @@ def print_header(console: Console, recipe: Recipe, profile: Profile, batching: B
 
 
 def print_changes(console: Console, changes: list[str]) -> None:
-    """Print what was changed in the recipe besides --set, if anything was."""
+    """Print the changes to the recipe besides --set, if there are any."""
     if changes:
         console.print("changed in the recipe: " + ", ".join(changes), markup=False, soft_wrap=True)
 
 
 def print_plan(console: Console, recipe: Recipe, plan: Plan) -> None:
-    """Print the resolved recipe and the exact command, as `--dry-run` shows them."""
+    """Print the resolved recipe and the exact command, for `--dry-run`."""
     console.print(recipe.to_yaml().rstrip(), markup=False, soft_wrap=True)
     console.print()
     if plan.in_process:
-        console.print("in this process; the same in a new one:", markup=False)
+        console.print("in this process; the command for a new process:", markup=False)
     console.print(str(plan), markup=False, soft_wrap=True)
     for path, text in plan.files.items():
-        console.print(f"\n{path} will hold\n{text.rstrip()}", markup=False, soft_wrap=True)
+        console.print(f"\n{path} will contain\n{text.rstrip()}", markup=False, soft_wrap=True)
 
 
 def print_summary(console: Console, run: RunDirectory, status: Status) -> None:
-    """Print how a finished run did, where it is, and what to do next."""
+    """Print the results of a finished run, its folder, and what to do next."""
     if status.last is not None:
         by, rest = status.best_by, ""
         if status.best is not None:
-            number, step = format_value(by, status.best), f"step {status.best['step']:.0f}"
+            value, step = format_value(by, status.best), f"step {status.best['step']:.0f}"
             is_kept = best_checkpoint(run, status) is not None
-            rest = f" (best {number} at {step})" if is_kept else f" ({number} at {step}, which has no checkpoint)"
+            rest = f" (best {value} at {step})" if is_kept else f" ({value} at {step}, which has no checkpoint)"
         if by != ALWAYS_MEASURED:
             rest += f", validation loss {format_value(ALWAYS_MEASURED, status.last)}"
         console.print(
@@ -99,7 +99,7 @@ def print_summary(console: Console, run: RunDirectory, status: Status) -> None:
 def print_finished_already(console: Console, run: RunDirectory) -> None:
     """Print that there is nothing left to train, and how another run starts from the weights of this one."""
     command = warm_start_command(run, ["train.epochs=N"])
-    words = f"this run is finished already; `{command}` starts another run from its weights"
+    words = f"this run has already finished; `{command}` starts another run from its weights"
     console.print(words, markup=False, soft_wrap=True)
 
 
@@ -121,13 +121,13 @@ def print_submitted(console: Console, job_id: str, runs: list[RunDirectory]) -> 
     console.print(f"              distrain logs -f {_quote(runs[0])}", markup=False, soft_wrap=True)
 
 
-def print_event(console: Console, words: str) -> None:
-    """Print what befalls a run that goes on."""
-    console.print(words, markup=False, highlight=False, soft_wrap=True)
+def print_event(console: Console, message: str) -> None:
+    """Print a message on an event during a run."""
+    console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_end(console: Console, run: RunDirectory) -> bool:
-    """Print how a run that nobody trains in any more has ended; returns whether it ended well."""
+    """Print how a run that is not alive has ended; returns whether it finished or was stopped."""
     status = run.read_status()
     if status.state == "finished":
         print_summary(console, run, status)
@@ -139,9 +139,9 @@ def print_end(console: Console, run: RunDirectory) -> bool:
 
 
 def print_failure(console: Console, run: RunDirectory, errors: list[dict[str, Any]], *, verbose: bool) -> None:
-    """Print the first error of all ranks, last and once: who, where, what, and the command that goes on."""
+    """Print the first error of all ranks, with its rank, host and step, and the command that resumes the run."""
     if not errors:
-        console.print("[bold red]failed[/bold red]: the processes ended without leaving an error", highlight=False)
+        console.print("[bold red]failed[/bold red]: the processes ended without an error report", highlight=False)
         tail = (
             run.launcher_log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
             if run.launcher_log.exists()
@@ -165,7 +165,7 @@ def print_failure(console: Console, run: RunDirectory, errors: list[dict[str, An
 
 
 def print_finding(console: Console, finding: Finding) -> None:
-    """Print what is identical in one way of training and in the first, and what is not."""
+    """Print what is identical in one scenario and in the first one, and what is not."""
     if finding.is_identical:
         same = "weights, optimizer state, losses, evaluation"
         console.print(f"[green]identical[/green]  {finding.title}: {same}", soft_wrap=True)
@@ -179,7 +179,7 @@ def print_finding(console: Console, finding: Finding) -> None:
     others = ", ".join(name for name, is_same in found.items() if not is_same)
     colour = "red" if finding.must_match else "yellow"
     losses = (
-        f"; losses from step {finding.first_other_loss} on, by {finding.largest_loss_difference:.1e} of them at most"
+        f"; losses from step {finding.first_other_loss} on, by at most {finding.largest_loss_difference:.1e} of them"
         if finding.first_other_loss is not None
         else ""
     )
@@ -191,14 +191,14 @@ def print_stacks(console: Console, stacks: list[RankStack]) -> None:
     for stack in stacks:
         beat = stack.heartbeat
         if beat is None or stack.age_s is None:
-            console.print(f"[bold yellow]rank {stack.rank}[/bold yellow] has given no sign of life yet")
+            console.print(f"[bold yellow]rank {stack.rank}[/bold yellow] has written no heartbeat yet")
             continue
         age = duration(stack.age_s)
-        said = f"[bold red]silent for {age}[/bold red]" if stack.is_silent else f"{age} ago"
+        seen = f"[bold red]silent for {age}[/bold red]" if stack.is_silent else f"{age} ago"
         state = f" ({STATE_TEXTS[stack.process_state]})" if stack.process_state in STATE_TEXTS else ""
         console.print(
             f"[bold]rank {beat.rank}[/bold] ({escape(beat.host)}, process {beat.pid}) at step {beat.step}, "
-            f"{beat.phase}, {said}{state}",
+            f"{beat.phase}, {seen}{state}",
             soft_wrap=True,
         )
         if not stack.threads:
@@ -209,7 +209,7 @@ def print_stacks(console: Console, stacks: list[RankStack]) -> None:
 
 
 def print_run(console: Console, run: RunDirectory) -> None:
-    """Print where a run stands, how it got there, its evaluations and its checkpoints."""
+    """Print a run's state, its attempts, its evaluations and its checkpoints."""
     status = run.read_status()
     state = read_states([run])[run.path]
     left = f", {duration(status.eta_s)} left" if status.eta_s and state == "running" else ""
@@ -219,15 +219,15 @@ def print_run(console: Console, run: RunDirectory) -> None:
     console.print(f"step        {status.step}/{status.total_steps}, {duration(status.train_seconds)} of training")
     for title, metrics in (("newest", status.last), ("best", status.best)):
         if metrics is not None:
-            words = f"{format_metric(status.best_by, metrics)} at step {metrics['step']:.0f}"
+            text = f"{format_metric(status.best_by, metrics)} at step {metrics['step']:.0f}"
             is_lost = title == "best" and best_checkpoint(run, status) is None
-            console.print(f"{title:<11} {f'not kept: {words} has no checkpoint' if is_lost else words}")
+            console.print(f"{title:<11} {f'not kept: {text} has no checkpoint' if is_lost else text}")
     if status.skipped_batches:
         steps = ", ".join(str(batch.step) for batch in status.skipped_batches)
-        console.print(f"rollbacks   {status.rollbacks}, each leaving out a batch: step {steps}", soft_wrap=True)
+        console.print(f"rollbacks   {status.rollbacks}, each skipping a batch: step {steps}", soft_wrap=True)
     for number, attempt in enumerate(status.attempts, start=1):
         began = time.strftime("%F %T", time.localtime(attempt.started))
-        ended = state if number == len(status.attempts) else attempt.state  # one that died has left another word
+        ended = state if number == len(status.attempts) else attempt.state  # one that died could not write it
         console.print(
             f"attempt {number:<3} {ended}, steps {attempt.first_step} to {attempt.last_step}, "
             f"{counted(attempt.world_size, 'process', 'processes')} on {attempt.host}, {began}",
@@ -247,7 +247,7 @@ def print_run(console: Console, run: RunDirectory) -> None:
 
 
 def _print_classes(console: Console, evaluation: dict[str, float]) -> None:
-    """Print the accuracy of each class where it was measured, of many classes the lowest ones."""
+    """Print the accuracy of each class where it was measured; only the lowest ones if there are many classes."""
     found = {name.removeprefix(_OF_CLASS): value for name, value in evaluation.items() if name.startswith(_OF_CLASS)}
     if not found:
         return
@@ -263,20 +263,20 @@ def _print_classes(console: Console, evaluation: dict[str, float]) -> None:
 
 
 def _curve(by: str, values: list[float], *, width: int | None) -> str:
-    """Return a bar for each value and from where to where they reach, in `width` cells; one that is NaN is blank.
+    """Return a bar for each value, and the range of the values, in `width` cells; NaN is blank.
 
     The lowest bar is the smallest value and the highest the largest one. Where there are more values than bars, each
-    is the mean of as many as it takes.
+    bar is the mean of several values.
     """
     finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite, default=math.nan), max(finite, default=math.nan)
     ends = [format_value(by, {f"val/{by}": value}) for value in (low, high)]
-    facts = f"  ({' to '.join(dict.fromkeys(ends))}, {counted(len(values), 'evaluation')})"
-    count = min(len(values), _MAX_BARS, max(1, width - len(facts)) if width is not None else _MAX_BARS)
+    legend = f"  ({' to '.join(dict.fromkeys(ends))}, {counted(len(values), 'evaluation')})"
+    count = min(len(values), _MAX_BARS, max(1, width - len(legend)) if width is not None else _MAX_BARS)
     means = [_mean(values[i * len(values) // count : (i + 1) * len(values) // count]) for i in range(count)]
     top = len(_BARS) - 1
     bars = (_BARS[round((mean - low) / (high - low or 1) * top)] if math.isfinite(mean) else " " for mean in means)
-    return "".join(bars) + facts
+    return "".join(bars) + legend
 
 
 def _mean(values: list[float]) -> float:
@@ -285,17 +285,17 @@ def _mean(values: list[float]) -> float:
 
 
 def _advice(run: RunDirectory, error: dict[str, Any]) -> str | None:
-    """Return what to change in a recipe that wants more memory than there is; None for any other failure."""
+    """Return what to change in a recipe that ran out of memory; None for any other failure."""
     if not is_out_of_memory(error["type"], error["message"]):
         return None
     recipe, profile = read_recipe(run.recipe), read_profile(run.profile)
-    options = run.read_micro_batch_size() or recipe.train.micro_batch_size
-    batching = solve_batching(recipe.data.batch_size, options, profile.world_size, is_exact=recipe.train.exact)
-    precision = ", or take --set precision=bf16" if recipe.precision == "fp32" else ""
+    size = run.read_micro_batch_size() or recipe.train.micro_batch_size
+    batching = solve_batching(recipe.data.batch_size, size, profile.world_size, is_exact=recipe.train.exact)
+    precision = ", or use --set precision=bf16" if recipe.precision == "fp32" else ""
     smaller = max(1, batching.micro_batch_size // 2)
     return (
         f"lower train.micro_batch_size ({batching.micro_batch_size} now), for example --set "
-        f"train.micro_batch_size={smaller}: accumulation makes up for it and the result stays the same{precision}"
+        f"train.micro_batch_size={smaller}: accumulation increases, and the result stays the same{precision}"
     )
 
 

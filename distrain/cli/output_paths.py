@@ -1,4 +1,4 @@
-"""Checks whether a command may write to the path that it was given, so that nothing of the user's is lost."""
+"""Checks whether a command may write to a path, so that no file of the user is lost."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from distrain.system.filesystem import check_writable
 
 
 def check_file(path: Path, *, may_replace: bool) -> None:
-    """Raise `BundleError` where no file can be written to `path`, or something stands there that is to be kept."""
+    """Raise `BundleError` where `path` cannot be written, or exists and may not be replaced."""
     _check_parent(path)
     if path.is_dir():
         raise BundleError(f"{path} is a folder; name a file with --out")
@@ -16,10 +16,10 @@ def check_file(path: Path, *, may_replace: bool) -> None:
 
 
 def check_folder(path: Path, *, may_replace: bool, mark: str) -> None:
-    """Raise `BundleError` as `check_file` does; a folder that holds things but no `mark` is never replaced."""
+    """Raise `BundleError` as `check_file` does; a non-empty folder without the file `mark` is never replaced."""
     _check_parent(path)
     if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / mark).is_file()):
-        raise BundleError(f"{path} is no bundle, so it is not replaced; name another folder with --out")
+        raise BundleError(f"{path} is not a bundle, so it is not replaced; name another folder with --out")
     if path.is_dir() and any(path.iterdir()) and not may_replace:
         raise BundleError(f"{path} exists; name another folder with --out, or replace it with --force")
 
@@ -27,4 +27,4 @@ def check_folder(path: Path, *, may_replace: bool, mark: str) -> None:
 def _check_parent(path: Path) -> None:
     if not path.absolute().parent.is_dir():
         raise BundleError(f"folder {path.absolute().parent} does not exist")
-    check_writable(path.absolute().parent, otherwise="name another place with --out")
+    check_writable(path.absolute().parent, otherwise="name another path with --out")

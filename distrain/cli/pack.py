@@ -1,4 +1,4 @@
-"""`distrain data pack`: many small image files become a few large ones, which a training maps into memory."""
+"""`distrain data pack`: packs many small image files into a few large ones, which training maps into memory."""
 
 import os
 import shlex
@@ -28,16 +28,16 @@ PACK_EPILOG = """
 
 `distrain data pack photos --size 256` - photos.packed, with JPEGs whose shorter side has at most 256 pixels
 
-`distrain data pack photos --format pixels --size 256 --square` - pixels, all of one size: large, and never decoded
+`distrain data pack photos --format pixels --size 256 --square` - raw pixels of one size: large, but never decoded
 
-`distrain data pack table.csv fruit --target labels` - a manifest with several labels an image, into the folder fruit
+`distrain data pack table.csv fruit --target labels` - a manifest with several labels for each image, to folder fruit
 
-`distrain fit imagefolder-resnet18 --data photos.packed` - the recipe that trains from photos trains from the pack
+`distrain fit imagefolder-resnet18 --data photos.packed` - train from the pack with the recipe for the folder
 """
 
 
 def pack(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The data, as --data of a training names it.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The data, as for --data of a training.")],
     out: Annotated[
         Path | None, typer.Argument(metavar="OUT", help="The folder to write.", show_default="DIR.packed")
     ] = None,
@@ -46,14 +46,14 @@ def pack(
         typer.Option(
             "--source",
             metavar="NAME",
-            help="What DIR is, as data.source: labelfolders, torchvision.NAME, ...",
+            help="The kind of DIR, as data.source: labelfolders, torchvision.NAME, ...",
             show_default="a manifest where it looks like one, else an image folder",
             autocompletion=complete.sources,
         ),
     ] = None,
     target: Annotated[
         str,
-        typer.Option("--target", metavar="KIND", help="What a sample has, as data.target: class, labels or values."),
+        typer.Option("--target", metavar="KIND", help="What each sample has, as data.target: class, labels or values."),
     ] = "class",
     changes: Annotated[
         list[str] | None,
@@ -66,7 +66,7 @@ def pack(
         typer.Option(
             "--format",
             metavar="jpeg|pixels",
-            help="jpeg: small on disk, decoded in training. pixels: uint8 RGB, large, and nothing to decode.",
+            help="jpeg: small on disk, decoded in training. pixels: uint8 RGB, large, but never decoded.",
             show_default="jpeg for images in files, pixels for others",
         ),
     ] = None,
@@ -76,12 +76,12 @@ def pack(
             "--size",
             metavar="PIXELS",
             min=1,
-            help="Pixels that the shorter side is made at most, as Resize with antialias.",
+            help="Maximum length of the shorter side; larger images are resized with antialias.",
         ),
     ] = None,
     square: Annotated[
         bool,
-        typer.Option("--square", help="Make all images --size x --size: the shorter side resized, the middle cut."),
+        typer.Option("--square", help="Make all images --size x --size: resize the shorter side, and crop the centre."),
     ] = False,
     quality: Annotated[
         int,
@@ -90,67 +90,68 @@ def pack(
             metavar="N",
             min=1,
             max=100,
-            help="Of JPEGs that are encoded again, as Pillow takes it: 75 shows its blocks, above 95 gains only bytes.",
+            help="Quality of re-encoded JPEGs, as for Pillow: 75 has visible blocks, above 95 only the size grows.",
         ),
     ] = 90,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", metavar="N", min=1, help="Processes that decode.", show_default="one a CPU")
+        int | None,
+        typer.Option("--jobs", metavar="N", min=1, help="Processes that decode.", show_default="one for each CPU"),
     ] = None,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded, and list them.")
+        bool, typer.Option("--skip-bad", help="Skip images that cannot be decoded, and list them.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Begin again; a finished pack stays until the new one is whole.")
+        bool, typer.Option("--force", help="Start again; a finished pack is kept until the new one is complete.")
     ] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Read the finished pack again, and compare every byte with its digest.")
+        bool, typer.Option("--verify", help="Read the finished pack again, and compare it with its digests.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a packed dataset, from which a training opens no file for an image.
+    """Write a packed dataset, from which training reads images without opening a file for each one.
 
-    Many small files are slow to open, most of all on a network disk. A pack holds their images in files of about 1 GiB
-    that are mapped into memory, and trains by the same recipes: `--data DIR.packed` in place of `--data DIR`. With
-    --format jpeg a JPEG that needs no change is copied byte by byte; what is larger than --size, turned by its EXIF
-    orientation or no JPEG is re-encoded. Without --size, copied JPEGs and all of --format pixels give the very same
-    training as the folder, to the bit.
+    Many small files are slow to open, above all on a network disk. A pack has their images in files of about 1 GiB
+    that are mapped into memory, and works with the same recipes: `--data DIR.packed` instead of `--data DIR`. With
+    --format jpeg a JPEG that needs no change is copied byte by byte; an image that is larger than --size, rotated by
+    its EXIF orientation or not a JPEG is re-encoded. Without --size, copied JPEGs and --format pixels give the same
+    training as the folder, bit for bit.
 
-    Killed or stopped, the same command goes on where it was, and the result is the same to the byte. An image that
-    cannot be read ends it with exit code 2, and it continues once that is fixed or --skip-bad is given. On a finished
-    pack it only tells whether DIR has changed since.
+    If it is killed or stopped, the same command continues, and the result has the same bytes. An image that cannot be
+    read ends it with exit code 2; it continues once that is fixed or --skip-bad is given. On a finished pack it only
+    reports whether DIR has changed since.
     """
     from distrain.config import load_data
     from distrain.data.packing import pack as packing
     from distrain.data.packing.format import read_pack
 
-    place = folder.expanduser().absolute()
-    where = out.expanduser() if out is not None else place.with_name(f"{place.name}.packed")
-    source = source or _guess_source(place)
+    origin = folder.expanduser().absolute()
+    destination = out.expanduser() if out is not None else origin.with_name(f"{origin.name}.packed")
+    source = source or _guess_source(origin)
     if target not in TARGETS:
         raise DataError(f"--target {target}: must be {joined(TARGETS)}")
-    config = load_data(place, source=source, overrides=[f"data.target={target}", *(changes or [])])
-    order = {"format": form or ("jpeg" if source in FILE_SOURCES else "pixels"), "size": size, "square": square}
+    config = load_data(origin, source=source, overrides=[f"data.target={target}", *(changes or [])])
+    options = {"format": form or ("jpeg" if source in FILE_SOURCES else "pixels"), "size": size, "square": square}
     outcome = packing.pack_dataset(
         config,
-        where.absolute(),
-        _form({**order, "quality": quality}),
+        destination.absolute(),
+        _form({**options, "quality": quality}),
         jobs=jobs or len(os.sched_getaffinity(0)),
         skips=skip_bad,
         starts_over=force,
         progress=progress,
     )
-    damages = verify_pack(where, read_pack(where)) if verify else None
+    damages = verify_pack(destination, read_pack(destination)) if verify else None
     if as_json:
         print_json(_as_json(outcome, source, damages))
     else:
         _print(outcome, source, is_verified=verify)
-        for words in damages or ():
-            typer.echo(f"damaged  {words}")
+        for damage in damages or ():
+            typer.echo(f"damaged  {damage}")
     raise typer.Exit(ExitCode.FAILED if damages else ExitCode.FINISHED)
 
 
 def verify_pack(folder: Path, pack: "Pack") -> list[str]:
-    """Compare all of a pack with its digests behind a bar; returns a sentence for each shard that is damaged."""
+    """Compare a whole pack with its digests, with a progress bar; returns a message for each damaged shard."""
     from distrain.data.packing.format import PackedImages, in_mebibytes, verify_shards
 
     num_bytes = sum(part.bytes for part in pack.splits.values())
@@ -161,23 +162,23 @@ def verify_pack(folder: Path, pack: "Pack") -> list[str]:
     return [f"{d.file}, bytes {d.offset:,} to {d.offset + d.bytes:,}: {d.reason}" for d in damages]
 
 
-def _guess_source(place: Path) -> str:
+def _guess_source(origin: Path) -> str:
     from distrain.data.layout.manifest import is_manifest
 
-    return "manifest" if is_manifest(place) else "imagefolder"
+    return "manifest" if is_manifest(origin) else "imagefolder"
 
 
-def _form(order: dict[str, Any]) -> Any:
+def _form(options: dict[str, Any]) -> Any:
     from pydantic import ValidationError
 
     from distrain.data.packing.format import Form
 
-    if order["square"] and order["size"] is None:
-        raise DataError("--square makes all images of one size, and none is given; add --size PIXELS")
+    if options["square"] and options["size"] is None:
+        raise DataError("--square makes all images the same size, but no size is given; add --size PIXELS")
     try:
-        return Form.model_validate(order)
+        return Form.model_validate(options)
     except ValidationError:
-        raise DataError(f"--format {order['format']}: must be jpeg or pixels") from None
+        raise DataError(f"--format {options['format']}: must be jpeg or pixels") from None
 
 
 def _as_json(outcome: "Outcome", source: str, damages: list[str] | None) -> dict[str, Any]:
@@ -208,13 +209,13 @@ def _print(outcome: "Outcome", source: str, *, is_verified: bool) -> None:
     before, after = (sum(getattr(part, key) for part in splits.values()) for key in ("source_bytes", "bytes"))
     counts = " and ".join(f"{part.images:,} {split}" for split, part in splits.items())
     rate = outcome.num_packed / max(outcome.seconds, 1e-9)
-    how = "complete already, and the data has not changed since"
+    result = "already complete, and the data has not changed since"
     if not outcome.was_complete:
-        how = f"{counted(outcome.num_packed, 'image')} in {outcome.seconds:.1f} s, {rate:,.0f} images/s"
+        result = f"{counted(outcome.num_packed, 'image')} in {outcome.seconds:.1f} s, {rate:,.0f} images/s"
     lines = [
-        f"packed   {outcome.folder}: {how}",
+        f"packed   {outcome.folder}: {result}",
         f"images   {counts}, of {counted(len(outcome.pack.classes), 'class', 'classes')}; {images - changed:,} as "
-        f"they were, {changed:,} made smaller or re-encoded",
+        f"they were, {changed:,} resized or re-encoded",
         f"bytes    {f'{before / MEBIBYTE:,.1f} MiB before, ' if before else ''}{after / MEBIBYTE:,.1f} MiB packed",
     ]
     skipped = [skipped for part in splits.values() for skipped in part.skipped]
@@ -223,7 +224,7 @@ def _print(outcome: "Outcome", source: str, *, is_verified: bool) -> None:
     lines += [f"         {one.reason.partition(';')[0]}" for one in skipped[:SKIPPED_SHOWN]]
     lines += [f"note     {note}" for note in outcome.notes]
     if is_verified:
-        lines.append("verified every byte of it was read again")
+        lines.append("verified all files have their digests")
     for line in [*lines, f"next     {_command(outcome, source)}"]:
         typer.echo(line)
 

@@ -1,4 +1,4 @@
-"""`distrain plan`: what a training will take, in memory, time and disk, before it is started."""
+"""`distrain plan`: estimates the memory, time and disk space of a training before it is started."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,40 +14,40 @@ if TYPE_CHECKING:
 
     from distrain.benchmark.capacity_results import Plan
 
-NOT_KNOWN = "not known here"
+UNKNOWN = "unknown here"
 
 
 def plan(
     recipe: RecipeName = "digits",
-    gpus: Annotated[int | None, typer.Option(metavar="N", help="GPUs of each machine that it is to train on.")] = None,
-    procs: Annotated[
-        int | None, typer.Option(metavar="N", help="CPU processes of each machine that it is to train on.")
-    ] = None,
-    nodes: Annotated[int | None, typer.Option(metavar="N", help="Machines.", show_default="1")] = None,
+    gpus: Annotated[int | None, typer.Option(metavar="N", help="GPUs of each node to train on.")] = None,
+    procs: Annotated[int | None, typer.Option(metavar="N", help="CPU processes of each node to train on.")] = None,
+    nodes: Annotated[int | None, typer.Option(metavar="N", help="Nodes.", show_default="1")] = None,
     launch: ProfileName = None,
     time: Annotated[
-        str | None, typer.Option(metavar="H:M:S", help="SLURM's time limit: how many jobs will it take?")
+        str | None, typer.Option(metavar="H:M:S", help="SLURM's time limit, to count the jobs that are needed.")
     ] = None,
     link: Annotated[
         str | None,
-        typer.Option(metavar="NAME|GB/S", help="Within a machine: nvlink4, nvlink3, pcie5, pcie4, or GB/s each way."),
+        typer.Option(
+            metavar="NAME|GB/S", help="Links in a node: nvlink4, nvlink3, pcie5, pcie4, or GB/s in each direction."
+        ),
     ] = None,
     network: Annotated[
         str | None,
-        typer.Option(metavar="NAME|GB/S", help="Of a machine: 10gbe, 25gbe, 100gbe, hdr, ndr, 8xndr, or GB/s."),
+        typer.Option(metavar="NAME|GB/S", help="Network of a node: 10gbe, 25gbe, 100gbe, hdr, ndr, 8xndr, or GB/s."),
     ] = None,
     data: DataPath = None,
     overrides: Overrides = None,
     steps: Steps = None,
     root: Annotated[
-        Path, typer.Option("--root", metavar="DIR", help="The folder of the runs: is there room on its disk?")
+        Path, typer.Option("--root", metavar="DIR", help="The folder of the runs, whose disk space is checked.")
     ] = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """Measure a few real steps here, and tell what the training will take on the machines that are named.
+    """Measure a few real steps here, and estimate the resources of the training on the given nodes.
 
-    Memory, the largest micro-batch, images a second, time to finish, disk, and the time limit. What is not here is
-    extrapolated, with its assumptions, or not told at all.
+    These are memory, the largest micro-batch, images per second, time, disk space, and the time limit. What cannot be
+    measured here is extrapolated, with its assumptions, or reported as unknown.
 
     Example: `distrain plan imagenet-resnet50 --data DIR --gpus 8 --nodes 2 --network ndr --time 08:00:00`
     """
@@ -67,7 +67,7 @@ def plan(
     request = capacity_plan.resolve(resolved, options, reference=recipe, link=link, network=network, steps=steps)
     errors = Console(stderr=True, highlight=False)
     for sentence in request.unknown:
-        errors.print(f"not known    {sentence}", soft_wrap=True, markup=False)
+        errors.print(f"unknown      {sentence}", soft_wrap=True, markup=False)
     found = capacity_plan.make(request, place=place, limit_s=limit_s, console=errors)
     if as_json:
         print_json(found)
@@ -77,50 +77,50 @@ def plan(
 
 def _print(console: "Console", found: "Plan") -> None:
     names = ("GPU",) if found.device == "cuda" else ("CPU process", "CPU processes")
-    machines = "" if found.nodes == 1 else f" of {found.nodes} machines"
-    title = f"[bold]{found.recipe}[/bold] on {counted(found.processes, *names)}{machines}: {found.batch}"
+    nodes = "" if found.nodes == 1 else f" of {found.nodes} nodes"
+    title = f"[bold]{found.recipe}[/bold] on {counted(found.processes, *names)}{nodes}: {found.batch}"
     console.print(title, soft_wrap=True)
     measured = counted(found.measured_processes, "process", "processes")
     rows = [("measured on", f"{measured}, {found.measured_device}")]
     rows += _memory_rows(found) + _speed_rows(found) + _time_rows(found) + _disk_rows(found)
-    rows += [("not known", sentence) for sentence in found.unknown]
+    rows += [("unknown", sentence) for sentence in found.unknown]
     rows += [("assumed", sentence) for sentence in found.assumptions]
-    for name, words in rows:
-        console.print(f"{name:<20} {words}", soft_wrap=True, markup=False)
+    for name, text in rows:
+        console.print(f"{name:<20} {text}", soft_wrap=True, markup=False)
 
 
 def _memory_rows(found: "Plan") -> list[tuple[str, str]]:
     memory, figures, largest = found.memory, found.figures, found.largest_micro_batch
-    known = found.step is not None
-    words = f"weights {byte_size(memory.weights)}, gradients {byte_size(memory.gradients)}"
-    words += f", optimizer {byte_size(memory.optimizer)}"
-    words += f", averages {byte_size(memory.averages)}" if memory.averages else ""
-    words += f", passes {byte_size(memory.activations) if known else NOT_KNOWN}"
-    rows = [("memory of a process", words)]
-    if known:
+    is_known = found.step is not None
+    text = f"weights {byte_size(memory.weights)}, gradients {byte_size(memory.gradients)}"
+    text += f", optimizer {byte_size(memory.optimizer)}"
+    text += f", averages {byte_size(memory.averages)}" if memory.averages else ""
+    text += f", passes {byte_size(memory.activations) if is_known else UNKNOWN}"
+    rows = [("memory of a process", text)]
+    if is_known:
         total = "" if memory.total is None else f" of {byte_size(memory.total)}"
         rows.append(("", f"{byte_size(memory.peak)} at its peak{total}, micro-batch {figures.micro_batch_size}"))
     if largest is None:
-        words = NOT_KNOWN
+        text = UNKNOWN
     elif largest == 0:
-        words = "none fits into the memory that is left here"
+        text = "none fits into the memory available here"
     else:
         is_all = largest == figures.micro_batch_size * figures.accumulation
-        words = f"{largest}, by trying" + (", which is all that a process has of a step" if is_all else "")
-    return [*rows, ("largest micro-batch", words)]
+        text = f"{largest}, by trial" + (", which is all samples of a process in a step" if is_all else "")
+    return [*rows, ("largest micro-batch", text)]
 
 
 def _speed_rows(found: "Plan") -> list[tuple[str, str]]:
     step = found.step
     if step is None or found.measured_images_per_s is None or found.measured_step_s is None:
-        return [("speed", NOT_KNOWN)]
+        return [("speed", UNKNOWN)]
     rate = f"{found.measured_images_per_s:,.0f} images/s, {found.measured_step_s * 1e3:.1f} ms a step"
     rows = [("speed", f"{rate}, measured on {found.measured_processes}")]
     if not step.is_measured:
-        words = (
+        speed = (
             f"{step.images_per_s:,.0f} images/s, {step.step_s * 1e3:.1f} ms a step, {step.efficiency:.0%} efficiency"
         )
-        rows.append((f"on {found.processes}", f"{words}, by the scale model ({step.bottleneck})"))
+        rows.append((f"on {found.processes}", f"{speed}, by the scaling model ({step.bottleneck})"))
     return rows
 
 
@@ -130,30 +130,30 @@ def _time_rows(found: "Plan") -> list[tuple[str, str]]:
     rows = [("steps", f"{found.total_steps:,}, {found.epochs:.4g} {'epoch' if found.epochs == 1 else 'epochs'}")]
     times, limit = found.times, found.limit
     if times is None:
-        return [*rows, ("time", NOT_KNOWN)]
+        return [*rows, ("time", UNKNOWN)]
     parts = (
         f"steps {duration(times.steps)}, {counted(found.num_evaluations, 'evaluation')} {duration(times.evaluations)}"
     )
     parts += f", {counted(found.num_checkpoints, 'checkpoint')} {duration(times.checkpoints)}"
     rows.append(("time", f"{duration(times.total)} ({parts}, start-up {duration(times.start_up)})"))
     if limit is not None:
-        rows.append(("time limit", f"{duration(limit.limit_s)}: {_limit_in_words(limit.fits, limit.jobs)}"))
+        rows.append(("time limit", f"{duration(limit.limit_s)}: {_describe_limit(limit.fits, limit.jobs)}"))
     return rows
 
 
 def _disk_rows(found: "Plan") -> list[tuple[str, str]]:
     disk = found.disk
     if disk is None:
-        return [("disk", NOT_KNOWN)]
-    room = "there is room" if disk.has_room else "there is NOT so much room"
+        return [("disk", UNKNOWN)]
+    space = "it fits" if disk.has_room else "it does NOT fit"
     checkpoints = counted(disk.checkpoints, "checkpoint")
-    words = f"{byte_size(disk.num_bytes)} for {checkpoints} of {byte_size(disk.checkpoint_bytes)}"
-    return [("disk", f"{words}; {room} ({byte_size(disk.free_bytes)} free in {disk.folder})")]
+    needed = f"{byte_size(disk.num_bytes)} for {checkpoints} of {byte_size(disk.checkpoint_bytes)}"
+    return [("disk", f"{needed}; {space} ({byte_size(disk.free_bytes)} free in {disk.folder})")]
 
 
-def _limit_in_words(fits: bool, jobs: int | None) -> str:
+def _describe_limit(fits: bool, jobs: int | None) -> str:
     if fits:
         return "it fits"
     if jobs is None:
-        return "no time is left to train in, after start-up and before the last save"
-    return f"{counted(jobs, 'job')}: it is queued again {counted(jobs - 1, 'time')}, and loses nothing"
+        return "there is no time for training between start-up and the last save"
+    return f"{counted(jobs, 'job')}: it is requeued {counted(jobs - 1, 'time')}, and loses nothing"

@@ -1,4 +1,4 @@
-"""`distrain predict`: what a trained network sees in pictures, reported as they are done."""
+"""`distrain predict`: prints the predictions of a trained network for images, batch by batch."""
 
 import csv
 import json
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from distrain.export.predict import Prediction
 
 TOP_K = 5
-ALL_CLASSES = 20  # for one picture each class is told, unless there are more
+ALL_CLASSES = 20  # for a single image all classes are printed, unless there are more than this
 BAR = 32  # characters
-MAX_WORKERS = 8  # more processes hardly decode more
+MAX_WORKERS = 8  # more processes are hardly faster
 
 
 def predict(
@@ -42,26 +42,28 @@ def predict(
     images: Annotated[
         list[str],
         typer.Argument(
-            metavar="IMAGE", help="Images, folders of images, or `-` to read paths from standard input, a line each."
+            metavar="IMAGE",
+            help="Images, folders of images, or `-` to read paths from standard input, one on each line.",
         ),
     ],
     top_k: Annotated[
-        int | None, typer.Option("--top-k", metavar="N", min=1, help="Classes of a picture.", show_default="5")
+        int | None, typer.Option("--top-k", metavar="N", min=1, help="Classes for each image.", show_default="5")
     ] = None,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, a line a picture.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON Lines, an object a picture.")] = False,
-    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures of one forward pass.")] = 32,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, one line for each image.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON Lines, one object for each image.")] = False,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images in one forward pass.")] = 32,
     device: DeviceName = None,
     workers: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Processes that decode.", show_default="one a CPU, up to 8")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Processes that decode.", show_default="one for each CPU, up to 8"),
     ] = None,
-    show: Annotated[bool, typer.Option("--show", help="One picture: write it annotated, and show it here.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="One image: write an annotated copy, and show it here.")] = False,
     root: Root = Path("runs"),
 ) -> None:
-    """Predict pictures with a run's best checkpoint, or with a bundle; the order is that in which they are named.
+    """Predict images with a run's best checkpoint, or with a bundle, in the order in which they are named.
 
-    A folder is read at any depth, sorted. A picture that cannot be read is told in its place, with an `error` in CSV
-    and JSON and on standard error else, and the others go on; the exit code is then 1.
+    A folder is read at any depth, sorted. An image that cannot be read is reported in its place, with an `error` in CSV
+    and JSON and otherwise on standard error, and the others are predicted; the exit code is then 1.
 
     Example: `distrain predict last photos --csv > photos.csv`
     """
@@ -69,9 +71,11 @@ def predict(
         raise DataError("--csv and --json exclude each other; choose one")
     paths, count = _find_paths(images)
     if show and (count != 1 or as_csv or as_json):
-        raise DataError("--show is for one picture, without --csv or --json")
+        raise DataError("--show is for a single image, without --csv or --json")
     if show:
-        check_writable(Path.cwd(), otherwise="run the command in another folder, which gets the annotated picture")
+        check_writable(
+            Path.cwd(), otherwise="run the command in another folder, in which the annotated image is written"
+        )
     bundle = _open(reference, root, device=device)
     kind = "csv" if as_csv else "json" if as_json else "one" if count == 1 else "lines"
     if top_k is None:
@@ -92,20 +96,20 @@ def predict(
 
 
 def _find_paths(named: list[str]) -> tuple[Iterable[str], int | None]:
-    """Return the paths of all pictures and how many they are, None where they come from standard input.
+    """Return the paths of all images and their number, None where they come from standard input.
 
-    Raises `DataError` where there is nothing to begin with.
+    Raises `DataError` where there is no image.
     """
     if "-" in named:
         lines = _stdin_lines()
         first = next(lines, None)
         if first is None and named == ["-"]:
-            raise DataError("standard input names no picture; `-` reads paths from it, a line each")
+            raise DataError("standard input has no paths of images; `-` reads them from it, one on each line")
         piped = lines if first is None else chain([first], lines)
         return chain.from_iterable(piped if name == "-" else _below(name) for name in named), None
     paths = [path for name in named for path in _below(name)]
     if not any(Path(path).is_file() for path in paths):
-        raise DataError(f"there is no image {paths[0]}; name pictures, folders, or `-` for standard input")
+        raise DataError(f"there is no image {paths[0]}; name images, folders, or `-` for standard input")
     return paths, len(paths)
 
 
@@ -138,7 +142,7 @@ def _open(reference: str, root: Path, *, device: str | None) -> "Bundle":
     is_bundle = (folder / BUNDLE).is_file()
     checkpoint = None if is_bundle else query.find_checkpoint(reference, root, must_be_best=False)
     add_to_sys_path(Path.cwd())
-    device = device or ("cuda" if count_gpus() else "cpu")  # one that cannot be used is told, and not left aside
+    device = device or ("cuda" if count_gpus() else "cpu")  # an unusable GPU is an error, and not ignored
     with gc_paused():
         import torchvision.transforms.v2  # noqa: F401 - what a bundle's preprocessing is made of
 
@@ -148,13 +152,13 @@ def _open(reference: str, root: Path, *, device: str | None) -> "Bundle":
         return bundle.load(folder, device=device)
     from distrain.export.from_checkpoint import open_checkpoint
 
-    run, path, why = checkpoint
-    typer.echo(f"{path.name} of {run.path} ({why})", err=True)
+    run, path, reason = checkpoint
+    typer.echo(f"{path.name} of {run.path} ({reason})", err=True)
     return open_checkpoint(run, path, device=device)
 
 
 def _with_progress(batches: Iterable[list["Prediction"]], count: int | None) -> Iterator[list["Prediction"]]:
-    """Pass the batches on; a terminal on standard error shows how far it is, where there is more than one picture."""
+    """Yield the batches, and show progress on a terminal on standard error if there is more than one image."""
     from rich.console import Console
 
     from distrain.system.live_line import LiveProgress
@@ -178,14 +182,14 @@ def _print(kind: str, batch: list["Prediction"], bundle: "Bundle", top_k: int) -
                 row = strict_json(_json_row(prediction, bundle, top_k), ensure_ascii=False)
                 print(row if _is_utf8(row) else json.dumps(json.loads(row)))
             elif prediction.error is not None:
-                print_error(prediction.error)  # not typer.echo: it would write into the bar
+                print_error(prediction.error)  # not typer.echo, which would write into the bar
             else:
                 print(_line(prediction, bundle, top_k) if kind == "lines" else _bars(prediction, bundle, top_k))
-    sys.stdout.flush()  # a reader of a pipe has each batch when it is done
+    sys.stdout.flush()  # the reader of a pipe gets each batch when it is done
 
 
 def _is_utf8(text: str) -> bool:
-    """Whether the text can be printed as UTF-8: JSON in any other encoding would not be JSON."""
+    """Whether the text can be printed as UTF-8: in any other encoding it would not be JSON."""
     is_text = not any("\ud800" <= character <= "\udfff" for character in text)
     return is_text and sys.stdout.encoding.lower().replace("-", "") == "utf8"
 
@@ -235,7 +239,7 @@ def _bars(prediction: "Prediction", bundle: "Bundle", top_k: int) -> str:
 
 
 def _named(prediction: "Prediction", bundle: "Bundle", top_k: int) -> list[tuple[str, float]]:
-    """Return (name, number) of the outputs to tell: the values in their order, or the likeliest classes first."""
+    """Return (name, value) of the outputs to print: all values in their order, or the most likely classes."""
     from distrain.export.predict import best_outputs
 
     is_value = bundle.description.target == "values"
@@ -248,10 +252,10 @@ def _show(prediction: "Prediction", bundle: "Bundle", top_k: int) -> None:
 
     from distrain.export.prediction_image import annotate, preview
 
-    picture = Path(prediction.image)
-    file = Path(f"{picture.stem}-predicted.png")
-    annotate(picture, _named(prediction, bundle, top_k), file)
+    image = Path(prediction.image)
+    file = Path(f"{image.stem}-predicted.png")
+    annotate(image, _named(prediction, bundle, top_k), file)
     console = Console()
     if console.is_terminal and console.color_system in {"256", "truecolor"}:
-        console.print(preview(picture))
+        console.print(preview(image))
     typer.echo(f"wrote {file}", err=True)

@@ -1,4 +1,4 @@
-"""`distrain recipes`: the built-in recipes, what their keys mean, and a copy to make your own of."""
+"""`distrain recipes`: lists, shows and copies the built-in recipes, and explains their keys."""
 
 import shlex
 from pathlib import Path
@@ -57,9 +57,9 @@ def show(
             "--set", metavar="KEY=VALUE", help="Show it with this value; repeatable.", autocompletion=complete.keys
         ),
     ] = None,
-    resolved: Annotated[bool, typer.Option("--resolved", help="Print every value, defaults too.")] = False,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Print all values, including defaults.")] = False,
 ) -> None:
-    """Print a recipe as it is written, or with every value that it resolves to.
+    """Print a recipe as it was written, or with all values.
 
     Example: `distrain recipes show cifar10 --resolved`
     """
@@ -82,13 +82,13 @@ def show(
 def init(
     name: Annotated[
         str,
-        typer.Argument(metavar="RECIPE", help="The built-in recipe to begin with.", autocompletion=complete.recipes),
+        typer.Argument(metavar="RECIPE", help="The built-in recipe to copy.", autocompletion=complete.recipes),
     ] = "digits",
     path: Annotated[
         Path | None, typer.Argument(metavar="FILE.yaml", help="The file to write.", show_default="RECIPE.yaml here")
     ] = None,
 ) -> None:
-    """Write a copy of a built-in recipe, to make your own of it.
+    """Write a copy of a built-in recipe to a file, to be edited.
 
     Example: `distrain recipes init imagefolder-resnet18 my.yaml`
     """
@@ -98,7 +98,7 @@ def init(
     texts = recipes.builtin_recipes()
     if name not in texts:
         recipes.load_recipe(name, overrides=[])  # its error names the nearest recipe
-        raise RecipeError(f"{name} is a file already; `distrain recipes init` copies the built-in recipes")
+        raise RecipeError(f"{name} is already a file; `distrain recipes init` copies built-in recipes")
     target = path or Path(f"{name}.yaml")
     if target.exists():
         raise RecipeError(f"{target} exists; name another file")
@@ -112,11 +112,11 @@ def init(
 @app.command("keys")
 def keys(
     section: Annotated[
-        str, typer.Argument(metavar="PREFIX", help="Only keys that begin so, for example `train`.")
+        str, typer.Argument(metavar="PREFIX", help="Only keys with this beginning, for example `train`.")
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Explain every key that a recipe may hold and that --set can change.
+    """Explain all keys of a recipe, which --set can change.
 
     Example: `distrain recipes keys optimizer`
     """
@@ -137,8 +137,8 @@ def keys(
         return
     console = Console(highlight=False, soft_wrap=True)
     for key, kind, default, meaning in rows:
-        facts = escape(f"{kind}; {'' if default == 'required' else 'default '}{default}")
-        console.print(f"[bold]{key}[/bold]  [dim]{facts}[/dim]")
+        details = escape(f"{kind}; {'' if default == 'required' else 'default '}{default}")
+        console.print(f"[bold]{key}[/bold]  [dim]{details}[/dim]")
         console.print(f"    {meaning}", markup=False)
 
 

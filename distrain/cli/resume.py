@@ -1,4 +1,4 @@
-"""`distrain resume`: resume a run where it was: here, or on the cluster."""
+"""`distrain resume`: resumes a run where it ran: here, or on the cluster."""
 
 from pathlib import Path
 

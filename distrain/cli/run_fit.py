@@ -43,7 +43,7 @@ from distrain.worker import run_worker
 
 @dataclass(frozen=True, kw_only=True)
 class FitRequest:
-    """What the command line asks for; None where it does not say."""
+    """The request on the command line; None where an option is not given."""
 
     reference: str | None = None  # a built-in recipe or a YAML file
     overrides: Sequence[str] = ()
@@ -54,12 +54,12 @@ class FitRequest:
     dry_run: bool = False
     verbose: bool = False
     debug_options: DebugOptions = field(default_factory=DebugOptions)
-    preflight: bool = True  # whether the checks that are only estimates count
+    preflight: bool = True  # whether to check disk and memory, which are estimates
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedFit:
-    """What a request means on this machine: the run, its recipe and profile, and the plan that a launcher executes."""
+    """A request as resolved on this machine: the run, its recipe and profile, and the plan for a launcher."""
 
     run: RunDirectory
     recipe: Recipe
@@ -67,26 +67,26 @@ class ResolvedFit:
     profile: Profile
     batchings: list[Batching]  # one for each number of processes that the profile allows
     plan: Plan
-    notes: list[str]  # what a user may not expect of the data
+    notes: list[str]  # properties of the data that the user may not expect
     is_finished: bool
 
     @property
     def spans_nodes(self) -> bool:
-        """Whether this command starts the processes of one of several machines; SLURM's launcher is one for all."""
+        """Whether this command starts the processes of one of several nodes; on SLURM one launcher starts all nodes."""
         return self.profile.nodes > 1 and self.profile.launcher != "slurm"
 
     def replan(self, profile: Profile) -> Plan:
-        """Return the plan for the machines that are there now."""
+        """Return the plan for the nodes that are available now."""
         return LAUNCHERS[profile.launcher](profile, self.run.path)
 
 
 def start(request: FitRequest) -> ExitCode:
-    """Train a new run to its end, or resume one, and report it to the terminal; returns the exit code.
+    """Train a new run to its end, or resume one, and report it on the terminal; returns the exit code.
 
-    Raises a `UserError` for an invalid request and a `PreflightError` for what this machine is short of, in either case
-    with nothing written.
+    Raises a `UserError` for an invalid request and a `PreflightError` for missing resources; in both cases nothing was
+    written.
     """
-    console = Console(highlight=False, soft_wrap=True, record=True)  # what it prints goes to the run's log as well
+    console = Console(highlight=False, soft_wrap=True, record=True)  # its output is also written to the run's log
     fit = resolve(request)
     output.print_changes(console, fit.changes)
     if request.dry_run:
@@ -97,7 +97,7 @@ def start(request: FitRequest) -> ExitCode:
         output.print_summary(console, fit.run, fit.run.read_status())
         return ExitCode.FINISHED
     with (
-        tolerating_loss(),  # a terminal that is closed, or a full disk that takes the output, ends no training
+        tolerating_loss(),  # a closed terminal, or output to a full disk, does not end the training
         _stopping_on_signal(fit) as stop,
         prepare(fit, console, stop) as is_new,
     ):
@@ -109,12 +109,12 @@ def start(request: FitRequest) -> ExitCode:
 
 
 def resolve(request: FitRequest) -> ResolvedFit:
-    """Return what the request means here; reads files and checks them, and writes nothing.
+    """Resolve the request on this machine; reads and checks files, and writes nothing.
 
-    Raises a `UserError` for an invalid request and a `PreflightError` for what this machine is short of.
+    Raises a `UserError` for an invalid request and a `PreflightError` for missing resources.
     """
     options = read_launch_options(request.launch, request.options)
-    if options.node_rank is None or options.launcher == "slurm":  # else each task of srun is one of several machines
+    if options.node_rank is None or options.launcher == "slurm":  # else each srun task is one of several nodes
         srun.check_started_once(os.environ, command="fit")
     run, recipe, changes = resolve_run(
         request.reference, list(request.overrides), request.data, request.run, request.debug_options
@@ -135,30 +135,30 @@ def resolve(request: FitRequest) -> ResolvedFit:
         is_finished=is_finished,
     )
     if starts and fit.spans_nodes and request.run is None:
-        raise LaunchError("several nodes train in one run directory, which all of them see; name it with --run DIR")
+        raise LaunchError("several nodes need one run directory, on a shared file system; name it with --run DIR")
     return fit
 
 
 @contextmanager
 def prepare(fit: ResolvedFit, console: Console, stop: StopRequest) -> Iterator[bool]:
-    """Write the run directory and hold its launcher's lock for the block; yields whether the run is new.
+    """Write the run directory and hold the launcher's lock during the block; yields whether the run is new.
 
-    Of several machines only the first one does so. Leaves nothing behind where the run cannot start.
+    Of several nodes, only the first one does so. Leaves nothing behind where the run cannot start.
     """
     run = fit.run
     if fit.profile.node_rank > 0:
         yield False
         return
-    with ExitStack() as held:
+    with ExitStack() as locked:
         is_new = not run.exists
         with run.created():
-            note = held.enter_context(run.hold_launcher_lock())
+            note = locked.enter_context(run.hold_launcher_lock())
             write_request(run, fit.recipe, fit.profile, fit.plan)
             if stop.is_set():
-                run.stop.touch()  # it was deleted as one of an earlier attempt
+                run.stop.touch()  # `write_request` has deleted it as that of an earlier attempt
         output.print_header(console, fit.recipe, fit.profile, fit.batchings[-1], run)
-        for words in fit.notes if note is None else [note, *fit.notes]:
-            output.print_event(console, f"note: {words}")
+        for text in fit.notes if note is None else [note, *fit.notes]:
+            output.print_event(console, f"note: {text}")
         _log(console, run)
         yield is_new
 
@@ -166,7 +166,7 @@ def prepare(fit: ResolvedFit, console: Console, stop: StopRequest) -> Iterator[b
 def supervise(
     fit: ResolvedFit, console: Console, stop: StopRequest, *, on_error: Callable[[BaseException], None] | None
 ) -> RunOutcome:
-    """Execute the plan, attempt after attempt, and return how the run ended; from then on signals are ignored.
+    """Execute the plan, attempt after attempt, and return how the run ended; afterwards signals are ignored.
 
     `on_error` is called with the exception that ended a training in this process.
     """
@@ -187,26 +187,26 @@ def supervise(
             run_worker=run_worker,
             on_error=on_error,
         )
-    except LaunchError:  # the other machines do not come
+    except LaunchError:  # the other nodes have not connected
         if is_coordinator:
             _mark_failed(fit.run)
         raise
     finally:
-        erase_line(console)  # a rank that was killed could not take its live line away
-    ignore_signals()  # how the run has ended is settled
+        erase_line(console)  # a killed rank could not erase its live line
+    ignore_signals()  # the outcome no longer changes
     return outcome
 
 
 def report(fit: ResolvedFit, console: Console, outcome: RunOutcome, *, is_new: bool, verbose: bool) -> None:
-    """Print how the run ended, and write it down where no rank could.
+    """Print how the run ended, and save it where no rank could.
 
-    Bad input that stopped a new run before its first checkpoint leaves nothing behind.
+    If bad input ended a new run before its first checkpoint, its folder is deleted.
     """
     run, code, errors = fit.run, outcome.code, outcome.errors
-    is_coordinator = fit.profile.node_rank == 0  # the one machine that writes the run directory
+    is_coordinator = fit.profile.node_rank == 0  # the only node that writes the run directory
     if is_coordinator:
         with suppress(OSError):
-            run.stop.unlink(missing_ok=True)  # a signal that came late has asked for nothing
+            run.stop.unlink(missing_ok=True)  # a late signal must not stop the next attempt
     if code == ExitCode.FINISHED:
         output.print_summary(console, run, run.read_status())
     elif code == ExitCode.STOPPED:
@@ -230,16 +230,16 @@ def _stopping_on_signal(fit: ResolvedFit) -> AbstractContextManager[StopRequest]
 
 def _elsewhere(run: RunDirectory) -> str:
     if not run.exists:
-        return "name a run directory of your own with --run"
+        return "name another run directory with --run"
     return f"continue a copy of it (`cp -r {shlex.quote(str(run.path))} NEW`, then `distrain fit --run NEW`)"
 
 
 def _check(
     request: FitRequest, directory: RunDirectory, recipe: Recipe, options: LaunchOptions, *, preflight: bool
 ) -> tuple[Profile, list[Batching], list[str]]:
-    """Return the profile, how the batch is cut at each number of processes that it allows, and notes on the data.
+    """Return the profile, the batching for each number of processes that it allows, and notes on the data.
 
-    Raises a `PreflightError` with all that is wrong or lacking, found before any process is started.
+    Raises a `PreflightError` with everything that is wrong or missing, before any process is started.
     """
     debug_options = request.debug_options
     train, faults = recipe.train, list[str]()
@@ -263,7 +263,7 @@ def _check(
         ]
     with collect_errors(faults):
         notes = check_data(recipe)
-    if not directory.exists:  # what was begun with it goes on
+    if not directory.exists:  # an existing run resumes with its schedule
         with collect_errors(faults):
             check_schedule(recipe)
     if preflight:
@@ -279,21 +279,21 @@ def _check(
 
 
 def _notifier(console: Console, run: RunDirectory) -> Callable[[str], None]:
-    def notify(words: str) -> None:
+    def notify(message: str) -> None:
         erase_line(console)
-        output.print_event(console, words)
+        output.print_event(console, message)
         _log(console, run)
 
     return notify
 
 
 def _log(console: Console, run: RunDirectory) -> None:
-    """Write to the run's log what was printed since the last time: a terminal may be gone."""
+    """Append to the run's log what was printed since the last call: the terminal may be gone."""
     append_to_log(run.terminal_log, console.export_text())
 
 
 def _identify(recipe: Recipe) -> str:
-    """Return a word that is the same on two machines only if they were given the same training."""
+    """Return a digest of the recipe, by which nodes check that they were started for the same training."""
     return hashlib.sha256(json.dumps(recipe.identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -309,7 +309,7 @@ def _report_bad_input(console: Console, run: RunDirectory, error: ErrorReport, *
 
 
 def _mark_stopped(run: RunDirectory) -> None:
-    """Write what no rank was there yet to write."""
+    """Write the status if there was no rank yet to write it."""
     status = run.read_status()
     if status.state != "stopped":
         status.close("stopped")
@@ -317,8 +317,8 @@ def _mark_stopped(run: RunDirectory) -> None:
 
 
 def _mark_failed(run: RunDirectory) -> None:
-    """Write what the ranks cannot write any more."""
+    """Write the status that the ranks can no longer write."""
     status = run.read_status()
     status.close("failed")
-    with suppress(OSError):  # a full disk, perhaps: the failure is told all the same
+    with suppress(OSError):  # for example a full disk: the failure is still printed
         run.write_status(status)

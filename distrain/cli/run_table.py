@@ -1,4 +1,4 @@
-"""Lists runs as a table: where each stands, how good it is, and in which values of their recipes they differ."""
+"""Lists runs as a table: their state, their evaluations, and the values in which their recipes differ."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from distrain.runs.status import Status
 from distrain.system.display import Heading, duration, print_table
 
 SORT_KEYS = ("start", "name", "state", "step", "best", "loss", "time")
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a fifth of the time, where libyaml is there
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # five times as fast, where libyaml is installed
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,19 @@ class _Row:
     run: RunDirectory
     status: Status
     state: str
-    recipe: dict[str, Any]  # its values by dotted key; none where it cannot be read
+    recipe: dict[str, Any]  # its values by dotted key; empty where it cannot be read
     differences: str = ""
 
     @property
     def best(self) -> dict[str, float] | None:
-        """The best evaluation, where its checkpoint is there."""
+        """The best evaluation, if its checkpoint was kept."""
         return None if best_checkpoint(self.run, self.status) is None else self.status.best
 
 
 def print_runs(console: Console, found: list[RunDirectory], root: Path) -> None:
-    """Print a line for each run, and a sentence for each that cannot be read."""
+    """Print a line for each run, and a sentence for each run that cannot be read."""
     if not found:
-        console.print(f"no runs in {root.absolute()}; `distrain fit` makes one", markup=False, soft_wrap=True)
+        console.print(f"no runs in {root.absolute()}; `distrain fit` starts one", markup=False, soft_wrap=True)
         return
     faults = {run.path: fault for run in found if (fault := find_fault(run)) is not None}
     rows = _read([run for run in found if run.path not in faults])
@@ -52,9 +52,9 @@ def print_runs(console: Console, found: list[RunDirectory], root: Path) -> None:
 
 
 def sort_runs(found: list[RunDirectory], key: str) -> list[RunDirectory]:
-    """Return the runs, which are in the order of `start`, in that of another one of `SORT_KEYS`.
+    """Return the runs, which are ordered by `start`, in the order of one of `SORT_KEYS`.
 
-    By `best` and `loss` the best come first, and those without a value last. Raises `RunError` for any other key.
+    For `best` and `loss`, the best come first, and those without a value last. Raises `RunError` for any other key.
     """
     if key not in SORT_KEYS:
         raise RunError(f"--sort {key}: runs are sorted by {', '.join(SORT_KEYS[:-1])} or {SORT_KEYS[-1]}")
@@ -75,7 +75,7 @@ def sort_runs(found: list[RunDirectory], key: str) -> list[RunDirectory]:
 
 
 def recipe_name(run: RunDirectory) -> str | None:
-    """Return the name of the recipe that a run trains; None where it cannot be read."""
+    """Return the name of a run's recipe; None where it cannot be read."""
     name = _read_recipe(run).get("name")
     return None if name is None else str(name)
 
@@ -83,10 +83,10 @@ def recipe_name(run: RunDirectory) -> str | None:
 def _read(runs: list[RunDirectory]) -> list[_Row]:
     states = read_states(runs)
     rows = [_Row(run, run.read_status(), states[run.path], _read_recipe(run)) for run in runs]
-    of_recipe = defaultdict[Any, list[dict[str, Any]]](list)
+    by_name = defaultdict[Any, list[dict[str, Any]]](list)
     for row in rows:
-        of_recipe[row.recipe.get("name")].append(row.recipe)
-    keys = {name: _differing(recipes) for name, recipes in of_recipe.items()}
+        by_name[row.recipe.get("name")].append(row.recipe)
+    keys = {name: _differing(recipes) for name, recipes in by_name.items()}
     return [
         _Row(row.run, row.status, row.state, row.recipe, _differences(row.recipe, keys[row.recipe.get("name")]))
         for row in rows
@@ -94,10 +94,10 @@ def _read(runs: list[RunDirectory]) -> list[_Row]:
 
 
 def _table(rows: list[_Row]) -> tuple[list[Heading], list[list[str]]]:
-    measures = {row.status.best_by for row in rows if row.status.last is not None} or {"top1"}
-    is_mixed = len(measures) > 1  # then each number has its metric beside it
-    newest = "newest" if is_mixed else METRICS[next(iter(measures))].title
-    words = format_metric if is_mixed else format_value
+    metrics = {row.status.best_by for row in rows if row.status.last is not None} or {"top1"}
+    is_mixed = len(metrics) > 1  # then each value is shown with its metric
+    newest = "newest" if is_mixed else METRICS[next(iter(metrics))].title
+    format_cell = format_metric if is_mixed else format_value
     headings = [
         Heading("run"),
         Heading("state"),
@@ -114,7 +114,7 @@ def _table(rows: list[_Row]) -> tuple[list[Heading], list[list[str]]]:
             row.run.path.name,
             row.state,
             f"{row.status.step}/{row.status.total_steps}",
-            *("-" if m is None else words(row.status.best_by, m) for m in (row.status.last, row.best)),
+            *("-" if m is None else format_cell(row.status.best_by, m) for m in (row.status.last, row.best)),
             "-" if row.status.last is None else format_value(ALWAYS_MEASURED, row.status.last),
             duration(row.status.train_seconds),
             str(row.recipe.get("name", "-")),
@@ -122,7 +122,7 @@ def _table(rows: list[_Row]) -> tuple[list[Heading], list[list[str]]]:
         ]
         for row in rows
     ]
-    if measures == {ALWAYS_MEASURED}:  # it is the newest number already
+    if metrics == {ALWAYS_MEASURED}:  # it is already in the column of the newest value
         headings, cells = [h for h in headings if h.rank != 4], [[*row[:5], *row[6:]] for row in cells]
     if not any(row.differences for row in rows):
         headings, cells = headings[:-1], [row[:-1] for row in cells]
@@ -130,7 +130,7 @@ def _table(rows: list[_Row]) -> tuple[list[Heading], list[list[str]]]:
 
 
 def _read_recipe(run: RunDirectory) -> dict[str, Any]:
-    """Return the values of a run's recipe by their dotted keys; nothing of one that cannot be read."""
+    """Return the values of a run's recipe by dotted key; empty where it cannot be read."""
     with suppress(OSError, ValueError, yaml.YAMLError, RecipeError):
         tree = yaml.load(run.recipe.read_text(encoding="utf-8"), Loader=_LOADER)
         if isinstance(tree, dict):
@@ -150,7 +150,7 @@ def _flat(tree: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _differing(recipes: list[dict[str, Any]]) -> list[str]:
-    """Return the keys that are not the same in all the recipes that could be read; what is logged changes no result."""
+    """Return the keys whose values differ between the recipes that could be read, without those of logging."""
     readable = [recipe for recipe in recipes if recipe]
     keys = dict.fromkeys(key for recipe in readable for key in recipe)
     return [

@@ -1,4 +1,4 @@
-"""`distrain runs`: what was trained here, and how it stands."""
+"""`distrain runs`: lists runs with their state, and shows one in detail."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,9 +25,9 @@ def _default(context: typer.Context, root: Root = Path("runs"), as_json: AsJson 
 
 @app.command("list")
 def list_runs(root: Root = Path("runs"), as_json: AsJson = False, sort: Sort = "start") -> None:
-    """List the runs: where they stand, how good they are, and in which values of their recipe they differ.
+    """List the runs: their state, their evaluations, and the values in which their recipes differ.
 
-    A terminal shows the columns that it has room for, a pipe all of them.
+    A terminal shows the columns that fit, a pipe all of them.
 
     Example: `distrain runs list --root /shared/runs --json`
     """
@@ -49,7 +49,7 @@ def show(
     root: Root = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """Show where a run stands, its attempts, its evaluations and its checkpoints.
+    """Show a run's state, its attempts, its evaluations and its checkpoints.
 
     Example: `distrain runs show last --json`
     """

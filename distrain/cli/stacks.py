@@ -1,4 +1,4 @@
-"""`distrain stacks`: the Python stack of every rank of a run, without stopping it."""
+"""`distrain stacks`: prints the Python stack of every rank of a run, without stopping it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +17,7 @@ def stacks(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print the Python stack of every rank of a running training, which does not stop for it.
+    """Print the Python stack of every rank of a running training, which continues.
 
     A rank answers even while it hangs in native code. Without --all only its main thread is shown.
 
@@ -36,9 +36,9 @@ def stacks(
     if not as_json:
         output.print_stacks(Console(highlight=False, soft_wrap=True), found)
         return
-    facts = []
+    rows = []
     for stack in found:
-        said = {} if stack.heartbeat is None else stack.heartbeat.model_dump(exclude={"threads"})
+        heartbeat = {} if stack.heartbeat is None else stack.heartbeat.model_dump(exclude={"threads"})
         answer = {"stack": stack.main, "threads": stack.threads}
-        facts.append({"rank": stack.rank, **said, "age_s": stack.age_s, "is_silent": stack.is_silent, **answer})
-    print_json(facts)
+        rows.append({"rank": stack.rank, **heartbeat, "age_s": stack.age_s, "is_silent": stack.is_silent, **answer})
+    print_json(rows)

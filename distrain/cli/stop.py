@@ -1,4 +1,4 @@
-"""`distrain stop`: have a run save and end, to go on later."""
+"""`distrain stop`: makes a run save and end, so that it can be resumed later."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +11,9 @@ from distrain.cli.options import Root, RunName
 def stop(
     reference: RunName,
     root: Root = Path("runs"),
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until the run has ended, and say how.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the run has ended, and print how.")] = False,
 ) -> None:
-    """Ask a run to stop at its next step, save, and end; `distrain resume` resumes it.
+    """Request a run to stop at its next step, save, and end; `distrain resume` resumes it.
 
     Example: `distrain stop last --wait`
     """
@@ -26,11 +26,11 @@ def stop(
     cancelled = query.request_stop(run)
     console = Console(highlight=False, soft_wrap=True)
     if cancelled is not None:
-        console.print(f"cancelled job {cancelled}, which was not training; `distrain resume` queues it again")
+        console.print(f"cancelled job {cancelled}, which was not training; `distrain resume` submits the run again")
         return
     if not wait:
         step = run.read_status().step
-        console.print(f"asked {run.path.name} to stop; it is at step {step}", markup=False, soft_wrap=True)
+        console.print(f"requested {run.path.name} to stop; it is at step {step}", markup=False, soft_wrap=True)
         return
     liveness.wait_for_end(run)
     if not output.print_end(console, run):

@@ -1,4 +1,4 @@
-"""`distrain submit`: train a recipe on a SLURM cluster."""
+"""`distrain submit`: trains a recipe on a SLURM cluster."""
 
 from pathlib import Path
 from typing import Annotated
@@ -20,21 +20,23 @@ def submit(
         ),
     ] = None,
     launch: ProfileName = None,
-    nodes: Annotated[int | None, typer.Option(metavar="N", help="Machines.", show_default="1")] = None,
-    gpus: Annotated[int | None, typer.Option(metavar="N", help="GPUs of each machine, one process each.")] = None,
-    procs: Annotated[int | None, typer.Option(metavar="N", help="CPU processes of each machine.")] = None,
+    nodes: Annotated[int | None, typer.Option(metavar="N", help="Nodes.", show_default="1")] = None,
+    gpus: Annotated[int | None, typer.Option(metavar="N", help="GPUs of each node, one process each.")] = None,
+    procs: Annotated[int | None, typer.Option(metavar="N", help="CPU processes of each node.")] = None,
     time: Annotated[str | None, typer.Option(metavar="H:M:S", help="Time limit; the run saves before it.")] = None,
-    partition: Annotated[str | None, typer.Option(metavar="NAME", help="As sbatch takes it.")] = None,
-    account: Annotated[str | None, typer.Option(metavar="NAME", help="As sbatch takes it.")] = None,
-    qos: Annotated[str | None, typer.Option(metavar="NAME", help="As sbatch takes it.")] = None,
+    partition: Annotated[str | None, typer.Option(metavar="NAME", help="As for sbatch.")] = None,
+    account: Annotated[str | None, typer.Option(metavar="NAME", help="As for sbatch.")] = None,
+    qos: Annotated[str | None, typer.Option(metavar="NAME", help="As for sbatch.")] = None,
     constraint: Annotated[
-        str | None, typer.Option(metavar="FEATURES", help="Features that the machines must have.")
+        str | None, typer.Option(metavar="FEATURES", help="Features that the nodes must have.")
     ] = None,
-    dependency: Annotated[str | None, typer.Option(metavar="CONDITION", help="Such as afterok:123.")] = None,
+    dependency: Annotated[
+        str | None, typer.Option(metavar="CONDITION", help="A condition such as afterok:123.")
+    ] = None,
     array: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="One task of an array with this value; repeatable.")
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Add a task to an array, with this value; repeatable.")
     ] = None,
-    requeue: Annotated[bool, typer.Option(help="Go on by itself after the time limit and a preemption.")] = True,
+    requeue: Annotated[bool, typer.Option(help="Resume automatically after the time limit and a preemption.")] = True,
     sbatch: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any other option of sbatch; repeatable.")
     ] = None,
@@ -51,10 +53,10 @@ def submit(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print recipe and command, and start nothing.")] = False,
 ) -> None:
-    """Submit a recipe to SLURM, or submit a run again that has ended.
+    """Submit a recipe to SLURM, or submit again a run that has ended.
 
-    Example: `distrain submit cifar10 --data DIR --nodes 2 --gpus 4 --time 4:00:00 --partition gpu`. The job trains in
-    the run directory that is printed; `distrain runs`, `logs`, `stop` and `resume` work on it.
+    Example: `distrain submit cifar10 --data DIR --nodes 2 --gpus 4 --time 4:00:00 --partition gpu`. The command
+    prints the run directory of the job; `distrain runs`, `logs`, `stop` and `resume` work with it.
     """
     from rich.console import Console
 

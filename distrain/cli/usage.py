@@ -1,4 +1,4 @@
-"""Says in one sentence what is wrong with a command line: its command, an option, or the value of one."""
+"""Explains in one sentence what is wrong with a command line: its command, an option, or the value of an option."""
 
 import re
 from typing import Any
@@ -8,10 +8,10 @@ from pydantic import ValidationError
 
 from distrain.messages import did_you_mean, joined, nearest, shown
 
-# typer has click's exceptions, or copies of them, depending on its version: this is the one public way to both.
+# Depending on its version, typer uses click's exceptions or copies of them: this is the only public way to both.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
-# What other tools call a command, by its name here.
+# The names of commands in other tools, by their name here.
 _NAMES_ELSEWHERE = {
     "fit": ("train", "run", "start"),
     "runs": ("list", "ls", "ps", "status", "queue"),
@@ -30,7 +30,7 @@ _NAMES_ELSEWHERE = {
 
 
 def is_request_for_help(error: Exception) -> bool:
-    """Whether a command was called without arguments that has help for this case, and has printed it."""
+    """Whether a command was called without arguments, and has printed its help for this case."""
     return type(error).__name__ == "NoArgsIsHelpError"
 
 
@@ -43,8 +43,8 @@ def explain(error: Any) -> str:
     if kind == "NoSuchOption":
         return f"{command} has no option {error.option_name}{_option_hint(error.option_name, context) or see}"
     if kind == "BadOptionUsage":
-        wants = "takes no value" if "does not take" in error.message else "needs a value"
-        return f"{error.option_name} {wants}"
+        fault = "does not take a value" if "does not take" in error.message else "needs a value"
+        return f"{error.option_name} {fault}"
     if found := re.match(r"No such command '(.*?)'\.", error.message):
         return f"{command} has no command {found[1]}{_command_hint(found[1], context) or see}"
     if kind == "MissingParameter":
@@ -59,22 +59,24 @@ def explain(error: Any) -> str:
 
 def _command_hint(name: str, context: Any) -> str:
     known = list(context.command.commands)
-    if context.parent is None and (found := [own for own, others in _NAMES_ELSEWHERE.items() if name in others]):
+    if context.parent is None and (
+        found := [command for command, others in _NAMES_ELSEWHERE.items() if name in others]
+    ):
         return did_you_mean(found)
     return nearest(name, known)
 
 
 def _fault(error: Any) -> str:
-    """Return the value of a parameter, and what is wrong with it."""
+    """Return the value of a parameter and what is wrong with it."""
     if not isinstance(error.__cause__, ValidationError):
-        return f"is refused: {_decapitalised(error.message)}"
+        return f"is not valid: {_decapitalised(error.message)}"
     from distrain.config.validation import must_be
 
     faults = error.__cause__.errors(include_url=False)
     value = shown(faults[0]["input"])
     if choices := re.findall(
         r"'([^']*)'", str(faults[0].get("ctx", {}).get("error", ""))
-    ):  # the value, then what it may be
+    ):  # the value, then the choices
         return f"{value}: must be {joined(choices[1:])}{nearest(value, choices[1:], count=1)}"
     return f"{value}: must be {joined(list(dict.fromkeys(map(must_be, faults))))}"
 
@@ -84,7 +86,7 @@ def _named(param: Any) -> str:
 
 
 def _option_hint(option: str, context: Any) -> str:
-    """Return the options that were probably meant, or the key of the recipe that has that name."""
+    """Return the options that were probably meant, or the recipe key of that name."""
     known = [] if context is None else [name for param in context.command.params for name in param.opts]
     if "--set" in known:
         from distrain.config import Recipe

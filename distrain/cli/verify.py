@@ -1,4 +1,4 @@
-"""`distrain verify`: prove on this machine that a recipe's training is what it promises to be."""
+"""`distrain verify`: checks on this machine that the training of a recipe is reproducible."""
 
 import dataclasses
 import tempfile
@@ -29,9 +29,8 @@ def verify(
 ) -> None:
     """Train a few steps undisturbed, killed and resumed, and on other numbers of processes, and compare the bits.
 
-    With `train.exact` all must be identical; without it, only what runs on the same number of processes. Ends with 1
-    where the promise does not hold. Example: `distrain verify digits --set train.exact=true --set
-    train.micro_batch_size=16 --procs 1,2,4`
+    With `train.exact` all must be identical; without it, only those on the same number of processes. Exit code 1 if
+    they are not. Example: `distrain verify digits --set train.exact=true --set train.micro_batch_size=16 --procs 1,2,4`
     """
     from rich.console import Console
 
@@ -48,20 +47,20 @@ def verify(
     resolved = load_recipe(recipe, overrides=overrides or [], data=data)
     arguments = [recipe, *(f"--set={override}" for override in overrides or [])]
     arguments += [] if data is None else [f"--data={data}"]
-    ways = verification.scenarios([int(part) for part in parts], is_exact=resolved.train.exact)
+    scenarios = verification.scenarios([int(part) for part in parts], is_exact=resolved.train.exact)
     console = Console(highlight=False, soft_wrap=True, quiet=as_json)
-    console.print(f"{resolved.name}: {counted(steps, 'step')}, in {counted(len(ways), 'way')}")
+    console.print(f"{resolved.name}: {counted(steps, 'step')}, in {counted(len(scenarios), 'way')}")
     findings: list[verification.Finding] = []
     with tempfile.TemporaryDirectory(prefix="distrain-verify-") as folder:
         first, unsaved = None, list[str]()
-        for number, way in enumerate(ways):
-            with console.status(way.title):
-                run = verification.train(way, Path(folder) / str(number), arguments, steps=steps, device=device)
+        for number, scenario in enumerate(scenarios):
+            with console.status(scenario.title):
+                run = verification.train(scenario, Path(folder) / str(number), arguments, steps=steps, device=device)
             if first is None:
                 first, unsaved = run, run.read_status().unsaved_state
                 if unsaved:
-                    output.print_event(console, f"not saved, and so not the same after a resume: {', '.join(unsaved)}")
-            findings.append(verification.compare(way, run, first))
+                    output.print_event(console, f"not saved, so not the same after a resume: {', '.join(unsaved)}")
+            findings.append(verification.compare(scenario, run, first))
             if number:
                 output.print_finding(console, findings[-1])
     holds = all(finding.is_identical for finding in findings if finding.must_match)
@@ -78,7 +77,7 @@ def verify(
 
 def _reason(unsaved: list[str]) -> str:
     if unsaved:
-        return "what the network or the loss changes in training is not all saved; register buffers, or get_extra_state"
+        return "the network or the loss has state that is not saved; register buffers, or define get_extra_state"
     return "please report it, with `distrain doctor` and the recipe"
 
 

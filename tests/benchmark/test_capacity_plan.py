@@ -119,7 +119,7 @@ def test_plan_for_missing_gpus_reports_that_before_measuring_and_never_crashes(
     done = distrain(*arguments, "--set=data.batch_size=2048", cwd=tmp_path)
     assert done.code == 2
     first, _, last = done.err.splitlines()
-    assert first.startswith("not known    this machine has no GPU")
+    assert first.startswith("unknown      this machine has no GPU")
     assert last.startswith(
         "distrain: data.drop_last leaves nothing: the data has 1,438 training samples and data.batch"
     )

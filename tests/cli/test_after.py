@@ -130,7 +130,7 @@ def test_import_takes_an_old_file_and_training_takes_what_it_wrote(folder: Path)
     missing = json.loads(misfit.out)["fit"]["missing"]
     told = distrain("import", "old.pth", "--model=cifar-cnn", "--out=other.safetensors", cwd=folder)
     names = [line for line in told.out.splitlines() if line.startswith("missing")]
-    assert names[-1] == f"missing  and {len(missing) - 8} more; --json names them all"
+    assert names[-1] == f"missing  and {len(missing) - 8} more; --json lists them all"
     assert len(names) == 9
     assert not (folder / "other.safetensors").exists()
 
@@ -144,10 +144,10 @@ def test_import_takes_an_old_file_and_training_takes_what_it_wrote(folder: Path)
         (["export", "run/checkpoints/step-00000023", "--best"], ["--best chooses among"]),
         (["export", "run", "--with-normalize"], ["--with-normalize", "torch and onnx"]),
         (["export", "run", "--format=onnx", "--out=model.pb"], ["does not end in .onnx"]),
-        (["export", "run", "--out=digits", "--force"], ["digits is no bundle"]),
+        (["export", "run", "--out=digits", "--force"], ["digits is not a bundle"]),
         (["predict", "bundle", "missing.png"], ["no image missing.png"]),
-        (["predict", "bundle", "-"], ["standard input names no picture"]),
-        (["predict", "bundle", "digits", "--show"], ["--show is for one picture"]),
+        (["predict", "bundle", "-"], ["standard input has no paths of images"]),
+        (["predict", "bundle", "digits", "--show"], ["--show is for a single image"]),
         (["predict", "bundle", "digits", "--csv", "--json"], ["exclude each other"]),
         (["import", "missing.pth"], ["no file missing.pth"]),
         (["import", "bundle/model.safetensors"], ["exists", "--out"]),

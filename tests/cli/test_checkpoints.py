@@ -142,7 +142,7 @@ def test_consolidate_refuses_a_damaged_checkpoint_and_leaves_no_file(run: Path) 
         (["show", "run", "first"], ["no checkpoint 'first'", "best, last"]),
         (["consolidate", "run", "model.pth"], ["model.pth does not end in .safetensors"]),
         (["consolidate", "run", "no/model.safetensors"], ["folder", "no does not exist"]),
-        (["consolidate", "run", "1", "2", "3.safetensors"], ["1 2 3.safetensors is too much"]),
+        (["consolidate", "run", "1", "2", "3.safetensors"], ["1 2 3.safetensors are too many arguments"]),
     ],
 )
 def test_bad_request_is_one_sentence(trained: Path, arguments: list[str], words: list[str]) -> None:

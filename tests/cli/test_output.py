@@ -188,4 +188,4 @@ def test_rollbacks_are_told_with_their_steps(tmp_path: Path) -> None:
     skipped = [SkippedBatch(step=step, cause="the loss") for step in (2, 7)]
     run = make_run(tmp_path / "run", CLASSES.model_copy(update={"skipped_batches": skipped}))
     assert json.loads(run.status.read_text())["rollbacks"] == 2
-    assert "rollbacks   2, each leaving out a batch: step 2, 7" in told("print_run", run)
+    assert "rollbacks   2, each skipping a batch: step 2, 7" in told("print_run", run)

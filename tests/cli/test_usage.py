@@ -22,7 +22,7 @@ SENTENCES = {
     "fit --zzz": "distrain fit has no option --zzz; see `distrain fit --help`",
     "fit --gpus x": "--gpus x: must be a whole number",
     "fit --gpus": "--gpus needs a value",
-    "fit --debug=3": "--debug takes no value",
+    "fit --debug=3": "--debug does not take a value",
     "fit a b": "distrain fit does not take the argument b; see `distrain fit --help`",
     "eval last --split trian": "--split trian: must be train or val; did you mean train?",
     "eval": "distrain eval is missing RUN; see `distrain eval --help`",

@@ -26,7 +26,7 @@ def test_run_whose_time_is_up_evaluates_saves_and_finishes(tmp_path: Path) -> No
 def test_micro_batch_is_found_once_and_the_global_batch_stays(tmp_path: Path) -> None:
     arguments = ["digits", "--set=train={epochs: 1, max_steps: 4, micro_batch_size: auto}", "--run=run"]
     done = fit(*arguments, "--procs=2", cwd=tmp_path)
-    assert "global batch 64, its micro-batch size is found when training starts" in done.out
+    assert "global batch 64, with a micro-batch size found when training starts" in done.out
     assert "global batch 64 = micro-batch 32 x accumulation 1 x 2 processes" in done.out
     shutil.rmtree(tmp_path / "run" / "checkpoints")  # as if it had been killed before it wrote one
     (tmp_path / "run" / "checkpoints").mkdir()

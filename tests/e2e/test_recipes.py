@@ -120,5 +120,5 @@ def test_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     done = distrain("fit", "--run=run", cwd=tmp_path)
     assert done.code == 0
-    assert "finished already" in done.out
+    assert "has already finished" in done.out
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before

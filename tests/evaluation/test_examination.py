@@ -66,7 +66,7 @@ def test_every_sample_has_a_prediction_and_the_worst_are_shown(run: Path) -> Non
     assert (mistakes[0]["index"], mistakes[0]["badness"]) == (worst, answers.scores[worst])
     assert mistakes[0]["prediction"] == str(answers.predictions[worst])
     assert "F1" in out
-    assert f"mistake     sample {worst}: is {answers.targets[worst]}, said {answers.predictions[worst]}" in out
+    assert f"mistake     sample {worst}: is {answers.targets[worst]}, predicted {answers.predictions[worst]}" in out
     for name in ("confusion.png", "mistakes.png"):
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 100

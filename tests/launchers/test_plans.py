@@ -121,7 +121,7 @@ def test_settings_of_the_recipe_are_refused_in_accelerates_file(tmp_path: Path, 
             ["--nodes=2", "--node-rank=0", "--rendezvous=no.invalid:5"],
             "--rendezvous host no.invalid is unknown on this machine",
         ),
-        (["--nodes=2", "--node-rank=1", "--rendezvous=127.0.0.1:5"], "several nodes train in one run directory"),
+        (["--nodes=2", "--node-rank=1", "--rendezvous=127.0.0.1:5"], "several nodes need one run directory"),
         (["--nodes=1:3", "--node-rank=0", "--rendezvous=127.0.0.1:5"], "does not divide over 3 processes"),
     ],
 )

@@ -130,9 +130,9 @@ def test_run_that_weights_are_from_is_pinned_and_resumes_with_the_same_command(f
     assert pinned is not None
     assert Path(pinned).parent == folder / "runs/first/checkpoints"
     assert f"model.weights={pinned}: loaded 20 of the model's 20 tensors" in done.out
-    assert "finished already" in fit(*asked, cwd=folder).out  # `last` is not the run itself
+    assert "has already finished" in fit(*asked, cwd=folder).out  # `last` is not the run itself
     resumed = distrain("resume", "warm", cwd=folder).out.splitlines()[0]
-    told = re.fullmatch(r"this run is finished already; `(.*)` starts another run from its weights", resumed)
+    told = re.fullmatch(r"this run has already finished; `(.*)` starts another run from its weights", resumed)
     assert told is not None
     _, _, *words = shlex.split(told[1].replace("=N", "=2"))
     longer = fit(*words, "--run=runs/longer", cwd=folder)

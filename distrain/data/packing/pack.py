@@ -55,7 +55,7 @@ MAX_SHARDS = 256  # of a split, approximately: a process that reads it has a fil
 class Progress(Protocol):
     """Shows progress in `total` units; the function that it returns is called after each unit."""
 
-    def __call__(self, words: str, total: int, *, unit: str) -> AbstractContextManager[Callable[[], None]]:
+    def __call__(self, title: str, total: int, *, unit: str) -> AbstractContextManager[Callable[[], None]]:
         """Show it while the context lasts."""
         ...
 

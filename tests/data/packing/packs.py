@@ -34,7 +34,7 @@ def pack(folder: Path | None, out: Path, *, skips: bool = False, starts_over: bo
 
 
 @contextmanager
-def no_progress(words: str, total: int, *, unit: str) -> Iterator[Callable[[], None]]:
+def no_progress(title: str, total: int, *, unit: str) -> Iterator[Callable[[], None]]:
     yield lambda: None
 
 

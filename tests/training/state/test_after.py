@@ -83,7 +83,7 @@ def test_bundle_has_the_networks_extra_state_before_and_after_it_is_written(tmp_
 def test_consolidated_file_is_loaded_strictly_by_the_plain_network(tmp_path: Path, run: RunDirectory) -> None:
     done = distrain("checkpoints", "consolidate", str(run.path), "last", "model.safetensors", cwd=tmp_path)
     assert done.code == 0, done.err
-    assert "load_state_dict takes what distrain.export.read_state reads of it" in done.out
+    assert "read it with distrain.export.read_state for load_state_dict" in done.out
     model = CountingInADict(10)
     model.load_state_dict(read_state(tmp_path / "model.safetensors"), strict=True)
     assert model.seen == SAMPLES_SEEN

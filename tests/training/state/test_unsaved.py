@@ -154,7 +154,7 @@ def test_verify_tells_what_is_not_saved_and_holds_the_promise_for_what_is(tmp_pa
     arguments = ["--set=loss.label_smoothing=null", "--steps=12", "--procs=1"]
     done = distrain("verify", "digits", *arguments, "--set=model.name=tests.training.state.making:Base", cwd=tmp_path)
     assert done.code == 1
-    assert "not saved, and so not the same after a resume: seen" in done.out
-    assert "the promise does not hold: what the network or the loss changes in training is not all saved" in done.out
+    assert "not saved, so not the same after a resume: seen" in done.out
+    assert "the promise does not hold: the network or the loss has state that is not saved" in done.out
     done = distrain("verify", "digits", *arguments, "--set=model.name=tests.training.state.making:Deeper", cwd=tmp_path)
     assert done.code == 0, done.out + done.err
