@@ -171,9 +171,9 @@ def _list_data(folder: Path, changes: list[str]) -> "Listing":
     try:
         listing = list_data(load_data(folder, source=source, overrides=changes))
     except BadRowsError as error:
-        told, rest = error.sentences[:MAX_ROWS], len(error.sentences) - MAX_ROWS
+        shown, rest = error.sentences[:MAX_ROWS], len(error.sentences) - MAX_ROWS
         more = [f"and {counted(rest, 'more row is', 'more rows are')} wrong"] if rest > 0 else []
-        raise PreflightError([*told, *more]) from None
+        raise PreflightError([*shown, *more]) from None
     listing.changes = tuple(changes)
     return listing
 

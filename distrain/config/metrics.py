@@ -59,7 +59,7 @@ Evaluation = Annotated[dict[str, float], BeforeValidator(_read_evaluation)]  # m
 def score(name: str, evaluation: Mapping[str, float]) -> float | None:
     """Return a score of an evaluation, higher is better.
 
-    None where the metric is missing, or it or the validation loss is not finite: such a network is no candidate.
+    None where the metric is missing, or it or the validation loss is not finite: such a network is not a candidate.
     """
     value, loss = evaluation.get(f"val/{name}", math.nan), evaluation.get(f"val/{ALWAYS_MEASURED}", 0.0)
     if not (math.isfinite(value) and math.isfinite(loss)):

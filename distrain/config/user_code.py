@@ -45,7 +45,7 @@ def load_reference(text: str, *, key: str) -> Any:
 
 
 def _find_fault(module_name: str, attribute: str) -> str | None:
-    """Return in words why this names no module, or None; most often it is the file of one."""
+    """Return why this is not the name of a module, or None; often it is a file name."""
     path = Path(module_name)
     if path.suffix == ".py" and path.is_file():
         where = "" if path.parent == Path() else f"start distrain in {path.parent}, with "

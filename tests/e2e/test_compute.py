@@ -1,4 +1,4 @@
-"""A training goes on where the arithmetic is carried out in another way, and what it gave is used without that."""
+"""A run can be resumed with other compute settings, and its results can be used without them."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Code that ends its process in the middle of a training has failed, whatever code it gives for it."""
+"""Code that exits its process during training is a failure, whatever its exit code."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def assert_failed(done: Done, folder: Path, words: str, *, rank: int = 0) -> Non
         ("next(iter([]))", "StopIteration was raised before the run had finished, at "),
     ],
 )
-def test_end_that_code_asks_for_in_one_process_is_a_failure(tmp_path: Path, what: str, words: str) -> None:
+def test_exit_requested_by_code_in_one_process_is_a_failure(tmp_path: Path, what: str, words: str) -> None:
     done = end_by(what, tmp_path)
     assert_failed(done, tmp_path, words)
     assert f"{words}{tmp_path / 'ending.py'}:5, in end" in done.out

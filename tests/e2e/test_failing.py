@@ -1,4 +1,4 @@
-"""A run whose processes die or stall is started again, and tells what befell it."""
+"""A run whose processes die or stall is restarted, and reports the cause."""
 
 import os
 import random
@@ -88,7 +88,7 @@ def test_killed_rank_is_replaced_and_the_run_ends_in_the_undisturbed_bits(
     assert comparable(run) == comparable(undisturbed)
 
 
-def test_stopped_process_is_named_with_its_stack_and_the_run_goes_on(
+def test_stopped_process_is_named_with_its_stack_and_the_run_restarts(
     launch: Launch, tmp_path: Path, undisturbed: Path
 ) -> None:
     process = launch(*RECIPE, "--run=run", "--stall-timeout=4", cwd=tmp_path)
@@ -107,7 +107,7 @@ def test_stopped_process_is_named_with_its_stack_and_the_run_goes_on(
 
 
 @pytest.mark.slow
-def test_rank_that_hangs_in_the_users_code_is_told_from_the_ones_that_wait(tmp_path: Path) -> None:
+def test_rank_that_hangs_in_the_users_code_is_distinguished_from_waiting_ranks(tmp_path: Path) -> None:
     loss = breaking_loss(tmp_path, "import time; time.sleep(1000 if logits.requires_grad else 0)", rank=1)
     done = distrain("fit", loss, "--run=run", "--procs=2", "--stall-timeout=3", "--restarts=0", *QUIET, cwd=tmp_path)
     assert done.code == 1
@@ -119,7 +119,7 @@ def test_rank_that_hangs_in_the_users_code_is_told_from_the_ones_that_wait(tmp_p
 
 
 @pytest.mark.slow
-def test_device_that_does_not_finish_is_told_from_the_update_before_it(tmp_path: Path) -> None:
+def test_hanging_device_is_distinguished_from_the_update_before_it(tmp_path: Path) -> None:
     """The host of rank 1 waits for its losses for ever, as it does when a device hangs."""
     (tmp_path / "hanging.py").write_text(
         "import os, time\nfrom torch import nn\nfrom distrain.training.meters import LossMeter\n"
@@ -146,7 +146,7 @@ def test_killed_rank_is_the_first_failure_and_not_the_connection_that_it_broke(t
     assert last.rstrip().splitlines()[-1].startswith("resume with   distrain resume ")
 
 
-def test_users_mistake_is_not_tried_again(tmp_path: Path) -> None:
+def test_users_mistake_is_not_retried(tmp_path: Path) -> None:
     loss = breaking_loss(tmp_path, "raise DataError('the label is missing')")
     done = distrain("fit", loss, "--run=run", "--procs=2", *QUIET, cwd=tmp_path)
     assert done.code == 2
@@ -171,7 +171,7 @@ def test_users_mistake_that_comes_late_names_the_checkpoint_and_the_way_back(tmp
 
 @pytest.mark.slow
 def test_progress_renews_the_restarts(tmp_path: Path) -> None:
-    """Every attempt dies at its 13th step, after a checkpoint: three failures, one of them borne in a row."""
+    """Every attempt dies at its 13th step, after a checkpoint: three failures, where one in a row is allowed."""
     loss = breaking_loss(tmp_path, "CALLS.append(1); len(CALLS) > 12 and os._exit(9)")
     code = (tmp_path / "broken.py").read_text()
     (tmp_path / "broken.py").write_text(f"{code}\nCALLS = []\n")
@@ -196,7 +196,7 @@ def test_out_of_memory_says_what_to_change(tmp_path: Path) -> None:
     assert "precision=bf16" in done.out
 
 
-def test_counts_and_times_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+def test_invalid_counts_and_times_are_refused(tmp_path: Path) -> None:
     assert distrain("fit", "--restarts=-1", cwd=tmp_path).err.startswith("distrain: --restarts must be 0 or more")
     assert distrain("fit", "--stall-timeout=0", cwd=tmp_path).err.startswith(
         "distrain: --stall-timeout must be greater than 0"

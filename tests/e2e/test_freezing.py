@@ -1,4 +1,4 @@
-"""A training that freezes and thaws goes on from a kill, and over strategies, as if nothing had happened."""
+"""A training that freezes and unfreezes weights resumes from a kill, and over strategies, without a difference."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments, of any process of a run, never changes what the run ends in."""
+"""SIGKILL of any process of a run, at random moments, never changes its result."""
 
 import json
 import os

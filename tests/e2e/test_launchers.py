@@ -37,7 +37,7 @@ def torchrun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "words",
     [["--launch=accelerate-cpu-2"], pytest.param(["--launcher=accelerate", "--procs=2"], marks=pytest.mark.slow)],
 )
-def test_accelerate_trains_the_very_bits_of_torchrun(tmp_path: Path, torchrun: Path, words: list[str]) -> None:
+def test_accelerate_trains_the_same_bits_as_torchrun(tmp_path: Path, torchrun: Path, words: list[str]) -> None:
     fit(*RECIPE, *words, cwd=tmp_path)
     assert status(tmp_path / "run")["attempts"][0]["world_size"] == 2
     assert status(tmp_path / "run")["weights_digest"] == status(torchrun)["weights_digest"]
@@ -56,7 +56,7 @@ def test_one_process_trains_the_same_whoever_starts_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_single_process_that_accelerate_starts_instead_of_two_is_told(tmp_path: Path, torchrun: Path) -> None:
+def test_single_process_started_by_accelerate_instead_of_two_is_reported(tmp_path: Path, torchrun: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\n")
     command = [sys.executable, "-m", "accelerate.commands.launch", f"--config_file={config}"]

@@ -1,4 +1,4 @@
-"""A run on two machines: two network namespaces joined by a cable, with their own addresses and one shared folder."""
+"""A run on two nodes: two connected network namespaces, with their own addresses and a shared folder."""
 
 import os
 import signal
@@ -71,7 +71,9 @@ def test_two_hosts_end_in_the_bits_of_one(
 
 
 @pytest.mark.slow
-def test_cable_that_is_cut_and_mended_costs_no_bit(hosts: tuple[Host, Host], tmp_path: Path, undisturbed: Path) -> None:
+def test_cable_that_is_cut_and_repaired_changes_no_bit(
+    hosts: tuple[Host, Host], tmp_path: Path, undisturbed: Path
+) -> None:
     both = [host.start(*meet(hosts, rank), cwd=tmp_path) for rank, host in enumerate(hosts)]
     run = tmp_path / "run"
     wait_until(lambda: checkpoint_steps(run)[-1:] >= [10], "a checkpoint")
@@ -90,7 +92,7 @@ def test_cable_that_is_cut_and_mended_costs_no_bit(hosts: tuple[Host, Host], tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [1, pytest.param(0, marks=pytest.mark.slow)])
-def test_host_that_dies_and_comes_back_costs_no_bit(
+def test_host_that_dies_and_comes_back_changes_no_bit(
     hosts: tuple[Host, Host], tmp_path: Path, undisturbed: Path, lost: int
 ) -> None:
     both = [host.start(*meet(hosts, rank), cwd=tmp_path) for rank, host in enumerate(hosts)]
@@ -121,7 +123,7 @@ def test_rank_that_dies_on_the_other_host_is_named(hosts: tuple[Host, Host], tmp
 
 
 @pytest.mark.slow
-def test_machines_that_were_started_for_other_trainings_do_not_begin(hosts: tuple[Host, Host], tmp_path: Path) -> None:
+def test_nodes_that_were_started_for_other_trainings_do_not_start(hosts: tuple[Host, Host], tmp_path: Path) -> None:
     first = hosts[0].start(*meet(hosts, 0), cwd=tmp_path)
     wait_until(lambda: (tmp_path / "run" / "plan.json").exists(), "the run directory")
     other = hosts[1].start(*meet(hosts, 1), "--procs=2", cwd=tmp_path)
@@ -137,7 +139,7 @@ def test_machines_that_were_started_for_other_trainings_do_not_begin(hosts: tupl
     assert end_of(first).code == 75
 
 
-def test_machine_that_cannot_be_reached_is_named_by_both(hosts: tuple[Host, Host], tmp_path: Path) -> None:
+def test_node_that_is_not_reachable_is_named_by_both(hosts: tuple[Host, Host], tmp_path: Path) -> None:
     first = hosts[0].start(*meet(hosts, 0), cwd=tmp_path)
     other = [*RECIPE, "--nodes=2", "--node-rank=1", f"--rendezvous={hosts[0].address}:{PORT + 7}"]
     second = hosts[1].start(*other, cwd=tmp_path)
@@ -165,7 +167,7 @@ def test_stop_on_one_host_stops_both(hosts: tuple[Host, Host], tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_elastic_run_goes_on_alone_and_takes_the_other_host_in_again(hosts: tuple[Host, Host], tmp_path: Path) -> None:
+def test_elastic_run_continues_alone_and_lets_the_other_host_rejoin(hosts: tuple[Host, Host], tmp_path: Path) -> None:
     longer = ["--set=train.epochs=20", "--set=eval.every_epochs=null"]
     both = [host.start(*meet(hosts, rank, nodes="1:2"), *longer, cwd=tmp_path) for rank, host in enumerate(hosts)]
     run = tmp_path / "run"

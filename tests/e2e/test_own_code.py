@@ -1,4 +1,4 @@
-"""A mistake in the user's own code, met before anything was trained, is bad input; after that it is a failure."""
+"""A mistake in the user's code is bad input before the first step of training, and a failure afterwards."""
 
 import re
 from pathlib import Path

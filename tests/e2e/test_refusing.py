@@ -1,4 +1,4 @@
-"""A training goes on while its disk takes nothing, and writes what waits once it does again."""
+"""A training continues while its disk cannot be written, and writes the waiting data afterwards."""
 
 import errno
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A run that is killed and started again ends in the very bits of the run that nobody disturbed."""
+"""A run that is killed and restarted ends in the same bits as an undisturbed run."""
 
 import json
 import os
@@ -152,7 +152,7 @@ def test_loader_workers_do_not_change_the_training(tmp_path: Path) -> None:
     assert status(tmp_path / "none")["weights_digest"] == status(tmp_path / "three")["weights_digest"]
 
 
-def test_weights_to_start_from_are_not_wanted_again(tmp_path: Path) -> None:
+def test_weights_to_start_from_are_not_needed_again(tmp_path: Path) -> None:
     fit("digits", "--run=first", "--set=train.max_steps=4", cwd=tmp_path)
     exported = distrain("export", "first", "--format=safetensors", "--out=start.safetensors", cwd=tmp_path)
     assert exported.code == 0, exported.err

@@ -64,7 +64,7 @@ def test_batch_whose_loss_is_not_finite_is_left_out_and_noted(tmp_path: Path, pr
     assert found["last"]["val/top1"] > 0.9
 
 
-def test_training_that_does_not_get_on_fails_with_the_cause_and_is_not_tried_again(tmp_path: Path) -> None:
+def test_diverging_training_fails_with_the_cause_and_is_not_retried(tmp_path: Path) -> None:
     (tmp_path / "poisoned.py").write_text(POISONED)
     own = ["--set=train.max_rollbacks=1", "--set=loss={name: 'poisoned:no_loss'}"]
     done = distrain("fit", *RECIPE, *own, "--procs=2", cwd=tmp_path)

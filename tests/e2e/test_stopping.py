@@ -1,4 +1,4 @@
-"""A run that is asked to stop, by whatever means and at whatever moment, saves and exits resumable."""
+"""A run that is requested to stop, by any means and at any moment, saves and exits resumable."""
 
 import os
 import signal
@@ -112,7 +112,7 @@ def test_signal_to_any_process_stops_all_ranks(
 
 
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_stop_during_start_up_takes_no_step_and_goes_on(launch: Launch, tmp_path: Path, processes: int) -> None:
+def test_stop_during_start_up_takes_no_step_and_can_be_resumed(launch: Launch, tmp_path: Path, processes: int) -> None:
     process = launch("--set=train.max_steps=5", "--run=run", f"--procs={processes}", cwd=tmp_path)
     run = tmp_path / "run"
     wait_until(lambda: (run / "heartbeats").is_dir() and any((run / "heartbeats").iterdir()), "a heartbeat")
@@ -127,7 +127,7 @@ def test_stop_during_start_up_takes_no_step_and_goes_on(launch: Launch, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_evaluation_that_a_stop_broke_off_is_made_up_for(launch: Launch, tmp_path: Path, processes: int) -> None:
+def test_evaluation_interrupted_by_a_stop_is_repeated(launch: Launch, tmp_path: Path, processes: int) -> None:
     net = slow_net(tmp_path, evaluate_s=0.3)
     arguments = [net, "--set=train.max_steps=20", "--set=log.every_steps=7", "--set=eval.every_steps=7"]
     arguments += ["--set=eval.every_epochs=null", "--set=eval.batch_size=36", f"--procs={processes}"]
@@ -149,7 +149,7 @@ def test_evaluation_that_a_stop_broke_off_is_made_up_for(launch: Launch, tmp_pat
 
 
 @pytest.mark.parametrize("save_s", [3, pytest.param(45, marks=[pytest.mark.slow, pytest.mark.timeout(400)])])
-def test_save_that_is_under_way_is_finished_and_no_step_follows(launch: Launch, tmp_path: Path, save_s: int) -> None:
+def test_save_in_progress_is_finished_and_no_step_follows(launch: Launch, tmp_path: Path, save_s: int) -> None:
     """Longer than the 30 s after which torchrun would kill the ranks it has been told to end."""
     net = slow_net(tmp_path, save_s=save_s)
     arguments = [*ENDLESS, net, "--set=checkpoint.every_steps=10", "--procs=2", f"--stall-timeout={save_s / 1.5}"]
@@ -283,7 +283,7 @@ def net(num_classes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [20, 31, 42, 53])
-def test_stop_is_heard_where_reductions_do_not_block_the_host(launch: Launch, tmp_path: Path, step: int) -> None:
+def test_stop_works_where_reductions_do_not_block_the_host(launch: Launch, tmp_path: Path, step: int) -> None:
     (tmp_path / "nets.py").write_text(UNBLOCKING)
     net = ["--set=model.name=nets:net", "--set=model.arguments={}"]
     process = launch(*ENDLESS, *net, "--procs=2", "--stall-timeout=20", cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""A training outlasts its terminal: what it would have shown is in its log."""
+"""A training survives its terminal: its output is in the log."""
 
 import re
 import shlex
@@ -58,7 +58,7 @@ def assert_stopped(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_run_that_ignores_the_hangup_goes_on_in_its_log_when_the_terminal_is_closed(
+def test_run_that_ignores_the_hangup_continues_in_its_log_when_the_terminal_is_closed(
     tmp_path: Path, processes: int
 ) -> None:
     (tmp_path / "nets.py").write_text(TALKING_NET)

@@ -1,4 +1,4 @@
-"""The launcher reports for the ranks that could not, and tells what a rank did from what befell it."""
+"""The launcher writes reports for ranks that could not, and distinguishes causes from consequences."""
 
 import socket
 from pathlib import Path
@@ -14,8 +14,8 @@ HERE = socket.gethostname()
 
 
 @pytest.mark.parametrize(("is_final", "first"), [(True, 0), (False, 1)])
-def test_rank_without_a_report_follows_one_that_gave_up_for_all(tmp_path: Path, is_final: bool, first: int) -> None:
-    """On a disk without a free block rank 0 alone has room for its words."""
+def test_rank_without_a_report_comes_after_one_with_a_final_error(tmp_path: Path, is_final: bool, first: int) -> None:
+    """On a full disk only rank 0 can write its report."""
     run = RunDirectory(tmp_path / "run")
     run.create()
     for rank in (0, 1):

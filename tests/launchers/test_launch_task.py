@@ -1,4 +1,4 @@
-"""What a failed evaluation or benchmark leaves behind, and what is raised; workers are small programs."""
+"""What a failed evaluation or benchmark leaves behind and raises; the workers are small programs."""
 
 import json
 import sys
@@ -33,7 +33,7 @@ def launch(run: RunDirectory, code: str, *, keeps_logs: bool = True) -> None:
 
 
 def failing(run: RunDirectory, code: ExitCode) -> str:
-    """The program of a rank that leaves an error and ends."""
+    """The program of a rank that writes an error report and exits."""
     report = {
         "time": 1.0,
         "rank": 0,
@@ -50,14 +50,14 @@ def failing(run: RunDirectory, code: ExitCode) -> str:
     return f"import sys; open({str(run.error(0))!r}, 'w').write({json.dumps(report)!r}); sys.exit({int(code)})"
 
 
-def test_results_end_a_launch(tmp_path: Path) -> None:
+def test_launch_ends_with_results(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     launch(run, f"open({str(run.figures)!r}, 'w').write('1')")
     assert read_task(run) == REQUEST
     assert run.figures.read_text() == "1"
 
 
-def test_older_results_are_not_taken_for_new_ones(tmp_path: Path) -> None:
+def test_older_results_are_not_mistaken_for_new_ones(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     launch(run, f"open({str(run.figures)!r}, 'w').write('1')")
     with pytest.raises(TaskError, match="without an error report"):
@@ -84,7 +84,7 @@ def test_bad_input_leaves_no_new_folder(tmp_path: Path) -> None:
     assert not run.path.parent.exists()
 
 
-def test_failure_without_a_report_tells_the_last_line_of_the_launcher(tmp_path: Path) -> None:
+def test_failure_without_a_report_shows_the_last_line_of_the_launcher(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     with pytest.raises(DistrainError, match="it broke"):
         launch(run, "import sys; sys.exit('it broke')")

@@ -1,4 +1,4 @@
-"""Launchers are pure: what they plan can be compared with what a file says, and nothing is started."""
+"""Launchers are pure functions: their plans are compared with the profile files, and nothing is started."""
 
 import shlex
 import sys
@@ -21,7 +21,7 @@ MODULES = {"torch.distributed.run": "torchrun", "accelerate.commands.launch": "a
 
 
 def profile_of(wanted: LaunchOptions, **place: object) -> Profile:
-    """The profile of a machine that has everything."""
+    """The profile on a machine with enough GPUs."""
     known = {key: value for key, value in wanted.model_dump().items() if value is not None}
     return Profile.model_validate({"nodes": 1, **known, "threads": 1, **place})
 
@@ -53,12 +53,12 @@ def test_profiles_of_the_top_level_are_those_that_ship() -> None:
     assert {path.stem for path in top.glob("*.yaml")} == builtin_profiles().keys()
 
 
-def test_command_line_wins_over_the_profile() -> None:
+def test_command_line_overrides_the_profile() -> None:
     wanted = read_launch_options("cpu-2", LaunchOptions(processes=4, restarts=0))
     assert (wanted.processes, wanted.restarts, wanted.launcher, wanted.device) == (4, 0, "torchrun", "cpu")
 
 
-def test_several_machines_meet_beside_the_rendezvous_on_the_interface_that_leads_there() -> None:
+def test_several_nodes_use_the_port_above_the_rendezvous_and_its_interface() -> None:
     profile = resolve_profile(
         LaunchOptions(nodes=2, node_rank=0, rendezvous="127.0.0.1:6000", device="cpu", processes=3),
         threads=1,
@@ -74,7 +74,7 @@ def test_several_machines_meet_beside_the_rendezvous_on_the_interface_that_leads
     assert (config["num_processes"], config["num_machines"], config["main_process_port"]) == (6, 2, 6001)
 
 
-def test_elastic_run_may_train_on_every_number_of_machines_between() -> None:
+def test_elastic_run_may_train_on_every_number_of_nodes_in_its_range() -> None:
     wanted = LaunchOptions(nodes="1:3", node_rank=0, rendezvous="127.0.0.1:6000", device="cpu", processes=2)
     assert resolve_profile(wanted, threads=1, in_one_process=False, recipe="digits").world_sizes == [2, 4, 6]
 
@@ -125,7 +125,7 @@ def test_settings_of_the_recipe_are_refused_in_accelerates_file(tmp_path: Path, 
         (["--nodes=1:3", "--node-rank=0", "--rendezvous=127.0.0.1:5"], "does not divide over 3 processes"),
     ],
 )
-def test_bad_options_are_one_sentence_and_nothing_is_made(tmp_path: Path, words: list[str], sentence: str) -> None:
+def test_bad_options_are_one_sentence_and_create_nothing(tmp_path: Path, words: list[str], sentence: str) -> None:
     (tmp_path / "bad.yaml").write_text("gpus: 2\n")
     done = distrain("fit", *words, "--device=cpu", cwd=tmp_path)
     assert done.code == 2, done.out + done.err
@@ -134,7 +134,7 @@ def test_bad_options_are_one_sentence_and_nothing_is_made(tmp_path: Path, words:
     assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
 
 
-def test_dry_run_prints_accelerates_file_and_makes_nothing(tmp_path: Path) -> None:
+def test_dry_run_prints_accelerates_file_and_creates_nothing(tmp_path: Path) -> None:
     done = distrain("fit", "--launcher=accelerate", "--procs=2", "--device=cpu", "--run=r", "--dry-run", cwd=tmp_path)
     assert done.code == 0
     assert f"accelerate.commands.launch --config_file={tmp_path}/r/accelerate.yaml -m distrain.worker" in done.out
@@ -145,7 +145,7 @@ def test_dry_run_prints_accelerates_file_and_makes_nothing(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("device", "trace", "may_fork"), [("cuda", True, False), ("cuda", False, True), ("cpu", True, True)]
 )
-def test_ranks_whose_gpus_are_traced_are_programs_and_no_forks(device: str, trace: bool, may_fork: bool) -> None:
+def test_ranks_with_traced_gpus_are_not_forks(device: str, trace: bool, may_fork: bool) -> None:
     profile = Profile.model_validate(
         {"launcher": "torchrun", "device": device, "processes": 2, "threads": 1, "trace": trace}
     )

@@ -1,4 +1,4 @@
-"""What a machine would run out of is told before anything is started, every fault in a sentence of its own."""
+"""Missing resources are reported before anything is started, each in one sentence."""
 
 import socket
 from pathlib import Path
@@ -27,7 +27,7 @@ def recipe(*overrides: str, reference: str = "digits") -> Recipe:
 
 
 def machine(root: Path, *, available_mebibytes: int, groups: str = "") -> Path:
-    """The files in which a kernel tells of its memory; `groups` is what /proc/self/cgroup holds."""
+    """The files in which a kernel reports its memory; `groups` is the content of /proc/self/cgroup."""
     (root / "proc" / "self").mkdir(parents=True)
     (root / "proc" / "meminfo").write_text(
         f"MemTotal: {1 << 30} kB\nMemAvailable:   {available_mebibytes * 1024} kB\nSwapFree: 0 kB\n"
@@ -42,7 +42,7 @@ def checkpoint(run: RunDirectory, step: int, *, mebibytes: int) -> None:
     (folder / "shard").write_bytes(bytes(mebibytes * MEBIBYTE))
 
 
-def test_new_run_wants_a_least_of_disk(tmp_path: Path) -> None:
+def test_new_run_needs_a_minimum_of_disk_space(tmp_path: Path) -> None:
     assert find_disk_shortage(recipe(), RunDirectory(tmp_path / "runs" / "new")) is None
     with small_disk(tmp_path / "disk", mebibytes=20) as disk:
         said = find_disk_shortage(recipe(), RunDirectory(disk / "runs" / "new"))
@@ -50,7 +50,7 @@ def test_new_run_wants_a_least_of_disk(tmp_path: Path) -> None:
     assert said.startswith(f"the disk of {disk} has 20.0 MiB free, but a run needs 200.0 MiB; ")
 
 
-def test_run_that_goes_on_wants_room_for_the_checkpoints_that_its_newest_one_foretells(tmp_path: Path) -> None:
+def test_resumed_run_needs_disk_space_for_its_coming_checkpoints(tmp_path: Path) -> None:
     kept = recipe("checkpoint.keep_last=3")
     with small_disk(tmp_path / "disk", mebibytes=40) as disk:
         run = RunDirectory(disk / "run")
@@ -71,7 +71,7 @@ def test_run_that_goes_on_wants_room_for_the_checkpoints_that_its_newest_one_for
         assert "7 more checkpoints" in said  # of the steps 40, 60, 80 and 100, and one step less 1 that is there
 
 
-def test_each_process_wants_a_least_of_memory(tmp_path: Path) -> None:
+def test_each_process_needs_a_minimum_of_memory(tmp_path: Path) -> None:
     system = machine(tmp_path, available_mebibytes=1200)
     assert find_memory_shortage(processes=2, system=system) is None
     said = find_memory_shortage(processes=3, system=system)
@@ -109,7 +109,7 @@ def test_all_shortages_are_found_at_once(tmp_path: Path) -> None:
     assert all("\n" not in sentence and ";" in sentence for sentence in found)
 
 
-def test_rendezvous_is_looked_at_from_both_sides() -> None:
+def test_rendezvous_is_checked_from_both_sides() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert find_rendezvous_fault("127.0.0.1", port, is_local=False) is None
@@ -125,7 +125,7 @@ def test_rendezvous_is_looked_at_from_both_sides() -> None:
     assert "255.255.255.255:9 is not reachable" in (find_rendezvous_fault("255.255.255.255", 9, is_local=False) or "")
 
 
-def test_all_faults_are_told_at_once_and_nothing_is_started(tmp_path: Path) -> None:
+def test_all_faults_are_reported_at_once_and_nothing_is_started(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", mebibytes=20) as disk:
         arguments = [PHOTOS, "--data=nowhere", "--gpus=4", f"--run={disk / 'run'}"]
         done = distrain("fit", *arguments, cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": ""})
@@ -139,7 +139,7 @@ def test_all_faults_are_told_at_once_and_nothing_is_started(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_no_preflight_skips_what_is_an_estimate(tmp_path: Path) -> None:
+def test_no_preflight_skips_the_estimates(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", mebibytes=20) as disk:
         run = disk / "run"
         arguments = ["digits", "--set=train.max_steps=2", f"--run={run}"]

@@ -1,4 +1,4 @@
-"""A plan becomes a program, or a fork of a process that has loaded torch."""
+"""A plan is started as a program, or as a fork of a process that has imported torch."""
 
 import dataclasses
 import os
@@ -23,14 +23,14 @@ TWO = Profile(launcher="torchrun", device="cpu", processes=2, threads=1)
 
 @pytest.fixture(scope="module")
 def ended_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two processes that is at its end, and goes on to no other step."""
+    """A finished run of two processes, which takes no further step."""
     quick = ["--set=log={wandb: disabled, tensorboard: false}", "--set=train.max_steps=1"]
     folder = tmp_path_factory.mktemp("ended")
     assert distrain("fit", *quick, "--procs=2", "--run=run", cwd=folder).code == 0
     return folder / "run"
 
 
-def test_torchrun_runs_in_forks_of_one_server_until_the_environment_is_another(ended_run: Path, tmp_path: Path) -> None:
+def test_torchrun_runs_in_forks_of_one_server_until_the_environment_changes(ended_run: Path, tmp_path: Path) -> None:
     plan = torchrun.plan(TWO, ended_run)
     servers = []
     with closing(ProcessSpawner(tmp_path / "log")) as starter:
@@ -45,9 +45,7 @@ def test_torchrun_runs_in_forks_of_one_server_until_the_environment_is_another(e
     assert [state_of(pid) for pid in servers] == [None, None, None]
 
 
-def test_fork_that_is_killed_and_one_that_runs_too_long_are_told_as_a_program_is(
-    ended_run: Path, tmp_path: Path
-) -> None:
+def test_killed_fork_and_timeout_are_reported_as_for_a_program(ended_run: Path, tmp_path: Path) -> None:
     plan = torchrun.plan(TWO, ended_run)
     with closing(ProcessSpawner(tmp_path / "log")) as starter:
         child = starter.start(plan)
@@ -61,7 +59,7 @@ def test_fork_that_is_killed_and_one_that_runs_too_long_are_told_as_a_program_is
         child.kill()
 
 
-def test_killed_server_takes_the_ranks_with_it(launch: Launch, tmp_path: Path) -> None:
+def test_ranks_die_with_a_killed_server(launch: Launch, tmp_path: Path) -> None:
     process = launch("--set=train.epochs=100000", "--procs=2", "--restarts=0", "--run=run", cwd=tmp_path)
     wait_for_step(tmp_path / "run", 1)
     pids = descendants(process.pid)
@@ -72,7 +70,7 @@ def test_killed_server_takes_the_ranks_with_it(launch: Launch, tmp_path: Path) -
     assert {state_of(pid) for pid in pids} <= {None, psutil.STATUS_ZOMBIE}
 
 
-def test_server_that_fails_ends_the_child_and_its_words_are_in_the_log(tmp_path: Path) -> None:
+def test_failing_server_ends_the_child_and_its_error_is_logged(tmp_path: Path) -> None:
     plan = torchrun.plan(TWO, tmp_path / "nothing")
     with closing(ProcessSpawner(tmp_path / "log")) as starter:
         for _ in range(2):
@@ -82,7 +80,7 @@ def test_server_that_fails_ends_the_child_and_its_words_are_in_the_log(tmp_path:
     assert (tmp_path / "log").read_text().count("recipe.yaml does not exist") == 2
 
 
-def test_other_plans_are_programs_of_their_own(tmp_path: Path) -> None:
+def test_other_plans_are_separate_programs(tmp_path: Path) -> None:
     words = "import os, sys; print(os.environ['WORD'], os.getcwd(), file=sys.stderr); sys.exit(3)"
     plan = Plan((sys.executable, "-c", words), cwd=tmp_path, env={"WORD": "hello"})
     with closing(ProcessSpawner(tmp_path / "log")) as starter:

@@ -13,7 +13,7 @@ from tests.slurm.cluster import Cluster, missing
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A cluster of its own, with a database, whose controller forgets a job within a minute of its end."""
+    """A separate cluster, with a database, whose controller forgets a job within a minute of its end."""
     if (reason := missing(accounting=True)) is not None:
         pytest.skip(reason)
     made = Cluster(tmp_path / "cluster", accounting=True)
@@ -28,7 +28,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_forgotten_jobs_are_told_by_sacct(cluster: Cluster, tmp_path: Path) -> None:
+def test_forgotten_jobs_are_looked_up_with_sacct(cluster: Cluster, tmp_path: Path) -> None:
     options = ["digits", *QUIET, "--set=train.max_steps=3"]
     finished = distrain("submit", *options, "--run=finished", cwd=tmp_path).out.split()[2]
     held = distrain("submit", *options, "--sbatch=hold", "--run=cancelled", cwd=tmp_path).out.split()[2]

@@ -52,7 +52,7 @@ def environment(run: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_job_that_a_task_of_an_array_submits_is_one_of_its_own(cluster: Cluster, folder: Path) -> None:
+def test_job_submitted_by_an_array_task_is_independent(cluster: Cluster, folder: Path) -> None:
     inner = [sys.executable, "-m", "distrain", "submit", *TRAINING, "--time=30", "--sbatch=mem=1000", "--run=run"]
     words = subprocess.list2cmdline(inner)
     script = f"[ $SLURM_ARRAY_TASK_ID = 0 ] || {words}\nsleep 300"
@@ -114,9 +114,7 @@ def test_fit_in_a_batch_script_that_a_step_has_submitted_by_hand_is_not_refused(
 
 
 @pytest.mark.slow
-def test_wait_for_what_another_step_holds_is_told_and_ends_with_a_stop_or_with_that_step(
-    cluster: Cluster, folder: Path
-) -> None:
+def test_wait_for_another_step_is_reported_and_ends_with_a_stop_or_that_step(cluster: Cluster, folder: Path) -> None:
     (folder / "fast").touch()
     options = ["--set=train.max_steps=3", "--launcher=slurm", "--run=run"]
     training = subprocess.list2cmdline(command("fit", *TRAINING, *options))
@@ -138,7 +136,7 @@ def test_wait_for_what_another_step_holds_is_told_and_ends_with_a_stop_or_with_t
 
 
 @pytest.mark.slow
-def test_only_steps_of_its_own_are_ended_with_a_killed_attempt(cluster: Cluster, folder: Path) -> None:
+def test_killed_attempt_ends_only_its_own_steps(cluster: Cluster, folder: Path) -> None:
     """A stalled attempt is killed, with its step; another step of the same job continues."""
     (folder / "fast").touch()
     (folder / "sleepy.py").write_text(SLEEPY_LOSS)
@@ -173,7 +171,7 @@ def test_code_and_python_reach_the_job_where_sbatch_or_srun_export_nothing(
 
 
 @pytest.mark.slow
-def test_job_that_is_queued_again_on_hold_is_no_dead_one(cluster: Cluster, folder: Path) -> None:
+def test_job_requeued_on_hold_is_not_dead(cluster: Cluster, folder: Path) -> None:
     job_id = submit(*TRAINING, "--run=run", cwd=folder)
     run = folder / "run"
     wait_for_step(run, 3)
@@ -191,7 +189,7 @@ def test_job_that_is_queued_again_on_hold_is_no_dead_one(cluster: Cluster, folde
 
 
 @pytest.mark.slow
-def test_run_whose_gpus_are_asked_for_in_sbatchs_own_words_wants_them(cluster: Cluster, folder: Path) -> None:
+def test_run_with_gpus_requested_by_options_of_sbatch_needs_them(cluster: Cluster, folder: Path) -> None:
     if not gpus(cluster):
         pytest.skip("device files are not permitted here, and SLURM wants some for GPUs")
     job_id = submit(*TRAINING, f"--sbatch=gres=gpu:{GPUS}", "--run=run", cwd=folder)

@@ -121,7 +121,7 @@ def test_job_on_two_nodes_trains_to_the_end_as_two_processes_here_do(
 
 
 @pytest.mark.timeout(400)
-def test_run_goes_on_after_the_time_limit_and_ends_undisturbed(
+def test_run_resumes_after_the_time_limit_and_ends_undisturbed(
     cluster: Cluster, folder: Path, undisturbed: Path
 ) -> None:
     offline = "--set=log.wandb=offline"
@@ -172,7 +172,7 @@ def test_run_that_is_preempted_twice_ends_undisturbed(cluster: Cluster, folder: 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_cancelled_job_saves_stays_away_and_goes_on_when_resumed(
+def test_cancelled_job_saves_is_not_requeued_and_can_be_resumed(
     cluster: Cluster, folder: Path, undisturbed: Path
 ) -> None:
     job_id = submit(*TRAINING, "--nodes=2", "--run=run", cwd=folder)
@@ -195,7 +195,7 @@ def test_cancelled_job_saves_stays_away_and_goes_on_when_resumed(
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_run_goes_on_without_the_node_that_failed(cluster: Cluster, folder: Path, undisturbed: Path) -> None:
+def test_run_continues_without_the_failed_node(cluster: Cluster, folder: Path, undisturbed: Path) -> None:
     save = "--set=checkpoint.every_steps=5"
     job_id = submit(*TRAINING, save, "--nodes=2", "--run=run", cwd=folder)
     run = folder / "run"
@@ -211,7 +211,7 @@ def test_run_goes_on_without_the_node_that_failed(cluster: Cluster, folder: Path
     cluster.start_node("n2")
 
 
-def test_job_that_fails_at_step_0_is_not_queued_again(cluster: Cluster, folder: Path) -> None:
+def test_job_that_fails_at_step_0_is_not_requeued(cluster: Cluster, folder: Path) -> None:
     awkward = "a b'c\"d$HOME`id`\n%j;e"  # the shell of the batch script sees it only as a word
     missing = "--set=model.name=nets:Missing"
     job_id = submit(*TRAINING, missing, f"--run={awkward}", f"--sbatch=job-name={awkward}", cwd=folder)

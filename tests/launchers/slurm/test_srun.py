@@ -1,4 +1,4 @@
-"""What a SLURM allocation means for a run, and when its job is queued again."""
+"""The profile of a run in a SLURM allocation, and when its job is requeued."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ RUNNING = JobInfo("RUNNING")
         (75, "USR1", True, None, "over"),
     ],
 )
-def test_job_is_queued_again_only_if_it_was_stopped_from_outside_and_got_on(
+def test_job_is_requeued_only_if_it_was_stopped_from_outside_and_made_progress(
     code: int, signal: str, made_progress: bool, facts: JobInfo | None, verdict: str
 ) -> None:
     assert decide(code, signal=signal, made_progress=made_progress, info=facts, earlier_restarts=0) == verdict
@@ -54,7 +54,7 @@ def test_job_is_queued_again_only_if_it_was_stopped_from_outside_and_got_on(
         ("finished", JobInfo("COMPLETED"), "finished"),
     ],
 )
-def test_state_joins_what_the_run_and_what_slurm_say(state: State, facts: JobInfo, shown: str) -> None:
+def test_state_combines_the_status_and_the_slurm_job(state: State, facts: JobInfo, shown: str) -> None:
     attempt = Attempt(started=0, host="h", pid=1, world_size=1, first_step=0, last_step=0, state=state)
     assert state_on_cluster(Status(state=state, heartbeat=0, attempts=[attempt]), facts) == shown
 
@@ -67,7 +67,7 @@ def test_allocation_is_read_from_its_variables_and_gives_each_job_a_port() -> No
         read_allocation({})
 
 
-def test_profile_is_what_slurm_gave_and_not_what_was_written_down() -> None:
+def test_profile_is_what_slurm_allocated_and_not_what_was_stored() -> None:
     stored = Profile(launcher="slurm", device="cuda", nodes=4, processes=8, threads=1)
     given = resolve(Allocation(1, nodes=2, node_list="", cpus=8, gpus=4), stored=stored)
     assert (given.device, given.nodes, given.processes, given.threads) == ("cuda", 2, 4, 2)
@@ -86,7 +86,7 @@ def resolve(allocation: Allocation, *, stored: Profile | None = None, gpus: int 
     return resolve_allocated(wanted, allocation, stored=stored, threads=None)
 
 
-def test_submitted_run_without_a_device_takes_the_gpus_that_slurm_gave() -> None:
+def test_submitted_run_without_a_device_uses_the_allocated_gpus() -> None:
     stored = Profile(launcher="slurm", device=None, nodes=1, processes=1, threads=1)
     given = resolve(Allocation(1, nodes=1, node_list="", cpus=8, gpus=4), stored=stored)
     assert (given.device, given.processes, given.threads) == ("cuda", 4, 2)

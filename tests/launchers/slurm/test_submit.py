@@ -1,4 +1,4 @@
-"""What `distrain submit` asks of sbatch, seen by a fake one on PATH, and what it leaves in the run directory."""
+"""The call of sbatch by `distrain submit`, recorded by a fake on PATH, and the files in the run directory."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def submit(*arguments: str, cwd: Path) -> Done:
     return done
 
 
-def test_options_reach_sbatch_in_its_words(fake: Path, tmp_path: Path) -> None:
+def test_options_reach_sbatch_under_its_names(fake: Path, tmp_path: Path) -> None:
     options = ["--nodes=2", "--gpus=4", "--time=4:00:00", "--partition=p", "--account=a", "--qos=q", "--constraint=c"]
     more = [
         "--dependency=afterok:1",
@@ -79,14 +79,14 @@ def test_options_reach_sbatch_in_its_words(fake: Path, tmp_path: Path) -> None:
     assert (profile["restarts"], profile["stall_timeout_s"]) == (5, 60)
 
 
-def test_what_may_surprise_of_the_data_is_said_at_the_submission(fake: Path, tmp_path: Path) -> None:
+def test_notes_on_the_data_are_printed_at_the_submission(fake: Path, tmp_path: Path) -> None:
     for place in ("train/a", "train/b", "test/a", "test/b"):
         write(tmp_path / "photos" / place / "0.png")
     done = submit("imagefolder-resnet18", f"--data={tmp_path / 'photos'}", "--procs=1", cwd=tmp_path / "work")
     assert f"note: {tmp_path / 'photos'} has no val/: validating on test/" in done.out.splitlines()
 
 
-def test_options_of_sbatch_that_ask_for_gpus_leave_the_device_to_slurm(fake: Path, tmp_path: Path) -> None:
+def test_options_of_sbatch_that_request_gpus_leave_the_device_to_slurm(fake: Path, tmp_path: Path) -> None:
     submit("digits", "--sbatch=gres=gpu:4", "--run=run", cwd=tmp_path / "work")
     assert yaml.safe_load((tmp_path / "work" / "run" / "profile.yaml").read_text())["device"] is None
 
@@ -191,7 +191,7 @@ def test_awkward_names_reach_sbatch_as_data(fake: Path, tmp_path: Path) -> None:
     assert f"--output={str(work / AWKWARD).replace('%', '%%')}/logs/slurm-%j.out" in saw["argv"]
 
 
-def test_dry_run_prints_the_call_and_makes_nothing(fake: Path, tmp_path: Path) -> None:
+def test_dry_run_prints_the_call_and_creates_nothing(fake: Path, tmp_path: Path) -> None:
     done = submit("digits", "--nodes=2", "--run=it's", "--dry-run", cwd=tmp_path / "work")
     line = done.out.splitlines()[-1]
     assert "sbatch --parsable --job-name=digits --nodes=2 --ntasks-per-node=1" in line
@@ -253,7 +253,7 @@ def test_without_git_the_snapshot_holds_the_modules_and_packages(fake: Path, tmp
         (["--set=train.epoch=1"], "did you mean train.epochs"),
     ],
 )
-def test_bad_input_is_one_sentence_and_makes_nothing(
+def test_bad_input_is_one_sentence_and_creates_nothing(
     fake: Path, tmp_path: Path, arguments: list[str], words: str
 ) -> None:
     (tmp_path / "work").mkdir()
@@ -265,7 +265,7 @@ def test_bad_input_is_one_sentence_and_makes_nothing(
     assert not fake.exists()
 
 
-def test_machine_without_sbatch_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_without_sbatch_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     done = distrain("submit", "digits", cwd=tmp_path)
     assert done.code == 2
