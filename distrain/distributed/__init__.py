@@ -1,1 +1,1 @@
-"""One update out of many ranks."""
+"""Parallel strategies, process groups, and the consensus on a stop."""

@@ -1,4 +1,4 @@
-"""Applies torch.compile: which parts of the network are compiled, and which of its passes run compiled."""
+"""Applies torch.compile to the network or its blocks, for training passes with full micro-batches."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ from distrain.errors import LaunchError, ModelError, RecipeError
 from distrain.messages import counted
 from distrain.models.blocks import find_blocks
 
-MAX_VERSIONS = 64  # of one forward function: it has one for each kind of block and each size of the images
+MAX_VERSIONS = 64  # of one forward function: one per kind of block and image size
 MAX_THREADS = 32
 
 log = logging.getLogger(__name__)
@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 class Compilation:
     """The compiled parts of a network.
 
-    Training's passes of whole micro-batches run compiled. Evaluation, and the smaller micro-batches at the end of an
-    epoch, run as they would without: the shapes that are compiled are few, which of them comes first has no influence
-    on any bit, and an evaluation is the same in a run, in `distrain eval` and in a bundle.
+    Only training passes with full micro-batches run compiled. Evaluation and the smaller micro-batches at the end of an
+    epoch, run uncompiled: so few shapes are compiled, their order does not influence any bit, and an evaluation gives
+    the same result in a run, in `distrain eval` and in a bundle.
     """
 
     def __init__(self, network: nn.Module, parts: list[nn.Module], *, micro_batch_size: int, mode: str | None) -> None:
@@ -42,28 +42,28 @@ class Compilation:
         self._watch(network, micro_batch_size, has_graphs=mode is not None)
 
     def report(self) -> None:
-        """Say how long torch has compiled since this was last called, if it has."""
-        if (seconds := self._clock.take_seconds()) > 0:
-            log.info("torch.compile took %.1f s; a restart finds most of it in %s", seconds, cache_folder())
+        """Log the time that torch has spent compiling since the last call, if any."""
+        if (seconds := self._clock.pop_seconds()) > 0:
+            log.info("torch.compile took %.1f s; a restart reuses most of it from %s", seconds, cache_folder())
 
     def _dispatch(self, part: nn.Module, mode: str | None) -> None:
-        """Let a part run compiled while a pass does; its `forward` is an attribute of its own, so its names stay."""
+        """Run a part compiled while `_is_on`; only its `forward` is replaced, so the names of its weights stay."""
         eager = part.forward
         compiled = torch.compile(eager, dynamic=False, mode=mode)
 
-        def forward(*args: Any, **kwargs: Any) -> Any:  # a block's arguments are its network's own affair
+        def forward(*args: Any, **kwargs: Any) -> Any:  # blocks may have any signature
             return compiled(*args, **kwargs) if self._is_on else eager(*args, **kwargs)
 
-        part.forward = forward  # hooks, such as FSDP's, stay outside of what is compiled
+        part.forward = forward  # hooks, such as FSDP's, are not compiled
 
     def _watch(self, network: nn.Module, micro_batch_size: int, *, has_graphs: bool) -> None:
-        """Decide at each pass of the network whether its parts run compiled."""
+        """Decide in each pass of the network whether its parts run compiled."""
         inner = network.forward
 
         def forward(images: torch.Tensor) -> Any:
             self._is_on = network.training and len(images) == micro_batch_size
             if self._is_on and has_graphs:
-                # The outputs of the last pass are not needed any more.
+                # The outputs of the previous pass are no longer needed.
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             return inner(images)
 
@@ -73,10 +73,10 @@ class Compilation:
 def compile_network(
     recipe: Recipe, network: nn.Module, world: World, *, micro_batch_size: int, num_micro_batches: int, processes: int
 ) -> Compilation | None:
-    """Compile in place what the recipe says, when it is first called; None where it says nothing.
+    """Set up the compilation that the recipe requests, in place; it runs at the first call. None if none is requested.
 
     `num_micro_batches` is the largest number of micro-batches of a rank in a step, `processes` the ranks on this node.
-    Raises a `UserError` where that cannot be done here, or not together with the rest of the recipe.
+    Raises a `UserError` if this machine cannot compile, or if the rest of the recipe does not allow it.
     """
     config = recipe.compute
     if config.compile == "none":
@@ -100,7 +100,7 @@ def compile_network(
 
 def check_compiler(device: torch.device, *, key: str) -> None:
     """Raise `LaunchError`, naming the recipe's key, if a program that torch.compile needs is not installed."""
-    if device.type == "cuda":  # Triton compiles what launches its kernels
+    if device.type == "cuda":  # Triton compiles its kernel launchers in C
         candidates, name, package = [os.environ.get("CC")] if "CC" in os.environ else ["gcc", "clang"], "C", "gcc"
         variable = "CC"
     else:
@@ -123,7 +123,7 @@ def check_compiler(device: torch.device, *, key: str) -> None:
 
 
 def cache_folder() -> str:
-    """Return where compiled code is kept: the user's cache, unless the environment names a place."""
+    """Return the folder for compiled code: in the user's cache, unless the environment names another one."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(caches / "distrain" / "compiled"))
 
@@ -132,39 +132,39 @@ def _check(recipe: Recipe, world: World, *, num_micro_batches: int) -> None:
     config = recipe.compute
     if world.num_devices > 1:
         raise RecipeError(
-            f"compute.compile={config.compile} is for one process a GPU, and one has {world.num_devices}; give --gpus "
+            f"compute.compile={config.compile} needs one process per GPU, and one has {world.num_devices}; give --gpus "
             f"without parallel.strategy=dp"
         )
     if config.compile == "whole" and recipe.parallel.strategy == "fsdp" and world.size > 1:
         raise RecipeError(
-            "compute.compile=whole does not go with parallel.strategy=fsdp, which gathers weights between the blocks; "
+            "compute.compile=whole cannot be used with parallel.strategy=fsdp, which gathers weights between blocks; "
             "use regional"
         )
     if config.cuda_graphs and (world.device.type != "cuda" or world.size > 1 or num_micro_batches > 1):
-        fault = f"trains {num_micro_batches} in a step" if num_micro_batches > 1 else f"has {world.size} processes"
+        fault = f"has {num_micro_batches} per step" if num_micro_batches > 1 else f"has {world.size} processes"
         if world.device.type != "cuda":
             fault = f"trains on the {world.device.type.upper()}"
         raise RecipeError(
-            f"compute.cuda_graphs is for one process with a GPU and one micro-batch a step, and this one {fault}; "
+            f"compute.cuda_graphs needs one process with a GPU and one micro-batch per step, and this run {fault}; "
             f"remove it"
         )
 
 
 def _prepare(processes: int, *, is_deterministic: bool) -> None:
-    """Set up torch's compiler: where it keeps its work, how many helpers it has, how many versions it makes."""
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache_folder()  # before the imports, which would choose a place below /tmp
-    import torch._dynamo.config as dynamo_config  # takes a second to import: only where it is used
+    """Configure torch's compiler: its cache folder, its number of processes, and the number of versions it compiles."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache_folder()  # before the imports, which would choose a folder in /tmp
+    import torch._dynamo.config as dynamo_config  # takes a second to import: only when needed
     import torch._inductor.config as inductor_config
 
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
         inductor_config.compile_threads = max(1, min(MAX_THREADS, cpus // processes))
-    inductor_config.deterministic = is_deterministic  # no choice between kernels by their time
-    dynamo_config.recompile_limit = MAX_VERSIONS  # beyond it torch continues without compiling, and says so
+    inductor_config.deterministic = is_deterministic  # does not choose kernels by timing
+    dynamo_config.recompile_limit = MAX_VERSIONS  # beyond it torch continues uncompiled, with a warning
 
 
 class _Clock:
-    """The time that torch spends compiling, forward and backward passes alike."""
+    """Measures the time that torch spends compiling, for forward and backward passes."""
 
     def __init__(self) -> None:
         from torch._dynamo.callback import on_compile_end, on_compile_start
@@ -174,8 +174,8 @@ class _Clock:
         _register(on_compile_start, self._start)
         _register(on_compile_end, self._stop)
 
-    def take_seconds(self) -> float:
-        """Return the seconds since this was last called."""
+    def pop_seconds(self) -> float:
+        """Return the seconds spent since the last call."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 

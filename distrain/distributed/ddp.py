@@ -1,4 +1,4 @@
-"""Wraps DistributedDataParallel: one replica a rank, gradients averaged while the backward pass runs."""
+"""Wraps DistributedDataParallel: one replica per rank, gradients averaged during the backward pass."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -15,7 +15,7 @@ _NO_CONTEXT: AbstractContextManager[None] = nullcontext()
 
 
 class Ddp:
-    """DistributedDataParallel, except that BatchNorm's running statistics are averaged over the ranks once a step."""
+    """DistributedDataParallel, with BatchNorm's running statistics averaged over the ranks once per step."""
 
     name = "ddp"
     forward_is_collective = False
@@ -24,7 +24,7 @@ class Ddp:
         self.module = module
         self.loss_scale = world.size
         self._world = world
-        # The buffers are kept equal here, with the statistics of all ranks and not of one.
+        # Buffers are synchronized here, from the statistics of all ranks; DDP would broadcast those of rank 0.
         names = [name for name, _ in module.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)  # type: ignore[no-untyped-call]
         self._replica = DistributedDataParallel(
@@ -37,18 +37,18 @@ class Ddp:
         self._statistics = BatchStatistics(module)
 
     def begin_step(self, global_batch: GlobalBatch, step: int) -> nn.Module:  # noqa: ARG002 - the protocol's signature
-        """Return the replica, or the network itself where the ranks have unequal work."""
+        """Return the replica, or the network itself if the ranks have different numbers of micro-batches."""
         self._statistics.begin()
         return self.module if self._is_uneven(global_batch) else self._replica
 
     def micro_batch(self, global_batch: GlobalBatch, index: int) -> AbstractContextManager[None]:
-        """Hold the reduction back in all but the last micro-batch."""
+        """Reduce the gradients only in the last micro-batch."""
         return _NO_CONTEXT if index == global_batch.local[-1] else self._replica.no_sync()
 
     def finish_step(self, global_batch: GlobalBatch, step: int) -> None:
-        """Average what the backward passes have not: statistics, and the gradients of an uneven global batch.
+        """Average the statistics, and the gradients of an uneven global batch, which DDP has not reduced.
 
-        Raises `ModelError` where a weight took no part in the step: its ranks would wait for each other.
+        Raises `ModelError` if a weight has no gradient in the step: the ranks would wait for each other.
         """
         if self._is_uneven(global_batch):
             self._average_gradients()
@@ -57,26 +57,26 @@ class Ddp:
         self._statistics.average(global_batch, self._world)
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Discard the gradients."""
         for parameter in self._parameters:
             parameter.grad = None
 
     def close(self) -> None:
-        """Do nothing: there is nothing of its own to give back."""
+        """Do nothing: there are no resources to release."""
 
     def _is_uneven(self, global_batch: GlobalBatch) -> bool:
         return global_batch.num_micro_batches % self._world.size != 0
 
     def _check_gradients(self, step: int) -> None:
-        lacking = next((name for name, weight in self._trained.items() if weight.grad is None), None)
-        if lacking is not None:
+        missing = next((name for name, weight in self._trained.items() if weight.grad is None), None)
+        if missing is not None:
             raise ModelError(
-                f"{lacking} took no part in step {step + 1} on rank {self._world.rank}, as it had at the start: a "
-                f"network whose parts come and go trains in one process, or with train.exact"
+                f"{missing} was not used in step {step + 1} on rank {self._world.rank}, but was used at the start; "
+                f"train a network that does not use all weights in every step in one process, or with train.exact"
             )
 
     def _average_gradients(self) -> None:
-        """Average the gradients without DDP, whose reducer wants a backward pass of every rank."""
+        """Average the gradients without DDP, whose reducer needs a backward pass on every rank."""
         by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
         for parameter in self._trained.values():
             if parameter.grad is None:

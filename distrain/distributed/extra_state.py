@@ -1,4 +1,4 @@
-"""Keeps what forward passes change besides weights and buffers: the extra state of a network, the state of a loss."""
+"""Reads, writes and shares the extra state of a network and the state of a loss, which forward passes may change."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,9 +24,9 @@ from distrain.tensors.module_state import (
 
 
 class ExtraState:
-    """The extra state of a network, and the state of a loss, on this rank: tensors by their names in a checkpoint.
+    """The extra state of a network and the state of a loss on this rank: tensors by their names in a checkpoint.
 
-    Each rank has its own, since each sees other samples. What is evaluated, and used after the training, is rank 0's.
+    It differs between ranks, since each rank sees other samples. Evaluation and exports use that of rank 0.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class ExtraState:
 
     @property
     def exists(self) -> bool:
-        """Whether there is any."""
+        """Whether network or loss have such a state."""
         return bool(self.network_names) or self.has_loss
 
     @property
@@ -49,7 +49,7 @@ class ExtraState:
         return self._loss is not None
 
     def read(self) -> Tensors:
-        """Return a copy of this rank's."""
+        """Return a copy of this rank's state."""
         packed: Tensors = {}
         if self.network_names:
             packed |= _prefixed(MODEL, pack(split(self._model)[1], owner="the network"))
@@ -58,16 +58,17 @@ class ExtraState:
         return packed
 
     def write(self, packed: Tensors) -> None:
-        """Give network and loss what `read` has returned, on this rank or another, before or in another process."""
-        if of_network := _without(MODEL, packed):
-            load_extra_state(self._model, of_network, device=self._device)
-        if self._loss is not None and (of_loss := _without(LOSS, packed)):
-            self._loss.load_state_dict(with_versions(unpack(of_loss, device=self._device), self._loss))
+        """Load a state that `read` has returned, on this or another rank, in this or another process."""
+        if network_state := _without(MODEL, packed):
+            load_extra_state(self._model, network_state, device=self._device)
+        if self._loss is not None and (loss_state := _without(LOSS, packed)):
+            self._loss.load_state_dict(with_versions(unpack(loss_state, device=self._device), self._loss))
 
     def gather(self, world: World) -> Tensors:
-        """Return what a checkpoint holds of all ranks', the same on each and on the CPU.
+        """Return the state of all ranks for a checkpoint, equal on every rank and on the CPU.
 
-        Rank 0's has its plain names. Where any other's differs, all others are beside it. All ranks call it together.
+        The names of rank 0 have no prefix. The other ranks are included only if one of them differs from rank 0. All
+        ranks must call it together.
         """
         if not self.exists:
             return {}
@@ -80,31 +81,31 @@ class ExtraState:
 
     @contextmanager
     def of_rank_zero(self, world: World) -> Iterator[None]:
-        """Let all ranks have rank 0's, and each its own again at the end: what changes in between leaves no trace.
+        """Use the state of rank 0 on all ranks in the block, and restore each rank's own state at its end.
 
-        All ranks call it together.
+        All ranks must call it together.
         """
-        with self.kept():
+        with self.preserved():
             if self.exists:
                 self.share(self.read(), world)
             yield
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Give this rank's back at the end."""
-        own = self.read()
+    def preserved(self) -> Iterator[None]:
+        """Restore this rank's state at the end of the block."""
+        saved = self.read()
         try:
             yield
         finally:
-            self.write(own)
+            self.write(saved)
 
     def share(self, packed: Tensors, world: World) -> None:
-        """Give all ranks what is `packed` on rank 0. All ranks call it together."""
+        """Load rank 0's `packed` state on all ranks, which must call it together."""
         self.write(world.from_rank_zero({name: full_tensor(tensor).cpu() for name, tensor in packed.items()}))
 
 
 def load_loss(loss_function: LossFunction, packed: Tensors) -> None:
-    """Give a loss the state that a checkpoint holds of it, packed; where it holds none, the loss stays as it is."""
+    """Load the packed state of a loss from a checkpoint; an empty one leaves the loss unchanged."""
     if packed and (loss := as_stateful(loss_function)) is not None:
         loss.load_state_dict(with_versions(unpack(packed), loss))
 
@@ -118,7 +119,7 @@ def _without(prefix: str, tensors: Tensors) -> Tensors:
 
 
 def _are_equal(first: Tensors, second: Tensors) -> bool:
-    """Whether two states have the same bits: a NaN is equal to itself."""
+    """Whether two states have the same bits; a NaN is equal to itself."""
     return first.keys() == second.keys() and all(
         tensor.dtype == second[name].dtype
         and tensor.shape == second[name].shape

@@ -1,4 +1,4 @@
-"""Trains with FSDP2: every rank keeps a part of each weight, gradient and optimizer state, and gathers what it uses."""
+"""Trains with FSDP2: each rank keeps a shard of weights, gradients and optimizer state, and gathers what it uses."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,15 +23,15 @@ from distrain.tensors.module_state import preserve_buffers
 
 
 class Fsdp:
-    """torch's `fully_shard` on each block of the network and on the whole of it.
+    """Applies torch's `fully_shard` to each block of the network and to the network.
 
-    With a `dtype` of autocast the weights travel in it, rounded once before they are gathered as autocast would round
-    them after; gradients are float32 when they are summed. Vectors (biases, the weights of norm layers, scales), which
-    autocast leaves in float32 or which are next to nothing, are not divided then: every rank has them whole. Nor are
-    the weights from which weight_norm, spectral_norm or a parametrization computes a layer's own.
+    With an autocast `dtype`, weights are cast to it before they are gathered, which rounds them as autocast would;
+    gradients are summed in float32. Vectors (biases, weights of norm layers, scales) are then not sharded, because
+    autocast keeps them in float32 or because they are tiny: every rank has the full tensors. The same holds for the
+    weights from which weight_norm, spectral_norm or a parametrization computes the weights of a layer.
 
-    Every forward and backward pass is a collective call: a rank that has fewer micro-batches than others goes through
-    the network with `example` and weight 0 instead.
+    Every forward and backward pass is a collective call: a rank with fewer micro-batches than others makes the
+    remaining passes with `example` and a loss of weight 0.
     """
 
     name = "fsdp"
@@ -52,11 +52,11 @@ class Fsdp:
         self._world = world
         self._example = example
         self._dtype = dtype
-        vectors = [] if dtype is None else _undivided(module)
+        vectors = [] if dtype is None else _unsharded(module)
         self._vectors = [weight for weight in vectors if weight.requires_grad]
-        for vector in vectors:  # a network may draw them in a way of its own
+        for vector in vectors:  # a network may initialize them differently on each rank
             dist.broadcast(vector.detach(), src=0)
-        _shard(module, world, dtype=dtype, whole=set(vectors))
+        _shard(module, world, dtype=dtype, unsharded=set(vectors))
         self._sharded = cast("FSDPModule", module)
         self._parameters = list(module.parameters())
         self._statistics = BatchStatistics(module)
@@ -70,31 +70,31 @@ class Fsdp:
 
     @contextmanager
     def micro_batch(self, global_batch: GlobalBatch, index: int) -> Iterator[None]:
-        """Reduce gradients in the last pass only."""
+        """Reduce gradients only in the last pass."""
         self._sharded.set_requires_gradient_sync(index - global_batch.local[0] == self._num_passes - 1)
         yield
 
     def finish_step(self, global_batch: GlobalBatch, step: int) -> None:  # noqa: ARG002
-        """Join the passes in which this rank has no micro-batch, and average what FSDP does not."""
+        """Join the passes in which this rank has no micro-batch, and average what FSDP does not average."""
         for number in range(len(global_batch.local), self._num_passes):
             self._sharded.set_requires_gradient_sync(number == self._num_passes - 1)
-            with preserve_buffers(self.module), self._extra.kept():
+            with preserve_buffers(self.module), self._extra.preserved():
                 with autocast(self._dtype, self._world.device.type):
-                    answer = self.module(self._example)
-                (answer.sum() * 0).backward()
+                    outputs = self.module(self._example)
+                (outputs.sum() * 0).backward()
         self._average_vectors()
         self._statistics.average(global_batch, self._world)
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Discard the gradients."""
         for parameter in self._parameters:
             parameter.grad = None
 
     def close(self) -> None:
-        """Do nothing: there is nothing of its own to give back."""
+        """Do nothing: there are no resources to release."""
 
     def _average_vectors(self) -> None:
-        """Average the gradients of the weights that are whole."""
+        """Average the gradients of the unsharded weights."""
         by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
         for weight in self._vectors:
             if weight.grad is not None:
@@ -103,28 +103,28 @@ class Fsdp:
             average_together(gradients, size=self._world.size)
 
 
-def _shard(module: nn.Module, world: World, *, dtype: torch.dtype | None, whole: set[nn.Parameter]) -> None:
-    """Shard every block, then what is left; what is frozen as well, since it has to fit, too."""
+def _shard(module: nn.Module, world: World, *, dtype: torch.dtype | None, unsharded: set[nn.Parameter]) -> None:
+    """Shard every block, then the remaining weights; frozen ones too, since they also need memory."""
     mesh = init_device_mesh(world.device.type, (world.size,))
     policy = MixedPrecisionPolicy()
     if dtype is not None:
-        # What is not a weight has the dtype that autocast gives it.
+        # Activations keep the dtype that autocast gives them.
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    # A list of parametrizations is never called as other modules are: earlier versions of torch refuse it.
+    # A list of parametrizations has no forward pass of its own: earlier versions of torch refuse to shard it.
     parts = [part for part in divide(module) if not isinstance(part, nn.ModuleList)]
     for part in (*parts, module):
-        fully_shard(part, mesh=mesh, mp_policy=policy, ignored_params=whole)
+        fully_shard(part, mesh=mesh, mp_policy=policy, ignored_params=unsharded)
 
 
-def _undivided(module: nn.Module) -> list[nn.Parameter]:
-    """Return the vectors, and the weights from which a layer computes another one, in float32 beside its buffers."""
+def _unsharded(module: nn.Module) -> list[nn.Parameter]:
+    """Return the vectors, and the weights from which a layer computes its weights in float32, together with buffers."""
     parts = [part for part in module.modules() if _computes_weights(part)]
     sources = {weight for part in parts for weight in part.parameters()}
     return [weight for weight in module.parameters() if _is_vector(weight) or weight in sources]
 
 
 def _computes_weights(part: nn.Module) -> bool:
-    """Whether a layer has parametrizations, or is normed by the hooks that were there before them."""
+    """Whether a layer has parametrizations, or weight_norm or spectral_norm as the older hooks."""
     hooks = part._forward_pre_hooks.values()
     return is_parametrized(part) or any(isinstance(hook, WeightNorm | SpectralNorm) for hook in hooks)
 

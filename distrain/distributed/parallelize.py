@@ -1,4 +1,4 @@
-"""Makes the parallel strategies: each makes the ranks' work on one step one and the same update."""
+"""Builds the parallel strategy of a recipe."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -35,10 +35,10 @@ def build_strategy(
     extra: ExtraState | None = None,
     idle: Sequence[str] = (),
 ) -> Strategy:
-    """Return the strategy of a recipe for this world, for a network and a loss with `extra` state.
+    """Return the strategy of a recipe for this world; `extra` is the extra state of network and loss.
 
-    `example` is a small batch as the network gets it, `idle` names the weights on which the loss does not depend, where
-    `needs_unused_parameters` asks for them.
+    `example` is a small input batch of the network. `idle` names the weights on which the loss does not depend, if
+    `needs_unused_parameters` returns True.
     """
     if world.num_devices > 1:
         sizes = torch.arange(batching.micro_batch_size).chunk(world.num_devices)
@@ -60,41 +60,41 @@ def build_strategy(
 
 
 def needs_unused_parameters(recipe: Recipe, world: World) -> bool:
-    """Return whether the ranks have to know of each weight beforehand whether it will have a gradient.
+    """Return whether the strategy must know beforehand which weights get no gradient.
 
-    FSDP finds it out by itself; exact mode does in one process what it does in several.
+    FSDP does not need it; exact mode does in one process what it does in several.
     """
     return recipe.train.exact or (world.size > 1 and recipe.parallel.strategy != "fsdp")
 
 
-def check_sync_batchnorm(recipe: Recipe, world: World, order: TrainSampler) -> None:
-    """Raise `RecipeError` where the ranks of `parallel.sync_batchnorm` could not meet in every forward pass."""
+def check_sync_batchnorm(recipe: Recipe, world: World, sampler: TrainSampler) -> None:
+    """Raise `RecipeError` if `parallel.sync_batchnorm` cannot work: its ranks communicate in every forward pass."""
     if not recipe.parallel.sync_batchnorm:
         return
     if recipe.train.exact:
         log.info(
-            "parallel.sync_batchnorm adds nothing to train.exact: BatchNorm is the same there at every number of "
-            "processes, by micro-batches"
+            "parallel.sync_batchnorm has no effect with train.exact: BatchNorm is the same there for every number of "
+            "processes, over each micro-batch"
         )
         return
     if world.device.type == "cpu":
         raise RecipeError(
-            "parallel.sync_batchnorm: torch has it on GPUs alone; on the CPU, train.exact=true makes BatchNorm the "
-            "same at every number of processes"
+            "parallel.sync_batchnorm is available only on GPUs; on the CPU, train.exact=true makes BatchNorm the same "
+            "for every number of processes"
         )
     if world.num_devices > 1:
         raise RecipeError(
-            f"parallel.sync_batchnorm is for one process a GPU, and one has {world.num_devices}; give --gpus without "
+            f"parallel.sync_batchnorm needs one process per GPU, and one has {world.num_devices}; give --gpus without "
             f"parallel.strategy=dp"
         )
-    if order.global_batch(order.steps_per_epoch - 1).num_micro_batches % world.size:
+    if sampler.global_batch(sampler.steps_per_epoch - 1).num_micro_batches % world.size:
         raise RecipeError(
-            f"parallel.sync_batchnorm: the last batch of an epoch does not divide over {world.size} processes, which "
-            f"would wait for each other; --set data.drop_last=true"
+            f"parallel.sync_batchnorm: the last batch of an epoch cannot be divided among {world.size} processes, "
+            f"which would wait for each other; use --set data.drop_last=true"
         )
 
 
-Dtype = torch.dtype | None  # of autocast, None where there is none
+Dtype = torch.dtype | None  # of autocast; None: no autocast
 
 
 def _auto(module: nn.Module, world: World, example: torch.Tensor, dtype: Dtype) -> Strategy:
@@ -119,7 +119,7 @@ def _data_parallel(module: nn.Module, world: World, _: torch.Tensor, dtype: Dtyp
 def _none(module: nn.Module, world: World, _: torch.Tensor, __: Dtype) -> Strategy:
     if world.size > 1 or world.num_devices > 1:
         raise RecipeError(
-            f"parallel.strategy=none is for one device, and {max(world.size, world.num_devices)} were requested; "
+            f"parallel.strategy=none uses one device, and {max(world.size, world.num_devices)} were requested; "
             f"use parallel.strategy=auto"
         )
     return SingleProcess(module)
@@ -128,9 +128,9 @@ def _none(module: nn.Module, world: World, _: torch.Tensor, __: Dtype) -> Strate
 def _fsdp(
     module: nn.Module, world: World, example: torch.Tensor, dtype: Dtype, *, extra: ExtraState | None
 ) -> Strategy:
-    from distrain.distributed.fsdp import Fsdp  # takes a second to import: only where it is used
+    from distrain.distributed.fsdp import Fsdp  # takes a second to import: only when needed
 
-    # One process has all parts anyway.
+    # A single process has all shards anyway.
     return SingleProcess(module) if world.size == 1 else Fsdp(module, world, example, extra=extra, dtype=dtype)
 
 

@@ -1,8 +1,8 @@
 """Defines the fixed binary tree in which exact mode sums the micro-batches of a step on any number of processes.
 
-Node (level, index) is the sum of the leaves from index x 2^level up to (index + 1) x 2^level, as far as there are any.
-It is its left child plus its right child; a node whose only child is the left one has that child's value. The shape
-depends on the number of leaves alone, so every grouping of the leaves over processes gives the same floating-point sum.
+Node (level, index) is the sum of the existing leaves from index x 2^level up to (index + 1) x 2^level. It is the sum of
+its left and its right child; a node with only a left child has the value of that child. The shape of the tree depends
+only on the number of leaves, so every assignment of leaves to processes gives the same floating-point sum.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ T = TypeVar("T")
 def merge(nodes: dict[Node, T], num_leaves: int, add: Callable[[T, T], T]) -> None:
     """Replace, in place, every pair of siblings by `add(left, right)` at their parent, until no siblings are left.
 
-    With all leaves, or any nodes that cover them, one node stays: the root.
+    If the nodes cover all leaves, only the root remains.
     """
     for level in range(_root_level(num_leaves)):
         last = (num_leaves - 1) >> level
@@ -31,9 +31,9 @@ def merge(nodes: dict[Node, T], num_leaves: int, add: Callable[[T, T], T]) -> No
 
 @lru_cache(maxsize=1024)
 def covering_nodes(first: int, stop: int, num_leaves: int) -> tuple[Node, ...]:
-    """Return the nodes to which the leaves from `first` up to `stop` can be summed without any other leaf.
+    """Return the largest nodes that can be computed from the leaves `first` up to `stop` alone.
 
-    They are about 2 x log2(stop - first) at most, in the order of their leaves.
+    There are at most about 2 x log2(stop - first), in the order of their leaves.
     """
     nodes: dict[Node, None] = {}
     for leaf in range(first, stop):

@@ -13,9 +13,9 @@ _NO_CONTEXT: AbstractContextManager[None] = nullcontext()
 
 
 class SingleProcess:
-    """The network as it is; with several GPUs, each forward pass is split over them by DataParallel.
+    """Runs the network unwrapped; with several GPUs, DataParallel splits each forward pass across them.
 
-    The weights stay on the first GPU and keep their names, so that checkpoints are those of any other strategy.
+    The weights stay on the first GPU and keep their names, so that checkpoints are the same as for other strategies.
     """
 
     name = "single"
@@ -30,30 +30,30 @@ class SingleProcess:
         self._parameters = list(module.parameters())
 
     def begin_step(self, global_batch: GlobalBatch, step: int) -> nn.Module:  # noqa: ARG002 - the protocol's signature
-        """Return what to call."""
+        """Return the module to call."""
         return self._replica
 
     def micro_batch(self, global_batch: GlobalBatch, index: int) -> AbstractContextManager[None]:  # noqa: ARG002
-        """Return an empty context: gradients add up by themselves."""
+        """Return an empty context: autograd accumulates the gradients."""
         return _NO_CONTEXT
 
     def finish_step(self, global_batch: GlobalBatch, step: int) -> None:
-        """Do nothing: this rank has seen the whole global batch."""
+        """Do nothing: this rank has processed the entire global batch."""
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Discard the gradients."""
         for parameter in self._parameters:
-            parameter.grad = None  # what zero_grad does, without its bookkeeping for profilers
+            parameter.grad = None  # like zero_grad, without its profiler overhead
 
     def close(self) -> None:
-        """Do nothing: there is nothing of its own to give back."""
+        """Do nothing: there are no resources to release."""
 
 
 class _Autocasting(nn.Module):
-    """A network that enters autocast by itself, in whatever thread it is called.
+    """A network that enters autocast in the thread that calls it.
 
-    The dtype of autocast is a setting of a thread. DataParallel hands on to its threads that autocast is on, and not
-    which dtype it has: they would compute in float16.
+    The dtype of autocast is a per-thread setting. DataParallel enables autocast in its threads, but not with the
+    same dtype: they would compute in float16.
     """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype | None) -> None:
@@ -61,7 +61,7 @@ class _Autocasting(nn.Module):
         self.network = network
         self._dtype = dtype
 
-    def forward(self, images: torch.Tensor) -> Any:  # a network's answer is its own affair
+    def forward(self, images: torch.Tensor) -> Any:  # networks may return any type
         """Call the network."""
         with autocast(self._dtype, images.device.type):
             return self.network(images)

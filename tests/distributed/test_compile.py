@@ -86,19 +86,19 @@ def test_evaluation_and_smaller_micro_batches_have_the_bits_of_the_plain_network
             ["compute={compile: whole, cuda_graphs: true}"],
             ALONE,
             1,
-            "compute.cuda_graphs is for one process with a GPU .* trains on the CPU",
+            "compute.cuda_graphs needs one process with a GPU .* trains on the CPU",
         ),
         (
             ["compute={compile: whole, cuda_graphs: true}"],
             World(rank=0, size=1, local_rank=0, device=torch.device("cuda", 0)),
             3,
-            "trains 3 in a step",
+            "has 3 per step",
         ),
         (
             ["compute.compile=whole"],
             World(rank=0, size=1, local_rank=0, device=torch.device("cuda", 0), num_devices=2),
             1,
-            "one process a GPU, and one has 2",
+            "one process per GPU, and one has 2",
         ),
         (
             ["compute.compile=whole", "parallel.strategy=fsdp"],

@@ -133,7 +133,7 @@ def test_stop_thread_survives_a_store_that_fails_now_and_then(tmp_path: Path) ->
 
 
 def test_held_rank_whose_store_is_lost_fails_instead_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distrain.distributed.stop_consensus._STORE_PATIENCE_S", 0.3)
+    monkeypatch.setattr("distrain.distributed.stop_consensus._STORE_TIMEOUT_S", 0.3)
     store = HashStore()
     world = World(rank=0, size=2, local_rank=0, device=torch.device("cpu"), store=store)
     posted = "distrain/stop/next-step/0"

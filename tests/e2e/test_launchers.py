@@ -64,7 +64,7 @@ def test_single_process_started_by_accelerate_instead_of_two_is_reported(tmp_pat
         [*command, "-m", "distrain.worker", str(torchrun)], capture_output=True, text=True, check=False
     )
     assert done.returncode != 0
-    assert "distrain: 2 processes were requested and 1 came; start the run with `distrain fit`\n" in done.stderr
+    assert "distrain: 2 processes were requested and 1 started; start the run with `distrain fit`\n" in done.stderr
 
 
 @pytest.mark.slow
