@@ -112,7 +112,7 @@ def test_bench_of_an_image_folder(tmp_path: Path, more: list[str]) -> None:
     assert done.code == 0, done.err
     for words in ("throughput", "data wait", "loader", "checkpoint", "memory"):
         assert words in done.out
-    assert "-bound" in done.out or "held up by waiting" in done.out  # on a busy machine, ranks wait for each other
+    assert "-bound" in done.out
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
