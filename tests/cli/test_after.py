@@ -1,4 +1,4 @@
-"""`export`, `predict` and `import` after a real training: what was evaluated is what is handed out."""
+"""`export`, `predict` and `import` after a real training: the exported network is the evaluated one."""
 
 import csv
 import json
@@ -48,7 +48,7 @@ def test_bundle_is_the_best_checkpoint_as_it_was_evaluated(folder: Path) -> None
     assert (folder / "bundle" / "model.safetensors").stat().st_mode & 0o044 == 0o044
 
 
-def test_export_says_what_it_took_and_replaces_only_by_force(folder: Path) -> None:
+def test_export_reports_its_source_and_replaces_only_with_force(folder: Path) -> None:
     done = distrain("export", "run/checkpoints/step-00000023", "--format=torch", cwd=folder)
     assert done.code == 0, done.err
     assert "step-00000023 (as named" in done.out
@@ -71,7 +71,7 @@ def test_run_and_bundle_predict_the_same(folder: Path) -> None:
     assert "the best by evaluation" in of_run.err
 
 
-def test_bad_pictures_are_told_in_their_place_and_the_others_go_on(folder: Path) -> None:
+def test_bad_images_are_reported_in_their_place_and_the_others_are_predicted(folder: Path) -> None:
     (folder / "bad.png").write_text("no picture")
     named = ["digits/000.png", "bad.png", "missing.png", "digits/001.png"]
     rows = [json.loads(line) for line in predict("bundle", *named, "--json", cwd=folder, code=1).out.splitlines()]
@@ -83,7 +83,7 @@ def test_bad_pictures_are_told_in_their_place_and_the_others_go_on(folder: Path)
     assert "there is no such file" in done.err
 
 
-def test_one_picture_tells_each_class_and_is_shown(folder: Path) -> None:
+def test_single_image_prints_each_class_and_is_shown(folder: Path) -> None:
     done = predict("bundle", "digits/000.png", "--show", cwd=folder)
     lines = done.out.splitlines()
     assert len(lines) == 10
@@ -92,7 +92,7 @@ def test_one_picture_tells_each_class_and_is_shown(folder: Path) -> None:
     assert (folder / "000-predicted.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_paths_come_from_standard_input_and_a_closed_pipe_is_no_failure(folder: Path) -> None:
+def test_paths_come_from_standard_input_and_a_closed_pipe_is_not_a_failure(folder: Path) -> None:
     paths = "\n".join(f"digits/{number % 6:03}.png" for number in range(60))
     piped = " ".join(command("predict", "bundle", "-", "--batch-size=1"))
     shell = ["bash", "-o", "pipefail", "-c", f"{piped} | head -n 2"]
@@ -101,7 +101,7 @@ def test_paths_come_from_standard_input_and_a_closed_pipe_is_no_failure(folder: 
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["digits/000.png", "digits/001.png"]
 
 
-def test_piped_name_that_no_file_can_have_is_told_and_the_others_go_on(folder: Path) -> None:
+def test_piped_name_that_no_file_can_have_is_reported_and_the_others_are_predicted(folder: Path) -> None:
     done = subprocess.run(
         command("predict", "bundle", "-"),
         input="digits/000.png\na\0b.png\n\0\ndigits/001.png\n",

@@ -67,7 +67,7 @@ SMALL = ["--set=model.name=lenet", "--set=data.batch_size=8", "--set=augment.tra
 SMALL += ["--set=augment.eval=[{Resize: {size: [32, 32]}}]", "--set=data.num_workers=1"]
 
 
-def test_plan_tells_memory_time_disk_and_jobs(tmp_path: Path) -> None:
+def test_plan_reports_memory_time_disk_and_jobs(tmp_path: Path) -> None:
     folder = images(tmp_path / "photos")
     arguments = ["imagefolder-resnet18", *SMALL, f"--data={folder}", "--procs=1", "--nodes=2", "--network=10gbe"]
     done = distrain("plan", *arguments, "--time=8:00:00", "--steps=2", "--json", cwd=tmp_path)
@@ -138,7 +138,7 @@ def test_bench_on_a_gpu(tmp_path: Path) -> None:
         (["plan", "--nodes=0"], "--nodes 0"),
     ],
 )
-def test_bad_question_is_one_sentence(tmp_path: Path, arguments: list[str], words: str) -> None:
+def test_bad_request_is_one_sentence(tmp_path: Path, arguments: list[str], words: str) -> None:
     done = distrain(*arguments, cwd=tmp_path, env=NO_GPU)
     assert done.code == 2
     assert words in done.err
@@ -147,7 +147,7 @@ def test_bad_question_is_one_sentence(tmp_path: Path, arguments: list[str], word
 
 
 @pytest.mark.slow
-def test_failure_of_the_network_is_told_and_nothing_is_kept(tmp_path: Path) -> None:
+def test_failure_of_the_network_is_reported_and_nothing_is_kept(tmp_path: Path) -> None:
     done = distrain("bench", "--set=model.name=resnet19", cwd=tmp_path)
     assert done.code == 2
     assert "did you mean resnet18?" in done.err.splitlines()[-1]

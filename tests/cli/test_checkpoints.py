@@ -1,4 +1,4 @@
-"""`distrain checkpoints` tells what a run has saved, finds what is damaged, and moves nothing untold."""
+"""`distrain checkpoints` lists what a run has saved, finds damage, and reports all that it moves or deletes."""
 
 import fcntl
 import json
@@ -52,7 +52,7 @@ def test_list_shows_step_size_evaluation_and_best(run: Path) -> None:
     assert "quarantined: step-00000046" in checkpoints("list", "run", run=run)
 
 
-def test_best_that_is_not_kept_is_said_and_no_other_is_called_so(run: Path) -> None:
+def test_best_that_is_not_kept_is_reported_and_no_other_is_called_the_best(run: Path) -> None:
     file = run / "checkpoints" / "step-00000069" / "state.json"
     state = json.loads(file.read_text())
     state["best"]["step"] = 35
@@ -78,7 +78,7 @@ def test_verify_finds_the_damage_and_moves_nothing(run: Path) -> None:
     assert len(list((run / "checkpoints").glob("step-*"))) == 3
 
 
-def test_show_tells_state_and_tensors(run: Path) -> None:
+def test_show_prints_state_and_tensors(run: Path) -> None:
     text = checkpoints("show", "run", "23", run=run)
     shown = json.loads(checkpoints("show", "run", "23", "--json", run=run))
     assert shown["state"]["step"] == 23

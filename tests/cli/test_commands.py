@@ -85,7 +85,7 @@ def test_recipes_are_listed_shown_explained_and_copied(tmp_path: Path) -> None:
     assert "mine.yaml exists" in again.err
 
 
-def test_command_that_a_new_recipe_is_given_with_works_once_its_folder_is_named(tmp_path: Path) -> None:
+def test_command_suggested_for_a_new_recipe_works_once_its_folder_is_named(tmp_path: Path) -> None:
     for name, options in (("digits", ""), ("cifar10", ""), ("imagefolder-resnet18", " --data DIR")):
         done = distrain("recipes", "init", name, f"my {name}.yaml", cwd=tmp_path)
         assert done.out.endswith(f"then: distrain fit 'my {name}.yaml'{options}\n")
@@ -97,7 +97,7 @@ def test_command_that_a_new_recipe_is_given_with_works_once_its_folder_is_named(
     assert done.code == 0, done.err
 
 
-def test_dry_run_prints_recipe_and_command_and_makes_nothing(tmp_path: Path) -> None:
+def test_dry_run_prints_recipe_and_command_and_creates_nothing(tmp_path: Path) -> None:
     done = distrain("fit", "--procs=2", "--set=train.seed=5", "--run=there", "--dry-run", cwd=tmp_path)
     assert done.code == 0
     assert "seed: 5" in done.out
@@ -107,7 +107,7 @@ def test_dry_run_prints_recipe_and_command_and_makes_nothing(tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
-def test_failure_of_a_verified_training_is_told_after_one_prefix(tmp_path: Path) -> None:
+def test_failure_of_a_verified_training_is_reported_after_one_prefix(tmp_path: Path) -> None:
     done = distrain("verify", "--set=model.name=nothing", "--steps=3", cwd=tmp_path)
     assert done.code == 2
     assert done.err.startswith("distrain: the training ended with exit code 2: unknown model 'nothing'")

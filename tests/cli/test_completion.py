@@ -80,5 +80,5 @@ def test_every_shell_is_answered_in_its_own_form(place: Path) -> None:
     assert '"digits-1"' in answer
 
 
-def test_nothing_is_said_of_a_run_that_is_not_there(place: Path) -> None:
+def test_missing_run_gives_no_completions_and_no_error(place: Path) -> None:
     assert complete("distrain checkpoints show nothing ", shell="bash", cwd=place) == ["best", "last"]

@@ -147,7 +147,7 @@ def test_no_command_ends_in_a_traceback_with_a_closed_output(place: Path) -> Non
         assert_told(walked)
 
 
-def test_read_only_disk_is_one_sentence_for_all_that_write_and_none_for_all_that_read(place: Path) -> None:
+def test_read_only_disk_is_one_sentence_for_commands_that_write_and_no_problem_for_others(place: Path) -> None:
     mount = f"mount --bind {place} {place} && mount -o remount,bind,ro {place}"
     under = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh"]
     if shutil.which("unshare") is None or subprocess.run([*under, "true"], capture_output=True, check=False).returncode:

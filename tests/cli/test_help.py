@@ -21,7 +21,7 @@ def test_every_help_has_an_example_and_shows_no_type_of_python(tmp_path: Path, m
             assert words not in walked.out, walked
 
 
-def test_help_explains_what_is_typed_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_explains_the_most_used_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     fit, predict = walk([["fit", "--help"], ["predict", "--help"]], cwd=tmp_path, torch=False)
     for words in ("null", "quote lists", "'augment.mean=[0.5]'", ".npz", "CSV", "default: (3)", "default: (120)"):

@@ -1,4 +1,4 @@
-"""A run is told in the words of its own metric, whatever kind of target it trains on."""
+"""A run is described by its own metric, whatever kind of target it trains on."""
 
 import io
 import json
@@ -89,7 +89,7 @@ def told(tell: str, *arguments: object, width: int | None = None) -> list[str]:
         (ONLY_NAN, "finished  top-1 10.00%, validation loss nan"),
     ],
 )
-def test_summary_tells_the_metric_that_the_best_is_chosen_by(tmp_path: Path, status: Status, line: str) -> None:
+def test_summary_names_the_metric_that_selects_the_best(tmp_path: Path, status: Status, line: str) -> None:
     lines = told("print_summary", make_run(tmp_path / "run", status), status)
     assert lines[:2] == [line, "trained   9 steps in 0.0 s"]
 
@@ -184,7 +184,7 @@ def test_command_resumes_a_run_on_the_processes_that_it_had(tmp_path: Path, fiel
     assert resume_command(run) == words.format(run=f"'{run.path}'")
 
 
-def test_rollbacks_are_told_with_their_steps(tmp_path: Path) -> None:
+def test_rollbacks_are_printed_with_their_steps(tmp_path: Path) -> None:
     skipped = [SkippedBatch(step=step, cause="the loss") for step in (2, 7)]
     run = make_run(tmp_path / "run", CLASSES.model_copy(update={"skipped_batches": skipped}))
     assert json.loads(run.status.read_text())["rollbacks"] == 2

@@ -1,4 +1,4 @@
-"""The steps of `distrain fit` by themselves: what is resolved, what is written, and by which machine."""
+"""The steps of `distrain fit` one by one: what is resolved, what is written, and by which node."""
 
 import sys
 from pathlib import Path
@@ -81,7 +81,7 @@ def test_prepare_writes_the_run_and_holds_it_for_the_block() -> None:
         assert not is_new
 
 
-def test_stop_before_the_run_directory_is_there_reaches_the_ranks() -> None:
+def test_stop_before_the_run_directory_exists_reaches_the_ranks() -> None:
     stop = StopRequest()
     stop.set()
     with prepare(resolve(on_cpu(run=Path("run"))), console(), stop):

@@ -1,4 +1,4 @@
-"""The table of runs tells them apart, in whatever room there is, and in the order that is asked for."""
+"""The table of runs distinguishes them, at any width, and in the requested order."""
 
 import io
 import math
@@ -53,7 +53,7 @@ def test_runs_with_one_metric_have_it_as_their_heading_and_others_beside_each_nu
     assert last.split()[3:8] == ["MAE", "12.35", "MAE", "11", "0.2500"]
 
 
-def test_key_under_its_old_name_is_no_difference_between_runs(tmp_path: Path) -> None:
+def test_key_under_its_old_name_is_not_a_difference_between_runs(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, CLASSES) for name in ("old", "new")]
     text = load_recipe("digits", overrides=[]).to_yaml()
     runs[0].recipe.write_text(text.replace("  cache: auto\n", "  hold: auto\n"))
@@ -85,7 +85,7 @@ def test_pipe_gets_every_column_untruncated_and_a_terminal_those_that_fit(tmp_pa
         assert all(run.path.name in line for run, line in zip(runs, lines[1:], strict=True))
 
 
-def test_runs_are_sorted_as_asked_and_those_without_a_value_come_last(tmp_path: Path) -> None:
+def test_runs_are_sorted_as_requested_and_those_without_a_value_come_last(tmp_path: Path) -> None:
     def make(name: str, best: float | None, loss: float) -> RunDirectory:
         last = {"step": 9, "val/loss": loss, "val/top1": 0.5}
         return make_run(

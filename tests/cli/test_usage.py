@@ -1,4 +1,4 @@
-"""A command line that is wrong ends in one sentence that names what was meant, and exit code 2."""
+"""A wrong command line ends with one sentence that suggests a correction, and exit code 2."""
 
 from pathlib import Path
 

@@ -33,8 +33,8 @@ def test_micro_batch_is_found_once_and_the_global_batch_stays(tmp_path: Path) ->
     (tmp_path / "run" / "status.json").unlink()
     again = fit(*arguments, "--procs=2", cwd=tmp_path)
     assert "global batch 64 = micro-batch 32 x accumulation 1 x 2 processes" in again.out
-    assert "samples take" in done.out
-    assert "samples take" not in again.out
+    assert "MiB may be used" in done.out
+    assert "MiB may be used" not in again.out
 
 
 def test_statistics_over_all_gpus_are_refused_on_the_cpu(tmp_path: Path) -> None:
