@@ -1,4 +1,4 @@
-"""Makes a session from the recipe: every part of training, the same on every rank."""
+"""Builds the session from the recipe: all parts of training, the same on every rank."""
 
 import logging
 from dataclasses import replace
@@ -52,10 +52,10 @@ def build_session(
     *,
     has_checkpoint: bool,
 ) -> Session:
-    """Make everything that training needs; the batches listed as skipped in the monitor's state are skipped.
+    """Build everything that training needs; batches that the monitor's state lists as skipped are skipped.
 
-    The weights that a recipe starts from are not requested where a checkpoint replaces them.
-    Raises a `UserError` where recipe, data and network do not go together.
+    With `has_checkpoint`, the initial weights of the recipe are not loaded, because a checkpoint replaces them.
+    Raises a `UserError` if recipe, data and network do not match.
     """
     data = set_up_data(recipe, profile, world)
     loss = set_up_loss(recipe, data, world)
@@ -81,7 +81,7 @@ def build_session(
 def _assemble(
     profile: Profile, run: RunDirectory, monitor: RankMonitor, parts: Parts, settings: dict[str, ParamGroupOptions]
 ) -> Session:
-    """Wrap the network for its strategy, and add what follows its weights."""
+    """Wrap the network for its strategy, and build the parts that need its weights."""
     recipe, world, data, loss, precision = parts.recipe, parts.world, parts.data, parts.loss, parts.precision
     network, model, sampler = parts.network, parts.network.model, parts.data.sampler
     with precision.autocast():
@@ -149,12 +149,12 @@ def _assemble(
         fingerprint=fingerprint,
         monitor=monitor,
         stop=StopConsensus(world, monitor.stop.request.is_set, name=f"stop-{len(skipped)}-{must_watch}"),
-        profiler=Profiler(run, world, monitor.state, is_wanted=profile.trace),
+        profiler=Profiler(run, world, monitor.state, is_enabled=profile.trace),
     )
 
 
 def _with_found_micro_batch_size(profile: Profile, run: RunDirectory, parts: Parts) -> DataSetup:
-    """Return the data cut into micro-batches of the size that memory holds."""
+    """Return the data split into micro-batches of the largest size that fits in memory."""
     recipe, world, data = parts.recipe, parts.world, parts.data
     if recipe.parallel.strategy == "fsdp" or world.num_devices > 1:
         raise RecipeError(

@@ -1,4 +1,4 @@
-"""Resolves the weights of the classes in the loss: given as numbers, or from each class's number of samples."""
+"""Resolves the class weights of the loss, which are given as numbers or computed from the sample counts."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Chooses deterministic kernels where the recipe asks for them, and seeds what the network draws in a step."""
+"""Selects deterministic kernels if the recipe requests them, and seeds the random numbers of the network."""
 
 import os
 
@@ -10,7 +10,7 @@ from distrain.rng import Purpose, derive_seed
 
 
 def set_determinism(recipe: Recipe) -> None:
-    """Choose deterministic or fastest kernels, as the recipe says; before anything is built."""
+    """Select deterministic or the fastest kernels, according to the recipe; call this before anything is built."""
     if recipe.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.use_deterministic_algorithms(True, warn_only=True)  # noqa: FBT003 - its usual form
@@ -20,14 +20,14 @@ def set_determinism(recipe: Recipe) -> None:
 
 
 def seed_model_draws(seed: int, step: int, micro_batch: int, gpus: range, *, is_own: bool) -> None:
-    """Seed what the network draws, such as dropout, as a function of (seed, step, micro-batch) and nothing else.
+    """Seed the random numbers of the network, such as dropout's, from (seed, step, micro-batch) and nothing else.
 
-    Where it or the loss is the user's own, it may draw from numpy and from Python as well.
+    With `is_own`, network or loss are the user's code, which may also use the generators of NumPy and Python.
     """
     value = derive_seed(seed, Purpose.MODEL_DRAW, step, micro_batch)
     if is_own:
         seed_generators(seed, Purpose.MODEL_DRAW, step, micro_batch)
-    else:  # a hundredth of the time of torch.manual_seed, which asks all backends
+    else:  # 100 times faster than torch.manual_seed, which seeds all backends
         torch.default_generator.manual_seed(value)
     for gpu in gpus:
         torch.cuda.default_generators[gpu].manual_seed(value + gpu - gpus[0])

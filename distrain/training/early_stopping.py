@@ -1,7 +1,7 @@
-"""Ends a run before its planned last step: at a target loss, without progress, or when its time is up.
+"""Ends a run before its planned last step: at a target loss, without progress, or at a time limit.
 
-Stopping early makes a step the last one, evaluated and saved as such. The learning-rate schedule stays as it was
-planned.
+The step at which a run stops early is evaluated and saved like any last step. The learning-rate schedule does not
+change.
 """
 
 import logging
@@ -25,16 +25,16 @@ def stop_at(session: Session, step: int, ending: Ending) -> Session:
 
 
 def check_time_and_target(session: Session, step: int) -> Session:
-    """Make `step` the last one where the loss that the recipe wants is reached, or its time is up.
+    """Make `step` the last one if the target loss of the recipe or its time limit is reached.
 
-    All ranks call it together.
+    All ranks must call it together.
     """
     train, planned = session.recipe.train, session.total_steps
     if step == planned:
         return session
     if train.target_loss is not None and session.losses.last_epoch() < train.target_loss:
         return stop_at(session, step, "target_loss")
-    if train.max_time is not None and _from_main(session, _seconds_left(session)) <= 0:
+    if train.max_time is not None and _from_rank_zero(session, _seconds_left(session)) <= 0:
         log.info(
             "the time limit of %s (train.max_time) is reached at step %d of %d%s",
             *(duration(train.max_time * 60), step, planned, _rest(session)),
@@ -44,9 +44,9 @@ def check_time_and_target(session: Session, step: int) -> Session:
 
 
 def check_patience(session: Session, step: int) -> Session:
-    """Make `step` the last one where the last `train.patience` evaluations were none better than the best one.
+    """Make `step` the last one if none of the last `train.patience` evaluations was better than the best one before.
 
-    It follows from the best evaluation and the step alone, so that it is the same after any resume.
+    The result depends only on the best evaluation and the step, so that it is the same after any resume.
     """
     patience, best = session.recipe.train.patience, session.state.best
     since = 0 if best is None else int(best["step"])
@@ -60,28 +60,28 @@ def check_patience(session: Session, step: int) -> Session:
 
 
 def last_step_in_time(session: Session, step: int, last_step: int) -> int:
-    """Return up to which step to train on before time is looked at again: `last_step`, or less where time runs out.
+    """Return the step at which to check the time limit again: `last_step`, or an earlier one if time runs out.
 
-    As many steps are taken as the time that is left allows at the pace so far. All ranks call it together.
+    It is estimated from the remaining time and the speed so far. All ranks must call it together.
     """
     if session.recipe.train.max_time is None:
         return last_step
     pace_s = session.state.seconds_per_step
-    fitting = 1.0 if pace_s is None else _seconds_left(session) / pace_s
-    return min(last_step, step + max(1, int(_from_main(session, fitting))))
+    steps_left = 1.0 if pace_s is None else _seconds_left(session) / pace_s
+    return min(last_step, step + max(1, int(_from_rank_zero(session, steps_left))))
 
 
 def check_target(session: Session) -> None:
-    """Say that the loss that the recipe wants is reached; raises `TrainingError` where it is not."""
+    """Log that the target loss of the recipe is reached; raises `TrainingError` if it is not."""
     target, loss = session.recipe.train.target_loss, session.losses.last_epoch()
     if target is None:
         return
-    if loss >= target and session.ending != "target_loss":  # after a resume at the end the loss is not known any more
-        reached = f" (it is {loss:.3g})" if math.isfinite(loss) else ""  # unknown where no step was left
+    if loss >= target and session.ending != "target_loss":  # after a resume at the last step the loss is unknown
+        reached = f" (it is {loss:.3g})" if math.isfinite(loss) else ""  # unknown if no step was left
         raise TrainingError(
-            f"the training loss did not come below train.target_loss={target:g} in "
+            f"the training loss did not fall below train.target_loss={target:g} in "
             f"{counted(session.total_steps, 'step')}"
-            f"{reached}; look at the learning rate, the labels, and weights that are frozen"
+            f"{reached}; check the learning rate, the labels, and frozen weights"
         )
     value = f"{loss:.3g} after {counted(session.total_steps, 'step')}, " if math.isfinite(loss) else ""
     log.info("the training loss is %sbelow the target of %g", value, target)
@@ -92,8 +92,8 @@ def _seconds_left(session: Session) -> float:
     return session.recipe.train.max_time * 60 - session.state.train_seconds
 
 
-def _from_main(session: Session, value: float) -> float:
-    """Return rank 0's value, whose clock counts."""
+def _from_rank_zero(session: Session, value: float) -> float:
+    """Return the value of rank 0 on every rank, so that all use the same clock."""
     return float(
         session.world.all_reduce(torch.tensor(value if session.world.is_rank_zero else 0.0, dtype=torch.float64))
     )
@@ -101,4 +101,4 @@ def _from_main(session: Session, value: float) -> float:
 
 def _rest(session: Session) -> str:
     name = session.recipe.schedule.name
-    return "" if name == "constant" else f"; schedule.name={name} was made for all of these"
+    return "" if name == "constant" else f"; schedule.name={name} was planned for all of these steps"

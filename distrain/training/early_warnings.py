@@ -1,4 +1,4 @@
-"""Says at the start of a run what its recipe and its data will not do although they look as if they did."""
+"""Finds settings of a recipe, and properties of its data, that will not have the effect that a user expects."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ MAX_NAMED = 3
 
 
 def warn_early(recipe: Recipe, sources: Mapping[str, Source], *, steps_per_epoch: int, total_steps: int) -> list[str]:
-    """Return a sentence for each thing that a user should know before the first step; most runs have none."""
+    """Return one sentence per warning for the start of a run; most runs have none."""
     return [
         *find_schedule_faults(recipe, steps_per_epoch=steps_per_epoch, total_steps=total_steps),
         *find_class_faults(sources),
@@ -23,7 +23,7 @@ def warn_early(recipe: Recipe, sources: Mapping[str, Source], *, steps_per_epoch
 
 
 def find_schedule_faults(recipe: Recipe, *, steps_per_epoch: int, total_steps: int) -> list[str]:
-    """Return what of the schedule of the learning rate lies behind the last of the `total_steps`."""
+    """Return a sentence for each part of the learning-rate schedule that is after the last of `total_steps`."""
     schedule, faults = recipe.schedule, list[str]()
     end = f"train.max_steps={total_steps}" if recipe.train.max_steps == total_steps else counted(total_steps, "step")
     warmup_steps = round(schedule.warmup_epochs * steps_per_epoch)
@@ -48,9 +48,9 @@ def find_schedule_faults(recipe: Recipe, *, steps_per_epoch: int, total_steps: i
 
 
 def find_class_faults(sources: Mapping[str, Source]) -> list[str]:
-    """Return which classes or labels have no samples, by split, and whether there is but one class.
+    """Return a sentence for each split that has classes or labels without samples, and if there is only one class.
 
-    Nothing is said of targets that are not known before the samples are read.
+    Targets that are unknown before the samples are read are not checked.
     """
     train = sources["train"]
     if train.target == "values":
@@ -74,7 +74,7 @@ def find_class_faults(sources: Mapping[str, Source]) -> list[str]:
 
 
 def find_double_weights(recipe: Recipe) -> list[str]:
-    """Return what two keys do that make up for rare classes, each as if it were alone."""
+    """Return a sentence if two keys of the recipe both compensate for rare classes."""
     if recipe.data.sampling != "balanced" or recipe.loss.class_weights != "balanced":
         return []
     return [
@@ -84,7 +84,7 @@ def find_double_weights(recipe: Recipe) -> list[str]:
 
 
 def known_counts(source: Source) -> NDArray[np.int64] | None:
-    """Return how many samples each class or label has, int64 [outputs]; None where they must be read to be counted."""
+    """Return the number of samples of each class or label, int64 [outputs]; None if that needs reading the samples."""
     if not source.has_known_targets:
         return None
     targets = source.targets

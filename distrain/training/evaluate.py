@@ -22,7 +22,7 @@ from distrain.training.test_time_augmentation import predict_with_tta
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found, the same on every rank.
+    """The result of an evaluation, the same on every rank.
 
     `metrics` holds `val/loss` and `val/NAME` for each chosen metric, fractions, not percent, and `val/top1/CLASS` for
     `accuracy_per_class`. `confusion` is int64 on the CPU where a chosen metric needs it, else None: for classes
@@ -35,7 +35,7 @@ class Evaluation:
 
     @property
     def class_counts(self) -> torch.Tensor | None:
-        """How many samples of each class are right, and how many there are: int64 [classes, 2]."""
+        """The numbers of correct samples and of all samples of each class: int64 [classes, 2]."""
         if self.confusion is None or self.confusion.dim() != 2:
             return None
         return torch.stack([self.confusion.diag(), self.confusion.sum(dim=1)], dim=1)
@@ -58,12 +58,12 @@ def evaluate(
 ) -> Evaluation | None:
     """Return the mean loss and the chosen metrics over all samples of all ranks' `batches`.
 
-    None, on every rank, where any of them broke off, which a rank does before the batch at which it finds that it must.
-    Batch i of the `num_batches` of all ranks comes to rank i % world size. What is counted is whole numbers, and the
-    batches' sums of floats are added exactly, so the result does not depend on the number of ranks. `views` says over
-    which views of an image the outputs are averaged. `idle_batch` is what a rank without a batch calls the model with,
-    where every call is a collective one; None where the model is the rank's own. `on_batch` is shown each batch of this
-    rank: its number, logits [n, outputs] and targets.
+    Returns None on every rank if `must_break_off` returned True before a batch of any rank.
+    Batch i of the `num_batches` of all ranks is evaluated on rank i % world size. Counts are integers, and the float
+    sums of the batches are added exactly, so the result does not depend on the number of ranks. `views` defines the
+    views of an image over which the outputs are averaged. If calls of the model are collective, a rank without a batch
+    calls it with `idle_batch`; None if they are not. `on_batch` is called for each batch of this rank with its number,
+    logits [n, outputs] and targets.
     """
     modes = [(part, part.training) for part in (model, loss_function) if isinstance(part, nn.Module)]
     for part, _ in modes:
@@ -72,12 +72,12 @@ def evaluate(
     has_errors = chosen.target == "values"
     # Of each batch: samples, loss and, of values, absolute and squared errors, all summed over the samples.
     sums = torch.zeros(num_batches, 4 if has_errors else 2, dtype=torch.float64, device=world.device)
-    own = range(world.rank, num_batches, world.size)
+    batch_numbers = range(world.rank, num_batches, world.size)
 
     def predict(images: torch.Tensor) -> torch.Tensor:
         return check_outputs(model(images), model, num_samples=len(images), num_outputs=len(chosen.classes))
 
-    for number, (images, targets) in zip(own, batches, strict=True):
+    for number, (images, targets) in zip(batch_numbers, batches, strict=True):
         if must_break_off():
             break
         with precision.autocast():
@@ -91,7 +91,7 @@ def evaluate(
             curves.update(logits.float(), targets)
         if on_batch is not None:
             on_batch(number, logits, targets)
-    if idle_batch is not None and len(own) < -(-num_batches // world.size):
+    if idle_batch is not None and len(batch_numbers) < -(-num_batches // world.size):
         with precision.autocast():
             predict_with_tta(predict, idle_batch, views)
     reshard(model)
@@ -113,9 +113,9 @@ def _errors(outputs: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
 def _add_over_ranks(
     sums: torch.Tensor, counters: list[Counter], world: World
 ) -> tuple[list[list[float]], list[torch.Tensor]]:
-    """Return the rows of all batches and the counts of all ranks, on the host, by one collective call.
+    """Return the rows of all batches and the counts of all ranks on the host, with one collective call.
 
-    It adds float64, exactly: each row is one rank's, and x + 0 is exact; so are counts below 2^53.
+    The float64 sums are exact: only one rank has a nonzero value in each row, and counts are below 2^53.
     """
     parts = [sums, *(counter.counts for counter in counters)]
     total = world.all_reduce(torch.cat([part.flatten().double() for part in parts])).cpu()  # synchronises the device
@@ -133,14 +133,14 @@ def _conclude(
     chosen: ChosenMetrics,
 ) -> Evaluation:
     samples, loss, *errors = (math.fsum(column) for column in zip(*rows, strict=True))
-    found = {"loss": loss / samples}
+    results = {"loss": loss / samples}
     if errors:
         means = {"mae": errors[0] / samples, "rmse": math.sqrt(errors[1] / samples)}
-        found |= {name: means[name] for name in chosen.names}
+        results |= {name: means[name] for name in chosen.names}
     confusion = None
     for counter, total in zip(counters, counts, strict=True):
-        found |= counter.results(total, int(samples))
+        results |= counter.results(total, int(samples))
         if isinstance(counter, Confusion | LabelConfusion):
             confusion = total
-    found |= areas
-    return Evaluation({f"val/{name}": value for name, value in found.items()}, int(samples), confusion)
+    results |= areas
+    return Evaluation({f"val/{name}": value for name, value in results.items()}, int(samples), confusion)

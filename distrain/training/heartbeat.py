@@ -1,7 +1,7 @@
 """Writes the heartbeat of this rank once a second, and on rank 0 the status of the run.
 
-The thread that does so reads nothing of the training but plain numbers. To walk the frames of a running thread, as it
-once did for its stack, can crash CPython 3.11; a stack is written by faulthandler, on demand (`distrain.runs.stacks`).
+Its thread reads only plain numbers of the training. It does not walk the frames of running threads, which can crash
+CPython 3.11: faulthandler writes the stacks on demand (`distrain.runs.stacks`).
 """
 
 import logging
@@ -25,9 +25,9 @@ log = logging.getLogger(__name__)
 
 
 class HeartbeatWriter:
-    """Writes where this rank is to `heartbeats/`, and on rank 0 where the run is to `status.json`.
+    """Writes the heartbeat of this rank to `heartbeats/`, and on rank 0 the status of the run to `status.json`.
 
-    A context manager runs the thread that does so once a second, so a slow disk never holds up a step.
+    The context manager runs a thread that does it once a second, so that a slow disk never delays a step.
     """
 
     def __init__(self, run: RunDirectory, rank: int, state: TrainState) -> None:
@@ -51,7 +51,7 @@ class HeartbeatWriter:
             self.write_status("failed")
 
     def write_status(self, state: State | None = None) -> None:
-        """Write where the run is now, in a new state if one is given; nothing while the rank still starts up."""
+        """Write the current status of the run, with a new state if one is given; do nothing during start-up."""
         if not self._state.has_begun:
             return
         with self._lock:
@@ -67,7 +67,7 @@ class HeartbeatWriter:
                 self._is_behind = True
 
     def write_heartbeat(self) -> None:
-        """Write where this rank is now."""
+        """Write the current heartbeat of this rank."""
         state = self._state
         heartbeat = Heartbeat(
             rank=self._rank,
@@ -83,7 +83,7 @@ class HeartbeatWriter:
             self._run.write_heartbeat(heartbeat)
 
     def _beat(self) -> None:
-        """Write until the end, in the thread. Nothing that a round raises ends it: a full disk passes."""
+        """Write until the end, in the thread; errors, such as a full disk, do not end it."""
         writing, watching = LoopGuard("writing the heartbeat"), LoopGuard("the watch over memory")
         while True:
             with writing:

@@ -1,7 +1,7 @@
 """Builds the losses: functions of (logits, targets) that return the mean over the samples of a batch.
 
-A mean over samples: the loss of a batch is the mean of the losses of its parts, weighted by their sizes. Training cuts
-a batch into micro-batches and counts on it.
+Because it is a mean over samples, the loss of a batch is the mean of the losses of its parts, weighted by their sizes.
+Training splits a batch into micro-batches and relies on this.
 """
 
 from functools import partial
@@ -27,7 +27,7 @@ _FITTING: dict[str, tuple[Target, ...]] = {
     "l1": ("class", "values"),
     "mse": ("class", "values"),
 }
-_MIN_DOUBT = torch.finfo(torch.float32).eps  # below it a power under 1 would have an infinite gradient
+_MIN_COMPLEMENT = torch.finfo(torch.float32).eps  # below it, a power less than 1 would have an infinite gradient
 
 
 def build_loss(
@@ -38,14 +38,14 @@ def build_loss(
     device: torch.device,
     class_weights: torch.Tensor | None = None,
 ) -> LossFunction:
-    """Return the loss of a recipe: logits [n, classes] and targets to a mean over samples, without dimensions.
+    """Return the loss of a recipe: a function of logits [n, classes] and targets that returns the mean, a scalar.
 
     Targets are classes int64 [n], or float32 [n, classes]: the share of each class, a 0 or 1 for each label, or values.
     `class_weights` float32 [classes] are those of the recipe, resolved. Raises `RecipeError` for a loss that is not for
     the target, and for a number of weights that is not the data's.
     """
     if is_reference(config.name):
-        return _own_loss(config.name, device)
+        return _user_loss(config.name, device)
     if target not in _FITTING[config.name]:
         fitting = ", ".join(name for name, targets in _FITTING.items() if target in targets)
         raise RecipeError(
@@ -64,8 +64,8 @@ def build_loss(
     return _absolute_error if config.name == "l1" else _squared_error
 
 
-def _own_loss(name: str, device: torch.device) -> LossFunction:
-    """Return the user's function, or module, which is made first where its class is named."""
+def _user_loss(name: str, device: torch.device) -> LossFunction:
+    """Return the user's function or module; if the name is a class, an instance of it."""
     function = load_reference(name, key="loss.name")
     if isinstance(function, type) and issubclass(function, nn.Module):
         if (refusal := find_refusal(function, {})) is not None:
@@ -75,24 +75,24 @@ def _own_loss(name: str, device: torch.device) -> LossFunction:
             )
         function = function()
     if isinstance(function, nn.Module):
-        learnt = [weight for weight, value in function.named_parameters() if value.requires_grad]
-        if learnt:
+        trainable = [weight for weight, value in function.named_parameters() if value.requires_grad]
+        if trainable:
             raise RecipeError(
-                f"loss.name={name} has a weight of its own, {learnt[0]}, which nothing would train; put it into the "
-                f"network, and have that give what the loss accepts"
+                f"loss.name={name} has a trainable weight, {trainable[0]}, which nothing would train; move it to the "
+                f"network, whose outputs the loss receives"
             )
         function = function.to(device)
     return cast("LossFunction", function)
 
 
 def check_loss(function: LossFunction, config: Loss, targets: torch.Tensor, *, num_outputs: int) -> None:
-    """Raise `RecipeError` where a loss of the user's does not give one number for logits and some `targets`.
+    """Raise `RecipeError` if a user-defined loss does not return one number for logits and `targets`.
 
-    So does one of a library, such as torch.nn's, that refuses them. What the user's own code raises is theirs to read.
+    Also if a library's loss, such as one of torch.nn, raises for them. Errors of the user's own code are not caught.
     """
     if not is_reference(config.name):
         return
-    num_samples = 2 if num_outputs != 2 else 3  # of as many as there are outputs, a wrong loss may broadcast targets
+    num_samples = 2 if num_outputs != 2 else 3  # not equal to the outputs, where a wrong loss might broadcast
     targets = targets[torch.arange(num_samples, device=targets.device) % len(targets)]
     logits = torch.zeros(num_samples, num_outputs, device=targets.device, requires_grad=True)
     try:
@@ -116,10 +116,10 @@ def _describe(tensor: torch.Tensor) -> str:
 def _weighted_cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, *, class_weights: torch.Tensor, label_smoothing: float
 ) -> torch.Tensor:
-    """Return the sum of the samples' weighted losses over their number.
+    """Return the sum of the weighted losses divided by the number of samples.
 
-    torch's own mean divides by the sum of the weights, which differs from one micro-batch to the next: the mean over
-    a batch would then depend on how it is cut.
+    torch's mean divides by the sum of the weights, which differs between micro-batches: the mean over a batch would
+    then depend on how it is split.
     """
     total = F.cross_entropy(logits, targets, weight=class_weights, label_smoothing=label_smoothing, reduction="sum")
     return total / len(targets)
@@ -140,7 +140,7 @@ def _pos_weight(config: Loss, num_classes: int, device: torch.device) -> torch.T
 def _binary_cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, *, pos_weight: torch.Tensor | None
 ) -> torch.Tensor:
-    """Treat every class or label as a yes or a no of its own: the mean over samples and these.
+    """Treat every class or label as a separate binary decision; return the mean over samples and classes or labels.
 
     For classes see Wightman et al., "ResNet strikes back", 2021, https://arxiv.org/abs/2110.00476.
     """
@@ -148,51 +148,51 @@ def _binary_cross_entropy(
 
 
 def _build_focal(config: Loss, target: Target) -> LossFunction:
-    """Return the loss that counts what is well classified less.
+    """Return the focal loss, which gives less weight to well-classified samples.
 
-    Lin et al., "Focal Loss for Dense Object Detection", 2017, https://arxiv.org/abs/1708.02002. With classes the
+    Lin et al., "Focal Loss for Dense Object Detection", 2017, https://arxiv.org/abs/1708.02002. With classes, the
     softmax gives the probability, so that gamma=0 is the cross-entropy; with labels, as in the paper, a sigmoid for
     each, and the mean is over samples and labels.
     """
     gamma = 2.0 if config.gamma is None else config.gamma
     if target == "labels":
-        yes, no = (1.0, 1.0) if config.alpha is None else (config.alpha, 1 - config.alpha)
-        return partial(_focal_of_labels, gamma=gamma, yes=yes, no=no)
+        positive, negative = (1.0, 1.0) if config.alpha is None else (config.alpha, 1 - config.alpha)
+        return partial(_focal_of_labels, gamma=gamma, positive=positive, negative=negative)
     if config.alpha is not None:
         raise RecipeError(
-            f"loss.alpha={config.alpha} weighs the yes of a label against its no, and the data has classes; "
+            f"loss.alpha={config.alpha} weights positive against negative labels, and the data has classes; "
             "--set loss.alpha=null unsets it"
         )
     return partial(_focal_of_classes, gamma=gamma)
 
 
 def _focal_of_classes(logits: torch.Tensor, targets: torch.Tensor, *, gamma: float) -> torch.Tensor:
-    surprise = -logits.float().log_softmax(dim=1)
-    return (_dense(targets, logits) * _focused(surprise, gamma)).sum(dim=1).mean()
+    cross_entropy_terms = -logits.float().log_softmax(dim=1)
+    return (_dense(targets, logits) * _focused(cross_entropy_terms, gamma)).sum(dim=1).mean()
 
 
 def _focal_of_labels(
-    logits: torch.Tensor, targets: torch.Tensor, *, gamma: float, yes: float, no: float
+    logits: torch.Tensor, targets: torch.Tensor, *, gamma: float, positive: float, negative: float
 ) -> torch.Tensor:
     share, logits = _dense(targets, logits), logits.float()
-    of_yes = yes * share * _focused(F.softplus(-logits), gamma)
-    of_no = no * (1 - share) * _focused(F.softplus(logits), gamma)
-    return (of_yes + of_no).mean()
+    positive_loss = positive * share * _focused(F.softplus(-logits), gamma)
+    negative_loss = negative * (1 - share) * _focused(F.softplus(logits), gamma)
+    return (positive_loss + negative_loss).mean()
 
 
-def _focused(surprise: torch.Tensor, gamma: float) -> torch.Tensor:
+def _focused(cross_entropy_terms: torch.Tensor, gamma: float) -> torch.Tensor:
     """Return -(1 - p)^gamma log p of -log p."""
-    doubt = -torch.expm1(-surprise)
-    return surprise * doubt.clamp_min(_MIN_DOUBT) ** gamma
+    complement = -torch.expm1(-cross_entropy_terms)
+    return cross_entropy_terms * complement.clamp_min(_MIN_COMPLEMENT) ** gamma
 
 
 def _absolute_error(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return the mean over samples and outputs; a class is 1 for itself and 0 for the others."""
+    """Return the mean over samples and outputs; classes are one-hot encoded."""
     return F.l1_loss(logits.float(), _dense(targets, logits))
 
 
 def _squared_error(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return the mean over samples and outputs; a class is 1 for itself and 0 for the others.
+    """Return the mean over samples and outputs; classes are one-hot encoded.
 
     For classes see Hui and Belkin, "Evaluation of Neural Architectures Trained with Square Loss vs Cross-Entropy in
     Classification Tasks", 2021, https://arxiv.org/abs/2006.07322.
@@ -201,7 +201,7 @@ def _squared_error(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def _dense(targets: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Return targets float32 of the logits' shape; raises `ModelError` for a model with other outputs than targets."""
+    """Return float32 targets in the shape of the logits; raises `ModelError` if the shapes do not match."""
     if not targets.is_floating_point():
         return F.one_hot(targets, logits.shape[1]).float()
     if targets.shape != logits.shape:  # it would be broadcast

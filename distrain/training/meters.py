@@ -18,53 +18,53 @@ class SyncedLosses(NamedTuple):
     """What the host knows of a step besides its mean loss."""
 
     bad_micro_batches: tuple[int, ...]  # the micro-batches whose loss is not finite
-    is_marked: bool  # by the watch: a gradient, a weight or a buffer is not finite
+    is_marked: bool  # whether the watch found a gradient, weight or buffer that is not finite
 
 
 _FINITE = SyncedLosses((), is_marked=False)
 
 
 class LossMeter:
-    """The losses of the steps since the last record: on the device while they are fresh, then exact on the host.
+    """The losses of the steps since the last record: on the device until they are synced, then exact on the host.
 
-    Means are over samples: a step counts by how many it has trained on, as an epoch's last one may have fewer. The
+    Means are over samples: steps are weighted by their samples, since the last one of an epoch may have fewer. The
     losses are part of a checkpoint, so that a record that spans a resume has the same mean.
     """
 
     def __init__(self, sampler: TrainSampler, world: World, watch: Watch) -> None:
         self._since_record: list[_StepLoss] = []
         self._last_epoch: deque[_StepLoss] = deque(maxlen=sampler.steps_per_epoch)
-        self._epoch, self._epoch_sum, self._epoch_samples = 0, 0.0, 0  # all samples' losses of the epoch so far
-        self._fresh: list[torch.Tensor] = []  # the mean loss of each micro-batch of this rank
+        self._epoch, self._epoch_sum, self._epoch_samples = 0, 0.0, 0  # over the samples of the epoch so far
+        self._pending: list[torch.Tensor] = []  # the mean loss of each micro-batch of this rank
         self._sampler = sampler
         self._world = world
         self._watch = watch
 
     def add(self, loss: torch.Tensor) -> None:
         """Add the mean loss of this rank's next micro-batch, without waiting for the device."""
-        self._fresh.append(loss.detach())
+        self._pending.append(loss.detach())
 
     def sync_losses(self, steps: Sequence[int]) -> list[SyncedLosses]:
-        """Bring the losses of `steps` to the host, and for each whether it, and what else the step made, is finite.
+        """Copy the losses of `steps` to the host, and return for each step whether everything in it is finite.
 
-        It is the loop's only regular device synchronisation. Each step's mean is taken over the micro-batches of all
-        ranks, exactly rounded, so that it is the same however they were dealt.
+        This is the loop's only regular device synchronization. The mean of a step is over the micro-batches of all
+        ranks and exactly rounded, so that it does not depend on how they are distributed.
         """
         if not steps:
             return []
         global_batches = [self._sampler.global_batch(step) for step in steps]
         width = max(global_batch.num_micro_batches for global_batch in global_batches)
-        places = [
+        indices = [
             row * width + index for row, global_batch in enumerate(global_batches) for index in global_batch.local
         ]
         losses = torch.zeros(len(global_batches) * width, dtype=torch.float64, device=self._world.device)
-        if self._fresh:
-            losses[torch.tensor(places, device=losses.device)] = torch.stack(self._fresh).double()
-            self._fresh.clear()
-        found = self._world.all_reduce(torch.cat([losses, self._watch.take_marks(losses.device)]))
-        rows = found[: len(losses)].view(-1, width).tolist()  # x + 0 is exact: each is one rank's
-        marks = found[len(losses) :].tolist()
-        # A global batch with fewer micro-batches leaves the end of its row empty.
+        if self._pending:
+            losses[torch.tensor(indices, device=losses.device)] = torch.stack(self._pending).double()
+            self._pending.clear()
+        reduced = self._world.all_reduce(torch.cat([losses, self._watch.pop_marks(losses.device)]))
+        rows = reduced[: len(losses)].view(-1, width).tolist()  # exact, as only one rank has each value
+        marks = reduced[len(losses) :].tolist()
+        # The row of a global batch with fewer micro-batches is padded with zeros.
         totals = [_total(row, global_batch.sizes) for row, global_batch in zip(rows, global_batches, strict=True)]
         self._keep(steps, totals, [global_batch.num_samples for global_batch in global_batches])
         if not any(marks) and all(map(math.isfinite, totals)):
@@ -86,36 +86,36 @@ class LossMeter:
 
     @property
     def has_synced(self) -> bool:
-        """Whether a step has been settled since the last record."""
+        """Whether a step has been synced since the last record."""
         return bool(self._since_record)
 
     @property
     def epoch_mean(self) -> float | None:
-        """The mean loss over the samples of the newest epoch so far; None where none of its steps is known."""
+        """The mean loss over the samples of the newest epoch so far; None if none of its steps is known."""
         return self._epoch_sum / self._epoch_samples if self._epoch_samples else None
 
     def last_epoch(self) -> float:
-        """Return the mean loss over the samples of the last steps, as many as an epoch has; infinite until then."""
+        """Return the mean loss over the samples of the last steps, as many as an epoch has; infinite before."""
         if len(self._last_epoch) < self._sampler.steps_per_epoch:
             return math.inf
         return _mean(self._last_epoch)
 
     def pop_mean(self) -> float:
-        """Return the mean over the samples of the settled steps, of which there is one at least, and begin again."""
+        """Return the mean over the samples of the synced steps, at least one, and start over."""
         mean = _mean(self._since_record)
         self._since_record = []
         return mean
 
     def state(self, *, has_epoch: bool) -> dict[str, list[float]]:
-        """Return what a checkpoint holds: the mean losses of the steps since the last record, and of the last epoch.
+        """Return the state for a checkpoint: the mean losses of the steps since the last record, and of the last epoch.
 
-        `epoch_loss` is the sum of the losses of the newest epoch so far, over its samples, and how many these are.
+        `epoch_loss` is the sum of the losses over the samples of the newest epoch so far, and the number of samples.
         """
-        kept = {
+        state = {
             "losses_since_record": [step.mean for step in self._since_record],
             "epoch_loss": [self._epoch_sum, self._epoch_samples],
         }
-        return kept | ({"losses_of_epoch": [step.mean for step in self._last_epoch]} if has_epoch else {})
+        return state | ({"losses_of_epoch": [step.mean for step in self._last_epoch]} if has_epoch else {})
 
     def load_state(self, state: Mapping[str, Any], steps: Sequence[int]) -> None:
         """Restore from a checkpoint; `steps` are those that were trained up to it, the last ones at least."""
@@ -123,7 +123,7 @@ class LossMeter:
         self._last_epoch.clear()
         self._last_epoch += self._with_samples(state.get("losses_of_epoch", []), steps)
         self._epoch = steps[-1] // self._sampler.steps_per_epoch if steps else 0
-        self._epoch_sum, self._epoch_samples = state.get("epoch_loss", (0.0, 0))  # not in those of earlier versions
+        self._epoch_sum, self._epoch_samples = state.get("epoch_loss", (0.0, 0))  # not in earlier versions
 
     def _with_samples(self, means: list[float], steps: Sequence[int]) -> "list[_StepLoss]":
         last = steps[len(steps) - len(means) :]
@@ -136,7 +136,7 @@ class _StepLoss(NamedTuple):
 
 
 def _total(losses: Sequence[float], sizes: Sequence[int]) -> float:
-    """Return the sum of mean losses times their numbers of samples, exactly rounded; NaN where that is not a number."""
+    """Return the sum of mean losses times their numbers of samples, exactly rounded; NaN if it is not finite."""
     if len(sizes) == 1:
         return losses[0] * sizes[0]
     try:
@@ -150,12 +150,12 @@ def _bad_micro_batches(losses: Sequence[float]) -> tuple[int, ...]:
 
 
 def _mean(steps: Collection[_StepLoss]) -> float:
-    """Return the mean over the samples of all these steps, exactly rounded but for each step's own."""
+    """Return the mean over the samples of all these steps, exactly rounded from the means of the steps."""
     return math.fsum(mean * samples for mean, samples in steps) / sum(samples for _, samples in steps)
 
 
 class ThroughputMeter:
-    """Seconds spent in training steps alone and their samples, since the last reading and in the newest epoch."""
+    """Counts the seconds and samples of training steps, since the last reading and in the newest epoch."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -163,7 +163,7 @@ class ThroughputMeter:
         self._epoch, self._epoch_seconds, self._epoch_samples = 0, 0.0, 0
 
     def add(self, seconds: float, samples: int, *, epoch: int) -> None:
-        """Count one stretch of steps, the last of which belongs to `epoch`."""
+        """Count some consecutive steps, the last of which belongs to `epoch`."""
         self._seconds += seconds
         self._samples += samples
         if epoch != self._epoch:
@@ -173,11 +173,11 @@ class ThroughputMeter:
 
     @property
     def epoch_rate(self) -> float | None:
-        """Samples a second over all ranks in the newest epoch so far; None where this attempt took no step of it."""
+        """Samples per second over all ranks in the newest epoch so far; None if this attempt took no step of it."""
         return self._epoch_samples / max(self._epoch_seconds, 1e-9) if self._epoch_samples else None
 
     def pop_rate(self) -> float | None:
-        """Return samples a second over all ranks, and begin again; None where there was no step since the last time."""
+        """Return samples per second over all ranks, and start over; None if there was no step since the last call."""
         rate = self._samples / max(self._seconds, 1e-9) if self._samples else None
         self._seconds, self._samples = 0.0, 0
         return rate

@@ -1,4 +1,4 @@
-"""Connects a rank with who looks at it from outside: its state, the heartbeat that shows it, and stop requests."""
+"""Combines the state of a rank, the heartbeat that reports it, and the listener for stop requests."""
 
 from types import TracebackType
 from typing import Self
@@ -13,10 +13,10 @@ from distrain.training.train_state import TrainState
 
 
 class RankMonitor:
-    """The state of a rank, and the threads that write it and listen for a stop. A context manager runs both."""
+    """The state of a rank, and the threads that write it and listen for a stop; the context manager runs both."""
 
     def __init__(self, run: RunDirectory, rank: int, *, stop: StopRequest | None = None) -> None:
-        """`stop` is set by what receives a stop request: the listener's thread, or a signal handler."""
+        """`stop` is set when a stop request arrives, by the listener's thread or a signal handler."""
         self.state = TrainState()
         self.stop = StopListener(run, stop)
         self.heartbeat = HeartbeatWriter(run, rank, self.state)
@@ -35,11 +35,11 @@ class RankMonitor:
             self.stop.__exit__(kind, error, trace)
 
     def report(self, state: State | None = None) -> None:
-        """Write where the run is now, in a new state if one is given, without waiting for the next heartbeat."""
+        """Write the status of the run now, with a new state if one is given, without waiting for the next heartbeat."""
         self.heartbeat.write_status(state)
 
     def report_start(self) -> None:
-        """Write the first heartbeat and status of an attempt, for one that does not live for a second."""
+        """Write the first heartbeat and status of an attempt now, since it may end within a second."""
         with LoopGuard("writing the first heartbeat"):
             self.heartbeat.write_heartbeat()
         self.report()

@@ -1,4 +1,4 @@
-"""Takes back a step that made numbers that are not finite: to the newest checkpoint, and on without its batch."""
+"""Handles a step with values that are not finite: resumes from the newest checkpoint without its batch."""
 
 import logging
 from collections.abc import Sequence
@@ -11,17 +11,16 @@ from distrain.runs.status import SkippedBatch
 from distrain.training.session import Session
 
 MAX_NAMED = 16  # samples in a message; `status.json` has the numbers of all
-MIN_BATCHES = 3  # with one sample in common, before that counts as the cause and not as chance
+MIN_BATCHES = 3  # with a single sample in common, from which on it counts as the cause, not as chance
 
 log = logging.getLogger(__name__)
 
 
 class NotFiniteError(Exception):
-    """A step made numbers that are not finite, so that the weights after it are worth nothing.
+    """A step produced values that are not finite, so that the weights after it are useless.
 
-    `step` counts from 0, `cause` says what was not finite, `micro_batches` are the indices of those in which it can
-    have begun. Without a cause it is this step or one shortly before it.
-    All ranks raise it together.
+    `step` counts from 0, `cause` names what was not finite, and `micro_batches` has the indices of the micro-batches in
+    which it may have begun. Without a cause, it was this step or one shortly before it. All ranks raise it together.
     """
 
     def __init__(self, step: int, cause: str = "", micro_batches: Sequence[int] = ()) -> None:
@@ -32,9 +31,9 @@ class NotFiniteError(Exception):
 
 
 def roll_back(session: Session, error: NotFiniteError) -> None:
-    """Prepare the return to the newest checkpoint: to skip the step to blame, or to find it first.
+    """Prepare the return to the newest checkpoint: skip the step that is the cause, or find it first.
 
-    All ranks call it together. Raises `TrainingError` where steps have been skipped too often.
+    All ranks must call it together. Raises `TrainingError` if too many steps have been skipped.
     """
     session.state.must_watch_steps = True
     if error.cause:
@@ -62,36 +61,36 @@ def _skip_step(session: Session, error: NotFiniteError) -> None:
     )
     found = f"{error.cause} is not finite in step {batch.step}"
     if batch.bad_samples:
-        clue = f"in the pixels of {_name(session, batch.bad_samples)} there are values that are not finite"
+        hint = f"in the pixels of {_name(session, batch.bad_samples)} there are values that are not finite"
     else:
         unexplained = [*(earlier for earlier in before if earlier.samples and not earlier.bad_samples), batch]
         common = sorted(set.intersection(*(set(each.samples) for each in unexplained)))
-        clue = f"its samples: {_name(session, batch.samples)}"
+        hint = f"its samples: {_name(session, batch.samples)}"
         if len(unexplained) > 1 and common:
             steps = ", ".join(str(each.step) for each in unexplained)
-            clue = f"the skipped batches (steps {steps}) have in common: {_name(session, common)}"
+            hint = f"the skipped batches (steps {steps}) have in common: {_name(session, common)}"
             if len(unexplained) >= MIN_BATCHES and len(common) == 1:
                 batch.bad_samples = common
     if len(before) >= most:
         session.state.step = batch.step  # the run failed there, though it took more steps
         raise TrainingError(
-            f"{found}, and train.max_rollbacks={most} allows no further rollback; {clue}; correct or remove a sample "
+            f"{found}, and train.max_rollbacks={most} allows no further rollback; {hint}; correct or remove a sample "
             f"that is the cause, lower optimizer.lr, or set train.clip_norm"
         )
     log.warning(
         "%s: training resumes from the newest checkpoint without this batch (rollback %d of at most %d); %s",
-        *(found, len(before) + 1, most, clue),
+        *(found, len(before) + 1, most, hint),
     )
     if batch.bad_samples and not is_read_in_order(source):
         log.warning("later batches with %s are skipped, too", _name(session, batch.bad_samples))
     session.state.skip(batch)
-    session.monitor.report()  # a kill does not make it forgotten
+    session.monitor.report()  # written now, so that a kill does not lose it
 
 
 def _find_bad_images(session: Session, error: NotFiniteError) -> list[int]:
-    """Return the samples of the batch whose images are not finite, by reading them once more; each rank reads its own.
+    """Return the samples of the batch whose images are not finite, after reading its micro-batches again on each rank.
 
-    A stream would have to be read from the start of the epoch, so it is not read again.
+    A stream is not read again, since that would have to start at the beginning of the epoch.
     """
     global_batch = session.sampler.global_batch(error.step)
     is_bad = torch.zeros(global_batch.num_samples, dtype=torch.int64)

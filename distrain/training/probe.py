@@ -1,4 +1,4 @@
-"""Tries a network before the first step: what it gives for some images, and for one alone."""
+"""Probes a network before the first step with a few images, and with a single one."""
 
 from collections.abc import Sequence
 
@@ -14,13 +14,13 @@ from distrain.tensors.module_state import as_stateful, unpack
 from distrain.tensors.preserve_state import pack_extra, preserve_state
 from distrain.training import own_code
 from distrain.training.device.precision import Precision
-from distrain.training.single_samples import Lone, find_in_evaluation, find_in_training
+from distrain.training.single_samples import SingleSample, find_in_evaluation, find_in_training
 
 
 def check_state(owner: object, *, name: str) -> None:
-    """Raise `ModelError`, which calls it `name`, where a network or loss has extra state that no resume could restore.
+    """Raise `ModelError`, with `name` in the message, if the extra state of a network or loss cannot be restored.
 
-    It cannot be stored, or is not taken back. What has no extra state passes.
+    Either it cannot be stored, or `load_state_dict` refuses it.
     """
     packed, stateful = pack_extra(owner, name=name), as_stateful(owner)
     if not packed or stateful is None:
@@ -32,7 +32,7 @@ def check_state(owner: object, *, name: str) -> None:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(
-            f"{name} does not load the state that it gives ({reason[:200]}); define set_extra_state beside "
+            f"{name} does not load the state that it returns ({reason[:200]}); define set_extra_state together with "
             f"get_extra_state, so that a resume can restore it"
         ) from error
 
@@ -49,10 +49,10 @@ def try_network(
     num_outputs: int,
     num_devices: int,
 ) -> None:
-    """Raise `ModelError` where a network cannot train or evaluate, with as many samples at once as there will be.
+    """Raise `ModelError` if a network cannot train or evaluate, with batch sizes as they will occur.
 
-    Images float32 [n, channels, height, width] are some as the network gets them, on its device: `in_training` at
-    the first step, and where they are smallest. With `num_devices` in one process micro-batches are split over them.
+    Images are float32 [n, channels, height, width], as the network will get them, on its device: `in_training` those of
+    the first step, and the smallest ones. With several `num_devices` in one process, micro-batches are split over them.
     """
     name = recipe.model.name
     largest = max(max(global_batch.sizes) for global_batch in sampler.global_batches)
@@ -61,28 +61,28 @@ def try_network(
         with precision.autocast():
             check_outputs(model, images, name=name, num_outputs=num_outputs, is_training=is_training)
     is_shared = recipe.parallel.sync_batchnorm and not recipe.train.exact  # statistics over the samples of all GPUs
-    for lone, image, is_training in (
+    for single, image, is_training in (
         (None if is_shared else find_in_training(recipe, sampler, num_devices=num_devices), in_training[-1][:1], True),
         (find_in_evaluation(recipe, num_samples=num_val_samples), in_evaluation[:1], False),
     ):
-        if lone is not None:
+        if single is not None:
             with precision.autocast():
                 check_single_sample(
-                    model, image, lone=lone, name=name, num_outputs=num_outputs, is_training=is_training
+                    model, image, single=single, name=name, num_outputs=num_outputs, is_training=is_training
                 )
 
 
 def check_outputs(
     model: nn.Module, images: torch.Tensor, *, name: str, num_outputs: int, is_training: bool = False
 ) -> None:
-    """Raise `ModelError` where a network does not accept `images`, or does not give `num_outputs` numbers for each.
+    """Raise `ModelError` if a network does not accept `images`, or does not return `num_outputs` numbers for each.
 
-    `images` float32 [n, channels, height, width] are some as the network gets them in evaluation or in training, on its
-    device. What the user's own network raises is not translated.
+    `images` float32 [n, channels, height, width] are on the device, as the network gets them in evaluation or training.
+    Errors of the user's own network are not caught.
     """
     try:
         with preserve_state(model), torch.set_grad_enabled(is_training):
-            outputs = model.train(is_training)(images.clone())  # a network may write to its input
+            outputs = model.train(is_training)(images.clone())  # a network may modify its input
             own_code.check_outputs(
                 outputs, model, num_samples=len(images), num_outputs=num_outputs, name=f"model.name={name}"
             )
@@ -104,11 +104,11 @@ def check_single_sample(
     name: str,
     num_outputs: int,
     is_training: bool,
-    lone: Lone,
+    single: SingleSample,
 ) -> None:
-    """Raise `ModelError` where a network that accepts two samples does not accept one alone, as BatchNorm does not.
+    """Raise `ModelError` if a network that accepts two samples does not accept a single one, as BatchNorm does not.
 
-    `image` float32 [1, channels, height, width] lies on the network's device; `lone` says in which passes a sample is
+    `image` float32 [1, channels, height, width] lies on the network's device; `single` says in which passes a sample is
     alone, and what avoids them.
     """
     cause: Exception | None = None
@@ -126,7 +126,7 @@ def check_single_sample(
         seen = f"it gives {unlike}"
     raise ModelError(
         f"model.name={name} does not accept a batch of a single sample{' in training' if is_training else ''} "
-        f"({seen}), and {lone.where}; {lone.remedy}"
+        f"({seen}), and {single.where}; {single.remedy}"
     ) from cause
 
 

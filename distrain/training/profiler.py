@@ -1,4 +1,4 @@
-"""Runs the torch profiler for a few steps: a Chrome trace, and a table of the operators that took the time."""
+"""Runs the torch profiler for a few steps: writes a Chrome trace, and a table of the slowest operators."""
 
 import logging
 from types import TracebackType
@@ -18,13 +18,13 @@ log = logging.getLogger(__name__)
 
 
 class Profiler:
-    """Traces some steps of every rank, once an attempt. Unless it is enabled, it does nothing at all."""
+    """Traces some steps of every rank, once per attempt; does nothing unless it is enabled."""
 
-    def __init__(self, run: RunDirectory, world: World, state: TrainState, *, is_wanted: bool) -> None:
+    def __init__(self, run: RunDirectory, world: World, state: TrainState, *, is_enabled: bool) -> None:
         self._run = run
         self._world = world
         self._state = state
-        self._is_wanted = is_wanted
+        self._is_enabled = is_enabled
         self._begin_at: int | None = None
         self._first_step = 0
         self._profile: profile | None = None
@@ -35,12 +35,12 @@ class Profiler:
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         if self._profile is not None:
             self._finish(self._profile)
-        elif self._is_wanted and kind is None and self._world.is_rank_zero:
+        elif self._is_enabled and kind is None and self._world.is_rank_zero:
             log.warning("--profile skips the first %d steps, and the run took no more: there is no trace", WARMUP_STEPS)
 
     def advance(self, step: int, boundary: int) -> int:
-        """Begin or end the trace before `step` if it is time to, and return the next step at which it will be."""
-        if not self._is_wanted:
+        """Begin or end the trace before `step` if it is due, and return the next step at which to call this."""
+        if not self._is_enabled:
             return boundary
         self._begin_at = step + WARMUP_STEPS if self._begin_at is None else self._begin_at
         if step < self._begin_at:
@@ -59,21 +59,21 @@ class Profiler:
         return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_cuda else [])]
 
     def _finish(self, traced: profile) -> None:
-        """Write the trace; rank 0 also prints what took the time."""
-        self._is_wanted, self._profile = False, None
+        """Write the trace; rank 0 also logs the slowest operators."""
+        self._is_enabled, self._profile = False, None
         traced.stop()  # waits for the device
         path = self._run.trace(self._world.rank)
         try:
             path.parent.mkdir(exist_ok=True)
             traced.export_chrome_trace(str(path))
-        except (OSError, RuntimeError) as error:  # a full disk costs the trace and not the training
+        except (OSError, RuntimeError) as error:  # a full disk does not end the training
             log.warning("the trace could not be written to %s: %s", path, error)
         if self._world.is_rank_zero:
             log.info("%s", self._table(traced, self._state.step))
-            log.info("trace %s (a file a rank; open it at https://ui.perfetto.dev or in chrome://tracing)", path)
+            log.info("trace %s (one file per rank; open it at https://ui.perfetto.dev or in chrome://tracing)", path)
 
     def _table(self, traced: profile, last_step: int) -> str:
-        """Return the operators with the most time of their own, on the device where there is one, a line each."""
+        """Return a table of the operators with the most self time, on the GPU if there is one."""
         is_cuda = self._world.device.type == "cuda"
         times_us = {
             event.key: (event.self_device_time_total if is_cuda else event.self_cpu_time_total, event.count)

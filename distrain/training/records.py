@@ -1,4 +1,4 @@
-"""Evaluates and logs at the steps that call for it: one line of `metrics.jsonl` and of the other loggers."""
+"""Evaluates and logs at the intervals of the recipe: one line of `metrics.jsonl`, and the same for other loggers."""
 
 import logging
 import math
@@ -18,21 +18,21 @@ log = logging.getLogger(__name__)
 
 
 def write_records(session: Session, step: int, loggers: LoggerCollection) -> tuple[Session, bool]:
-    """Evaluate and log at `step`, if the recipe's intervals say so.
+    """Evaluate and log at `step`, if the recipe's intervals require it.
 
-    Returns the session, whose last step this is where evaluations do not get better, and whether that is done: False,
-    with nothing recorded, where a stop broke it off.
+    Returns the session, which ends at this step if evaluations do not improve, and whether all is recorded: False if
+    a stop interrupted the evaluation, in which case nothing is recorded.
     """
     state = session.state
     metrics: Record = {}
     if session.intervals.should_evaluate(step):
         state.phase = "evaluate"
-        found = run_evaluation(session)
-        if found is None:
+        evaluation = run_evaluation(session)
+        if evaluation is None:
             return session, False
-        metrics = {"step": step, "epoch": session.epoch(step), **found.metrics}
-        _warn_of_loss(session, step, found.metrics)
-        state.keep_evaluation(step, found.metrics)
+        metrics = {"step": step, "epoch": session.epoch(step), **evaluation.metrics}
+        _warn_of_loss(session, step, evaluation.metrics)
+        state.keep_evaluation(step, evaluation.metrics)
         session = check_patience(session, step)
     state.phase = "record"
     record = _record(session, step) if session.intervals.should_log(step) else {}
@@ -42,7 +42,7 @@ def write_records(session: Session, step: int, loggers: LoggerCollection) -> tup
 
 
 def _warn_of_loss(session: Session, step: int, metrics: dict[str, float]) -> None:
-    """Warn of a validation loss that is not finite, where that of the evaluation before was."""
+    """Warn of a validation loss that is not finite, if that of the previous evaluation was."""
     loss, before = metrics["val/loss"], (session.state.last_evaluation or {}).get("val/loss", 0.0)
     if not math.isfinite(loss) and math.isfinite(before):
         log.warning(
@@ -53,9 +53,9 @@ def _warn_of_loss(session: Session, step: int, metrics: dict[str, float]) -> Non
 
 
 def run_evaluation(session: Session) -> Evaluation | None:
-    """Evaluate the validation samples of all ranks; None, on every rank, where a stop broke it off."""
+    """Evaluate the validation samples of all ranks; None on every rank if a stop interrupted it."""
     world, recipe, state, stop = session.world, session.recipe, session.state, session.monitor.stop
-    own = evaluation_order(
+    local_order = evaluation_order(
         num_samples=len(session.val_reader.source),
         batch_size=recipe.eval.batch_size,
         rank=world.rank,
@@ -63,7 +63,7 @@ def run_evaluation(session: Session) -> Evaluation | None:
     )
     reading = read_batches(
         session.val_reader,
-        own,
+        local_order,
         num_workers=recipe.data.num_workers,
         device=world.device,
         loader=recipe.data.loader,
@@ -75,7 +75,7 @@ def run_evaluation(session: Session) -> Evaluation | None:
             yield session.normalize(images), targets
             state.evaluated += 1
 
-    state.evaluated, state.to_evaluate = 0, len(own)
+    state.evaluated, state.to_evaluate = 0, len(local_order)
     session.checkpointer.wait_for_staging()  # the averages replace the weights
     is_collective = session.strategy.forward_is_collective
     with (

@@ -1,4 +1,4 @@
-"""Saves the state of a run and resumes from it, as if the run had never ended."""
+"""Saves the state of a run and resumes from it as if the run had not been interrupted."""
 
 import logging
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where an attempt begins: after `step` steps, with the best evaluation up to there."""
+    """The point at which an attempt begins: after `step` steps, with the best evaluation so far."""
 
     step: int
     best: dict[str, float] | None = None
@@ -30,65 +30,67 @@ class ResumePoint:
 
 
 def find_checkpoint(run: RunDirectory, world: World) -> checkpoints.Checkpoint | None:
-    """Return the newest good checkpoint, the same on every rank, or None where a run begins."""
-    found: checkpoints.Checkpoint | None = None
+    """Return the newest valid checkpoint, the same on every rank, or None if there is none."""
+    checkpoint: checkpoints.Checkpoint | None = None
     if world.is_rank_zero:
-        found, complaints = checkpoints.latest_valid(run.checkpoints)
+        checkpoint, messages = checkpoints.latest_valid(run.checkpoints)
         checkpoints.remove_partial(run.checkpoints)
-        for complaint in complaints:
-            log.warning("%s", complaint)
-    step = int(world.all_reduce(torch.tensor(found.step if found else 0)))
-    if step > 0 and found is None:
-        found = checkpoints.read(checkpoints.final_path(run.checkpoints, step))
-    return found
+        for message in messages:
+            log.warning("%s", message)
+    step = int(world.all_reduce(torch.tensor(checkpoint.step if checkpoint else 0)))
+    if step > 0 and checkpoint is None:
+        checkpoint = checkpoints.read(checkpoints.final_path(run.checkpoints, step))
+    return checkpoint
 
 
-def resume(session: Session, found: checkpoints.Checkpoint | None) -> ResumePoint:
-    """Load a checkpoint into the session, or leave it as it is at step 0.
+def resume(session: Session, checkpoint: checkpoints.Checkpoint | None) -> ResumePoint:
+    """Load a checkpoint into the session; without one, start at step 0.
 
-    Raises `ModelError` where weights or statistics are not finite.
+    Raises `ModelError` if weights or statistics are not finite.
     """
     world = session.world
-    if found is None:
+    if checkpoint is None:
         session.watch.check(
             world, owner="the network at the start", advice="look at model.weights, or at how the network makes its own"
         )
         log.info("starts at step 0 of %d", session.total_steps)
         return ResumePoint(step=0, is_record_due=session.recipe.eval.at_start)
     if world.is_rank_zero:
-        _check_resumable(session, found)
+        _check_resumable(session, checkpoint)
     from distrain.checkpoint.load import load_tensors, read_extra
 
     averaged_weights = session.averaged_weights
-    load_tensors(found, model=session.model, optimizer=session.optimizer, others=averaged_weights, world=world)
+    load_tensors(checkpoint, model=session.model, optimizer=session.optimizer, others=averaged_weights, world=world)
     session.watch.check(
         world,
-        owner=f"checkpoint {found.path.name}",
-        advice=f"remove {found.path}, and training resumes from the one before it",
+        owner=f"checkpoint {checkpoint.path.name}",
+        advice=f"remove {checkpoint.path}, and training resumes from the one before it",
     )
     extra = session.extra
     if extra.exists:
         packed = read_extra(
-            found.path,
+            checkpoint.path,
             network=extra.network_names,
             has_loss=extra.has_loss,
             rank=world.rank,
             world_size=world.size,
         )
         if extra.has_loss and not any(name.startswith(LOSS) for name in packed):
-            log.warning("checkpoint %s holds no state of the loss, which starts over", found.path.name)
+            log.warning("checkpoint %s has no state of the loss, which keeps its initial one", checkpoint.path.name)
         extra.write(packed)
-    session.precision.load_state(found.state["loss_scale"])
-    session.losses.load_state(found.state, session.last_trained(found.step))
-    log.info("resumes from checkpoint %s at step %d of %d", found.path.name, found.step, session.total_steps)
-    state, best = found.state, restore_nan(found.state["best"] or {})
-    if best.get("step") == 0:  # in checkpoints of earlier versions; nothing was kept of that step
+    session.precision.load_state(checkpoint.state["loss_scale"])
+    session.losses.load_state(checkpoint.state, session.last_trained(checkpoint.step))
+    log.info("resumes from checkpoint %s at step %d of %d", checkpoint.path.name, checkpoint.step, session.total_steps)
+    state, best = checkpoint.state, restore_nan(checkpoint.state["best"] or {})
+    if best.get("step") == 0:  # in checkpoints of earlier versions; that step has no checkpoint
         best = {}
-    return ResumePoint(step=found.step, best=best or None, ending=state["ending"], is_record_due=state["is_record_due"])
+    return ResumePoint(
+        step=checkpoint.step, best=best or None, ending=state["ending"], is_record_due=state["is_record_due"]
+    )
 
 
 def save(session: Session, step: int, *, is_record_due: bool) -> None:
-    """Begin the checkpoint of `step`: with it, a run of any process resumes as if it had never ended."""
+    """Begin to save the checkpoint of `step`, from which a run resumes as if it had not been interrupted."""
     session.state.phase = "save"
     last = session.state.last_evaluation
     tensors = session.tensors()
@@ -113,15 +115,18 @@ def save(session: Session, step: int, *, is_record_due: bool) -> None:
     )
 
 
-def _check_resumable(session: Session, found: checkpoints.Checkpoint) -> None:
-    if found.state["data"] != session.fingerprint:
+def _check_resumable(session: Session, checkpoint: checkpoints.Checkpoint) -> None:
+    if checkpoint.state["data"] != session.fingerprint:
         raise RunError(
-            f"the data in {session.recipe.data.path} has changed since checkpoint {found.path.name}; "
+            f"the data in {session.recipe.data.path} has changed since checkpoint {checkpoint.path.name}; "
             f"bring the old data back, or train in a new run directory"
         )
     for what, now in session.numerics_fingerprint().items():
-        before = found.state["rounding"].get(what)
+        before = checkpoint.state["rounding"].get(what)
         if before != now:
             log.warning(
-                "%s was %s up to here and is %s now: results stay as good, their bits may differ", what, before, now
+                "%s was %s before and is %s now: the quality of results is the same, but bits may differ",
+                what,
+                before,
+                now,
             )

@@ -1,4 +1,4 @@
-"""Holds what training consists of on one rank: data, network, strategy, optimizer, meters."""
+"""Holds all parts of training on one rank: data, network, strategy, optimizer, meters."""
 
 import platform
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from distrain.training.losses import LossFunction
 from distrain.training.meters import LossMeter, ThroughputMeter
 from distrain.training.metrics.selection import ChosenMetrics
 from distrain.training.monitor import RankMonitor
-from distrain.training.optim.optimizer import Factor
+from distrain.training.optim.optimizer import LrSchedule
 from distrain.training.optim.weight_averaging import EmaWeights, LookaheadWeights
 from distrain.training.own_code import with_checks
 from distrain.training.profiler import Profiler
@@ -41,7 +41,7 @@ Ending = Literal["target_loss", "max_time", "patience"]  # the field of `train` 
 
 @dataclass(frozen=True)
 class Session:
-    """All parts of training on this rank. Only the tensors and the meters in it change."""
+    """All parts of training on this rank. Only its tensors and meters change."""
 
     recipe: Recipe
     profile: Profile
@@ -63,7 +63,7 @@ class Session:
     optimizer: torch.optim.Optimizer
     lookahead: LookaheadWeights | None
     ema: EmaWeights | None
-    schedule: Factor
+    schedule: LrSchedule
     precision: Precision
     watch: Watch
     losses: LossMeter
@@ -71,73 +71,73 @@ class Session:
     checkpointer: Checkpointer
     sample_images: torch.Tensor
     extra: ExtraState
-    unsaved: list[str]  # what the user's own code changes in training and no checkpoint holds
-    unwrapped_copy: nn.Module | None  # for the sinks: on the CPU, not wrapped; None where it cannot be copied
+    unsaved: list[str]  # state of the user's code that training changes and checkpoints do not store
+    unwrapped_copy: nn.Module | None  # for the loggers: on the CPU; None if it cannot be copied
     skipped: SkippedSteps
     fingerprint: dict[str, str]
     monitor: RankMonitor
     stop: StopConsensus
     profiler: Profiler
-    ending: Ending | None = None  # why `total_steps` are less than planned
+    ending: Ending | None = None  # why `total_steps` is less than planned
 
     @property
     def state(self) -> TrainState:
-        """Where this rank and the run are."""
+        """The state of this rank and of the run."""
         return self.monitor.state
 
     @property
     def model(self) -> nn.Module:
-        """The bare network."""
+        """The unwrapped network."""
         return self.strategy.module
 
     @property
     def train_loss(self) -> LossFunction:
-        """The loss, with the checks of each step where the user's own code takes part in it."""
+        """The loss, with checks in each step if network or loss are the user's code."""
         num_outputs = len(self.train_reader.source.classes)
         return with_checks(self.recipe, self.model, self.loss_function, num_outputs=num_outputs)
 
     @property
     def averaged_weights(self) -> Tensors:
-        """The moving averages and the slow weights, where the recipe keeps them, by their names in a checkpoint."""
+        """The moving averages and slow weights that the recipe uses, by their names in a checkpoint."""
         averages = {} if self.ema is None else average_tensors(self.ema.tensors)
         return averages | ({} if self.lookahead is None else slow_tensors(self.lookahead.tensors))
 
     def tensors(self) -> Tensors:
-        """Return all tensors of the training by their names in a checkpoint; they share their memory with it.
+        """Return all tensors of the training by their names in a checkpoint; they share memory with it.
 
-        Extra state is copied. All ranks call it together.
+        Extra state is copied. All ranks must call it together.
         """
         return {**gather_tensors(self.model, self.optimizer), **self.averaged_weights, **self.extra.gather(self.world)}
 
     def close(self) -> None:
-        """Give back threads and process groups; all ranks call it together, when the process continues without it."""
+        """End threads and process groups before the process builds another session; all ranks must call it together."""
         self.checkpointer.close()
         self.strategy.close()
 
     def epoch(self, step: int) -> float:
-        """Return how many epochs `step` steps are."""
+        """Return the number of epochs in `step` steps."""
         return round(step / self.sampler.steps_per_epoch, 4)
 
     def num_samples(self, first_step: int, last_step: int) -> int:
-        """Return how many samples the steps from `first_step` up to, not including, `last_step` train on.
+        """Return the number of training samples in the steps from `first_step` up to, not including, `last_step`.
 
-        Steps that are skipped train on none.
+        Skipped steps have none.
         """
         size, spe = self.sampler.batching.global_batch_size, self.sampler.steps_per_epoch
         missing = size - self.sampler.global_batch(spe - 1).num_samples  # from the last global batch of each epoch
-        left_out = sum(
+        skipped_samples = sum(
             self.sampler.global_batch(step).num_samples for step in self.skipped.between(first_step, last_step)
         )
-        return (last_step - first_step) * size - (last_step // spe - first_step // spe) * missing - left_out
+        return (last_step - first_step) * size - (last_step // spe - first_step // spe) * missing - skipped_samples
 
     def last_trained(self, step: int) -> list[int]:
-        """Return the steps before `step` that were trained, counted from 0: the last ones, enough for any mean."""
+        """Return the last trained steps before `step`, counted from 0: as many as any mean of the losses needs."""
         most = max(self.sampler.steps_per_epoch, self.recipe.log.every_steps)
         first = max(0, step - most - len(self.skipped.between(0, step)))
         return [before for before in range(first, step) if before not in self.skipped]
 
     def numerics_fingerprint(self) -> dict[str, str | int]:
-        """Return what the last bits of the result depend on besides the recipe."""
+        """Return what the bits of the result depend on besides the recipe."""
         is_cuda = self.world.device.type == "cuda"
         processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
         numerics_fingerprint: dict[str, str | int] = {

@@ -15,14 +15,14 @@ _FARTHEST = 64  # other batch sizes that are tried on each side of the recipe's
 
 
 @dataclass(frozen=True)
-class Lone:
+class SingleSample:
     """Where a sample is alone in a forward pass, and what avoids it, as text."""
 
     where: str
     remedy: str
 
 
-def find_in_training(recipe: Recipe, sampler: TrainSampler, *, num_devices: int) -> Lone | None:
+def find_in_training(recipe: Recipe, sampler: TrainSampler, *, num_devices: int) -> SingleSample | None:
     """Return where training passes a single sample through the network on any rank, the last batch of an epoch first.
 
     With `num_devices` in one process each micro-batch is split over them. None where no sample is ever alone.
@@ -33,31 +33,31 @@ def find_in_training(recipe: Recipe, sampler: TrainSampler, *, num_devices: int)
     if not is_always and min(_parts(last.sizes, num_devices)) > 1:
         return None
     if is_always and recipe.train.micro_batch_size == 1:
-        return Lone("train.micro_batch_size=1 leaves one to each", "raise train.micro_batch_size")
+        return SingleSample("train.micro_batch_size=1 leaves one to each", "raise train.micro_batch_size")
     size = _find_batch_size(recipe, sampler, num_devices=num_devices)
     remedies = [] if size is None else [f"--set data.batch_size={size}"]
     if is_always:
         where = f"data.batch_size={batching.global_batch_size}"
         if (devices := batching.world_size * num_devices) > 1:
             where += f" on {devices} devices"
-        return Lone(f"{where} leaves one to each", _join(remedies, otherwise="raise data.batch_size"))
+        return SingleSample(f"{where} leaves one to each", _join(remedies, otherwise="raise data.batch_size"))
     if has_full:
         remedies.insert(0, "--set data.drop_last=true")
     share = f"{last.num_samples:,} of {counted(sampler.num_samples, 'training sample')}"
-    return Lone(
+    return SingleSample(
         f"the last batch of each epoch ({share}) leaves one to a forward pass",
         _join(remedies, otherwise="add training samples"),
     )
 
 
-def find_in_evaluation(recipe: Recipe, *, num_samples: int) -> Lone | None:
+def find_in_evaluation(recipe: Recipe, *, num_samples: int) -> SingleSample | None:
     """Return where the evaluation of `num_samples` passes a single one through the network; None where it does not."""
     size = recipe.eval.batch_size
     if size > 1 and num_samples % size != 1:
         return None
     better = next((other for other in range(max(2, size - 1), 1, -1) if num_samples % other != 1), None)
     remedy = "add validation samples" if better is None else f"--set eval.batch_size={better}"
-    return Lone(f"the last batch of {counted(num_samples, 'validation sample')} is one", remedy)
+    return SingleSample(f"the last batch of {counted(num_samples, 'validation sample')} is one", remedy)
 
 
 def _join(remedies: list[str], *, otherwise: str) -> str:

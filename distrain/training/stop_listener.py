@@ -12,7 +12,7 @@ POLL_S = 0.1
 
 
 class StopListener:
-    """Whether this rank was asked to stop, by a signal or by the stop file. A context manager runs the thread."""
+    """Listens for stop requests by a signal or the stop file; the context manager runs its thread."""
 
     def __init__(self, run: RunDirectory, request: StopRequest | None = None) -> None:
         """`request` is set by this listener, and by a signal handler or anything else that receives a stop request."""
@@ -31,7 +31,7 @@ class StopListener:
 
     @property
     def is_requested(self) -> bool:
-        """Whether a stop was requested, as of the last poll: reads memory alone."""
+        """Whether a stop was requested, as of the last poll; reads only memory."""
         return self.request.is_set()
 
     def poll_stop_request(self) -> bool:

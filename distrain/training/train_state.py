@@ -62,18 +62,18 @@ class TrainState:
     def __init__(self) -> None:
         self.step = 0  # steps taken
         self.phase: Phase = "start-up"
-        self.progress = 0  # counts micro-batches and batches: a long step or evaluation moves, a stalled one does not
+        self.progress = 0  # counts micro-batches and batches, so that a stall differs from a long step or evaluation
         self.evaluated = 0  # batches of the evaluation in progress, of this rank
         self.to_evaluate = 0  # batches that it has
-        self.must_watch_steps = False  # one has made numbers that are not finite: the watch looks at every step
+        self.must_watch_steps = False  # after values that were not finite: the watch checks every step
         self.has_begun = False  # whether start-up is over, and the status is this attempt's
         self._status = Status()
         self._steps_per_epoch = 0
         self._timer = StepTimer()
-        self._lock = threading.Lock()  # no snapshot is of half a change
+        self._lock = threading.Lock()  # so that no snapshot has a partial change
 
     def load(self, status: Status) -> None:
-        """Restore the status that earlier attempts have left."""
+        """Restore the status of earlier attempts."""
         with self._lock:
             self._status = status
 
@@ -88,7 +88,7 @@ class TrainState:
         best_by: str = "top1",
         unsaved_state: list[str] | None = None,
     ) -> None:
-        """Begin an attempt at `first_step`: start-up is over. Evaluations and benchmarks have no epochs.
+        """Begin an attempt at `first_step`, after start-up. Evaluations and benchmarks have no epochs.
 
         `best` is the best evaluation up to there and `best_by` its metric; `unsaved_state` names what no checkpoint
         holds.
@@ -115,21 +115,21 @@ class TrainState:
 
     @property
     def skipped_batches(self) -> list[SkippedBatch]:
-        """The batches that are skipped since they made values that are not finite; `skip` adds one."""
+        """The batches that are skipped because they caused values that are not finite; `skip` adds one."""
         return self._status.skipped_batches
 
     @property
     def train_seconds(self) -> float:
-        """Seconds of training up to now, over all attempts, without start-up."""
+        """Seconds of training so far, over all attempts, without start-up."""
         return self._timer.train_seconds
 
     @property
     def seconds_per_step(self) -> float | None:
-        """Mean seconds of a step of this attempt, evaluations and saves included; None before the first one."""
+        """Mean seconds per step of this attempt, including evaluations and saves; None before the first step."""
         return self._timer.seconds_per_step(self.step)
 
     def keep_evaluation(self, step: int, metrics: dict[str, float]) -> None:
-        """Note an evaluation; that of step 0, of which there is no checkpoint, is never the best."""
+        """Store an evaluation; that of step 0, which has no checkpoint, is never the best."""
         with self._lock:
             self._status.last = {"step": step, **metrics}
             if step > 0 and is_better(self._status.best_by, metrics, self._status.best):
@@ -146,12 +146,12 @@ class TrainState:
             self._status.total_steps = step
 
     def keep_digests(self, *, weights: str, state: str) -> None:
-        """Note the digests at the end of the run."""
+        """Store the digests at the end of the run."""
         with self._lock:
             self._status.weights_digest, self._status.state_digest = weights, state
 
     def snapshot(self, state: State | None = None) -> Status:
-        """Return a copy of the status as of now, in a new state from now on if one is given."""
+        """Return a copy of the current status, after changing to a new state if one is given."""
         with self._lock:
             status, step, now = self._status, self.step, time.time()
             pace_s = self._timer.seconds_per_step(step)

@@ -1,4 +1,4 @@
-"""Trains: the loop over the steps, with records, evaluations and checkpoints, to be read top to bottom."""
+"""Trains: the loop over the steps, with records, evaluations and checkpoints; read it from top to bottom."""
 
 import logging
 import time
@@ -38,26 +38,26 @@ log = logging.getLogger(__name__)
 
 
 def train(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, monitor: RankMonitor) -> bool:
-    """Train from the newest good checkpoint of the run directory, or from step 0, to the end or to a stop request.
+    """Train from the newest valid checkpoint of the run directory, or from step 0, to the end or to a stop request.
 
-    Returns whether the end was reached. Raises a `UserError` where recipe, data and run directory do not go together,
-    and `TrainingError` where one step after the other makes numbers that are not finite.
+    Returns whether the end was reached. Raises a `UserError` if recipe, data and run directory do not match, and
+    `TrainingError` if too many steps produce values that are not finite.
     """
     set_determinism(recipe)
     monitor.state.load(run.read_status())
     with describe_anomalies(monitor.state) if recipe.train.detect_anomaly else nullcontext():
         while (is_complete := _train_attempt(recipe, profile, run, world, monitor)) is None:
-            release_unused(world.device)  # the network, before another one is built: there may be no room for two
+            release_unused(world.device)  # the old network, as memory may not suffice for two
     return is_complete
 
 
 def _train_attempt(
     recipe: Recipe, profile: Profile, run: RunDirectory, world: World, monitor: RankMonitor
 ) -> bool | None:
-    """Train up to the end or a stop, and return whether it was the end; None to try again after a rollback."""
-    found = find_checkpoint(run, world)
-    session = build_session(recipe, profile, run, world, monitor, has_checkpoint=found is not None)
-    start = resume(session, found)
+    """Train to the end or to a stop, and return whether it was the end; None to retry after a rollback."""
+    checkpoint = find_checkpoint(run, world)
+    session = build_session(recipe, profile, run, world, monitor, has_checkpoint=checkpoint is not None)
+    start = resume(session, checkpoint)
     if start.ending is not None:
         session = stop_at(session, start.step, start.ending)
     _begin_attempt(session, start)
@@ -82,15 +82,15 @@ def _train_attempt(
         monitor.state.keep_digests(weights=weights_digest(session.model), state=digest(session.tensors()))
     monitor.report("finished" if is_complete else "stopped")
     if world.is_rank_zero and not is_complete:
-        with suppress(OSError):  # a start removes it, too
-            run.stop.unlink(missing_ok=True)  # the request is met: the worker's next start continues
+        with suppress(OSError):  # the next start removes it as well
+            run.stop.unlink(missing_ok=True)  # the request is fulfilled: the next start resumes
     return is_complete
 
 
 def run_to_end(session: Session, start: ResumePoint, loggers: LoggerCollection) -> bool:
     """Train from `start` on, with records, evaluations and checkpoints at their intervals.
 
-    Returns whether the last step was reached; False after a stop request, with a checkpoint of that very step.
+    Returns whether the last step was reached; False after a stop request, with a checkpoint of the current step.
     """
     recipe, world = session.recipe, session.world
     step = start.step
@@ -119,7 +119,7 @@ def _train_loop(session: Session, batches: Iterator[Batch], step: int, loggers: 
         started, first_step = time.perf_counter(), step
         boundary = last_step_in_time(session, step, session.intervals.next_boundary(step))
         step = run_steps(session, batches, step, session.profiler.advance(step, boundary))
-        state.phase = "sync"  # the host waits for its device here, and for those of all ranks
+        state.phase = "sync"  # here the host waits for the devices of all ranks
         sync_losses(session, range(first_step, step))
         if session.compilation is not None:
             session.compilation.report()
@@ -134,7 +134,7 @@ def _train_loop(session: Session, batches: Iterator[Batch], step: int, loggers: 
         if must_stop or _must_save(session, step):
             monitor.report("stopping" if must_stop else None)
             save(session, step, is_record_due=not is_recorded)
-            # One that came in the meantime: no further step is taken.
+            # A request that arrived meanwhile: take no further step.
             must_stop = must_stop or world.any_over_ranks(monitor.stop.poll_stop_request())
         if must_stop and not (step == session.total_steps and is_recorded):
             log.info("stopped on request at step %d", step)
@@ -153,8 +153,8 @@ def run_steps(
 ) -> int:
     """Run the optimizer steps from `first_step` up to, not including, `last_step`: the loop that must be fast.
 
-    Returns the number of steps taken since step 0: `last_step`, or less where the ranks have agreed to stop.
-    `progress` is what the loop sets step and phase of, in place of the session's state.
+    Returns the number of steps taken since step 0: `last_step`, or fewer if the ranks have agreed to stop.
+    `progress` replaces the session's state, of which the loop sets step and phase.
     """
     sampler, strategy, precision, losses = session.sampler, session.strategy, session.precision, session.losses
     optimizer, loss_function, prepare = session.optimizer, session.train_loss, session.prepare
@@ -182,7 +182,7 @@ def run_steps(
             with strategy.micro_batch(global_batch, index):
                 with precision.autocast():
                     loss = loss_function(replica(images), targets)
-                # The mean over the global batch, whatever its size, once the ranks are combined.
+                # So that the combined gradients of all ranks are those of the mean over the global batch.
                 share = len(targets) * strategy.loss_scale / global_batch.num_samples
                 state.phase = "backward"
                 precision.backward(loss if share == 1 else loss * share)
@@ -205,10 +205,10 @@ def run_steps(
 
 
 def sync_losses(session: Session, steps: range) -> None:
-    """Bring the losses of the steps to the host, and whether what else the steps made is finite.
+    """Copy the losses of the steps to the host, and check that everything in the steps is finite.
 
-    Raises `NotFiniteError` for the first step of which that is not so. Where the watch cannot name the step, the first
-    one whose loss is not finite may be innocent, and the weights before it not finite; unless it is the first of all.
+    Raises `NotFiniteError` for the first step that has other values. If the watch does not check every step, the first
+    step with such a loss may not be the cause, as the weights before it may not be finite; unless it is the first step.
     """
     trained = list(session.skipped.others(steps))
     for place, (step, synced) in enumerate(zip(trained, session.losses.sync_losses(trained), strict=True)):

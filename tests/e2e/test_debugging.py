@@ -153,12 +153,12 @@ def test_overfit_learns_its_batches_by_heart_and_ends_there(tmp_path: Path) -> N
 def test_overfit_that_cannot_says_so_and_what_to_look_at(faults: Path) -> None:
     arguments = ["--overfit=1", "--set=train.max_steps=20", "--set=model.name=faults:Frozen", "--run=run"]
     done = fit(*arguments, cwd=faults, code=1)
-    assert "did not come below train.target_loss=0.05 in 20 steps (it is " in done.out
-    assert "look at the learning rate, the labels, and weights that are frozen" in done.out
+    assert "did not fall below train.target_loss=0.05 in 20 steps (it is " in done.out
+    assert "check the learning rate, the labels, and frozen weights" in done.out
     assert "Traceback" not in done.out + done.err
     assert status(faults / "run")["state"] == "failed"
     again = fit("--run=run", cwd=faults, code=1)  # no step is left, and it still is no success
-    assert "did not come below" in again.out
+    assert "did not fall below" in again.out
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ def test_run_whose_time_is_up_evaluates_saves_and_finishes(tmp_path: Path) -> No
     assert 0 < found["step"] == found["total_steps"] < 5000 * 23
     assert {"train/loss", "val/top1"} <= metrics(run)[-1].keys()
     assert checkpoint_steps(run)[-1] == found["step"]
-    assert "schedule.name=onecycle was made for all of these" in done.out
+    assert "schedule.name=onecycle was planned for all of these steps" in done.out
 
 
 @pytest.mark.slow

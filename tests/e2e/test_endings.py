@@ -34,7 +34,7 @@ def test_stopped_run_saves_exits_resumable_and_goes_on(tmp_path: Path, processes
     assert process.returncode == 75, out
     assert f"at step {found['step']} of" in out
     if processes == 2:
-        assert "processes was 2 up to here and is 1 now" in out
+        assert "processes was 2 before and is 1 now" in out
 
 
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])

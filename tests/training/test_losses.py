@@ -112,7 +112,7 @@ def test_focal_loss_of_a_network_that_is_certain_has_a_gradient(target: Target) 
         ("values", {"name": "focal"}, "loss.name=focal is not for"),
         ("labels", {"name": "mse"}, "loss.name=mse is not for"),
         ("labels", {"name": "bce", "pos_weight": [1, 2]}, "loss.pos_weight has 2 numbers and the data has 5 outputs"),
-        ("class", {"name": "focal", "alpha": 0.25}, "loss.alpha=0.25 weighs the yes of a label"),
+        ("class", {"name": "focal", "alpha": 0.25}, "loss.alpha=0.25 weights positive against negative labels"),
     ],
 )
 def test_loss_that_does_not_go_with_the_data_is_one_sentence(
@@ -138,7 +138,7 @@ def test_loss_of_the_user_takes_any_target(tmp_path: Path, monkeypatch: pytest.M
 def test_module_as_a_loss_is_made_where_its_class_is_named_and_must_not_learn() -> None:
     made = build("values", name="torch.nn:HuberLoss")
     assert made(torch.ones(2, 5), torch.zeros(2, 5)).item() == 0.5
-    with pytest.raises(RecipeError, match=r"loss\.name=torch\.nn:PReLU has a weight of its own, weight, which nothing"):
+    with pytest.raises(RecipeError, match=r"loss\.name=torch\.nn:PReLU has a trainable weight, weight, which nothing"):
         build("values", name="torch.nn:PReLU")
 
 

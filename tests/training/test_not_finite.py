@@ -317,7 +317,7 @@ def test_constants_that_are_not_finite_are_no_fault_and_their_average_is_theirs(
 
 def test_weights_that_are_not_finite_before_the_first_step_are_named(tmp_path: Path) -> None:
     PLACES["start"] = (["marked_image", "nan_weights"], [], "")
-    with pytest.raises(ModelError, match=r"^1\.bias of the network at the start holds values that are not finite"):
+    with pytest.raises(ModelError, match=r"^1\.bias of the network at the start has values that are not finite"):
         train(ALONE, tmp_path / "run", "start", [])
 
 
@@ -334,7 +334,5 @@ def test_checkpoint_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("distrain.training.trainer.sync_losses", lambda session, steps: session.losses.sync_losses(steps))
         train(ALONE, tmp_path / "run", "statistics", [], epochs=1)
-    with pytest.raises(
-        ModelError, match=r"^0\.running_var of checkpoint step-00000006 holds values that are not finite"
-    ):
+    with pytest.raises(ModelError, match=r"^0\.running_var of checkpoint step-00000006 has values that are not finite"):
         train(ALONE, tmp_path / "run", "statistics", [])

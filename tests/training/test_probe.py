@@ -18,7 +18,7 @@ from distrain.errors import ModelError
 from distrain.models.registry import build_model
 from distrain.tensors.preserve_state import preserve_state
 from distrain.training.probe import check_outputs, check_single_sample
-from distrain.training.single_samples import Lone, find_in_evaluation, find_in_training
+from distrain.training.single_samples import SingleSample, find_in_evaluation, find_in_training
 
 IMAGES = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(0))
 
@@ -215,8 +215,8 @@ def test_network_that_refuses_a_single_sample_is_told_where_it_comes(
     net: nn.Module, is_training: bool, words: str
 ) -> None:
     def check(net: nn.Module) -> None:
-        lone = Lone("HERE", "THIS")
-        check_single_sample(net, torch.ones(1, 5), name="x:y", num_outputs=5, is_training=is_training, lone=lone)
+        lone = SingleSample("HERE", "THIS")
+        check_single_sample(net, torch.ones(1, 5), name="x:y", num_outputs=5, is_training=is_training, single=lone)
 
     with pytest.raises(ModelError, match=words):
         check(net)

@@ -72,28 +72,28 @@ def test_what_is_not_finite_after_a_step_marks_it(net: tuple[nn.Module, Watch], 
     note(*net, without="last.weight")  # it joins in later
     do(net[0])
     note(*net)
-    marks = net[1].take_marks(CPU)
+    marks = net[1].pop_marks(CPU)
     assert marks.dtype == torch.float64
     assert marks.tolist() == [0, 0, words is not None]
     if words is not None:
         assert net[1].explain(2, ALONE) == words
-    assert net[1].take_marks(CPU).tolist() == []
+    assert net[1].pop_marks(CPU).tolist() == []
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_gradient_is_named(net: tuple[nn.Module, Watch], value: float) -> None:
     note(*net)
     note(*net, gradient=value)
-    assert net[1].take_marks(CPU).tolist() == [0, 1]
+    assert net[1].pop_marks(CPU).tolist() == [0, 1]
     assert net[1].explain(1, ALONE) == "the gradient of first.bias"
 
 
 def test_step_between_two_records_is_found_again_after_the_next_has_begun(net: tuple[nn.Module, Watch]) -> None:
     note(*net)
     note(*net)
-    assert net[1].take_marks(CPU).tolist() == [0, 0]
+    assert net[1].pop_marks(CPU).tolist() == [0, 0]
     note(*net, gradient=torch.nan)
-    assert net[1].take_marks(CPU).tolist() == [1]
+    assert net[1].pop_marks(CPU).tolist() == [1]
     note(*net)
     assert net[1].explain(0, ALONE) == "the gradient of first.bias"
 
@@ -104,12 +104,12 @@ def test_one_look_on_the_host_finds_what_any_step_since_the_last_has_made(change
     net = Net()
     watching = Watch(net, every_step=False)
     assert not watching.names_the_step
-    assert watching.take_marks(CPU).tolist() == []
+    assert watching.pop_marks(CPU).tolist() == []
     note(net, watching)
-    assert watching.take_marks(CPU).tolist() == [0]
+    assert watching.pop_marks(CPU).tolist() == [0]
     note(net, watching)
     do(net)
     note(net, watching)
-    marks = watching.take_marks(CPU)
+    marks = watching.pop_marks(CPU)
     assert marks.dtype == torch.float64
     assert marks.tolist() == [0, words is not None]

@@ -12,7 +12,7 @@ from torch import nn
 from distrain import config as recipe
 from distrain.tensors.dtensor import is_sharded
 
-Factor = Callable[[int], float]
+LrSchedule = Callable[[int], float]
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
                 optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
 
 
-def build_schedule(config: recipe.Schedule, *, steps_per_epoch: int, total_steps: int) -> Factor:
+def build_schedule(config: recipe.Schedule, *, steps_per_epoch: int, total_steps: int) -> LrSchedule:
     """Return the factor of the base learning rate at a step, counted from 0: the same at every start and resume."""
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)
     factor = _factor(config, steps_per_epoch=steps_per_epoch, warmup_steps=warmup_steps, total_steps=total_steps)
@@ -141,7 +141,7 @@ def build_schedule(config: recipe.Schedule, *, steps_per_epoch: int, total_steps
     return lambda step: (step + 1) / (warmup_steps + 1) if step < warmup_steps else factor(step)
 
 
-def _factor(config: recipe.Schedule, *, steps_per_epoch: int, warmup_steps: int, total_steps: int) -> Factor:
+def _factor(config: recipe.Schedule, *, steps_per_epoch: int, warmup_steps: int, total_steps: int) -> LrSchedule:
     gamma = 0.1 if config.gamma is None else config.gamma
     if config.name == "constant":
         return lambda _: 1.0

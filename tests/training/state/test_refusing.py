@@ -30,10 +30,10 @@ unstorable_loss = UnstorableLoss()
             nn.Sequential(Unstorable(10)),
             r"as 0\._extra_state in its state_dict, which a checkpoint cannot store; use num",
         ),
-        (Giving(10), r"mine:x does not load the state that it gives \(.*Unexpected key.*; define set_extra_state"),
+        (Giving(10), r"mine:x does not load the state that it returns \(.*Unexpected key.*; define set_extra_state"),
         (
             Forgetful(10),
-            r"mine:x does not load the state that it gives \('count'\); define set_extra_state beside",
+            r"mine:x does not load the state that it returns \('count'\); define set_extra_state together with",
         ),
         (unstorable_loss, r"mine:x has a builtins\.function as draw in its state_dict"),
     ],

@@ -82,7 +82,7 @@ def test_checkpoint_from_before_the_loss_was_saved_is_loaded_and_it_is_said(
     unfinish(tmp_path / "run")
     with caplog.at_level(logging.WARNING):
         train(tmp_path / "run", f"loss.name={making.__name__}:Centred")
-    assert "checkpoint step-00000005 holds no state of the loss, which starts over" in caplog.text
+    assert "checkpoint step-00000005 has no state of the loss, which keeps its initial one" in caplog.text
 
 
 def test_checkpoint_of_a_network_that_had_no_extra_state_names_what_it_lacks(tmp_path: Path) -> None:
