@@ -152,7 +152,7 @@ def _checkpoints(result: BenchmarkResult, setting: DiagnosisInput) -> str | None
         f"training is blocked for {_time(saving.blocked_s)}, and it is on disk after {_time(saving.commit_s)}"
     )
     if saving.commit_s > interval * step_s:
-        text += "; the next one is due before that, and waits"
+        text += "; the next one is scheduled before that, and waits"
     if share > COSTLY_CHECKPOINTS:
         enough = math.ceil(saving.blocked_s * (1 - COSTLY_CHECKPOINTS) / (COSTLY_CHECKPOINTS * step_s))
         text += f"; every {counted(enough, 'step')} would cost {COSTLY_CHECKPOINTS:.0%}"

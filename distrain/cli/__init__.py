@@ -19,7 +19,7 @@ def main() -> None:
     """Run the command line; a `DistrainError` is printed on standard error, and sets the exit code.
 
     So is a file system error; DISTRAIN_TRACEBACK=1 adds the traceback. Ctrl-C ends a command with one line and exit
-    code 130, unless it runs a training, which then saves and stops.
+    code 130, unless it is training: then the run saves and stops.
     """
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, _interrupt)  # first of all: the imports take some time

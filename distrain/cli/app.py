@@ -45,7 +45,7 @@ EPILOG = """
 
 `distrain bench cifar10 --data photos --gpus 4` - how fast it trains here, how it scales, and what limits it
 
-`distrain plan cifar10 --gpus 8 --time 1:00:00` - memory, time and disk space of a training before its start
+`distrain plan cifar10 --gpus 8 --time 1:00:00` - memory, time and disk space of a run before its start
 
 `distrain eval last` - the accuracy of the newest run for each class, and its worst mistakes
 

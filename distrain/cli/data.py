@@ -72,9 +72,9 @@ def check(
     changes: Changes = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 on warnings too.")] = False,
 ) -> None:
-    """Read every image completely and report what would stop or spoil a training; exit code 1 if there is an error.
+    """Read every image completely and report what would stop or spoil a run; exit code 1 if there is an error.
 
-    An error stops a training or makes its metrics wrong: files that cannot be decoded, the same image in train/ and
+    An error stops a run or makes its metrics wrong: files that cannot be decoded, the same image in train/ and
     val/ or in two classes, classes that are missing in train/. Warnings and notes are less severe. Nothing is changed.
     Images are compared pixel by pixel, so a copy saved as PNG counts as the same. In a packed dataset, every byte is
     first compared with its digest, and damaged shards are named.

@@ -36,7 +36,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def _describe_torch() -> dict[str, Any] | str:
-    """Import torch, as a training does, and return its devices and backends; the error's text if it fails."""
+    """Import torch, as training does, and return its devices and backends; the error's text if it fails."""
     try:
         import torch
         import torch.distributed as dist

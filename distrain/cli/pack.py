@@ -37,7 +37,7 @@ PACK_EPILOG = """
 
 
 def pack(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The data, as for --data of a training.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The data, as for --data of `distrain fit`.")],
     out: Annotated[
         Path | None, typer.Argument(metavar="OUT", help="The folder to write.", show_default="DIR.packed")
     ] = None,

@@ -1,4 +1,4 @@
-"""`distrain plan`: estimates the memory, time and disk space of a training before it is started."""
+"""`distrain plan`: estimates the memory, time and disk space of a run before it starts."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

@@ -168,7 +168,7 @@ def supervise(
 ) -> RunOutcome:
     """Execute the plan, attempt after attempt, and return how the run ended; afterwards signals are ignored.
 
-    `on_error` is called with the exception that ended a training in this process.
+    `on_error` is called with the exception that ended training in this process.
     """
     notify = _notifier(console, fit.run)
     is_coordinator = fit.profile.node_rank == 0

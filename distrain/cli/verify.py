@@ -27,7 +27,7 @@ def verify(
     data: DataPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a few steps undisturbed, killed and resumed, and on other numbers of processes, and compare the bits.
+    """Train a few steps: in one go, killed and resumed, and on other numbers of processes; compare the bits.
 
     With `train.exact` all must be identical; without it, only those on the same number of processes. Exit code 1 if
     they are not. Example: `distrain verify digits --set train.exact=true --set train.micro_batch_size=16 --procs 1,2,4`

@@ -145,7 +145,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def _read_text_value(text: str) -> str | None:
-    """Return the value of a key that takes text: as it stands, unless it is null or what a quoted YAML text holds."""
+    """Return the value of a key that takes text: unchanged, unless it is null or a quoted YAML string."""
     if text.strip() == "null":
         return None
     if text.lstrip().startswith(("'", '"')):
@@ -156,7 +156,7 @@ def _read_text_value(text: str) -> str | None:
 
 
 def _read_value(text: str, override: str) -> Any:
-    """Return the value of any other key: what the YAML holds, and text that is not YAML as it stands."""
+    """Return the value of any other key: the parsed YAML, or the text unchanged if it is not YAML."""
     try:
         return read_yaml_text(text) if text else ""
     except YamlError as error:

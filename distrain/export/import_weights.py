@@ -41,7 +41,7 @@ class ImportedWeights:
     entry: str | None  # their key in the file, None where they are the whole file
     prefix: str  # removed from their names
     is_average: bool
-    facts: dict[str, Fact]  # epoch, accuracy and the like
+    facts: dict[str, Fact]  # such as epoch and accuracy
     left: dict[str, str]  # unused entries, and a description of each
     fit: WeightMatch | None  # the comparison with a model, where one was given
 

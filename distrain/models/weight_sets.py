@@ -52,7 +52,7 @@ class StoredWeights:
     """The content of a file, a checkpoint or a bundle: state_dicts by the path of their keys, and other entries."""
 
     entries: dict[str | None, Weights]
-    facts: dict[str, Fact] = field(default_factory=dict)  # epoch, accuracy and the like
+    facts: dict[str, Fact] = field(default_factory=dict)  # such as epoch and accuracy
     left: dict[str, str] = field(default_factory=dict)  # entries without weights, and a description of each
     contents: str = ""  # a short description for a message
     classes: tuple[str, ...] = ()  # the names of the outputs, where they are known

@@ -13,7 +13,7 @@ OLD_NAMES = {"examination.json": "task.json", "meeting.json": "rendezvous.json"}
 def check_format(status: Path) -> None:
     """Raise `RunError` where `status.json` has the format version of a newer distrain.
 
-    A file that is missing or damaged passes: whoever needs more of it reports that.
+    A file that is missing or damaged passes: code that needs more of it reports that.
     """
     version = 0
     with suppress(OSError, ValueError, KeyError, TypeError):

@@ -53,7 +53,7 @@ def write_task(run: RunDirectory, task: Task) -> None:
 def read_task(run: RunDirectory) -> Task:
     """Read the task of a worker; raises `RunError` for a damaged file.
 
-    Earlier versions wrote no task for a training, and of an evaluation the request alone, under another name.
+    Earlier versions wrote no task for training, and only the request of an evaluation, under another name.
     """
     path = find_file(run.task)
     unnamed = {} if path == run.task else {"task": "evaluate"}

@@ -274,7 +274,7 @@ def _numbered(path: Path, number: int) -> Path:
 
 
 def _is_alive(owner: _Owner | None) -> bool | None:
-    """Whether the process lives; None where this machine cannot tell."""
+    """Whether the process lives; None where this is not known."""
     if owner is None or owner.space != _space():
         return None
     return _start_of(owner.pid) == owner.started

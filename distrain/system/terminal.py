@@ -22,7 +22,7 @@ from distrain.system.encoding import accept_any_text
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-PATIENCE_S = 10.0  # how long a reader that does not read may block a training
+PATIENCE_S = 10.0  # how long a reader that does not read may block training
 SHOW_CURSOR = "\x1b[?25h"
 _STREAMS = ((1, "stdout"), (2, "stderr"))
 _ESCAPE = b"\x1b"

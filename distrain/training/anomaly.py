@@ -47,7 +47,7 @@ def describe_anomalies(state: TrainState) -> Iterator[None]:
 
 
 def _find_line(forward_stacks: list[str]) -> str:
-    """Return the innermost line of the user's that called the operation, in words; nothing where it is not theirs."""
+    """Return a phrase with the innermost line of the user's code that called the operation; empty if there is none."""
     frames = [
         traceback.FrameSummary(file, int(line), name)
         for stack in forward_stacks[:1]

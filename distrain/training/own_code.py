@@ -59,7 +59,7 @@ def unlike_logits(outputs: object, *, num_samples: int, num_outputs: int) -> str
 
 
 def check_value(value: object, function: LossFunction, *, logits: torch.Tensor, name: str = "the loss") -> torch.Tensor:
-    """Return a loss; raises `RecipeError` where it is not one number, or lacks the gradient that `logits` have."""
+    """Return a loss; raises `RecipeError` where it is not one number, or has no gradient although `logits` have one."""
     if not (isinstance(value, torch.Tensor) and value.ndim == 0 and value.is_floating_point()):
         seen = _describe(value) if isinstance(value, torch.Tensor) else f"{value!r:.60}"
         raise RecipeError(f"{name} gives {seen}{place_of_code(function)}; return the mean over the samples, one number")

@@ -76,7 +76,7 @@ def test_bottleneck_and_advice(setting: DiagnosisInput, changes: dict[str, Any],
         (0.05, 0.5, "(1.0 MiB) every 10 steps costs 4.8%: training is blocked for 50.0 ms, and it is on disk after "),
         (0.05, 0.5, "; every 50 steps would cost 1%"),  # 0.05 / (50 x 0.1 + 0.05) = 0.99%
         (0.005, 0.5, "costs 0.5%: training is blocked for 5.0 ms, and it is on disk after 0.50 s"),
-        (0.005, 1.5, "; the next one is due before that, and waits"),  # ten steps take 1 s
+        (0.005, 1.5, "; the next one is scheduled before that, and waits"),  # ten steps take 1 s
     ],
 )
 def test_cost_of_checkpoints(blocked_s: float, commit_s: float, words: str) -> None:

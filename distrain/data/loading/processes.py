@@ -203,7 +203,7 @@ class _Workers:
     def _batch(self, response: _Response) -> Batch:
         slot, number = self._slots[response.slot], response.slot
         images = response.images.view(slot.images, on_free=lambda: self._free.append(number))
-        if not self._free:  # the consumer holds so many batches that none could be read after this one
+        if not self._free:  # the consumer holds every slot, so that no further batch could be read
             images = images.clone()
         return images, response.targets.view(slot.targets).clone()
 

@@ -172,7 +172,7 @@ class Coordinator:
     def _notify_all(self, text: str) -> None:
         self._notify(text)
         for peer in self._members.values():
-            peer.send(tell=text)
+            peer.send(notice=text)
 
     def _missing_nodes(self) -> str:
         missing = [str(node) for node in range(1, self._profile.nodes) if node not in self._members]

@@ -44,8 +44,8 @@ class Member:
             for message in self._receive():
                 if "refused" in message:
                     raise LaunchError(message["refused"])
-                if "tell" in message:
-                    self._notify(message["tell"])
+                if "notice" in message:
+                    self._notify(message["notice"])
                 if "token" in message:
                     return self._begin(message)
                 if message.get("verdict") == ExitCode.STOPPED:

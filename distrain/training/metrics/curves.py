@@ -134,7 +134,7 @@ def build_curves(chosen: ChosenMetrics, device: torch.device) -> Curves | None:
 def _log_odds_of_classes(logits: Tensor) -> Tensor:
     """Return float32 [n, classes], 0 for a class with the share that all have on average.
 
-    float32 tells scores apart best near 0, and where a network knows little, all of them are there. The computation
+    float32 resolves scores best near 0, and where a network knows little, all of them are there. The computation
     is in float64, since the probability of a class that is nearly certain is 1 in float32.
     """
     log_p = logits.double().log_softmax(dim=1)
