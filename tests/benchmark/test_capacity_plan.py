@@ -12,7 +12,7 @@ from distrain.config import load_recipe
 from distrain.config.profile import LaunchOptions
 from distrain.errors import LaunchError
 from distrain.messages import MEBIBYTE
-from tests.benchmark.making import figures, reduction
+from tests.benchmark.factories import figures, reduction
 from tests.command import distrain
 
 RECIPE = load_recipe("digits", overrides=["data.batch_size=800", "train.epochs=10"])  # 2 steps an epoch

@@ -8,7 +8,7 @@ import pytest
 from distrain.benchmark.diagnosis import DiagnosisInput, diagnose
 from distrain.benchmark.results import Saving
 from distrain.messages import MEBIBYTE
-from tests.benchmark.making import figures, reduction
+from tests.benchmark.factories import figures, reduction
 
 GPU = DiagnosisInput(
     cpus=16,

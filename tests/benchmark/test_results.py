@@ -2,7 +2,7 @@ import pytest
 
 from distrain.benchmark.results import spread
 from distrain.messages import MEBIBYTE
-from tests.benchmark.making import reduction
+from tests.benchmark.factories import reduction
 
 
 def test_spread_of_blocks_gives_the_deviation_of_a_step() -> None:

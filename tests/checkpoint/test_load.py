@@ -22,7 +22,7 @@ from distrain.distributed.world import World
 from distrain.errors import CheckpointError
 from distrain.runs import checkpoints
 from distrain.runs.checkpoints.integrity import describe_files
-from tests.checkpoint.making import SINGLE, checkpointer, make_training, save, take_step
+from tests.checkpoint.factories import SINGLE, checkpointer, make_training, save, take_step
 from tests.processes import run_ranks
 
 RULES = ["sgd", "adam", "adamw", "rmsprop"]

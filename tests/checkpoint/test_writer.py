@@ -22,7 +22,7 @@ from distrain.distributed.world import World
 from distrain.errors import CheckpointError, ModelError
 from distrain.runs import checkpoints
 from distrain.runs.checkpoints.integrity import Manifest, commit, describe_files
-from tests.checkpoint.making import SINGLE, checkpointer, make_training, save, take_step
+from tests.checkpoint.factories import SINGLE, checkpointer, make_training, save, take_step
 from tests.disk import fill, small_disk
 from tests.processes import run_ranks
 

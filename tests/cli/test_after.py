@@ -14,7 +14,7 @@ from distrain.export import load
 from distrain.models.nets import DigitsCnn
 from tests.cli.test_bad_input import assert_one_sentence
 from tests.command import Done, command, distrain, fit, status
-from tests.export.making import validation_digits, write_digits
+from tests.export.factories import validation_digits, write_digits
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from distrain.checkpoint.tensors import weights_digest
 from distrain.models.nets import DigitsCnn
 from distrain.runs.directory import RunDirectory
-from tests.checkpoint.making import copy, damage
+from tests.checkpoint.factories import copy, damage
 from tests.cli.test_bad_input import assert_one_sentence
 from tests.command import distrain, fit, status
 

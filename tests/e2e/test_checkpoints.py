@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoint.making import DAMAGES, damage
+from tests.checkpoint.factories import DAMAGES, damage
 from tests.command import QUIET, command, comparable, distrain, fit, metrics, status
 from tests.disk import fill, small_disk
 

@@ -12,7 +12,7 @@ from PIL import Image
 from distrain.errors import BundleError, DataError, RecipeError
 from distrain.export import load
 from distrain.export.write_bundle import write_bundle
-from tests.export.making import make_bundle, validation_digits, write_digits
+from tests.export.factories import make_bundle, validation_digits, write_digits
 
 
 def written(folder: Path) -> Path:

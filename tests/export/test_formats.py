@@ -19,7 +19,7 @@ from distrain.errors import ExportError
 from distrain.export.formats import export_graph
 from distrain.export.graph import compare
 from distrain.export.metadata import Preprocessing, normalization_formula
-from tests.export.making import make_bundle, validation_digits
+from tests.export.factories import make_bundle, validation_digits
 
 PICTURES = list(validation_digits().images[:40])
 

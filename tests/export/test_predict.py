@@ -11,7 +11,7 @@ import torch
 
 from distrain.export.predict import best_outputs, predict_files
 from distrain.export.read_images import ImageInput
-from tests.export.making import make_bundle, write_digits
+from tests.export.factories import make_bundle, write_digits
 
 
 @pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 1), (4, 3), (64, 2)])

@@ -26,7 +26,7 @@ from distrain.models.registry import build_model, head_paths
 from distrain.runs.checkpoints import read
 from distrain.training.device.precision import Precision
 from distrain.training.optim.optimizer import build_optimizer
-from tests.checkpoint.making import save
+from tests.checkpoint.factories import save
 
 CPU = torch.device("cpu")
 ALONE = World(rank=0, size=1, local_rank=0, device=CPU)

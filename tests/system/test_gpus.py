@@ -15,7 +15,7 @@ from distrain.system.gpu_faults import TorchGpus, find_gpu_faults
 from distrain.system.gpus import count_gpus, find_gpus
 from distrain.system.nvml import Nvml, read_nvml
 from tests.command import distrain
-from tests.export.making import make_bundle
+from tests.export.factories import make_bundle
 from tests.fakes import gpu, mig, nvml_environment, torch_environment, use_nvml
 
 A, B, C, D = (f"GPU-{number}1112222-3333-4444-5555-666677778888" for number in range(4))

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 
 from distrain.data.inspection.statistics import read_header
 from tests.command import command, distrain, wait_until
-from tests.data.inspection.making import SIDE, make_clean_folder, tiles
+from tests.data.inspection.factories import SIDE, make_clean_folder, tiles
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from distrain.data.inspection.rules import Finding, run_checks
 from distrain.data.inspection.worker_pool import open_decode_pool
 from distrain.errors import DataError
 from tests.command import distrain
-from tests.data.inspection.making import make_clean_folder, tiles
+from tests.data.inspection.factories import make_clean_folder, tiles
 from tests.data.tiffs import tiff
 
 Found = tuple[str, str, list[tuple[str, ...]]]  # severity, kind, the paths of each item

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from distrain.runs import checkpoints
-from tests.checkpoint.making import DAMAGES, copy, damage, make_training, save, save_on_ranks
+from tests.checkpoint.factories import DAMAGES, copy, damage, make_training, save, save_on_ranks
 from tests.processes import run_ranks
 
 FILES = ("__0_0.distcp", "__1_0.distcp", ".metadata", "state.json", "MANIFEST.json")  # of two processes

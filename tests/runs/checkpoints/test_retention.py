@@ -7,7 +7,7 @@ import pytest
 from distrain.errors import RunError
 from distrain.runs.checkpoints.catalog import Entry, best_step, choose
 from distrain.runs.checkpoints.retention import expired
-from tests.checkpoint.making import make_training, save
+from tests.checkpoint.factories import make_training, save
 
 
 def entries(given: dict[str, float], *, run_best: int | None = None) -> list[Entry]:

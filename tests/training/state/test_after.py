@@ -21,19 +21,19 @@ from distrain.runs import checkpoints
 from distrain.runs.directory import RunDirectory
 from distrain.training.monitor import RankMonitor
 from distrain.training.stored_weights import read_stored
-from tests.checkpoint.making import SINGLE
+from tests.checkpoint.factories import SINGLE
 from tests.command import distrain
-from tests.export.making import validation_digits
+from tests.export.factories import validation_digits
 from tests.processes import run_ranks
-from tests.training.state import making
-from tests.training.state.making import SAMPLES_SEEN, CountingInADict, CountingInATensor, train
+from tests.training.state import factories
+from tests.training.state.factories import SAMPLES_SEEN, CountingInADict, CountingInATensor, train
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     path = tmp_path_factory.mktemp("after") / "run"
     averaged = "train={epochs: 2, micro_batch_size: 4, ema_decay: 0.9}"
-    train(path, f"model.name={making.__name__}:CountingInADict", f"loss.name={making.__name__}:Centred", averaged)
+    train(path, f"model.name={factories.__name__}:CountingInADict", f"loss.name={factories.__name__}:Centred", averaged)
     return RunDirectory(path)
 
 
@@ -93,14 +93,14 @@ def test_consolidated_file_is_loaded_strictly_by_the_plain_network(tmp_path: Pat
 
 @pytest.mark.parametrize("entry", ["model", "average"])
 def test_another_training_starts_with_the_extra_state_of_a_checkpoint(run: RunDirectory, entry: str) -> None:
-    config = Model(name=f"{making.__name__}:CountingInADict", weights=str(newest(run)), weights_entry=entry)
+    config = Model(name=f"{factories.__name__}:CountingInADict", weights=str(newest(run)), weights_entry=entry)
     model = build_model(config, num_classes=10, in_channels=1, stored=read_stored(config))
     assert isinstance(model, CountingInADict)
     assert model.seen == SAMPLES_SEEN
 
 
 def test_extra_state_that_is_a_tensor_needs_no_reader_of_ours(tmp_path: Path) -> None:
-    train(tmp_path / "run", f"model.name={making.__name__}:CountingInATensor")
+    train(tmp_path / "run", f"model.name={factories.__name__}:CountingInATensor")
     done = distrain("checkpoints", "consolidate", "run", "last", "model.safetensors", cwd=tmp_path)
     assert "read_state" not in done.out
     model = CountingInATensor(10)

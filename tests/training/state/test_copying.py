@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.training.state.making import train
+from tests.training.state.factories import train
 
 
 def normed(num_classes: int) -> nn.Module:

@@ -8,7 +8,7 @@ from torch import nn
 from distrain.errors import ModelError
 from distrain.training.probe import check_state
 from tests.command import fit
-from tests.training.state.making import CountingInADict, Forgetful, Giving, PlainCentred, Unstorable
+from tests.training.state.factories import CountingInADict, Forgetful, Giving, PlainCentred, Unstorable
 
 
 class UnstorableLoss(PlainCentred):
@@ -52,7 +52,7 @@ def test_state_that_can_passes_and_is_left_as_it_is(owner: object) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "model.name=tests.training.state.making:Unstorable",
+        "model.name=tests.training.state.factories:Unstorable",
         "loss.name=tests.training.state.test_refusing:unstorable_loss",
     ],
 )

@@ -16,8 +16,8 @@ from distrain.runs.query import describe_unsaved
 from distrain.tensors.preserve_state import preserve_state
 from distrain.training.unsaved import find_unsaved
 from tests.command import distrain
-from tests.training.state import making
-from tests.training.state.making import Base, Centred, CountingInABuffer, CountingInADict, CountingInATensor, train
+from tests.training.state import factories
+from tests.training.state.factories import Base, Centred, CountingInABuffer, CountingInADict, CountingInATensor, train
 
 IMAGES = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -139,22 +139,28 @@ def test_buffer_whose_shape_no_new_network_has_is_refused(network: type[nn.Modul
 
 def test_it_is_said_once_at_the_start_and_kept_in_the_status(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        done = train(tmp_path / "run", f"model.name={making.__name__}:Base", "train.epochs=1")
+        done = train(tmp_path / "run", f"model.name={factories.__name__}:Base", "train.epochs=1")
     assert done.unsaved_state == ["seen"]
     assert (note := describe_unsaved(RunDirectory(tmp_path / "run"))) is not None
     assert note.startswith("no checkpoint holds seen, ")
     said = [record.getMessage() for record in caplog.records if "no checkpoint holds" in record.getMessage()]
     (only,) = said
-    assert only.startswith(f"model.name={making.__name__}:Base changes seen in training, which no checkpoint holds: a ")
+    assert only.startswith(
+        f"model.name={factories.__name__}:Base changes seen in training, which no checkpoint holds: a "
+    )
     assert only.endswith("register it as a persistent buffer, or return it from get_extra_state")
 
 
 @pytest.mark.slow
 def test_verify_tells_what_is_not_saved_and_holds_the_promise_for_what_is(tmp_path: Path) -> None:
     arguments = ["--set=loss.label_smoothing=null", "--steps=12", "--procs=1"]
-    done = distrain("verify", "digits", *arguments, "--set=model.name=tests.training.state.making:Base", cwd=tmp_path)
+    done = distrain(
+        "verify", "digits", *arguments, "--set=model.name=tests.training.state.factories:Base", cwd=tmp_path
+    )
     assert done.code == 1
     assert "not saved, so not the same after a resume: seen" in done.out
     assert "the promise does not hold: the network or the loss has state that is not saved" in done.out
-    done = distrain("verify", "digits", *arguments, "--set=model.name=tests.training.state.making:Deeper", cwd=tmp_path)
+    done = distrain(
+        "verify", "digits", *arguments, "--set=model.name=tests.training.state.factories:Deeper", cwd=tmp_path
+    )
     assert done.code == 0, done.out + done.err

@@ -18,7 +18,7 @@ from distrain.runs.directory import RunDirectory
 from distrain.runs.status import Status
 from distrain.training import trainer
 from distrain.training.monitor import RankMonitor
-from tests.checkpoint.making import SINGLE
+from tests.checkpoint.factories import SINGLE
 from tests.command import comparable
 
 # 77 samples: the last batch of an epoch is smaller, and its micro-batches do not divide evenly over two processes.
