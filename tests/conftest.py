@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import Launch, begin_fit
+from tests.cli_runner import Launch, begin_fit
 
 # Tests run side by side: a thread of OpenMP that spins while it waits for the others keeps the processor from them.
 # The bits stay the same. Read when torch is first imported, here or in the processes that tests start.

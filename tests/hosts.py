@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.command import QUIET, command
+from tests.cli_runner import QUIET, command
 
 
 @dataclass(frozen=True)

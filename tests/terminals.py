@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from distrain.system.process import kill_below
-from tests.command import wait_until
+from tests.cli_runner import wait_until
 
 
 class Terminal:

@@ -23,7 +23,7 @@ from distrain.config.load import builtin_recipes, load_data
 from distrain.config.metrics import METRICS
 from distrain.config.profile import read_options
 from distrain.launchers.profile_files import builtin_profiles
-from tests.command import distrain
+from tests.cli_runner import distrain
 
 ROOT = Path(__file__).parents[1]
 SHELLS = {"sh", "bash", "shell", "console"}

@@ -13,7 +13,7 @@ from distrain.config.profile import LaunchOptions
 from distrain.errors import LaunchError
 from distrain.messages import MEBIBYTE
 from tests.benchmark.factories import figures, reduction
-from tests.command import distrain
+from tests.cli_runner import distrain
 
 RECIPE = load_recipe("digits", overrides=["data.batch_size=800", "train.epochs=10"])  # 2 steps an epoch
 

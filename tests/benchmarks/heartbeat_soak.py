@@ -17,7 +17,7 @@ from pathlib import Path
 
 from distrain.runs.directory import RunDirectory
 from distrain.runs.stacks import MAIN_THREAD, read_stacks
-from tests.command import QUIET, command, wait_until
+from tests.cli_runner import QUIET, command, wait_until
 
 FAST = """
 import os

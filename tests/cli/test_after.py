@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from distrain.export import load
 from distrain.models.nets import DigitsCnn
 from tests.cli.test_bad_input import assert_one_sentence
-from tests.command import Done, command, distrain, fit, status
+from tests.cli_runner import Done, command, distrain, fit, status
 from tests.export.factories import validation_digits, write_digits
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from distrain.runs.directory import RunDirectory
-from tests.command import Done, distrain, fit
+from tests.cli_runner import Done, distrain, fit
 
 
 def assert_one_sentence(done: Done, *words: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.command import command, distrain, wait_until
+from tests.cli_runner import command, distrain, wait_until
 from tests.data.writing import write
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}

@@ -14,7 +14,7 @@ from distrain.models.nets import DigitsCnn
 from distrain.runs.directory import RunDirectory
 from tests.checkpoint.factories import copy, damage
 from tests.cli.test_bad_input import assert_one_sentence
-from tests.command import distrain, fit, status
+from tests.cli_runner import distrain, fit, status
 
 
 @pytest.fixture(scope="module")

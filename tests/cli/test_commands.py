@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.command import command, distrain
+from tests.cli_runner import command, distrain
 
 
 def test_help_answers_in_half_a_second(tmp_path: Path) -> None:

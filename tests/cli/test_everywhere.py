@@ -17,7 +17,7 @@ from distrain.runs.directory import RunDirectory
 from distrain.runs.format import FORMAT_VERSION
 from distrain.system import locks
 from tests.cli.walker import Walked, walk
-from tests.command import QUIET, fit
+from tests.cli_runner import QUIET, fit
 
 # Representative arguments: RUN is a finished run, FAILED one that can be continued, LIVE one that is being trained.
 ARGUMENTS = {

@@ -9,7 +9,7 @@ from distrain.config.old_names import OLD_NAMES, note_old_name, rename_overrides
 from distrain.config.recipe import Recipe
 from distrain.config.validation import keys_of
 from distrain.errors import RecipeError
-from tests.command import distrain
+from tests.cli_runner import distrain
 
 NOTE = "note: the recipe key data.hold has been renamed; write data.cache instead\n"
 

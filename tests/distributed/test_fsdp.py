@@ -18,7 +18,7 @@ from distrain.models.registry import build_model
 from distrain.runs.directory import RunDirectory
 from distrain.training import trainer
 from distrain.training.monitor import RankMonitor
-from tests.command import metrics
+from tests.cli_runner import metrics
 from tests.processes import run_ranks
 
 SHORT = [

@@ -13,7 +13,7 @@ from torch._C._distributed_c10d import HashStore, Store, TCPStore
 
 from distrain.distributed.stop_consensus import StopConsensus
 from distrain.distributed.world import World
-from tests.command import wait_until
+from tests.cli_runner import wait_until
 from tests.processes import run_ranks
 
 STRETCH = 8  # steps between two boundaries, at which all ranks meet

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoint.factories import DAMAGES, damage
-from tests.command import QUIET, command, comparable, distrain, fit, metrics, status
+from tests.cli_runner import QUIET, command, comparable, distrain, fit, metrics, status
 from tests.disk import fill, small_disk
 
 SHORT = ["digits", "--set=train.epochs=2", "--set=log.every_steps=5", "--set=checkpoint.every_steps=10"]

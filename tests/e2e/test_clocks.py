@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import QUIET, command, end_of, status, wait_for_step
+from tests.cli_runner import QUIET, command, end_of, status, wait_for_step
 
 # Sets the clock of every process whose command line has these words in it.
 SKEWED = """

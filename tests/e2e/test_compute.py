@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import distrain, fit, metrics, status
+from tests.cli_runner import distrain, fit, metrics, status
 
 FAST = [
     "digits",

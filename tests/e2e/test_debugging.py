@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from distrain.config import builtin_recipes, read_recipe
-from tests.command import QUIET, Launch, command, distrain, end_of, fit, heartbeat, metrics, status, wait_until
+from tests.cli_runner import QUIET, Launch, command, distrain, end_of, fit, heartbeat, metrics, status, wait_until
 
 FAULTS = """
 import torch

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import checkpoint_steps, distrain, fit, metrics, status
+from tests.cli_runner import checkpoint_steps, distrain, fit, metrics, status
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import QUIET, command, distrain, fit, status, wait_for_step
+from tests.cli_runner import QUIET, command, distrain, fit, status, wait_for_step
 
 LONG = ["digits", "--set=train.epochs=2000", "--set=log.every_steps=5", "--set=eval.every_epochs=null", "--run=run"]
 

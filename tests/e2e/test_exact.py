@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import xxhash
 
-from tests.command import comparable, distrain, fit, status
+from tests.cli_runner import comparable, distrain, fit, status
 from tests.e2e.test_resume import kill_after_checkpoint, start
 
 # BatchNorm, dropout, augmentation, clipping, a moving average, slow weights, freezing, accumulation, and a smaller last

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import QUIET, Done, distrain, status
+from tests.cli_runner import QUIET, Done, distrain, status
 
 # The last lines that are called are those of `end`; the network is tried once before the first step.
 ENDING_LOSS = """

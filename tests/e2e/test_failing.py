@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import (
+from tests.cli_runner import (
     QUIET,
     Launch,
     checkpoint_steps,

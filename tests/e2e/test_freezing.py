@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distrain.checkpoint.load import read_model
-from tests.command import checkpoint_steps, comparable, distrain, fit, metrics, status
+from tests.cli_runner import checkpoint_steps, comparable, distrain, fit, metrics, status
 from tests.e2e.test_resume import kill_after_checkpoint, start
 
 STEPS_PER_EPOCH = 15

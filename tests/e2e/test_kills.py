@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from distrain.runs.directory import RunDirectory
-from tests.command import (
+from tests.cli_runner import (
     Launch,
     checkpoint_steps,
     comparable,

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.command import (
+from tests.cli_runner import (
     Launch,
     checkpoint_steps,
     comparable,

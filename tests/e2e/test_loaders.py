@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.command import QUIET, command, distrain, fit, status
+from tests.cli_runner import QUIET, command, distrain, fit, status
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import checkpoint_steps, comparable, end_of, fit, heartbeat, status, wait_for_step, wait_until
+from tests.cli_runner import checkpoint_steps, comparable, end_of, fit, heartbeat, status, wait_for_step, wait_until
 from tests.hosts import Host, two_hosts
 
 RECIPE = [

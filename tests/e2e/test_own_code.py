@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import QUIET, Done, distrain, status
+from tests.cli_runner import QUIET, Done, distrain, status
 
 MINE = """
 import torch

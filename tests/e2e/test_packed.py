@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import distrain, fit
+from tests.cli_runner import distrain, fit
 from tests.e2e.test_exact import facts
 
 RECIPE = [

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import distrain, fit, metrics, status
+from tests.cli_runner import distrain, fit, metrics, status
 
 
 def test_digits_reaches_98_percent(tmp_path: Path) -> None:

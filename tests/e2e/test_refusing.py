@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import Launch, end_of, metrics, status, wait_for_step
+from tests.cli_runner import Launch, end_of, metrics, status, wait_for_step
 from tests.refusing import refusing
 
 RECIPE = ["--procs=1", "--device=cpu", "--set=train.epochs=30", "--set=eval.every_epochs=10", "--set=log.every_steps=5"]

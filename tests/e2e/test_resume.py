@@ -14,7 +14,7 @@ import pytest
 from distrain.config.old_names import OLD_NAMES
 from distrain.runs.directory import RunDirectory
 from distrain.runs.format import FORMAT_VERSION
-from tests.command import QUIET, command, comparable, distrain, fit, metrics, status
+from tests.cli_runner import QUIET, command, comparable, distrain, fit, metrics, status
 
 # BatchNorm and dropout in the model, augmentation drawn a sample, accumulation, a smaller last window (1,438 = 14 x 96
 # + 94), a checkpoint in the middle of epochs and of log windows.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import distrain, fit, metrics, status
+from tests.cli_runner import distrain, fit, metrics, status
 
 # Sample 100 is not a number: one batch of every epoch cannot be trained on.
 POISONED = """

@@ -11,7 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
 
-from tests.command import TIMES, distrain, metrics
+from tests.cli_runner import TIMES, distrain, metrics
 
 FAKE_KEY = "0123456789abcdef0123456789abcdef01234567"
 BLOCK = 32768

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import fit, metrics, status
+from tests.cli_runner import fit, metrics, status
 from tests.e2e.test_resume import committed, kill_after_checkpoint, start
 
 RECIPE = [

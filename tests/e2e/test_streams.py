@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.command import distrain, fit
+from tests.cli_runner import distrain, fit
 from tests.e2e.test_exact import facts
 from tests.e2e.test_resume import kill_after_checkpoint, start
 

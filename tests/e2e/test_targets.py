@@ -10,7 +10,7 @@ from PIL import Image
 
 from distrain.config import Data
 from distrain.data.sources.registry import open_sources
-from tests.command import distrain, fit, status
+from tests.cli_runner import distrain, fit, status
 
 
 @pytest.fixture

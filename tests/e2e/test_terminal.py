@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from distrain.system.process import state_of
-from tests.command import QUIET, Launch, checkpoint_steps, command, heartbeat, status, wait_for_step, wait_until
+from tests.cli_runner import QUIET, Launch, checkpoint_steps, command, heartbeat, status, wait_for_step, wait_until
 from tests.screen import Screen
 from tests.terminals import terminal
 

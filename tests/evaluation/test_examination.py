@@ -18,7 +18,7 @@ from distrain.data.sources.registry import open_sources
 from distrain.evaluation.results import read_predictions
 from distrain.export import load
 from distrain.runs.directory import RunDirectory
-from tests.command import Done, command, distrain, end_of, fit, status, wait_for_phase, wait_until
+from tests.cli_runner import Done, command, distrain, end_of, fit, status, wait_for_phase, wait_until
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from distrain.errors import LaunchError
 from distrain.launchers import LAUNCHERS
 from distrain.launchers.accelerate import native_config
 from distrain.launchers.profile_files import builtin_profiles, read_launch_options, read_launch_profile
-from tests.command import distrain
+from tests.cli_runner import distrain
 
 # What is known only when a run begins; the files write it in capitals.
 PLACE = {"rendezvous": "HOST:6000", "node_rank": 7, "address": "10.0.0.7", "interface": "eth0"}

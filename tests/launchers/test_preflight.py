@@ -16,7 +16,7 @@ from distrain.messages import MEBIBYTE
 from distrain.runs.directory import RunDirectory
 from distrain.runs.status import Status
 from distrain.system.memory import available_memory_bytes
-from tests.command import QUIET, distrain, fit
+from tests.cli_runner import QUIET, distrain, fit
 from tests.disk import fill, small_disk
 
 PHOTOS = "imagefolder-resnet18"

@@ -16,7 +16,7 @@ from distrain.launchers import torchrun
 from distrain.launchers.plan import Plan
 from distrain.launchers.spawn import ProcessSpawner
 from distrain.system.process import descendants, state_of
-from tests.command import Launch, distrain, end_of, status, wait_for_step
+from tests.cli_runner import Launch, distrain, end_of, status, wait_for_step
 
 TWO = Profile(launcher="torchrun", device="cpu", processes=2, threads=1)
 

@@ -21,7 +21,7 @@ from distrain.models.registry import build_model
 from distrain.runs.directory import RunDirectory
 from distrain.training.stored_weights import read_stored
 from tests.checkpoint.factories import damage
-from tests.command import distrain, fit, status
+from tests.cli_runner import distrain, fit, status
 
 SMALL = ["--device=cpu", "--set=data.train_samples=128", "--set=data.batch_size=64", "--set=eval.batch_size=256"]
 

@@ -22,7 +22,7 @@ from distrain.runs.directory import RunDirectory
 from distrain.runs.status import Status
 from distrain.training import trainer
 from distrain.training.monitor import RankMonitor
-from tests.command import metrics
+from tests.cli_runner import metrics
 from tests.processes import run_ranks
 
 NUM_TRAIN, NUM_VAL, NUM_CLASSES = 77, 23, 5

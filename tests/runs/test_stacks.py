@@ -24,7 +24,7 @@ from distrain.runs.stacks import (
 )
 from distrain.runs.status import Heartbeat
 from distrain.training.monitor import RankMonitor
-from tests.command import wait_until
+from tests.cli_runner import wait_until
 from tests.forks import server
 
 

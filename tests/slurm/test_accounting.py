@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from distrain.runs.slurm import JobInfo, read_jobs
-from tests.command import QUIET, distrain, wait_until
+from tests.cli_runner import QUIET, distrain, wait_until
 from tests.slurm.cluster import Cluster, missing
 
 

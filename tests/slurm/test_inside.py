@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import command, distrain, heartbeat, status, wait_for_step, wait_until
+from tests.cli_runner import command, distrain, heartbeat, status, wait_for_step, wait_until
 from tests.slurm.cluster import GPUS, Cluster
 from tests.slurm.test_jobs import SLOW_NET, TRAINING, minutes_run, said, state, submit, wait_for_job, wait_for_restart
 

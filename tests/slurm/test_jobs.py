@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.command import (
+from tests.cli_runner import (
     QUIET,
     checkpoint_steps,
     comparable,

@@ -14,7 +14,7 @@ from distrain.system import gpus
 from distrain.system.gpu_faults import TorchGpus, find_gpu_faults
 from distrain.system.gpus import count_gpus, find_gpus
 from distrain.system.nvml import Nvml, read_nvml
-from tests.command import distrain
+from tests.cli_runner import distrain
 from tests.export.factories import make_bundle
 from tests.fakes import gpu, mig, nvml_environment, torch_environment, use_nvml
 

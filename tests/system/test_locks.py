@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from distrain.system import locks
-from tests.command import Launch, distrain, end_of, status, wait_for_step, wait_until
+from tests.cli_runner import Launch, distrain, end_of, status, wait_for_step, wait_until
 from tests.refusing import without_locks
 
 HOLD = """

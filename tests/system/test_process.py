@@ -15,7 +15,7 @@ from distrain.runs.directory import RunDirectory
 from distrain.system import nvml
 from distrain.system.nvml import wait_for_release
 from distrain.system.process import is_gone, kill_below, state_of
-from tests.command import wait_until
+from tests.cli_runner import wait_until
 from tests.fakes import gpu, use_nvml
 
 # The main thread ends by itself, as it does when a process is killed whose other threads a driver still holds.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from distrain.runs.directory import RunDirectory
-from tests.command import command, wait_until
+from tests.cli_runner import command, wait_until
 from tests.forks import server
 from tests.terminals import terminal
 

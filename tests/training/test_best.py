@@ -20,7 +20,7 @@ from distrain.runs.status import Status
 from distrain.training import trainer
 from distrain.training.loggers.jsonl import rewind_metrics
 from distrain.training.monitor import RankMonitor
-from tests.command import checkpoint_steps, metrics
+from tests.cli_runner import checkpoint_steps, metrics
 
 evaluations: list[torch.Tensor] = []
 

@@ -15,7 +15,7 @@ from distrain.runs.directory import RunDirectory
 from distrain.runs.status import Status
 from distrain.training import trainer
 from distrain.training.monitor import RankMonitor
-from tests.command import checkpoint_steps, comparable
+from tests.cli_runner import checkpoint_steps, comparable
 
 # A learning rate that changes nothing but BatchNorm's statistics: evaluations soon get no better. 4 steps an epoch.
 STALE = [

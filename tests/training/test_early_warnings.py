@@ -13,7 +13,7 @@ from distrain.data.sources.concat import concat
 from distrain.errors import RecipeError
 from distrain.launchers.prepare import check_schedule
 from distrain.training.early_warnings import find_class_faults, find_double_weights, find_schedule_faults
-from tests.command import fit
+from tests.cli_runner import fit
 
 
 def recipe(*changes: str) -> Recipe:

@@ -16,7 +16,7 @@ from distrain.runs import checkpoints
 from distrain.runs.directory import RunDirectory
 from distrain.training import trainer
 from distrain.training.monitor import RankMonitor
-from tests.command import metrics
+from tests.cli_runner import metrics
 from tests.training.test_early_stopping import kill_after
 
 # 4 steps an epoch, of 64, 64, 64 and 8 samples.

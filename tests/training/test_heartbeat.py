@@ -24,7 +24,7 @@ from distrain.training.heartbeat import HeartbeatWriter
 from distrain.training.loggers.background import Background
 from distrain.training.monitor import RankMonitor
 from distrain.training.train_state import TrainState
-from tests.command import wait_until
+from tests.cli_runner import wait_until
 from tests.forks import server
 
 

@@ -10,7 +10,7 @@ from distrain.runs.stop_requests import stop_on_signal
 from distrain.system.signals import StopRequest
 from distrain.training import stop_listener
 from distrain.training.stop_listener import StopListener
-from tests.command import wait_until
+from tests.cli_runner import wait_until
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from distrain.training import records, resume, trainer
-from tests.command import metrics
+from tests.cli_runner import metrics
 from tests.training.test_epoch_means import SAMPLES, train
 
 PASS_S, OTHER_S = 0.25, 100.0

@@ -11,7 +11,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from distrain.data.inspection.statistics import read_header
-from tests.command import command, distrain, wait_until
+from tests.cli_runner import command, distrain, wait_until
 from tests.data.inspection.factories import SIDE, make_clean_folder, tiles
 
 

@@ -17,7 +17,7 @@ from distrain.data.inspection.image_table import probe_all
 from distrain.data.inspection.rules import Finding, run_checks
 from distrain.data.inspection.worker_pool import open_decode_pool
 from distrain.errors import DataError
-from tests.command import distrain
+from tests.cli_runner import distrain
 from tests.data.inspection.factories import make_clean_folder, tiles
 from tests.data.tiffs import tiff
 

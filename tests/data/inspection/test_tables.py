@@ -16,7 +16,7 @@ from distrain.data.inspection.rules import run_checks
 from distrain.data.inspection.scan import Listing
 from distrain.data.inspection.worker_pool import open_decode_pool
 from distrain.errors import DataError
-from tests.command import distrain
+from tests.cli_runner import distrain
 from tests.data.packing.packs import pack
 
 Rows = list[tuple[str, str, str]]  # path, label, split

@@ -9,7 +9,7 @@ import pytest
 
 from distrain.data.packing.format import read_pack, verify_shards
 from distrain.errors import DataError
-from tests.command import distrain
+from tests.cli_runner import distrain
 from tests.data.packing.packs import make_folder, opened, pack
 from tests.data.packing.test_pack import flip
 

@@ -15,7 +15,7 @@ from distrain.data.packing import pack as dataset
 from distrain.data.packing.encode import Stored, store_file
 from distrain.data.packing.format import Form
 from distrain.errors import DataError
-from tests.command import wait_until
+from tests.cli_runner import wait_until
 from tests.data.packing.packs import content, make_folder, noise, opened, pack
 from tests.disk import fill, small_disk
 

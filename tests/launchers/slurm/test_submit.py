@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.command import Done, distrain
+from tests.cli_runner import Done, distrain
 from tests.data.writing import write
 
 FAKE_SBATCH = """#!/usr/bin/env python3

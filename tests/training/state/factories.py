@@ -19,7 +19,7 @@ from distrain.runs.status import Status
 from distrain.training import trainer
 from distrain.training.monitor import RankMonitor
 from tests.checkpoint.factories import SINGLE
-from tests.command import comparable
+from tests.cli_runner import comparable
 
 # 77 samples: the last batch of an epoch is smaller, and its micro-batches do not divide evenly over two processes.
 SHORT = [

@@ -22,7 +22,7 @@ from distrain.runs.directory import RunDirectory
 from distrain.training.monitor import RankMonitor
 from distrain.training.stored_weights import read_stored
 from tests.checkpoint.factories import SINGLE
-from tests.command import distrain
+from tests.cli_runner import distrain
 from tests.export.factories import validation_digits
 from tests.processes import run_ranks
 from tests.training.state import factories

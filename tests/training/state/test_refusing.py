@@ -7,7 +7,7 @@ from torch import nn
 
 from distrain.errors import ModelError
 from distrain.training.probe import check_state
-from tests.command import fit
+from tests.cli_runner import fit
 from tests.training.state.factories import CountingInADict, Forgetful, Giving, PlainCentred, Unstorable
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from distrain.errors import CheckpointError
 from tests.checkpoint.factories import SINGLE
-from tests.command import comparable, status
+from tests.cli_runner import comparable, status
 from tests.processes import run_ranks
 from tests.training.state import factories
 from tests.training.state.factories import train, train_and_resume, unfinish

@@ -15,7 +15,7 @@ from distrain.runs.directory import RunDirectory
 from distrain.runs.query import describe_unsaved
 from distrain.tensors.preserve_state import preserve_state
 from distrain.training.unsaved import find_unsaved
-from tests.command import distrain
+from tests.cli_runner import distrain
 from tests.training.state import factories
 from tests.training.state.factories import Base, Centred, CountingInABuffer, CountingInADict, CountingInATensor, train
 
