@@ -47,7 +47,7 @@ def distrain(*arguments: str, cwd: Path, env: dict[str, str] | None = None, time
 
 
 def fit(*arguments: str, cwd: Path, env: dict[str, str] | None = None, code: int = 0, timeout_s: float = 240) -> Done:
-    """Train without the sinks that a test does not look at; fails with the output if it ends with another code."""
+    """Train without the loggers that a test does not look at; fails with the output if it ends with another code."""
     done = distrain("fit", *arguments, *QUIET, cwd=cwd, env=env, timeout_s=timeout_s)
     assert done.code == code, f"exit code {done.code}\n{done.out}\n{done.err}"
     return done

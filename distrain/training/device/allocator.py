@@ -1,4 +1,4 @@
-"""Keeps the memory that this process frees for its next use, and reads how much it has and had."""
+"""Keeps the memory that this process frees for its next use, and reads its current and peak memory."""
 
 import ctypes
 import gc
@@ -38,7 +38,7 @@ class MallocRetention:
         self._is_over = False
 
     def look(self, step: int) -> None:
-        """See how much memory there is and was at `step`; to be called now and then, from any one thread."""
+        """Read the current and peak memory at `step`; called occasionally, from any one thread."""
         self._changes += step != self._step
         self._step = step
         if self._is_over or self._changes < _STEPS_TO_LEARN:

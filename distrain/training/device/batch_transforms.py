@@ -28,7 +28,7 @@ class BatchTransform:
         images = self.inputs(images, step=step)
         if self._mixing is not None:
             images, targets = self._mixing(images, targets, step=step, index=index)
-        if self._is_channels_last:  # as they mostly are by now; what was mixed may have lost it
+        if self._is_channels_last:  # most already are; mixing may have lost it
             images = images.contiguous(memory_format=torch.channels_last)
         return images, targets
 

@@ -22,7 +22,7 @@ from distrain.training.losses import LossFunction
 from distrain.training.optim.optimizer import build_optimizer
 from distrain.training.optim.weight_averaging import EmaWeights
 
-MEMORY_FRACTION = 0.9  # of the memory that is left: evaluation, communication and fragments want some, too
+MEMORY_FRACTION = 0.9  # of the memory that is left: evaluation, communication and fragmentation need some, too
 MIN_LEFT_BYTES = 2**30  # of a GPU's: kernels that are loaded at their first use, and NCCL's buffers, come later
 # How running out of memory is reported apart from torch's own exceptions: by the CPU's allocator, cuBLAS and cuDNN.
 _OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
@@ -119,7 +119,7 @@ def try_micro_batch_sizes(
 ) -> int:
     """Return what `find_micro_batch_size` finds by training a copy of `model` on samples of `batch`.
 
-    It leaves nothing behind: no memory, no changed weights or statistics, no generator that has advanced.
+    Memory, weights, statistics and random generators are as before afterwards.
     """
     with torch.random.fork_rng(devices=list(world.gpus)):
         passes = _Passes(recipe, model, batch, prepare=prepare, loss_function=loss_function, world=world)

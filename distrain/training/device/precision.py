@@ -1,4 +1,4 @@
-"""Sets numbers on a device: their precision, the loss scaling that float16 needs, their memory format."""
+"""Sets the arithmetic of a device: precision, the loss scaling that float16 needs, memory format."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager

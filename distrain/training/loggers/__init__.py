@@ -11,11 +11,11 @@ from distrain.training.loggers.protocol import LoggerContext, MetricLogger, Reco
 
 
 class LoggerCollection:
-    """All sinks of a run, open from `__enter__` to `__exit__`. On ranks other than 0 there are none."""
+    """All loggers of a run, open from `__enter__` to `__exit__`. On ranks other than 0 there are none."""
 
     def __init__(self, context: LoggerContext | None) -> None:
         self._opening = context
-        self._sinks: list[MetricLogger] = []
+        self._loggers: list[MetricLogger] = []
         self._stack = ExitStack()
         self._guard = LoopGuard("showing the metrics")
 
@@ -24,27 +24,27 @@ class LoggerCollection:
         if context is None:
             return self
         enabled = {"tensorboard": context.recipe.log.tensorboard, "wandb": context.recipe.log.wandb != "disabled"}
-        self._sinks = [jsonl.JsonlLogger(context), console.ConsoleLogger(context)]
-        self._sinks += [
+        self._loggers = [jsonl.JsonlLogger(context), console.ConsoleLogger(context)]
+        self._loggers += [
             Background(name, BACKGROUND_LOGGERS[name], context) for name, is_enabled in enabled.items() if is_enabled
         ]
-        for sink in self._sinks:
-            self._stack.callback(sink.close)
+        for logger in self._loggers:
+            self._stack.callback(logger.close)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def write(self, record: Record) -> None:
-        """Give one step's record to every sink: metrics.jsonl first, then what only copies or shows it."""
-        for number, sink in enumerate(self._sinks):
+        """Give one step's record to every logger: metrics.jsonl first, then what only copies or shows it."""
+        for number, logger in enumerate(self._loggers):
             with self._guard if number else nullcontext():
-                sink.write(record)
+                logger.write(record)
 
 
 def _open_tensorboard(context: LoggerContext) -> MetricLogger:
     from distrain.training.loggers.tensorboard import (
-        TensorboardLogger,  # seconds of imports, which the sink's own thread makes
+        TensorboardLogger,  # takes seconds to import, in the logger's own thread
     )
 
     return TensorboardLogger(context)

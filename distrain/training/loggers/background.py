@@ -1,4 +1,4 @@
-"""Runs a sink in a thread of its own, so that it can neither delay nor stop the training."""
+"""Runs a logger in its own thread, so that it can neither delay nor stop the training."""
 
 import logging
 import queue
@@ -9,18 +9,18 @@ from distrain.messages import type_and_first_line
 from distrain.system.loop_guard import LoopGuard
 from distrain.training.loggers.protocol import LoggerContext, MetricLogger, Record
 
-CAPACITY = 10_000  # records that wait for a slow sink; more are dropped from it, metrics.jsonl has them all
+CAPACITY = 10_000  # records that wait for a slow logger; more are dropped from it, metrics.jsonl has them all
 CLOSE_TIMEOUT_S = 60.0
 
 log = logging.getLogger(__name__)
 
 
 class Background:
-    """A sink in its own thread. A record that it fails to write is dropped, with one warning for each kind of failure.
+    """A logger in its own thread. A record that it fails to write is dropped, with one warning for each kind of error.
 
     One that cannot be opened, or falls far behind, is given up with a warning.
 
-    It is opened at the first record: an attempt that comes to none leaves the files of the earlier ones as they are.
+    It is opened at the first record: an attempt without one leaves the files of earlier ones as they are.
     """
 
     def __init__(self, name: str, factory: Callable[[LoggerContext], MetricLogger], context: LoggerContext) -> None:
@@ -41,7 +41,7 @@ class Background:
                 self._give_up("it falls behind the training")
 
     def close(self) -> None:
-        """Wait for the sink to write what it was given, up to a minute."""
+        """Wait for the logger to write what it was given, up to a minute."""
         if not self._has_failed.is_set():
             self._queue.put(None)
             self._thread.join(CLOSE_TIMEOUT_S)
@@ -50,16 +50,16 @@ class Background:
 
     def _run(self) -> None:
         try:
-            record = self._queue.get()  # its imports take seconds: they must not slow down the start of the training
+            record = self._queue.get()  # its imports take seconds, and must not slow down the start of the run
             if record is None:
                 return
-            sink = self._factory(self._opening)
+            logger = self._factory(self._opening)
             guard = LoopGuard(f"writing to {self._name}")
             while record is not None:
                 with guard:
-                    sink.write(record)
+                    logger.write(record)
                 record = self._queue.get()
-            sink.close()
+            logger.close()
         except Exception as error:
             self._give_up(type_and_first_line(error))
             log.debug("%s failed", self._name, exc_info=error)

@@ -1,4 +1,4 @@
-"""Writes `metrics.jsonl`: one JSON object a line, each step once, across resumes and full disks."""
+"""Writes `metrics.jsonl`: one JSON object per line, one line per recorded step, across resumes and full disks."""
 
 import json
 import logging
@@ -57,7 +57,7 @@ class JsonlLogger:
         self._is_behind = error is not None
 
     def close(self) -> None:
-        """Write what waits, if there is room by now, and close the file."""
+        """Write the lines that wait, if there is room by now, and close the file."""
         self._file.flush()
         if self._file.num_waiting:
             lines = counted(self._file.num_waiting, "line")

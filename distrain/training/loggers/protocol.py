@@ -27,7 +27,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class LoggerContext:
-    """What sinks may want to know when a run starts or resumes."""
+    """What loggers may want to know when a run starts or resumes."""
 
     run: RunDirectory
     recipe: Recipe
@@ -36,7 +36,7 @@ class LoggerContext:
     steps_per_epoch: int
     now: Callable[[], Moment]
     images: torch.Tensor  # a few training inputs as the model gets them, float32 [n, channels, height, width], CPU
-    model: nn.Module | None  # a copy on the CPU in evaluation mode, which a sink may run; None where there is none
+    model: nn.Module | None  # a copy on the CPU in evaluation mode, which a logger may run; None where there is none
     shown_metrics: tuple[str, ...] = ()  # what a line of text reports of an evaluation, besides its loss
     history: list[Record] = field(default_factory=list)  # the records up to the first step
 

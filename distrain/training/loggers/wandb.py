@@ -1,4 +1,4 @@
-"""Logs to Weights & Biases: offline by default, one id for all attempts, the step always given."""
+"""Logs to Weights & Biases: offline by default, one id for all attempts, with explicit steps."""
 
 import logging
 import secrets

@@ -29,7 +29,7 @@ class Counter(Protocol):
 
 
 def build_counters(chosen: ChosenMetrics, device: torch.device) -> list[Counter]:
-    """Return what counts the chosen metrics: all but means of floats and areas under curves."""
+    """Return the counters of the chosen metrics: all but means of floats and areas under curves."""
     size, names = len(chosen.classes), set(chosen.names)
     counters: list[Counter] = []
     if ranks := [rank for rank in (1, 5) if f"top{rank}" in names]:
@@ -47,7 +47,7 @@ def build_counters(chosen: ChosenMetrics, device: torch.device) -> list[Counter]
 
 
 class TopRanks:
-    """How many samples have their class among the first k of the network's: counts int64 [ranks]."""
+    """How many samples have their class among the network's top k: counts int64 [ranks]."""
 
     def __init__(self, ranks: list[int], device: torch.device) -> None:
         self.counts = torch.zeros(len(ranks), dtype=torch.int64, device=device)
@@ -69,7 +69,7 @@ class TopRanks:
 
 
 class ExactMatch:
-    """How many samples have all their labels right, and no other: counts int64 [1]."""
+    """How many samples have exactly their labels predicted: counts int64 [1]."""
 
     def __init__(self, device: torch.device) -> None:
         self.counts = torch.zeros(1, dtype=torch.int64, device=device)
@@ -105,7 +105,7 @@ class Confusion:
         found = _rates(self._rates, hits, predicted - hits, samples - hits, is_multilabel=False)
         if self._classes:
             rows = zip(self._classes, hits.tolist(), samples.tolist(), strict=True)
-            found |= {f"top1/{name}": own / of for name, own, of in rows if of}  # without a sample: no accuracy
+            found |= {f"top1/{name}": own / of for name, own, of in rows if of}  # absent without samples
         return found
 
 

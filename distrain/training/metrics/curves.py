@@ -35,7 +35,7 @@ class _Rows:
 
 
 class Curves:
-    """The scores of samples with and without each class or label, on the device, until `results` has them all.
+    """Collects the scores of samples with and without each class or label, on the device, for `results`.
 
     A score is the log-odds of a class or label, float32; equal scores are ties, as in scikit-learn. Where there are
     more than `most` different ones, all are put on a grid, the finest that leaves few enough. Scores on the same step
@@ -52,7 +52,7 @@ class Curves:
         self._num_nan = torch.zeros((), dtype=torch.int64, device=device)
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Add a batch: logits float32 [n, outputs], targets as the source gives; waits for the device now and then."""
+        """Add a batch: logits float32 [n, outputs], targets as the source gives; waits for the device occasionally."""
         if targets.is_floating_point():
             has_output, scores = targets > 0.5, logits
         else:
@@ -85,7 +85,7 @@ class Curves:
             self._rows = _merge([self._rows, _Rows(keys, counts)], self._most)
 
     def _gather(self, world: World) -> None:
-        """Make the rows those of all ranks. A rank's are sent to all by adding nothing to them, which is exact."""
+        """Gather the rows of all ranks, as a sum in which each row comes from one rank, which is exact."""
         own = self._rows
         sizes = torch.zeros(3, world.size, dtype=torch.int64, device=own.keys.device)
         sizes[:, world.rank] = torch.stack([self._num_nan, *sizes.new_tensor([len(own.keys), own.level])])
@@ -126,7 +126,7 @@ def _coarsen(keys: Tensor, level: int, to: int) -> Tensor:
 
 
 def build_curves(chosen: ChosenMetrics, device: torch.device) -> Curves | None:
-    """Return what measures the chosen areas under curves; None where none is chosen."""
+    """Return the accumulator of the chosen areas under curves; None where none is chosen."""
     wanted = {*chosen.names} & {*CURVES}
     return Curves(len(chosen.classes), wanted, device) if wanted else None
 
@@ -173,7 +173,7 @@ def _areas(rows: _Rows) -> dict[str, NDArray[np.float64]]:
     pairs = having * (2 * below(without) + without)  # in order, twice; a tie counts half
     true, false = num_having - below(having), num_without - below(without)  # with this score or a higher one
     steps = having * true / (true + false)
-    has_both = (sums[0] > 0) & (sums[1] > 0)  # else there is no pair, and no curve
+    has_both = (sums[0] > 0) & (sums[1] > 0)  # otherwise there is no curve
     with_it, without_it = (total[has_both] for total in sums)
     return {
         "auroc": np.add.reduceat(pairs, starts)[has_both] / (2 * with_it * without_it),

@@ -18,7 +18,7 @@ _DEFAULTS: dict[Target, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class ChosenMetrics:
-    """What the evaluations of a run measure, besides the loss."""
+    """The metrics that the evaluations of a run compute in addition to the loss."""
 
     target: Target
     classes: tuple[str, ...]  # of the data, by label; for labels and values one name an output
@@ -26,7 +26,7 @@ class ChosenMetrics:
     best: str  # the metric that says which evaluation is the best
     shown: tuple[
         str, ...
-    ]  # what a line of text reports of an evaluation besides its loss: the best one, and what is named
+    ]  # shown in lines of text next to the loss: the one that selects the best, and those that are named
 
 
 def choose_metrics(config: Eval, *, target: Target, classes: Sequence[str]) -> ChosenMetrics:

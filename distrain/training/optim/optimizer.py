@@ -34,7 +34,7 @@ def build_optimizer(
     """
     groups = _groups(config, model, settings or {})
     if config.name == "sgd":
-        # torch's fused SGD does not know parameters that are in parts
+        # torch's fused SGD does not support sharded parameters
         in_parts = any(is_sharded(parameter) for group in groups for parameter in group["params"])
         return torch.optim.SGD(
             groups,
@@ -62,7 +62,7 @@ def build_optimizer(
 def _groups(
     config: recipe.Optimizer, model: nn.Module, settings: Mapping[str, ParamGroupOptions]
 ) -> list[dict[str, Any]]:
-    # A fused update is of one type.
+    # A fused update needs parameters of one type.
     members: dict[tuple[bool, ParamGroupOptions, torch.dtype], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -93,7 +93,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 @torch.no_grad()
 def update(optimizer: torch.optim.Optimizer) -> None:
-    """Do what `optimizer.step()` does, to the bit; fused SGD goes without the bookkeeping that torch has around it.
+    """Do what `optimizer.step()` does, to the bit; fused SGD skips torch's bookkeeping around it.
 
     That (a range for the profiler, hooks, grouping by device and type) takes longer than a small network's update.
     """

@@ -55,7 +55,7 @@ def _without_decay(patterns: Sequence[str], model: nn.Module, names: list[str], 
 
 
 def find_depths(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
-    """Return how many blocks lie behind each parameter's own: 0 for the last block, the head, and most for the first.
+    """Return the number of blocks after each parameter's own: 0 for the last block, the head, and most for the first.
 
     A block is a child of the network, except that sequences are taken apart into their entries, as are children that
     hold a sequence. A norm layer that is an entry by itself belongs to the block before it. The order is that in which
@@ -64,7 +64,7 @@ def find_depths(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
     The learning rate by depth is that of Clark et al., "ELECTRA", 2020, and Bao et al., "BEiT", 2022.
     """
     paths = [path for path, _ in _blocks(model)]
-    places: dict[str, int] = {}  # of a block in the order of calls
+    places: dict[str, int] = {}  # a block's position in the order of calls
     last = -1
     for path in _order_of_calls(model, paths, example):
         if not _is_norm(model.get_submodule(path)) or last < 0:

@@ -35,7 +35,7 @@ class EmaWeights:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Let the network have the averaged weights, and its own again at the end."""
+        """Swap the averaged weights into the network, and its own back at the end."""
         own = [live.clone() for live in self._live.parts()]
         self._live.write(self._averages)
         try:
@@ -118,7 +118,7 @@ class _FloatingPoint:
         return self._parts
 
     def write(self, values: list[torch.Tensor]) -> None:
-        """Let the network have other values, in the order of `parts`."""
+        """Replace the network's values, in the order of `parts`."""
         reshard(self._module)
         with torch.no_grad():
             torch._foreach_copy_(self.parts(), values)

@@ -1,1 +1,1 @@
-"""The parts of a session, each made from the recipe by a function of its own, and the checks that they go together."""
+"""The parts of a session, each built from the recipe by one function, and the checks that they fit together."""

@@ -1,4 +1,4 @@
-"""Lists what must hold between recipe, data, loss and network before the first step; each check names what does not.
+"""Lists the checks of recipe, data, loss and network before the first step; each names what does not fit.
 
 A check leaves everything as it was, also the random numbers. All ranks run the same checks in the same order.
 """

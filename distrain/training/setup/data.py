@@ -37,7 +37,7 @@ class DataSetup:
     total_steps: int
     normalize: Normalize
     prepare: BatchTransform
-    first: Batch  # of the training, not yet normalized, on the CPU
+    first: Batch  # training samples, not yet normalized, on the CPU
     first_val: Batch
     sample_images: torch.Tensor  # float32 [n, channels, height, width], the first ones normalized, on the device
 
@@ -63,7 +63,7 @@ def set_up_data(recipe: Recipe, profile: Profile, world: World) -> DataSetup:
     All ranks call it together. Raises `DataError` for an empty split or a sample that cannot be read, and
     `RecipeError` for a batch that cannot be cut as the recipe says.
     """
-    with world.rank_zero_first():  # rank 0 downloads what is not there yet
+    with world.rank_zero_first():  # rank 0 downloads missing data
         sources = choose_samples(open_sources(recipe.data), recipe.data, seed=recipe.train.seed)
     _check_not_empty(sources)
     sampler = build_train_sampler(recipe, recipe.train.micro_batch_size, sources["train"], world=world)
@@ -126,14 +126,14 @@ def _build_readers(
             num_processes=num_processes,
             seed=recipe.train.seed,
         )
-        is_read_here = recipe.data.loader == "auto"  # loader processes could not use what lies on a GPU
+        is_read_here = recipe.data.loader == "auto"  # loader processes cannot use data on a GPU
         device = world.device if recipe.data.cache != "never" and is_read_here else None
         readers[split] = BatchReader(source, transforms, seed=recipe.train.seed, device=device)
     return readers
 
 
 def _first_batch(reader: BatchReader, indices: NDArray[np.int64]) -> Batch:
-    """Return the first few of these samples, their images not yet normalised; raises what is wrong with them."""
+    """Return the first few of these samples, their images not yet normalised; raises the error of a bad one."""
     batch = reader.read(MicroBatch(indices[:NUM_SAMPLE_IMAGES]))
     if isinstance(batch, DataError):
         raise batch

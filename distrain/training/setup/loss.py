@@ -1,4 +1,4 @@
-"""Makes what a session trains for: the loss, the weights of the classes in it, and the metrics of its evaluations."""
+"""Builds the loss with its class weights, and the metrics of the evaluations."""
 
 from dataclasses import dataclass
 

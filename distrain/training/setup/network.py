@@ -33,8 +33,8 @@ class NetworkSetup:
     model: nn.Module
     heads: Sequence[str]
     unfreeze_steps: UnfreezeSteps  # the step from which on a frozen weight is trained
-    end_steps: dict[str, int]  # the step from which on a weight is trained no more
-    unwrapped_copy: nn.Module | None  # for the sinks; None where the network cannot be copied
+    end_steps: dict[str, int]  # the step from which on a weight is frozen
+    unwrapped_copy: nn.Module | None  # for the loggers; None where the network cannot be copied
 
 
 def set_up_network(recipe: Recipe, data: DataSetup, world: World, *, is_new: bool) -> NetworkSetup:
@@ -69,7 +69,7 @@ def _build_model(recipe: Recipe, wants: str | None, source: Source, *, in_channe
         complaint = str(error).partition(";")[0]
     if wants != IF_REACHABLE or not world.any_over_ranks(complaint is not None):
         return model
-    log.warning("%s: the network starts from random weights", complaint or "another rank could not have the weights")
+    log.warning("%s: the network starts from random weights", complaint or "another rank could not load the weights")
     return _draw_model(
         recipe, config.model_copy(update={"weights": None}), source, in_channels=in_channels, world=world
     )
@@ -79,12 +79,12 @@ def _draw_model(recipe: Recipe, config: Model, source: Source, *, in_channels: i
     stored = read_stored(config)
     _compare_classes(config, stored, source.classes)
     seed_generators(recipe.train.seed, Purpose.MODEL_INIT)
-    with world.rank_zero_first():  # rank 0 downloads weights that are not there yet
+    with world.rank_zero_first():  # rank 0 downloads missing weights
         return build_model(config, num_classes=len(source.classes), in_channels=in_channels, stored=stored)
 
 
 def _compare_classes(config: Model, stored: StoredWeights | None, classes: Sequence[str]) -> None:
-    """Log where the head of a run or a bundle fits, and its outputs have other names than here."""
+    """Warn where the head of a run or bundle fits but its outputs have other names than here."""
     if stored is None or len(stored.classes) != len(classes) or list(stored.classes) == list(classes):
         return
     kind = "the same classes in another order" if set(stored.classes) == set(classes) else "other classes"
@@ -94,7 +94,7 @@ def _compare_classes(config: Model, stored: StoredWeights | None, classes: Seque
 
 
 def _copy_for_loggers(recipe: Recipe, model: nn.Module) -> nn.Module | None:
-    """Return a copy in evaluation mode, or None, which is said, where the network does not allow one."""
+    """Return a copy in evaluation mode; warn and return None where the network cannot be copied."""
     try:
         return copy_network(model, name=recipe.model.name).eval()
     except ModelError as error:

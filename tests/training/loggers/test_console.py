@@ -67,14 +67,14 @@ def lines() -> Iterator[list[Line]]:
 def test_line_of_an_epoch_has_its_own_means_though_records_are_rarer(lines: list[Line]) -> None:
     """50 steps between two records, 23 an epoch."""
     training = Training(Moment(23, epoch_loss=1.5, epoch_samples_per_s=3000))
-    sink = training.open()
-    sink.write({"step": 23, "epoch": 1.0, **EVALUATION})
+    logger = training.open()
+    logger.write({"step": 23, "epoch": 1.0, **EVALUATION})
     training.moment = Moment(46, epoch_loss=0.5, epoch_samples_per_s=2000)
-    sink.write({"step": 46, "epoch": 2.0, **EVALUATION})
-    sink.write({"step": 50, "epoch": 2.1739, "train/loss": 0.9, "train/samples_per_s": 1.0})
+    logger.write({"step": 46, "epoch": 2.0, **EVALUATION})
+    logger.write({"step": 50, "epoch": 2.1739, "train/loss": 0.9, "train/samples_per_s": 1.0})
     training.moment = Moment(69, epoch_loss=0.25, epoch_samples_per_s=1000)
-    sink.write({"step": 69, "epoch": 3.0, **EVALUATION})
-    sink.close()
+    logger.write({"step": 69, "epoch": 3.0, **EVALUATION})
+    logger.close()
     assert [str(line) for line in lines] == [
         "epoch 1/15  step 23/345  loss 1.5000  val loss 0.3195  top-1 99.44%  top-5 100.00%  3,000 samples/s",
         "epoch 2/15  step 46/345  loss 0.5000  val loss 0.3195  top-1 99.44%  top-5 100.00%  2,000 samples/s",
@@ -86,12 +86,12 @@ def test_line_of_an_epoch_has_its_own_means_though_records_are_rarer(lines: list
 
 def test_record_between_two_evaluations_repeats_nothing_of_the_one_before(lines: list[Line]) -> None:
     training = Training(Moment(0), verbose=True)
-    sink = training.open()
-    sink.write({"step": 0, "epoch": 0.0, **EVALUATION})
-    sink.write({"step": 1, "epoch": 0.0435, "train/loss": 2.5, "train/samples_per_s": 900.0})
+    logger = training.open()
+    logger.write({"step": 0, "epoch": 0.0, **EVALUATION})
+    logger.write({"step": 1, "epoch": 0.0435, "train/loss": 2.5, "train/samples_per_s": 900.0})
     training.moment = Moment(23, epoch_loss=2.0, epoch_samples_per_s=800)
-    sink.write({"step": 23, "epoch": 1.0, "train/loss": 1.5, "train/samples_per_s": 700.0, **EVALUATION})
-    sink.close()
+    logger.write({"step": 23, "epoch": 1.0, "train/loss": 1.5, "train/samples_per_s": 700.0, **EVALUATION})
+    logger.close()
     assert [str(line) for line in lines] == [
         "epoch 0/15  step 0/345  val loss 0.3195  top-1 99.44%  top-5 100.00%",
         "epoch 1/15  step 1/345  loss 2.5000  900 samples/s",
@@ -104,9 +104,9 @@ def live_lines(training: Training, width: int, monkeypatch: pytest.MonkeyPatch, 
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=width, soft_wrap=True, _environ={})
     monkeypatch.setattr("distrain.training.loggers.console.Console", lambda **_: console)
-    sink = training.open()
+    logger = training.open()
     training.moment = Moment(46, epoch_loss=0.4667, epoch_samples_per_s=2873)
-    sink.write({"step": 46, "epoch": 2.0, **EVALUATION})
+    logger.write({"step": 46, "epoch": 2.0, **EVALUATION})
     shown = []
     for moment in moments:
         training.moment = moment
@@ -115,7 +115,7 @@ def live_lines(training: Training, width: int, monkeypatch: pytest.MonkeyPatch, 
         screen.feed(text.getvalue())
         assert screen.num_wrapped == 0
         shown += [line for line in screen.lines if line][-1:]
-    sink.close()
+    logger.close()
     return [re.sub(r"ETA [\d.]+ (s|min \d+ s)", "ETA 9 s", line) for line in shown]
 
 

@@ -14,7 +14,7 @@ from distrain.training.monitor import RankMonitor
 from tests.disk import fill, small_disk
 
 
-def open_sink(run: RunDirectory) -> JsonlLogger:
+def open_logger(run: RunDirectory) -> JsonlLogger:
     return JsonlLogger(
         LoggerContext(
             run=run,
@@ -36,46 +36,46 @@ def record(step: int) -> Record:
 def test_lines_wait_for_room_and_none_is_torn_or_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with small_disk(tmp_path / "disk", mebibytes=1) as disk:
         run = RunDirectory(disk)
-        sink = open_sink(run)
-        sink.write(record(1))
+        logger = open_logger(run)
+        logger.write(record(1))
         filler = fill(disk)
         for step in range(2, 300):  # what is left of the first block is used up on the way
-            sink.write(record(step))
+            logger.write(record(step))
         text = run.metrics.read_text()
         written = len(run.read_metrics())
         assert text.endswith("}\n")
         assert text.count("\n") == written < 299
         assert len([r for r in caplog.records if "wait in memory for room" in r.message]) == 1
         filler.unlink()
-        sink.write(record(300))
+        logger.write(record(300))
         assert [r["step"] for r in run.read_metrics()] == list(range(1, 301))
-        sink.close()
+        logger.close()
 
 
 def test_lines_that_never_found_room_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with small_disk(tmp_path / "disk", mebibytes=1) as disk:
         run = RunDirectory(disk)
         fill(disk)
-        sink = open_sink(run)
-        sink.write(record(1))
-        sink.write(record(2))
-        sink.close()
+        logger = open_logger(run)
+        logger.write(record(1))
+        logger.write(record(2))
+        logger.close()
         assert run.metrics.read_text() == ""
     assert "2 lines of metrics could not be written" in caplog.text
 
 
 def test_appending_goes_on_behind_what_a_resume_left(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    sink = open_sink(run)
+    logger = open_logger(run)
     for step in range(1, 6):
-        sink.write(record(step))
-    sink.close()
+        logger.write(record(step))
+    logger.close()
     with run.metrics.open("a") as file:
         file.write('{"step": 6, "train/lo')
     assert [r["step"] for r in rewind_metrics(run, 3)] == [1, 2, 3]
-    sink = open_sink(run)
-    sink.write(record(4))
-    sink.close()
+    logger = open_logger(run)
+    logger.write(record(4))
+    logger.close()
     assert [r["step"] for r in run.read_metrics()] == [1, 2, 3, 4]
 
 

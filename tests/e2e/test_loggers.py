@@ -1,4 +1,4 @@
-"""Every sink of a real run is read back and holds what metrics.jsonl holds; none of them can stop the training."""
+"""Every logger of a real run is read back and holds what metrics.jsonl holds; none of them can stop the training."""
 
 import json
 import re
@@ -114,7 +114,7 @@ def test_online_wandb_without_key_or_network_trains_on_with_one_warning(
     assert len(warnings) == 1, done.out + done.err
     assert warnings[0].startswith("warning: wandb is not reached")
     assert "Traceback" not in done.out + done.err
-    assert took_s < 90  # some 10 s of its own, and at most a minute that the sink may take
+    assert took_s < 90  # some 10 s of its own, and at most a minute that the logger may take
     records = metrics(run)
     assert records[-1]["step"] == 20
 
