@@ -1,8 +1,8 @@
 """Creates a bundle from a run's checkpoint, and opens the validation images of the run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -31,9 +31,10 @@ def open_checkpoint(
 ) -> Bundle:
     """Return a run's checkpoint as a bundle in memory, with the moving average of the weights where it has one.
 
-    Size and channels of the input are those of the first validation sample of the run. Where its data is not available,
-    they come from the first of the `examples`, or from the transforms if these have a fixed size. Raises
-    `CheckpointError` for a damaged checkpoint, and `BundleError` where the size of the input is unknown.
+    Size and channels of the input are those of the first validation sample of the run, which the checkpoint holds.
+    Checkpoints of earlier versions do not: there they come from the run's data, or where that is not available from the
+    first of the `examples`, or from the transforms if these have a fixed size. Raises `CheckpointError` for a damaged
+    checkpoint, and `BundleError` where the size of the input is unknown.
     """
     if fault := checkpoints.find_corruption(path):
         raise CheckpointError(f"checkpoint {path} is not used: {fault}")
@@ -50,7 +51,7 @@ def open_checkpoint(
         model=recipe.model,
         classes=tuple(state["classes"]),
         target=recipe.data.target,
-        preprocessing=_describe_preprocessing(recipe, examples),
+        preprocessing=_describe_preprocessing(recipe, state.get("input") or _find_input(recipe, examples)),
         torch=str(torch.__version__),
     )
     return Bundle(description, tensors, device=torch.device(device))
@@ -71,7 +72,27 @@ def _open_validation(recipe: Recipe) -> Source:
     return choose_samples(open_sources(recipe.data), recipe.data, seed=recipe.train.seed)["val"]
 
 
-def _describe_preprocessing(recipe: Recipe, examples: Sequence[ImageInput]) -> Preprocessing:
+def _describe_preprocessing(recipe: Recipe, found: Mapping[str, Any]) -> Preprocessing:
+    if found["image_channels"] not in {1, 3}:
+        raise BundleError(
+            f"the images have {counted(found['image_channels'], 'channel')}; a bundle needs 3 (RGB) or 1 (grey)"
+        )
+    dtype: Literal["uint8", "float32"] = "uint8" if found["dtype"] == "torch.uint8" else "float32"
+    num_channels, height, width = found["shape"]
+    return Preprocessing(
+        image_channels=found["image_channels"],
+        decode_size=recipe.data.decode_size,
+        transforms=recipe.augment.eval,
+        input_dtype=dtype,
+        input_shape=(num_channels, height, width),
+        mean=recipe.augment.mean,
+        std=recipe.augment.std,
+        normalization=normalization_formula(dtype, has_mean=recipe.augment.mean is not None),
+    )
+
+
+def _find_input(recipe: Recipe, examples: Sequence[ImageInput]) -> dict[str, Any]:
+    """Return what a checkpoint holds as `input`, for one that does not."""
     transforms = build_transforms(recipe.augment.eval, key="augment.eval")
     try:
         images = [_open_validation(recipe).read(0)[0]]
@@ -89,19 +110,4 @@ def _describe_preprocessing(recipe: Recipe, examples: Sequence[ImageInput]) -> P
         raise BundleError(
             "the run's data is not available, and augment.eval has no fixed size; pass images with --images"
         )
-    dtype: Literal["uint8", "float32"] = "uint8" if inputs[0].dtype == torch.uint8 else "float32"
-    num_channels, height, width = inputs[0].shape
-    if images[0].shape[0] not in {1, 3}:
-        raise BundleError(
-            f"the images have {counted(images[0].shape[0], 'channel')}; a bundle needs 3 (RGB) or 1 (grey)"
-        )
-    return Preprocessing(
-        image_channels=3 if images[0].shape[0] == 3 else 1,
-        decode_size=recipe.data.decode_size,
-        transforms=recipe.augment.eval,
-        input_dtype=dtype,
-        input_shape=(num_channels, height, width),
-        mean=recipe.augment.mean,
-        std=recipe.augment.std,
-        normalization=normalization_formula(dtype, has_mean=recipe.augment.mean is not None),
-    )
+    return {"image_channels": len(images[0]), "dtype": str(inputs[0].dtype), "shape": list(inputs[0].shape)}

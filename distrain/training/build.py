@@ -147,6 +147,7 @@ def _assemble(
         unwrapped_copy=network.unwrapped_copy,
         skipped=SkippedSteps(skipped, sampler),
         fingerprint=fingerprint,
+        input=data.input,
         monitor=monitor,
         stop=StopConsensus(world, monitor.stop.request.is_set, name=f"stop-{len(skipped)}-{must_watch}"),
         profiler=Profiler(run, world, monitor.state, is_enabled=profile.trace),

@@ -107,6 +107,7 @@ def save(session: Session, step: int, *, is_record_due: bool) -> None:
             "is_record_due": is_record_due,
             "ending": session.ending,
             "data": session.fingerprint,
+            "input": session.input,
             "classes": list(session.train_reader.source.classes),
             "class_weights": None if session.class_weights is None else session.class_weights.tolist(),
             "rounding": session.numerics_fingerprint(),

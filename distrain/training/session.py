@@ -2,7 +2,7 @@
 
 import platform
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -75,6 +75,7 @@ class Session:
     unwrapped_copy: nn.Module | None  # for the loggers: on the CPU; None if it cannot be copied
     skipped: SkippedSteps
     fingerprint: dict[str, str]
+    input: dict[str, Any]  # of the exported network: image_channels, dtype, shape
     monitor: RankMonitor
     stop: StopConsensus
     profiler: Profiler

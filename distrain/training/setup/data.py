@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from distrain.config.profile import Profile
 from distrain.data.loading.epoch_order import build_sampler
 from distrain.data.loading.loader import BatchReader
 from distrain.data.loading.sampler import MicroBatch, TrainSampler
-from distrain.data.sources.base import Batch, Source
+from distrain.data.sources.base import Batch, Source, is_read_in_order
 from distrain.data.sources.cached import cache
 from distrain.data.sources.registry import choose_samples, open_sources
 from distrain.data.transforms.pipeline import Normalize, build_transforms
@@ -50,6 +50,16 @@ class DataSetup:
     def num_classes(self) -> int:
         """How many outputs the network has."""
         return len(self.train_source.classes)
+
+    @property
+    def input(self) -> dict[str, Any]:
+        """What an exported network is told of its input, by the first validation sample, before normalization.
+
+        `image_channels` are those of the image before the transforms; `shape` is [channels, height, width].
+        """
+        image, source = self.first_val[0][0], self.sources["val"]
+        stored = image if is_read_in_order(source) else source.read(0)[0]
+        return {"image_channels": len(stored), "dtype": str(image.dtype), "shape": list(image.shape)}
 
     @property
     def num_channels(self) -> int:
