@@ -164,7 +164,7 @@ def _keep_real(patch: pytest.MonkeyPatch) -> None:
     """Make what looks at numbers outside of the fake."""
     for module, names in {
         BatchReader: "_read_each",
-        setup_data: "open_sources choose_samples cache build_transforms build_sampler",
+        setup_data: "open_sources choose_samples cache build_transforms build_sampler _describe_input",
         setup_loss: "resolve_class_weights class_counts",
         setup_network: "_build_model initialize",
         setup_checks: "check_sizes",

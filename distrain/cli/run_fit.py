@@ -200,7 +200,7 @@ def supervise(
 def report(fit: ResolvedFit, console: Console, outcome: RunOutcome, *, is_new: bool, verbose: bool) -> None:
     """Print how the run ended, and save it where no rank could.
 
-    If bad input ended a new run before its first checkpoint, its folder is deleted.
+    If bad input ended a new run before its first step, its folder is deleted.
     """
     run, code, errors = fit.run, outcome.code, outcome.errors
     is_coordinator = fit.profile.node_rank == 0  # the only node that writes the run directory
@@ -300,7 +300,8 @@ def _identify(recipe: Recipe) -> str:
 def _report_bad_input(console: Console, run: RunDirectory, error: ErrorReport, *, is_new: bool, verbose: bool) -> None:
     if verbose:
         console.print(error["traceback"].rstrip(), markup=False)
-    if is_new and not any(run.checkpoints.iterdir()) and read_profile(run.profile).nodes == 1:
+    has_trained = run.read_status().step > 0 or any(run.checkpoints.iterdir())
+    if is_new and not has_trained and read_profile(run.profile).nodes == 1:
         run.remove([run.path.parent] if run.path.parent == RUNS.absolute() else [])
     more = "; --verbose prints the traceback" if error.get("is_mistake") and not (verbose or run.exists) else ""
     print_error(f"{error['message']}{more}")

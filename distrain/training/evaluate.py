@@ -55,10 +55,12 @@ def evaluate(
     world: World,
     must_break_off: Callable[[], bool],
     on_batch: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
+    errors: list[Exception] | None = None,
 ) -> Evaluation | None:
     """Return the mean loss and the chosen metrics over all samples of all ranks' `batches`.
 
-    Returns None on every rank if `must_break_off` returned True before a batch of any rank.
+    Returns None on every rank if `must_break_off` returned True before a batch of any rank. An error of a batch is
+    raised, or appended to `errors` where these are given: the evaluation then ends as if it were broken off.
     Batch i of the `num_batches` of all ranks is evaluated on rank i % world size. Counts are integers, and the float
     sums of the batches are added exactly, so the result does not depend on the number of ranks. `views` defines the
     views of an image over which the outputs are averaged. If calls of the model are collective, a rank without a batch
@@ -77,9 +79,7 @@ def evaluate(
     def predict(images: torch.Tensor) -> torch.Tensor:
         return check_outputs(model(images), model, num_samples=len(images), num_outputs=len(chosen.classes))
 
-    for number, (images, targets) in zip(batch_numbers, batches, strict=True):
-        if must_break_off():
-            break
+    def measure(number: int, images: torch.Tensor, targets: torch.Tensor) -> None:
         with precision.autocast():
             logits = predict_with_tta(predict, images, views)
             loss = check_value(loss_function(logits, targets), loss_function, logits=logits)
@@ -91,6 +91,8 @@ def evaluate(
             curves.update(logits.float(), targets)
         if on_batch is not None:
             on_batch(number, logits, targets)
+
+    _measure_each(measure, zip(batch_numbers, batches, strict=True), must_break_off, errors)
     if idle_batch is not None and len(batch_numbers) < -(-num_batches // world.size):
         with precision.autocast():
             predict_with_tta(predict, idle_batch, views)
@@ -102,6 +104,23 @@ def evaluate(
         return None
     areas = {} if curves is None else curves.results(world)
     return _conclude(rows, counters, counts, areas, chosen)
+
+
+def _measure_each(
+    measure: Callable[[int, torch.Tensor, torch.Tensor], None],
+    numbered: Iterator[tuple[int, Batch]],
+    must_break_off: Callable[[], bool],
+    errors: list[Exception] | None,
+) -> None:
+    try:
+        for number, (images, targets) in numbered:
+            if must_break_off():
+                return
+            measure(number, images, targets)
+    except Exception as error:
+        if errors is None:
+            raise
+        errors.append(error)
 
 
 def _errors(outputs: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:

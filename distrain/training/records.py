@@ -12,6 +12,7 @@ from distrain.training.early_stopping import check_patience
 from distrain.training.evaluate import Evaluation, evaluate
 from distrain.training.loggers import LoggerCollection
 from distrain.training.loggers.protocol import Record
+from distrain.training.resume import save
 from distrain.training.session import Session
 
 log = logging.getLogger(__name__)
@@ -21,14 +22,19 @@ def write_records(session: Session, step: int, loggers: LoggerCollection) -> tup
     """Evaluate and log at `step`, if the recipe's intervals require it.
 
     Returns the session, which ends at this step if evaluations do not improve, and whether all is recorded: False if
-    a stop interrupted the evaluation, in which case nothing is recorded.
+    a stop interrupted the evaluation, in which case nothing is recorded. An error in the evaluation is raised once the
+    step is saved; a resume then begins with this evaluation.
     """
     state = session.state
     metrics: Record = {}
     if session.intervals.should_evaluate(step):
         state.phase = "evaluate"
-        evaluation = run_evaluation(session)
+        errors: list[Exception] = []
+        # Where forward passes are collective, a rank cannot leave them alone: its error ends the run at once.
+        evaluation = run_evaluation(session, errors=None if session.strategy.forward_is_collective else errors)
         if evaluation is None:
+            if session.world.any_over_ranks(bool(errors)):
+                _save_and_raise(session, step, errors)
             return session, False
         metrics = {"step": step, "epoch": session.epoch(step), **evaluation.metrics}
         _warn_of_loss(session, step, evaluation.metrics)
@@ -39,6 +45,15 @@ def write_records(session: Session, step: int, loggers: LoggerCollection) -> tup
     if record | metrics:
         loggers.write(record | metrics)
     return session, True
+
+
+def _save_and_raise(session: Session, step: int, errors: list[Exception]) -> None:
+    """Save the step, and raise this rank's error; a rank without one waits for the end of the others."""
+    if step > 0:
+        save(session, step, is_record_due=True)
+    if errors:
+        raise errors[0]
+    session.world.barrier()
 
 
 def _warn_of_loss(session: Session, step: int, metrics: dict[str, float]) -> None:
@@ -52,8 +67,11 @@ def _warn_of_loss(session: Session, step: int, metrics: dict[str, float]) -> Non
         )
 
 
-def run_evaluation(session: Session) -> Evaluation | None:
-    """Evaluate the validation samples of all ranks; None on every rank if a stop interrupted it."""
+def run_evaluation(session: Session, *, errors: list[Exception] | None = None) -> Evaluation | None:
+    """Evaluate the validation samples of all ranks; None on every rank if it was interrupted: by a stop, or an error.
+
+    `errors` is that of `evaluate`.
+    """
     world, recipe, state, stop = session.world, session.recipe, session.state, session.monitor.stop
     local_order = evaluation_order(
         num_samples=len(session.val_reader.source),
@@ -94,6 +112,7 @@ def run_evaluation(session: Session) -> Evaluation | None:
             views=recipe.eval,
             world=world,
             must_break_off=lambda: stop.is_requested and not is_collective,
+            errors=errors,
         )
 
 

@@ -75,13 +75,14 @@ def test_run_and_bundle_predict_the_same(folder: Path) -> None:
 def test_network_is_used_without_the_data_that_it_was_trained_on(folder: Path, tmp_path: Path) -> None:
     source = validation_digits()
     images, labels = source.images.numpy(), source.targets.numpy()
-    splits = {"train_images": images[:64], "train_labels": labels[:64], "val_images": images[64:96]}
-    np.savez(tmp_path / "data.npz", **splits, val_labels=labels[64:96])
+    train, val = slice(64), slice(64, 96)
+    named = {"train_images": images[train], "train_labels": labels[train]}
+    np.savez(tmp_path / "data.npz", **named, val_images=images[val], val_labels=labels[val])  # type: ignore[arg-type]
     changes = ["data={source: tensors, path: data.npz, batch_size: 32}", "train.max_steps=2"]
     fit(*(f"--set={change}" for change in changes), "--run=run", cwd=tmp_path)
     (tmp_path / "data.npz").unlink()
-    named = [str(folder / "digits" / f"{number:03}.png") for number in range(6)]
-    assert len(predict("run", *named, cwd=tmp_path).out.splitlines()) >= 6
+    digits = [str(folder / "digits" / f"{number:03}.png") for number in range(6)]
+    assert len(predict("run", *digits, cwd=tmp_path).out.splitlines()) >= 6
     assert distrain("export", "run", cwd=tmp_path).code == 0
     description = load(tmp_path / "run" / "export" / "bundle").description.preprocessing
     assert (description.image_channels, description.input_shape, description.input_dtype) == (1, (1, 8, 8), "uint8")

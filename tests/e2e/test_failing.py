@@ -18,6 +18,7 @@ from tests.cli_runner import (
     end_of,
     fit,
     heartbeat,
+    metrics,
     status,
     wait_for_step,
     wait_until,
@@ -167,6 +168,56 @@ def test_users_mistake_that_comes_late_names_the_checkpoint_and_the_way_back(tmp
     assert checkpoint.split()[0] == "checkpoint"
     assert checkpoint_steps(tmp_path / "run")[-1] == int(checkpoint.rpartition("step-")[2])
     assert resume == f"resume with   distrain resume {tmp_path / 'run'}"
+
+
+DATA = """
+import torch
+
+class Images(torch.utils.data.Dataset):
+    classes = ("dark", "bright")
+
+    def __init__(self, split):
+        self.split = split
+
+    def __len__(self):
+        return {"train": 96, "val": 48}[self.split]
+
+    def __getitem__(self, index):
+        if self.split == "SPLIT" and index == 40:
+            WHAT
+        return torch.full((1, 8, 8), float(index % 2)), index % 2
+
+def images(split, path):
+    return Images(split)
+"""
+ON_DATA = ["--set=data={source: 'mine:images', batch_size: 8}", "--set=augment={}", "--set=train.epochs=1"]
+
+
+def write_data(folder: Path, split: str, what: str) -> None:
+    (folder / "mine.py").write_text(DATA.replace("SPLIT", split).replace("WHAT", what))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_error_in_an_evaluation_comes_after_the_save_of_its_step(tmp_path: Path, processes: int) -> None:
+    write_data(tmp_path, "val", "raise KeyError('row 40')")
+    options = [*ON_DATA, "--set=eval.batch_size=8", f"--procs={processes}", "--device=cpu", "--restarts=0"]
+    done = distrain("fit", *options, "--run=run", *QUIET, cwd=tmp_path)
+    assert done.code == 1, done.out + done.err
+    assert "KeyError: 'row 40', at " in done.out + done.err
+    assert checkpoint_steps(tmp_path / "run") == [12]
+    write_data(tmp_path, "none", "pass")
+    resumed = fit("--run=run", cwd=tmp_path)
+    assert "resumes from checkpoint step-00000012 at step 12 of 12" in resumed.out
+    assert [line["step"] for line in metrics(tmp_path / "run") if "val/loss" in line] == [12]
+
+
+def test_bad_input_that_shows_after_the_first_step_leaves_the_run(tmp_path: Path) -> None:
+    write_data(tmp_path, "train", "return torch.zeros(1, 9, 9), 0")  # in step 8, of which there is no checkpoint
+    done = distrain("fit", *ON_DATA, "--set=log.every_steps=1", "--run=run", *QUIET, cwd=tmp_path)
+    assert done.code == 2, done.out + done.err
+    assert "sample 40 of mine:images is 1x9x9" in done.err
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6, 7]
+    assert "resume with" in done.out
 
 
 @pytest.mark.slow

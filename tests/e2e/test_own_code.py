@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli_runner import QUIET, Done, distrain, status
+from tests.cli_runner import QUIET, Done, checkpoint_steps, distrain, status
 
 MINE = """
 import torch
@@ -100,11 +100,6 @@ def assert_bad_input(done: Done, folder: Path, *words: str) -> None:
             ["model.name=mine:net gives None in training at ", "mine.py:11, in forward", "[samples, 10]"],
         ),
         (
-            [*NET],
-            "if not self.training and len(images) > 9: return {}",
-            ["the network gives a dict at ", "mine.py:11, in forward", "[samples, 10]"],
-        ),
-        (
             ["--set=loss={name: 'mine:detached'}"],
             "pass",
             ["loss.name=mine:detached gives a number without a gradient at ", "mine.py:", "in detached"],
@@ -182,3 +177,10 @@ def test_mistake_after_steps_were_trained_is_a_failure_that_can_be_resumed(tmp_p
     assert resume.startswith("resume with   distrain resume ")
     assert status(tmp_path / "run")["state"] == "failed"
     assert status(tmp_path / "run")["step"] > 0
+
+
+def test_mistake_that_an_evaluation_shows_is_bad_input_and_leaves_the_trained_steps(tmp_path: Path) -> None:
+    done = fit_own(tmp_path, *NET, what="if not self.training and len(images) > 9: return {}")
+    assert done.code == 2, done.out + done.err
+    assert all(word in done.err for word in ("the network gives a dict at ", "mine.py:11, in forward", "[samples, 10]"))
+    assert checkpoint_steps(tmp_path / "run") == [23]

@@ -39,6 +39,7 @@ class DataSetup:
     prepare: BatchTransform
     first: Batch  # training samples, not yet normalized, on the CPU
     first_val: Batch
+    input: dict[str, Any]  # of an exported network: `_describe_input`
     sample_images: torch.Tensor  # float32 [n, channels, height, width], the first ones normalized, on the device
 
     @property
@@ -50,16 +51,6 @@ class DataSetup:
     def num_classes(self) -> int:
         """How many outputs the network has."""
         return len(self.train_source.classes)
-
-    @property
-    def input(self) -> dict[str, Any]:
-        """What an exported network is told of its input, by the first validation sample, before normalization.
-
-        `image_channels` are those of the image before the transforms; `shape` is [channels, height, width].
-        """
-        image, source = self.first_val[0][0], self.sources["val"]
-        stored = image if is_read_in_order(source) else source.read(0)[0]
-        return {"image_channels": len(stored), "dtype": str(image.dtype), "shape": list(image.shape)}
 
     @property
     def num_channels(self) -> int:
@@ -97,6 +88,7 @@ def set_up_data(recipe: Recipe, profile: Profile, world: World) -> DataSetup:
         prepare=BatchTransform(recipe, normalize, steps_per_epoch=sampler.steps_per_epoch, num_classes=num_classes),
         first=first,
         first_val=first_val,
+        input=_describe_input(sources["val"], first_val[0][0]),
         sample_images=normalize(first[0].to(world.device)),
     )
 
@@ -148,6 +140,15 @@ def _first_batch(reader: BatchReader, indices: NDArray[np.int64]) -> Batch:
     if isinstance(batch, DataError):
         raise batch
     return batch
+
+
+def _describe_input(source: Source, image: torch.Tensor) -> dict[str, Any]:
+    """Return what a bundle needs to know of its input; `image` is the first of `source`, not yet normalized.
+
+    `image_channels` are those before the transforms; `shape` is [channels, height, width].
+    """
+    stored = image if is_read_in_order(source) else source.read(0)[0]
+    return {"image_channels": len(stored), "dtype": str(image.dtype), "shape": list(image.shape)}
 
 
 def first_images(recipe: Recipe, source: Source) -> torch.Tensor:
