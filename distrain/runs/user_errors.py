@@ -1,6 +1,7 @@
 """Distinguishes an error of the user's code from one of distrain or the machine, and finds its place in their code."""
 
 import traceback
+from collections.abc import Iterable
 
 from distrain.config import Recipe
 from distrain.config.user_code import is_reference
@@ -12,7 +13,15 @@ from distrain.system.exits import describe_end, place_of, user_frame
 
 _MAX_CHARACTERS = 300  # of the error's own text: torch lists every weight that does not fit
 _OUT_OF_MEMORY = ("outofmemoryerror", "memoryerror", "out of memory", "can't allocate memory", "cannot allocate memory")
-_OF_A_DEVICE = ("acceleratorerror", "cuda error", "cublas_status", "cudnn_status", "nccl", "hip error")
+_OF_A_DEVICE = (
+    "acceleratorerror",
+    "cuda error",
+    "cublas_status",
+    "cudnn_status",
+    "nccl",
+    "hip error",
+    "unable to find an engine",
+)
 _OF_PATHS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)  # and not of a disk or network
 _LIBRARIES = {"distrain", "torch", "torchvision", "timm"}
 
@@ -25,7 +34,7 @@ def find_mistake(error: BaseException, recipe: Recipe, run: RunDirectory, *, ste
     """
     if isinstance(error, DistrainError) or not isinstance(error, Exception | SystemExit):
         return None
-    if is_secondary(error) or _is_of_the_machine(error) or _has_trained(run, step):
+    if is_secondary(error) or is_of_the_machine(error) or _has_trained(run, step):
         return None
     if (frame := _find_frame(error, recipe)) is None:
         return None
@@ -47,6 +56,19 @@ def is_out_of_memory(kind: str, message: str) -> bool:
     return any(words in f"{kind}: {message}".lower() for words in _OUT_OF_MEMORY)
 
 
+def is_of_the_machine(error: BaseException) -> bool:
+    """Whether an error may not occur on another machine: too little memory, a failing device, disk or network."""
+    if isinstance(error, OSError):
+        return not isinstance(error, _OF_PATHS)
+    kind, text = type(error).__name__, str(error)
+    return is_out_of_memory(kind, text) or any(words in f"{kind}: {text}".lower() for words in _OF_A_DEVICE)
+
+
+def packages_of(names: Iterable[str]) -> set[str]:
+    """Return the packages of the user's code that `names` refer to: they may be installed like libraries."""
+    return {name.partition(":")[0].partition(".")[0] for name in names if is_reference(name)} - _LIBRARIES
+
+
 def _find_frame(error: BaseException, recipe: Recipe) -> traceback.FrameSummary | None:
     packages = _packages(recipe)
     frame = user_frame(error, packages)
@@ -56,13 +78,6 @@ def _find_frame(error: BaseException, recipe: Recipe) -> traceback.FrameSummary 
 def _in_one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}..."
-
-
-def _is_of_the_machine(error: BaseException) -> bool:
-    if isinstance(error, OSError):
-        return not isinstance(error, _OF_PATHS)
-    kind, text = type(error).__name__, str(error)
-    return is_out_of_memory(kind, text) or any(words in f"{kind}: {text}".lower() for words in _OF_A_DEVICE)
 
 
 def _has_trained(run: RunDirectory, step: int) -> bool:
@@ -75,7 +90,5 @@ def _has_trained(run: RunDirectory, step: int) -> bool:
 
 
 def _packages(recipe: Recipe) -> set[str]:
-    """Return the packages of the user's code in the recipe: they may be installed like libraries."""
     names = [recipe.model.name, recipe.loss.name, *(part.source for part in recipe.data.parts)]
-    names += [transform.name for transform in (*recipe.augment.train, *recipe.augment.eval)]
-    return {name.partition(":")[0].partition(".")[0] for name in names if is_reference(name)} - _LIBRARIES
+    return packages_of([*names, *(transform.name for transform in (*recipe.augment.train, *recipe.augment.eval))])

@@ -29,7 +29,7 @@ from distrain.training.monitor import RankMonitor
 from distrain.training.optim.optimizer import ParamGroupOptions, build_optimizer, build_schedule
 from distrain.training.optim.param_groups import plan_param_groups
 from distrain.training.optim.weight_averaging import EmaWeights, LookaheadWeights
-from distrain.training.own_code import with_checks
+from distrain.training.own_code import refusing, with_checks
 from distrain.training.profiler import Profiler
 from distrain.training.session import Session
 from distrain.training.setup.checks import ON_CPU, ON_DEVICE, WITH_MICRO_BATCH, Parts, run_checks
@@ -68,7 +68,9 @@ def build_session(
         lengths = {"steps_per_epoch": data.sampler.steps_per_epoch, "total_steps": data.total_steps}
         for sentence in warn_early(recipe, data.sources, **lengths):
             log.warning("%s", sentence)
-    settings = plan_param_groups(recipe.optimizer, network.model, heads=network.heads, example=data.sample_images.cpu())
+    example = data.sample_images.cpu()
+    with refusing(example, name=recipe.model.name):  # layer_decay passes it to the network
+        settings = plan_param_groups(recipe.optimizer, network.model, heads=network.heads, example=example)
     if recipe.train.micro_batch_size == "auto":
         parts = replace(parts, data=_with_found_micro_batch_size(profile, run, parts))
     run_checks(WITH_MICRO_BATCH, parts)

@@ -1,13 +1,18 @@
 """Checks what the user's own network and loss return in each pass: torch would refuse it far from their code."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
 from distrain.config import Recipe
 from distrain.config.user_code import is_reference
-from distrain.errors import ModelError, RecipeError
-from distrain.messages import counted
-from distrain.system.exits import place_of_code
+from distrain.errors import ModelError, RecipeError, UserError
+from distrain.messages import counted, first_line
+from distrain.runs.consequences import is_secondary
+from distrain.runs.user_errors import is_of_the_machine, packages_of
+from distrain.system.exits import place_of_code, user_frame
 from distrain.tensors.module_state import LossFunction
 
 
@@ -25,6 +30,26 @@ def with_checks(recipe: Recipe, model: nn.Module, loss_function: LossFunction, *
         return check_value(loss_function(logits, targets), loss_function, name=loss, logits=logits)
 
     return checked
+
+
+@contextmanager
+def refusing(images: torch.Tensor, *, name: str) -> Iterator[None]:
+    """Raise `ModelError` where the network `name` does not accept `images` [n, channels, height, width].
+
+    Errors raised by lines of the user's code, which say where they are, and those of the machine are not caught.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or is_secondary(error) or is_of_the_machine(error):
+            raise
+        if user_frame(error, packages_of([name])) is not None:
+            raise
+        remedy = ", or change the network" if is_reference(name) else ""
+        raise ModelError(
+            f"model.name={name} does not accept images of {'x'.join(map(str, images.shape[1:]))} pixels "
+            f"({first_line(error)}); make them what it accepts in augment.train and augment.eval{remedy}"
+        ) from error
 
 
 def check_outputs(

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from distrain.config import Recipe
-from distrain.config.user_code import is_reference
 from distrain.data.loading.sampler import TrainSampler
 from distrain.errors import ModelError
 from distrain.messages import first_line
@@ -78,23 +77,14 @@ def check_outputs(
     """Raise `ModelError` if a network does not accept `images`, or does not return `num_outputs` numbers for each.
 
     `images` float32 [n, channels, height, width] are on the device, as the network gets them in evaluation or training.
-    Errors of the user's own network are not caught.
+    Errors of lines of the user's own network are not caught.
     """
-    try:
-        with preserve_state(model), torch.set_grad_enabled(is_training):
+    with preserve_state(model), torch.set_grad_enabled(is_training):
+        with own_code.refusing(images, name=name):
             outputs = model.train(is_training)(images.clone())  # a network may modify its input
-            own_code.check_outputs(
-                outputs, model, num_samples=len(images), num_outputs=num_outputs, name=f"model.name={name}"
-            )
-    except (ModelError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        if is_reference(name):
-            raise
-        raise ModelError(
-            f"model.name={name} does not accept images of {_by(images.shape[1:])} ({first_line(error)}); make them "
-            f"what it accepts in augment.train and augment.eval"
-        ) from error
+        own_code.check_outputs(
+            outputs, model, num_samples=len(images), num_outputs=num_outputs, name=f"model.name={name}"
+        )
 
 
 def check_single_sample(
@@ -128,7 +118,3 @@ def check_single_sample(
         f"model.name={name} does not accept a batch of a single sample{' in training' if is_training else ''} "
         f"({seen}), and {single.where}; {single.remedy}"
     ) from cause
-
-
-def _by(shape: torch.Size) -> str:
-    return "x".join(map(str, shape))

@@ -22,6 +22,9 @@ class Net(nn.Module):
         WHAT
         return self.layer(images.flatten(1))
 
+def too_wide(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(65, num_classes))
+
 def net(num_classes, **arguments):
     return Net(num_classes, **arguments)
 
@@ -92,7 +95,20 @@ def assert_bad_input(done: Done, folder: Path, *words: str) -> None:
             ["mine.py:13, in forward", "AttributeError before the first step"],
         ),
         (["--procs=2", *NET], "len(images) > 9 and images.view(3)", ["mine.py:13, in forward", "RuntimeError"]),
-        (["--set=model.arguments={widht: 3}", *NET], "pass", ["mine.py:17, in net", "widht"]),
+        *[
+            (
+                [*options, "--set=model.name=mine:too_wide"],
+                "pass",
+                ["model.name=mine:too_wide does not accept images of 1x8x8 pixels (mat1 and mat2", "or change the net"],
+            )
+            for options in (
+                [],
+                ["--procs=2"],
+                ["--set=train.micro_batch_size=auto"],
+                ["--set=optimizer.layer_decay=0.9"],
+            )
+        ],
+        (["--set=model.arguments={widht: 3}", *NET], "pass", ["mine.py:20, in net", "widht"]),
         (["--set=loss={name: 'mine:loss'}"], "pass", ["mine.py:", "in loss", "missing"]),
         (
             ["--procs=2", *NET],

@@ -17,6 +17,7 @@ from distrain.data.loading.sampler import TrainSampler
 from distrain.errors import ModelError
 from distrain.models.registry import build_model
 from distrain.tensors.preserve_state import preserve_state
+from distrain.training.own_code import refusing
 from distrain.training.probe import check_outputs, check_single_sample
 from distrain.training.single_samples import SingleSample, find_in_evaluation, find_in_training
 
@@ -43,9 +44,9 @@ def test_passes_leave_modes_statistics_and_random_numbers_as_they_were() -> None
     [
         (
             "alexnet",
-            r"model\.name=alexnet does not accept images of 3x40x40 \(Given input size.*; make them what",
+            r"model\.name=alexnet does not accept images of 3x40x40 pixels \(Given input size.*; make them what",
         ),
-        ("vit_b_32", r"model\.name=vit_b_32 does not accept images of 3x40x40 \(Wrong image height"),
+        ("vit_b_32", r"model\.name=vit_b_32 does not accept images of 3x40x40 pixels \(Wrong image height"),
         ("lenet", r"model\.name=lenet needs images of 32x32 pixels, but these have 40x40"),
     ],
 )
@@ -53,6 +54,24 @@ def test_size_that_a_network_does_not_take_is_one_sentence(name: str, words: str
     net = build_model(Model(name=name, weights=None), num_classes=5, in_channels=3)
     with pytest.raises(ModelError, match=words):
         check_outputs(net, IMAGES, name=name, num_outputs=5)
+
+
+def test_size_that_a_network_of_torch_modules_does_not_take_is_one_sentence() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(65, 5))  # the user's, and no line of theirs runs in a pass
+    with pytest.raises(
+        ModelError,
+        match=r"model\.name=mine:net does not accept images of 3x40x40 pixels \(mat1 and mat2 .*; make them what it "
+        r"accepts in augment\.train and augment\.eval, or change the network",
+    ):
+        check_outputs(net, IMAGES, name="mine:net", num_outputs=5)
+
+
+@pytest.mark.parametrize(
+    "text", ["DefaultCPUAllocator: can't allocate memory", "CUDA error: an illegal memory access was encountered"]
+)
+def test_error_of_the_machine_is_not_blamed_on_the_images(text: str) -> None:
+    with pytest.raises(RuntimeError, match=text), refusing(IMAGES, name="alexnet"):
+        raise RuntimeError(text)
 
 
 class Giving(nn.Module):

@@ -21,6 +21,7 @@ from distrain.training.device.precision import Precision, set_tf32, to_device
 from distrain.training.losses import LossFunction
 from distrain.training.optim.optimizer import build_optimizer
 from distrain.training.optim.weight_averaging import EmaWeights
+from distrain.training.own_code import refusing
 
 MEMORY_FRACTION = 0.9  # of the memory that is left: evaluation, communication and fragmentation need some, too
 MIN_LEFT_BYTES = 2**30  # of a GPU's: kernels that are loaded at their first use, and NCCL's buffers, come later
@@ -145,7 +146,7 @@ class _Passes:
         loss_function: LossFunction,
         world: World,
     ) -> None:
-        self._device = world.device
+        self._device, self._name = world.device, recipe.model.name
         _take_a_first_step()
         forget_peak(self._device)
         self._before = _now_bytes(self._device)
@@ -179,7 +180,9 @@ class _Passes:
         images, targets = (part[chosen].to(self._device) for part in self._batch)
         images, targets = self._prepare(images, targets, step=self._prepare.largest_step, index=0)
         with self._precision.autocast():
-            loss = self._loss_function(self._model(images), targets)
+            with refusing(images, name=self._name):
+                logits = self._model(images)
+            loss = self._loss_function(logits, targets)
         self._precision.backward(loss)
         self._precision.step(self._optimizer, list(self._model.parameters()), clip_norm=self._clip_norm)
         self._model.zero_grad()
