@@ -145,6 +145,11 @@ def assert_bad_input(done: Done, folder: Path, *words: str) -> None:
             "pass",
             ["torch.nn:HuberLoss does not accept logits float32 [2, 10] and targets int64 [2]", "cross_entropy"],
         ),
+        (
+            ["--procs=2", "--set=loss={name: 'torch.nn:HuberLoss'}", "--set=train.micro_batch_size=auto"],
+            "pass",
+            ["torch.nn:HuberLoss does not accept logits float32 [2, 10] and targets int64 [2]", "cross_entropy"],
+        ),
         (["--set=loss={name: 'torch.nn:LayerNorm'}"], "pass", ["is a class that is called without arguments"]),
         (
             ["--set=data.source=mine:images", "--set=data.arguments={sied: 3}"],

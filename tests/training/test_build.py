@@ -96,7 +96,7 @@ def per_sample(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 def test_loss_that_is_no_mean_is_refused() -> None:
     with pytest.raises(UserError, match="per_sample"):
-        run_checks(ON_DEVICE, parts_of(f"loss={{name: '{__name__}:per_sample'}}"))
+        run_checks(ON_CPU, parts_of(f"loss={{name: '{__name__}:per_sample'}}"))
 
 
 def test_first_check_that_fails_ends_the_checks() -> None:

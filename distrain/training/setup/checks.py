@@ -96,6 +96,6 @@ def _loss_takes_targets(parts: Parts) -> None:
         check_loss(parts.loss.function, parts.recipe.loss, targets, num_outputs=parts.data.num_classes)
 
 
-ON_CPU: tuple[Check, ...] = (_network_takes_all_sizes, _something_trains)
+ON_CPU: tuple[Check, ...] = (_network_takes_all_sizes, _something_trains, _loss_takes_targets)
 WITH_MICRO_BATCH: tuple[Check, ...] = (_loss_takes_mixed_targets, _batchnorm_can_be_synchronized)
-ON_DEVICE: tuple[Check, ...] = (_network_trains_and_evaluates, _loss_takes_targets)
+ON_DEVICE: tuple[Check, ...] = (_network_trains_and_evaluates,)
