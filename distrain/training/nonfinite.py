@@ -9,6 +9,7 @@ from distrain.data.sources.base import is_read_in_order
 from distrain.errors import DataError, TrainingError
 from distrain.runs.status import SkippedBatch
 from distrain.training.session import Session
+from distrain.training.skipped_steps import SkippedSteps
 
 MAX_NAMED = 16  # samples in a message; `status.json` has the numbers of all
 MIN_BATCHES = 3  # with a single sample in common, from which on it counts as the cause, not as chance
@@ -33,7 +34,7 @@ class NotFiniteError(Exception):
 def roll_back(session: Session, error: NotFiniteError) -> None:
     """Prepare the return to the newest checkpoint: skip the step that is the cause, or find it first.
 
-    All ranks must call it together. Raises `TrainingError` if too many steps have been skipped.
+    All ranks must call it together. Raises `TrainingError` if too many steps have been skipped, or all of the run.
     """
     session.state.must_watch_steps = True
     if error.cause:
@@ -49,7 +50,7 @@ def roll_back(session: Session, error: NotFiniteError) -> None:
 def _skip_step(session: Session, error: NotFiniteError) -> None:
     """Skip the batch of this step from now on: training resumes from the newest checkpoint without it.
 
-    All ranks call it together. Raises `TrainingError` where that has been done too often.
+    All ranks call it together. Raises `TrainingError` where that has been done too often, or leaves no step to train.
     """
     source, most = session.train_reader.source, session.recipe.train.max_rollbacks
     before = session.state.skipped_batches
@@ -71,6 +72,13 @@ def _skip_step(session: Session, error: NotFiniteError) -> None:
             hint = f"the skipped batches (steps {steps}) have in common: {_name(session, common)}"
             if len(unexplained) >= MIN_BATCHES and len(common) == 1:
                 batch.bad_samples = common
+    if not _has_steps_left(session, batch):
+        session.state.step = batch.step
+        seen = f"; {hint}" if batch.bad_samples else ""
+        raise TrainingError(
+            f"{found}, and no batch of the run gave finite values{seen}; check the loss, the network and the data, or "
+            f"lower optimizer.lr"
+        )
     if len(before) >= most:
         session.state.step = batch.step  # the run failed there, though it took more steps
         raise TrainingError(
@@ -85,6 +93,12 @@ def _skip_step(session: Session, error: NotFiniteError) -> None:
         log.warning("later batches with %s are skipped, too", _name(session, batch.bad_samples))
     session.state.skip(batch)
     session.monitor.report()  # written now, so that a kill does not lose it
+
+
+def _has_steps_left(session: Session, batch: SkippedBatch) -> bool:
+    """Whether the run has a step to train, from its start on, when `batch` is skipped, too."""
+    skipped = SkippedSteps([*session.state.skipped_batches, batch], session.sampler)
+    return any(True for _ in skipped.others(range(session.total_steps)))
 
 
 def _find_bad_images(session: Session, error: NotFiniteError) -> list[int]:

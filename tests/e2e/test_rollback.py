@@ -76,3 +76,16 @@ def test_diverging_training_fails_with_the_cause_and_is_not_retried(tmp_path: Pa
     found = status(tmp_path / "run")
     assert found["state"] == "failed"
     assert found["rollbacks"] == 1
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_run_of_which_no_step_can_be_trained_fails(tmp_path: Path, processes: int) -> None:
+    (tmp_path / "poisoned.py").write_text(POISONED)
+    own = ["--set=train.max_steps=3", "--set=loss={name: 'poisoned:no_loss'}", f"--procs={processes}"]
+    done = distrain("fit", *RECIPE, *own, cwd=tmp_path)
+    assert done.code == 1
+    assert "restart 1" not in done.out
+    sentence = "the loss is not finite in step 3, and no batch of the run gave finite values; check the loss, the netw"
+    assert f"TrainingError: {sentence}" in done.out
+    found = status(tmp_path / "run")
+    assert (found["state"], found["rollbacks"]) == ("failed", 2)
