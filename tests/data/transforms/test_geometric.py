@@ -182,7 +182,7 @@ def test_wrong_arguments_are_one_sentence(listed: Any, sentence: str) -> None:
 def test_transform_that_cannot_be_applied_is_one_sentence() -> None:
     with pytest.raises(ValueError, match="crop of 20x20 is larger than the image, which is 12x16 with its padding"):
         built({"RandomCrop": {"size": 20}}).apply(pictures(1)[0], np.zeros(2))
-    with pytest.raises(ValueError, match="fill has 3 numbers, but the image has 1 channel$"):
+    with pytest.raises(ValueError, match=r"fill has 3 numbers, but the image has 1 channel$"):
         built({"Cutout": {"size": 2, "fill": [1, 2, 3]}}).apply(pictures(1)[0, :1], np.zeros(2))
 
 
