@@ -18,7 +18,7 @@ BUDGETS = {
     "benchmark": 1675,
     "checkpoint": 505,
     "cli": 3110,
-    "config": 1580,
+    "config": 1590,
     "data": 5320,
     "distributed": 1200,
     "evaluation": 485,

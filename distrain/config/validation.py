@@ -44,6 +44,7 @@ _MUST_BE = {
     "too_long": "a list of {max_length} at most",
     "too_short": "a list of {min_length} or more",
 }
+_SYNONYMS = {"gpu": "cuda"}  # what others call a value
 _AS_BOOLEAN = "YAML reads on, off, yes and no as true and false: quote them"
 
 
@@ -136,7 +137,7 @@ def _expected(path: Path, faults: list[ErrorDetails], model: type[BaseModel], tr
     hint = ""
     if fault["type"] == "literal_error":
         options = re.findall(r"'([^']*)'", fault["ctx"]["expected"])
-        hint = f"; {_AS_BOOLEAN}" if isinstance(value, bool) else nearest(str(value), options, count=1)
+        hint = f"; {_AS_BOOLEAN}" if isinstance(value, bool) else _nearest_value(str(value), options)
     elif fault["type"] == "string_type" and isinstance(value, bool):
         hint = f"; {_AS_BOOLEAN}"
     elif fault["type"] == "string_type" and isinstance(value, Mapping):
@@ -153,6 +154,11 @@ def _expected(path: Path, faults: list[ErrorDetails], model: type[BaseModel], tr
             f"; did you mean {_dotted(path)}.name={shown(value)}?" if section and "name" in section.model_fields else ""
         )
     return f"{expected}{hint}"
+
+
+def _nearest_value(value: str, options: list[str]) -> str:
+    synonym = _SYNONYMS.get(value.lower())
+    return did_you_mean([synonym]) if synonym in options else nearest(value, options, count=1)
 
 
 def must_be(fault: ErrorDetails) -> str:

@@ -39,6 +39,7 @@ def make_images(folder: Path, *classes: str, count: int = 2) -> None:
         (["--set=optimizer.name=adam"], ["optimizer.momentum", "--set optimizer.momentum=null"]),
         (["--set=data.batch_size=63", "--procs=2"], ["data.batch_size=63", "2 processes", "data.batch_size=64"]),
         (["--set=train.micro_batch_size=24"], ["micro-batches of 24", "data.batch_size=72"]),
+        (["--device=gpu"], ["--device gpu: must be cpu or cuda; did you mean cuda?"]),
         (["--gpus=4"], ["no GPU", "distrain fit digits --device cpu --procs 4"]),
         (["--procs=0"], ["--procs must be 1 or more, not 0"]),
         (["--gpus=1", "--procs=1"], ["remove one"]),
