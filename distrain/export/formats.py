@@ -38,7 +38,8 @@ def export_graph(
     batches = _make_batches(prepared)
     with whole_file(file) as draft:
         write(model, torch.stack((prepared * 2)[:2]), draft)  # a batch size of one would be fixed in the graph
-        comparison = compare(model, read(draft), batches)
+        num_images = min(len(prepared), NUM_COMPARED)  # where there are few, some are in more than one batch
+        comparison = dataclasses.replace(compare(model, read(draft), batches), num_images=num_images)
         if not comparison.is_good:
             raise ExportError(
                 f"the {form} graph differs from the network by {comparison.largest_difference:.3g} on "

@@ -43,6 +43,14 @@ def test_onnx_file_gives_the_networks_outputs(tmp_path: Path, with_normalize: bo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.json"]
 
 
+@pytest.mark.parametrize("count", [1, 16, 23])
+def test_comparison_counts_each_image_once(tmp_path: Path, count: int) -> None:
+    found = export_graph(
+        make_bundle(), tmp_path / "model.pt2", form="torch", images=PICTURES[:count], with_normalize=True
+    )
+    assert found.num_images == count
+
+
 @pytest.mark.parametrize(("target", "with_normalize"), [("class", False), ("labels", True)])
 def test_json_beside_a_graph_is_sufficient_for_other_programs(
     tmp_path: Path, target: str, with_normalize: bool
