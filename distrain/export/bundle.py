@@ -76,12 +76,14 @@ class Bundle:
         return self._normalize_here(self.prepare(image).unsqueeze(0))[0]
 
     @torch.no_grad()
-    def predict(self, images: Sequence[ImageInput]) -> torch.Tensor:
+    def predict(self, images: Sequence[ImageInput] | str | Path) -> torch.Tensor:
         """Return float32 [n, outputs] on the CPU from one forward pass: probabilities, or the values of a regression.
 
-        The probabilities of classes add up to one; those of labels are independent. Raises `DataError` for an
-        image that cannot be read.
+        The probabilities of classes add up to one; those of labels are independent. `images` may be the path of a
+        single one. Raises `DataError` for an image that cannot be read.
         """
+        if isinstance(images, str | Path):
+            images = [images]
         if not images:
             return torch.empty(0, len(self.classes))
         return self.predict_prepared(torch.stack([self.prepare(image) for image in images]))

@@ -34,6 +34,14 @@ def test_bundle_read_back_gives_the_same_outputs(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
+def test_path_of_a_single_image_is_predicted_without_a_list(tmp_path: Path) -> None:
+    file = tmp_path / "one.png"
+    Image.new("L", (8, 8), 99).save(file)
+    bundle = make_bundle()
+    assert torch.equal(bundle.predict(str(file)), bundle.predict([file]))
+    assert torch.equal(bundle.predict(file), bundle.predict([file]))
+
+
 def test_image_is_the_same_as_path_pillow_image_and_tensor(tmp_path: Path) -> None:
     (file,) = write_digits(tmp_path, 1)
     bundle = make_bundle()
