@@ -42,6 +42,7 @@ METRICS: dict[str, Metric] = {
     "rmse": Metric("RMSE", ("values",), is_higher_better=False),
 }
 ALWAYS_MEASURED = "loss"
+MIN_LARGE = 1e5  # a loss from which on four decimals say nothing
 
 
 def restore_nan(evaluation: Mapping[str, float | None]) -> dict[str, float]:
@@ -80,7 +81,14 @@ def format_value(name: str, evaluation: Mapping[str, float]) -> str:
         return "-"
     if METRICS[name].is_percent:
         return f"{value:.2%}"
-    return f"{value:.4f}" if METRICS[name].is_higher_better or name == ALWAYS_MEASURED else f"{value:.4g}"
+    if name == ALWAYS_MEASURED:
+        return format_loss(value)
+    return f"{value:.4f}" if METRICS[name].is_higher_better else f"{value:.4g}"
+
+
+def format_loss(value: float) -> str:
+    """Return a loss for display, such as `0.1234`; a large one is short, such as `1.994e+13`."""
+    return f"{value:.3e}" if MIN_LARGE <= abs(value) < math.inf else f"{value:.4f}"
 
 
 def format_metric(name: str, evaluation: Mapping[str, float], *, split: str = "val") -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from distrain.config.metrics import ALWAYS_MEASURED, format_metric
+from distrain.config.metrics import ALWAYS_MEASURED, format_loss, format_metric
 from distrain.system.display import Column, Line, duration
 from distrain.system.live_line import LiveLine, with_bar
 from distrain.training.loggers.protocol import LoggerContext, Moment, Record
@@ -94,7 +94,7 @@ class ConsoleLogger:
         """Return what the record holds of loss, metrics and speed, the most important ones last to be dropped."""
         columns = []
         if "train/loss" in record:
-            columns.append(Column(f"loss {record['train/loss']:.4f}", 1, _LOSS_WIDTH))
+            columns.append(Column(f"loss {format_loss(record['train/loss'])}", 1, _LOSS_WIDTH))
         if "val/loss" in record:
             columns.append(Column(format_metric(ALWAYS_MEASURED, record), 4))
             shown = [name for name in self._opening.shown_metrics if name != ALWAYS_MEASURED]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from distrain.config import Eval
-from distrain.config.metrics import Target, format_metric, is_better, score
+from distrain.config.metrics import Target, format_loss, format_metric, is_better, score
 from distrain.errors import RecipeError
 from distrain.training.metrics.selection import ChosenMetrics, choose_metrics
 
@@ -97,3 +97,11 @@ def test_evaluation_without_the_metric_has_no_score() -> None:
 )
 def test_metric_is_told_as_a_person_reads_it(name: str, value: float, words: str) -> None:
     assert format_metric(name, {f"val/{name}": value}) == words
+
+
+@pytest.mark.parametrize(
+    ("loss", "text"), [(0.12345, "0.1235"), (99999.0, "99999.0000"), (19937288519680.0, "1.994e+13"), (math.nan, "nan")]
+)
+def test_large_loss_is_shown_in_few_characters(loss: float, text: str) -> None:
+    assert format_loss(loss) == text
+    assert format_metric("loss", {"val/loss": loss}) == f"val loss {text}"
