@@ -14,7 +14,7 @@ import typer
 
 from distrain.cli import complete
 from distrain.cli.options import DeviceName, Root
-from distrain.errors import DataError, ExitCode
+from distrain.errors import DataError, ExitCode, RunError
 from distrain.messages import print_error
 from distrain.preload import gc_paused
 from distrain.system.files import strict_json
@@ -140,7 +140,10 @@ def _open(reference: str, root: Path, *, device: str | None) -> "Bundle":
 
     folder = Path(reference).expanduser()
     is_bundle = (folder / BUNDLE).is_file()
-    checkpoint = None if is_bundle else query.find_checkpoint(reference, root, must_be_best=False)
+    try:
+        checkpoint = None if is_bundle else query.find_checkpoint(reference, root, must_be_best=False)
+    except query.NoSuchRunError as error:
+        raise RunError(f"{error}; or name the folder of a bundle, which `distrain export` writes") from None
     add_to_sys_path(Path.cwd())
     device = device or ("cuda" if count_gpus() else "cpu")  # an unusable GPU is an error, and not ignored
     with gc_paused():

@@ -80,7 +80,7 @@ def _build(config: Model, *, num_classes: int, in_channels: int) -> nn.Module:
         if name not in (known := _classifiers()):
             hint = nearest(name, [*NETS, *known], count=1)
             hint = hint or f"; use {', '.join(NETS)}, a torchvision classifier, or timm.NAME"
-            raise ModelError(f"unknown model {name!r}{hint}")
+            raise ModelError(f"model.name={name}: unknown model{hint}")
         model = _torchvision_model(config, is_pretrained=wants_imagenet)
         if in_channels != 3:
             replace_first_layer(model, in_channels, name=name, keep_weights=wants_imagenet)

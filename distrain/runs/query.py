@@ -24,6 +24,10 @@ _ENDINGS: dict[State, str] = {
 _FOLLOW_S = 0.5
 
 
+class NoSuchRunError(RunError):
+    """No run has the name or path."""
+
+
 def find_runs(root: Path) -> list[RunDirectory]:
     """Return the runs directly below `root`, the oldest first."""
     if not root.is_dir():
@@ -59,7 +63,7 @@ def _find_run(reference: str, root: Path, excluding: RunDirectory | None) -> Run
             f"{counted(len(matches), 'run')} begin with {reference!r}: {', '.join(run.path.name for run in matches)}"
         )
     _refuse_other(Path(reference).expanduser())
-    raise RunError(f"there is no run {reference!r} here or in {root}; `distrain runs` lists them")
+    raise NoSuchRunError(f"there is no run {reference!r} here or in {root}; `distrain runs` lists them")
 
 
 def _refuse_other(path: Path) -> None:
@@ -71,7 +75,7 @@ def _refuse_other(path: Path) -> None:
             f"trains from its weights, and `distrain eval` needs the run that it was exported from"
         )
     if path.is_file():
-        raise RunError(f"{path} is a file, not a run; name the folder of a run, which `distrain runs` lists")
+        raise NoSuchRunError(f"{path} is a file, not a run; name the folder of a run, which `distrain runs` lists")
 
 
 def find_checkpoint(

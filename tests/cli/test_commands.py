@@ -110,7 +110,7 @@ def test_dry_run_prints_recipe_and_command_and_creates_nothing(tmp_path: Path) -
 def test_failure_of_a_verified_training_is_reported_after_one_prefix(tmp_path: Path) -> None:
     done = distrain("verify", "--set=model.name=nothing", "--steps=3", cwd=tmp_path)
     assert done.code == 2
-    assert done.err.startswith("distrain: the training ended with exit code 2: unknown model 'nothing'")
+    assert done.err.startswith("distrain: the training ended with exit code 2: model.name=nothing: unknown model")
 
 
 def test_runs_of_an_empty_folder_are_none(tmp_path: Path) -> None:
@@ -122,6 +122,12 @@ def test_runs_of_an_empty_folder_are_none(tmp_path: Path) -> None:
     missing = distrain("runs", "show", "last", cwd=tmp_path)
     assert missing.code == 2
     assert "there is no run" in missing.err
+    (tmp_path / "weights.pth").touch()
+    (tmp_path / "picture.png").touch()
+    for reference in ("weights.pth", "../bndle"):
+        refused = distrain("predict", reference, "picture.png", cwd=tmp_path)
+        assert refused.code == 2
+        assert refused.err.endswith("; or name the folder of a bundle, which `distrain export` writes\n")
 
 
 def test_doctor_reports_the_machine_and_no_secret(tmp_path: Path) -> None:

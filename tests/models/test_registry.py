@@ -99,7 +99,7 @@ def test_arguments_are_passed_to_the_factory(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"name": "resnet-18"}, "unknown model 'resnet-18'; did you mean resnet18?"),
+        ({"name": "resnet-18"}, "model.name=resnet-18: unknown model; did you mean resnet18?"),
         (
             {"name": "digits-cnn", "weights": "imagenet"},
             "model.weights=imagenet is for torchvision's and timm's models",
