@@ -60,7 +60,7 @@ def evaluate(
     """Return the mean loss and the chosen metrics over all samples of all ranks' `batches`.
 
     Returns None on every rank if `must_break_off` returned True before a batch of any rank. An error of a batch is
-    raised, or appended to `errors` where these are given: the evaluation then ends as if it were broken off.
+    raised, or appended to `errors` where these are given: the evaluation then ends as if it were stopped.
     Batch i of the `num_batches` of all ranks is evaluated on rank i % world size. Counts are integers, and the float
     sums of the batches are added exactly, so the result does not depend on the number of ranks. `views` defines the
     views of an image over which the outputs are averaged. If calls of the model are collective, a rank without a batch
