@@ -29,12 +29,8 @@ def write_records(session: Session, step: int, loggers: LoggerCollection) -> tup
     metrics: Record = {}
     if session.intervals.should_evaluate(step):
         state.phase = "evaluate"
-        errors: list[Exception] = []
-        # Where forward passes are collective, a rank cannot leave them alone: its error ends the run at once.
-        evaluation = run_evaluation(session, errors=None if session.strategy.forward_is_collective else errors)
+        evaluation = _evaluate_or_save(session, step)
         if evaluation is None:
-            if session.world.any_over_ranks(bool(errors)):
-                _save_and_raise(session, step, errors)
             return session, False
         metrics = {"step": step, "epoch": session.epoch(step), **evaluation.metrics}
         _warn_of_loss(session, step, evaluation.metrics)
@@ -47,13 +43,27 @@ def write_records(session: Session, step: int, loggers: LoggerCollection) -> tup
     return session, True
 
 
-def _save_and_raise(session: Session, step: int, errors: list[Exception]) -> None:
-    """Save the step, and raise this rank's error; a rank without one waits for the end of the others."""
-    if step > 0:
-        save(session, step, is_record_due=True)
-    if errors:
-        raise errors[0]
-    session.world.barrier()
+def _evaluate_or_save(session: Session, step: int) -> Evaluation | None:
+    """Evaluate; an error is raised once the step is saved, and a rank without one waits for the end of the others.
+
+    Where forward passes are collective, a rank cannot leave them alone: its error ends the run at once.
+    """
+    world, errors = session.world, list[Exception]()
+    if world.size == 1:
+        try:
+            return run_evaluation(session)
+        except Exception:
+            if step > 0:
+                save(session, step, is_record_due=True)
+            raise
+    evaluation = run_evaluation(session, errors=None if session.strategy.forward_is_collective else errors)
+    if evaluation is None and world.any_over_ranks(bool(errors)):
+        if step > 0:
+            save(session, step, is_record_due=True)
+        if errors:
+            raise errors[0]
+        world.barrier()
+    return evaluation
 
 
 def _warn_of_loss(session: Session, step: int, metrics: dict[str, float]) -> None:
