@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from distrain.errors import BundleError
-from distrain.system.filesystem import check_writable
+from distrain.system.filesystem import check_writable, nearest_existing
 
 
 def check_file(path: Path, *, may_replace: bool) -> None:
@@ -25,6 +25,7 @@ def check_folder(path: Path, *, may_replace: bool, mark: str) -> None:
 
 
 def _check_parent(path: Path) -> None:
-    if not path.absolute().parent.is_dir():
-        raise BundleError(f"folder {path.absolute().parent} does not exist")
+    """Check the folder of `path`, or the nearest one above it: missing folders are created when it is written."""
+    if not (existing := nearest_existing(path.parent)).is_dir():
+        raise BundleError(f"{existing} is a file, not a folder; name another path with --out")
     check_writable(path.absolute().parent, otherwise="name another path with --out")

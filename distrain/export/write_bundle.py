@@ -26,7 +26,7 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
     """
     draft, old = _draft_of(folder), folder.with_name(f".{os.getpid()}.old.{folder.name}")
     try:
-        draft.mkdir()
+        draft.mkdir(parents=True)
         tensors = {n: t.cpu() for n, t in split(bundle.model)[0].items()} | bundle.extra_state
         save_tensors(tensors, draft / WEIGHTS, {"format": "pt"})
         (draft / BUNDLE).write_text(files.to_json(bundle.description), encoding="utf-8")

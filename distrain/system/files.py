@@ -76,10 +76,11 @@ def texts_of(paths: Iterable[Path]) -> Iterator[str]:
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it is renamed to `path` when the block succeeds, else deleted.
 
-    It is in the same folder and has the same suffix. Raises `OSError` with `path` as its file name.
+    It is in the folder of `path`, created if missing, with the same suffix. Raises `OSError` with `path` as its name.
     """
     draft = path.with_name(f".{os.getpid()}.{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield draft
         with draft.open("rb") as written:
             os.fsync(written.fileno())

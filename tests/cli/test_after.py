@@ -61,6 +61,18 @@ def test_export_reports_its_source_and_replaces_only_with_force(folder: Path) ->
     assert_one_sentence(again, "model.pt2 exists", "--force")
 
 
+def test_missing_folders_of_an_output_are_created(folder: Path) -> None:
+    for form, name in (("bundle", "a/b/bundle"), ("safetensors", "c/d/m.safetensors"), ("torch", "e/f/m.pt2")):
+        done = distrain("export", "run", f"--format={form}", f"--out={name}", cwd=folder)
+        assert done.code == 0, done.err
+        assert (folder / name).exists()
+    done = distrain("import", "c/d/m.safetensors", "--out=g/h/m.safetensors", cwd=folder)
+    assert done.code == 0, done.err
+    assert (folder / "g/h/m.safetensors").is_file()
+    assert distrain("recipes", "init", "digits", "i/j/my.yaml", cwd=folder).code == 0
+    assert_one_sentence(distrain("export", "run", "--out=i/j/my.yaml/x/y", cwd=folder), "my.yaml is a file, not a fol")
+
+
 def test_run_and_bundle_predict_the_same(folder: Path) -> None:
     of_bundle = predict("bundle", "digits", "--csv", "--top-k=2", cwd=folder)
     of_run = predict("run", "digits", "--csv", "--top-k=2", "--batch-size=4", cwd=folder)
