@@ -53,17 +53,21 @@ def _evaluate_or_save(session: Session, step: int) -> Evaluation | None:
         try:
             return run_evaluation(session)
         except Exception:
-            if step > 0:
-                save(session, step, is_record_due=True)
+            _save_unevaluated(session, step)
             raise
     evaluation = run_evaluation(session, errors=None if session.strategy.forward_is_collective else errors)
     if evaluation is None and world.any_over_ranks(bool(errors)):
-        if step > 0:
-            save(session, step, is_record_due=True)
+        _save_unevaluated(session, step)
         if errors:
             raise errors[0]
         world.barrier()
     return evaluation
+
+
+def _save_unevaluated(session: Session, step: int) -> None:
+    """Save the step, unless it is step 0, so that a resume begins with its evaluation."""
+    if step > 0:
+        save(session, step, is_record_due=True)
 
 
 def _warn_of_loss(session: Session, step: int, metrics: dict[str, float]) -> None:
