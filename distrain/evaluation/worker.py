@@ -15,7 +15,7 @@ from distrain.checkpoint.load import describe_tensors, read_loss, read_model
 from distrain.checkpoint.tensors import AVERAGE
 from distrain.config import Recipe, read_recipe
 from distrain.config.metrics import Target
-from distrain.data.loading.loader import BatchReader, read_batches
+from distrain.data.loading.loader import BatchReader
 from distrain.data.loading.sampler import evaluation_order
 from distrain.data.sources.base import Batch, Source
 from distrain.data.sources.class_counts import class_counts
@@ -41,7 +41,7 @@ from distrain.system.live_line import LiveProgress
 from distrain.tensors.module_state import unpack, with_versions
 from distrain.training.class_weights import resolve_class_weights
 from distrain.training.device.precision import MEMORY_FORMATS, Precision, set_tf32, to_device
-from distrain.training.evaluate import Evaluation, evaluate
+from distrain.training.evaluate import Evaluation, evaluate, read_evaluation_batches
 from distrain.training.losses import LossFunction, build_loss
 from distrain.training.metrics.selection import ChosenMetrics, choose_metrics
 from distrain.training.monitor import RankMonitor
@@ -107,24 +107,17 @@ def evaluate_checkpoint(
     setup = _prepare(recipe, request, world)
     batch_size, num_samples = recipe.eval.batch_size, len(setup.source)
     num_batches = -(-num_samples // batch_size)
-    order = evaluation_order(num_samples=num_samples, batch_size=batch_size, rank=world.rank, world_size=world.size)
+    num_local, reading = read_evaluation_batches(setup.reader, recipe, world)
     state = monitor.state
     state.load(folder.read_status())
-    state.begin_attempt(world_size=world.size, total_steps=len(order))  # steps are batches of this rank
+    state.begin_attempt(world_size=world.size, total_steps=num_local)  # steps are batches of this rank
     state.phase = "evaluate"
     monitor.report_start()
     monitor.report("running")
     if recipe.loss.name == read_recipe(RunDirectory(Path(request.run)).recipe).loss.name:  # not changed by --set
         load_loss(setup.loss_function, read_loss(Path(request.checkpoint)))
     recorder = _PredictionRecorder(num_samples, setup.chosen.target, len(setup.chosen.classes), batch_size, world)
-    reading = read_batches(
-        setup.reader,
-        order,
-        num_workers=recipe.data.num_workers,
-        device=world.device,
-        loader=recipe.data.loader,
-    )
-    with closing(reading) as batches, _progress(world, len(order)) as progress:
+    with closing(reading) as batches, _progress(world, num_local) as progress:
 
         def normalized(read: Iterator[Batch]) -> Iterator[Batch]:
             for images, targets in read:

@@ -1,13 +1,15 @@
 """Evaluates the validation samples, each exactly once at every world size."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from distrain.config import Eval
+from distrain.config import Eval, Recipe
+from distrain.data.loading.loader import BatchReader, read_batches
+from distrain.data.loading.sampler import evaluation_order
 from distrain.data.sources.base import Batch
 from distrain.distributed.world import World
 from distrain.tensors.dtensor import reshard
@@ -39,6 +41,18 @@ class Evaluation:
         if self.confusion is None or self.confusion.dim() != 2:
             return None
         return torch.stack([self.confusion.diag(), self.confusion.sum(dim=1)], dim=1)
+
+
+def read_evaluation_batches(
+    reader: BatchReader, recipe: Recipe, world: World
+) -> tuple[int, Generator[Batch, None, None]]:
+    """Return the number of this rank's batches of an evaluation, and what yields them; close it when done."""
+    order = evaluation_order(
+        num_samples=len(reader.source), batch_size=recipe.eval.batch_size, rank=world.rank, world_size=world.size
+    )
+    data = recipe.data
+    reading = read_batches(reader, order, num_workers=data.num_workers, device=world.device, loader=data.loader)
+    return len(order), reading
 
 
 @torch.no_grad()

@@ -5,11 +5,9 @@ import math
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
 
-from distrain.data.loading.loader import read_batches
-from distrain.data.loading.sampler import evaluation_order
 from distrain.data.sources.base import Batch
 from distrain.training.early_stopping import check_patience
-from distrain.training.evaluate import Evaluation, evaluate
+from distrain.training.evaluate import Evaluation, evaluate, read_evaluation_batches
 from distrain.training.loggers import LoggerCollection
 from distrain.training.loggers.protocol import Record
 from distrain.training.resume import save
@@ -87,19 +85,7 @@ def run_evaluation(session: Session, *, errors: list[Exception] | None = None) -
     `errors` is that of `evaluate`.
     """
     world, recipe, state, stop = session.world, session.recipe, session.state, session.monitor.stop
-    local_order = evaluation_order(
-        num_samples=len(session.val_reader.source),
-        batch_size=recipe.eval.batch_size,
-        rank=world.rank,
-        world_size=world.size,
-    )
-    reading = read_batches(
-        session.val_reader,
-        local_order,
-        num_workers=recipe.data.num_workers,
-        device=world.device,
-        loader=recipe.data.loader,
-    )
+    num_local, reading = read_evaluation_batches(session.val_reader, recipe, world)
 
     def normalized(batches: Iterator[Batch]) -> Iterator[Batch]:
         for images, targets in batches:
@@ -107,7 +93,7 @@ def run_evaluation(session: Session, *, errors: list[Exception] | None = None) -
             yield session.normalize(images), targets
             state.evaluated += 1
 
-    state.evaluated, state.to_evaluate = 0, len(local_order)
+    state.evaluated, state.to_evaluate = 0, num_local
     session.checkpointer.wait_for_staging()  # the averages replace the weights
     is_collective = session.strategy.forward_is_collective
     with (
