@@ -15,5 +15,10 @@ def seed_generators(seed: int, purpose: Purpose, *place: int) -> None:
     """
     value = derive_seed(seed, purpose, *place)
     torch.default_generator.manual_seed(value)
+    seed_other_generators(value)
+
+
+def seed_other_generators(value: int) -> None:
+    """Seed the global generators of NumPy and Python, which takes longer than a small network's loss."""
     np.random.seed(value & 0xFFFF_FFFF)
     random.seed(value)

@@ -29,7 +29,7 @@ from distrain.training.monitor import RankMonitor
 from distrain.training.optim.optimizer import ParamGroupOptions, build_optimizer, build_schedule
 from distrain.training.optim.param_groups import plan_param_groups
 from distrain.training.optim.weight_averaging import EmaWeights, LookaheadWeights
-from distrain.training.own_code import refusing, with_checks
+from distrain.training.own_code import may_draw_anywhere, refusing, with_checks
 from distrain.training.profiler import Profiler
 from distrain.training.session import Session
 from distrain.training.setup.checks import ON_CPU, ON_DEVICE, WITH_MICRO_BATCH, Parts, run_checks
@@ -125,6 +125,7 @@ def _assemble(
         val_reader=data.readers["val"],
         normalize=data.normalize,
         prepare=data.prepare,
+        draws_anywhere=may_draw_anywhere(recipe, model),
         sampler=sampler,
         total_steps=data.total_steps,
         intervals=Intervals(recipe, sampler.steps_per_epoch, data.total_steps),

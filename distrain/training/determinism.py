@@ -5,7 +5,7 @@ import os
 import torch
 
 from distrain.config import Recipe
-from distrain.global_rng import seed_generators
+from distrain.global_rng import seed_other_generators
 from distrain.rng import Purpose, derive_seed
 
 
@@ -19,15 +19,14 @@ def set_determinism(recipe: Recipe) -> None:
     torch.autograd.set_detect_anomaly(recipe.train.detect_anomaly)
 
 
-def seed_model_draws(seed: int, step: int, micro_batch: int, gpus: range, *, is_own: bool) -> None:
+def seed_model_draws(seed: int, step: int, micro_batch: int, gpus: range, *, everywhere: bool) -> None:
     """Seed the random numbers of the network, such as dropout's, from (seed, step, micro-batch) and nothing else.
 
-    With `is_own`, network or loss are the user's code, which may also use the generators of NumPy and Python.
+    With `everywhere`, also the generators of NumPy and Python, which the user's code may use.
     """
     value = derive_seed(seed, Purpose.MODEL_DRAW, step, micro_batch)
-    if is_own:
-        seed_generators(seed, Purpose.MODEL_DRAW, step, micro_batch)
-    else:  # 100 times faster than torch.manual_seed, which seeds all backends
-        torch.default_generator.manual_seed(value)
+    torch.default_generator.manual_seed(value)  # 100 times faster than torch.manual_seed, which seeds all backends
+    if everywhere:
+        seed_other_generators(value)
     for gpu in gpus:
         torch.cuda.default_generators[gpu].manual_seed(value + gpu - gpus[0])

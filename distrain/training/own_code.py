@@ -1,4 +1,7 @@
-"""Checks what the user's own network and loss return in each pass: torch would refuse it far from their code."""
+"""Checks what the user's own network and loss return, and whether they may draw random numbers anywhere.
+
+Torch would refuse wrong outputs far from the user's code.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,10 +29,44 @@ def with_checks(recipe: Recipe, model: nn.Module, loss_function: LossFunction, *
     network, loss = f"model.name={recipe.model.name}", f"loss.name={recipe.loss.name}"
 
     def checked(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        check_outputs(logits, model, name=network, num_samples=len(targets), num_outputs=num_outputs)
-        return check_value(loss_function(logits, targets), loss_function, name=loss, logits=logits)
+        # What is right is recognized here, as each call costs a small network a measurable part of its step.
+        if not (_is_trained(logits) and logits.shape == (len(targets), num_outputs)):
+            check_outputs(logits, model, name=network, num_samples=len(targets), num_outputs=num_outputs)
+        value = loss_function(logits, targets)
+        if not (_is_trained(value) and value.ndim == 0):
+            check_value(value, loss_function, name=loss, logits=logits)
+        return value
 
     return checked
+
+
+def _is_trained(tensor: object) -> bool:
+    return isinstance(tensor, torch.Tensor) and tensor.requires_grad and tensor.is_floating_point()
+
+
+def may_draw_anywhere(recipe: Recipe, model: nn.Module) -> bool:
+    """Whether a pass may draw random numbers from NumPy's or Python's generators: whether it runs the user's code.
+
+    A network that is put together of torch's own modules draws from torch's generators alone.
+    """
+    if is_reference(recipe.loss.name):
+        return True
+    return is_reference(recipe.model.name) and any(map(_runs_other_code, model.modules()))
+
+
+def _runs_other_code(module: nn.Module) -> bool:
+    """Whether the pass of a module, without its parts, may run code of another package than torch's networks."""
+    if not all(_is_known(kind.__module__) for kind in type(module).__mro__):
+        return True
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return True
+    # Such as an activation that a transformer layer was given, or a forward method of this module alone.
+    values = [value for value in vars(module).values() if callable(value)]
+    return not all(_is_known(getattr(value, "__module__", None) or "") for value in values)
+
+
+def _is_known(module_name: str) -> bool:
+    return module_name == "builtins" or f"{module_name}.".startswith(("torch.nn.", "torch._C.", "torchvision."))
 
 
 @contextmanager

@@ -51,6 +51,7 @@ class Session:
     val_reader: BatchReader
     normalize: Normalize
     prepare: BatchTransform
+    draws_anywhere: bool  # the user's code may draw random numbers from NumPy's and Python's generators
     sampler: TrainSampler
     total_steps: int
     intervals: Intervals

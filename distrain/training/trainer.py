@@ -8,7 +8,6 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 from distrain.checkpoint.tensors import digest, weights_digest
 from distrain.config import Recipe
 from distrain.config.profile import Profile
-from distrain.config.user_code import is_reference
 from distrain.data.loading.loader import read_batches
 from distrain.data.sources.base import Batch
 from distrain.distributed.world import World
@@ -163,9 +162,9 @@ def run_steps(
     state = session.state if progress is None else progress
     lookahead, watch = session.lookahead, session.watch
     train, gpus, freezing = session.recipe.train, session.world.gpus, session.freezing
+    everywhere = session.draws_anywhere
     base_lr, schedule, checkpointer = session.recipe.base_lr, session.schedule, session.checkpointer
     weights = list(strategy.module.parameters())
-    is_own = is_reference(session.recipe.model.name) or is_reference(session.recipe.loss.name)
     for step in range(first_step, last_step):
         if stop.is_reached(step):
             return step
@@ -178,7 +177,7 @@ def run_steps(
             state.phase = "data"
             images, targets = prepare(*next(batches), step=step, index=index)
             state.phase = "forward"
-            seed_model_draws(train.seed, step, index, gpus, is_own=is_own)
+            seed_model_draws(train.seed, step, index, gpus, everywhere=everywhere)
             with strategy.micro_batch(global_batch, index):
                 with precision.autocast():
                     loss = loss_function(replica(images), targets)
