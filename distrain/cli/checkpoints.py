@@ -201,8 +201,6 @@ def consolidate(
         raise RunError(f"{file} does not end in .safetensors")
     if file.exists():
         raise RunError(f"{file} exists; name another file")
-    if not file.absolute().parent.is_dir():
-        raise RunError(f"folder {file.absolute().parent} does not exist")
     check_writable(file.absolute().parent, otherwise="name a file elsewhere")
     from distrain.config import read_recipe
     from distrain.runs import checkpoints

@@ -185,8 +185,6 @@ def _sheet_path(folder: Path, out: Path | None) -> Path:
     )
     if path.suffix.lower() != ".png":
         raise DataError(f"--out {path} does not end in .png")
-    if not path.absolute().parent.is_dir():
-        raise DataError(f"--out {path}: folder {path.absolute().parent} does not exist")
     check_writable(path.absolute().parent, otherwise="name a file elsewhere with --out")
     if path.resolve().is_relative_to(folder.resolve()):
         raise DataError(f"the contact sheet {path} would be in the data folder; name a file elsewhere with --out")

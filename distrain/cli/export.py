@@ -94,9 +94,9 @@ def export(
 def _write(
     form: str, run: "RunDirectory", path: Path, target: Path, *, images: list[Path], with_normalize: bool
 ) -> dict[str, Any]:
-    from distrain.config.user_code import add_to_sys_path
+    from distrain.runs.user_code import find_code
 
-    add_to_sys_path(Path.cwd())
+    find_code(run)
     from distrain.export.from_checkpoint import open_checkpoint
 
     if form == "onnx":

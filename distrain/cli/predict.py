@@ -136,6 +136,7 @@ def _open(reference: str, root: Path, *, device: str | None) -> "Bundle":
     from distrain.config.user_code import add_to_sys_path
     from distrain.runs import query
     from distrain.runs.directory import BUNDLE
+    from distrain.runs.user_code import find_code
     from distrain.system.gpus import count_gpus
 
     folder = Path(reference).expanduser()
@@ -156,6 +157,7 @@ def _open(reference: str, root: Path, *, device: str | None) -> "Bundle":
     from distrain.export.from_checkpoint import open_checkpoint
 
     run, path, reason = checkpoint
+    find_code(run)
     typer.echo(f"{path.name} of {run.path} ({reason})", err=True)
     return open_checkpoint(run, path, device=device)
 

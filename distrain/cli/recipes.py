@@ -12,7 +12,7 @@ from distrain.cli.json_output import print_json
 from distrain.cli.options import AsJson
 from distrain.errors import RecipeError
 from distrain.runs.directory import write_atomically
-from distrain.system.filesystem import nearest_existing
+from distrain.system.filesystem import check_writable
 
 app = typer.Typer(
     help="List, show and copy the built-in recipes.\n\nExample: `distrain recipes init digits my.yaml`",
@@ -103,8 +103,7 @@ def init(
     target = path or Path(f"{name}.yaml")
     if target.exists():
         raise RecipeError(f"{target} exists; name another file")
-    if not (existing := nearest_existing(target.parent)).is_dir():
-        raise RecipeError(f"{existing} is a file, not a folder; name another file")
+    check_writable(target.absolute().parent, otherwise="name another file")
     write_atomically(target, texts[name])
     data = " --data DIR" if needs_path(recipes.load_recipe(str(target), overrides=[]).data) else ""
     typer.echo(f"wrote {target}; edit it, then: distrain fit {shlex.quote(str(target))}{data}")

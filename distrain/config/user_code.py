@@ -76,7 +76,7 @@ def find_refusal(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> s
     return None
 
 
-def add_to_sys_path(folder: Path) -> None:
-    """Import the user's modules from `folder` first, as `python -m` does from the working directory."""
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+def add_to_sys_path(*folders: Path) -> None:
+    """Import the user's modules from `folders` first, as `python -m` does from the working directory."""
+    first = [str(folder) for folder in folders]
+    sys.path[:] = first + [entry for entry in sys.path if entry not in first]

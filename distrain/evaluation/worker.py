@@ -37,6 +37,7 @@ from distrain.models.registry import build_model
 from distrain.runs import checkpoints
 from distrain.runs.directory import RunDirectory
 from distrain.runs.task import EvaluationRequest, Samples
+from distrain.runs.user_code import find_code
 from distrain.system.live_line import LiveProgress
 from distrain.tensors.module_state import unpack, with_versions
 from distrain.training.class_weights import resolve_class_weights
@@ -104,6 +105,7 @@ def evaluate_checkpoint(
 
     Raises a `UserError` where checkpoint and data are incompatible, and `CheckpointError` for a damaged checkpoint.
     """
+    find_code(RunDirectory(Path(request.run)))
     setup = _prepare(recipe, request, world)
     batch_size, num_samples = recipe.eval.batch_size, len(setup.source)
     num_batches = -(-num_samples // batch_size)

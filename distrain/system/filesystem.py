@@ -79,11 +79,13 @@ def name_path(error: OSError, path: Path) -> OSError:
 
 
 def check_writable(folder: Path, *, otherwise: str) -> None:
-    """Raise `StorageError` where `folder`, or the folder that it would be created in, is not writable.
+    """Raise `StorageError` where `folder`, or the one that it would be created in, is not a folder or not writable.
 
     `otherwise` is the advice in the message. Root may write anywhere except on a read-only file system.
     """
     existing = nearest_existing(folder)
+    if not existing.is_dir():
+        raise StorageError(f"{_shown(existing)} is not a folder; {otherwise}")
     if os.access(existing, os.W_OK | os.X_OK):
         return
     if _is_read_only(existing):

@@ -70,7 +70,7 @@ def test_missing_folders_of_an_output_are_created(folder: Path) -> None:
     assert done.code == 0, done.err
     assert (folder / "g/h/m.safetensors").is_file()
     assert distrain("recipes", "init", "digits", "i/j/my.yaml", cwd=folder).code == 0
-    assert_one_sentence(distrain("export", "run", "--out=i/j/my.yaml/x/y", cwd=folder), "my.yaml is a file, not a fol")
+    assert_one_sentence(distrain("export", "run", "--out=i/j/my.yaml/x/y", cwd=folder), "my.yaml is not a folder")
 
 
 def test_run_and_bundle_predict_the_same(folder: Path) -> None:

@@ -141,7 +141,7 @@ def test_consolidate_refuses_a_damaged_checkpoint_and_leaves_no_file(run: Path) 
         (["verify", "run", "24"], ["no checkpoint '24'", "23, 46, 69"]),
         (["show", "run", "first"], ["no checkpoint 'first'", "best, last"]),
         (["consolidate", "run", "model.pth"], ["model.pth does not end in .safetensors"]),
-        (["consolidate", "run", "no/model.safetensors"], ["folder", "no does not exist"]),
+        (["consolidate", "run", "run/recipe.yaml/new/model.safetensors"], ["run/recipe.yaml is not a folder"]),
         (["consolidate", "run", "1", "2", "3.safetensors"], ["1 2 3.safetensors are too many arguments"]),
     ],
 )

@@ -1,0 +1,21 @@
+"""Finds the user's code of a run in the folder where the run was started."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+from distrain.config.user_code import add_to_sys_path
+from distrain.runs.directory import RunDirectory
+from distrain.system.filesystem import is_own
+
+
+def find_code(run: RunDirectory) -> None:
+    """Import the user's modules from the working directory first, then from the folder where `run` was started.
+
+    That folder is left out where it, or the run, belongs to another user, whose code nobody should run unasked.
+    """
+    candidates = [run.code]
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        candidates.append(Path(json.loads(run.plan.read_text(encoding="utf-8"))["cwd"]))
+    own = [folder for folder in candidates if folder.is_dir() and is_own(folder)] if is_own(run.path) else []
+    add_to_sys_path(Path.cwd(), *own)
