@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from distrain.data.sources.base import is_read_in_order
+from distrain.data.sources.base import Source, is_read_in_order
 from distrain.errors import DataError, TrainingError
 from distrain.runs.status import SkippedBatch
 from distrain.training.session import Session
@@ -62,14 +62,14 @@ def _skip_step(session: Session, error: NotFiniteError) -> None:
     )
     found = f"{error.cause} is not finite in step {batch.step}"
     if batch.bad_samples:
-        hint = f"in the pixels of {_name(session, batch.bad_samples)} there are values that are not finite"
+        hint = f"in the pixels of {name_samples(source, batch.bad_samples)} there are values that are not finite"
     else:
         unexplained = [*(earlier for earlier in before if earlier.samples and not earlier.bad_samples), batch]
         common = sorted(set.intersection(*(set(each.samples) for each in unexplained)))
-        hint = f"its samples: {_name(session, batch.samples)}"
+        hint = f"its samples: {name_samples(source, batch.samples)}"
         if len(unexplained) > 1 and common:
             steps = ", ".join(str(each.step) for each in unexplained)
-            hint = f"the skipped batches (steps {steps}) have in common: {_name(session, common)}"
+            hint = f"the skipped batches (steps {steps}) have in common: {name_samples(source, common)}"
             if len(unexplained) >= MIN_BATCHES and len(common) == 1:
                 batch.bad_samples = common
     if not _has_steps_left(session, batch):
@@ -90,7 +90,7 @@ def _skip_step(session: Session, error: NotFiniteError) -> None:
         *(found, len(before) + 1, most, hint),
     )
     if batch.bad_samples and not is_read_in_order(source):
-        log.warning("later batches with %s are skipped, too", _name(session, batch.bad_samples))
+        log.warning("later batches with %s are skipped, too", name_samples(source, batch.bad_samples))
     session.state.skip(batch)
     session.monitor.report()  # written now, so that a kill does not lose it
 
@@ -121,7 +121,8 @@ def _find_bad_images(session: Session, error: NotFiniteError) -> list[int]:
     return sorted(set(session.sampler.samples(error.step)[places].tolist()))
 
 
-def _name(session: Session, samples: Sequence[int]) -> str:
-    names = [session.train_reader.source.describe(sample) for sample in samples[:MAX_NAMED]]
+def name_samples(source: Source, samples: Sequence[int]) -> str:
+    """Return the names of the first samples, and how many more there are."""
+    names = [source.describe(sample) for sample in samples[:MAX_NAMED]]
     more = len(samples) - len(names)
-    return ", ".join(names) + (f" and {more} more (status.json has their numbers)" if more else "")
+    return ", ".join(names) + (f" and {more} more" if more else "")

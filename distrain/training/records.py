@@ -5,11 +5,14 @@ import math
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
 
+import torch
+
 from distrain.data.sources.base import Batch
 from distrain.training.early_stopping import check_patience
 from distrain.training.evaluate import Evaluation, evaluate, read_evaluation_batches
 from distrain.training.loggers import LoggerCollection
 from distrain.training.loggers.protocol import Record
+from distrain.training.nonfinite import name_samples
 from distrain.training.resume import save
 from distrain.training.session import Session
 
@@ -69,14 +72,38 @@ def _save_unevaluated(session: Session, step: int) -> None:
 
 
 def _warn_of_loss(session: Session, step: int, metrics: dict[str, float]) -> None:
-    """Warn of a validation loss that is not finite, if that of the previous evaluation was."""
+    """Warn of a validation loss that is not finite, if that of the previous evaluation was.
+
+    All ranks must call it together.
+    """
     loss, before = metrics["val/loss"], (session.state.last_evaluation or {}).get("val/loss", 0.0)
     if not math.isfinite(loss) and math.isfinite(before):
-        log.warning(
-            "the validation loss at step %d is %s, so this evaluation cannot be the best one; check the validation "
-            "samples, and the loss and network in evaluation mode, such as its BatchNorm statistics",
-            *(step, loss),
+        bad = _find_bad_images(session)
+        cause = (
+            f"in the pixels of {name_samples(session.val_reader.source, bad)} there are values that are not finite"
+            if bad
+            else "the images are finite; check the targets, and the loss and network in evaluation mode, such as its "
+            "BatchNorm statistics"
         )
+        log.warning(
+            "the validation loss at step %d is %s, so this evaluation cannot be the best one; %s", step, loss, cause
+        )
+
+
+def _find_bad_images(session: Session) -> list[int]:
+    """Return the validation samples whose images are not finite, after each rank has read its batches again."""
+    world, size = session.world, session.recipe.eval.batch_size
+    is_bad = torch.zeros(len(session.val_reader.source), dtype=torch.int64)
+    _, reading = read_evaluation_batches(session.val_reader, session.recipe, world)
+    with closing(reading) as batches:
+        for number, (images, _) in enumerate(batches):
+            if not images.is_floating_point():
+                break  # bytes are always finite
+            start = (number * world.size + world.rank) * size
+            is_bad[start : start + len(images)] = ~images.flatten(1).isfinite().all(dim=1).cpu()
+            session.state.progress += 1
+    found: list[int] = world.all_reduce(is_bad).nonzero().flatten().tolist()
+    return found
 
 
 def run_evaluation(session: Session, *, errors: list[Exception] | None = None) -> Evaluation | None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from distrain.config import load_recipe
 from distrain.config.profile import Profile
@@ -41,6 +42,22 @@ def unsound_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return found
     evaluations.append(found)
     return found * (1.0 if len(evaluations) == 1 else math.nan if len(evaluations) == 2 else math.inf)
+
+
+class WithBadImages(Dataset[tuple[torch.Tensor, int]]):
+    """Random images; two of the validation have a value that is not finite."""
+
+    classes = ("even", "odd")
+
+    def __init__(self, split: str, path: str | None = None) -> None:
+        self.bad = (5, 40) if split == "val" else ()
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        image = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(index))
+        return image.index_fill(2, torch.tensor([0]), math.nan if index in self.bad else 0.0), index % 2
 
 
 WORSENING = [
@@ -136,6 +153,7 @@ def test_evaluation_that_is_not_finite_is_warned_of_and_never_the_best(
     warnings = [words for words in caplog.messages if words.startswith("the validation loss at step ")]
     assert len(warnings) == 1
     assert warnings[0].startswith("the validation loss at step 6 is nan")
+    assert "the images are finite; check the targets, and the loss and network in evaluation mode" in warnings[0]
     for path in (tmp_path / "status.json", *tmp_path.glob("checkpoints/*/state.json")):
         read_strictly(path.read_text())
     lines = (tmp_path / "metrics.jsonl").read_text()
@@ -145,6 +163,14 @@ def test_evaluation_that_is_not_finite_is_warned_of_and_never_the_best(
     assert (tmp_path / "metrics.jsonl").read_text() == lines
     read = [record["val/loss"] for record in RunDirectory(tmp_path).read_metrics() if "val/loss" in record]
     assert [math.isnan(value) for value in read] == [False, True, True, True]
+
+
+def test_validation_images_that_are_not_finite_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = f"data={{source: '{__name__}:WithBadImages', batch_size: 16}}"
+    train(tmp_path, data, "augment={train: []}", "eval={batch_size: 16}", "train={epochs: 1, max_steps: 3}")
+    (warning,) = [words for words in caplog.messages if words.startswith("the validation loss at step ")]
+    source = f"{__name__}:WithBadImages"
+    assert f"in the pixels of sample 5 of {source}, sample 40 of {source} there are values" in warning
 
 
 def test_run_without_a_finite_evaluation_runs_out_of_patience_and_has_no_best(tmp_path: Path) -> None:
