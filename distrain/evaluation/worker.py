@@ -46,6 +46,7 @@ from distrain.training.evaluate import Evaluation, evaluate, read_evaluation_bat
 from distrain.training.losses import LossFunction, build_loss
 from distrain.training.metrics.selection import ChosenMetrics, choose_metrics
 from distrain.training.monitor import RankMonitor
+from distrain.training.probe import check_outputs
 
 
 @dataclass(frozen=True)
@@ -178,17 +179,22 @@ def _prepare(recipe: Recipe, request: EvaluationRequest, world: World) -> _Evalu
     metrics = choose_metrics(recipe.eval, target=target, classes=source.classes)
     eval_config = recipe.eval.model_copy(update={"metrics": (*metrics.names, *names), "best": metrics.best})
     is_averaged = any(name.startswith(AVERAGE) for name in describe_tensors(path))
+    model = to_device(model, recipe, world.device)
+    normalize = Normalize(
+        recipe.augment,
+        num_channels=in_channels,
+        device=world.device,
+        memory_format=MEMORY_FORMATS[recipe.compute.memory_format],
+    )
+    images = normalize(first[0].to(world.device))
+    with Precision(recipe.precision, world.device).autocast():
+        check_outputs(model, images, name=recipe.model.name, num_outputs=len(source.classes))
     return _EvaluationSetup(
         source=source,
         samples=samples,
         reader=reader,
-        model=to_device(model, recipe, world.device),
-        normalize=Normalize(
-            recipe.augment,
-            num_channels=in_channels,
-            device=world.device,
-            memory_format=MEMORY_FORMATS[recipe.compute.memory_format],
-        ),
+        model=model,
+        normalize=normalize,
         loss_function=build_loss(
             recipe.loss,
             num_classes=len(source.classes),

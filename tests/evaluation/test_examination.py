@@ -92,6 +92,7 @@ def test_mistakes_have_the_probability_that_the_exported_network_gives(run: Path
         (["run", "--metrics=mae"], "eval.metrics names mae, which is not for data whose target is class"),
         (["run", "--data=nowhere"], "nowhere does not exist"),
         (["run", "--gpus=9"], "9 were requested"),
+        (["run", "--set=augment.eval=[{Resize: {size: 1}}]"], "does not accept images of 1x1x1 pixels"),
     ],
 )
 def test_bad_request_is_one_sentence(run: Path, arguments: list[str], words: str) -> None:
