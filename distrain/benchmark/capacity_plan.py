@@ -211,7 +211,7 @@ def cost_of(figures: BenchmarkResult, *, device: str) -> scaling_model.Cost:
 def _target(recipe: Recipe, options: LaunchOptions, *, link: str | None, network: str | None) -> Target:
     text = "1" if options.nodes is None else str(options.nodes)
     if not text.isdecimal() or int(text) < 1:
-        raise LaunchError(f"--nodes {text} is not a number of machines to plan for; give 1 or more")
+        raise LaunchError(f"--nodes {text} is not a number of nodes to plan for; give 1 or more")
     nodes, per_node = int(text), options.processes or 1
     device = options.device or ("cuda" if count_gpus() else "cpu")
     world_size = nodes if recipe.parallel.strategy == "dp" else nodes * per_node  # dp: one process for all GPUs
@@ -246,7 +246,7 @@ def _step(request: CapacityRequest, figures: BenchmarkResult, assumed: list[str]
         input_images_per_s=_node_input(figures, target.per_node),
     )
     assumed += scaling_model.assumptions(cost, machines)
-    assumed.append("every node is a machine like this one")
+    assumed.append("every node is like this one")
     found = scaling_model.predict(
         cost,
         machines,

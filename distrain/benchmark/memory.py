@@ -28,7 +28,7 @@ class MemoryWatch:
         self._session = session
         self._device = session.world.device
         self._total = _total_bytes(self._device)
-        forget_peak(self._device)  # the caches are emptied, too: the steps after it are no measure of speed
+        forget_peak(self._device)  # the caches are emptied, too: the steps after it do not measure speed
         self._before = _now(self._device)
 
     def read(self) -> Memory:

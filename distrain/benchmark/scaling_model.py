@@ -5,7 +5,7 @@ A step of n processes is
     max( compute + update + jitter(n) + exposed(n),  input(n) )
 
 compute    forward and backward passes of a process's share of the batch: `image_s` for each image of it.
-update     what does not depend on the share: optimizer, and whatever else happens once a step.
+update     what does not depend on the share: optimizer, and whatever else happens once per step.
 exposed    the part of the gradients' all-reduce that the backward pass does not hide. DistributedDataParallel reduces
            buckets of 25 MiB while the backward pass still runs (Li et al., "PyTorch Distributed: experiences on
            accelerating data parallel training", VLDB 2020): it hides up to `overlap` of the backward pass, but never
@@ -99,7 +99,7 @@ class Prediction:
     exposed_s: float
     jitter_s: float
     input_s: float
-    efficiency: float  # the share of `processes` times the images a second of one
+    efficiency: float  # the share of `processes` times the images per second of one
 
     @property
     def step_s(self) -> float:
@@ -155,7 +155,7 @@ def predict(cost: Cost, machines: Machines, *, processes: int, batch_size: int, 
 def assumptions(cost: Cost, machines: Machines) -> list[str]:
     """Return the assumptions of a prediction, one sentence each."""
     found = [
-        f"a process takes {cost.image_s * 1e3:.3f} ms for each image and {cost.update_s * 1e3:.3f} ms once a step, "
+        f"a process takes {cost.image_s * 1e3:.3f} ms for each image and {cost.update_s * 1e3:.3f} ms once per step, "
         "whatever its share of the batch",
         f"{cost.gradient_bytes / MEBIBYTE:.1f} MiB of gradients are reduced in a ring, of which {cost.overlap:.0%} of "
         f"the backward pass ({cost.backward_share:.0%} of an image's time) hides all but the last bucket",

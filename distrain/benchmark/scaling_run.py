@@ -168,7 +168,7 @@ def _profile(recipe: Recipe, options: LaunchOptions, *, reference: str) -> Profi
     in_one_process = recipe.parallel.strategy == "dp"
     profile = resolve_profile(options, threads=threads, in_one_process=in_one_process, recipe=reference)
     if profile.nodes > 1:
-        raise LaunchError("a measurement runs on one machine; leave --nodes out")
+        raise LaunchError("a measurement runs on one node; leave --nodes out")
     return profile.model_copy(update={"restarts": 0})
 
 

@@ -44,7 +44,7 @@ def find_unknown(
         if device == "cpu" and per_node * profile.threads > cpus:
             found.append(
                 f"{counted(per_node, 'process', 'processes')} with a thread count of {profile.threads} would share "
-                f"{counted(cpus, 'CPU')} here: the speed is that of machines with enough of them"
+                f"{counted(cpus, 'CPU')} here: the speed is that of nodes with enough of them"
             )
     if recipe.augment.sizes is not None and device == profile.device:
         found.append("augment.sizes is measured at its first size; larger images take longer, and more memory")

@@ -92,7 +92,7 @@ def _print(console: "Console", report: "Report") -> None:
     step = figures.step_s
     measured = f"{step.count} x {counted(step.steps, 'step')}"
     middle = f"{step.lower * 1e3:.2f} to {step.upper * 1e3:.2f} in the middle half of {measured}"
-    line("throughput", f"{figures.images_per_s:,.0f} images/s, {step.median * 1e3:.2f} ms a step ({middle})")
+    line("throughput", f"{figures.images_per_s:,.0f} images/s, {step.median * 1e3:.2f} ms per step ({middle})")
     line("start-up", f"{report.start_up_s:.1f} s to the end of the first step")
     _print_scaling(console, report)
     for reason in report.left_out:
@@ -139,7 +139,7 @@ def _print_scaling(console: "Console", report: "Report") -> None:
 
     if len(report.scaling) < 2:
         return
-    titles = ("processes", "batch", "images/s", "ms a step", "efficiency")
+    titles = ("processes", "batch", "images/s", "ms per step", "efficiency")
     rows = [
         [
             str(point.processes),

@@ -114,11 +114,11 @@ def _speed_rows(found: "Plan") -> list[tuple[str, str]]:
     step = found.step
     if step is None or found.measured_images_per_s is None or found.measured_step_s is None:
         return [("speed", UNKNOWN)]
-    rate = f"{found.measured_images_per_s:,.0f} images/s, {found.measured_step_s * 1e3:.1f} ms a step"
+    rate = f"{found.measured_images_per_s:,.0f} images/s, {found.measured_step_s * 1e3:.1f} ms per step"
     rows = [("speed", f"{rate}, measured on {found.measured_processes}")]
     if not step.is_measured:
         speed = (
-            f"{step.images_per_s:,.0f} images/s, {step.step_s * 1e3:.1f} ms a step, {step.efficiency:.0%} efficiency"
+            f"{step.images_per_s:,.0f} images/s, {step.step_s * 1e3:.1f} ms per step, {step.efficiency:.0%} efficiency"
         )
         rows.append((f"on {found.processes}", f"{speed}, by the scaling model ({step.bottleneck})"))
     return rows

@@ -216,7 +216,7 @@ def resolve_profile(options: LaunchOptions, *, threads: int | None, in_one_proce
 
 
 def _resolve_devices(options: LaunchOptions, recipe: str) -> tuple[Device, int]:
-    """Return the device and the number of processes on this machine."""
+    """Return the device and the number of processes on this node."""
     if options.device == "cpu":
         return "cpu", options.processes or 1
     available = find_gpus()
@@ -246,8 +246,8 @@ def _check_rendezvous(rendezvous: str, node_rank: int, address: str) -> None:
     host, _ = split_endpoint(rendezvous)
     if node_rank == 0 and resolve(host) != address:
         raise LaunchError(
-            f"--rendezvous {rendezvous} must be an address of node 0, which is this machine; "
-            f"{host} is another machine (this one has {address} on the route there)"
+            f"--rendezvous {rendezvous} must be an address of node 0, which is this node; "
+            f"{host} is another node (this one has {address} on the route there)"
         )
 
 

@@ -93,7 +93,7 @@ def read_native(path: Path) -> LaunchOptions:
     count, nodes = config.get("num_processes", 1), config.get("num_machines", 1)
     if not isinstance(count, int) or not isinstance(nodes, int) or nodes < 1 or count < 1 or count % nodes:
         raise LaunchError(
-            f"{path} has {counted(count, 'process', 'processes')} on {nodes} machines; give a multiple of the machines"
+            f"{path} has {counted(count, 'process', 'processes')} on {nodes} nodes; give a multiple of the nodes"
         )
     address, port = config.get("main_process_ip"), config.get("main_process_port")
     found = {

@@ -31,7 +31,7 @@ _SIGNAL_HINTS = {
 
 
 class ExitWatch:
-    """Detects a rank of this machine whose process has ended while others wait for it.
+    """Detects a rank of this node whose process has ended while others wait for it.
 
     torchrun takes exit code 0 for success, and lets the others wait forever.
     """
@@ -56,7 +56,7 @@ class ExitWatch:
 
 
 def report_killed_ranks(run: RunDirectory, *, log_start: int, gone: set[int] | None = None) -> None:
-    """Write a report for each rank of this machine that could not, from the launcher's log and the last heartbeats.
+    """Write a report for each rank of this node that could not, from the launcher's log and the last heartbeats.
 
     Such a rank was killed by a signal, or its process ended before the run with any exit code. The log contains the
     codes of failed ranks; other processes that are `gone` ended with code 0.

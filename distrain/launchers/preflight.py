@@ -102,6 +102,6 @@ def find_rendezvous_fault(host: str, port: int, *, is_local: bool) -> str | None
                 reason = error.strerror or f"no answer in {_CONNECT_TIMEOUT_S:.0f} s"
                 return f"the rendezvous {host}:{port} is not reachable ({reason}); check the address and the firewall"
             if error.errno == errno.EADDRNOTAVAIL:
-                return f"the rendezvous host {host} is not this machine, which has node rank 0; give its address"
+                return f"the rendezvous host {host} is not this node, which has node rank 0; give its address"
             return f"port {port} of {host} cannot be opened here ({error.strerror}); give a free one"
     return None

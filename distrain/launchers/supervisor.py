@@ -184,7 +184,7 @@ def _attempt(
 
 
 def _await_gpus(killed: set[int], run: RunDirectory, notify: Callable[[str], None]) -> None:
-    """Wait until the GPU memory of this machine's ranks is free: otherwise the next attempt would run out of memory."""
+    """Wait until the GPU memory of this node's ranks is free: otherwise the next attempt would run out of memory."""
     ranks = {beat.pid for beat in run.read_heartbeats() if beat.host == socket.gethostname()}
     if remaining := wait_for_release(killed | ranks):
         pids = ", ".join(map(str, sorted(remaining)))

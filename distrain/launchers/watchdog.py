@@ -25,7 +25,7 @@ _MIN_SILENCE_S = 5.0  # a heartbeat comes once a second, sometimes later on a bu
 
 @dataclass
 class _Seen:
-    """A rank as seen by the launcher; times are by its own clock, because those of other machines may differ."""
+    """A rank as seen by the launcher; times are by its own clock, because those of other nodes may differ."""
 
     heartbeat: Heartbeat
     beat_s: float  # when the last heartbeat was seen
@@ -38,7 +38,7 @@ class StallWatchdog:
     def __init__(
         self, run: RunDirectory, *, timeout_s: float, device: Device = "cpu", clocks: Clocks | None = None
     ) -> None:
-        """`clocks` measure from the heartbeats how far the clocks of other machines are off."""
+        """`clocks` measure from the heartbeats how far the clocks of other nodes are off."""
         self._run = run
         self._clocks = clocks or Clocks()
         self._device = device

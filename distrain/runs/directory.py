@@ -227,7 +227,7 @@ class RunDirectory:
 
     @property
     def is_held(self) -> bool:
-        """Whether a process on a machine that shares locks with this one launches the run or trains in it."""
+        """Whether a process on a node that shares locks with this one launches the run or trains in it."""
         return any(locks.is_held(path) for path in (self.launcher_lock, self.lock))
 
     @contextmanager

@@ -1,8 +1,8 @@
-"""Reads the error reports of a run's newest attempt, the cause first, even where clocks of machines disagree.
+"""Reads the error reports of a run's newest attempt, the cause first, even where clocks of nodes disagree.
 
-Each report has the time of its own machine, and these clocks may differ by minutes. Before the launcher begins an
+Each report has the time of its own node, and these clocks may differ by minutes. Before the launcher begins an
 attempt, it therefore lists the reports of earlier attempts. Errors that only follow from the end of another rank come
-last. The others are ordered by corrected times: the launcher measures how far the clock of each machine is off, by
+last. The others are ordered by corrected times: the launcher measures how far the clock of each node is off, by
 comparing the times in its files with the moment at which it sees them.
 """
 
@@ -54,7 +54,7 @@ def begin_attempt(run: RunDirectory) -> None:
 
 
 class Clocks:
-    """Measures how far the clocks of other machines are behind this one, from the times in the files they write."""
+    """Measures how far the clocks of other nodes are behind this one, from the times in the files they write."""
 
     def __init__(self, *, now: Callable[[], float] = time.time) -> None:
         self._now = now

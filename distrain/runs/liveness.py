@@ -30,8 +30,8 @@ def is_alive(run: RunDirectory) -> bool:
 def find_dead(runs: list[RunDirectory]) -> set[Path]:
     """Return the paths of those runs whose status is that of a live run, although no process launches or trains them.
 
-    Such a process holds a lock of the run, which is released however the process ends. Another machine may not share
-    locks with this one; there the heartbeat decides. It has the time of that machine, which may differ by minutes: if
+    Such a process holds a lock of the run, which is released however the process ends. Another node may not share
+    locks with this one; there the heartbeat decides. It has the time of that node, which may differ by minutes: if
     it is not from the last minute, the run is alive if another heartbeat follows. The wait of `_NEXT_HEARTBEAT_S` is
     one for all runs.
     """

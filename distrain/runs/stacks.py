@@ -1,8 +1,8 @@
 """Reads the Python stacks of a run's ranks on demand, and answers such requests inside a rank.
 
-For ranks on this machine, a signal makes faulthandler write the stack of the main thread to a file of the run
+For ranks on this node, a signal makes faulthandler write the stack of the main thread to a file of the run
 directory. It does so in C and in that thread, so it works while the thread hangs in native code, and no frame changes
-meanwhile. Ranks on other machines, and requests for all threads, are answered by the heartbeat's thread when it finds
+meanwhile. Ranks on other nodes, and requests for all threads, are answered by the heartbeat's thread when it finds
 `stacks-request`: faulthandler writes while that thread holds the GIL, so no other thread runs Python code.
 """
 
@@ -44,8 +44,8 @@ class RankStack:
 
     rank: int
     heartbeat: Heartbeat | None
-    age_s: float | None  # since the heartbeat, by this machine's clock
-    process_state: str | None  # psutil's status, for a process of this machine
+    age_s: float | None  # since the heartbeat, by this node's clock
+    process_state: str | None  # psutil's status, for a process of this node
     threads: dict[str, str] = field(default_factory=dict)  # stacks by thread name, empty without an answer
 
     @property
@@ -166,7 +166,7 @@ def _format(lines: list[str]) -> str:
 
 
 class _Dump:
-    """A stack that was requested from a process of this machine by the signal."""
+    """A stack that was requested from a process of this node by the signal."""
 
     def __init__(self, path: Path, start: int) -> None:
         self._path = path
@@ -176,7 +176,7 @@ class _Dump:
 
     @classmethod
     def request(cls, run: RunDirectory, heartbeat: Heartbeat, *, wake: bool) -> "_Dump | None":
-        """Send the signal; None where the process is not on this machine, cannot answer, or is another user's."""
+        """Send the signal; None where the process is not on this node, cannot answer, or is another user's."""
         if heartbeat.host != socket.gethostname() or not catches(heartbeat.pid, STACK_SIGNAL):
             return None
         path = run.stack(heartbeat.rank)
@@ -223,7 +223,7 @@ def _requested(run: RunDirectory) -> Iterator[None]:
 def _rank_stack(rank: int, heartbeat: Heartbeat | None, threads: dict[str, str], seen_s: float | None) -> RankStack:
     """Return what is known about a rank; it answered or wrote a heartbeat within `seen_s`, or not at all if None.
 
-    The clock of another machine may be off by minutes, so the age of a rank there is at most `seen_s`.
+    The clock of another node may be off by minutes, so the age of a rank there is at most `seen_s`.
     """
     if heartbeat is None:
         return RankStack(rank, None, None, None)

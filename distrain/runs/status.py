@@ -79,7 +79,7 @@ class Status(BaseModel):
 
     @property
     def mark(self) -> AttemptMark:
-        """What identifies the newest attempt without comparing clocks, which may differ between machines."""
+        """What identifies the newest attempt without comparing clocks, which may differ between nodes."""
         return len(self.attempts), self.attempts[-1].ended if self.attempts else None
 
     def close(self, state: State) -> None:

@@ -46,7 +46,7 @@ def stop_on_signal(
             run.stop.touch()
         except FileNotFoundError:  # the run directory does not exist yet, or was deleted
             pass
-        except OSError:  # a full or read-only disk: the ranks of this machine get a signal instead
+        except OSError:  # a full or read-only disk: the ranks of this node get a signal instead
             _signal_ranks(run)
         if interrupts_work:
             raise KeyboardInterrupt
@@ -85,6 +85,6 @@ def fetch_signals(run: RunDirectory, requested: StopRequest) -> None:
 
 
 def _signal_ranks(run: RunDirectory) -> None:
-    """Send SIGTERM to the ranks of this machine except this process; they treat it as a stop request."""
+    """Send SIGTERM to the ranks of this node except this process; they treat it as a stop request."""
     local_pids = [heartbeat.pid for heartbeat in run.read_heartbeats() if heartbeat.host == socket.gethostname()]
     signal_all([pid for pid in local_pids if pid != os.getpid()], signal.SIGTERM)

@@ -3,14 +3,14 @@
 Some network file systems have no record locks (Lustre without `-o flock`, NFS without lockd). There the lock `NAME` is
 a series of files `NAME.1`, `NAME.2`, ..., each created by one process with O_EXCL, and the newest counts:
 
-1. It is held while its creator lives. On the creator's machine the process table shows this. On other machines the
+1. It is held while its creator lives. On the creator's node the process table shows this. On other nodes the
    heartbeat does: the creator writes to the file every `HEARTBEAT_S` seconds. A file that has not changed for `STALE_S`
-   seconds, by the clock of the waiting process, is stale. The clocks of two machines are never compared.
+   seconds, by the clock of the waiting process, is stale. The clocks of two nodes are never compared.
 2. To release the lock, the creator writes so into the file. The file is not deleted: numbers never decrease.
 3. A process that finds number N released or stale creates number N + 1. With O_EXCL only one contender succeeds.
 4. The new holder deletes files that are `_KEPT` numbers older. A contender that was suspended since it read number N
    may therefore create an old number again; it then checks for a newer number, finds one, and does not hold the lock.
-5. A holder that finds a number newer than its own was considered dead (its machine was suspended). It ends at once:
+5. A holder that finds a number newer than its own was considered dead (its node was suspended). It ends at once:
    two processes must not write to one run.
 """
 
@@ -81,7 +81,7 @@ def hold(path: Path, *, patience_s: float = 0.0, stale_s: float = STALE_S) -> It
     """
     with path.open("a+", encoding="utf-8") as file:
         if _wait_for_record_lock(file, path, patience_s):
-            if (owner := _holder_by_file(path)) is not None:  # a machine that mounts the file system without locks
+            if (owner := _holder_by_file(path)) is not None:  # a node that mounts the file system without locks
                 raise HeldError(str(owner))
             file.truncate(0)
             file.write(str(_this_process()))
@@ -119,7 +119,7 @@ def is_held(path: Path) -> bool:
 def _holder_by_file(path: Path) -> _Owner | None:
     """Return the process that holds the lock by a lock file; None where no process does, or this one.
 
-    For a process on another machine, only the age of its heartbeat is known without waiting: it is right if the clocks
+    For a process on another node, only the age of its heartbeat is known without waiting: it is right if the clocks
     agree.
     """
     newest = _newest(path)

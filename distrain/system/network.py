@@ -1,4 +1,4 @@
-"""Finds the network address and interface of this machine on the route to another machine."""
+"""Finds the network address and interface of this node on the route to another node."""
 
 import socket
 

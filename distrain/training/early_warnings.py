@@ -39,10 +39,10 @@ def find_schedule_faults(recipe: Recipe, *, steps_per_epoch: int, total_steps: i
     if late:
         key = "step_epochs" if schedule.name == "step" else "milestones_epochs"
         epochs = joined([f"{epoch:g}" for epoch in late], last="and")
-        times = "is a drop" if len(late) == 1 else "are drops"
+        noun = "epoch" if len(late) == 1 else "epochs"
         faults.append(
-            f"schedule.{key}: at epoch {epochs} {times} of the learning rate that the run does not come to; it ends "
-            f"after epoch {total_steps / steps_per_epoch:.4g}"
+            f"schedule.{key}: the learning rate would drop at {noun} {epochs}, but the run ends after epoch "
+            f"{total_steps / steps_per_epoch:.4g}"
         )
     return faults
 

@@ -1,6 +1,6 @@
 """Finds the forward passes in which a sample is alone, and the batch sizes that avoid them, before any is made.
 
-BatchNorm refuses to normalise a single value a channel, and many a network squeezes away a batch of one.
+BatchNorm refuses to normalise a single value per channel, and many a network squeezes away a batch of one.
 """
 
 from dataclasses import dataclass

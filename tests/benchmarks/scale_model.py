@@ -211,7 +211,7 @@ def in_words(result: dict[str, Any]) -> str:
         f"all-reduce here: {link['bandwidth'] / 1e9:.2f} GB/s each way, {link['latency_s'] * 1e6:.0f} us a message"
     )
     lines += [
-        f"{row['processes']} processes: predicted {row['predicted_ms']:.1f} ms a step, measured "
+        f"{row['processes']} processes: predicted {row['predicted_ms']:.1f} ms per step, measured "
         f"{row['measured_ms']:.1f} ({row['lower_ms']:.1f} to {row['upper_ms']:.1f}), ratio "
         f"{row['predicted_over_measured']:.2f}"
         for row in result["here"]
@@ -219,7 +219,8 @@ def in_words(result: dict[str, Any]) -> str:
     lines += [f"assumed: {words}" for words in result["assumptions"]]
     for title, name in (("the batch grows with the GPUs", "weak"), ("the same batch", "strong")):
         lines += [
-            f"{title}: {row['processes']:>4} GPUs, batch {row['batch_size']:>7,}: {row['step_s'] * 1e3:.2f} ms a step, "
+            f"{title}: {row['processes']:>4} GPUs, batch {row['batch_size']:>7,}: "
+            f"{row['step_s'] * 1e3:.2f} ms per step, "
             f"{row['exposed_s'] * 1e3:.2f} of the reduction's {row['reduction_s'] * 1e3:.2f} exposed, "
             f"{row['images_per_s']:>11,.0f} images/s, {row['efficiency']:.0%}; {row['bottleneck']}"
             for row in result[name]

@@ -1,4 +1,4 @@
-"""Machines whose clocks differ by minutes: what failed first is told first, and a stop is a stop."""
+"""Nodes whose clocks differ by minutes: what failed first is told first, and a stop is a stop."""
 
 import os
 import shutil

@@ -79,7 +79,7 @@ def test_cable_that_is_cut_and_repaired_changes_no_bit(
     wait_until(lambda: checkpoint_steps(run)[-1:] >= [10], "a checkpoint")
     hosts[1].plug("down")
     wait_until(lambda: (run / "logs" / "launcher-1.log").exists(), "the second host's log")
-    time.sleep(25)  # longer than the 15 s of silence after which a machine is lost
+    time.sleep(25)  # longer than the 15 s of silence after which a node is lost
     hosts[1].plug("up")
     first, second = (end_of(process) for process in both)
     assert first.code == 0, first.out + second.out

@@ -88,7 +88,7 @@ def test_elastic_run_may_train_on_every_number_of_nodes_in_its_range() -> None:
         ("deepspeed_config: {zero_stage: 2}", "deepspeed_config="),
         ("dynamo_config: {dynamo_backend: INDUCTOR}", "dynamo_config="),
         ("distributed_type: FSDP", "has distributed_type FSDP; use MULTI_GPU, MULTI_CPU or NO"),
-        ("num_processes: 3\nnum_machines: 2", "3 processes on 2 machines"),
+        ("num_processes: 3\nnum_machines: 2", "3 processes on 2 nodes"),
     ],
 )
 def test_settings_of_the_recipe_are_refused_in_accelerates_file(tmp_path: Path, line: str, sentence: str) -> None:

@@ -118,7 +118,7 @@ def test_rendezvous_is_checked_from_both_sides() -> None:
         )
     assert find_rendezvous_fault("127.0.0.1", port, is_local=True) is None
     assert find_rendezvous_fault("127.0.0.1", port, is_local=False) is None  # refused: nobody listens yet
-    assert "is not this machine" in (find_rendezvous_fault("192.0.2.1", 1, is_local=True) or "")
+    assert "is not this node" in (find_rendezvous_fault("192.0.2.1", 1, is_local=True) or "")
     assert "no-such-host.invalid cannot be resolved here" in (
         find_rendezvous_fault("no-such-host.invalid", 1, is_local=False) or ""
     )

@@ -1,4 +1,4 @@
-"""Error reports of ranks are in the order of the events, whatever the clocks of their machines say."""
+"""Error reports of ranks are in the order of the events, whatever the clocks of their nodes say."""
 
 import socket
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whether a run is alive: by its locks here, by its heartbeat on another machine, whose clock may differ."""
+"""Whether a run is alive: by its locks here, by its heartbeat on another node, whose clock may differ."""
 
 import socket
 import subprocess
@@ -46,7 +46,7 @@ def write(run: RunDirectory, *, behind_s: float, host: str = "elsewhere") -> Non
 
 @contextmanager
 def beating(run: RunDirectory, *, behind_s: float) -> Iterator[None]:
-    """A run that is alive on a machine whose clock is behind by this much."""
+    """A run that is alive on a node whose clock is behind by this much."""
     over = threading.Event()
 
     def work() -> None:

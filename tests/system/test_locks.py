@@ -112,7 +112,7 @@ def test_lock_file_is_respected_by_a_machine_with_record_locks(tmp_path: Path, c
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Create lock files as a process on another machine would: its process ids are unknown here."""
+    """Create lock files as a process on another node would: its process ids are unknown here."""
     monkeypatch.setattr(locks, "_space", lambda: "another boot")
     monkeypatch.setattr(locks, "HEARTBEAT_S", 0.05)
 

@@ -107,7 +107,7 @@ def _hint_at_labels(classes: tuple[str, ...], path: str) -> list[str]:
 
 
 def _path(row: Row) -> str:
-    return os.path.join(row.folder, row.path)  # noqa: PTH118 - Path objects take seconds a million
+    return os.path.join(row.folder, row.path)  # noqa: PTH118 - Path objects take seconds per million
 
 
 def _check_images_exist(rows: list[Row], bad: list[str]) -> None:

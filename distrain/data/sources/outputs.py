@@ -17,7 +17,7 @@ _NAMES: dict[Target, str] = {
 def read_outputs(dataset: Any, *, source: str) -> tuple[Target, Sequence[str]]:
     """Return `dataset.target`, a class where there is none, and `dataset.classes`.
 
-    Raises `DataError`, which calls the dataset `source`, for another target and for what is no list of names.
+    Raises `DataError`, which calls the dataset `source`, for another target and for what is not a list of names.
     """
     target: Target = getattr(dataset, "target", "class")
     if target not in _NAMES:

@@ -105,7 +105,7 @@ class Stream:
 
 
 def open_stream(dataset: Any, *, name: str, split: str, num_samples: int | None) -> Stream:
-    """Return the stream of a split, of `num_samples` an epoch, or of its `len()`; raises `DataError` without either."""
+    """Return the stream of a split, with `num_samples` per epoch or its `len()`; raises `DataError` without either."""
     field = "data.samples_per_epoch" if split == "train" else "data.val_samples"
     read_outputs(dataset, source=name)
     length = len(dataset) if hasattr(dataset, "__len__") else None

@@ -1,4 +1,4 @@
-"""Finds the largest micro-batch that fits into memory, once a run, for `train.micro_batch_size: auto`."""
+"""Finds the largest micro-batch that fits into memory, once per run, for `train.micro_batch_size: auto`."""
 
 import logging
 import math

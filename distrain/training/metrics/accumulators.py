@@ -84,7 +84,7 @@ class ExactMatch:
 
 
 class Confusion:
-    """The confusion matrix of classes: counts int64 [classes, classes], a row a true class, a column a predicted one.
+    """The confusion matrix of classes: counts int64 [classes, classes], [i, j] of class i that is predicted as class j.
 
     `classes` are the names by which the accuracy of each class is reported, or none.
     """

@@ -21,7 +21,7 @@ class ChosenMetrics:
     """The metrics that the evaluations of a run compute in addition to the loss."""
 
     target: Target
-    classes: tuple[str, ...]  # of the data, by label; for labels and values one name an output
+    classes: tuple[str, ...]  # of the data, by label; for labels and values one name per output
     names: tuple[str, ...]
     best: str  # the metric that says which evaluation is the best
     shown: tuple[
