@@ -19,6 +19,7 @@ from distrain.messages import counted
 from distrain.runs.checkpoints import committed
 from distrain.runs.directory import RunDirectory
 from distrain.runs.error_reports import read_errors
+from distrain.runs.labels import describe_labels, read_labels
 from distrain.runs.liveness import read_states
 from distrain.runs.query import best_checkpoint, warm_start_command
 from distrain.runs.resume_hint import print_resume, print_resume_hint
@@ -243,6 +244,8 @@ def print_run(console: Console, run: RunDirectory) -> None:
         console.print(f"{title}{curve}", markup=False, soft_wrap=True)
     names = ", ".join(path.name for path in committed(run.checkpoints)) or "none yet"
     console.print(f"checkpoints {names}", soft_wrap=True)
+    for title, text in describe_labels(read_labels(run)):
+        console.print(f"{title:<11} {text}", markup=False, soft_wrap=True)
     console.print(f"directory   {run.path}", markup=False, soft_wrap=True)
 
 

@@ -4,7 +4,7 @@ import json
 import math
 from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from rich.console import Console
 from distrain.config.metrics import ALWAYS_MEASURED, METRICS, format_metric, format_value, score
 from distrain.config.old_names import rename_keys
 from distrain.errors import RecipeError, RunError
+from distrain.runs import query
 from distrain.runs.directory import RunDirectory
+from distrain.runs.labels import Labels, read_labels
 from distrain.runs.liveness import read_states
 from distrain.runs.query import best_checkpoint, find_fault
 from distrain.runs.status import Status
@@ -31,6 +33,7 @@ class _Row:
     state: str
     recipe: dict[str, Any]  # its values by dotted key; empty where it cannot be read
     differences: str = ""
+    tags: str = ""
 
     @property
     def best(self) -> dict[str, float] | None:
@@ -74,21 +77,32 @@ def sort_runs(found: list[RunDirectory], key: str) -> list[RunDirectory]:
     return sorted(found, key=rank)
 
 
-def recipe_name(run: RunDirectory) -> str | None:
-    """Return the name of a run's recipe; None where it cannot be read."""
-    name = _read_recipe(run).get("name")
-    return None if name is None else str(name)
+def summary(run: RunDirectory) -> dict[str, Any]:
+    """Return the state of a run as a JSON object for scripts, with its labels, and the name of its recipe or None."""
+    name = read_recipe_values(run).get("name")
+    return query.summary(run) | {"recipe": None if name is None else str(name)} | find_labels(run).model_dump()
+
+
+def find_labels(run: RunDirectory) -> Labels:
+    """Return the labels of a run, empty where their file cannot be read."""
+    with suppress(RunError, OSError):
+        return read_labels(run)
+    return Labels()
 
 
 def _read(runs: list[RunDirectory]) -> list[_Row]:
     states = read_states(runs)
-    rows = [_Row(run, run.read_status(), states[run.path], _read_recipe(run)) for run in runs]
+    rows = [_Row(run, run.read_status(), states[run.path], read_recipe_values(run)) for run in runs]
     by_name = defaultdict[Any, list[dict[str, Any]]](list)
     for row in rows:
         by_name[row.recipe.get("name")].append(row.recipe)
     keys = {name: _differing(recipes) for name, recipes in by_name.items()}
     return [
-        _Row(row.run, row.status, row.state, row.recipe, _differences(row.recipe, keys[row.recipe.get("name")]))
+        replace(
+            row,
+            differences=_differences(row.recipe, keys[row.recipe.get("name")]),
+            tags=" ".join(find_labels(row.run).tags),
+        )
         for row in rows
     ]
 
@@ -107,6 +121,7 @@ def _table(rows: list[_Row]) -> tuple[list[Heading], list[list[str]]]:
         Heading("val loss", 4, is_right=True),
         Heading("time", 5, is_right=True),
         Heading("recipe", 6),
+        Heading("tags", 3),
         Heading("differs in", 2),
     ]
     cells = [
@@ -118,18 +133,18 @@ def _table(rows: list[_Row]) -> tuple[list[Heading], list[list[str]]]:
             "-" if row.status.last is None else format_value(ALWAYS_MEASURED, row.status.last),
             duration(row.status.train_seconds),
             str(row.recipe.get("name", "-")),
+            row.tags,
             row.differences,
         ]
         for row in rows
     ]
     if metrics == {ALWAYS_MEASURED}:  # it is already in the column of the newest value
         headings, cells = [h for h in headings if h.rank != 4], [[*row[:5], *row[6:]] for row in cells]
-    if not any(row.differences for row in rows):
-        headings, cells = headings[:-1], [row[:-1] for row in cells]
-    return headings, cells
+    kept = [column for column, cells_of in enumerate(zip(*cells, strict=True)) if any(cells_of)]  # no tags, differences
+    return [headings[column] for column in kept], [[row[column] for column in kept] for row in cells]
 
 
-def _read_recipe(run: RunDirectory) -> dict[str, Any]:
+def read_recipe_values(run: RunDirectory) -> dict[str, Any]:
     """Return the values of a run's recipe by dotted key; empty where it cannot be read."""
     with suppress(OSError, ValueError, yaml.YAMLError, RecipeError):
         tree = yaml.load(run.recipe.read_text(encoding="utf-8"), Loader=_LOADER)

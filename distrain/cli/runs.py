@@ -1,44 +1,73 @@
-"""`distrain runs`: lists runs with their state, and shows one in detail."""
+"""`distrain runs`: lists runs with their state, shows one in detail, labels and removes runs."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from distrain.cli import complete
 from distrain.cli.groups import refuse_misplaced
 from distrain.cli.json_output import print_json
 from distrain.cli.options import AsJson, Root, RunName
+from distrain.errors import RunError
+from distrain.messages import counted
 
-app = typer.Typer(help="List runs and show one.\n\nExample: `distrain runs --sort best`", invoke_without_command=True)
+app = typer.Typer(
+    help="List, show, label and remove runs.\n\nExample: `distrain runs --sort best --filter state=finished`",
+    invoke_without_command=True,
+)
 
 Sort = Annotated[
     str, typer.Option(metavar="KEY", help="start (the oldest first), name, state, step, best, loss or time.")
 ]
 
+Filters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--filter",
+        metavar="KEY=VALUE",
+        help="Only runs with this state, name, recipe, tag or value of the recipe: state=finished, tag=baseline, "
+        "name=digits-*, 'optimizer.lr<0.1'; also !=, <, >, <= and >=. Repeatable: all must hold.",
+    ),
+]
+
 
 @app.callback()
-def _default(context: typer.Context, root: Root = Path("runs"), as_json: AsJson = False, sort: Sort = "start") -> None:
+def _default(
+    context: typer.Context,
+    root: Root = Path("runs"),
+    as_json: AsJson = False,
+    sort: Sort = "start",
+    filters: Filters = None,
+) -> None:
     if context.invoked_subcommand is None:
-        list_runs(root, as_json, sort)
+        list_runs(root, as_json, sort, filters)
     refuse_misplaced(context)
 
 
 @app.command("list")
-def list_runs(root: Root = Path("runs"), as_json: AsJson = False, sort: Sort = "start") -> None:
-    """List the runs: their state, their evaluations, and the values in which their recipes differ.
+def list_runs(
+    root: Root = Path("runs"), as_json: AsJson = False, sort: Sort = "start", filters: Filters = None
+) -> None:
+    """List the runs: their state, their evaluations, their tags, and the values in which their recipes differ.
 
     A terminal shows the columns that fit, a pipe all of them.
 
-    Example: `distrain runs list --root /shared/runs --json`
+    Example: `distrain runs list --root /shared/runs --filter 'optimizer.lr>=0.1' --json`
     """
     from rich.console import Console
 
-    from distrain.cli import run_table
+    from distrain.cli import run_filter, run_table
     from distrain.runs import query
 
-    found = run_table.sort_runs(query.find_runs(root), sort)
+    everything = query.find_runs(root)
+    found = run_table.sort_runs(run_filter.matching(everything, filters or []), sort)
     if as_json:
-        print_json([query.summary(run) | {"recipe": run_table.recipe_name(run)} for run in found])
+        print_json([run_table.summary(run) for run in found])
+    elif everything and not found:
+        typer.echo(
+            f"none of the {counted(len(everything), 'run')} in {root.absolute()} matches {' '.join(filters or [])}"
+        )
     else:
         run_table.print_runs(Console(highlight=False, soft_wrap=True), found, root)
 
@@ -60,6 +89,83 @@ def show(
 
     run = query.find_run(reference, root)
     if as_json:
-        print_json(query.summary(run) | {"recipe": run_table.recipe_name(run)})
+        print_json(run_table.summary(run))
     else:
         output.print_run(Console(highlight=False, soft_wrap=True), run)
+
+
+@app.command("tag")
+def tag(
+    reference: RunName,
+    tags: Annotated[
+        list[str], typer.Argument(metavar="TAG...", help="Words by which `--filter tag=TAG` finds the run.")
+    ],
+    remove: Annotated[bool, typer.Option("--remove", help="Take the tags away.")] = False,
+    root: Root = Path("runs"),
+) -> None:
+    """Add tags to a run, or remove them.
+
+    Example: `distrain runs tag last baseline`
+    """
+    from distrain.runs import query
+    from distrain.runs.labels import check_tags, read_labels, write_labels
+
+    run = query.find_run(reference, root)
+    check_tags(tags)
+    labels = read_labels(run)
+    if remove and (missing := [tag for tag in tags if tag not in labels.tags]):
+        raise RunError(f"run {run.path.name} has no tag {missing[0]}; its tags: {', '.join(labels.tags) or 'none'}")
+    kept = [tag for tag in labels.tags if not (remove and tag in tags)]
+    labels.tags = kept if remove else list(dict.fromkeys([*kept, *tags]))
+    write_labels(run, labels)
+    typer.echo(f"{run.path.name}: tags {', '.join(labels.tags) or 'none'}")
+
+
+@app.command("note")
+def note(
+    reference: RunName,
+    text: Annotated[str, typer.Argument(metavar="NOTE", help="Replaces the note; an empty one removes it.")],
+    root: Root = Path("runs"),
+) -> None:
+    """Write a note on a run, which `distrain runs show` prints.
+
+    Example: `distrain runs note last "with the corrected labels"`
+    """
+    from distrain.runs import query
+    from distrain.runs.labels import read_labels, write_labels
+
+    run = query.find_run(reference, root)
+    labels = read_labels(run)
+    labels.note = text.strip()
+    write_labels(run, labels)
+    typer.echo(f"{run.path.name}: {f'note {labels.note}' if labels.note else 'no note'}")
+
+
+@app.command("rm")
+def rm(
+    references: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="Runs by path, name, beginning of the name, or `last`.",
+            autocompletion=complete.runs,
+        ),
+    ],
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Delete the runs for good; checkpoints cannot be restored.")
+    ] = False,
+    root: Root = Path("runs"),
+) -> None:
+    """Move runs to the trash, the folder .trash beside them, from which they can be moved back; never a running one.
+
+    Example: `distrain runs rm digits-20261121-045003-1b21`
+    """
+    from distrain.runs import query
+    from distrain.runs.labels import check_removable, remove_run
+
+    runs = {run.path.resolve(): run for run in [query.find_run(reference, root) for reference in references]}
+    for run in runs.values():  # all or none
+        check_removable(run)
+    for run in runs.values():
+        moved = remove_run(run, purge=purge)
+        typer.echo(f"deleted {run.path}" if moved is None else f"moved {run.path.name} to {moved}")

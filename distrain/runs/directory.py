@@ -39,6 +39,7 @@ class RunDirectory:
         self.job = path / "job.json"  # the SLURM job that trains the run, and how it was submitted
         self.code = path / "code"  # a copy of the user's code, which the job runs
         self.environment = path / "env.json"
+        self.labels = path / "labels.json"  # tags and a note, which the user writes on the run
         self.status = path / "status.json"
         self.stop = path / "stop"
         self.metrics = path / "metrics.jsonl"
