@@ -45,10 +45,17 @@ def committed(run: Path) -> list[int]:
     return [int(path.name[5:]) for path in (run / "checkpoints").glob("step-????????")]
 
 
+def num_attempts(run: Path) -> int:
+    return len(RunDirectory(run).read_status().attempts)
+
+
 def kill_after_checkpoint(process: subprocess.Popen[bytes], run: Path, *, step: int, delay_s: float) -> None:
-    """SIGKILL the launcher once a checkpoint at or after `step` is committed, and some time more has gone by."""
-    deadline = time.monotonic() + 120
-    while not any(found >= step for found in committed(run)):
+    """SIGKILL the launcher that was just started, some time after a checkpoint at or after `step` is committed.
+
+    The ranks of an earlier one may have committed it before they died: the new attempt must have begun as well.
+    """
+    deadline, before = time.monotonic() + 120, num_attempts(run)
+    while not (any(found >= step for found in committed(run)) and num_attempts(run) > before):
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline, "no checkpoint came"
         time.sleep(0.002)
