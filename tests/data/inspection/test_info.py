@@ -64,7 +64,11 @@ def test_contact_sheet_shows_each_class_and_is_outside_the_data(folder: Path, tm
 
 @pytest.mark.parametrize(
     ("out", "words"),
-    [("photos/sheet.png", "in the data folder"), ("sheet.txt", ".png"), ("photo.png/sheet.png", "photo.png is not a folder")],
+    [
+        ("photos/sheet.png", "in the data folder"),
+        ("sheet.txt", ".png"),
+        ("photo.png/sheet.png", "photo.png is not a folder"),
+    ],
 )
 def test_sheet_that_cannot_be_written_is_refused(folder: Path, tmp_path: Path, out: str, words: str) -> None:
     (tmp_path / "photo.png").touch()
