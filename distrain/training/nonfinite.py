@@ -121,8 +121,8 @@ def _find_bad_images(session: Session, error: NotFiniteError) -> list[int]:
     return sorted(set(session.sampler.samples(error.step)[places].tolist()))
 
 
-def name_samples(source: Source, samples: Sequence[int]) -> str:
-    """Return the names of the first samples, and how many more there are."""
+def name_samples(source: Source, samples: Sequence[int], *, rest: str = " (status.json has their numbers)") -> str:
+    """Return the names of the first samples, and how many more there are, with `rest` on these."""
     names = [source.describe(sample) for sample in samples[:MAX_NAMED]]
     more = len(samples) - len(names)
-    return ", ".join(names) + (f" and {more} more" if more else "")
+    return ", ".join(names) + (f" and {more} more{rest}" if more else "")

@@ -79,8 +79,9 @@ def _warn_of_loss(session: Session, step: int, metrics: dict[str, float]) -> Non
     loss, before = metrics["val/loss"], (session.state.last_evaluation or {}).get("val/loss", 0.0)
     if not math.isfinite(loss) and math.isfinite(before):
         bad = _find_bad_images(session)
+        names = name_samples(session.val_reader.source, bad, rest="")
         cause = (
-            f"in the pixels of {name_samples(session.val_reader.source, bad)} there are values that are not finite"
+            f"in the pixels of {names} there are values that are not finite"
             if bad
             else "the images are finite; check the targets, and the loss and network in evaluation mode, such as its "
             "BatchNorm statistics"
