@@ -33,6 +33,7 @@ from distrain.runs.user_errors import describe_user_error, find_mistake
 from distrain.system.caches import provide_caches
 from distrain.system.display import Line, stream_width
 from distrain.system.exits import describe_end, exits_raised
+from distrain.system.leases import share_leases
 from distrain.system.process import die_with_parent, hold_signals, is_orphan
 from distrain.system.signals import StopRequest
 from distrain.system.terminal import guard_output, logged_already, tolerating_loss, write_last_words
@@ -50,6 +51,7 @@ def main() -> None:
     die_with_parent()
     if is_orphan():
         sys.exit(ExitCode.FAILED)
+    share_leases()
     guard_output()
     provide_caches()
     with tolerating_loss():

@@ -14,6 +14,9 @@ from tests.cli_runner import Launch, begin_fit
 # The bits stay the same. Read when torch is first imported, here or in the processes that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# Tests run more processes at a time than this machine has cores; those of leases name a folder of their own.
+os.environ.setdefault("DISTRAIN_LOCK_DIR", "")
+
 # Under nohup, or as a job of a shell script, these are ignored, which programs that tests start would inherit.
 for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
     if signal.getsignal(number) == signal.SIG_IGN:

@@ -17,7 +17,7 @@ LONGEST_FILE = 350  # lines
 BUDGETS = {
     "benchmark": 1675,
     "checkpoint": 505,
-    "cli": 3270,
+    "cli": 3420,
     "config": 1590,
     "data": 5320,
     "distributed": 1200,
@@ -26,11 +26,12 @@ BUDGETS = {
     "launchers": 1960,
     "models": 1070,
     "runs": 1605,
-    "system": 1530,
+    "service": 600,
+    "system": 1900,
     "tensors": 385,
     "training": 3970,
 }
-FILES_BUDGET = 465  # of the files in the package's own folder
+FILES_BUDGET = 467  # of the files in the package's own folder
 # What the field has a word for, or a native speaker would not say: what to write in its place.
 BANNED = {
     r", say(?! so)": "such as, for example",

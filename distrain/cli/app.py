@@ -11,6 +11,7 @@ from distrain.cli import (
     bench,
     checkpoints,
     data,
+    devices,
     doctor,
     evaluate,
     export,
@@ -71,6 +72,7 @@ app.command("logs")(logs.logs)
 app.command("stacks")(stacks.stacks)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(runs.app, name="runs")
+app.add_typer(devices.app, name="devices")
 app.add_typer(launch.app, name="launch")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(data.app, name="data")

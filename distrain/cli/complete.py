@@ -80,6 +80,13 @@ def devices(incomplete: str) -> list[str]:
     return _beginning(["cpu", "cuda"], incomplete)
 
 
+def lease_ids(incomplete: str) -> list[str]:
+    """Return the devices of this machine, as `distrain devices` lists them."""
+    from distrain.service.devices import list_devices
+
+    return _beginning([device.id for device in list_devices()], incomplete)
+
+
 def launchers(incomplete: str) -> list[str]:
     """Return the launchers."""
     from distrain.config.profile import LauncherName

@@ -48,6 +48,7 @@ def fit(
     run: RunFolder = None,
     restarts: Restarts = None,
     stall_timeout: StallTimeout = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for devices that other runs have.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print recipe and command, and start nothing.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print the traceback of a failure.")] = False,
     no_preflight: Annotated[bool, typer.Option("--no-preflight", help="Skip the checks of disk and memory.")] = False,
@@ -72,7 +73,8 @@ def fit(
 
     Example: `distrain fit cifar10 --gpus 4 --set train.epochs=20 --set 'augment.train=[RandomHorizontalFlip]'`
     """
-    from distrain.cli.run_fit import FitRequest, start
+    from distrain.cli.fit_request import FitRequest
+    from distrain.cli.run_fit import start
     from distrain.config.debug_presets import DebugOptions
     from distrain.config.profile import read_options
 
@@ -97,6 +99,7 @@ def fit(
         dry_run=dry_run,
         verbose=verbose,
         preflight=not no_preflight,
+        wait=wait,
         debug_options=DebugOptions(debug=debug, overfit_batches=overfit, trace=trace, post_mortem=post_mortem),
     )
     raise typer.Exit(start(request))

@@ -18,7 +18,8 @@ def resume(
     from rich.console import Console
 
     from distrain.cli import output
-    from distrain.cli.run_fit import FitRequest, start
+    from distrain.cli.fit_request import FitRequest
+    from distrain.cli.run_fit import start
     from distrain.config.profile import read_profile
     from distrain.launchers.slurm import submit
     from distrain.runs import query

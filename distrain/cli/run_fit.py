@@ -1,20 +1,19 @@
-"""Starts a run from the command line in four steps: resolve the request, prepare the folder, supervise, report."""
+"""Starts a run from the command line: resolve, lease devices, prepare the folder, supervise, report."""
 
 import hashlib
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
 
 from rich.console import Console
 
 from distrain.cli import output
+from distrain.cli.fit_request import FitRequest, ResolvedFit
 from distrain.config import Recipe
 from distrain.config.batching import Batching, solve_batching
-from distrain.config.debug_presets import DebugOptions, debug_post_mortem
+from distrain.config.debug_presets import debug_post_mortem
 from distrain.config.profile import LaunchOptions, Profile, read_profile, resolve_profile
 from distrain.errors import ExitCode, LaunchError, PreflightError
 from distrain.launchers import LAUNCHERS
@@ -22,7 +21,6 @@ from distrain.launchers.abort import end_at_once
 from distrain.launchers.multinode.coordinator import Coordinator
 from distrain.launchers.multinode.group import LocalNode, NodeGroup
 from distrain.launchers.multinode.member import Member
-from distrain.launchers.plan import Plan
 from distrain.launchers.preflight import collect_errors, find_rendezvous_fault, find_shortages
 from distrain.launchers.prepare import RUNS, check_data, check_schedule, resolve_run, write_request
 from distrain.launchers.profile_files import read_launch_options
@@ -34,50 +32,12 @@ from distrain.runs.error_reports import ErrorReport
 from distrain.runs.log_file import append_to_log
 from distrain.runs.resume_hint import print_resume_hint
 from distrain.runs.stop_requests import stop_on_signal
+from distrain.service.devices import lease_devices
 from distrain.system.live_line import erase_line
 from distrain.system.network import split_endpoint
 from distrain.system.signals import StopRequest, ignore_signals
 from distrain.system.terminal import tolerating_loss
 from distrain.worker import run_worker
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitRequest:
-    """The request on the command line; None where an option is not given."""
-
-    reference: str | None = None  # a built-in recipe or a YAML file
-    overrides: Sequence[str] = ()
-    data: str | None = None
-    run: Path | None = None
-    launch: str | None = None  # a launch profile
-    options: LaunchOptions
-    dry_run: bool = False
-    verbose: bool = False
-    debug_options: DebugOptions = field(default_factory=DebugOptions)
-    preflight: bool = True  # whether to check disk and memory, which are estimates
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResolvedFit:
-    """A request as resolved on this machine: the run, its recipe and profile, and the plan for a launcher."""
-
-    run: RunDirectory
-    recipe: Recipe
-    changes: list[str]  # what the debug options change in the recipe
-    profile: Profile
-    batchings: list[Batching]  # one for each number of processes that the profile allows
-    plan: Plan
-    notes: list[str]  # properties of the data that the user may not expect
-    is_finished: bool
-
-    @property
-    def spans_nodes(self) -> bool:
-        """Whether this command starts the processes of one of several nodes; on SLURM one launcher starts all nodes."""
-        return self.profile.nodes > 1 and self.profile.launcher != "slurm"
-
-    def replan(self, profile: Profile) -> Plan:
-        """Return the plan for the nodes that are available now."""
-        return LAUNCHERS[profile.launcher](profile, self.run.path)
 
 
 def start(request: FitRequest) -> ExitCode:
@@ -99,6 +59,7 @@ def start(request: FitRequest) -> ExitCode:
     with (
         tolerating_loss(),  # a closed terminal, or output to a full disk, does not end the training
         _stopping_on_signal(fit) as stop,
+        lease(fit, console, stop, wait=request.wait) as fit,
         prepare(fit, console, stop) as is_new,
     ):
         outcome = supervise(
@@ -137,6 +98,24 @@ def resolve(request: FitRequest) -> ResolvedFit:
     if starts and fit.spans_nodes and request.run is None:
         raise LaunchError("several nodes need one run directory, on a shared file system; name it with --run DIR")
     return fit
+
+
+@contextmanager
+def lease(fit: ResolvedFit, console: Console, stop: StopRequest, *, wait: bool) -> Iterator[ResolvedFit]:
+    """Lease the devices of the run during the block; yields the request with a plan that uses them.
+
+    Raises `LaunchError` where other runs have them, unless it may `wait`.
+    """
+    with lease_devices(
+        fit.profile,
+        fit.run.path,
+        wait=wait,
+        is_over=stop.is_set,
+        notify=lambda text: output.print_event(console, text),
+    ) as devices:
+        if fit.plan.in_process:
+            os.environ.update(devices)  # CUDA has not been started in this process
+        yield fit.on(devices)
 
 
 @contextmanager

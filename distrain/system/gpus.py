@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -19,6 +20,7 @@ from distrain.system.nvml import Gpu, MigDevice, Nvml, has_gpus_of_others, nvidi
 log = logging.getLogger(__name__)
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+_UNNAMED = "cuda-"  # before the entry of a GPU whose UUID is not known
 _TORCH_TIMEOUT_S = 180.0  # for its import from a busy file system
 _COUNT_BY_TORCH = """
 import json
@@ -90,10 +92,34 @@ def select_visible(gpus: tuple[Gpu, ...], visible: str | None) -> list[Gpu | Mig
     https://docs.nvidia.com/cuda/cuda-programming-guide/05-appendices/environment-variables.html
     https://docs.nvidia.com/datacenter/tesla/mig-user-guide/
     """
-    everything = [device for gpu in gpus for device in _devices(gpu)]
-    found = everything if visible is None else _read_list(gpus, visible)
+    found = list_devices(gpus, visible)
     instances = [device for device in found if isinstance(device, MigDevice)]
     return [instances[0]] if instances else found
+
+
+def list_devices(gpus: tuple[Gpu, ...], visible: str | None) -> list[Gpu | MigDevice]:
+    """Return the GPUs and MIG devices that a value of CUDA_VISIBLE_DEVICES names, in its order."""
+    everything = [device for gpu in gpus for device in _devices(gpu)]
+    return everything if visible is None else _read_list(gpus, visible)
+
+
+def list_visible_devices() -> list[Gpu | MigDevice]:
+    """Return the devices of this machine that CUDA_VISIBLE_DEVICES allows here; empty without NVML."""
+    return list_devices(read_nvml().gpus, os.environ.get(VISIBLE))
+
+
+def unnamed_devices() -> list[str]:
+    """Return a name for each GPU that torch sees on a machine without NVML, by its entry in CUDA_VISIBLE_DEVICES."""
+    if read_nvml().driver is not None:
+        return []
+    count, visible = find_gpus().count, os.environ.get(VISIBLE)
+    entries = map(str, range(count)) if visible is None else visible.split(",")[:count]
+    return [f"{_UNNAMED}{entry.strip()}" for entry in entries]
+
+
+def show_only(devices: Iterable[str]) -> dict[str, str]:
+    """Return the environment variables that show only these devices to a process that uses CUDA."""
+    return {VISIBLE: ",".join(device.removeprefix(_UNNAMED) for device in devices)}
 
 
 def ask_torch() -> tuple[int, str]:

@@ -296,7 +296,14 @@ def _start_of(pid: int) -> int | None:
 def _space() -> str:
     """Return an identifier of the boot and the process-id namespace, in which process ids are unique."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+        return f"{boot_id()} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return f"unknown to {socket.gethostname()} {os.getpid()}"
+
+
+def boot_id() -> str:
+    """Return what identifies the boot of this machine; empty where the kernel does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""

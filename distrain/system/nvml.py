@@ -2,11 +2,12 @@
 
 import os
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 _RELEASE_TIMEOUT_S = 30.0  # how long to wait until the driver has freed the memory of a process
 _POLL_S = 0.1
@@ -69,6 +70,84 @@ def read_nvml() -> Nvml:
     finally:
         with suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()
+
+
+@dataclass(frozen=True)
+class GpuUse:
+    """The memory of a GPU or MIG device that is in use, the processes that compute on it, and its hardware errors."""
+
+    used_bytes: int = 0
+    pids: tuple[int, ...] = ()
+    uncorrected_errors: int = 0  # of its memory, since the driver was loaded
+
+
+def read_gpu_use() -> dict[str, GpuUse]:
+    """Return the use of each GPU and MIG device by its UUID; empty without NVML."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # noqa: BLE001 - the module or the driver may be missing
+        return {}
+    found: dict[str, GpuUse] = {}
+    try:
+        for gpu in read_nvml().gpus:
+            for uuid in [gpu.uuid, *(instance.uuid for instance in gpu.instances)]:
+                with suppress(pynvml.NVMLError):
+                    found[uuid] = _read_use(pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid))
+    finally:
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+    return found
+
+
+class XidListener:
+    """Waits for the errors that the driver reports of some GPUs; without NVML there are none."""
+
+    _WAIT_MS = 500
+
+    def __init__(self, devices: Iterable[str]) -> None:
+        self._devices = tuple(devices)
+        self._pynvml: Any = None
+        self._events: Any = None
+        self._by_gpu: dict[str, str] = {}  # the watched device by the UUID of its GPU
+
+    def __enter__(self) -> Self:
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+        except Exception:  # noqa: BLE001 - the module or the driver may be missing
+            return self
+        self._pynvml, self._events = pynvml, pynvml.nvmlEventSetCreate()
+        for gpu in read_nvml().gpus:
+            for uuid in [gpu.uuid, *(instance.uuid for instance in gpu.instances)]:
+                if uuid in self._devices:
+                    with suppress(pynvml.NVMLError):  # a GPU without these events
+                        handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
+                        pynvml.nvmlDeviceRegisterEvents(handle, pynvml.nvmlEventTypeXidCriticalError, self._events)
+                        self._by_gpu[gpu.uuid] = uuid
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pynvml is not None:
+            with suppress(self._pynvml.NVMLError):
+                self._pynvml.nvmlEventSetFree(self._events)
+                self._pynvml.nvmlShutdown()
+
+    def wait(self) -> list[tuple[str, int]]:
+        """Return the device and the number of an error, after at most half a second; empty where there was none."""
+        if not self._by_gpu:
+            time.sleep(self._WAIT_MS / 1000)
+            return []
+        try:
+            event = self._pynvml.nvmlEventSetWait_v2(self._events, self._WAIT_MS)
+            uuid = self._by_gpu.get(self._pynvml.nvmlDeviceGetUUID(event.device))
+        except self._pynvml.NVMLError as error:
+            if error.value != self._pynvml.NVML_ERROR_TIMEOUT:
+                time.sleep(self._WAIT_MS / 1000)
+            return []
+        return [] if uuid is None else [(uuid, int(event.eventData))]
 
 
 def processes_on_gpus() -> set[int]:
@@ -152,6 +231,18 @@ def _read_instance(pynvml: Any, handle: Any) -> MigDevice:
         memory_bytes=_memory_bytes(pynvml, handle),
         place=f"{pynvml.nvmlDeviceGetGpuInstanceId(handle)}/{pynvml.nvmlDeviceGetComputeInstanceId(handle)}",
     )
+
+
+def _read_use(pynvml: Any, handle: Any) -> GpuUse:
+    used, pids, errors = 0, set[int](), 0
+    with suppress(pynvml.NVMLError):
+        used = int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
+    with suppress(pynvml.NVMLError):
+        pids = {process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+    with suppress(pynvml.NVMLError):  # a GPU without error correction
+        kinds = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
+        errors = int(pynvml.nvmlDeviceGetTotalEccErrors(handle, *kinds))
+    return GpuUse(used, tuple(sorted(pids)), errors)
 
 
 def _memory_bytes(pynvml: Any, handle: Any) -> int:

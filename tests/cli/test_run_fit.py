@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from distrain.cli.run_fit import FitRequest, ResolvedFit, prepare, resolve
+from distrain.cli.fit_request import FitRequest, ResolvedFit
+from distrain.cli.run_fit import prepare, resolve
 from distrain.config import read_recipe
 from distrain.config.profile import read_options, read_profile
 from distrain.errors import LaunchError, PreflightError
