@@ -9,6 +9,7 @@ import typer
 
 from distrain.cli import (
     bench,
+    cancel,
     checkpoints,
     data,
     devices,
@@ -21,9 +22,12 @@ from distrain.cli import (
     logs,
     plan,
     predict,
+    priority,
+    queue,
     recipes,
     resume,
     runs,
+    serve,
     stacks,
     stop,
     submit,
@@ -68,6 +72,10 @@ app.command("fit", no_args_is_help=False)(fit.fit)
 app.command("submit", no_args_is_help=False)(submit.submit)
 app.command("stop")(stop.stop)
 app.command("resume")(resume.resume)
+app.command("cancel")(cancel.cancel)
+app.command("priority")(priority.priority)
+app.command("queue")(queue.queue)
+app.command("serve")(serve.serve)
 app.command("logs")(logs.logs)
 app.command("stacks")(stacks.stacks)
 app.add_typer(recipes.app, name="recipes")

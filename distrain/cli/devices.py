@@ -68,7 +68,7 @@ def list_(as_json: AsJson = False) -> None:
 @app.command("drain")
 def drain(
     device: DeviceId,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Shown to those who look for a device.")] = "",
+    reason: Annotated[str, typer.Option("--reason", metavar="WHY", help="Shown to those who look for a device.")] = "",
 ) -> None:
     """Take a device out of service: no run gets it any more. A run that has it continues.
 

@@ -49,6 +49,12 @@ def fit(
     restarts: Restarts = None,
     stall_timeout: StallTimeout = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for devices that other runs have.")] = False,
+    queue: Annotated[
+        bool, typer.Option("--queue", help="Put the run into the queue of this machine, as `distrain submit` does.")
+    ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Train in the background; `distrain logs -f` shows the output.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print recipe and command, and start nothing.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print the traceback of a failure.")] = False,
     no_preflight: Annotated[bool, typer.Option("--no-preflight", help="Skip the checks of disk and memory.")] = False,
@@ -73,33 +79,52 @@ def fit(
 
     Example: `distrain fit cifar10 --gpus 4 --set train.epochs=20 --set 'augment.train=[RandomHorizontalFlip]'`
     """
+    from distrain.cli.background import check_background, start_detached
     from distrain.cli.fit_request import FitRequest
     from distrain.cli.run_fit import start
     from distrain.config.debug_presets import DebugOptions
     from distrain.config.profile import read_options
+    from distrain.launchers.profile_files import read_launch_options
 
+    options = read_options(
+        gpus=gpus,
+        device=device,
+        processes=procs,
+        launcher=launcher,
+        nodes=nodes,
+        node_rank=node_rank,
+        rendezvous=rendezvous,
+        restarts=restarts,
+        stall_timeout_s=stall_timeout,
+        accelerate_config=accelerate_config,
+    )
+    check_background(queue=queue, detach=detach, wait=wait, in_terminal={"--debug": debug, "--pdb": post_mortem})
+    if queue:
+        from distrain.cli import submit_local
+
+        submit_local.submit(
+            references=[recipe] if recipe else [],
+            tasks=[],
+            overrides=overrides or [],
+            data=data,
+            run=run,
+            options=submit_local.read_queue_options(
+                read_launch_options(launch, options), root=None if run is None else run.absolute().parent
+            ),
+            dry_run=dry_run,
+        )
+        return
     request = FitRequest(
         reference=recipe,
         overrides=overrides or [],
         data=data,
         run=run,
         launch=launch,
-        options=read_options(
-            gpus=gpus,
-            device=device,
-            processes=procs,
-            launcher=launcher,
-            nodes=nodes,
-            node_rank=node_rank,
-            rendezvous=rendezvous,
-            restarts=restarts,
-            stall_timeout_s=stall_timeout,
-            accelerate_config=accelerate_config,
-        ),
+        options=options,
         dry_run=dry_run,
         verbose=verbose,
         preflight=not no_preflight,
         wait=wait,
         debug_options=DebugOptions(debug=debug, overfit_batches=overfit, trace=trace, post_mortem=post_mortem),
     )
-    raise typer.Exit(start(request))
+    raise typer.Exit(start_detached(request) if detach else start(request))

@@ -122,6 +122,18 @@ def print_submitted(console: Console, job_id: str, runs: list[RunDirectory]) -> 
     console.print(f"              distrain logs -f {_quote(runs[0])}", markup=False, soft_wrap=True)
 
 
+def print_queued(console: Console, runs: list[RunDirectory], *, is_served: bool) -> None:
+    """Print which runs are in the queue of this machine, and what to do next."""
+    root = runs[0].path.parent
+    option = "" if root == Path("runs").absolute() else f" --root {shlex.quote(str(root))}"
+    for run in runs:
+        console.print(f"queued        {run.path.name}", markup=False, soft_wrap=True)
+    if not is_served:
+        console.print(f"waits for     distrain serve{option}, which is not running", markup=False, soft_wrap=True)
+    console.print(f"next          distrain queue{option}", markup=False, soft_wrap=True)
+    console.print(f"              distrain logs -f {_quote(runs[0])}", markup=False, soft_wrap=True)
+
+
 def print_event(console: Console, message: str) -> None:
     """Print a message on an event during a run."""
     console.print(message, markup=False, highlight=False, soft_wrap=True)

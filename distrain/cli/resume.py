@@ -11,7 +11,7 @@ def resume(
     reference: RunName,
     root: Root = Path("runs"),
 ) -> None:
-    """Resume a run on as many processes as before: in this terminal, or as a SLURM job if it was one.
+    """Resume a run on as many processes as before: in this terminal, or in the queue where it was submitted.
 
     Example: `distrain resume last`
     """
@@ -23,6 +23,7 @@ def resume(
     from distrain.config.profile import read_profile
     from distrain.launchers.slurm import submit
     from distrain.runs import query
+    from distrain.service import queue
 
     run = query.find_run(reference, root)
     run = type(run)(run.path.absolute())
@@ -30,6 +31,10 @@ def resume(
     if run.read_status().state == "finished":
         output.print_finished_already(console, run)
         output.print_summary(console, run, run.read_status())
+        return
+    if run.read_local_job() is not None:
+        queue.submit_again(run)
+        output.print_queued(console, [run], is_served=queue.is_served(run.path.parent))
         return
     if run.read_job() is not None:
         output.print_submitted(console, submit.submit_again(run), [run])

@@ -27,12 +27,13 @@ from distrain.launchers.profile_files import read_launch_options
 from distrain.launchers.slurm import srun
 from distrain.launchers.supervisor import RunOutcome, execute
 from distrain.messages import print_error
-from distrain.runs.directory import RunDirectory
+from distrain.runs.directory import RunDirectory, StopReason
 from distrain.runs.error_reports import ErrorReport
 from distrain.runs.log_file import append_to_log
 from distrain.runs.resume_hint import print_resume_hint
 from distrain.runs.stop_requests import stop_on_signal
 from distrain.service.devices import lease_devices
+from distrain.service.launch import check_start, is_from_queue
 from distrain.system.live_line import erase_line
 from distrain.system.network import split_endpoint
 from distrain.system.signals import StopRequest, ignore_signals
@@ -132,7 +133,8 @@ def prepare(fit: ResolvedFit, console: Console, stop: StopRequest) -> Iterator[b
         is_new = not run.exists
         with run.created():
             note = locked.enter_context(run.hold_launcher_lock())
-            write_request(run, fit.recipe, fit.profile, fit.plan)
+            check_start(run)
+            write_request(run, fit.recipe, fit.profile, fit.plan, keeps_stop=is_from_queue())
             if stop.is_set():
                 run.stop.touch()  # `write_request` has deleted it as that of an earlier attempt
         output.print_header(console, fit.recipe, fit.profile, fit.batchings[-1], run)
@@ -183,6 +185,7 @@ def report(fit: ResolvedFit, console: Console, outcome: RunOutcome, *, is_new: b
     """
     run, code, errors = fit.run, outcome.code, outcome.errors
     is_coordinator = fit.profile.node_rank == 0  # the only node that writes the run directory
+    reason = run.read_stop_reason() if is_coordinator else None
     if is_coordinator:
         with suppress(OSError):
             run.stop.unlink(missing_ok=True)  # a late signal must not stop the next attempt
@@ -190,7 +193,7 @@ def report(fit: ResolvedFit, console: Console, outcome: RunOutcome, *, is_new: b
         output.print_summary(console, run, run.read_status())
     elif code == ExitCode.STOPPED:
         if is_coordinator:
-            _mark_stopped(run)
+            _mark_stopped(run, reason)
         output.print_stopped(console, run, run.read_status())
     elif is_coordinator and code == ExitCode.BAD_INPUT and errors:
         _report_bad_input(console, run, errors[0], is_new=is_new, verbose=verbose)
@@ -288,11 +291,17 @@ def _report_bad_input(console: Console, run: RunDirectory, error: ErrorReport, *
         print_resume_hint(console, run)
 
 
-def _mark_stopped(run: RunDirectory) -> None:
-    """Write the status if there was no rank yet to write it."""
+def _mark_stopped(run: RunDirectory, reason: StopReason | None) -> None:
+    """Write the status if there was no rank yet to write it, and why the run was stopped.
+
+    A signal is not a request of the user where the queue has started the run: the machine may be shutting down.
+    """
+    state = reason or ("preempted" if is_from_queue() else "stopped")
     status = run.read_status()
-    if status.state != "stopped":
-        status.close("stopped")
+    if status.state != state:
+        status.close(state)
+        if status.attempts:
+            status.attempts[-1].state = state
         run.write_status(status)
 
 

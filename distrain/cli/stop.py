@@ -21,12 +21,13 @@ def stop(
 
     from distrain.cli import output
     from distrain.runs import liveness, query
+    from distrain.service import queue
 
     run = query.find_run(reference, root)
-    cancelled = query.request_stop(run)
+    left = queue.stop(run)
     console = Console(highlight=False, soft_wrap=True)
-    if cancelled is not None:
-        console.print(f"cancelled job {cancelled}, which was not training; `distrain resume` submits the run again")
+    if left is not None:
+        console.print(f"{left}; `distrain resume` submits the run again", markup=False)
         return
     if not wait:
         step = run.read_status().step

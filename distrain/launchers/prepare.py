@@ -23,18 +23,24 @@ RUNS = Path("runs")
 
 
 def resolve_run(
-    reference: str | None, overrides: list[str], data: str | None, path: Path | None, debug_options: DebugOptions
+    reference: str | None,
+    overrides: list[str],
+    data: str | None,
+    path: Path | None,
+    debug_options: DebugOptions,
+    *,
+    root: Path = RUNS,
 ) -> tuple[RunDirectory, Recipe, list[str]]:
     """Return the run directory, the recipe, and the changes that the debug options make in it.
 
-    An existing run resumes only with its own recipe.
+    An existing run resumes only with its own recipe; a new one without a `path` is in `root`.
     """
     existing = RunDirectory(path.absolute()) if path is not None else None
     if existing is None or not existing.exists:
         requested = load_recipe(reference or DEFAULT_RECIPE, overrides=overrides, data=data)
         recipe, changes = _with_debug_options(requested, overrides, debug_options)
-        run = existing or new_run_directory(recipe.name, RUNS.absolute())
-        return run, pin_weights(recipe, run, stored=None, root=RUNS), changes
+        run = existing or new_run_directory(recipe.name, root.absolute())
+        return run, pin_weights(recipe, run, stored=None, root=root), changes
     existing.check_format()
     stored = read_recipe(existing.recipe)
     if reference:
@@ -42,7 +48,7 @@ def resolve_run(
     else:
         requested = change_recipe(stored, overrides, data=data)
     recipe, changes = _with_debug_options(requested, overrides, debug_options)
-    recipe = pin_weights(recipe, existing, stored=stored, root=RUNS)
+    recipe = pin_weights(recipe, existing, stored=stored, root=root)
     if changed := _differences(stored.identity, recipe.identity):
         raise RunError(
             f"run directory {existing.path} has a recipe with another {changed[0]}; resume it with its own by "
@@ -50,6 +56,29 @@ def resolve_run(
             f"`{warm_start_command(existing, overrides)}`"
         )
     return existing, recipe, changes
+
+
+def resolve_runs(
+    references: list[str],
+    tasks: list[str],
+    overrides: list[str],
+    data: str | None,
+    path: Path | None,
+    *,
+    root: Path = RUNS,
+) -> list[tuple[RunDirectory, Recipe]]:
+    """Return the run directory and recipe of each recipe with each of `tasks` as another `A.B=C`.
+
+    Several runs are numbered folders in `path`, where one is given.
+    """
+    requested: list[str | None] = [*references] or [None]
+    pairs = [(one, [*overrides, *more]) for one in requested for more in [[task] for task in tasks] or [[]]]
+    is_one = path is None or len(pairs) == 1
+    folders = [path if is_one or path is None else path / str(number) for number in range(len(pairs))]
+    return [
+        resolve_run(reference, changes, data, folder, DebugOptions(), root=root)[:2]
+        for (reference, changes), folder in zip(pairs, folders, strict=True)
+    ]
 
 
 def check_data(recipe: Recipe, *, needs_validation: bool = True) -> list[str]:
@@ -72,10 +101,22 @@ def check_schedule(recipe: Recipe) -> None:
         )
 
 
-def write_request(run: RunDirectory, recipe: Recipe, profile: Profile, plan: Plan, task: Task | None = None) -> None:
-    """Write the files of a request, for training unless `task` is given; raises `RunError` while the run trains."""
+def write_request(
+    run: RunDirectory,
+    recipe: Recipe,
+    profile: Profile,
+    plan: Plan,
+    task: Task | None = None,
+    *,
+    keeps_stop: bool = False,
+) -> None:
+    """Write the files of a request, for training unless `task` is given; raises `RunError` while the run trains.
+
+    A stop request is one for an earlier attempt, and is deleted unless `keeps_stop`.
+    """
     with run.hold_trainer_lock(patience_s=RANK_EXIT_TIMEOUT_S):
-        run.stop.unlink(missing_ok=True)
+        if not keeps_stop:
+            run.stop.unlink(missing_ok=True)
         run.stacks_request.unlink(missing_ok=True)
         run.flight_request.unlink(missing_ok=True)
         write_task(run, task or TrainRequest())  # before the recipe, which makes the folder a run

@@ -11,16 +11,21 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from distrain.config.metrics import restore_nan
 from distrain.errors import RunError
 from distrain.runs.format import FORMAT_VERSION, check_format
+from distrain.runs.local_job import LocalJob, is_local
 from distrain.runs.status import AttemptMark, Heartbeat, Job, Status
 from distrain.system import locks
 from distrain.system.files import read_readable, read_whole, texts_of, to_json
 from distrain.system.filesystem import check_writable
 
+StopReason: TypeAlias = Literal["stopped", "cancelled", "preempted"]  # by the user, for good, or for another job
+
+_STOP_REASONS: tuple[StopReason, ...] = ("stopped", "cancelled", "preempted")
+_JOB_PATIENCE_S = 10.0
 RESERVE_BYTES = 1 << 18
 BUNDLE = "bundle.json"  # in the folder of an exported network
 RANK_EXIT_TIMEOUT_S = 10.0  # the ranks of a killed launcher end in this time
@@ -36,7 +41,8 @@ class RunDirectory:
         self.profile = path / "profile.yaml"
         self.plan = path / "plan.json"
         self.rendezvous = path / "rendezvous.json"  # written by node 0: the others see that they share the folder
-        self.job = path / "job.json"  # the SLURM job that trains the run, and how it was submitted
+        self.job = path / "job.json"  # the job that trains the run, of SLURM or of this machine's queue
+        self.job_lock = path / "job-lock"  # held while the job of the queue is changed
         self.code = path / "code"  # a copy of the user's code, which the job runs
         self.environment = path / "env.json"
         self.labels = path / "labels.json"  # tags and a note, which the user writes on the run
@@ -50,6 +56,7 @@ class RunDirectory:
         self.logs = path / "logs"
         self.launcher_log = self.logs / (f"launcher-{node_rank}.log" if node_rank else "launcher.log")
         # The log with the output of this node's terminal; on node 0, rank 0 prints there as well.
+        self.console_log = self.logs / "console.log"  # of a launcher without a terminal
         self.terminal_log = self.launcher_log if node_rank else self.log(0)
         self.errors = path / "errors"
         self.attempt_errors = self.errors / "attempt.json"  # which of the errors belong to the newest attempt
@@ -184,11 +191,34 @@ class RunDirectory:
 
     def read_job(self) -> Job | None:
         """Return the SLURM job of the run, None for a run that never had one."""
-        return read_whole(self.job, lambda text: Job.model_validate(json.loads(text)))
+        return read_whole(self.job, lambda text: None if is_local(text) else Job.model_validate(json.loads(text)))
 
-    def write_job(self, job: Job) -> None:
-        """Save which SLURM job trains the run."""
+    def read_local_job(self) -> LocalJob | None:
+        """Return the job of the run in the queue of this machine; None for a run that was never there."""
+        return read_whole(self.job, lambda text: LocalJob.model_validate_json(text) if is_local(text) else None)
+
+    @contextmanager
+    def changed_job(self) -> Iterator[LocalJob]:
+        """Yield the job in the queue, and save it after the block; two processes that change it take turns."""
+        with locks.hold(self.job_lock, patience_s=_JOB_PATIENCE_S):
+            job = self.read_local_job()
+            if job is None:
+                raise RunError(f"run {self.path.name} is not in the queue of this machine")
+            yield job
+            self.write_job(job)
+
+    def write_job(self, job: Job | LocalJob) -> None:
+        """Save which job trains the run."""
         write_atomically(self.job, to_json(job))
+
+    def request_stop(self, reason: StopReason) -> None:
+        """Request the run to stop at its next step; a request of the user outranks one of the scheduler."""
+        if reason != "preempted" or not self.stop.exists():
+            write_atomically(self.stop, reason)
+
+    def read_stop_reason(self) -> StopReason | None:
+        """Return why the run was requested to stop; None without a request, and for a signal."""
+        return read_whole(self.stop, lambda text: next((one for one in _STOP_REASONS if one == text), None))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the records of metrics, without lines that were truncated by a crash or damaged on disk."""

@@ -84,6 +84,9 @@ def state_on_cluster(status: Status, info: JobInfo) -> str:
 
 def _state_without_job(run: RunDirectory, *, has_job: bool, is_dead: bool) -> str:
     state = run.read_status().state
+    has_job = has_job or run.read_local_job() is not None
+    if state == "queued" and has_job and run.is_held:
+        return "starting"
     if state == "queued" and not has_job:  # no rank has written a status yet
         return "starting" if run.is_held else "never started"
     return "died" if is_dead else state

@@ -20,6 +20,7 @@ _ENDINGS: dict[State, str] = {
     "failed": "failed",
     "queued": "never started",
     "preempted": "was preempted",
+    "cancelled": "was cancelled",
 }
 _FOLLOW_S = 0.5
 
@@ -183,7 +184,7 @@ def request_stop(run: RunDirectory) -> str | None:
         return job.id
     check_alive(run)
     run.check_writable(otherwise="ask its owner to stop it")
-    run.stop.touch()
+    run.request_stop("stopped")
     return None
 
 

@@ -147,6 +147,14 @@ def cancel(job_id: str) -> None:
     _command(["scancel", job_id])
 
 
+def set_priority(job_id: str, priority: int) -> None:
+    """Set how much earlier than others of its user a job runs; raises `LaunchError` where SLURM refuses.
+
+    It is the negative of SLURM's nice value: only operators may give a job more than 0.
+    """
+    _command(["scontrol", "update", f"JobId={job_id}", f"Nice={-priority}"])
+
+
 def requeue(job_id: str) -> None:
     """End a job and queue it again under the same id; raises `LaunchError` where SLURM refuses."""
     _command(["scontrol", "requeue", job_id])

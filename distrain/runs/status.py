@@ -10,7 +10,7 @@ from pydantic import BaseModel, computed_field, field_validator, model_validator
 from distrain.config.metrics import Evaluation
 from distrain.runs.format import FORMAT_VERSION
 
-State = Literal["queued", "starting", "running", "stopping", "stopped", "preempted", "failed", "finished"]
+State = Literal["queued", "starting", "running", "stopping", "stopped", "preempted", "cancelled", "failed", "finished"]
 
 AttemptMark: TypeAlias = tuple[int, float | None]  # the number of attempts, and the time when the newest one ended
 

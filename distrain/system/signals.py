@@ -1,6 +1,8 @@
 """Defines the signals that request a process to stop, and the object that records such a request."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
@@ -40,3 +42,15 @@ class StopRequest:
     def is_set(self) -> bool:
         """Whether a stop was requested."""
         return self._is_set
+
+
+@contextmanager
+def stopping() -> Iterator[StopRequest]:
+    """Yield a request that the stop signals set while the block runs, for a loop that looks at it."""
+    stop = StopRequest()
+    previous = {number: signal.signal(number, lambda *_: stop.set()) for number in handled_signals()}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from distrain.config import Recipe
 from distrain.config.batching import solve_batching
-from distrain.config.debug_presets import DebugOptions
 from distrain.config.profile import LaunchOptions, Profile
 from distrain.errors import LaunchError, RunError
 from distrain.launchers.plan import Plan
-from distrain.launchers.prepare import check_data, check_schedule, resolve_run, write_request
+from distrain.launchers.prepare import check_data, check_schedule, resolve_runs, write_request
 from distrain.launchers.slurm.code_snapshot import take_snapshot
 from distrain.launchers.slurm.scripts import find_script
 from distrain.launchers.slurm.srun import check_started_once
@@ -70,16 +69,7 @@ def resolve(
     Each recipe, with each of `tasks` as another `A.B=C`, is a run; several runs make an array. Raises a `UserError`.
     """
     check_started_once(os.environ, command="submit")
-    requested: list[str | None] = [*references] or [None]
-    pairs = [(reference, [*overrides, *more]) for reference in requested for more in _each(tasks)]
-    if run is not None and len(pairs) > 1:
-        folders: list[Path | None] = [run / str(number) for number in range(len(pairs))]
-    else:
-        folders = [run] * len(pairs)
-    found = [
-        resolve_run(reference, changes, data, folder, DebugOptions())[:2]
-        for (reference, changes), folder in zip(pairs, folders, strict=True)
-    ]
+    found = resolve_runs(references, tasks, overrides, data, run)
     runs, recipes = tuple(run for run, _ in found), tuple(recipe for _, recipe in found)
     profile = _profile(sbatch.options, recipes)
     notes: dict[str, None] = {}  # each once
@@ -132,10 +122,6 @@ def check_is_idle(run: RunDirectory) -> None:
     raise RunError(
         f"job {job.id} of run {run.path.name} is {info.state.lower()}; {release}`distrain stop {run.path}` ends it"
     )
-
-
-def _each(tasks: list[str]) -> list[list[str]]:
-    return [[task] for task in tasks] or [[]]
 
 
 def _profile(options: LaunchOptions, recipes: tuple[Recipe, ...]) -> Profile:

@@ -1,0 +1,96 @@
+"""Submits runs to the queue of this machine, for `distrain submit` and `distrain fit --queue`."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+
+from distrain.benchmark.schedule_estimate import read_time_limit
+from distrain.cli import output
+from distrain.cli.json_output import print_json
+from distrain.config.profile import LaunchOptions
+from distrain.errors import LaunchError
+from distrain.launchers.prepare import RUNS
+from distrain.messages import joined
+from distrain.service.queue import QueueOptions, is_served, resolve
+from distrain.service.queue import submit as put
+
+
+def is_local(
+    queue: str | None, options: LaunchOptions, *, of_slurm: Mapping[str, object], of_local: Mapping[str, object]
+) -> bool:
+    """Return whether a job goes into the queue of this machine, not into SLURM's; says so where it was not named.
+
+    `of_slurm` and `of_local` are the values of the options for only one of them, None where they are not given.
+    Raises `LaunchError` where those contradict the queue.
+    """
+    if queue not in {None, "local", "slurm"}:
+        raise LaunchError(f"--queue {queue} is neither local nor slurm")
+    own = [name for name, value in of_local.items() if value is not None]
+    if queue is not None:
+        local, why = queue == "local", f"--queue {queue}"
+    elif own:
+        local, why = True, f"{own[0]} is an option of it"
+    elif options.launcher is not None:
+        local, why = options.launcher != "slurm", f"the launch profile has launcher {options.launcher}"
+    elif shutil.which("sbatch") is None:
+        local, why = True, "there is no sbatch here"
+    else:
+        local, why = False, "there is sbatch here"
+    if foreign := [name for name, value in (of_slurm if local else of_local).items() if value is not None]:
+        place, other = ("the queue of this machine", "slurm") if local else ("SLURM", "local")
+        does = "does" if len(foreign) == 1 else "do"
+        raise LaunchError(f"{joined(foreign, last='and')} {does} not go with {place} ({why}); use --queue {other}")
+    if local and queue is None:
+        output.print_event(Console(stderr=True), f"note: this goes into the queue of this machine: {why}")
+    return local
+
+
+def read_queue_options(
+    options: LaunchOptions,
+    *,
+    root: Path | None = None,
+    priority: int | None = None,
+    after: list[str] | None = None,
+    time: str | None = None,
+    requeue: bool = True,
+) -> QueueOptions:
+    """Return the options of the queue; raises `LaunchError` for a time limit that cannot be read."""
+    return QueueOptions(
+        options=options,
+        root=root or RUNS,
+        priority=priority or 0,
+        after=tuple(after or ()),
+        time_limit_s=None if time is None else read_time_limit(time),
+        requeue=requeue,
+    )
+
+
+def submit(
+    *,
+    references: list[str],
+    tasks: list[str],
+    overrides: list[str],
+    data: str | None,
+    run: Path | None,
+    options: QueueOptions,
+    is_snapshot: bool = True,
+    extras: list[Path] | None = None,
+    dry_run: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Queue a run for each recipe with each of `tasks`, and print them; with `dry_run` print the first one's recipe."""
+    found = resolve(references=references, tasks=tasks, overrides=overrides, data=data, run=run, options=options)
+    console = Console(highlight=False, soft_wrap=True)
+    if dry_run:
+        output.print_plan(console, found[0].recipe, found[0].plan)
+        return
+    put(found, is_snapshot=is_snapshot, extras=extras or [])
+    runs = [one.run for one in found]
+    if as_json:
+        print_json([{"run": run.path.name, "path": str(run.path), "queue": "local"} for run in runs])
+        return
+    output.print_queued(console, runs, is_served=is_served(options.root.absolute()))
+    for note in dict.fromkeys(note for one in found for note in one.notes):
+        output.print_event(console, f"note: {note}")

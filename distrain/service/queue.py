@@ -1,0 +1,237 @@
+"""Puts runs into the queue of this machine, and takes them out: for the command line, whether `serve` runs or not.
+
+A job of the queue is a run directory whose status says `queued`; `job.json` says what it needs. Nothing else is stored.
+"""
+
+import os
+import shutil
+import stat
+import sys
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from distrain.config import Recipe
+from distrain.config.batching import solve_batching
+from distrain.config.profile import LaunchOptions, Profile, resolve_profile
+from distrain.errors import LaunchError, RunError
+from distrain.launchers import LAUNCHERS
+from distrain.launchers.plan import Plan
+from distrain.launchers.prepare import check_data, check_schedule, resolve_runs, write_request
+from distrain.launchers.slurm.code_snapshot import take_snapshot
+from distrain.runs import query, slurm
+from distrain.runs.directory import RunDirectory
+from distrain.runs.liveness import is_alive
+from distrain.runs.local_job import LocalJob, freeze_environment
+from distrain.runs.status import State
+from distrain.system import locks
+from distrain.system.leases import user_name
+
+WAITING: tuple[State, ...] = ("queued", "preempted")  # of a run in the queue that no process trains
+_BELL = ".queue"  # in the folder of the runs, touched when `serve` should look at once
+_SERVE_LOCK = ".serve-lock"
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueOptions:
+    """What the jobs need, and their place in the queue."""
+
+    options: LaunchOptions
+    root: Path
+    priority: int = 0
+    after: tuple[str, ...] = ()
+    time_limit_s: float | None = None
+    requeue: bool = True
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A resolved job: nothing is written yet; `notes` are messages on its data."""
+
+    run: RunDirectory
+    recipe: Recipe
+    profile: Profile
+    plan: Plan
+    job: LocalJob
+    notes: tuple[str, ...]
+
+
+def resolve(
+    *,
+    references: list[str],
+    tasks: list[str],
+    overrides: list[str],
+    data: str | None,
+    run: Path | None,
+    options: QueueOptions,
+) -> list[Submission]:
+    """Resolve and check a request, a job for each recipe with each of `tasks`; writes nothing.
+
+    Raises a `UserError` for an invalid one.
+    """
+    root = options.root.absolute()
+    after = [query.find_run(reference, root).path for reference in options.after]
+    if others := [path for path in after if path.absolute().parent != root]:
+        raise RunError(f"--after {others[0]}: a job of the queue can only wait for runs in {root}")
+    found = resolve_runs(references, tasks, overrides, data, run, root=root)
+    return [_resolve(one, recipe, options, [path.name for path in after]) for one, recipe in found]
+
+
+def submit(submissions: list[Submission], *, is_snapshot: bool, extras: list[Path]) -> None:
+    """Create the run directories with all that their jobs need, and queue them: all, or none."""
+    os.umask(os.umask(0) | _OTHERS_WRITE)  # `serve` starts nothing that others could have changed
+    with ExitStack() as created:
+        for found in submissions:
+            created.enter_context(found.run.created())
+            created.enter_context(found.run.hold_launcher_lock())
+            if is_snapshot:
+                take_snapshot(Path(found.job.cwd), found.run.code, extras=extras)
+            else:
+                shutil.rmtree(found.run.code, ignore_errors=True)
+            write_request(found.run, found.recipe, found.profile, found.plan)
+            found.run.write_job(found.job)
+            _set_state(found.run, "queued")
+    ring(submissions[0].run.path.parent)
+
+
+def submit_again(run: RunDirectory) -> None:
+    """Queue a run as it was submitted before; raises `RunError` where it is queued or running."""
+    state = run.read_status().state
+    if is_alive(run):
+        raise RunError(f"run {run.path.name} is {state}; nothing has to be resumed")
+    if state in WAITING:
+        raise RunError(f"run {run.path.name} is in the queue already; `distrain queue` lists it")
+    with run.hold_launcher_lock(), run.changed_job() as job:
+        job.queued_at, job.not_before, job.deaths, job.fault = time.time(), 0.0, 0, ""
+        job.is_first = False
+        _set_state(run, "queued")
+    ring(run.path.parent)
+
+
+def withdraw(run: RunDirectory, state: State) -> bool:
+    """Take a job that waits out of the queue; returns whether it was waiting."""
+    if run.read_local_job() is None or is_alive(run) or run.read_status().state not in WAITING:
+        return False
+    run.check_writable(otherwise="ask its owner")
+    with run.hold_launcher_lock(), run.changed_job() as job:
+        job.starts += 1  # a launcher that is just starting gives up
+        _set_state(run, state)
+    ring(run.path.parent)
+    return True
+
+
+def stop(run: RunDirectory) -> str | None:
+    """Request a run to stop, or take it out of its queue; returns what was done then, None for a run that trains."""
+    if withdraw(run, "stopped"):
+        return f"took {run.path.name} out of the queue"
+    job_id = query.request_stop(run)
+    return None if job_id is None else f"cancelled job {job_id}, which was not training"
+
+
+def cancel(run: RunDirectory) -> bool:
+    """End a run for good, with a save: it is not resumed by itself; returns whether it was waiting in a queue.
+
+    Raises `RunError` where it has ended already.
+    """
+    if withdraw(run, "cancelled"):
+        return True
+    if not is_alive(run) and run.read_job() is not None:
+        if query.request_stop(run) is not None:
+            _set_state(run, "cancelled")
+            return True
+        return False
+    query.check_alive(run)
+    run.check_writable(otherwise="ask its owner to cancel it")
+    run.request_stop("cancelled")
+    return False
+
+
+def set_priority(run: RunDirectory, priority: int) -> None:
+    """Change the priority of a job in the queue of this machine, or of SLURM; raises `RunError` where it has none."""
+    if (job := run.read_job()) is not None:
+        slurm.set_priority(job.id, priority)
+        return
+    if run.read_local_job() is None:
+        raise RunError(f"run {run.path.name} is in no queue; `distrain submit --run {run.path}` puts it there")
+    run.check_writable(otherwise="ask its owner")
+    with run.changed_job() as local:
+        local.priority = priority
+    ring(run.path.parent)
+
+
+def ring(root: Path) -> None:
+    """Let `serve` look at the queue at once."""
+    with suppress(OSError):
+        (root / _BELL).touch()
+
+
+def bell(root: Path) -> int:
+    """Return a number that changes when `ring` is called, or a run is created in `root`."""
+    times = [path.stat().st_mtime_ns for path in (root, root / _BELL) if path.exists()]
+    return max(times, default=0)
+
+
+def is_served(root: Path) -> bool:
+    """Whether a `serve` of this machine runs the jobs in `root`."""
+    return locks.is_held(serve_lock(root))
+
+
+def serve_lock(root: Path) -> Path:
+    """Return the lock that the `serve` of the runs in `root` holds."""
+    return root / _SERVE_LOCK
+
+
+def find_owner_fault(run: RunDirectory) -> str | None:
+    """Return why `serve` must not start a run: another user owns it, or could have changed it."""
+    for path in (run.path, run.job, run.recipe, run.profile, run.code):
+        with suppress(FileNotFoundError):
+            status = path.lstat()
+            if status.st_uid != os.geteuid():
+                return f"{path} belongs to {user_name(status.st_uid)}"
+            if stat.S_ISLNK(status.st_mode) or status.st_mode & _OTHERS_WRITE:
+                return f"other users can write to {path}; chmod go-w would keep them from it"
+    return None
+
+
+def _resolve(run: RunDirectory, recipe: Recipe, options: QueueOptions, after: list[str]) -> Submission:
+    root, train = options.root.absolute(), recipe.train
+    if run.path.parent != root:
+        raise RunError(f"--run {run.path}: the queue of {root} has the runs in that folder only; name one there")
+    if is_alive(run):
+        raise RunError(f"run {run.path.name} is running; `distrain stop {run.path}` ends it")
+    profile = resolve_profile(
+        options.options,
+        threads=train.threads or (1 if train.exact else None),
+        in_one_process=recipe.parallel.strategy == "dp",
+        recipe=recipe.name,
+    )
+    if profile.nodes > 1 or profile.launcher == "slurm":
+        raise LaunchError("the queue of this machine runs jobs on this machine only; submit this one to SLURM")
+    solve_batching(recipe.data.batch_size, train.micro_batch_size, profile.world_size, is_exact=train.exact)
+    notes = check_data(recipe)
+    if not run.exists:
+        check_schedule(recipe)
+    now = time.time()
+    job = LocalJob(
+        kind="gpu" if profile.device == "cuda" else "cpu",
+        devices=profile.processes * profile.devices,
+        priority=options.priority,
+        submitted_at=now,
+        queued_at=now,
+        submitted_by=user_name(os.getuid()),
+        after=after,
+        time_limit_s=options.time_limit_s,
+        requeue=options.requeue,
+        python=sys.executable,
+        cwd=str(Path.cwd()),
+        env=freeze_environment(dict(os.environ)),
+    )
+    return Submission(run, recipe, profile, LAUNCHERS[profile.launcher](profile, run.path), job, tuple(notes))
+
+
+def _set_state(run: RunDirectory, state: State) -> None:
+    status = run.read_status()
+    status.close(state)
+    run.write_status(status)

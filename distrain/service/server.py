@@ -1,0 +1,226 @@
+"""Runs the queue of this machine: `distrain serve` starts, stops and settles jobs, and holds nothing itself.
+
+All that it knows is in the run directories. Killed at any point and started again, it finds the jobs that run by their
+locks, and continues; a launcher that it had just started either locks its run, or finds that it was started again and
+gives up (`service/launch.py:check_start`).
+"""
+
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from distrain.config.profile import read_profile
+from distrain.errors import ExitCode, RunError
+from distrain.messages import counted, joined, type_and_first_line
+from distrain.runs.checkpoints import newest_step
+from distrain.runs.directory import RunDirectory, StopReason
+from distrain.runs.local_job import LocalJob
+from distrain.runs.status import State, Status
+from distrain.service.launch import last_sentence, start_job
+from distrain.service.queue import bell, find_owner_fault, serve_lock
+from distrain.service.scheduler import TIME_LIMIT, Decision, Start
+from distrain.service.table import Entry, JobTable, decide, read_entry
+from distrain.system import locks
+from distrain.system.loop_guard import LoopGuard, describe
+from distrain.system.signals import StopRequest
+
+_TICK_S = 1.0
+_POLL_S = 0.1  # between two looks whether something has been submitted
+_BACK_OFF_S = 5.0  # after the second death in a row, then twice as long each time
+_ENDS = {
+    "finished": "has finished",
+    "failed": "has failed",
+    "stopped": "was stopped; `distrain resume` queues it again",
+    "cancelled": "was cancelled",
+}
+_LIVE: tuple[State, ...] = ("starting", "running", "stopping")
+
+
+class Service:
+    """The queue of the runs in one folder."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        slots: int,
+        max_devices: int | None = None,
+        notify: Callable[[str], None],
+    ) -> None:
+        self._root = root
+        self._slots = slots
+        self._max_devices = max_devices
+        self._notify = notify
+        self._table = JobTable(root)
+        self._children: dict[Path, subprocess.Popen[bytes]] = {}  # the launchers that this process has started
+        self._active: set[Path] = set()  # the runs that had a process at the last tick
+        self._refused: dict[Path, str] = {}  # why a run is not started, as it was said
+
+    def run(self, stop: StopRequest) -> None:
+        """Serve until `stop`; jobs that run continue. Raises `RunError` where another process serves the folder."""
+        try:
+            with locks.hold(serve_lock(self._root)):
+                guard = LoopGuard("the scheduler", report=lambda loop, error: self._notify(describe(loop, error)))
+                while not stop.is_set():
+                    with guard:
+                        self.tick()
+                    self._sleep(stop)
+        except locks.HeldError as error:
+            raise RunError(f"{error} serves the runs in {self._root} already") from None
+
+    def tick(self) -> None:
+        """Settle the jobs whose processes have ended, then start and stop what the scheduler decides."""
+        codes = self._reap()
+        entries = [entry for entry in self._table.read() if self._may_touch(entry)]
+        for entry in entries:
+            if not entry.is_held and entry.run.path not in self._children:
+                self._settle(entry.run, codes.get(entry.run.path))
+        entries = [now for entry in entries if (now := read_entry(entry.run)) is not None and not now.is_over]
+        self._report_ends({entry.run.path for entry in entries if entry.is_held or entry.run.path in self._children})
+        if not entries:
+            return
+        decision = self._decide(entries)
+        by_name = {entry.name: entry for entry in entries}
+        for name, reason in decision.stops.items():
+            self._stop(by_name[name], reason)
+        for name, start in decision.starts.items():
+            self._start(by_name[name], start)
+
+    def _decide(self, entries: list[Entry]) -> Decision:
+        return decide(
+            entries,
+            slots=self._slots,
+            starting=self._children,
+            now=time.time(),
+            root=self._root,
+            max_devices=self._max_devices,
+        )
+
+    def _sleep(self, stop: StopRequest) -> None:
+        """Wait for the next tick, or until something is submitted or a launcher ends."""
+        rung, deadline = bell(self._root), time.monotonic() + _TICK_S
+        while time.monotonic() < deadline and not stop.is_set() and bell(self._root) == rung:
+            if any(child.poll() is not None for child in self._children.values()):
+                return
+            time.sleep(_POLL_S)
+
+    def _reap(self) -> dict[Path, int]:
+        """Forget the launchers that have ended; returns their exit codes."""
+        codes = {path: code for path, child in self._children.items() if (code := child.poll()) is not None}
+        for path in codes:
+            del self._children[path]
+        return codes
+
+    def _report_ends(self, active: set[Path]) -> None:
+        """Say how the jobs have ended that had a process at the last tick and are not in the queue any more."""
+        for path in self._active - active:
+            entry = read_entry(RunDirectory(path))
+            if entry is not None and entry.is_over:
+                why = f": {entry.job.fault}" if entry.status.state == "failed" and entry.job.fault else ""
+                self._notify(f"{entry.name} {_ENDS[entry.status.state]}{why}")
+        self._active = active
+
+    def _may_touch(self, entry: Entry) -> bool:
+        """Whether the run is this user's alone; says once why it is not."""
+        fault = None if entry.is_held else find_owner_fault(entry.run)
+        if fault is None:
+            return True
+        if self._refused.get(entry.run.path) != fault:
+            self._notify(f"{entry.name} is not started: {fault}")
+        self._refused[entry.run.path] = fault
+        return False
+
+    def _start(self, entry: Entry, start: Start) -> None:
+        run = entry.run
+        with run.changed_job() as job:
+            job.starts += 1
+            job.assigned, job.is_backfilled = list(start.devices), start.is_backfilled
+            job.started_at, job.stop_reason = time.time(), ""
+        run.stop.unlink(missing_ok=True)  # of an earlier attempt: the launcher keeps one that comes from now on
+        try:
+            self._children[run.path] = start_job(run, job, read_profile(run.profile))
+        except (OSError, RunError) as error:
+            with run.changed_job() as job:
+                self._fail(run, job, str(error) if isinstance(error, RunError) else type_and_first_line(error))
+            return
+        self._notify(f"{entry.name} starts on {joined(job.assigned, last='and')}")
+
+    def _stop(self, entry: Entry, reason: str) -> None:
+        with entry.run.changed_job() as job:
+            job.stop_reason = reason
+            if reason != TIME_LIMIT:
+                job.preempted_at = time.time()
+                job.preemptions += 1
+        entry.run.request_stop("preempted")
+        self._notify(f"{entry.name} stops {'at its ' if reason == TIME_LIMIT else ''}{reason}, and is queued again")
+
+    def _settle(self, run: RunDirectory, code: int | None) -> None:
+        """Bring the files of a job that no process works on any more in order; `code` is that of its launcher."""
+        with suppress(RunError), run.hold_launcher_lock(), run.changed_job() as job:
+            status, reason = run.read_status(), run.read_stop_reason()
+            if status.state in _LIVE:
+                self._settle_dead(run, job, status, reason, code)
+            elif status.state == "preempted" or (status.state == "stopped" and reason == "preempted"):
+                self._settle_preempted(run, job, status)
+            elif status.state == "queued" and code is not None:
+                self._settle_unstarted(run, job, status, code)
+
+    def _settle_dead(
+        self, run: RunDirectory, job: LocalJob, status: Status, reason: StopReason | None, code: int | None
+    ) -> None:
+        """Handle a launcher that was killed, with its machine or alone, or that refused to start."""
+        if reason == "cancelled" or reason == "stopped":
+            self._end(run, status, reason)
+        elif code == ExitCode.BAD_INPUT:
+            self._fail(run, job, last_sentence(run))
+        else:
+            self._count_death(run, job, status)
+
+    def _settle_preempted(self, run: RunDirectory, job: LocalJob, status: Status) -> None:
+        if not job.requeue:
+            self._end(run, status, "stopped")
+            return
+        job.is_first = job.stop_reason != TIME_LIMIT
+        if not job.is_first:  # it had its time: it waits behind the others
+            job.queued_at = time.time()
+        job.deaths = 0
+        self._requeue(run, job, status)
+
+    def _settle_unstarted(self, run: RunDirectory, job: LocalJob, status: Status, code: int) -> None:
+        if code == ExitCode.BAD_INPUT:
+            self._fail(run, job, last_sentence(run))
+        elif code in {ExitCode.STOPPED, ExitCode.INTERRUPTED}:
+            self._requeue(run, job, status)
+        else:
+            self._count_death(run, job, status)
+
+    def _count_death(self, run: RunDirectory, job: LocalJob, status: Status) -> None:
+        """Queue a job again whose process died, unless that happens again and again without a newer checkpoint."""
+        step = newest_step(run.checkpoints)
+        job.deaths = 1 if step > job.reached_step else job.deaths + 1
+        job.reached_step = step
+        if not job.requeue or job.deaths > read_profile(run.profile).restarts:
+            self._fail(run, job, f"it died {counted(job.deaths, 'time')} without a newer checkpoint")
+            return
+        job.is_first = True
+        job.not_before = time.time() + (_BACK_OFF_S * 2 ** (job.deaths - 2) if job.deaths > 1 else 0.0)
+        self._notify(f"{run.path.name} died, and is queued again; it resumes from step {step}")
+        self._requeue(run, job, status)
+
+    def _requeue(self, run: RunDirectory, job: LocalJob, status: Status) -> None:
+        status.close_attempt("failed")
+        status.state = "queued"
+        run.write_status(status)
+        job.assigned, job.started_at, job.stop_reason = [], None, ""
+
+    def _end(self, run: RunDirectory, status: Status, state: State) -> None:
+        status.close(state)
+        run.write_status(status)
+
+    def _fail(self, run: RunDirectory, job: LocalJob, fault: str) -> None:
+        job.fault, job.assigned = fault, []
+        status = run.read_status()
+        status.close("failed")
+        run.write_status(status)

@@ -1,0 +1,46 @@
+"""Writes the unit file with which systemd runs `distrain serve`."""
+
+import os
+import sys
+from pathlib import Path
+
+
+def unit_file(root: Path, *, slots: int | None, max_devices: int | None) -> str:
+    """Return a unit for the user's own systemd, or the machine's: it serves `root` from the start of the machine on.
+
+    Only the service itself is stopped with it: the runs that it has started continue, and are taken over by the next.
+    """
+    options = [f"--root={root.absolute()}"]
+    options += [] if slots is None else [f"--slots={slots}"]
+    options += [] if max_devices is None else [f"--max-devices={max_devices}"]
+    command = " ".join(map(_quote, [sys.executable, "-m", "distrain", "serve", *options]))
+    return f"""\
+# The queue of this machine. As this user:
+#     distrain serve --root {root} --systemd > ~/.config/systemd/user/distrain.service
+#     systemctl --user enable --now distrain
+#     loginctl enable-linger    # from the start of the machine on, not from the login
+# As a service of the machine, add User= below, and save it as /etc/systemd/system/distrain.service.
+# Secrets such as WANDB_API_KEY belong in ~/.config/distrain/secrets.env, which only you may read (chmod 600).
+[Unit]
+Description=distrain: the training queue of this machine
+After=network-online.target
+
+[Service]
+Type=exec
+ExecStart={command}
+WorkingDirectory={_quote(str(Path.cwd()))}
+Environment={_quote(f"PATH={os.environ.get('PATH', os.defpath)}")}
+Restart=always
+RestartSec=2
+KillMode=process
+TimeoutStopSec=30
+
+[Install]
+WantedBy=default.target
+"""
+
+
+def _quote(word: str) -> str:
+    """Return a word of a command as systemd reads it: % and $ have a meaning there."""
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return f'"{escaped}"' if " " in word or escaped != word else word
