@@ -26,6 +26,7 @@ BUDGETS = {
     "launchers": 1960,
     "models": 1070,
     "runs": 1605,
+    "service": 225,
     "system": 1530,
     "tensors": 385,
     "training": 3970,

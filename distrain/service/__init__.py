@@ -1,0 +1,1 @@
+"""The queue of this machine: devices, jobs, and what runs next."""
