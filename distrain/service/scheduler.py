@@ -155,8 +155,13 @@ class _Pool:
 
     @property
     def free(self) -> list[str]:
-        excluded = self.assigned
-        return [d.id for d in self.devices if d.is_free and d.is_usable and d.id not in excluded]
+        taken = self.assigned
+        return [device.id for device in self.devices if device.is_free and device.is_usable and device.id not in taken]
+
+    @property
+    def held(self) -> _Supply:
+        """What runs that have ended are about to return: devices that are usable, not free, and of no running job."""
+        return _Supply(len(self.usable.difference(self.free, self.assigned)), 0)
 
     @property
     def supply(self) -> _Supply:
@@ -167,10 +172,9 @@ class _Pool:
         assigned = [device for job in jobs for device in job.assigned]
         return _Supply(len(self.usable.intersection(assigned)), len(assigned))
 
-    def started(self, job: Job, *, now: float, is_backfilled: bool) -> "_Pool":
+    def started(self, job: Job, *, now: float) -> "_Pool":
         """Return the pool with a job on the first free devices, as the last of `running`."""
-        assigned = tuple(self.free[: job.devices])
-        job = replace(job, assigned=assigned, started_at=now, is_backfilled=is_backfilled)
+        job = replace(job, assigned=tuple(self.free[: job.devices]), started_at=now)
         return replace(self, running=(*self.running, job))
 
 
@@ -219,11 +223,11 @@ def _schedule(ready: Sequence[Job], pool: _Pool, *, now: float) -> Decision:
             stops |= {victim.name: f"for {job.name}" for victim in head.victims}
             waits[job.name] = _shortage(job, supply, num_coming=head.coming.free)
         elif head is None or (job.devices <= head.spare(supply) and _may_be_backfilled(job, head, now)):
-            pool = pool.started(job, now=now, is_backfilled=head is not None)
+            pool = pool.started(job, now=now)
             starts[job.name] = Start(pool.running[-1].assigned, is_backfilled=head is not None)
         else:
-            has_enough = job.devices <= supply.startable
-            waits[job.name] = f"waits behind {head.job.name}" if has_enough else _shortage(job, supply)
+            is_behind = job.devices <= supply.startable
+            waits[job.name] = f"waits behind {head.job.name}" if is_behind else _shortage(job, supply)
     return Decision(starts, stops, waits)
 
 
@@ -233,7 +237,7 @@ class _Head:
 
     job: Job
     victims: tuple[Job, ...]  # running jobs to stop for it
-    coming: _Supply  # from the victims and all jobs that are already stopping
+    coming: _Supply  # from the victims, the jobs that are already stopping, and runs that have just ended
     earliest_start: float
 
     def spare(self, supply: _Supply) -> int:
@@ -248,9 +252,9 @@ class _Head:
 
 def _reserve(job: Job, pool: _Pool, *, now: float) -> _Head:
     """Make a job the head: find the jobs to stop for it, and how early it could start."""
-    ending = tuple(other for other in pool.running if _is_ending(other, now))
-    victims = _fewest_victims(job, pool, pool.supply.plus(pool.freed_by(*ending)), now=now)
-    coming = pool.freed_by(*ending, *victims)
+    coming = pool.held.plus(pool.freed_by(*(other for other in pool.running if _is_ending(other, now))))
+    victims = _fewest_victims(job, pool, pool.supply.plus(coming), now=now)
+    coming = coming.plus(pool.freed_by(*victims))
     return _Head(job, victims, coming, _earliest_start(job, pool, now=now))
 
 
@@ -271,9 +275,9 @@ class _Victims(NamedTuple):
 def _fewest_victims(head: Job, pool: _Pool, supply: _Supply, *, now: float) -> tuple[Job, ...]:
     """Return the running jobs to stop so that the head can start; none where it can without, or cannot even so.
 
-    Of all sets that suffice it is that of the fewest jobs; then of the lowest priorities, where the highest of a set
-    counts first; then of the fewest devices; then of the least time run. Dynamic programming over the supply finds it:
-    of all sets that lead to the same supply, only the best is extended.
+    Of all sets that suffice it is the one with the fewest jobs; then with the lowest priorities, comparing the highest
+    first; then with the fewest devices; then with the least time run. Dynamic programming: of all sets that lead to the
+    same supply, only the best is extended.
     """
     best = {supply: _Victims()}
     exempt = {job.name for job in pool.running if _is_ending(job, now) or _is_protected(job, now)}
@@ -293,8 +297,7 @@ def _earliest_start(head: Job, pool: _Pool, *, now: float) -> float:
 
     A job with a time limit counts as running until then. Any other may end now, and one to be stopped for the head too.
     """
-    held = pool.usable.difference(pool.free, pool.assigned)
-    ends = [(now, _Supply(len(held), 0))]
+    ends = [(now, pool.held)]
     for job in pool.running:
         is_until_limit = job.limit_s is not None and not job.is_stopping and not _may_be_stopped_for(head, job)
         ends.append((max(now, _limit_end(job, now)) if is_until_limit else now, pool.freed_by(job)))

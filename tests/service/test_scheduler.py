@@ -107,12 +107,13 @@ def test_unusable_device_is_not_given_away_even_if_it_is_reported_free() -> None
 
 def test_kinds_have_their_own_heads() -> None:
     devices = [*gpus(1), Device(id="cpu-0", kind="cpu", is_free=True), Device(id="cpu-1", kind="cpu", is_free=False)]
+    cpu_job = running("r", kind="cpu", devices=1, assigned=("cpu-1",), priority=9)
     jobs = [
         waiting("cpu-head", 2, kind="cpu", priority=9, is_preemptible=False),
         waiting("gpu", 1, is_preemptible=False),
         waiting("cpu-behind", 1, kind="cpu", is_preemptible=False),
     ]
-    decision = decided(jobs, devices)
+    decision = decided([*jobs, cpu_job], devices)
     assert decision.starts == {"gpu": Start(("g0",), is_backfilled=False)}
     assert decision.waits == {
         "cpu-head": "waits for 2 CPUs, 1 is free",
@@ -263,7 +264,6 @@ def test_job_that_cannot_be_stopped_is_not_backfilled_even_on_devices_that_the_h
         ({"priority": 6, "is_backfilled": True, "submitted_at": 101.0}, False),
         ({"priority": 4, "preempted_at": NOW - PROTECTED_S + 0.5}, False),
         ({"priority": 4, "preempted_at": NOW - PROTECTED_S}, True),
-        ({"priority": 4, "kind": "cpu"}, False),
     ],
 )
 def test_head_stops_what_has_a_lower_priority_or_was_backfilled_from_behind_it(
@@ -274,6 +274,12 @@ def test_head_stops_what_has_a_lower_priority_or_was_backfilled_from_behind_it(
     assert decision.starts == {}
     freed = ", 1 is being freed" if is_victim else ""
     assert decision.waits == {"head": f"waits for 2 GPUs, 1 is free{freed}"}
+
+
+def test_job_of_the_other_kind_is_not_stopped() -> None:
+    cpu_job = running("r", kind="cpu", devices=1, assigned=("cpu-0",))
+    devices = [*gpus(2, unusable=[0]), Device(id="cpu-0", kind="cpu", is_free=False)]
+    assert decided([waiting("head", 2, priority=5), cpu_job], devices).stops == {}
 
 
 @pytest.mark.parametrize(
@@ -317,6 +323,15 @@ def test_free_devices_and_jobs_that_are_stopping_count_before_more_are_stopped()
     assert decided([job for job in one_has_stopped if job.name != "b"], 4).starts == {
         "head": Start(("g0", "g1", "g3"), is_backfilled=False)
     }
+
+
+def test_device_that_an_ended_run_still_holds_counts_before_more_are_stopped() -> None:
+    jobs = [running("a", 0), waiting("head", 2, priority=1), waiting("small")]
+    decision = decided(jobs[1:], gpus(2, busy=[0]))
+    assert decision.starts == {}, "what the head will use in a moment is not given away"
+    assert decision.waits["head"] == "waits for 2 GPUs, 1 is free, 1 is being freed"
+    assert decided(jobs, gpus(3, busy=[0, 1])).stops == {}
+    assert decided(jobs, gpus(3, busy=[0], unusable=[1])).stops == {"a": "for head"}
 
 
 def test_drained_device_of_a_running_job_is_not_counted_as_freed() -> None:

@@ -155,10 +155,13 @@ def check_kind(decision: Decision, jobs: Sequence[Job], devices: Sequence[Device
         "nothing ahead of the head is behind it"
     )
     assert all(decision.starts[job.name].is_backfilled for job in behind if job.name in decision.starts)
-    # From here on the jobs that start in order run.
+    # From here on the jobs that start in order run, and what has ended has returned its devices.
     running = [job for job in jobs if job.assigned]
     running += [replace(job, assigned=decision.starts[job.name].devices, started_at=now) for job in in_order]
-    assert head.devices > startable(running, devices, machine, gone=set()), "the head does not fit"
+    spare = startable(running, devices, machine, gone=set())
+    assert head.devices > spare, "the head does not fit"
+    taken = {device for job in running for device in job.assigned}
+    devices = [replace(device, is_free=device.id not in taken) for device in devices]
     candidates = [job for job in running if is_victim(job, head, now) and job.name not in ending]
     assert cost(victims, candidates, devices, now) == min(
         (
@@ -169,7 +172,6 @@ def check_kind(decision: Decision, jobs: Sequence[Job], devices: Sequence[Device
         default=cost(set(), [], devices, now),
     )
     surplus = startable(running, devices, machine, gone=ending | victims) - head.devices
-    spare = startable(running, devices, machine, gone=set())
     spare = min(spare, surplus) if surplus >= 0 else spare
     start_s = earliest_start(head, running, devices, machine, ending)
     for job in behind:
@@ -241,11 +243,9 @@ def earliest_start(
         else until_limit(job, machine.now)
         for job in running
     }
-    leased = {d.id for d in devices if not d.is_free} - {device for job in running for device in job.assigned}
-    as_free = [replace(d, is_free=d.is_free or d.id in leased) for d in devices]
     for time in sorted({machine.now, *ends.values()}):
         gone = {name for name, end in ends.items() if end <= time}
-        if startable(running, as_free, machine, gone=gone) >= head.devices:
+        if startable(running, devices, machine, gone=gone) >= head.devices:
             return time
     return math.inf
 
