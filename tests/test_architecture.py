@@ -15,7 +15,19 @@ CONTRACTS = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding
 ]
 # From the top to the bottom, as the import contracts have them. Files of the package's own folder are rooms too.
 ROOMS: list[str] = [*CONTRACTS[0]["layers"], "__init__"]
-CONTROL = {"cli", "launchers", "runs", "config", "system", "rng", "messages", "errors", "worker", "fork_server"}
+CONTROL = {
+    "cli",
+    "service",
+    "launchers",
+    "runs",
+    "config",
+    "system",
+    "rng",
+    "messages",
+    "errors",
+    "worker",
+    "fork_server",
+}
 HEAVY = {"torch", "torchvision", "accelerate", "wandb", "tensorboard", "timm"}
 
 

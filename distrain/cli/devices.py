@@ -48,21 +48,20 @@ def list_(as_json: AsJson = False) -> None:
     Example: `distrain devices list --json`
     """
     from rich.console import Console
-    from rich.table import Table
 
     from distrain.service.devices import list_devices
+    from distrain.system.display import Heading, print_table
 
     found = list_devices()
     if as_json:
         print_json([{**asdict(device), "state": device.state, "is_free": device.is_free} for device in found])
         return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("device", "name", "memory", "state", ""):
-        table.add_column(heading, overflow="fold")
-    for device in found:
-        memory = byte_size(device.memory_bytes) if device.memory_bytes else ""
-        table.add_row(device.id, device.name, memory, device.state, device.reason)
-    Console(highlight=False).print(table, markup=False)
+    headings = [Heading("device"), Heading("name", 2), Heading("memory", 1, is_right=True), Heading("state")]
+    rows = [
+        [one.id, one.name, byte_size(one.memory_bytes) if one.memory_bytes else "", one.state, one.reason]
+        for one in found
+    ]
+    print_table(Console(highlight=False, soft_wrap=True), [*headings, Heading("", is_text=True)], rows)
 
 
 @app.command("drain")

@@ -21,10 +21,10 @@ def queue(
     Example: `distrain queue --json`
     """
     from rich.console import Console
-    from rich.table import Table
 
     from distrain.service.queue import is_served
     from distrain.service.table import read_queue
+    from distrain.system.display import Heading, print_table
 
     rows = read_queue(root.absolute(), now=time.time())
     if as_json:
@@ -34,12 +34,17 @@ def queue(
     if not rows:
         typer.echo(f"the queue of {root.absolute()} is empty")
         return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("run", "state", "priority", "devices", "by", ""):
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(row["run"], row["state"], str(row["priority"]), _devices(row), row["submitted_by"], row["why"])
-    console.print(table, markup=False)
+    headings = [
+        Heading("run"),
+        Heading("state"),
+        Heading("priority", 1, is_right=True),
+        Heading("devices"),
+        Heading("by", 2),
+    ]
+    cells = [
+        [row["run"], row["state"], str(row["priority"]), _devices(row), row["submitted_by"], row["why"]] for row in rows
+    ]
+    print_table(console, [*headings, Heading("", is_text=True)], cells)
     if not is_served(root.absolute()):
         console.print(f"no `distrain serve` runs for {root.absolute()}: the queue waits for one", markup=False)
 

@@ -89,7 +89,8 @@ def submit(
     put(found, is_snapshot=is_snapshot, extras=extras or [])
     runs = [one.run for one in found]
     if as_json:
-        print_json([{"run": run.path.name, "path": str(run.path), "queue": "local"} for run in runs])
+        printed = [{"run": run.path.name, "path": str(run.path), "queue": "local"} for run in runs]
+        print_json(printed if len(printed) > 1 else printed[0])
         return
     output.print_queued(console, runs, is_served=is_served(options.root.absolute()))
     for note in dict.fromkeys(note for one in found for note in one.notes):
