@@ -17,7 +17,7 @@ LONGEST_FILE = 350  # lines
 BUDGETS = {
     "benchmark": 1675,
     "checkpoint": 505,
-    "cli": 3650,
+    "cli": 3720,
     "config": 1590,
     "data": 5320,
     "distributed": 1200,

@@ -145,9 +145,8 @@ def submit(
         return
     job_id = submission.submit(found, is_snapshot=snapshot, extras=snapshot_extra or [])
     if as_json:
-        print_json(
-            [{"run": one.path.name, "path": str(one.path), "queue": "slurm", "job": job_id} for one in found.runs]
-        )
+        jobs = [{"run": one.path.name, "path": str(one.path), "queue": "slurm", "job": job_id} for one in found.runs]
+        print_json(jobs if len(jobs) > 1 else jobs[0])
         return
     output.print_submitted(console, job_id, list(found.runs))
     for note in found.notes:

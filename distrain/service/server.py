@@ -75,8 +75,9 @@ class Service:
         codes = self._reap()
         entries = [entry for entry in self._table.read() if self._may_touch(entry)]
         for entry in entries:
-            if not entry.is_held and entry.run.path not in self._children:
-                self._settle(entry.run, codes.get(entry.run.path))
+            code = codes.get(entry.run.path)
+            if entry.run.path not in self._children and (code is not None or entry.needs_settling):
+                self._settle(entry.run, code)
         entries = [now for entry in entries if (now := read_entry(entry.run)) is not None and not now.is_over]
         self._report_ends({entry.run.path for entry in entries if entry.is_held or entry.run.path in self._children})
         if not entries:

@@ -42,9 +42,15 @@ class Entry:
         return not self.is_held and self.status.state in WAITING
 
     @property
+    def needs_settling(self) -> bool:
+        """Whether its process has ended, and its files do not say yet what follows."""
+        return not self.is_held and self.status.state != "queued"
+
+    @property
     def is_over(self) -> bool:
         """Whether it has left the queue."""
-        return not self.is_held and self.status.state in _OVER
+        was_preempted = self.status.state == "stopped" and self.run.read_stop_reason() == "preempted"
+        return not self.is_held and self.status.state in _OVER and not was_preempted
 
 
 class JobTable:

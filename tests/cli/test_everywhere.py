@@ -24,6 +24,10 @@ ARGUMENTS = {
     "fit": ["--run=runs/failed", "--device=cpu"],
     "submit": ["--run=runs/failed", "--procs=1"],
     "stop": ["runs/live"],
+    "cancel": ["runs/live"],
+    "priority": ["runs/live", "3"],
+    "queue": [],
+    "serve": ["--systemd"],
     "resume": ["runs/failed"],
     "logs": ["runs/done"],
     "stacks": ["runs/live"],
@@ -60,6 +64,7 @@ ARGUMENTS = {
 }
 READING = [
     "logs",
+    "queue",
     "recipes list",
     "recipes show",
     "recipes keys",
