@@ -225,6 +225,20 @@ def test_head_could_start_when_the_last_of_its_devices_may_become_free(
     assert "head" in decision.waits
 
 
+@pytest.mark.parametrize(
+    "other", [running("r", 0, priority=1, is_stopping=True, limit_s=900.0), None], ids=["stopping", "held"]
+)
+@pytest.mark.parametrize(("limit_s", "does_start"), [(70.0, True), (71.0, False)])
+def test_what_is_given_back_soon_does_not_delay_when_the_head_could_start(
+    other: Job | None, limit_s: float, does_start: bool
+) -> None:
+    """The head needs g0, which is given back now, g1, which is free at 1070, and g2, which is free."""
+    fixed = running("fixed", 1, priority=1, limit_s=120.0)
+    short = waiting("short", is_preemptible=False, limit_s=limit_s, submitted_at=200.0)
+    jobs = [waiting("head", 3), short, fixed, *([other] if other else [])]
+    assert ("short" in decided(jobs, gpus(3, busy=[0, 1])).starts) is does_start
+
+
 def test_only_the_first_job_that_does_not_fit_reserves() -> None:
     jobs = [waiting("head", 4), waiting("second", 3, submitted_at=200.0), waiting("third", 1, submitted_at=300.0)]
     decision = decided([*jobs, running("r", 0, 1)], 4)
@@ -287,6 +301,7 @@ def test_job_of_the_other_kind_is_not_stopped() -> None:
     [
         ([running("a", 0), running("b", 1, 2, 3)], {"b"}),  # the head needs 2 of g0 to g5: one job is enough
         ([running("a", 0), running("b", 1), running("c", 2, 3, priority=4)], {"c"}),  # fewer beats lower priority
+        ([running("a", 0), running("b", 1), running("c", 2, 3, 4, priority=4)], {"c"}),  # and less surplus
         ([running("a", 0, 1, 2, priority=1), running("b", 3, 4, priority=2)], {"a"}),  # priority beats surplus
         ([running("a", 0, 1, 2, started_at=NOW), running("b", 3, 4)], {"b"}),  # surplus beats time
         ([running("a", 0, 1), running("b", 2, 3, started_at=NOW - 49)], {"b"}),  # time
