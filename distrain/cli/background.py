@@ -31,7 +31,7 @@ def start_detached(request: FitRequest) -> ExitCode:
 
     Raises as `start` does, before anything is written.
     """
-    console, stop = Console(highlight=False, soft_wrap=True), StopRequest()
+    console, stop = Console(highlight=False, soft_wrap=True, record=True), StopRequest()
     fit = resolve(request)
     if fit.spans_nodes or fit.profile.launcher == "slurm":
         raise LaunchError("--detach is for runs on this machine alone; on SLURM use `distrain submit`")

@@ -21,6 +21,7 @@ from distrain.runs.directory import RunDirectory
 from distrain.runs.error_reports import read_errors
 from distrain.runs.labels import describe_labels, read_labels
 from distrain.runs.liveness import read_states
+from distrain.runs.local_job import LocalJob
 from distrain.runs.query import best_checkpoint, warm_start_command
 from distrain.runs.resume_hint import print_resume, print_resume_hint
 from distrain.runs.stacks import MAIN_THREAD, RankStack
@@ -229,6 +230,8 @@ def print_run(console: Console, run: RunDirectory) -> None:
     console.print(f"[bold]{escape(run.path.name)}[/bold]  {state}{left}")
     if (job := run.read_job()) is not None:
         console.print(f"SLURM job   {job.id}", markup=False)
+    if (local := run.read_local_job()) is not None:
+        _print_local_job(console, run, local)
     console.print(f"step        {status.step}/{status.total_steps}, {duration(status.train_seconds)} of training")
     for title, metrics in (("newest", status.last), ("best", status.best)):
         if metrics is not None:
@@ -259,6 +262,22 @@ def print_run(console: Console, run: RunDirectory) -> None:
     for title, text in describe_labels(read_labels(run)):
         console.print(f"{title:<11} {text}", markup=False, soft_wrap=True)
     console.print(f"directory   {run.path}", markup=False, soft_wrap=True)
+
+
+def _print_local_job(console: Console, run: RunDirectory, job: LocalJob) -> None:
+    """Print a run's place in the queue, and what its interruptions mean for the result."""
+    place = ", ".join(job.assigned) or counted(job.devices, "GPU" if job.kind == "gpu" else "CPU slot")
+    console.print(f"queue       priority {job.priority}, on {place}", markup=False)
+    if job.fault:
+        console.print(f"fault       {job.fault}", markup=False, soft_wrap=True)
+    interrupted = [one for one in run.read_status().attempts[:-1] if one.state == "preempted"]
+    if not interrupted:
+        return
+    sizes = {attempt.world_size for attempt in run.read_status().attempts}
+    times = {1: "once", 2: "twice"}.get(len(interrupted), f"{len(interrupted)} times")
+    is_same = len(sizes) == 1 or read_recipe(run.recipe).train.exact
+    result = "as if never" if is_same else "the sums of other numbers of processes round otherwise (train.exact)"
+    console.print(f"preempted   {times}; the result is {result}", markup=False, soft_wrap=True)
 
 
 def _print_classes(console: Console, evaluation: dict[str, float]) -> None:

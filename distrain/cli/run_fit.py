@@ -188,7 +188,7 @@ def report(fit: ResolvedFit, console: Console, outcome: RunOutcome, *, is_new: b
     reason = run.read_stop_reason() if is_coordinator else None
     if is_coordinator:
         with suppress(OSError):
-            run.stop.unlink(missing_ok=True)  # a late signal must not stop the next attempt
+            run.forget_stop()  # a late signal must not stop the next attempt
     if code == ExitCode.FINISHED:
         output.print_summary(console, run, run.read_status())
     elif code == ExitCode.STOPPED:

@@ -116,7 +116,7 @@ def write_request(
     """
     with run.hold_trainer_lock(patience_s=RANK_EXIT_TIMEOUT_S):
         if not keeps_stop:
-            run.stop.unlink(missing_ok=True)
+            run.forget_stop()
         run.stacks_request.unlink(missing_ok=True)
         run.flight_request.unlink(missing_ok=True)
         write_task(run, task or TrainRequest())  # before the recipe, which makes the folder a run

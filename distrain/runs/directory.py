@@ -48,6 +48,7 @@ class RunDirectory:
         self.labels = path / "labels.json"  # tags and a note, which the user writes on the run
         self.status = path / "status.json"
         self.stop = path / "stop"
+        self.stop_answered = path / "stop-answered"  # the stop file, from the moment when the ranks have saved
         self.metrics = path / "metrics.jsonl"
         self.lock = path / "lock"  # held by rank 0 while it trains
         self.launcher_lock = path / "launcher-lock"  # held by the launcher, also between two attempts
@@ -218,7 +219,20 @@ class RunDirectory:
 
     def read_stop_reason(self) -> StopReason | None:
         """Return why the run was requested to stop; None without a request, and for a signal."""
-        return read_whole(self.stop, lambda text: next((one for one in _STOP_REASONS if one == text), None))
+        for path in (self.stop, self.stop_answered):
+            if found := read_whole(path, lambda text: next((one for one in _STOP_REASONS if one == text), None)):
+                return found
+        return None
+
+    def answer_stop(self) -> None:
+        """Take the stop request away, which is fulfilled, and keep its reason for the launcher."""
+        with suppress(OSError):  # it was deleted, or the disk is full; the next start deletes both files
+            self.stop.replace(self.stop_answered)
+
+    def forget_stop(self) -> None:
+        """Delete the stop request of an earlier attempt."""
+        self.stop.unlink(missing_ok=True)
+        self.stop_answered.unlink(missing_ok=True)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the records of metrics, without lines that were truncated by a crash or damaged on disk."""

@@ -36,7 +36,7 @@ class LocalJob(BaseModel):
     not_before: float = 0.0
     starts: int = 0  # a launcher of the queue trains only if it has this number: it is the newest one
     deaths: int = 0  # in a row without a newer checkpoint
-    reached_step: int = 0  # the newest checkpoint when it last died
+    reached_step: int = 0  # the newest checkpoint when it last died or was stopped
     preempted_at: float | None = None
     preemptions: int = 0
     assigned: list[str] = []  # the devices that it has got

@@ -23,6 +23,7 @@ from distrain.service.queue import bell, find_owner_fault, serve_lock
 from distrain.service.scheduler import TIME_LIMIT, Decision, Start
 from distrain.service.table import Entry, JobTable, decide, read_entry
 from distrain.system import locks
+from distrain.system.display import duration
 from distrain.system.loop_guard import LoopGuard, describe
 from distrain.system.signals import StopRequest
 
@@ -139,7 +140,7 @@ class Service:
             job.starts += 1
             job.assigned, job.is_backfilled = list(start.devices), start.is_backfilled
             job.started_at, job.stop_reason = time.time(), ""
-        run.stop.unlink(missing_ok=True)  # of an earlier attempt: the launcher keeps one that comes from now on
+        run.forget_stop()  # the launcher keeps a request that comes from now on
         try:
             self._children[run.path] = start_job(run, job, read_profile(run.profile))
         except (OSError, RunError) as error:
@@ -180,14 +181,17 @@ class Service:
             self._count_death(run, job, status)
 
     def _settle_preempted(self, run: RunDirectory, job: LocalJob, status: Status) -> None:
+        """Queue a job again that was stopped for another one, at its time limit, or with the machine."""
+        step, had_its_time = newest_step(run.checkpoints), job.stop_reason == TIME_LIMIT
         if not job.requeue:
             self._end(run, status, "stopped")
-            return
-        job.is_first = job.stop_reason != TIME_LIMIT
-        if not job.is_first:  # it had its time: it waits behind the others
-            job.queued_at = time.time()
-        job.deaths = 0
-        self._requeue(run, job, status)
+        elif had_its_time and step <= job.reached_step:
+            self._fail(run, job, f"it made no progress in its time limit of {duration(job.time_limit_s or 0.0)}")
+        else:
+            job.is_first = not had_its_time  # otherwise it waits behind the others
+            job.queued_at = time.time() if had_its_time else job.queued_at
+            job.deaths, job.reached_step = 0, step
+            self._requeue(run, job, status)
 
     def _settle_unstarted(self, run: RunDirectory, job: LocalJob, status: Status, code: int) -> None:
         if code == ExitCode.BAD_INPUT:
@@ -206,7 +210,7 @@ class Service:
             self._fail(run, job, f"it died {counted(job.deaths, 'time')} without a newer checkpoint")
             return
         job.is_first = True
-        job.not_before = time.time() + (_BACK_OFF_S * 2 ** (job.deaths - 2) if job.deaths > 1 else 0.0)
+        job.not_before = time.time() + _BACK_OFF_S * 2 ** (job.deaths - 2) if job.deaths > 1 else 0.0
         self._notify(f"{run.path.name} died, and is queued again; it resumes from step {step}")
         self._requeue(run, job, status)
 

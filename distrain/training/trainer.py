@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext
 
 from distrain.checkpoint.tensors import digest, weights_digest
 from distrain.config import Recipe
@@ -81,8 +81,7 @@ def _train_attempt(
         monitor.state.keep_digests(weights=weights_digest(session.model), state=digest(session.tensors()))
     monitor.report("finished" if is_complete else "stopped")
     if world.is_rank_zero and not is_complete:
-        with suppress(OSError):  # the next start removes it as well
-            run.stop.unlink(missing_ok=True)  # the request is fulfilled: the next start resumes
+        run.answer_stop()  # the next start resumes
     return is_complete
 
 

@@ -128,7 +128,9 @@ def test_preempted_job_resumes_to_the_same_weights(queue: Queue) -> None:
         alone["weights_digest"],
         alone["state_digest"],
     )
-    assert "preempted once" in distrain("runs", "show", str(low.path), cwd=queue.folder).out
+    assert (
+        "preempted   once; the result is as if never" in distrain("runs", "show", str(low.path), cwd=queue.folder).out
+    )
 
 
 def test_killed_serve_is_replaced_by_one_that_adopts_what_runs(queue: Queue) -> None:
@@ -195,7 +197,7 @@ def test_job_waits_for_another_and_not_for_one_that_failed(queue: Queue) -> None
 
 
 def test_time_limit_lets_others_run_and_then_resumes(queue: Queue) -> None:
-    long = queue.submit(*SLOW, "--set=train.epochs=20", "--time=0:0:2")
+    long = queue.submit(*SLOW, "--set=train.epochs=25", "--time=0:0:12")
     queue.serve("--slots=1")
     wait_until(lambda: is_at(long, 5), queue)
     other = queue.submit()
@@ -204,6 +206,15 @@ def test_time_limit_lets_others_run_and_then_resumes(queue: Queue) -> None:
     attempts = long.read_status().attempts
     assert len(attempts) > 1 and {attempt.state for attempt in attempts[:-1]} == {"preempted"}
     assert other.read_status().attempts[0].started < attempts[1].started
+
+
+def test_time_limit_that_is_too_short_is_no_endless_loop(queue: Queue) -> None:
+    run = queue.submit("--set=train.epochs=50", "--time=0:0:1")
+    queue.serve("--slots=1")
+    wait_until(lambda: is_over(run), queue)
+    job = run.read_local_job()
+    assert state(run) == "failed"
+    assert job is not None and "no progress in its time limit of 1.0 s" in job.fault
 
 
 def test_serve_that_ends_lets_jobs_continue(queue: Queue) -> None:
