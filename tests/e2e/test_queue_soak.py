@@ -1,4 +1,4 @@
-"""A long queue on two slots, with kills at random of jobs, of `serve`, and of both: nothing is lost, nothing runs twice."""
+"""A long queue on two slots, with kills at random of jobs, of `serve`, and of both: nothing is lost or runs twice."""
 
 import json
 import os
