@@ -40,7 +40,7 @@ def _default(context: typer.Context, as_json: AsJson = False) -> None:
 
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
-    """List the devices: free, leased to a run, drained, or filled by another program.
+    """List the devices: free, leased to a run, drained, filled by another program, or faulty (its lock file is).
 
     A run takes a lease on each of its devices, GPUs or slots of the CPU (one for each training process), so that two
     runs never share one by accident.
@@ -48,27 +48,34 @@ def list_(as_json: AsJson = False) -> None:
     Example: `distrain devices list --json`
     """
     from rich.console import Console
-    from rich.table import Table
 
     from distrain.service.devices import list_devices
+    from distrain.system.display import Heading, print_table
 
     found = list_devices()
     if as_json:
         print_json([{**asdict(device), "state": device.state, "is_free": device.is_free} for device in found])
         return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("device", "name", "memory", "state", ""):
-        table.add_column(heading, overflow="fold")
-    for device in found:
-        memory = byte_size(device.memory_bytes) if device.memory_bytes else ""
-        table.add_row(device.id, device.name, memory, device.state, device.reason)
-    Console(highlight=False).print(table, markup=False)
+    headings = [
+        Heading("device"),
+        Heading("name", 2),
+        Heading("memory", 1, is_right=True),
+        Heading("state"),
+        Heading("", is_text=True),
+    ]
+    rows = [
+        [each.id, each.name, byte_size(each.memory_bytes) if each.memory_bytes else "", each.state, each.reason]
+        for each in found
+    ]
+    print_table(Console(highlight=False, soft_wrap=True), headings, rows)
 
 
 @app.command("drain")
 def drain(
     device: DeviceId,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Shown to those who look for a device.")] = "",
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="REASON", help="Shown to those who look for a device.")
+    ] = "",
 ) -> None:
     """Take a device out of service: no run gets it any more. A run that has it continues.
 
@@ -78,9 +85,12 @@ def drain(
     """
     from distrain.service.devices import require_leases
 
-    state = _find(device)
-    require_leases().drain(state.id, reason)
-    later = f"; run {state.holder.run} keeps it" if state.holder is not None else ""
+    folder, state = require_leases(), _find(device)
+    if state.drain is not None:
+        typer.echo(f"{state.id} is {state.drain}; nothing was changed")
+        return
+    folder.drain(state.id, reason)
+    later = f"; {state.holder} keeps it" if state.holder is not None else ""
     typer.echo(f"drained {state.id}{later}")
 
 
@@ -92,8 +102,8 @@ def undrain(device: DeviceId) -> None:
     """
     from distrain.service.devices import require_leases
 
-    state = _find(device)
-    was_drained = require_leases().undrain(state.id)
+    folder, state = require_leases(), _find(device)
+    was_drained = folder.undrain(state.id)
     typer.echo(f"{state.id} is in service{'' if was_drained else ' already'}")
 
 
