@@ -225,7 +225,7 @@ def test_choice_that_another_process_blocks_is_made_all_the_same(
 
 @pytest.mark.parametrize("name", ["cpu-0.lock", "cpu-0.ranks"])
 @pytest.mark.parametrize("kind", ["link", "dangling link", "hard link", "fifo", "folder"])
-def test_file_that_is_not_a_regular_one_is_not_locked(folder: LeaseFolder, name: str, kind: str) -> None:
+def test_file_that_is_not_a_regular_one_is_not_locked(folder: LeaseFolder, start: Start, name: str, kind: str) -> None:
     target, path = folder.path.parent / "target", folder.path / name
     target.write_text("content")
     make: dict[str, Callable[[], object]] = {
@@ -240,7 +240,7 @@ def test_file_that_is_not_a_regular_one_is_not_locked(folder: LeaseFolder, name:
         folder.acquire("cpu-0", Path("/runs/first"))
     with pytest.raises(LockFileError):
         folder.find_holder("cpu-0")
-    assert as_nobody(lambda: folder.share(["cpu-0"])) == "None"
+    end(start(RANK, says="shared"))
     assert target.read_text() == "content"
     assert not (folder.path.parent / "nowhere").exists()
     (path.rmdir if kind == "folder" else path.unlink)()
