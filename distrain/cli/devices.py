@@ -40,7 +40,7 @@ def _default(context: typer.Context, as_json: AsJson = False) -> None:
 
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
-    """List the devices: free, leased to a run, drained, or filled by another program.
+    """List the devices: free, leased to a run, drained, filled by another program, or faulty (its lock file is).
 
     A run takes a lease on each of its devices, GPUs or slots of the CPU (one for each training process), so that two
     runs never share one by accident.
@@ -56,18 +56,26 @@ def list_(as_json: AsJson = False) -> None:
     if as_json:
         print_json([{**asdict(device), "state": device.state, "is_free": device.is_free} for device in found])
         return
-    headings = [Heading("device"), Heading("name", 2), Heading("memory", 1, is_right=True), Heading("state")]
-    rows = [
-        [one.id, one.name, byte_size(one.memory_bytes) if one.memory_bytes else "", one.state, one.reason]
-        for one in found
+    headings = [
+        Heading("device"),
+        Heading("name", 2),
+        Heading("memory", 1, is_right=True),
+        Heading("state"),
+        Heading("", is_text=True),
     ]
-    print_table(Console(highlight=False, soft_wrap=True), [*headings, Heading("", is_text=True)], rows)
+    rows = [
+        [each.id, each.name, byte_size(each.memory_bytes) if each.memory_bytes else "", each.state, each.reason]
+        for each in found
+    ]
+    print_table(Console(highlight=False, soft_wrap=True), headings, rows)
 
 
 @app.command("drain")
 def drain(
     device: DeviceId,
-    reason: Annotated[str, typer.Option("--reason", metavar="WHY", help="Shown to those who look for a device.")] = "",
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="REASON", help="Shown to those who look for a device.")
+    ] = "",
 ) -> None:
     """Take a device out of service: no run gets it any more. A run that has it continues.
 
@@ -77,9 +85,12 @@ def drain(
     """
     from distrain.service.devices import require_leases
 
-    state = _find(device)
-    require_leases().drain(state.id, reason)
-    later = f"; run {state.holder.run} keeps it" if state.holder is not None else ""
+    folder, state = require_leases(), _find(device)
+    if state.drain is not None:
+        typer.echo(f"{state.id} is {state.drain}; nothing was changed")
+        return
+    folder.drain(state.id, reason)
+    later = f"; {state.holder} keeps it" if state.holder is not None else ""
     typer.echo(f"drained {state.id}{later}")
 
 
@@ -91,8 +102,8 @@ def undrain(device: DeviceId) -> None:
     """
     from distrain.service.devices import require_leases
 
-    state = _find(device)
-    was_drained = require_leases().undrain(state.id)
+    folder, state = require_leases(), _find(device)
+    was_drained = folder.undrain(state.id)
     typer.echo(f"{state.id} is in service{'' if was_drained else ' already'}")
 
 

@@ -15,7 +15,7 @@ from distrain.config import Recipe
 from distrain.config.batching import Batching, solve_batching
 from distrain.config.debug_presets import debug_post_mortem
 from distrain.config.profile import LaunchOptions, Profile, read_profile, resolve_profile
-from distrain.errors import ExitCode, LaunchError, PreflightError
+from distrain.errors import ExitCode, LaunchError, PreflightError, StoppedError
 from distrain.launchers import LAUNCHERS
 from distrain.launchers.abort import end_at_once
 from distrain.launchers.multinode.coordinator import Coordinator
@@ -105,15 +105,21 @@ def resolve(request: FitRequest) -> ResolvedFit:
 def lease(fit: ResolvedFit, console: Console, stop: StopRequest, *, wait: bool) -> Iterator[ResolvedFit]:
     """Lease the devices of the run during the block; yields the request with a plan that uses them.
 
-    Raises `LaunchError` where other runs have them, unless it may `wait`.
+    Raises `LaunchError` where other runs have them, unless it may `wait`, and `RunError` where the run is in use.
     """
-    with lease_devices(
-        fit.profile,
-        fit.run.path,
-        wait=wait,
-        is_over=stop.is_set,
-        notify=lambda text: output.print_event(console, text),
-    ) as devices:
+    if fit.run.exists and fit.profile.node_rank == 0:
+        with fit.run.hold_launcher_lock():  # not after a wait, in which Ctrl-C would stop the run that is in use
+            pass
+    with (
+        _interruptible(fit.run),
+        lease_devices(
+            fit.profile,
+            fit.run.path,
+            wait=wait,
+            is_over=stop.is_set,
+            notify=lambda text: output.print_event(console, text),
+        ) as devices,
+    ):
         if fit.plan.in_process:
             os.environ.update(devices)  # CUDA has not been started in this process
         yield fit.on(devices)
@@ -208,6 +214,17 @@ def _stopping_on_signal(fit: ResolvedFit) -> AbstractContextManager[StopRequest]
     run, cleanup = fit.run, fit.plan.cleanup
     earlier = run.read_status().mark
     return stop_on_signal(run, kill=lambda: end_at_once(run, earlier=earlier, cleanup=cleanup), is_last=True)
+
+
+@contextmanager
+def _interruptible(run: RunDirectory) -> Iterator[None]:
+    """End the command where a signal has ended the wait for devices; an existing run keeps no stop file."""
+    try:
+        yield
+    except StoppedError:
+        with suppress(OSError):
+            run.stop.unlink(missing_ok=True)
+        raise SystemExit(ExitCode.INTERRUPTED) from None
 
 
 def _elsewhere(run: RunDirectory) -> str:

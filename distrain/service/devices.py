@@ -1,11 +1,10 @@
 """Lists the devices of this machine, and leases those of a run: GPUs and MIG devices by UUID, or slots of the CPU."""
 
 import os
-import random
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -21,17 +20,16 @@ from distrain.system.leases import (
     Holder,
     Lease,
     LeaseFolder,
-    LeasesUnavailableError,
     assigned_devices,
     open_leases,
 )
 from distrain.system.nvml import GpuUse, read_gpu_use
+from distrain.system.shared_locks import LeasesUnavailableError, LockFileError
 
 Kind: TypeAlias = Literal["gpu", "cpu"]
 
 _FILLED_SHARE = 0.1  # of a GPU's memory, if processes compute on it
 _FILLED_WITHOUT_PROCESS = 0.5  # where NVML names no process, as in containers
-_TRIES = 5
 _WAIT_S = 1.0
 
 
@@ -46,6 +44,7 @@ class DeviceState:
     holder: Holder | None = None  # the run that has leased it
     drain: Drain | None = None
     filled_by: str | None = None  # the other programs that use its memory
+    fault: str | None = None  # why it cannot be leased
 
     @property
     def is_free(self) -> bool:
@@ -54,22 +53,24 @@ class DeviceState:
 
     @property
     def is_out(self) -> bool:
-        """Whether it is out of service, or in use by programs that take no leases."""
-        return self.drain is not None or self.filled_by is not None
+        """Whether it is out of service, in use by programs that take no leases, or cannot be leased."""
+        return self.drain is not None or self.filled_by is not None or self.fault is not None
 
     @property
     def state(self) -> str:
         """What it does, as one word."""
         if self.holder is not None:
             return "leased"
-        return "drained" if self.drain is not None else "filled" if self.filled_by is not None else "free"
+        if self.drain is not None:
+            return "drained"
+        return "filled" if self.filled_by is not None else "faulty" if self.fault is not None else "free"
 
     @property
     def reason(self) -> str:
         """Who has it, or why it is out of service; empty where it is free."""
         if self.holder is not None:
             return f"leased to {self.holder}"
-        return str(self.drain or self.filled_by or "")
+        return str(self.drain or self.filled_by or self.fault or "")
 
 
 def list_devices(kind: Kind | None = None, *, slots: int | None = None) -> list[DeviceState]:
@@ -81,21 +82,13 @@ def list_devices(kind: Kind | None = None, *, slots: int | None = None) -> list[
         folder = open_leases()
     except LeasesUnavailableError:
         folder = None
-    use = read_gpu_use() if kind != "cpu" else {}
-    found = [*_gpus()] if kind != "cpu" else []
-    if kind != "gpu":
-        found += [(name, "cpu", "CPU slot", 0) for name in slot_names(slots)]
-    return [_look(folder, *device, use=use.get(device[0])) for device in found]
+    gpus = _list_gpus(folder) if kind != "cpu" else []
+    return gpus + (_list_slots(folder, slot_names(slots)) if kind != "gpu" else [])
 
 
 def slot_names(slots: int | None = None) -> list[str]:
     """Return the names of the CPU slots; by default there is one for each core of the machine."""
     return [f"cpu-{number}" for number in range(slots or os.cpu_count() or 1)]
-
-
-def has_gpus() -> bool:
-    """Whether this machine has GPUs that this process may use."""
-    return bool(list_visible_devices())
 
 
 def require_leases() -> LeaseFolder:
@@ -122,92 +115,94 @@ def lease_devices(
 
     With `wait`, waits until enough are free, or until `is_over`. Raises `LaunchError` where too few are free, which
     says who has the others. In an allocation of SLURM, which has assigned the devices, and where leases are turned
-    off, nothing is leased.
+    off, nothing is leased. Where the folder of leases cannot be used, those that no program fills count as free.
     """
-    folder = _find_folder(profile, notify)
-    if folder is None:
+    is_leased = profile.launcher != "slurm"
+    folder: LeaseFolder | None = None
+    try:
+        if is_leased:
+            folder = open_leases()
+            is_leased = folder is not None
+    except LeasesUnavailableError as error:
+        if profile.device == "cuda":
+            notify(f"note: devices are not leased, so another run may choose the same GPU: {error}")
+    if not is_leased:
         yield {}
         return
-    leases = _wait_for_leases(folder, profile, run, wait=wait, is_over=is_over, notify=notify)
-    devices = [lease.device for lease in leases]
+    devices, leases = _wait_for_devices(folder, profile, run, wait=wait, is_over=is_over, notify=notify)
     try:
-        with drain_faulty(folder, devices, notify):
-            yield _variables(profile, devices)
+        with nullcontext() if folder is None else drain_faulty(folder, devices, notify):
+            leased = {LEASED: ",".join(devices)} if leases else {}
+            yield {**leased, **(show_only(devices) if profile.device == "cuda" else {})}
     finally:
         for lease in leases:
             lease.release()
 
 
-def _find_folder(profile: Profile, notify: Callable[[str], None]) -> LeaseFolder | None:
-    if profile.launcher == "slurm":
-        return None
-    try:
-        return open_leases()
-    except LeasesUnavailableError as error:
-        if profile.device == "cuda":
-            notify(f"note: devices are not leased, so another run may choose the same GPU: {error}")
-        return None
-
-
-def _wait_for_leases(
-    folder: LeaseFolder,
+def _wait_for_devices(
+    folder: LeaseFolder | None,
     profile: Profile,
     run: Path,
     *,
     wait: bool,
     is_over: Callable[[], bool],
     notify: Callable[[str], None],
-) -> list[Lease]:
+) -> tuple[list[str], list[Lease]]:
     is_reported = False
     while True:
-        leases, states = _try_to_lease(folder, profile, run)
-        if leases is not None:
+        devices, leases, states = _choose(folder, profile, run)
+        if devices is not None:
             _report_skipped(states, notify)
-            return leases
+            return devices, leases
         fault = _describe_shortage(profile, states)
+        if _count(profile, states) > len(states):
+            raise LaunchError(fault)
         if not wait:
             raise LaunchError(f"{fault}; wait with --wait, or queue the run with --queue")
-        if is_over():
-            raise StoppedError
         if not is_reported:
             notify(f"waiting: {fault}")
             is_reported = True
-        time.sleep(_WAIT_S)
+        next_s = time.monotonic() + _WAIT_S
+        while time.monotonic() < next_s:
+            if is_over():
+                raise StoppedError
+            time.sleep(_WAIT_S / 20)
 
 
-def _try_to_lease(folder: LeaseFolder, profile: Profile, run: Path) -> tuple[list[Lease] | None, list[DeviceState]]:
-    """Lease as many devices as the profile needs, all or none; also returns the states of the candidates.
-
-    Two runs that take the last devices at the same time may each get some of them: both give them back, and try again
-    after a random pause.
-    """
-    for number in range(_TRIES):
-        time.sleep(number * random.uniform(0.01, 0.05))
-        states = _candidates(profile)
+def _choose(
+    folder: LeaseFolder | None, profile: Profile, run: Path
+) -> tuple[list[str] | None, list[Lease], list[DeviceState]]:
+    """Choose and lease as many devices as the profile needs, all or none; also returns the states of the candidates."""
+    with nullcontext() if folder is None else folder.choosing():
+        states = _candidates(folder, profile)
         wanted = _count(profile, states)
+        free = [state.id for state in states if state.is_free]
+        if folder is None:
+            return (free[:wanted] if len(free) >= wanted else None), [], states
         leases: list[Lease] = []
-        for state in states:
-            if len(leases) < wanted and not state.is_out and (lease := folder.acquire(state.id, run)) is not None:
+        for device in free:
+            if len(leases) < wanted and (lease := _acquire(folder, device, run)) is not None:
                 leases.append(lease)
         if len(leases) == wanted:
-            return leases, states
+            return [lease.device for lease in leases], leases, states
         for lease in leases:
             lease.release()
-        if profile.device == "cpu" and _is_shared_with_itself(states, run, wanted):
-            return [], states
-        if len([state for state in states if state.is_free]) < wanted:
-            break
-    return None, states
+    return ([] if _is_shared_with_itself(profile, states, run) else None), [], states
 
 
-def _candidates(profile: Profile) -> list[DeviceState]:
+def _acquire(folder: LeaseFolder, device: str, run: Path) -> Lease | None:
+    try:
+        return folder.acquire(device, run)
+    except LockFileError:
+        return None
+
+
+def _candidates(folder: LeaseFolder | None, profile: Profile) -> list[DeviceState]:
     """Return the devices that the run may use: those assigned by the queue, or all that it sees."""
     assigned = assigned_devices()
-    if profile.device == "cpu" and assigned:
-        folder = open_leases()
-        return [_look(folder, name, "cpu", "CPU slot", 0) for name in assigned]
-    states = list_devices("gpu" if profile.device == "cuda" else "cpu")
-    return [state for state in states if not assigned or state.id in assigned]
+    if profile.device == "cpu":
+        return _list_slots(folder, assigned or slot_names())
+    return [state for state in _list_gpus(folder) if not assigned or state.id in assigned]
 
 
 def _count(profile: Profile, states: list[DeviceState]) -> int:
@@ -216,10 +211,11 @@ def _count(profile: Profile, states: list[DeviceState]) -> int:
     return min(needed, len(states)) if profile.device == "cpu" else needed
 
 
-def _is_shared_with_itself(states: list[DeviceState], run: Path, wanted: int) -> bool:
-    """Whether the slots that are missing are those of the same run, of which several nodes are this machine."""
+def _is_shared_with_itself(profile: Profile, states: list[DeviceState], run: Path) -> bool:
+    """Whether the CPU slots that are missing are those of the same run, of which several nodes are this machine."""
     own = [state for state in states if state.holder is not None and state.holder.run == str(run)]
-    return len(own) + len([state for state in states if state.is_free]) >= wanted and bool(own)
+    free = [state for state in states if state.is_free]
+    return profile.device == "cpu" and bool(own) and len(own) + len(free) >= _count(profile, states)
 
 
 def _report_skipped(states: list[DeviceState], notify: Callable[[str], None]) -> None:
@@ -238,30 +234,30 @@ def _describe_shortage(profile: Profile, states: list[DeviceState]) -> str:
         if not state.is_free:
             by_reason.setdefault(state.reason, []).append(state.id)
     users = [f"{joined(names, last='and')} {reason}" for reason, names in by_reason.items()]
-    return f"{needed}, and {available} ({'; '.join(users)})"
+    return f"{needed}, and {available}{' (' + '; '.join(users) + ')' if users else ''}"
 
 
-def _variables(profile: Profile, devices: list[str]) -> dict[str, str]:
-    if not devices:
-        return {}
-    visible = show_only(devices) if profile.device == "cuda" else {}
-    return {LEASED: ",".join(devices), **visible}
+def _list_slots(folder: LeaseFolder | None, names: list[str]) -> list[DeviceState]:
+    return [_look(folder, DeviceState(name, "cpu", "CPU slot")) for name in names]
 
 
-def _gpus() -> Iterable[tuple[str, Kind, str, int]]:
-    for device in list_visible_devices():
-        yield device.uuid, "gpu", device.name, device.memory_bytes
-    for name in unnamed_devices():
-        yield name, "gpu", "GPU", 0
+def _list_gpus(folder: LeaseFolder | None) -> list[DeviceState]:
+    use = read_gpu_use()
+    found = [DeviceState(one.uuid, "gpu", one.name, one.memory_bytes) for one in list_visible_devices()]
+    found += [DeviceState(name, "gpu", "GPU") for name in unnamed_devices()]
+    return [_look(folder, state, use.get(state.id)) for state in found]
 
 
-def _look(
-    folder: LeaseFolder | None, name: str, kind: Kind, title: str, memory: int, *, use: GpuUse | None = None
-) -> DeviceState:
-    holder = None if folder is None else folder.find_holder(name)
-    drain = None if folder is None else folder.find_drain(name)
-    filled_by = None if holder is not None or use is None else _describe_filling(use, memory)
-    return DeviceState(name, kind, title, memory, holder, drain, filled_by)
+def _look(folder: LeaseFolder | None, device: DeviceState, use: GpuUse | None = None) -> DeviceState:
+    """Return the device with what keeps a run from using it; only programs without a lease fill it."""
+    holder = drain = fault = None
+    if folder is not None:
+        try:
+            holder, drain = folder.find_holder(device.id), folder.find_drain(device.id)
+        except LeasesUnavailableError as error:
+            fault = str(error)
+    filled_by = None if holder is not None or use is None else _describe_filling(use, device.memory_bytes)
+    return replace(device, holder=holder, drain=drain, filled_by=filled_by, fault=fault)
 
 
 def _describe_filling(use: GpuUse, memory: int) -> str | None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from distrain.config.profile import Profile
-from distrain.errors import RunError, StoppedError
+from distrain.errors import ExitCode, RunError
 from distrain.runs.directory import RunDirectory
 from distrain.runs.local_job import LocalJob, is_frozen
 from distrain.system.leases import ASSIGNED
@@ -61,10 +61,10 @@ def is_from_queue() -> bool:
 
 
 def check_start(run: RunDirectory) -> None:
-    """Raise `StoppedError` where the queue has meanwhile started this run again, or was told to drop it."""
+    """End this process with 75 where the queue has meanwhile started this run again, or was told to drop it."""
     job = run.read_local_job()
     if is_from_queue() and (job is None or os.environ[START] != str(job.starts)):
-        raise StoppedError
+        raise SystemExit(ExitCode.STOPPED)
 
 
 def read_secrets(path: Path = _SECRETS) -> dict[str, str]:

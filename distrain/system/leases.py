@@ -6,46 +6,51 @@ The device `ID`, a GPU by its UUID or a slot of the CPU such as `cpu-0`, has the
   contains, who holds it, is shown to people and decides nothing.
 - `ID.ranks`: each rank has a shared lock on it. When a launcher is killed, its ranks keep the device until the last of
   them has ended. They open the file themselves, because accelerate and torchrun close inherited files.
-- `ID.drained`: exists while the device is out of service.
+- `ID.drained`: exists while the device is out of service; its owner is the user who drained it.
+- `choice.lock`: a launcher has an exclusive lock on it while it chooses its devices.
 
-The kernel releases a lock with the process that holds it, however that ends. Forks of the process, such as the workers
-that load data, close the files at once. `flock /run/lock/distrain/ID.lock PROGRAM` keeps distrain off a device as well.
-
-Anyone may create files in the folder. Links are therefore not followed, only regular files are locked, and a file that
-exists is opened without O_CREAT, which the kernel refuses for those of other users (fs.protected_regular).
+The kernel releases a lock with the process that holds it, however that ends (`shared_locks.py`). The program
+`flock /run/lock/distrain/ID.lock PROGRAM` keeps distrain off a device as well. Anyone may write into the files, so a
+record that makes no sense is ignored.
 """
 
-import errno
-import fcntl
 import json
 import os
 import pwd
 import socket
 import stat
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from distrain.errors import LaunchError, StorageError
+from distrain.messages import escape_control_characters
 from distrain.system.locks import boot_id
+from distrain.system.shared_locks import (
+    EXCLUSIVE,
+    PAUSE_S,
+    PROBES_S,
+    SHARED,
+    LeasesUnavailableError,
+    LockFileError,
+    close,
+    is_locked,
+    lock,
+)
 
 LOCK_DIR = "DISTRAIN_LOCK_DIR"  # names the folder of leases; empty, nothing is leased
 LEASED = "DISTRAIN_LEASED"  # the devices of this rank's run, set by its launcher
 ASSIGNED = "DISTRAIN_DEVICES"  # the devices that the queue has chosen for a launcher
 _DEFAULT = Path("/run/lock/distrain")
-_SHARED = 0o1777  # as /tmp: all may create files, and only their owners delete them
-_PROBES_S = 0.05  # another process that looks whether a device is free locks it for a moment
+_MODE = 0o1777  # as /tmp: all may create files, and only their owners delete them
+_CHOICE = "choice.lock"
+_CHOICE_S = 10.0  # where the driver takes seconds to start, so does a choice
 _RANK_S = 5.0
-_PAUSE_S = 0.01
 
-_open_files: set[int] = set()
-
-
-class LeasesUnavailableError(Exception):
-    """The folder of leases cannot be used; the message says why, and what to do."""
+Record: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Holder:
     def __str__(self) -> str:
         if not self.run:
             return "another program"
-        return f"run {Path(self.run).name} of {self.user} since {_clock(self.since)}"
+        return escape_control_characters(f"run {Path(self.run).name} of {self.user} since {_clock(self.since)}")
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,8 @@ class Drain:
     since: float
 
     def __str__(self) -> str:
-        return f"drained by {self.user} at {_clock(self.since)}{f': {self.reason}' if self.reason else ''}"
+        because = f": {escape_control_characters(self.reason)}" if self.reason else ""
+        return f"drained by {self.user} at {_clock(self.since)}{because}"
 
 
 class Lease:
@@ -86,10 +92,7 @@ class Lease:
 
     def release(self) -> None:
         """Give the device back."""
-        if self._file in _open_files:
-            with suppress(OSError):
-                os.ftruncate(self._file, 0)
-            _close(self._file)
+        close(self._file, empty=True)
 
 
 class LeaseFolder:
@@ -98,125 +101,102 @@ class LeaseFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @contextmanager
+    def choosing(self) -> Iterator[None]:
+        """Let one launcher at a time choose its devices: of two, each could lease some of those that both need.
+
+        The block also runs where another process does not release the lock: a lease alone excludes all others.
+        """
+        file = None
+        with suppress(LeasesUnavailableError):
+            file = lock(self._path(_CHOICE), EXCLUSIVE, patience_s=_CHOICE_S)
+        try:
+            yield
+        finally:
+            if file is not None:
+                close(file)
+
     def acquire(self, device: str, run: Path) -> Lease | None:
-        """Lease a device for the launcher of `run`; returns None where another run has it."""
-        file = self._lock(f"{device}.lock", fcntl.LOCK_EX, patience_s=_PROBES_S)
+        """Lease a device for the launcher of `run`; returns None where another run has it.
+
+        Raises `LockFileError` where somebody has made its file unusable.
+        """
+        file = lock(self._path(f"{device}.lock"), EXCLUSIVE, patience_s=PROBES_S)
         if file is None:
             return None
-        if self._is_locked(f"{device}.ranks", fcntl.LOCK_EX):  # a killed launcher's ranks are still there
-            _close(file)
-            return None
+        try:
+            if self._is_shared(device):  # a killed launcher's ranks are still there
+                close(file)
+                return None
+        except LockFileError:
+            close(file)
+            raise
         holder = Holder(str(run), user_name(os.getuid()), os.getpid(), socket.gethostname(), time.time(), boot_id())
-        with suppress(OSError):  # a full disk: the lock is held all the same
+        with suppress(OSError):  # a full disk, or a file that another user lets nobody else write
             _write(file, asdict(holder))
         return Lease(device, file)
 
     def find_holder(self, device: str) -> Holder | None:
-        """Return who has a device; None where it is free."""
-        if not self._is_locked(f"{device}.lock", fcntl.LOCK_SH) and not self._is_locked(
-            f"{device}.ranks", fcntl.LOCK_EX
-        ):
+        """Return who has a device; None where it is free. Raises `LockFileError` as `acquire` does."""
+        if not is_locked(self._path(f"{device}.lock"), SHARED, patience_s=0.0) and not self._is_shared(device):
             return None
-        record = _read(self.path / f"{device}.lock")
-        try:
-            holder = Holder(**record)
-        except TypeError:  # empty, or of another program
-            return Holder()
-        return holder if holder.boot == boot_id() else Holder()
+        record = _read(self._path(f"{device}.lock"))
+        known = {name: record[name] for name, value in vars(Holder()).items() if type(record.get(name)) is type(value)}
+        holder = Holder(**known)
+        return holder if holder.boot == boot_id() else Holder()  # empty, old, or of another program
 
     def share(self, devices: Iterable[str]) -> None:
         """Keep devices leased while this process, a rank, lives; the launcher has leased them."""
         for device in devices:
-            self._lock(f"{device}.ranks", fcntl.LOCK_SH, patience_s=_RANK_S)
+            with suppress(LockFileError):
+                lock(self._path(f"{device}.ranks"), SHARED, patience_s=_RANK_S)
 
     def drain(self, device: str, reason: str) -> None:
-        """Take a device out of service; a run that has it keeps it."""
-        path = self.path / f"{device}.drained"
+        """Take a device out of service, unless it is; a run that has it keeps it."""
         with suppress(FileExistsError):
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            file = os.open(self._path(f"{device}.drained"), flags, 0o644)
             try:
-                _write(file, asdict(Drain(reason, user_name(os.getuid()), time.time())))
+                os.fchmod(file, 0o644)  # whatever the umask
+                _write(file, {"reason": reason})
             finally:
                 os.close(file)
 
     def undrain(self, device: str) -> bool:
         """Return a device to service; returns whether it was drained. Raises `StorageError` for one of another user."""
+        path = self._path(f"{device}.drained")
         try:
-            (self.path / f"{device}.drained").unlink()
+            owner = path.lstat().st_uid
         except FileNotFoundError:
             return False
-        except PermissionError:
+        if os.geteuid() not in {0, owner}:  # who owns the folder may delete the files of others, and does not
             drain = self.find_drain(device)
-            raise StorageError(f"{device} was {drain}; only that user and root can return it to service") from None
+            raise StorageError(f"{device} was {drain}; only that user and root can return it to service")
+        path.unlink(missing_ok=True)
         return True
 
     def find_drain(self, device: str) -> Drain | None:
         """Return why a device is out of service; None where it is not."""
-        path = self.path / f"{device}.drained"
-        if not os.path.lexists(path):
-            return None
+        path = self._path(f"{device}.drained")
         try:
-            return Drain(**_read(path))
-        except TypeError:
-            return Drain("", "another user", path.lstat().st_mtime)
-
-    def _lock(self, name: str, kind: int, *, patience_s: float) -> int | None:
-        """Lock a file and return its descriptor; None where another process has it for `patience_s`."""
-        deadline = time.monotonic() + patience_s
-        while True:
-            file = self._open(name)
-            try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
-            except OSError as error:
-                os.close(file)
-                if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
-                    raise LeasesUnavailableError(f"{self.path} has no file locks ({error.strerror})") from None
-                if time.monotonic() >= deadline:
-                    return None
-                time.sleep(_PAUSE_S)
-                continue
-            if self._is_current(name, file):
-                _open_files.add(file)
-                return file
-            os.close(file)  # it was deleted meanwhile, and another one has its name
-
-    def _is_locked(self, name: str, kind: int) -> bool:
-        """Whether another process has a lock that conflicts with `kind`."""
-        if not os.path.lexists(self.path / name):
-            return False
-        file = self._lock(name, kind, patience_s=0.0)
-        if file is not None:
-            _close(file)
-        return file is None
-
-    def _open(self, name: str) -> int:
-        path, deadline = self.path / name, time.monotonic() + _PROBES_S
-        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        while True:
-            try:
-                file = os.open(path, flags)
-            except FileNotFoundError:
-                with suppress(FileExistsError):  # another process was faster
-                    created = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
-                    os.fchmod(created, 0o666)  # whatever the umask
-                    os.close(created)
-                continue
-            except OSError as error:
-                if isinstance(error, PermissionError) and time.monotonic() < deadline:
-                    time.sleep(_PAUSE_S)  # another user has just created it, and is about to share it
-                    continue
-                raise LeasesUnavailableError(f"{path} cannot be opened ({error.strerror})") from None
-            status = os.fstat(file)
-            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-                os.close(file)
-                raise LeasesUnavailableError(f"{path} is not a regular file")
-            return file
-
-    def _is_current(self, name: str, file: int) -> bool:
-        try:
-            return os.path.samestat(os.lstat(self.path / name), os.fstat(file))
+            status = path.lstat()
         except FileNotFoundError:
-            return False
+            return None
+        reason = _read(path).get("reason")
+        return Drain(reason if isinstance(reason, str) else "", user_name(status.st_uid), status.st_mtime)
+
+    def check_locks(self) -> None:
+        """Raise `LeasesUnavailableError` where the file system of the folder has no locks."""
+        with suppress(LockFileError):
+            if (file := lock(self._path(_CHOICE), SHARED, patience_s=0.0)) is not None:
+                close(file)
+
+    def _path(self, name: str) -> Path:
+        return self.path / name.replace("/", "-")  # old drivers name MIG devices MIG-GPU-UUID/1/0
+
+    def _is_shared(self, device: str) -> bool:
+        """Whether a rank has the device; others that look at the same time lock its file for a moment."""
+        return is_locked(self._path(f"{device}.ranks"), EXCLUSIVE, patience_s=PROBES_S)
 
 
 def open_leases() -> LeaseFolder | None:
@@ -233,15 +213,19 @@ def open_leases() -> LeaseFolder | None:
     try:
         with suppress(FileExistsError):
             path.mkdir()
-            path.chmod(_SHARED)
-        status = path.lstat()
+            path.chmod(_MODE)
+        status, deadline = path.lstat(), time.monotonic() + PROBES_S
     except OSError as error:
         raise LeasesUnavailableError(f"{path} cannot be created ({error.strerror}); {_advice(path)}") from None
     if not stat.S_ISDIR(status.st_mode):
         raise LeasesUnavailableError(f"{path} is not a folder; {_advice(path)}")
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise LeasesUnavailableError(f"{path} belongs to another user and is not shared; {_advice(path)}")
-    return LeaseFolder(path)
+    while not os.access(path, os.W_OK | os.X_OK):
+        if time.monotonic() >= deadline:
+            raise LeasesUnavailableError(f"{path} belongs to another user and is not shared; {_advice(path)}")
+        time.sleep(PAUSE_S)  # another user has just created it, and is about to share it
+    folder = LeaseFolder(path)
+    folder.check_locks()
+    return folder
 
 
 def share_leases() -> None:
@@ -270,36 +254,24 @@ def _advice(path: Path) -> str:
 
 
 def _clock(seconds: float) -> str:
-    is_today = time.localtime(seconds)[:3] == time.localtime()[:3]
-    return time.strftime("%H:%M" if is_today else "%F %H:%M", time.localtime(seconds))
+    try:
+        then = time.localtime(seconds)
+    except (OverflowError, ValueError, OSError):  # what any user can write into a file
+        return "an unknown time"
+    return time.strftime("%H:%M" if then[:3] == time.localtime()[:3] else "%F %H:%M", then)
 
 
-def _write(file: int, record: dict[str, Any]) -> None:
+def _write(file: int, record: Record) -> None:
     os.ftruncate(file, 0)
     os.pwrite(file, json.dumps(record).encode(), 0)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Record:
     """Return the record in a file; empty where it cannot be read as one."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(file, encoding="utf-8", errors="replace") as text:
             record = json.loads(text.read(4096))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
-
-
-def _close(file: int) -> None:
-    _open_files.discard(file)
-    os.close(file)
-
-
-def _close_all() -> None:
-    for file in _open_files:
-        with suppress(OSError):
-            os.close(file)
-    _open_files.clear()
-
-
-os.register_at_fork(after_in_child=_close_all)

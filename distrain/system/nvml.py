@@ -11,6 +11,8 @@ from typing import Any, Self
 
 _RELEASE_TIMEOUT_S = 30.0  # how long to wait until the driver has freed the memory of a process
 _POLL_S = 0.1
+_NO_INSTANCE = 0xFFFFFFFF  # of an error that is not attributed to one MIG device
+_OFF_THE_BUS = 79  # the Xid of a GPU that has fallen off the bus, of which NVML can then read nothing
 
 
 @dataclass(frozen=True)
@@ -102,15 +104,14 @@ def read_gpu_use() -> dict[str, GpuUse]:
 
 
 class XidListener:
-    """Waits for the errors that the driver reports of some GPUs; without NVML there are none."""
+    """Waits for the errors that the driver reports of some GPUs and MIG devices; without NVML there are none."""
 
     _WAIT_MS = 500
 
     def __init__(self, devices: Iterable[str]) -> None:
         self._devices = tuple(devices)
         self._pynvml: Any = None
-        self._events: Any = None
-        self._by_gpu: dict[str, str] = {}  # the watched device by the UUID of its GPU
+        self._watched: list[tuple[Any, dict[str, str]]] = []  # for each GPU its events, and the places of its devices
 
     def __enter__(self) -> Self:
         try:
@@ -119,35 +120,43 @@ class XidListener:
             pynvml.nvmlInit()
         except Exception:  # noqa: BLE001 - the module or the driver may be missing
             return self
-        self._pynvml, self._events = pynvml, pynvml.nvmlEventSetCreate()
+        self._pynvml = pynvml
         for gpu in read_nvml().gpus:
-            for uuid in [gpu.uuid, *(instance.uuid for instance in gpu.instances)]:
-                if uuid in self._devices:
-                    with suppress(pynvml.NVMLError):  # a GPU without these events
-                        handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
-                        pynvml.nvmlDeviceRegisterEvents(handle, pynvml.nvmlEventTypeXidCriticalError, self._events)
-                        self._by_gpu[gpu.uuid] = uuid
+            places = {gpu.uuid: "", **{instance.uuid: instance.place for instance in gpu.instances}}
+            if watched := {uuid: place for uuid, place in places.items() if uuid in self._devices}:
+                with suppress(pynvml.NVMLError):  # a GPU without these events
+                    handle, events = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid), pynvml.nvmlEventSetCreate()
+                    pynvml.nvmlDeviceRegisterEvents(handle, pynvml.nvmlEventTypeXidCriticalError, events)
+                    self._watched.append((events, watched))
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._pynvml is not None:
             with suppress(self._pynvml.NVMLError):
-                self._pynvml.nvmlEventSetFree(self._events)
+                for events, _devices in self._watched:
+                    self._pynvml.nvmlEventSetFree(events)
                 self._pynvml.nvmlShutdown()
 
     def wait(self) -> list[tuple[str, int]]:
-        """Return the device and the number of an error, after at most half a second; empty where there was none."""
-        if not self._by_gpu:
+        """Return devices and the numbers of their errors, after at most half a second; empty where there was none.
+
+        An error in a MIG device is only its own, unless the driver does not say in which one it was.
+        """
+        found: list[tuple[str, int]] = []
+        for events, watched in self._watched:
+            try:
+                event = self._pynvml.nvmlEventSetWait_v2(events, self._WAIT_MS // len(self._watched))
+                place = f"{event.gpuInstanceId}/{event.computeInstanceId}"
+                of_all = event.gpuInstanceId == _NO_INSTANCE
+                found += [(uuid, int(event.eventData)) for uuid, of in watched.items() if of_all or of in {"", place}]
+            except self._pynvml.NVMLError as error:
+                if error.value == self._pynvml.NVML_ERROR_GPU_IS_LOST:
+                    found += [(uuid, _OFF_THE_BUS) for uuid in watched]
+                if error.value != self._pynvml.NVML_ERROR_TIMEOUT:
+                    time.sleep(self._WAIT_MS / 1000)
+        if not self._watched:
             time.sleep(self._WAIT_MS / 1000)
-            return []
-        try:
-            event = self._pynvml.nvmlEventSetWait_v2(self._events, self._WAIT_MS)
-            uuid = self._by_gpu.get(self._pynvml.nvmlDeviceGetUUID(event.device))
-        except self._pynvml.NVMLError as error:
-            if error.value != self._pynvml.NVML_ERROR_TIMEOUT:
-                time.sleep(self._WAIT_MS / 1000)
-            return []
-        return [] if uuid is None else [(uuid, int(event.eventData))]
+        return found
 
 
 def processes_on_gpus() -> set[int]:

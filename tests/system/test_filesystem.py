@@ -2,14 +2,14 @@
 
 import errno
 import os
-import tempfile
 from pathlib import Path
 
 import pytest
 
-from distrain.errors import ExitCode, StorageError
+from distrain.errors import ExitCode
 from distrain.system import filesystem
 from tests.disk import fill, small_disk
+from tests.users import as_nobody, public_folder
 
 
 def refused(error: OSError) -> str:
@@ -53,30 +53,10 @@ def test_error_that_is_not_of_a_file_system_is_not_explained(bug: OSError) -> No
 def test_path_of_another_user_is_reported_with_owner_and_advice() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root, to give a folder to another user")
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        theirs = Path(name, "theirs")
+    with public_folder() as above:
+        theirs = above / "theirs"
         theirs.mkdir(mode=0o755)
         os.chown(theirs, 1, 1)
         words = f"{theirs} is not writable: it belongs to daemon, and you (nobody) have no permission; ask them"
-        assert _as_nobody(theirs / "run") == words
-
-
-def _as_nobody(folder: Path) -> str:
-    """Return the message to a user without any rights who wants to write there."""
-    reader, writer = os.pipe()
-    if (pid := os.fork()) == 0:
-        os.setgroups([])
-        os.setresgid(65534, 65534, 65534)
-        os.setresuid(65534, 65534, 65534)
-        try:
-            filesystem.check_writable(folder, otherwise="ask them")
-        except StorageError as error:
-            os.write(writer, str(error).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, encoding="utf-8") as told:
-        text = told.read()
-    os.waitpid(pid, 0)
-    return text
+        text = as_nobody(lambda: filesystem.check_writable(theirs / "run", otherwise="ask them"))
+        assert text == f"StorageError: {words}"

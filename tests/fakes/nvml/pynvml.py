@@ -2,12 +2,22 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
+NVML_ERROR_NOT_FOUND = 6
+NVML_ERROR_TIMEOUT = 10
+NVML_ERROR_GPU_IS_LOST = 15
+NVML_MEMORY_ERROR_TYPE_UNCORRECTED = 1
+NVML_VOLATILE_ECC = 0
+nvmlEventTypeXidCriticalError = 8  # noqa: N816 - NVML's name
+
 
 class NVMLError(Exception):
-    pass
+    def __init__(self, message, value=999):
+        super().__init__(message)
+        self.value = value
 
 
 def _spec():
@@ -53,7 +63,7 @@ def nvmlDeviceGetName(handle):
 
 
 def nvmlDeviceGetMemoryInfo(handle):
-    return SimpleNamespace(total=handle["memory"])
+    return SimpleNamespace(total=handle["memory"], used=handle.get("used", 0))
 
 
 def nvmlDeviceGetCudaComputeCapability(handle):
@@ -85,10 +95,58 @@ def nvmlDeviceGetComputeInstanceId(handle):
 
 
 def nvmlDeviceGetComputeRunningProcesses(handle):
-    """The processes in a file, a number a line: each look takes the first line away."""
+    """Those of the GPU, or the processes in a file, a number a line: each look takes the first line away."""
+    if "pids" in handle:
+        return [SimpleNamespace(pid=pid) for pid in handle["pids"]]
     path = os.environ.get("FAKE_NVML_PROCESSES")
     if path is None:
         return []
     lines = Path(path).read_text().splitlines()
     Path(path).write_text("\n".join(lines[1:]))
     return [SimpleNamespace(pid=int(pid)) for pid in (lines[0].split() if lines else [])]
+
+
+def nvmlDeviceGetHandleByUUID(uuid):
+    for gpu in _spec()["gpus"]:
+        for device in [gpu, *gpu.get("instances", [])]:
+            if device["uuid"] == uuid and "lost" not in device:
+                return device
+    raise NVMLError("Not Found", NVML_ERROR_NOT_FOUND)
+
+
+def nvmlDeviceGetTotalEccErrors(handle, kind, counter):
+    if "errors" not in handle:
+        raise NVMLError("Not Supported")
+    return handle["errors"]
+
+
+def nvmlEventSetCreate():
+    return []
+
+
+def nvmlDeviceRegisterEvents(handle, kinds, events):
+    if "without_events" in handle:
+        raise NVMLError("Not Supported")
+    events.append(handle["uuid"])
+
+
+def nvmlEventSetFree(events):
+    events.clear()
+
+
+def nvmlEventSetWait_v2(events, timeout_ms):
+    """The Xid errors in a file, each once: on a line the UUID of the GPU, the number, and maybe the MIG device."""
+    path = Path(os.environ["FAKE_NVML_EVENTS"])
+    lines = path.read_text().splitlines()
+    for line in lines:
+        uuid, xid, *place = line.split()
+        if uuid in events:
+            draft = path.with_suffix(".draft")
+            draft.write_text("\n".join(other for other in lines if other is not line))
+            draft.replace(path)
+            if xid == "lost":
+                raise NVMLError("GPU is lost", NVML_ERROR_GPU_IS_LOST)
+            gi, ci = map(int, place[0].split("/")) if place else (0xFFFFFFFF, 0xFFFFFFFF)
+            return SimpleNamespace(eventData=int(xid), gpuInstanceId=gi, computeInstanceId=ci)
+    time.sleep(timeout_ms / 1000)
+    raise NVMLError("Timeout", NVML_ERROR_TIMEOUT)
