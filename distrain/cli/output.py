@@ -274,7 +274,7 @@ def _print_local_job(console: Console, run: RunDirectory, job: LocalJob) -> None
     if not interrupted:
         return
     sizes = {attempt.world_size for attempt in run.read_status().attempts}
-    times = {1: "once", 2: "twice"}.get(len(interrupted), f"{len(interrupted)} times")
+    times = "once" if len(interrupted) == 1 else counted(len(interrupted), "time")
     is_same = len(sizes) == 1 or read_recipe(run.recipe).train.exact
     result = "as if never" if is_same else "the sums of other numbers of processes round otherwise (train.exact)"
     console.print(f"preempted   {times}; the result is {result}", markup=False, soft_wrap=True)

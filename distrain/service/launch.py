@@ -61,7 +61,7 @@ def is_from_queue() -> bool:
 
 
 def check_start(run: RunDirectory) -> None:
-    """End this process with 75 where the queue has meanwhile started this run again, or was told to drop it."""
+    """End this process with 75 where the queue has meanwhile started this run again, or dropped it."""
     job = run.read_local_job()
     if is_from_queue() and (job is None or os.environ[START] != str(job.starts)):
         raise SystemExit(ExitCode.STOPPED)
