@@ -1,6 +1,8 @@
 """`distrain checkpoints`: lists, verifies, shows, prunes and exports the checkpoints of a run."""
 
 import json
+import math
+import re
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,7 +15,7 @@ from distrain.cli.json_output import print_json
 from distrain.cli.options import AsJson, Root, RunName
 from distrain.errors import ExitCode, RunError
 from distrain.messages import MEBIBYTE
-from distrain.system.filesystem import check_writable
+from distrain.system.filesystem import check_writable, is_own
 
 if TYPE_CHECKING:
     from distrain.runs.checkpoints import Entry
@@ -145,8 +147,21 @@ def show(
 
 @app.command("prune")
 def prune(
-    reference: RunName,
     keep_last: Annotated[int, typer.Option("--keep-last", metavar="N", min=1, help="How many of the newest to keep.")],
+    reference: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RUN",
+            help="A run's path, its name or the beginning of it, or `last`.",
+            show_default=False,
+            autocompletion=complete.runs,
+        ),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All runs below --root that do not train.")] = False,
+    older_than: Annotated[
+        str | None,
+        typer.Option(metavar="AGE", help="Delete only what is older: 30d, 12h or 90m.", show_default="any age"),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be deleted, and delete nothing.")
     ] = False,
@@ -154,27 +169,16 @@ def prune(
 ) -> None:
     """Delete older checkpoints, except the best and every n-th as in the run's recipe. Not while the run trains.
 
-    Example: `distrain checkpoints prune last --keep-last 1 --dry-run`
+    Example: `distrain checkpoints prune --all --keep-last 1 --older-than 30d --dry-run`
     """
-    from distrain.config import read_recipe
-    from distrain.runs import checkpoints
+    from distrain.runs import query
 
-    run = _find(reference, root)
-    if not dry_run:
-        run.check_writable(otherwise="ask its owner to prune it")
-    config = read_recipe(run.recipe).checkpoint
-    with nullcontext() if dry_run else run.hold_trainer_lock():
-        expired = checkpoints.expired(
-            checkpoints.read_catalog(run.checkpoints),
-            keep_last=keep_last,
-            keep_best=config.keep_best,
-            keep_every_steps=config.keep_every_steps,
-        )
-        for entry in expired:
-            if not dry_run:
-                checkpoints.remove(entry.path)
-            typer.echo(f"{'would delete' if dry_run else 'deleted'} {entry.path.name}")
-    if not expired:
+    if everything == (reference is not None):
+        raise RunError("name a run, or give --all for all runs below --root")
+    limit = math.inf if older_than is None else time.time() - _read_age(older_than)
+    runs = [_find(reference, root)] if reference is not None else query.find_runs(root)
+    count = sum(_prune(run, keep_last, limit, dry_run=dry_run, is_one_of_many=everything) for run in runs)
+    if not count:
         typer.echo("nothing to delete")
 
 
@@ -215,6 +219,43 @@ def consolidate(
     typer.echo(f"wrote {file}: the model of {path.name}, {num_bytes / MEBIBYTE:.1f} MiB")
     if has_packed_state(path):
         typer.echo("not all of its extra state is tensors: read it with distrain.export.read_state for load_state_dict")
+
+
+def _prune(run: "RunDirectory", keep_last: int, limit: float, *, dry_run: bool, is_one_of_many: bool) -> int:
+    """Delete the checkpoints of a run that retention does not keep and that were written before `limit`.
+
+    Returns how many. Of many runs, those that train, or belong to another user, are skipped.
+    """
+    from distrain.config import read_recipe
+    from distrain.runs import checkpoints
+
+    if is_one_of_many and (run.is_held or not is_own(run.path)):
+        return 0
+    if not dry_run:
+        run.check_writable(otherwise="ask its owner to prune it")
+    config = read_recipe(run.recipe).checkpoint
+    with nullcontext() if dry_run else run.hold_trainer_lock():
+        expired = checkpoints.expired(
+            checkpoints.read_catalog(run.checkpoints),
+            keep_last=keep_last,
+            keep_best=config.keep_best,
+            keep_every_steps=config.keep_every_steps,
+        )
+        found = [entry for entry in expired if entry.written < limit]
+        for entry in found:
+            if not dry_run:
+                checkpoints.remove(entry.path)
+            of_run = f" of {run.path.name}" if is_one_of_many else ""
+            typer.echo(f"{'would delete' if dry_run else 'deleted'} {entry.path.name}{of_run}")
+    return len(found)
+
+
+def _read_age(text: str) -> float:
+    """Return the seconds of an age such as 30d, 12h or 90m."""
+    found = re.fullmatch(r"(\d+)([dhm])", text.strip())
+    if found is None:
+        raise RunError(f"--older-than {text} is not an age; give days, hours or minutes: 30d, 12h, 90m")
+    return float(found[1]) * {"d": 86400, "h": 3600, "m": 60}[found[2]]
 
 
 def _find(reference: str, root: Path) -> "RunDirectory":

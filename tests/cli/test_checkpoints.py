@@ -2,7 +2,10 @@
 
 import fcntl
 import json
+import os
+import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -103,6 +106,26 @@ def test_prune_keeps_the_best_and_refuses_while_the_run_trains(run: Path) -> Non
     left = {path.name for path in (run / "checkpoints").iterdir()}
     assert left == {"step-00000069", f"step-{best['step']:08d}"}
     assert checkpoints("prune", "run", "--keep-last=1", run=run) == "nothing to delete\n"
+
+
+def test_prune_by_age_and_of_all_runs(run: Path) -> None:
+    other = run.parent / "other"
+    shutil.copytree(run, other)
+    for step in ("23", "46"):
+        folder = next((other / "checkpoints").glob(f"step-*{step}"))
+        os.utime(folder, (time.time() - 86_400 * 40, time.time() - 86_400 * 40))
+    options = ["--all", "--root=.", "--keep-last=1"]
+    assert checkpoints("prune", *options, "--older-than=50d", run=run) == "nothing to delete\n"
+    words = checkpoints("prune", *options, "--older-than=30d", run=run)
+    assert " of other" in words and " of run" not in words
+    assert len(list((run / "checkpoints").glob("step-*"))) == 3
+    assert len(list((other / "checkpoints").glob("step-*"))) < 3
+    for arguments, part in (
+        (["--keep-last=1"], "name a run, or give --all"),
+        (["run", "--all", "--keep-last=1"], "name a run, or give --all"),
+        (["run", "--keep-last=1", "--older-than=soon"], "is not an age"),
+    ):
+        assert_one_sentence(distrain("checkpoints", "prune", *arguments, cwd=run.parent), part)
 
 
 def test_consolidated_file_is_the_plain_model(run: Path) -> None:
