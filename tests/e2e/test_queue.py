@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import psutil
 import pytest
 
 from distrain.runs.directory import RunDirectory
-from tests.cli_runner import QUIET, command, distrain, fit, status
+from tests.cli_runner import QUIET, Done, command, distrain, fit, status
+from tests.users import NOBODY, public_folder, under_nobody
 
 SMALL = ["digits", "--device=cpu", *QUIET, "--set=train.epochs=2", "--set=checkpoint.every_steps=5"]
 # Each step takes about 20 ms more, so that there is time to stop it.
@@ -23,21 +25,29 @@ SLOW = ["--set=data.batch_size=32", "--set=train.epochs=6"]
 class Queue:
     """A folder of runs, with a lock folder of its own, and the `serve` that runs its jobs."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, locks: Path | None = None, under: tuple[str, ...] = ()) -> None:
         self.folder = folder
         self.root = folder / "runs"
-        self.env = {"DISTRAIN_LOCK_DIR": str(folder / "locks")}
+        self.env = {"DISTRAIN_LOCK_DIR": str(locks or folder / "locks"), "HOME": str(folder)}
+        self.under = under  # words before a command that run it as another user
         self.served: list[subprocess.Popen[str]] = []
 
+    def call(self, *arguments: str) -> Done:
+        if not self.under:
+            return distrain(*arguments, cwd=self.folder, env=self.env)
+        words, env = [*self.under, *command(*arguments)], {**os.environ, **self.env}
+        done = subprocess.run(words, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
+        return Done(done.returncode, done.stdout, done.stderr)
+
     def submit(self, *arguments: str) -> RunDirectory:
-        done = distrain("submit", *SMALL, "--queue=local", "--json", *arguments, cwd=self.folder, env=self.env)
+        done = self.call("submit", *SMALL, "--queue=local", "--json", *arguments)
         assert done.code == 0, done.err
         return RunDirectory(self.root / json.loads(done.out)["run"])
 
     def serve(self, *arguments: str) -> subprocess.Popen[str]:
         with (self.folder / "serve.log").open("a") as log:
             process = subprocess.Popen(
-                command("serve", *arguments),
+                [*self.under, *command("serve", *arguments)],
                 cwd=self.folder,
                 env={**os.environ, **self.env},
                 stdin=subprocess.DEVNULL,
@@ -234,6 +244,33 @@ def test_second_serve_is_refused(queue: Queue) -> None:
     done = distrain("serve", cwd=queue.folder, env=queue.env)
     assert done.code == 2
     assert "already" in done.err
+
+
+def test_two_users_with_a_queue_each_share_the_slot(tmp_path: Path) -> None:
+    under = tuple(under_nobody())
+    with public_folder() as place:
+        for name, mode in (("locks", 0o1777), ("mine", 0o755), ("theirs", 0o755)):
+            (place / name).mkdir()
+            (place / name).chmod(mode)
+        os.chown(place / "theirs", NOBODY, NOBODY)
+        mine = Queue(place / "mine", locks=place / "locks")
+        theirs = Queue(place / "theirs", locks=place / "locks", under=under)
+        try:
+            first = mine.submit()
+            for words in (["cancel"], ["stop"], ["priority", "9"]):
+                done = theirs.call(words[0], str(first.path), *words[1:])
+                assert done.code == 2 and done.err.count("distrain: ") == 1, done.err
+            runs = [first, *(queue.submit() for queue in (theirs, mine, theirs))]
+            for queue in (mine, theirs):
+                queue.serve("--slots=1")
+            wait_until(lambda: is_over(*runs), mine)
+            assert [state(run) for run in runs] == ["finished"] * 4, mine.log + theirs.log
+            assert {run.status.stat().st_uid for run in runs} == {os.geteuid(), NOBODY}
+            times = sorted((one.started, one.ended or 0.0) for run in runs for one in run.read_status().attempts)
+            assert all(end <= begin for (_, end), (begin, _) in pairwise(times)), times
+        finally:
+            mine.end()
+            theirs.end()
 
 
 def test_run_in_the_background_outlives_its_command(queue: Queue) -> None:
