@@ -18,7 +18,23 @@ app = typer.Typer(
 )
 
 Sort = Annotated[
-    str, typer.Option(metavar="KEY", help="start (the oldest first), name, state, step, best, loss or time.")
+    str,
+    typer.Option(
+        metavar="KEY",
+        help="start (the oldest first), best, loss (the best first), or any key of --columns in ascending order; "
+        "-KEY reverses.",
+    ),
+]
+
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY,...",
+        help="What to show: name, state, start, step, best, loss, time, tags, note, a key of the recipe, a field of "
+        "status.json, or a metric: val/top1 of the newest evaluation, best.val/top1 of the best one, train/loss.",
+        show_default="state, evaluations, and where recipes differ",
+        autocompletion=complete.columns,
+    ),
 ]
 
 Filters = Annotated[
@@ -26,8 +42,8 @@ Filters = Annotated[
     typer.Option(
         "--filter",
         metavar="KEY=VALUE",
-        help="Only runs with this state, name, recipe, tag or value of the recipe: state=finished, tag=baseline, "
-        "name=digits-*, 'optimizer.lr<0.1'; also !=, <, >, <= and >=. Repeatable: all must hold.",
+        help="Only runs with this state, name, recipe, tag, or value of any key of --columns: state=finished, "
+        "tag=baseline, name=digits-*, 'optimizer.lr<0.1'; also !=, <, >, <= and >=. Repeatable: all must hold.",
     ),
 ]
 
@@ -39,37 +55,44 @@ def _default(
     as_json: AsJson = False,
     sort: Sort = "start",
     filters: Filters = None,
+    columns: Columns = None,
 ) -> None:
     if context.invoked_subcommand is None:
-        list_runs(root, as_json, sort, filters)
+        list_runs(root, as_json, sort, filters, columns)
     refuse_misplaced(context)
 
 
 @app.command("list")
 def list_runs(
-    root: Root = Path("runs"), as_json: AsJson = False, sort: Sort = "start", filters: Filters = None
+    root: Root = Path("runs"),
+    as_json: AsJson = False,
+    sort: Sort = "start",
+    filters: Filters = None,
+    columns: Columns = None,
 ) -> None:
     """List the runs: their state, their evaluations, their tags, and the values in which their recipes differ.
 
-    A terminal shows the columns that fit, a pipe all of them.
+    A terminal shows the columns that fit, a pipe all of them; those of --columns are always shown. With --json and
+    --columns, the objects have the path of the run and these keys.
 
-    Example: `distrain runs list --root /shared/runs --filter 'optimizer.lr>=0.1' --json`
+    Example: `distrain runs list --columns optimizer.lr,best.val/top1 --sort -best.val/top1 --filter state=finished`
     """
     from rich.console import Console
 
     from distrain.cli import run_filter, run_table
-    from distrain.runs import query
+    from distrain.runs.overview import read_overviews
 
-    everything = query.find_runs(root)
+    everything = read_overviews(root)
     found = run_table.sort_runs(run_filter.matching(everything, filters or []), sort)
+    keys = [key.strip() for key in (columns or "").split(",") if key.strip()]
     if as_json:
-        print_json([run_table.summary(run) for run in found])
+        print_json(run_table.pick(found, keys) if keys else [overview.summary() for overview in found])
     elif everything and not found:
         typer.echo(
             f"none of the {counted(len(everything), 'run')} in {root.absolute()} matches {' '.join(filters or [])}"
         )
     else:
-        run_table.print_runs(Console(highlight=False, soft_wrap=True), found, root)
+        run_table.print_runs(Console(highlight=False, soft_wrap=True), found, root, columns=keys)
 
 
 @app.command("show")
@@ -84,12 +107,13 @@ def show(
     """
     from rich.console import Console
 
-    from distrain.cli import output, run_table
+    from distrain.cli import output
     from distrain.runs import query
+    from distrain.runs.overview import read_each
 
     run = query.find_run(reference, root)
     if as_json:
-        print_json(run_table.summary(run))
+        print_json(read_each([run])[0].summary())
     else:
         output.print_run(Console(highlight=False, soft_wrap=True), run)
 

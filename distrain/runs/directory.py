@@ -23,56 +23,75 @@ from distrain.system.filesystem import check_writable
 
 RESERVE_BYTES = 1 << 18
 BUNDLE = "bundle.json"  # in the folder of an exported network
+NEWEST_BYTES = 1 << 16  # at the end of metrics.jsonl: contains every metric that is recorded regularly
 RANK_EXIT_TIMEOUT_S = 10.0  # the ranks of a killed launcher end in this time
+
+
+class _Below:
+    """A path below a run directory; made when it is read, because a list of runs reads few of them."""
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
+
+    def __get__(self, run: "RunDirectory", _: object = None) -> Path:
+        return run.path.joinpath(*self._names)
 
 
 class RunDirectory:
     """The folder of a run, `path`, with the names of all files in it, and the methods that read and write them."""
 
+    recipe = _Below("recipe.yaml")
+    profile = _Below("profile.yaml")
+    plan = _Below("plan.json")
+    rendezvous = _Below("rendezvous.json")  # written by node 0: the others see that they share the folder
+    job = _Below("job.json")  # the SLURM job that trains the run, and how it was submitted
+    code = _Below("code")  # a copy of the user's code, which the job runs
+    environment = _Below("env.json")
+    labels = _Below("labels.json")  # tags and a note, which the user writes on the run
+    status = _Below("status.json")
+    stop = _Below("stop")
+    metrics = _Below("metrics.jsonl")
+    lock = _Below("lock")  # held by rank 0 while it trains
+    launcher_lock = _Below("launcher-lock")  # held by the launcher, also between two attempts
+    reserve = _Below("reserve")
+    micro_batch = _Below("micro-batch.json")  # the size found by train.micro_batch_size=auto
+    logs = _Below("logs")
+    errors = _Below("errors")
+    attempt_errors = _Below("errors", "attempt.json")  # which of the errors belong to the newest attempt
+    heartbeats = _Below("heartbeats")
+    stacks = _Below("stacks")
+    stacks_request = _Below("stacks-request")  # while it exists, heartbeats contain the stacks of all threads
+    flight_records = _Below("flight-recorder")  # NCCL's latest calls, written when an attempt has stalled
+    flight_request = _Below("flight-recorder-request")  # while it exists, ranks write their flight records
+    traces = _Below("profile")
+    checkpoints = _Below("checkpoints")
+    evaluations = _Below("evaluations")  # run directories of `distrain eval`, one for each evaluation
+    task = _Below("task.json")  # what a worker does here: train, evaluate or benchmark
+    findings = _Below("findings.json")
+    answers = _Below("answers.npz")
+    stage = _Below("stage")  # what is being measured now, as text
+    figures = _Below("figures.json")
+    export = _Below("export")  # bundles and graphs for other programs
+    tensorboard = _Below("tensorboard")
+    wandb = _Below("wandb")
+    wandb_id = _Below("wandb", "run-id")
+
     def __init__(self, path: Path, *, node_rank: int = 0) -> None:
         self.path = path
         self.node_rank = node_rank
-        self.recipe = path / "recipe.yaml"
-        self.profile = path / "profile.yaml"
-        self.plan = path / "plan.json"
-        self.rendezvous = path / "rendezvous.json"  # written by node 0: the others see that they share the folder
-        self.job = path / "job.json"  # the SLURM job that trains the run, and how it was submitted
-        self.code = path / "code"  # a copy of the user's code, which the job runs
-        self.environment = path / "env.json"
-        self.labels = path / "labels.json"  # tags and a note, which the user writes on the run
-        self.status = path / "status.json"
-        self.stop = path / "stop"
-        self.metrics = path / "metrics.jsonl"
-        self.lock = path / "lock"  # held by rank 0 while it trains
-        self.launcher_lock = path / "launcher-lock"  # held by the launcher, also between two attempts
-        self.reserve = path / "reserve"
-        self.micro_batch = path / "micro-batch.json"  # the size found by train.micro_batch_size=auto
-        self.logs = path / "logs"
-        self.launcher_log = self.logs / (f"launcher-{node_rank}.log" if node_rank else "launcher.log")
-        # The log with the output of this node's terminal; on node 0, rank 0 prints there as well.
-        self.terminal_log = self.launcher_log if node_rank else self.log(0)
-        self.errors = path / "errors"
-        self.attempt_errors = self.errors / "attempt.json"  # which of the errors belong to the newest attempt
-        self.heartbeats = path / "heartbeats"
-        self.stacks = path / "stacks"
-        self.stacks_request = path / "stacks-request"  # while it exists, heartbeats contain the stacks of all threads
-        self.flight_records = path / "flight-recorder"  # NCCL's latest calls, written when an attempt has stalled
-        self.flight_request = path / "flight-recorder-request"  # while it exists, ranks write their flight records
-        self.traces = path / "profile"
-        self.checkpoints = path / "checkpoints"
-        self.evaluations = path / "evaluations"  # run directories of `distrain eval`, one for each evaluation
-        self.task = path / "task.json"  # what a worker does here: train, evaluate or benchmark
-        self.findings = path / "findings.json"
-        self.answers = path / "answers.npz"
-        self.stage = path / "stage"  # what is being measured now, as text
-        self.figures = path / "figures.json"
-        self.export = path / "export"  # bundles and graphs for other programs
-        self.tensorboard = path / "tensorboard"
-        self.wandb = path / "wandb"
-        self.wandb_id = self.wandb / "run-id"
 
     def __fspath__(self) -> str:
         return str(self.path)
+
+    @property
+    def launcher_log(self) -> Path:
+        """The log of this node's launcher."""
+        return self.logs / (f"launcher-{self.node_rank}.log" if self.node_rank else "launcher.log")
+
+    @property
+    def terminal_log(self) -> Path:
+        """The log with the output of this node's terminal; on node 0, rank 0 prints there as well."""
+        return self.launcher_log if self.node_rank else self.log(0)
 
     @property
     def exists(self) -> bool:
@@ -194,6 +213,17 @@ class RunDirectory:
         """Return the records of metrics, without lines that were truncated by a crash or damaged on disk."""
         lines = "".join(texts_of([self.metrics])).split("\n")[:-1]
         return read_readable((line for line in lines if line.endswith("}")), _record)
+
+    def read_newest_metrics(self) -> dict[str, Any]:
+        """Return the newest value of each metric among the last records; empty where there are none."""
+        try:
+            with self.metrics.open("rb") as file:
+                start = max(0, file.seek(0, os.SEEK_END) - NEWEST_BYTES)
+                file.seek(start)
+                lines = file.read().decode(errors="replace").split("\n")[1 if start else 0 : -1]
+        except OSError:
+            return {}
+        return {name: value for record in read_readable(lines, _record) for name, value in record.items()}
 
     def write_error(self, report: dict[str, Any]) -> None:
         """Write the error report of a rank: its `rank`, the `time`, and what `cli.output.print_failure` prints."""

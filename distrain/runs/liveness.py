@@ -2,12 +2,13 @@
 
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from distrain.runs import slurm
 from distrain.runs.directory import RunDirectory
 from distrain.runs.slurm import JobInfo
-from distrain.runs.status import State, Status
+from distrain.runs.status import Job, State, Status
 
 SILENT_AFTER_S = 60.0  # a running run writes its status every second, later during a long save or evaluation
 _NEXT_HEARTBEAT_S = 3.0  # a run that is alive writes another heartbeat in this time
@@ -54,15 +55,21 @@ def find_dead(runs: list[RunDirectory]) -> set[Path]:
 
 def read_states(runs: list[RunDirectory]) -> dict[Path, str]:
     """Return the state of each run as one or two words, from its status and its SLURM job, if it has one."""
-    jobs = {run.path: job for run in runs if (job := run.read_job()) is not None}
+    return find_states([(run, run.read_status(), run.read_job()) for run in runs])
+
+
+def find_states(found: Sequence[tuple[RunDirectory, Status, Job | None]]) -> dict[Path, str]:
+    """Return what `read_states` does for runs whose status and job have just been read."""
+    jobs = {run.path: job for run, status, job in found if job is not None and status.state != "finished"}
     infos = slurm.read_jobs(job.id for job in jobs.values())
     known = {path: infos[job.id] for path, job in jobs.items() if job.id in infos}
-    dead = find_dead([run for run in runs if run.path not in known])
+    live = [run for run, status, _ in found if run.path not in known and status.state in _LIVE_STATES]
+    dead = find_dead(live)
     return {
-        run.path: state_on_cluster(run.read_status(), known[run.path])
+        run.path: state_on_cluster(status, known[run.path])
         if run.path in known
-        else _state_without_job(run, has_job=run.path in jobs, is_dead=run.path in dead)
-        for run in runs
+        else _state_without_job(run, status, has_job=job is not None, is_dead=run.path in dead)
+        for run, status, job in found
     }
 
 
@@ -82,11 +89,10 @@ def state_on_cluster(status: Status, info: JobInfo) -> str:
     return status.state
 
 
-def _state_without_job(run: RunDirectory, *, has_job: bool, is_dead: bool) -> str:
-    state = run.read_status().state
-    if state == "queued" and not has_job:  # no rank has written a status yet
+def _state_without_job(run: RunDirectory, status: Status, *, has_job: bool, is_dead: bool) -> str:
+    if status.state == "queued" and not has_job:  # no rank has written a status yet
         return "starting" if run.is_held else "never started"
-    return "died" if is_dead else state
+    return "died" if is_dead else status.state
 
 
 def _is_elsewhere(status: Status) -> bool:

@@ -4,14 +4,13 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from distrain.config.profile import read_profile
 from distrain.errors import RunError
 from distrain.messages import counted, joined
 from distrain.runs import checkpoints, slurm
 from distrain.runs.directory import BUNDLE, RunDirectory
-from distrain.runs.liveness import is_alive, read_states
+from distrain.runs.liveness import is_alive
 from distrain.runs.status import State, Status
 from distrain.system import filesystem
 
@@ -226,19 +225,6 @@ def resume_command(run: RunDirectory) -> str:
         f"distrain fit --run {path} --nodes {options.nodes} --node-rank {run.node_rank} "
         f"--rendezvous {options.rendezvous} {processes}{launcher}"
     )
-
-
-def summary(run: RunDirectory) -> dict[str, Any]:
-    """Return the state of a run as a JSON object for scripts; for a run that cannot be read, with its `fault`."""
-    if (fault := find_fault(run)) is not None:
-        return {"run": str(run.path), "state": "unreadable", "fault": fault}
-    status = run.read_status()
-    best = best_checkpoint(run, status)
-    state = read_states([run])[run.path]
-    more = {"state": state, "best_checkpoint": None if best is None else str(best)}
-    if state != "running":  # the estimate of a run that died is void
-        more["eta_s"] = None
-    return {"run": str(run.path), **status.model_dump(), **more}
 
 
 def read_log(run: RunDirectory, rank: int, *, follow: bool) -> Iterator[str]:
