@@ -1,4 +1,4 @@
-"""`distrain runs`: lists runs with their state, shows one in detail, labels and removes runs."""
+"""`distrain runs`: lists runs with their state, shows one in detail, compares, labels and removes runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,9 +13,18 @@ from distrain.errors import RunError
 from distrain.messages import counted
 
 app = typer.Typer(
-    help="List, show, label and remove runs.\n\nExample: `distrain runs --sort best --filter state=finished`",
+    help="List, show, compare, label and remove runs.\n\nExample: `distrain runs --sort best --filter state=finished`",
     invoke_without_command=True,
 )
+
+RunNames = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN...",
+        help="Runs by path, name, beginning of the name, or `last`.",
+        autocompletion=complete.runs,
+    ),
+]
 
 Sort = Annotated[
     str,
@@ -118,6 +127,29 @@ def show(
         output.print_run(Console(highlight=False, soft_wrap=True), run)
 
 
+@app.command("compare")
+def compare_runs(
+    references: RunNames,
+    root: Root = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Compare up to 20 runs: where their recipes differ, then their environments, then what they have reached.
+
+    Example: `distrain runs compare digits-20261121-045003-1b21 last`
+    """
+    from rich.console import Console
+
+    from distrain.cli.run_comparison import print_comparison
+    from distrain.runs import query
+    from distrain.runs.comparison import compare
+
+    comparison = compare([query.find_run(reference, root) for reference in references])
+    if as_json:
+        print_json(comparison.as_json())
+    else:
+        print_comparison(Console(highlight=False, soft_wrap=True), comparison)
+
+
 @app.command("tag")
 def tag(
     reference: RunName,
@@ -167,14 +199,7 @@ def note(
 
 @app.command("rm")
 def rm(
-    references: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RUN...",
-            help="Runs by path, name, beginning of the name, or `last`.",
-            autocompletion=complete.runs,
-        ),
-    ],
+    references: RunNames,
     purge: Annotated[
         bool, typer.Option("--purge", help="Delete the runs for good; checkpoints cannot be restored.")
     ] = False,
