@@ -12,6 +12,7 @@ from rich.console import Console
 
 from distrain.config.metrics import ALWAYS_MEASURED, METRICS, format_metric, format_value, score
 from distrain.runs.overview import Overview, find_values
+from distrain.runs.ranking import RankedRun
 from distrain.system.display import Heading, duration, print_table
 
 _BEST_FIRST = ("best", "loss")  # in these orders
@@ -79,9 +80,31 @@ def _own_table(found: Sequence[Overview], columns: Sequence[str]) -> tuple[list[
     return headings, cells
 
 
+def print_ranked(console: Console, ranked: Sequence[RankedRun]) -> None:
+    """Print a line for each run with its best checkpoint."""
+    headings = [Heading("run"), Heading(ranked[0].metric, is_right=True), Heading("step", is_right=True)]
+    cells = [[r.overview.name, format_key(r.metric, r.value), str(r.step), str(r.checkpoint)] for r in ranked]
+    print_table(console, [*headings, Heading("checkpoint")], cells)
+
+
+def describe_ranked(ranked: Sequence[RankedRun]) -> list[dict[str, Any]]:
+    """Return runs with their best checkpoints as JSON objects."""
+    return [
+        {
+            "run": str(each.overview.run.path),
+            "name": each.overview.name,
+            "metric": each.metric,
+            "value": each.value,
+            "step": each.step,
+            "checkpoint": str(each.checkpoint),
+        }
+        for each in ranked
+    ]
+
+
 def format_key(key: str, value: Any) -> str:
     """Return the value of a key of `Overview.find` for display, `-` for None."""
-    metric = key.rpartition(".")[2].removeprefix("val/")
+    metric = key.rpartition(".")[2].removeprefix("val/").partition("/")[0]
     if value is None or value == []:
         return "-"
     if key == "start":

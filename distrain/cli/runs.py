@@ -1,4 +1,4 @@
-"""`distrain runs`: lists runs with their state, shows one in detail, compares, labels and removes runs."""
+"""`distrain runs`: lists, shows, compares, ranks, labels and removes runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,8 @@ from distrain.errors import RunError
 from distrain.messages import counted
 
 app = typer.Typer(
-    help="List, show, compare, label and remove runs.\n\nExample: `distrain runs --sort best --filter state=finished`",
+    help="List, show, compare, rank, label and remove runs.\n\n"
+    "Example: `distrain runs --sort best --filter state=finished`",
     invoke_without_command=True,
 )
 
@@ -148,6 +149,50 @@ def compare_runs(
         print_json(comparison.as_json())
     else:
         print_comparison(Console(highlight=False, soft_wrap=True), comparison)
+
+
+@app.command("best")
+def best(
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A metric of evaluations, such as val/loss.",
+            show_default="the one by which the runs select their best evaluation",
+            autocompletion=complete.metrics,
+        ),
+    ] = None,
+    filters: Filters = None,
+    count: Annotated[int, typer.Option("-n", metavar="K", min=1, help="How many runs, the best first.")] = 1,
+    only_path: Annotated[bool, typer.Option("--path", help="Print only the path of the checkpoint.")] = False,
+    root: Root = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Find the run with the best checkpoint by a metric: its name, the value, the step, and the checkpoint's path.
+
+    Losses and errors are best when small, all others when large. Only checkpoints that were kept count. For scripts,
+    --path prints nothing but paths, and --json a list.
+
+    Example: `distrain eval "$(distrain runs best --filter tag=baseline --path)"`
+    """
+    from rich.console import Console
+
+    from distrain.cli import run_filter, run_table
+    from distrain.runs.overview import read_overviews
+    from distrain.runs.ranking import rank
+
+    if only_path and as_json:
+        raise RunError("--path and --json both choose what is printed; remove one")
+    ranked = rank(run_filter.matching(read_overviews(root), filters or []), metric)[:count]
+    if not ranked:
+        which = f" that matches {' '.join(filters)}" if filters else ""
+        raise RunError(f"no run in {root.absolute()}{which} has a checkpoint with {metric or 'an evaluation'}")
+    if as_json:
+        print_json(run_table.describe_ranked(ranked))
+    elif only_path:
+        typer.echo("\n".join(str(run.checkpoint) for run in ranked))
+    else:
+        run_table.print_ranked(Console(highlight=False, soft_wrap=True), ranked)
 
 
 @app.command("tag")
