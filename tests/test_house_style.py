@@ -25,7 +25,7 @@ BUDGETS = {
     "export": 765,
     "launchers": 1960,
     "models": 1070,
-    "runs": 1900,
+    "runs": 2060,
     "system": 1530,
     "tensors": 385,
     "training": 3970,

@@ -3,7 +3,7 @@
 import json
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from rich.console import Console
 from distrain.config.metrics import ALWAYS_MEASURED, METRICS, format_metric, format_value, score
 from distrain.runs.overview import Overview, find_values
 from distrain.runs.ranking import RankedRun
+from distrain.runs.recipe_values import Sections, find_value
 from distrain.system.display import Heading, duration, print_table
 
 _BEST_FIRST = ("best", "loss")  # in these orders
@@ -43,7 +44,7 @@ def sort_runs(found: list[Overview], key: str) -> list[Overview]:
         return found[::-1] if is_descending else found
     values = [_rank(value) for value in find_values(found, name, option="--sort")]
     if name in _BEST_FIRST:
-        metrics = [(o.best, o.status.best_by) if name == "best" else (o.status.last, ALWAYS_MEASURED) for o in found]
+        metrics = [(o.best, o.brief.best_by) if name == "best" else (o.brief.last, ALWAYS_MEASURED) for o in found]
         scores = [None if evaluation is None else score(by, evaluation) for evaluation, by in metrics]
         values = [None if value is None else (0, -value) for value in scores]
     pairs = list(zip(values, found, strict=True))
@@ -119,13 +120,13 @@ def format_key(key: str, value: Any) -> str:
 
 
 def _table(rows: Sequence[Overview]) -> tuple[list[Heading], list[list[str]]]:
-    metrics = {row.status.best_by for row in rows if row.status.last is not None} or {"top1"}
+    metrics = {row.brief.best_by for row in rows if row.brief.last is not None} or {"top1"}
     is_mixed = len(metrics) > 1  # then each value is shown with its metric
     newest = "newest" if is_mixed else METRICS[next(iter(metrics))].title
     format_cell = format_metric if is_mixed else format_value
-    by_recipe = defaultdict[Any, list[Mapping[str, Any]]](list)
+    by_recipe = defaultdict[Any, list[Sections]](list)
     for row in rows:
-        by_recipe[row.recipe.get("name")].append(row.recipe)
+        by_recipe[row.recipe_name].append(row.sections)
     keys = {name: _differing(recipes) for name, recipes in by_recipe.items()}
     headings = [
         Heading("run"),
@@ -143,13 +144,13 @@ def _table(rows: Sequence[Overview]) -> tuple[list[Heading], list[list[str]]]:
         [
             row.name,
             row.state,
-            f"{row.status.step}/{row.status.total_steps}",
-            *("-" if m is None else format_cell(row.status.best_by, m) for m in (row.status.last, row.best)),
-            "-" if row.status.last is None else format_value(ALWAYS_MEASURED, row.status.last),
-            duration(row.status.train_seconds),
-            str(row.recipe.get("name", "-")),
+            f"{row.brief.step}/{row.brief.total_steps}",
+            *("-" if m is None else format_cell(row.brief.best_by, m) for m in (row.brief.last, row.best)),
+            "-" if row.brief.last is None else format_value(ALWAYS_MEASURED, row.brief.last),
+            duration(row.brief.train_seconds),
+            "-" if row.recipe_name is None else str(row.recipe_name),
             " ".join(row.labels.tags),
-            _differences(row.recipe, keys[row.recipe.get("name")]),
+            _differences(row.sections, keys[row.recipe_name]),
         ]
         for row in rows
     ]
@@ -159,20 +160,25 @@ def _table(rows: Sequence[Overview]) -> tuple[list[Heading], list[list[str]]]:
     return [headings[column] for column in kept], [[row[column] for column in kept] for row in cells]
 
 
-def _differing(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
+def _differing(recipes: Sequence[Sections]) -> list[str]:
     """Return the keys whose values differ between the recipes that could be read, without those of logging."""
     readable = [recipe for recipe in recipes if recipe]
-    keys = dict.fromkeys(key for recipe in readable for key in recipe)
-    return [
-        key
-        for key in keys
-        if not key.startswith("log.") and any(recipe.get(key) != readable[0].get(key) for recipe in readable)
-    ]
+    found: list[str] = []
+    for name in dict.fromkeys(name for recipe in readable for name in recipe if name != "log"):
+        sections = [recipe.get(name, {}) for recipe in readable]
+        distinct = list({id(section): section for section in sections}.values())
+        for key in dict.fromkeys(key for section in distinct for key in section):
+            values = [section.get(key) for section in distinct]
+            if values.count(values[0]) < len(values):
+                found.append(key)
+    return found
 
 
-def _differences(recipe: Mapping[str, Any], keys: list[str]) -> str:
-    return " ".join(f"{key}={_shown(recipe.get(key))}" for key in keys) if recipe else ""
+def _differences(recipe: Sections, keys: list[str]) -> str:
+    return " ".join(f"{key}={_shown(find_value(recipe, key))}" for key in keys) if recipe else ""
 
 
 def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, str):
+        return value
+    return repr(value) if type(value) in {int, float} else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,5 +1,6 @@
 """`distrain runs`: lists, shows, compares, ranks, labels and removes runs."""
 
+import gc
 from pathlib import Path
 from typing import Annotated
 
@@ -92,6 +93,7 @@ def list_runs(
     from distrain.cli import run_filter, run_table
     from distrain.runs.overview import read_overviews
 
+    gc.disable()  # this process ends soon, and the search for cycles in thousands of runs would take seconds
     everything = read_overviews(root)
     found = run_table.sort_runs(run_filter.matching(everything, filters or []), sort)
     keys = [key.strip() for key in (columns or "").split(",") if key.strip()]

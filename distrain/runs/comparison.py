@@ -102,8 +102,8 @@ def _describe_gpus(gpus: Sequence[Mapping[str, Any]]) -> str | None:
 
 def _read_metrics(found: Sequence[Overview]) -> dict[str, list[Any]]:
     """Return how far each run came: its newest evaluation, and its best one, with or without a checkpoint."""
-    last = dict.fromkeys(key for run in found for key in run.status.last or {} if key != "step")
-    best = dict.fromkeys(f"best.{key}" for run in found for key in run.status.best or {})
+    last = dict.fromkeys(key for run in found for key in run.brief.last or {} if key != "step")
+    best = dict.fromkeys(f"best.{key}" for run in found for key in run.brief.best or {})
     rows = {key: [_find(run, key) for run in found] for key in (*_REACHED, *last, *best)}
     rows["best.checkpoint"] = [run.best_checkpoint and run.best_checkpoint.name for run in found]
     return {key: row for key, row in rows.items() if any(value is not None for value in row)}

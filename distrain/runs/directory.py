@@ -22,6 +22,7 @@ from distrain.system.files import read_readable, read_whole, texts_of, to_json
 from distrain.system.filesystem import check_writable
 
 RESERVE_BYTES = 1 << 18
+RECIPE = "recipe.yaml"
 BUNDLE = "bundle.json"  # in the folder of an exported network
 NEWEST_BYTES = 1 << 16  # at the end of metrics.jsonl: contains every metric that is recorded regularly
 RANK_EXIT_TIMEOUT_S = 10.0  # the ranks of a killed launcher end in this time
@@ -40,7 +41,7 @@ class _Below:
 class RunDirectory:
     """The folder of a run, `path`, with the names of all files in it, and the methods that read and write them."""
 
-    recipe = _Below("recipe.yaml")
+    recipe = _Below(RECIPE)
     profile = _Below("profile.yaml")
     plan = _Below("plan.json")
     rendezvous = _Below("rendezvous.json")  # written by node 0: the others see that they share the folder

@@ -55,44 +55,43 @@ def find_dead(runs: list[RunDirectory]) -> set[Path]:
 
 def read_states(runs: list[RunDirectory]) -> dict[Path, str]:
     """Return the state of each run as one or two words, from its status and its SLURM job, if it has one."""
-    return find_states([(run, run.read_status(), run.read_job()) for run in runs])
+    return find_states([(run, run.read_status().state, run.read_job()) for run in runs])
 
 
-def find_states(found: Sequence[tuple[RunDirectory, Status, Job | None]]) -> dict[Path, str]:
+def find_states(found: Sequence[tuple[RunDirectory, State, Job | None]]) -> dict[Path, str]:
     """Return what `read_states` does for runs whose status and job have just been read."""
-    jobs = {run.path: job for run, status, job in found if job is not None and status.state != "finished"}
+    jobs = {run.path: job for run, state, job in found if job is not None and state != "finished"}
     infos = slurm.read_jobs(job.id for job in jobs.values())
     known = {path: infos[job.id] for path, job in jobs.items() if job.id in infos}
-    live = [run for run, status, _ in found if run.path not in known and status.state in _LIVE_STATES]
-    dead = find_dead(live)
+    dead = find_dead([run for run, state, _ in found if run.path not in known and state in _LIVE_STATES])
     return {
-        run.path: state_on_cluster(status, known[run.path])
+        run.path: state_on_cluster(state, known[run.path])
         if run.path in known
-        else _state_without_job(run, status, has_job=job is not None, is_dead=run.path in dead)
-        for run, status, job in found
+        else _state_without_job(run, state, has_job=job is not None, is_dead=run.path in dead)
+        for run, state, job in found
     }
 
 
-def state_on_cluster(status: Status, info: JobInfo) -> str:
-    """Return the state of a run from its status and its SLURM job: the status does not know what happens in the queue.
+def state_on_cluster(state: State, info: JobInfo) -> str:
+    """Return the state of a run from that in its status, which does not know what happens in the queue, and its job.
 
     While the job runs, the status decides.
     """
     if info.is_waiting:
-        return "requeued" if info.restarts and status.state != "queued" else "queued"
+        return "requeued" if info.restarts and state != "queued" else "queued"
     if info.is_over:
-        if status.state in {*_LIVE_STATES, "queued", "preempted"}:
+        if state in {*_LIVE_STATES, "queued", "preempted"}:
             return {"CANCELLED": "cancelled", "TIMEOUT": "timed out", "FAILED": "failed"}.get(info.state, "died")
-        return status.state
-    if info.state == "RUNNING" and status.state in {"queued", "preempted"}:
+        return state
+    if info.state == "RUNNING" and state in {"queued", "preempted"}:
         return "starting"
-    return status.state
+    return state
 
 
-def _state_without_job(run: RunDirectory, status: Status, *, has_job: bool, is_dead: bool) -> str:
-    if status.state == "queued" and not has_job:  # no rank has written a status yet
+def _state_without_job(run: RunDirectory, state: State, *, has_job: bool, is_dead: bool) -> str:
+    if state == "queued" and not has_job:  # no rank has written a status yet
         return "starting" if run.is_held else "never started"
-    return "died" if is_dead else status.state
+    return "died" if is_dead else state
 
 
 def _is_elsewhere(status: Status) -> bool:

@@ -1,31 +1,27 @@
 """Reads what lists of runs need of each run, as fast as files can be read, and finds any of its values by a key."""
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache, reduce
-from operator import or_
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from distrain.config.metrics import ALWAYS_MEASURED
-from distrain.config.old_names import rename_keys
-from distrain.errors import RecipeError, RunError
+from distrain.errors import RunError
 from distrain.messages import joined, nearest
+from distrain.runs.checkpoints import final_path
 from distrain.runs.directory import RunDirectory
 from distrain.runs.format import FORMAT_VERSION
+from distrain.runs.index import MIN_RUNS, Brief, RunFiles, RunIndex, take_stamp
 from distrain.runs.labels import Labels, read_labels
 from distrain.runs.liveness import find_states
 from distrain.runs.query import best_checkpoint, find_fault, find_runs
+from distrain.runs.recipe_values import Sections, find_value, flatten, read_sections
 from distrain.runs.status import Job, Status
 
 OWN_KEYS = ("name", "state", "recipe", "start", "step", "best", "loss", "time", "tag", "tags", "note")
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is installed
-_SECTION = re.compile(r"^(?=[^\s#-])", re.MULTILINE)  # where a key at the top level of a recipe begins
 
 
 @dataclass(frozen=True)
@@ -34,10 +30,10 @@ class Overview:
 
     run: RunDirectory
     state: str
-    status: Status = field(default_factory=Status)
-    recipe: Mapping[str, Any] = field(default_factory=dict)  # its values by dotted key; empty where it is damaged
+    brief: Brief
+    sections: Sections = field(default_factory=dict)  # of the recipe; empty where it is damaged
     labels: Labels = field(default_factory=Labels)
-    best_checkpoint: Path | None = None  # of the best evaluation, if it was kept
+    is_best_kept: bool = False  # whether there is a checkpoint of the best evaluation
     fault: str | None = None
 
     @property
@@ -45,10 +41,30 @@ class Overview:
         """The name of the run directory."""
         return self.run.path.name
 
+    @cached_property
+    def status(self) -> Status:
+        """The whole status, which is read now."""
+        return self.run.read_status()
+
+    @cached_property
+    def recipe(self) -> Mapping[str, Any]:
+        """The values of the recipe by dotted key."""
+        return flatten(self.sections)
+
     @property
-    def best(self) -> dict[str, float] | None:
+    def recipe_name(self) -> Any:
+        """The name of the recipe; None where it is damaged."""
+        return find_value(self.sections, "name")
+
+    @property
+    def best(self) -> Mapping[str, float] | None:
         """The best evaluation, if its checkpoint was kept."""
-        return None if self.best_checkpoint is None else self.status.best
+        return self.brief.best if self.is_best_kept else None
+
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """The checkpoint of the best evaluation, if it was kept."""
+        return None if self.best is None else final_path(self.run.checkpoints, int(self.best["step"]))
 
     def find(self, key: str) -> Any:
         """Return the value of a key; None where the run has no value yet. Raises `KeyError` where it has no such key.
@@ -63,29 +79,32 @@ class Overview:
             return self._own(key)
         if key in self.recipe:
             return self.recipe[key]
+        if key in Brief._fields:
+            return getattr(self.brief, key)
         if key in Status.model_fields or key == "rollbacks":
             value = getattr(self.status, key)
             return len(value) if key in {"attempts", "skipped_batches"} else value
         which, dot, metric = key.partition(".")
         if dot and which in {"best", "last"}:
-            return None if (found := getattr(self.status, which)) is None else found[metric]
-        if self.status.last is not None and key in self.status.last:
-            return self.status.last[key]
+            return None if (found := getattr(self.brief, which)) is None else found[metric]
+        if self.brief.last is not None and key in self.brief.last:
+            return self.brief.last[key]
         if "/" in key:
             return self.run.read_newest_metrics()[key]
         raise KeyError(key)
 
     def _own(self, key: str) -> Any:
-        status, best = self.status, self.best
+        brief, best = self.brief, self.best
+        if key == "start":
+            return self.status.attempts[0].started if self.status.attempts else None
         own: dict[str, Any] = {
             "name": self.name,
             "state": self.state,
-            "recipe": self.recipe.get("name"),
-            "start": status.attempts[0].started if status.attempts else None,
-            "step": status.step,
-            "best": None if best is None else best.get(f"val/{status.best_by}"),
-            "loss": None if status.last is None else status.last.get(f"val/{ALWAYS_MEASURED}"),
-            "time": status.train_seconds,
+            "recipe": self.recipe_name,
+            "step": brief.step,
+            "best": None if best is None else best.get(f"val/{brief.best_by}"),
+            "loss": None if brief.last is None else brief.last.get(f"val/{ALWAYS_MEASURED}"),
+            "time": brief.train_seconds,
             "tag": self.labels.tags,
             "tags": self.labels.tags,
             "note": self.labels.note or None,
@@ -94,7 +113,8 @@ class Overview:
 
     def summary(self) -> dict[str, Any]:
         """Return the run as a JSON object for scripts."""
-        labels = {"recipe": self.recipe.get("name") and str(self.recipe["name"]), **self.labels.model_dump()}
+        name = self.recipe_name
+        labels = {"recipe": None if name is None else str(name), **self.labels.model_dump()}
         if self.fault is not None:
             return {"run": str(self.run.path), "state": self.state, "fault": self.fault, **labels}
         best = None if self.best_checkpoint is None else str(self.best_checkpoint)
@@ -106,26 +126,47 @@ class Overview:
 
 def read_overviews(root: Path) -> list[Overview]:
     """Read all runs directly below `root`, the oldest first."""
-    return read_each(find_runs(root))
+    runs = find_runs(root)
+    index = RunIndex(root) if len(runs) >= MIN_RUNS else None
+    found = read_each(runs, index=index)
+    if index is not None:
+        index.save()
+    return found
 
 
-def read_each(runs: Sequence[RunDirectory]) -> list[Overview]:
-    """Read these runs, in their order."""
-    found: list[tuple[RunDirectory, Status, Job | None, str | None]] = [(run, *_read(run)) for run in runs]
-    states = find_states([(run, status, job) for run, status, job, fault in found if fault is None])
+def read_each(runs: Sequence[RunDirectory], *, index: RunIndex | None = None) -> list[Overview]:
+    """Read these runs, in their order; those that the index knows are not read again."""
+    found = [(run, _read(run, index)) for run in runs]
+    states = find_states([(run, files.brief.state, files.job) for run, files in found if files.fault is None])
     return [
-        Overview(run, "unreadable", recipe=read_recipe_values(run), labels=find_labels(run), fault=fault)
-        if fault is not None
-        else Overview(
+        Overview(
             run,
-            states[run.path],
-            status,
-            read_recipe_values(run),
-            find_labels(run),
-            best_checkpoint(run, status),
+            "unreadable" if files.fault is not None else states[run.path],
+            files.brief,
+            files.sections,
+            files.labels,
+            files.is_best_kept,
+            files.fault,
         )
-        for run, status, _, fault in found
+        for run, files in found
     ]
+
+
+def _read(run: RunDirectory, index: RunIndex | None) -> RunFiles:
+    if index is None:
+        return _read_files(run)
+    if (known := index.find(run)) is not None:
+        return known
+    stamp = take_stamp(run)  # before the files are read
+    read = _read_files(run)
+    index.add(run, stamp, read)
+    return read
+
+
+def _read_files(run: RunDirectory) -> RunFiles:
+    status, job, fault = _read_state(run)
+    is_best_kept = fault is None and best_checkpoint(run, status) is not None
+    return RunFiles(Brief.of(status), read_sections(run), find_labels(run), job, is_best_kept, fault)
 
 
 def find_values(overviews: Iterable[Overview], key: str, *, option: str) -> list[Any]:
@@ -145,47 +186,12 @@ def find_values(overviews: Iterable[Overview], key: str, *, option: str) -> list
 
 
 def _known_keys(overview: Overview) -> list[str]:
-    evaluations = {"last": overview.status.last or {}, "best": overview.status.best or {}}
+    evaluations = {"last": overview.brief.last or {}, "best": overview.brief.best or {}}
     metrics = [*evaluations["last"], *(f"{which}.{name}" for which, found in evaluations.items() for name in found)]
     return [*OWN_KEYS, *overview.recipe, *Status.model_fields, *metrics, *overview.run.read_newest_metrics()]
 
 
-def read_recipe_values(run: RunDirectory) -> dict[str, Any]:
-    """Return the values of a run's recipe by dotted key; empty where it cannot be read."""
-    with suppress(OSError, ValueError, yaml.YAMLError, RecipeError):
-        text = run.recipe.read_text(encoding="utf-8")
-        sections = [part for part in _SECTION.split(text) if part.strip()]
-        try:
-            parsed = [_parse(part) for part in sections]
-            if all(len(values) > 0 for values in parsed):
-                return reduce(or_, parsed, {})
-        except (ValueError, yaml.YAMLError):
-            pass  # a section cannot be read without the others
-        return dict(_parse(text))
-    return {}
-
-
-@lru_cache(maxsize=1 << 14)  # the runs of a sweep have most sections in common
-def _parse(text: str) -> dict[str, Any]:
-    """Return the values in YAML text by dotted key, empty where it is no mapping; the result must not be changed."""
-    tree = yaml.load(text, Loader=_LOADER)
-    if not isinstance(tree, dict):
-        return {}
-    rename_keys(tree)
-    return _flat(tree)
-
-
-def _flat(tree: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            values |= _flat(value, f"{prefix}{key}.")
-        else:
-            values[f"{prefix}{key}"] = value
-    return values
-
-
-def _read(run: RunDirectory) -> tuple[Status, Job | None, str | None]:
+def _read_state(run: RunDirectory) -> tuple[Status, Job | None, str | None]:
     """Return the status and the job of a run, and in a sentence why they cannot be read, or None."""
     try:
         status, job = run.read_status(), run.read_job()

@@ -1,6 +1,8 @@
 """Finds and reads runs for the control plane, and requests a run to stop."""
 
+import os
 import shlex
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +11,7 @@ from distrain.config.profile import read_profile
 from distrain.errors import RunError
 from distrain.messages import counted, joined
 from distrain.runs import checkpoints, slurm
-from distrain.runs.directory import BUNDLE, RunDirectory
+from distrain.runs.directory import BUNDLE, RECIPE, RunDirectory
 from distrain.runs.liveness import is_alive
 from distrain.runs.status import State, Status
 from distrain.system import filesystem
@@ -31,8 +33,9 @@ def find_runs(root: Path) -> list[RunDirectory]:
     """Return the runs directly below `root`, the oldest first."""
     if not root.is_dir():
         return []
-    runs = [RunDirectory(path) for path in root.iterdir() if path.is_dir()]
-    return sorted(filter(_is_run, runs), key=_start_time)
+    with os.scandir(root) as entries:  # quicker than paths, which matters for thousands of runs
+        started = {entry.name: time for entry in entries if entry.is_dir() and (time := _start_time(entry)) is not None}
+    return [RunDirectory(root / name) for name in sorted(started, key=started.__getitem__)]
 
 
 def find_run(reference: str, root: Path, *, excluding: RunDirectory | None = None) -> RunDirectory:
@@ -153,18 +156,15 @@ def find_fault(run: RunDirectory) -> str | None:
     return None
 
 
-def _is_run(run: RunDirectory) -> bool:
+def _start_time(folder: "os.DirEntry[str]") -> float | None:
+    """Return when the recipe in a folder was written, in seconds since the epoch; None where it has none."""
     try:
-        return run.exists
+        recipe = os.stat(f"{folder.path}/{RECIPE}")  # noqa: PTH116 - three times as fast
     except PermissionError:  # a folder of another user may be a run
-        return True
-
-
-def _start_time(run: RunDirectory) -> float:
-    try:
-        return run.recipe.stat().st_ctime
+        return folder.stat().st_ctime
     except OSError:
-        return run.path.stat().st_ctime
+        return None
+    return recipe.st_ctime if stat.S_ISREG(recipe.st_mode) else None
 
 
 def request_stop(run: RunDirectory) -> str | None:

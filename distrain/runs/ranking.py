@@ -40,7 +40,7 @@ def rank(found: Sequence[Overview], metric: str | None) -> list[RankedRun]:
 
 
 def _own_metric(found: Sequence[Overview]) -> str:
-    names = sorted({run.status.best_by for run in found if run.status.best is not None})
+    names = sorted({run.brief.best_by for run in found if run.brief.best is not None})
     if len(names) > 1:
         keys = [f"val/{name}" for name in names]
         raise RunError(f"these runs select their best evaluations by {joined(keys, last='and')}; choose with --metric")
@@ -59,11 +59,11 @@ def _name(metric: str) -> str:
 
 def _best(run: Overview, name: str) -> tuple[float, int, Path, Mapping[str, float]] | None:
     """Return score, step, folder and evaluation of the run's best checkpoint by a metric; None where it has none."""
-    status = run.status
-    if status.best is not None and run.best_checkpoint is not None and status.best_by == name:
-        value = _score(name, status.best)
-        return None if value is None else (value, int(status.best["step"]), run.best_checkpoint, status.best)
-    if status.last is None:
+    brief = run.brief
+    if brief.best is not None and run.best_checkpoint is not None and brief.best_by == name:
+        value = _score(name, brief.best)
+        return None if value is None else (value, int(brief.best["step"]), run.best_checkpoint, brief.best)
+    if brief.last is None:
         return None
     scored = [
         (value, entry.step, entry.path, entry.evaluation)

@@ -15,7 +15,8 @@ from distrain.errors import RunError
 from distrain.runs.checkpoints import final_path
 from distrain.runs.directory import RunDirectory
 from distrain.runs.labels import Labels, write_labels
-from distrain.runs.overview import OWN_KEYS, read_each, read_recipe_values
+from distrain.runs.overview import OWN_KEYS, read_each
+from distrain.runs.recipe_values import read_recipe_values
 from distrain.runs.status import Job, Status
 from tests.cli.test_output import CLASSES, VALUES, make_run
 from tests.cli_runner import distrain
