@@ -19,6 +19,7 @@ from distrain.config.profile import LaunchOptions, Profile, read_profile, resolv
 from distrain.errors import ExitCode, LaunchError, PreflightError
 from distrain.launchers import LAUNCHERS
 from distrain.launchers.abort import end_at_once
+from distrain.launchers.events import RunEvents, announce_events
 from distrain.launchers.multinode.coordinator import Coordinator
 from distrain.launchers.multinode.group import LocalNode, NodeGroup
 from distrain.launchers.multinode.member import Member
@@ -99,12 +100,15 @@ def start(request: FitRequest) -> ExitCode:
     with (
         tolerating_loss(),  # a closed terminal, or output to a full disk, does not end the training
         _stopping_on_signal(fit) as stop,
+        announce_events(fit.run, notify=_notifier(console, fit.run)) as events,
         prepare(fit, console, stop) as is_new,
     ):
+        events.send_start()
         outcome = supervise(
-            fit, console, stop, on_error=debug_post_mortem if request.debug_options.post_mortem else None
+            fit, console, stop, events, on_error=debug_post_mortem if request.debug_options.post_mortem else None
         )
         report(fit, console, outcome, is_new=is_new, verbose=request.verbose or request.debug_options.debug)
+        events.send_end(outcome, stop)
     return outcome.code
 
 
@@ -164,7 +168,12 @@ def prepare(fit: ResolvedFit, console: Console, stop: StopRequest) -> Iterator[b
 
 
 def supervise(
-    fit: ResolvedFit, console: Console, stop: StopRequest, *, on_error: Callable[[BaseException], None] | None
+    fit: ResolvedFit,
+    console: Console,
+    stop: StopRequest,
+    events: RunEvents,
+    *,
+    on_error: Callable[[BaseException], None] | None,
 ) -> RunOutcome:
     """Execute the plan, attempt after attempt, and return how the run ended; afterwards signals are ignored.
 
@@ -186,6 +195,7 @@ def supervise(
             group=group,
             run_worker=run_worker,
             on_error=on_error,
+            on_stall=lambda message: events.send("stalled", f"has stalled: {message}"),
         )
     except LaunchError:  # the other nodes have not connected
         if is_coordinator:
