@@ -23,7 +23,7 @@ BUDGETS = {
     "distributed": 1200,
     "evaluation": 485,
     "export": 765,
-    "launchers": 1960,
+    "launchers": 2225,
     "models": 1070,
     "runs": 1690,
     "service": 1150,

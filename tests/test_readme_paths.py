@@ -96,5 +96,7 @@ def test_table_of_rooms_has_every_room_with_what_it_imports() -> None:
 def test_table_of_the_run_directory_has_every_file_of_it(tmp_path: Path) -> None:
     section = text(PAGES[0]).partition("## Run directory")[2].partition("\n## ")[0]
     names = set(re.findall(r"[\w.-]+", " ".join(re.findall(r"^\| (.*?) \|", section, re.MULTILINE))))
-    paths = [path for path in vars(RunDirectory(tmp_path)).values() if isinstance(path, Path) and path != tmp_path]
+    run = RunDirectory(tmp_path)
+    paths = [path for name in dir(run) if isinstance(path := getattr(run, name), Path) and path != tmp_path]
+    assert run.status in paths
     assert {path.relative_to(tmp_path).parts[0] for path in paths} - names == set()

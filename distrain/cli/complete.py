@@ -75,6 +75,18 @@ def metrics(incomplete: str) -> list[str]:
     return _beginning([f"{before}{comma}{name}" for name in METRICS], incomplete)
 
 
+def columns(incomplete: str) -> list[str]:
+    """Return what `distrain runs --columns` can show, after those columns that are already named."""
+    from distrain.config import Recipe
+    from distrain.config.metrics import METRICS
+    from distrain.config.validation import keys_of
+    from distrain.runs.overview import OWN_KEYS
+
+    before, comma, _ = incomplete.rpartition(",")
+    metrics = [f"{which}val/{name}" for which in ("", "best.") for name, metric in METRICS.items() if metric.is_number]
+    return _beginning([f"{before}{comma}{name}" for name in (*OWN_KEYS, *keys_of(Recipe), *metrics)], incomplete)
+
+
 def devices(incomplete: str) -> list[str]:
     """Return the kinds of devices."""
     return _beginning(["cpu", "cuda"], incomplete)

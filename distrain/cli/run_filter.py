@@ -1,4 +1,4 @@
-"""Selects runs by their state, name, tags and the values of their recipes: `--filter KEY=VALUE`."""
+"""Selects runs by their state, name, tags, recipes and metrics: `--filter KEY=VALUE`."""
 
 import operator
 import re
@@ -8,12 +8,8 @@ from typing import Any
 
 import yaml
 
-from distrain.cli.run_table import find_labels, read_recipe_values
 from distrain.errors import RunError
-from distrain.messages import joined, nearest
-from distrain.runs.directory import RunDirectory
-from distrain.runs.liveness import read_states
-from distrain.runs.query import find_fault
+from distrain.runs.overview import Overview, find_values
 
 _CONDITION = re.compile(r"([\w.-]+)\s*(<=|>=|!=|=|<|>)\s*(.*)", re.DOTALL)
 _ORDERS: dict[str, Callable[[Any, Any], bool]] = {
@@ -22,26 +18,22 @@ _ORDERS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le,
     ">=": operator.ge,
 }
-_OWN_KEYS = ("state", "name", "tag", "recipe")
 
 
-def matching(runs: list[RunDirectory], filters: Sequence[str]) -> list[RunDirectory]:
+def matching(found: list[Overview], filters: Sequence[str]) -> list[Overview]:
     """Return the runs for which all `filters` hold; runs that cannot be read match none.
 
     Raises `RunError` for a filter that is not a condition, or whose key no run has.
     """
     if not filters:
-        return runs
-    conditions = [_parse(text) for text in filters]
-    readable = [run for run in runs if find_fault(run) is None]
-    states = read_states(readable)
-    values = {run.path: _values(run, states[run.path]) for run in readable}
-    known = dict.fromkeys([*_OWN_KEYS, *(key for found in values.values() for key in found)])
-    for key, _, _ in conditions:
-        if key not in known and readable:
-            hint = nearest(key, known) or f"; use {joined(_OWN_KEYS)}, or a key of the recipe"
-            raise RunError(f"--filter {key}: no run has this key{hint}")
-    return [run for run in readable if all(_holds(values[run.path], *condition) for condition in conditions)]
+        return found
+    readable = [overview for overview in found if overview.fault is None]
+    kept = [True] * len(readable)
+    for text in filters:
+        key, sign, wanted = _parse(text)
+        for number, value in enumerate(find_values(readable, key, option="--filter")):
+            kept[number] &= _holds(value, sign, wanted)
+    return [overview for overview, is_kept in zip(readable, kept, strict=True) if is_kept]
 
 
 def _parse(text: str) -> tuple[str, str, str]:
@@ -54,19 +46,8 @@ def _parse(text: str) -> tuple[str, str, str]:
     return key, sign, value
 
 
-def _values(run: RunDirectory, state: str) -> dict[str, list[Any]]:
-    recipe = read_recipe_values(run)
-    own: dict[str, list[Any]] = {
-        "state": [state],
-        "name": [run.path.name],
-        "tag": list(find_labels(run).tags),
-        "recipe": [recipe.get("name")],
-    }
-    return {key: [value] for key, value in recipe.items()} | own
-
-
-def _holds(values: dict[str, list[Any]], key: str, sign: str, wanted: str) -> bool:
-    found = values.get(key, [])
+def _holds(value: Any, sign: str, wanted: str) -> bool:
+    found = value if isinstance(value, list) else [value]
     if sign in _ORDERS:
         numbers = [value for value in found if isinstance(value, int | float) and not isinstance(value, bool)]
         return any(_ORDERS[sign](value, _number(wanted)) for value in numbers)

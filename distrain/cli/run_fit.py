@@ -18,6 +18,7 @@ from distrain.config.profile import LaunchOptions, Profile, read_profile, resolv
 from distrain.errors import ExitCode, LaunchError, PreflightError, StoppedError
 from distrain.launchers import LAUNCHERS
 from distrain.launchers.abort import end_at_once
+from distrain.launchers.events import RunEvents, announce_events
 from distrain.launchers.multinode.coordinator import Coordinator
 from distrain.launchers.multinode.group import LocalNode, NodeGroup
 from distrain.launchers.multinode.member import Member
@@ -27,10 +28,11 @@ from distrain.launchers.profile_files import read_launch_options
 from distrain.launchers.slurm import srun
 from distrain.launchers.supervisor import RunOutcome, execute
 from distrain.messages import print_error
-from distrain.runs.directory import RunDirectory, StopReason
+from distrain.runs.directory import RunDirectory
 from distrain.runs.error_reports import ErrorReport
 from distrain.runs.log_file import append_to_log
 from distrain.runs.resume_hint import print_resume_hint
+from distrain.runs.stop_file import StopReason, forget_stop, read_stop_reason
 from distrain.runs.stop_requests import stop_on_signal
 from distrain.service.devices import lease_devices
 from distrain.service.launch import check_start, is_from_queue
@@ -61,12 +63,15 @@ def start(request: FitRequest) -> ExitCode:
         tolerating_loss(),  # a closed terminal, or output to a full disk, does not end the training
         _stopping_on_signal(fit) as stop,
         lease(fit, console, stop, wait=request.wait) as fit,
+        announce_events(fit.run, notify=_notifier(console, fit.run)) as events,
         prepare(fit, console, stop) as is_new,
     ):
+        events.send_start()
         outcome = supervise(
-            fit, console, stop, on_error=debug_post_mortem if request.debug_options.post_mortem else None
+            fit, console, stop, events, on_error=debug_post_mortem if request.debug_options.post_mortem else None
         )
         report(fit, console, outcome, is_new=is_new, verbose=request.verbose or request.debug_options.debug)
+        events.send_end(outcome, stop)
     return outcome.code
 
 
@@ -151,7 +156,12 @@ def prepare(fit: ResolvedFit, console: Console, stop: StopRequest) -> Iterator[b
 
 
 def supervise(
-    fit: ResolvedFit, console: Console, stop: StopRequest, *, on_error: Callable[[BaseException], None] | None
+    fit: ResolvedFit,
+    console: Console,
+    stop: StopRequest,
+    events: RunEvents,
+    *,
+    on_error: Callable[[BaseException], None] | None,
 ) -> RunOutcome:
     """Execute the plan, attempt after attempt, and return how the run ended; afterwards signals are ignored.
 
@@ -173,6 +183,7 @@ def supervise(
             group=group,
             run_worker=run_worker,
             on_error=on_error,
+            on_stall=lambda message: events.send("stalled", f"has stalled: {message}"),
         )
     except LaunchError:  # the other nodes have not connected
         if is_coordinator:
@@ -191,10 +202,10 @@ def report(fit: ResolvedFit, console: Console, outcome: RunOutcome, *, is_new: b
     """
     run, code, errors = fit.run, outcome.code, outcome.errors
     is_coordinator = fit.profile.node_rank == 0  # the only node that writes the run directory
-    reason = run.read_stop_reason() if is_coordinator else None
+    reason = read_stop_reason(run) if is_coordinator else None
     if is_coordinator:
         with suppress(OSError):
-            run.forget_stop()  # a late signal must not stop the next attempt
+            forget_stop(run)  # a late signal must not stop the next attempt
     if code == ExitCode.FINISHED:
         output.print_summary(console, run, run.read_status())
     elif code == ExitCode.STOPPED:

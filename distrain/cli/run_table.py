@@ -1,117 +1,133 @@
-"""Lists runs as a table: their state, their evaluations, and the values in which their recipes differ."""
+"""Lists runs as a table: their state, their evaluations and where their recipes differ, or the columns of the user."""
 
 import json
-import math
+import time
 from collections import defaultdict
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from distrain.config.metrics import ALWAYS_MEASURED, METRICS, format_metric, format_value, score
-from distrain.config.old_names import rename_keys
-from distrain.errors import RecipeError, RunError
-from distrain.runs import query
-from distrain.runs.directory import RunDirectory
-from distrain.runs.labels import Labels, read_labels
-from distrain.runs.liveness import read_states
-from distrain.runs.query import best_checkpoint, find_fault
-from distrain.runs.status import Status
+from distrain.runs.overview import Overview, find_values
+from distrain.runs.ranking import RankedRun
+from distrain.runs.recipe_values import Sections, find_value
 from distrain.system.display import Heading, duration, print_table
 
-SORT_KEYS = ("start", "name", "state", "step", "best", "loss", "time")
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # five times as fast, where libyaml is installed
+_BEST_FIRST = ("best", "loss")  # in these orders
 
 
-@dataclass(frozen=True)
-class _Row:
-    run: RunDirectory
-    status: Status
-    state: str
-    recipe: dict[str, Any]  # its values by dotted key; empty where it cannot be read
-    differences: str = ""
-    tags: str = ""
-
-    @property
-    def best(self) -> dict[str, float] | None:
-        """The best evaluation, if its checkpoint was kept."""
-        return None if best_checkpoint(self.run, self.status) is None else self.status.best
-
-
-def print_runs(console: Console, found: list[RunDirectory], root: Path) -> None:
-    """Print a line for each run, and a sentence for each run that cannot be read."""
+def print_runs(console: Console, found: Sequence[Overview], root: Path, *, columns: Sequence[str] = ()) -> None:
+    """Print a line for each run, with these `columns` if any are given, and a sentence for each unreadable run."""
     if not found:
         console.print(f"no runs in {root.absolute()}; `distrain fit` starts one", markup=False, soft_wrap=True)
         return
-    faults = {run.path: fault for run in found if (fault := find_fault(run)) is not None}
-    rows = _read([run for run in found if run.path not in faults])
-    if rows:
-        print_table(console, *_table(rows))
-    for path, fault in faults.items():
-        console.print(f"{path.name} cannot be read: {fault}", markup=False, soft_wrap=True)
+    readable = [overview for overview in found if overview.fault is None]
+    if readable:
+        print_table(console, *(_own_table(readable, columns) if columns else _table(readable)))
+    for overview in found:
+        if overview.fault is not None:
+            console.print(f"{overview.name} cannot be read: {overview.fault}", markup=False, soft_wrap=True)
 
 
-def sort_runs(found: list[RunDirectory], key: str) -> list[RunDirectory]:
-    """Return the runs, which are ordered by `start`, in the order of one of `SORT_KEYS`.
+def sort_runs(found: list[Overview], key: str) -> list[Overview]:
+    """Return the runs, which are ordered by `start`, in ascending order of the key, or descending with `-` before it.
 
-    For `best` and `loss`, the best come first, and those without a value last. Raises `RunError` for any other key.
+    For `best` and `loss`, the best come first. Runs without a value come last. Raises `RunError` for a key that no run
+    has.
     """
-    if key not in SORT_KEYS:
-        raise RunError(f"--sort {key}: runs are sorted by {', '.join(SORT_KEYS[:-1])} or {SORT_KEYS[-1]}")
-    if key == "start":
-        return found
-    statuses = {run.path: Status() if find_fault(run) else run.read_status() for run in found}
-
-    def rank(run: RunDirectory) -> Any:
-        status = statuses[run.path]
-        if key in {"best", "loss"}:
-            best = None if best_checkpoint(run, status) is None else status.best
-            metrics, name = (best, status.best_by) if key == "best" else (status.last, ALWAYS_MEASURED)
-            value = None if metrics is None else score(name, metrics)
-            return math.inf if value is None else -value
-        return {"name": run.path.name, "state": status.state, "step": status.step, "time": status.train_seconds}[key]
-
-    return sorted(found, key=rank)
+    name = key.removeprefix("-")
+    is_descending = key != name
+    if name == "start":
+        return found[::-1] if is_descending else found
+    values = [_rank(value) for value in find_values(found, name, option="--sort")]
+    if name in _BEST_FIRST:
+        metrics = [(o.best, o.brief.best_by) if name == "best" else (o.brief.last, ALWAYS_MEASURED) for o in found]
+        scores = [None if evaluation is None else score(by, evaluation) for evaluation, by in metrics]
+        values = [None if value is None else (0, -value) for value in scores]
+    pairs = list(zip(values, found, strict=True))
+    ranked = [(value, overview) for value, overview in pairs if value is not None]
+    ranked.sort(key=itemgetter(0), reverse=is_descending)
+    return [overview for _, overview in ranked] + [overview for value, overview in pairs if value is None]
 
 
-def summary(run: RunDirectory) -> dict[str, Any]:
-    """Return the state of a run as a JSON object for scripts, with its labels, and the name of its recipe or None."""
-    name = read_recipe_values(run).get("name")
-    return query.summary(run) | {"recipe": None if name is None else str(name)} | find_labels(run).model_dump()
+def _rank(value: Any) -> tuple[int, Any] | None:
+    """Return what sorts values of any type, numbers before texts; None for no value."""
+    if value is None or value == []:
+        return None
+    return (0, value) if isinstance(value, int | float) else (1, _shown(value))
 
 
-def find_labels(run: RunDirectory) -> Labels:
-    """Return the labels of a run, empty where their file cannot be read."""
-    with suppress(RunError, OSError):
-        return read_labels(run)
-    return Labels()
-
-
-def _read(runs: list[RunDirectory]) -> list[_Row]:
-    states = read_states(runs)
-    rows = [_Row(run, run.read_status(), states[run.path], read_recipe_values(run)) for run in runs]
-    by_name = defaultdict[Any, list[dict[str, Any]]](list)
-    for row in rows:
-        by_name[row.recipe.get("name")].append(row.recipe)
-    keys = {name: _differing(recipes) for name, recipes in by_name.items()}
+def pick(found: Sequence[Overview], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the values of the columns for scripts, and the run; raises `RunError` for a column that no run has."""
+    picked = {key: find_values(found, key, option="--columns") for key in columns}
     return [
-        replace(
-            row,
-            differences=_differences(row.recipe, keys[row.recipe.get("name")]),
-            tags=" ".join(find_labels(row.run).tags),
-        )
-        for row in rows
+        {"run": str(overview.run.path)} | {key: values[number] for key, values in picked.items()}
+        for number, overview in enumerate(found)
     ]
 
 
-def _table(rows: list[_Row]) -> tuple[list[Heading], list[list[str]]]:
-    metrics = {row.status.best_by for row in rows if row.status.last is not None} or {"top1"}
+def _own_table(found: Sequence[Overview], columns: Sequence[str]) -> tuple[list[Heading], list[list[str]]]:
+    shown = {key: find_values(found, key, option="--columns") for key in dict.fromkeys(columns)}
+    shown.pop("name", None)  # the first column
+    cells = [[overview.name] for overview in found]
+    headings = [Heading("run")]
+    for key, values in shown.items():
+        headings.append(Heading(key, is_right=all(isinstance(value, int | float | None) for value in values)))
+        for row, value in zip(cells, values, strict=True):
+            row.append(format_key(key, value))
+    return headings, cells
+
+
+def print_ranked(console: Console, ranked: Sequence[RankedRun]) -> None:
+    """Print a line for each run with its best checkpoint."""
+    headings = [Heading("run"), Heading(ranked[0].metric, is_right=True), Heading("step", is_right=True)]
+    cells = [[r.overview.name, format_key(r.metric, r.value), str(r.step), str(r.checkpoint)] for r in ranked]
+    print_table(console, [*headings, Heading("checkpoint")], cells)
+
+
+def describe_ranked(ranked: Sequence[RankedRun]) -> list[dict[str, Any]]:
+    """Return runs with their best checkpoints as JSON objects."""
+    return [
+        {
+            "run": str(each.overview.run.path),
+            "name": each.overview.name,
+            "metric": each.metric,
+            "value": each.value,
+            "step": each.step,
+            "checkpoint": str(each.checkpoint),
+        }
+        for each in ranked
+    ]
+
+
+def format_key(key: str, value: Any) -> str:
+    """Return the value of a key of `Overview.find` for display, `-` for None."""
+    metric = key.rpartition(".")[2].removeprefix("val/").partition("/")[0]
+    if value is None or value == []:
+        return "-"
+    if key == "start":
+        return time.strftime("%F %T", time.localtime(value))
+    if key in {"time", "train_seconds", "eta_s"}:
+        return duration(value)
+    if key == "loss" or (metric in METRICS and METRICS[metric].is_number and "val/" in key):
+        return format_value(metric, {f"val/{metric}": value})
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return " ".join(map(str, value)) if isinstance(value, list) and key in {"tag", "tags"} else _shown(value)
+
+
+def _table(rows: Sequence[Overview]) -> tuple[list[Heading], list[list[str]]]:
+    metrics = {row.brief.best_by for row in rows if row.brief.last is not None} or {"top1"}
     is_mixed = len(metrics) > 1  # then each value is shown with its metric
     newest = "newest" if is_mixed else METRICS[next(iter(metrics))].title
     format_cell = format_metric if is_mixed else format_value
+    by_recipe = defaultdict[Any, list[Sections]](list)
+    for row in rows:
+        by_recipe[row.recipe_name].append(row.sections)
+    keys = {name: _differing(recipes) for name, recipes in by_recipe.items()}
     headings = [
         Heading("run"),
         Heading("state"),
@@ -126,15 +142,15 @@ def _table(rows: list[_Row]) -> tuple[list[Heading], list[list[str]]]:
     ]
     cells = [
         [
-            row.run.path.name,
+            row.name,
             row.state,
-            f"{row.status.step}/{row.status.total_steps}",
-            *("-" if m is None else format_cell(row.status.best_by, m) for m in (row.status.last, row.best)),
-            "-" if row.status.last is None else format_value(ALWAYS_MEASURED, row.status.last),
-            duration(row.status.train_seconds),
-            str(row.recipe.get("name", "-")),
-            row.tags,
-            row.differences,
+            f"{row.brief.step}/{row.brief.total_steps}",
+            *("-" if m is None else format_cell(row.brief.best_by, m) for m in (row.brief.last, row.best)),
+            "-" if row.brief.last is None else format_value(ALWAYS_MEASURED, row.brief.last),
+            duration(row.brief.train_seconds),
+            "-" if row.recipe_name is None else str(row.recipe_name),
+            " ".join(row.labels.tags),
+            _differences(row.sections, keys[row.recipe_name]),
         ]
         for row in rows
     ]
@@ -144,40 +160,25 @@ def _table(rows: list[_Row]) -> tuple[list[Heading], list[list[str]]]:
     return [headings[column] for column in kept], [[row[column] for column in kept] for row in cells]
 
 
-def read_recipe_values(run: RunDirectory) -> dict[str, Any]:
-    """Return the values of a run's recipe by dotted key; empty where it cannot be read."""
-    with suppress(OSError, ValueError, yaml.YAMLError, RecipeError):
-        tree = yaml.load(run.recipe.read_text(encoding="utf-8"), Loader=_LOADER)
-        if isinstance(tree, dict):
-            rename_keys(tree)
-            return _flat(tree)
-    return {}
-
-
-def _flat(tree: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            values |= _flat(value, f"{prefix}{key}.")
-        else:
-            values[f"{prefix}{key}"] = value
-    return values
-
-
-def _differing(recipes: list[dict[str, Any]]) -> list[str]:
+def _differing(recipes: Sequence[Sections]) -> list[str]:
     """Return the keys whose values differ between the recipes that could be read, without those of logging."""
     readable = [recipe for recipe in recipes if recipe]
-    keys = dict.fromkeys(key for recipe in readable for key in recipe)
-    return [
-        key
-        for key in keys
-        if not key.startswith("log.") and any(recipe.get(key) != readable[0].get(key) for recipe in readable)
-    ]
+    found: list[str] = []
+    for name in dict.fromkeys(name for recipe in readable for name in recipe if name != "log"):
+        sections = [recipe.get(name, {}) for recipe in readable]
+        distinct = list({id(section): section for section in sections}.values())
+        for key in dict.fromkeys(key for section in distinct for key in section):
+            values = [section.get(key) for section in distinct]
+            if values.count(values[0]) < len(values):
+                found.append(key)
+    return found
 
 
-def _differences(recipe: dict[str, Any], keys: list[str]) -> str:
-    return " ".join(f"{key}={_shown(recipe.get(key))}" for key in keys) if recipe else ""
+def _differences(recipe: Sections, keys: list[str]) -> str:
+    return " ".join(f"{key}={_shown(find_value(recipe, key))}" for key in keys) if recipe else ""
 
 
 def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, str):
+        return value
+    return repr(value) if type(value) in {int, float} else json.dumps(value, ensure_ascii=False, default=str)

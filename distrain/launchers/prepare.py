@@ -16,6 +16,7 @@ from distrain.runs.directory import RANK_EXIT_TIMEOUT_S, RunDirectory, new_run_d
 from distrain.runs.environment import describe_environment
 from distrain.runs.query import warm_start_command
 from distrain.runs.status import Status
+from distrain.runs.stop_file import forget_stop
 from distrain.runs.task import Task, TrainRequest, write_task
 
 DEFAULT_RECIPE = "digits"
@@ -116,7 +117,7 @@ def write_request(
     """
     with run.hold_trainer_lock(patience_s=RANK_EXIT_TIMEOUT_S):
         if not keeps_stop:
-            run.forget_stop()
+            forget_stop(run)
         run.stacks_request.unlink(missing_ok=True)
         run.flight_request.unlink(missing_ok=True)
         write_task(run, task or TrainRequest())  # before the recipe, which makes the folder a run

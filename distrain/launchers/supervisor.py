@@ -54,8 +54,11 @@ def execute(
     group: NodeGroup | None = None,
     run_worker: RunWorker | None = None,
     on_error: Callable[[BaseException], None] | None = None,
+    on_stall: Callable[[str], None] = lambda _: None,
 ) -> RunOutcome:
     """Run the plan to its end and return the outcome; `notify` is called with messages for the user meanwhile.
+
+    So is `on_stall`, with a sentence on each stall.
 
     A plan in this process calls `run_worker` here, so that `breakpoint()` works, and on an exception `on_error`, while
     the objects of the training still exist. Other plans run in child processes, which are started again after a
@@ -79,6 +82,7 @@ def execute(
                 group=group,
                 run_worker=run_worker,
                 on_error=on_error,
+                on_stall=on_stall,
             )
     if plan.in_process:
         assert run_worker is not None, "a plan in this process needs the worker"
@@ -90,7 +94,7 @@ def execute(
         closing(group or SingleNode(plan)) as together,
         closing(ProcessSpawner(run.launcher_log)) as spawner,
     ):
-        return _execute_together(together, spawner, run, profile, stop=requested, notify=notify)
+        return _execute_together(together, spawner, run, profile, stop=requested, notify=notify, on_stall=on_stall)
 
 
 def _execute_together(
@@ -101,6 +105,7 @@ def _execute_together(
     *,
     stop: StopRequest,
     notify: Callable[[str], None],
+    on_stall: Callable[[str], None],
 ) -> RunOutcome:
     """Start attempt after attempt until the node group agrees on the end."""
     failures, reached = 0, newest_step(run.checkpoints)
@@ -110,7 +115,7 @@ def _execute_together(
         if (plan := group.join(stop)) is None:
             group.decide(ExitCode.STOPPED)
             return RunOutcome(ExitCode.STOPPED, [])
-        code = _attempt(plan, spawner, run, group, profile, stop=stop, notify=notify)
+        code = _attempt(plan, spawner, run, group, profile, stop=stop, notify=notify, on_stall=on_stall)
         errors = read_errors(run)
         end: ExitCode | None = code
         if code == ExitCode.FAILED and not run.stop.exists() and not (errors and errors[0]["is_final"]):
@@ -135,6 +140,7 @@ def _attempt(
     *,
     stop: StopRequest,
     notify: Callable[[str], None],
+    on_stall: Callable[[str], None],
 ) -> ExitCode:
     """Start the plan's processes and watch them to their end; none of them survives this call, however it ends.
 
@@ -153,7 +159,8 @@ def _attempt(
     if saves_nothing(run):
         checks.append(unsaved.check)
     if group.is_coordinator:
-        stalls = StallWatchdog(run, timeout_s=profile.stall_timeout_s, device=profile.resolved_device, clocks=clocks)
+        timeout_s, device = profile.stall_timeout_s, profile.resolved_device
+        stalls = StallWatchdog(run, timeout_s=timeout_s, device=device, clocks=clocks, on_stall=on_stall)
         checks.append(stalls.check)
     try:
         was_ended = _watch(child, checks, group, notify)

@@ -2,6 +2,7 @@
 
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from distrain.config.profile import Device
@@ -36,11 +37,21 @@ class StallWatchdog:
     """Watches the heartbeats of one attempt."""
 
     def __init__(
-        self, run: RunDirectory, *, timeout_s: float, device: Device = "cpu", clocks: Clocks | None = None
+        self,
+        run: RunDirectory,
+        *,
+        timeout_s: float,
+        device: Device = "cpu",
+        clocks: Clocks | None = None,
+        on_stall: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`clocks` measure from the heartbeats how far the clocks of other nodes are off."""
+        """`clocks` measure from the heartbeats how far the clocks of other nodes are off.
+
+        `on_stall` is called with a sentence when the ranks have stalled.
+        """
         self._run = run
         self._clocks = clocks or Clocks()
+        self._on_stall = on_stall
         self._device = device
         self._timeout_s = timeout_s
         self._silence_s = max(timeout_s, _MIN_SILENCE_S)
@@ -66,8 +77,11 @@ class StallWatchdog:
             before.heartbeat = heartbeat
         if not self._seen or now - max(seen.moved_s for seen in self._seen.values()) < self._timeout_s:
             return None
-        stalled = self._stalled_ranks(now)
-        return self._report(stalled, now) if stalled else None
+        if not (stalled := self._stalled_ranks(now)):
+            return None
+        message = self._report(stalled, now)
+        self._on_stall(message.splitlines()[0])
+        return message
 
     def _stalled_ranks(self, now: float) -> list[_Seen]:
         """Return the ranks without a heartbeat, else those furthest behind; none while one is in a long phase."""

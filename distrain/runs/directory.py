@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from distrain.config.metrics import restore_nan
 from distrain.errors import RunError
@@ -22,65 +22,82 @@ from distrain.system import locks
 from distrain.system.files import read_readable, read_whole, texts_of, to_json
 from distrain.system.filesystem import check_writable
 
-StopReason: TypeAlias = Literal["stopped", "cancelled", "preempted"]  # by the user, for good, or for another job
-
-_STOP_REASONS: tuple[StopReason, ...] = ("stopped", "cancelled", "preempted")
 _JOB_PATIENCE_S = 10.0
 RESERVE_BYTES = 1 << 18
+RECIPE = "recipe.yaml"
 BUNDLE = "bundle.json"  # in the folder of an exported network
+NEWEST_BYTES = 1 << 16  # at the end of metrics.jsonl: contains every metric that is recorded regularly
 RANK_EXIT_TIMEOUT_S = 10.0  # the ranks of a killed launcher end in this time
+
+
+class _Below:
+    """A path below a run directory; made when it is read, because a list of runs reads few of them."""
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
+
+    def __get__(self, run: "RunDirectory", _: object = None) -> Path:
+        return run.path.joinpath(*self._names)
 
 
 class RunDirectory:
     """The folder of a run, `path`, with the names of all files in it, and the methods that read and write them."""
 
+    recipe = _Below(RECIPE)
+    profile = _Below("profile.yaml")
+    plan = _Below("plan.json")
+    rendezvous = _Below("rendezvous.json")  # written by node 0: the others see that they share the folder
+    job = _Below("job.json")  # the job that trains the run, of SLURM or of this machine's queue
+    job_lock = _Below("job-lock")  # held while the job of the queue is changed
+    code = _Below("code")  # a copy of the user's code, which the job runs
+    environment = _Below("env.json")
+    labels = _Below("labels.json")  # tags and a note, which the user writes on the run
+    status = _Below("status.json")
+    stop = _Below("stop")
+    stop_answered = _Below("stop-answered")  # the stop file, from the moment when the ranks have saved
+    metrics = _Below("metrics.jsonl")
+    lock = _Below("lock")  # held by rank 0 while it trains
+    launcher_lock = _Below("launcher-lock")  # held by the launcher, also between two attempts
+    reserve = _Below("reserve")
+    micro_batch = _Below("micro-batch.json")  # the size found by train.micro_batch_size=auto
+    logs = _Below("logs")
+    console_log = _Below("logs", "console.log")  # of a launcher without a terminal
+    errors = _Below("errors")
+    attempt_errors = _Below("errors", "attempt.json")  # which of the errors belong to the newest attempt
+    heartbeats = _Below("heartbeats")
+    stacks = _Below("stacks")
+    stacks_request = _Below("stacks-request")  # while it exists, heartbeats contain the stacks of all threads
+    flight_records = _Below("flight-recorder")  # NCCL's latest calls, written when an attempt has stalled
+    flight_request = _Below("flight-recorder-request")  # while it exists, ranks write their flight records
+    traces = _Below("profile")
+    checkpoints = _Below("checkpoints")
+    evaluations = _Below("evaluations")  # run directories of `distrain eval`, one for each evaluation
+    task = _Below("task.json")  # what a worker does here: train, evaluate or benchmark
+    findings = _Below("findings.json")
+    answers = _Below("answers.npz")
+    stage = _Below("stage")  # what is being measured now, as text
+    figures = _Below("figures.json")
+    export = _Below("export")  # bundles and graphs for other programs
+    tensorboard = _Below("tensorboard")
+    wandb = _Below("wandb")
+    wandb_id = _Below("wandb", "run-id")
+
     def __init__(self, path: Path, *, node_rank: int = 0) -> None:
         self.path = path
         self.node_rank = node_rank
-        self.recipe = path / "recipe.yaml"
-        self.profile = path / "profile.yaml"
-        self.plan = path / "plan.json"
-        self.rendezvous = path / "rendezvous.json"  # written by node 0: the others see that they share the folder
-        self.job = path / "job.json"  # the job that trains the run, of SLURM or of this machine's queue
-        self.job_lock = path / "job-lock"  # held while the job of the queue is changed
-        self.code = path / "code"  # a copy of the user's code, which the job runs
-        self.environment = path / "env.json"
-        self.labels = path / "labels.json"  # tags and a note, which the user writes on the run
-        self.status = path / "status.json"
-        self.stop = path / "stop"
-        self.stop_answered = path / "stop-answered"  # the stop file, from the moment when the ranks have saved
-        self.metrics = path / "metrics.jsonl"
-        self.lock = path / "lock"  # held by rank 0 while it trains
-        self.launcher_lock = path / "launcher-lock"  # held by the launcher, also between two attempts
-        self.reserve = path / "reserve"
-        self.micro_batch = path / "micro-batch.json"  # the size found by train.micro_batch_size=auto
-        self.logs = path / "logs"
-        self.launcher_log = self.logs / (f"launcher-{node_rank}.log" if node_rank else "launcher.log")
-        # The log with the output of this node's terminal; on node 0, rank 0 prints there as well.
-        self.console_log = self.logs / "console.log"  # of a launcher without a terminal
-        self.terminal_log = self.launcher_log if node_rank else self.log(0)
-        self.errors = path / "errors"
-        self.attempt_errors = self.errors / "attempt.json"  # which of the errors belong to the newest attempt
-        self.heartbeats = path / "heartbeats"
-        self.stacks = path / "stacks"
-        self.stacks_request = path / "stacks-request"  # while it exists, heartbeats contain the stacks of all threads
-        self.flight_records = path / "flight-recorder"  # NCCL's latest calls, written when an attempt has stalled
-        self.flight_request = path / "flight-recorder-request"  # while it exists, ranks write their flight records
-        self.traces = path / "profile"
-        self.checkpoints = path / "checkpoints"
-        self.evaluations = path / "evaluations"  # run directories of `distrain eval`, one for each evaluation
-        self.task = path / "task.json"  # what a worker does here: train, evaluate or benchmark
-        self.findings = path / "findings.json"
-        self.answers = path / "answers.npz"
-        self.stage = path / "stage"  # what is being measured now, as text
-        self.figures = path / "figures.json"
-        self.export = path / "export"  # bundles and graphs for other programs
-        self.tensorboard = path / "tensorboard"
-        self.wandb = path / "wandb"
-        self.wandb_id = self.wandb / "run-id"
 
     def __fspath__(self) -> str:
         return str(self.path)
+
+    @property
+    def launcher_log(self) -> Path:
+        """The log of this node's launcher."""
+        return self.logs / (f"launcher-{self.node_rank}.log" if self.node_rank else "launcher.log")
+
+    @property
+    def terminal_log(self) -> Path:
+        """The log with the output of this node's terminal; on node 0, rank 0 prints there as well."""
+        return self.launcher_log if self.node_rank else self.log(0)
 
     @property
     def exists(self) -> bool:
@@ -212,32 +229,21 @@ class RunDirectory:
         """Save which job trains the run."""
         write_atomically(self.job, to_json(job))
 
-    def request_stop(self, reason: StopReason) -> None:
-        """Request the run to stop at its next step; a request of the user outranks one of the scheduler."""
-        if reason != "preempted" or not self.stop.exists():
-            write_atomically(self.stop, reason)
-
-    def read_stop_reason(self) -> StopReason | None:
-        """Return why the run was requested to stop; None without a request, and for a signal."""
-        for path in (self.stop, self.stop_answered):
-            if found := read_whole(path, lambda text: next((one for one in _STOP_REASONS if one == text), None)):
-                return found
-        return None
-
-    def answer_stop(self) -> None:
-        """Take the stop request away, which is fulfilled, and keep its reason for the launcher."""
-        with suppress(OSError):  # it was deleted, or the disk is full; the next start deletes both files
-            self.stop.replace(self.stop_answered)
-
-    def forget_stop(self) -> None:
-        """Delete the stop request of an earlier attempt."""
-        self.stop.unlink(missing_ok=True)
-        self.stop_answered.unlink(missing_ok=True)
-
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the records of metrics, without lines that were truncated by a crash or damaged on disk."""
         lines = "".join(texts_of([self.metrics])).split("\n")[:-1]
         return read_readable((line for line in lines if line.endswith("}")), _record)
+
+    def read_newest_metrics(self) -> dict[str, Any]:
+        """Return the newest value of each metric among the last records; empty where there are none."""
+        try:
+            with self.metrics.open("rb") as file:
+                start = max(0, file.seek(0, os.SEEK_END) - NEWEST_BYTES)
+                file.seek(start)
+                lines = file.read().decode(errors="replace").split("\n")[1 if start else 0 : -1]
+        except OSError:
+            return {}
+        return {name: value for record in read_readable(lines, _record) for name, value in record.items()}
 
     def write_error(self, report: dict[str, Any]) -> None:
         """Write the error report of a rank: its `rank`, the `time`, and what `cli.output.print_failure` prints."""

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from distrain.errors import RunError
 from distrain.runs import slurm
 from distrain.runs.directory import RunDirectory, write_atomically
-from distrain.runs.liveness import is_alive
+from distrain.runs.liveness import is_alive, is_queued
 from distrain.system.files import read_whole, to_json
 from distrain.system.filesystem import check_writable
 
@@ -48,6 +48,8 @@ def check_removable(run: RunDirectory) -> None:
     """Raise a `UserError` where a run is training, is being launched, waits in a queue, or is another user's."""
     if is_alive(run):
         raise RunError(f"run {run.path.name} is running; `distrain stop {run.path} --wait` ends it first")
+    if is_queued(run):
+        raise RunError(f"run {run.path.name} is in the queue; `distrain cancel {run.path}` takes it out")
     job = run.read_job()
     if job is not None and (info := slurm.read_jobs([job.id]).get(job.id)) and not info.is_over:
         raise RunError(f"run {run.path.name} is in SLURM's queue as job {job.id}; `distrain stop {run.path}` ends it")

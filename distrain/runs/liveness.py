@@ -2,16 +2,18 @@
 
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from distrain.runs import slurm
 from distrain.runs.directory import RunDirectory
 from distrain.runs.slurm import JobInfo
-from distrain.runs.status import State, Status
+from distrain.runs.status import Job, State, Status
 
 SILENT_AFTER_S = 60.0  # a running run writes its status every second, later during a long save or evaluation
 _NEXT_HEARTBEAT_S = 3.0  # a run that is alive writes another heartbeat in this time
 _MAX_CLOCK_DIFFERENCE_S = 3600.0  # a heartbeat older than this is the last one, whatever the clocks
+WAITING: tuple[State, ...] = ("queued", "preempted")  # of a run in a queue that no process trains
 _LIVE_STATES: tuple[State, ...] = ("starting", "running", "stopping")  # in the status of a run that is alive
 _POLL_S = 0.1
 
@@ -54,42 +56,48 @@ def find_dead(runs: list[RunDirectory]) -> set[Path]:
 
 def read_states(runs: list[RunDirectory]) -> dict[Path, str]:
     """Return the state of each run as one or two words, from its status and its SLURM job, if it has one."""
-    jobs = {run.path: job for run in runs if (job := run.read_job()) is not None}
+    return find_states([(run, run.read_status().state, run.read_job()) for run in runs])
+
+
+def find_states(found: Sequence[tuple[RunDirectory, State, Job | None]]) -> dict[Path, str]:
+    """Return what `read_states` does for runs whose status and job have just been read."""
+    jobs = {run.path: job for run, state, job in found if job is not None and state != "finished"}
     infos = slurm.read_jobs(job.id for job in jobs.values())
     known = {path: infos[job.id] for path, job in jobs.items() if job.id in infos}
-    dead = find_dead([run for run in runs if run.path not in known])
+    dead = find_dead([run for run, state, _ in found if run.path not in known and state in _LIVE_STATES])
     return {
-        run.path: state_on_cluster(run.read_status(), known[run.path])
+        run.path: state_on_cluster(state, known[run.path])
         if run.path in known
-        else _state_without_job(run, has_job=run.path in jobs, is_dead=run.path in dead)
-        for run in runs
+        else _state_without_job(run, state, has_job=job is not None, is_dead=run.path in dead)
+        for run, state, job in found
     }
 
 
-def state_on_cluster(status: Status, info: JobInfo) -> str:
-    """Return the state of a run from its status and its SLURM job: the status does not know what happens in the queue.
+def state_on_cluster(state: State, info: JobInfo) -> str:
+    """Return the state of a run from that in its status, which does not know what happens in the queue, and its job.
 
     While the job runs, the status decides.
     """
     if info.is_waiting:
-        return "requeued" if info.restarts and status.state != "queued" else "queued"
+        return "requeued" if info.restarts and state != "queued" else "queued"
     if info.is_over:
-        if status.state in {*_LIVE_STATES, "queued", "preempted"}:
+        if state in {*_LIVE_STATES, "queued", "preempted"}:
             return {"CANCELLED": "cancelled", "TIMEOUT": "timed out", "FAILED": "failed"}.get(info.state, "died")
-        return status.state
-    if info.state == "RUNNING" and status.state in {"queued", "preempted"}:
+        return state
+    if info.state == "RUNNING" and state in {"queued", "preempted"}:
         return "starting"
-    return status.state
+    return state
 
 
-def _state_without_job(run: RunDirectory, *, has_job: bool, is_dead: bool) -> str:
-    state = run.read_status().state
-    has_job = has_job or run.read_local_job() is not None
-    if state == "queued" and has_job and run.is_held:
-        return "starting"
-    if state == "queued" and not has_job:  # no rank has written a status yet
-        return "starting" if run.is_held else "never started"
+def _state_without_job(run: RunDirectory, state: State, *, has_job: bool, is_dead: bool) -> str:
+    if state == "queued":  # no rank has written a status yet
+        return "starting" if run.is_held else "queued" if has_job or is_queued(run) else "never started"
     return "died" if is_dead else state
+
+
+def is_queued(run: RunDirectory) -> bool:
+    """Whether a run waits in the queue of its machine."""
+    return run.read_local_job() is not None and run.read_status().state in WAITING and not run.is_held
 
 
 def _is_elsewhere(status: Status) -> bool:

@@ -1,17 +1,18 @@
 """Finds and reads runs for the control plane, and requests a run to stop."""
 
+import os
 import shlex
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from distrain.config.profile import read_profile
 from distrain.errors import RunError
 from distrain.messages import counted, joined
-from distrain.runs import checkpoints, slurm
-from distrain.runs.directory import BUNDLE, RunDirectory
-from distrain.runs.liveness import is_alive, read_states
+from distrain.runs import checkpoints, slurm, stop_file
+from distrain.runs.directory import BUNDLE, RECIPE, RunDirectory
+from distrain.runs.liveness import is_alive, is_queued
 from distrain.runs.status import State, Status
 from distrain.system import filesystem
 
@@ -33,8 +34,9 @@ def find_runs(root: Path) -> list[RunDirectory]:
     """Return the runs directly below `root`, the oldest first."""
     if not root.is_dir():
         return []
-    runs = [RunDirectory(path) for path in root.iterdir() if path.is_dir()]
-    return sorted(filter(_is_run, runs), key=_start_time)
+    with os.scandir(root) as entries:  # quicker than paths, which matters for thousands of runs
+        started = {entry.name: time for entry in entries if entry.is_dir() and (time := _start_time(entry)) is not None}
+    return [RunDirectory(root / name) for name in sorted(started, key=started.__getitem__)]
 
 
 def find_run(reference: str, root: Path, *, excluding: RunDirectory | None = None) -> RunDirectory:
@@ -155,18 +157,15 @@ def find_fault(run: RunDirectory) -> str | None:
     return None
 
 
-def _is_run(run: RunDirectory) -> bool:
+def _start_time(folder: "os.DirEntry[str]") -> float | None:
+    """Return when the recipe in a folder was written, in seconds since the epoch; None where it has none."""
     try:
-        return run.exists
+        recipe = os.stat(f"{folder.path}/{RECIPE}")  # noqa: PTH116 - three times as fast
     except PermissionError:  # a folder of another user may be a run
-        return True
-
-
-def _start_time(run: RunDirectory) -> float:
-    try:
-        return run.recipe.stat().st_ctime
+        return folder.stat().st_ctime
     except OSError:
-        return run.path.stat().st_ctime
+        return None
+    return recipe.st_ctime if stat.S_ISREG(recipe.st_mode) else None
 
 
 def request_stop(run: RunDirectory) -> str | None:
@@ -184,7 +183,7 @@ def request_stop(run: RunDirectory) -> str | None:
         return job.id
     check_alive(run)
     run.check_writable(otherwise="ask its owner to stop it")
-    run.request_stop("stopped")
+    stop_file.request_stop(run, "stopped")
     return None
 
 
@@ -229,19 +228,6 @@ def resume_command(run: RunDirectory) -> str:
     )
 
 
-def summary(run: RunDirectory) -> dict[str, Any]:
-    """Return the state of a run as a JSON object for scripts; for a run that cannot be read, with its `fault`."""
-    if (fault := find_fault(run)) is not None:
-        return {"run": str(run.path), "state": "unreadable", "fault": fault}
-    status = run.read_status()
-    best = best_checkpoint(run, status)
-    state = read_states([run])[run.path]
-    more = {"state": state, "best_checkpoint": None if best is None else str(best)}
-    if state != "running":  # the estimate of a run that died is void
-        more["eta_s"] = None
-    return {"run": str(run.path), **status.model_dump(), **more}
-
-
 def read_log(run: RunDirectory, rank: int, *, follow: bool) -> Iterator[str]:
     """Yield the log of a rank in parts; with `follow`, until the run has ended and is not in SLURM's queue.
 
@@ -264,7 +250,7 @@ def read_log(run: RunDirectory, rank: int, *, follow: bool) -> Iterator[str]:
 
 
 def _will_write(run: RunDirectory) -> bool:
-    if is_alive(run):
+    if is_alive(run) or is_queued(run):
         return True
     job = run.read_job()
     info = slurm.read_jobs([job.id]).get(job.id) if job is not None else None

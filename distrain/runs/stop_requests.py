@@ -39,7 +39,7 @@ def stop_on_signal(
         interrupts += number == signal.SIGINT
         if number != signal.SIGINT or interrupts > 1:
             signal.signal(number, signal.SIG_IGN)  # repeated signals must not interrupt this handler
-        request.set()
+        request.set(number)
         if interrupts > 1:
             kill()
         try:

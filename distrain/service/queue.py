@@ -22,13 +22,13 @@ from distrain.launchers.prepare import check_data, check_schedule, resolve_runs,
 from distrain.launchers.slurm.code_snapshot import take_snapshot
 from distrain.runs import query, slurm
 from distrain.runs.directory import RunDirectory
-from distrain.runs.liveness import is_alive
+from distrain.runs.liveness import WAITING, is_alive
 from distrain.runs.local_job import LocalJob, freeze_environment
 from distrain.runs.status import State
+from distrain.runs.stop_file import request_stop
 from distrain.system import locks
 from distrain.system.leases import user_name
 
-WAITING: tuple[State, ...] = ("queued", "preempted")  # of a run in the queue that no process trains
 _BELL = ".queue"  # in the folder of the runs, touched when `serve` should look at once
 _SERVE_LOCK = ".serve-lock"
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -144,7 +144,7 @@ def cancel(run: RunDirectory) -> bool:
         return False
     query.check_alive(run)
     run.check_writable(otherwise="ask its owner to cancel it")
-    run.request_stop("cancelled")
+    request_stop(run, "cancelled")
     return False
 
 

@@ -15,9 +15,10 @@ from distrain.config.profile import read_profile
 from distrain.errors import ExitCode, RunError
 from distrain.messages import counted, joined, type_and_first_line
 from distrain.runs.checkpoints import newest_step
-from distrain.runs.directory import RunDirectory, StopReason
+from distrain.runs.directory import RunDirectory
 from distrain.runs.local_job import LocalJob
 from distrain.runs.status import State, Status
+from distrain.runs.stop_file import StopReason, forget_stop, read_stop_reason, request_stop
 from distrain.service.launch import last_sentence, start_job
 from distrain.service.queue import bell, find_owner_fault, serve_lock
 from distrain.service.scheduler import TIME_LIMIT, Decision, Start
@@ -140,7 +141,7 @@ class Service:
             job.starts += 1
             job.assigned, job.is_backfilled = list(start.devices), start.is_backfilled
             job.started_at, job.stop_reason = time.time(), ""
-        run.forget_stop()  # the launcher keeps a request that comes from now on
+        forget_stop(run)  # the launcher keeps a request that comes from now on
         try:
             self._children[run.path] = start_job(run, job, read_profile(run.profile))
         except (OSError, RunError) as error:
@@ -155,13 +156,13 @@ class Service:
             if reason != TIME_LIMIT:
                 job.preempted_at = time.time()
                 job.preemptions += 1
-        entry.run.request_stop("preempted")
+        request_stop(entry.run, "preempted")
         self._notify(f"{entry.name} stops {'at its ' if reason == TIME_LIMIT else ''}{reason}, and is queued again")
 
     def _settle(self, run: RunDirectory, code: int | None) -> None:
         """Bring the files of a job that no process works on any more in order; `code` is that of its launcher."""
         with suppress(RunError), run.hold_launcher_lock(), run.changed_job() as job:
-            status, reason = run.read_status(), run.read_stop_reason()
+            status, reason = run.read_status(), read_stop_reason(run)
             if status.state in _LIVE:
                 self._settle_dead(run, job, status, reason, code)
             elif status.state == "preempted" or (status.state == "stopped" and reason == "preempted"):

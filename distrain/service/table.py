@@ -11,11 +11,13 @@ from distrain.errors import RunError
 from distrain.launchers.preflight import MIN_DISK_BYTES
 from distrain.messages import byte_size
 from distrain.runs.directory import RunDirectory
+from distrain.runs.liveness import WAITING
 from distrain.runs.local_job import LocalJob
 from distrain.runs.status import Status
+from distrain.runs.stop_file import read_stop_reason
 from distrain.service import scheduler
 from distrain.service.devices import DeviceState, list_devices, slot_names
-from distrain.service.queue import WAITING, bell
+from distrain.service.queue import bell
 from distrain.system.leases import user_name
 
 _SHOWN = {"kind", "devices", "priority", "submitted_at", "after", "time_limit_s", "preemptions", "deaths", "assigned"}
@@ -49,7 +51,7 @@ class Entry:
     @property
     def is_over(self) -> bool:
         """Whether it has left the queue."""
-        was_preempted = self.status.state == "stopped" and self.run.read_stop_reason() == "preempted"
+        was_preempted = self.status.state == "stopped" and read_stop_reason(self.run) == "preempted"
         return not self.is_held and self.status.state in _OVER and not was_preempted
 
 

@@ -12,13 +12,18 @@ from pathlib import Path
 _DOWNLOADS = {"TORCH_HOME": "torch", "HF_HOME": "huggingface"}  # existing downloads are still read
 
 
+def cache_folder() -> Path:
+    """Return the folder for this user's caches, which may not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or f"{os.environ.get('HOME') or '/'}/.cache")
+
+
 def provide_caches() -> None:
     """Set HOME where it is missing, and XDG_CACHE_HOME to a temporary folder where the caches cannot be written."""
     if "HOME" not in os.environ:
         with suppress(KeyError):  # a user in a container without an entry
             os.environ["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
     home = os.environ.get("HOME")
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or f"{home or '/'}/.cache")
+    usual = cache_folder()
     if home is not None and _is_writable(usual):
         return
     with suppress(OSError):  # nothing is writable: the libraries have no cache

@@ -102,17 +102,17 @@ def table_lines(headings: Sequence[Heading], rows: Sequence[Sequence[str]], widt
         Column(heading.title or " ", heading.rank, _min_width(number, heading, rows))
         for number, heading in enumerate(headings)
     ]
+    widths = [column.cells for column in columns]
     kept = fitting(columns, width)
     shown = [number for number, column in enumerate(columns) if any(column is other for other in kept)]
     lines: list[str] = []
     for row in ([heading.title for heading in headings], *rows):
-        cells = [_aligned(row[number], headings[number], columns[number].cells) for number in shown]
-        last = headings[shown[-1]]
-        start = sum(cell_len(cell) + GAP for cell in cells[:-1])
-        if last.is_text and width is not None and start + cell_len(row[shown[-1]]) > width:
-            wrapped = textwrap.wrap(row[shown[-1]], max(_MIN_TEXT, width - start)) or [""]
-        else:
-            wrapped = [cells[-1]]
+        cells = [_aligned(row[number], headings[number], widths[number]) for number in shown]
+        wrapped = [cells[-1]]
+        if width is not None and headings[shown[-1]].is_text:
+            start = sum(cell_len(cell) + GAP for cell in cells[:-1])
+            if start + cell_len(row[shown[-1]]) > width:
+                wrapped = textwrap.wrap(row[shown[-1]], max(_MIN_TEXT, width - start)) or [""]
         lines.append((" " * GAP).join([*cells[:-1], wrapped[0]]).rstrip())
         lines += [" " * start + text for text in wrapped[1:]]
     return lines
@@ -122,8 +122,8 @@ def print_table(console: Console, headings: Sequence[Heading], rows: Sequence[Se
     """Print a table with the columns that fit on the terminal."""
     header, *lines = table_lines(headings, rows, console_width(console))
     console.print(header, style="bold", markup=False, soft_wrap=True)
-    for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+    if lines:
+        console.print("\n".join(lines), markup=False, emoji=False, soft_wrap=True)
 
 
 def shortened(text: str, width: int) -> str:
@@ -136,9 +136,9 @@ def shortened(text: str, width: int) -> str:
 def _min_width(number: int, heading: Heading, rows: Sequence[Sequence[str]]) -> int:
     if heading.is_text:
         return _MIN_TEXT
-    return max((cell_len(row[number]) for row in rows), default=0)
+    return max(map(cell_len, {row[number] for row in rows}), default=0)
 
 
 def _aligned(text: str, heading: Heading, width: int) -> str:
-    padding = " " * (width - cell_len(text))
-    return f"{padding}{text}" if heading.is_right else f"{text}{padding}"
+    width -= cell_len(text) - len(text)
+    return text.rjust(width) if heading.is_right else text.ljust(width)

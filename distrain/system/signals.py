@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
+SCHEDULER_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what SLURM and others send before they end a job
+
 
 def handled_signals() -> list[signal.Signals]:
     """Return the stop signals of this process: without SIGHUP where it was ignored from the start (`nohup`)."""
@@ -34,10 +36,13 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._is_set = False
+        self.scheduler_signal: signal.Signals | None = None  # the signal of a scheduler that requested the stop
 
-    def set(self) -> None:
-        """Request a stop."""
+    def set(self, number: int | None = None) -> None:
+        """Request a stop, by a signal if it has a number."""
         self._is_set = True
+        if number in SCHEDULER_SIGNALS and self.scheduler_signal is None:
+            self.scheduler_signal = signal.Signals(number)
 
     def is_set(self) -> bool:
         """Whether a stop was requested."""

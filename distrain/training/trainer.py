@@ -12,6 +12,7 @@ from distrain.data.loading.loader import read_batches
 from distrain.data.sources.base import Batch
 from distrain.distributed.world import World
 from distrain.runs.directory import RunDirectory
+from distrain.runs.stop_file import answer_stop
 from distrain.training.anomaly import describe_anomalies
 from distrain.training.build import build_session
 from distrain.training.determinism import seed_model_draws, set_determinism
@@ -81,7 +82,7 @@ def _train_attempt(
         monitor.state.keep_digests(weights=weights_digest(session.model), state=digest(session.tensors()))
     monitor.report("finished" if is_complete else "stopped")
     if world.is_rank_zero and not is_complete:
-        run.answer_stop()  # the next start resumes
+        answer_stop(run)  # the next start resumes
     return is_complete
 
 

@@ -15,7 +15,8 @@ from distrain.cli.json_output import print_json
 from distrain.config.profile import Profile
 from distrain.runs.checkpoints import final_path
 from distrain.runs.directory import RunDirectory
-from distrain.runs.query import resume_command, summary
+from distrain.runs.overview import read_each
+from distrain.runs.query import resume_command
 from distrain.runs.status import SkippedBatch, Status
 
 CLASSES = Status(
@@ -54,6 +55,10 @@ def make_run(path: Path, status: Status) -> RunDirectory:
     if status.best is not None:
         final_path(run.checkpoints, int(status.best["step"])).mkdir()
     return run
+
+
+def summary(run: RunDirectory) -> dict[str, Any]:
+    return read_each([run])[0].summary()
 
 
 def run_with(path: Path, status: Status, values: list[float]) -> RunDirectory:

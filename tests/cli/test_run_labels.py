@@ -11,6 +11,7 @@ from distrain.cli.run_filter import matching
 from distrain.errors import RunError
 from distrain.runs.directory import RunDirectory
 from distrain.runs.labels import Labels, read_labels, write_labels
+from distrain.runs.overview import read_each
 from distrain.runs.status import Status
 from distrain.system import locks
 from tests.cli.test_bad_input import assert_one_sentence
@@ -46,13 +47,14 @@ def names(found: list[RunDirectory]) -> list[str]:
         (["recipe=digits", "optimizer.lr>=0.1", "optimizer.lr<0.2"], [FIRST]),
         (["log.tensorboard=false"], [SECOND]),
         (["optimizer.name<1"], []),
+        (["step>=9", "total_steps=9", "recipe=cifar10"], [CIFAR]),
     ],
 )
 def test_filters_select_runs_for_which_all_hold(
     runs: list[RunDirectory], filters: list[str], expected: list[str]
 ) -> None:
     write_labels(runs[0], Labels(tags=["first", "baseline"]))
-    assert names(matching(runs, filters)) == expected
+    assert sorted(overview.name for overview in matching(read_each(runs), filters)) == expected
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,7 @@ def test_filters_select_runs_for_which_all_hold(
 )
 def test_filter_that_cannot_hold_is_refused(runs: list[RunDirectory], text: str, words: str) -> None:
     with pytest.raises(RunError, match=words):
-        matching(runs, [text])
+        matching(read_each(runs), [text])
 
 
 def test_labels_are_written_listed_shown_and_taken_away(runs: list[RunDirectory], tmp_path: Path) -> None:

@@ -1,26 +1,32 @@
 """The table of runs distinguishes them, at any width, and in the requested order."""
 
 import io
+import json
 import math
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 
-from distrain.cli.run_table import SORT_KEYS, print_runs, sort_runs
+from distrain.cli.run_table import print_runs, sort_runs
 from distrain.config import load_recipe
 from distrain.errors import RunError
 from distrain.runs.checkpoints import final_path
 from distrain.runs.directory import RunDirectory
+from distrain.runs.labels import Labels, write_labels
+from distrain.runs.overview import OWN_KEYS, read_each
+from distrain.runs.recipe_values import read_recipe_values
 from distrain.runs.status import Job, Status
 from tests.cli.test_output import CLASSES, VALUES, make_run
+from tests.cli_runner import distrain
 
 
-def told(runs: list[RunDirectory], root: Path, *, width: int | None = None) -> list[str]:
+def told(runs: list[RunDirectory], root: Path, *, width: int | None = None, columns: tuple[str, ...] = ()) -> list[str]:
     """Return the lines of the table in a pipe, or in a terminal of `width` cells."""
     is_terminal = width is not None
     console = Console(file=io.StringIO(), width=width or 80, force_terminal=is_terminal, no_color=True, _environ={})
-    print_runs(console, runs, root)
+    print_runs(console, read_each(runs), root, columns=columns)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().replace("\x1b[1m", "").replace("\x1b[0m", "").splitlines()
 
@@ -97,12 +103,61 @@ def test_runs_are_sorted_as_requested_and_those_without_a_value_come_last(tmp_pa
     runs[3].status.write_text("{")  # damaged
 
     def names(key: str) -> str:
-        return "".join(run.path.name for run in sort_runs(runs, key))
+        return "".join(overview.name for overview in sort_runs(read_each(runs), key))
 
     assert names("start") == "bcad"
     assert names("name") == "abcd"
     assert names("best") == "abcd"
     assert names("loss") == "abcd"
-    assert all(len(names(key)) == 4 for key in SORT_KEYS)
-    with pytest.raises(RunError, match=r"^--sort bst: runs are sorted by start, .* or time$"):
-        sort_runs(runs, "bst")
+    assert names("val/loss") == "abcd"  # ascending; NaN is no value
+    assert names("-val/loss") == "bacd"
+    assert names("-best") == "bacd"
+    assert names("-start") == "dacb"
+    assert names("best.step") == "bacd"
+    assert all(len(names(f"{sign}{key}")) == 4 for key in OWN_KEYS for sign in ("", "-"))
+    with pytest.raises(RunError, match=r"^--sort bst: no run has this key; did you mean best"):
+        sort_runs(read_each(runs), "bst")
+
+
+def test_columns_show_keys_of_recipe_status_metrics_and_labels_at_any_width(tmp_path: Path) -> None:
+    runs = make_sweep(tmp_path)
+    write_labels(runs[1], Labels(tags=["good", "v2"], note="corrected"))
+    runs[0].metrics.write_text('{"step": 8, "train/loss": 0.75, "train/lr": 0.1}\n{"step": 9, "train/loss": 0.5}\n')
+    columns = ("optimizer.lr", "val/top1", "best.val/top1", "best.step", "train/lr", "state", "tags", "note", "time")
+    for width in (None, 40):
+        header, first, second, other = told(runs, tmp_path, width=width, columns=columns)
+        assert header.split() == ["run", *columns]
+        assert first.split()[:6] == [runs[0].path.name, "0.1", "75.00%", "87.50%", "6", "0.1"]
+        assert first.split()[6:] == ["finished", "-", "-", "0.0", "s"]
+        assert second.split()[5:] == ["-", "finished", "good", "v2", "corrected", "0.0", "s"]
+        assert other.split()[:2] == ["cifar", "0.1"]
+    with pytest.raises(RunError, match=r"^--columns optimizer.lrr: no run has this key; did you mean optimizer.lr"):
+        told(runs, tmp_path, columns=("optimizer.lrr",))
+
+
+def test_json_with_columns_has_the_run_and_these_keys(tmp_path: Path) -> None:
+    make_sweep(tmp_path / "runs")
+    listed = distrain("runs", "--json", "--columns=val/top1, train.seed,eta_s", "--sort=-optimizer.lr", cwd=tmp_path)
+    assert json.loads(listed.out) == [
+        {"run": f"runs/{name}", "val/top1": 0.75, "train.seed": 0, "eta_s": None}
+        for name in ("digits-20261126-181224-3478", "digits-20261126-181210-36f6", "cifar")
+    ]
+
+
+def test_sections_of_a_recipe_are_read_as_the_whole(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", CLASSES)
+    for text in (
+        load_recipe("cifar10", overrides=["augment.train=[{RandomCrop: {size: 32, padding: 4}}]"]).to_yaml(),
+        "# hand-written\nname: x  # a comment\n\ntrain: {epochs: 3,\n  seed: 1}\n# more\n",
+        "model:\n  name: 'a\n\n    b'\nname: x\n",
+        "base: &b\n  lr: 1\noptimizer: *b\nmore:\n- 1\n- 2\ntext: |\n  a: b\n\n  c\n",
+        "---\nname: x\n...\n",
+    ):
+        run.recipe.write_text(text)
+        tree = yaml.safe_load(text)
+        for key, value in read_recipe_values(run).items():
+            found = tree
+            for part in key.split("."):
+                found = found[part]
+            assert found == value
+        assert {key.partition(".")[0] for key in read_recipe_values(run)} == tree.keys()

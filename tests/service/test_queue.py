@@ -16,6 +16,7 @@ from distrain.errors import LaunchError, RunError
 from distrain.runs.directory import RunDirectory
 from distrain.runs.local_job import LocalJob, freeze_environment
 from distrain.runs.status import State
+from distrain.runs.stop_file import answer_stop, forget_stop, read_stop_reason, request_stop
 from distrain.service import queue
 from distrain.service.launch import read_secrets
 from distrain.service.queue import QueueOptions, find_owner_fault, resolve, submit
@@ -236,7 +237,7 @@ def test_job_that_died_with_a_newer_checkpoint_is_counted_from_one() -> None:
 def test_job_that_died_after_a_request_of_the_user_stays_ended(reason: Any, end: str) -> None:
     run = put()
     set_state(run, "stopping")
-    run.request_stop(reason)
+    request_stop(run, reason)
     tick()
     assert run.read_status().state == end
 
@@ -262,13 +263,13 @@ def test_job_without_requeue_stays_stopped() -> None:
 
 def test_request_of_the_user_outranks_that_of_the_scheduler() -> None:
     run = put()
-    run.request_stop("cancelled")
-    run.request_stop("preempted")
-    assert run.read_stop_reason() == "cancelled"
-    run.answer_stop()
-    assert not run.stop.exists() and run.read_stop_reason() == "cancelled"
-    run.forget_stop()
-    assert run.read_stop_reason() is None
+    request_stop(run, "cancelled")
+    request_stop(run, "preempted")
+    assert read_stop_reason(run) == "cancelled"
+    answer_stop(run)
+    assert not run.stop.exists() and read_stop_reason(run) == "cancelled"
+    forget_stop(run)
+    assert read_stop_reason(run) is None
 
 
 def test_jobs_that_are_over_are_not_read_again_until_something_changes() -> None:

@@ -19,6 +19,7 @@ from tests.cli_runner import (
     wait_for_step,
     wait_until,
 )
+from tests.e2e.test_events import events, settings
 from tests.slurm.cluster import GPUS, Cluster
 
 # A step takes as long as a test likes: until the file `fast` stands in the folder that the run was submitted from.
@@ -64,8 +65,8 @@ def undisturbed(running_cluster: Cluster, tmp_path_factory: pytest.TempPathFacto
     return folder / "run"
 
 
-def submit(*arguments: str, cwd: Path) -> str:
-    done = distrain("submit", *arguments, cwd=cwd)
+def submit(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> str:
+    done = distrain("submit", *arguments, cwd=cwd, env=env)
     assert done.code == 0, done.err
     return done.out.split()[2].rstrip(",")
 
@@ -125,7 +126,8 @@ def test_run_resumes_after_the_time_limit_and_ends_undisturbed(
     cluster: Cluster, folder: Path, undisturbed: Path
 ) -> None:
     offline = "--set=log.wandb=offline"
-    job_id = submit(*TRAINING, offline, "--nodes=2", "--run=run", "--time=30", cwd=folder)
+    env = settings(folder)
+    job_id = submit(*TRAINING, offline, "--nodes=2", "--run=run", "--time=30", cwd=folder, env=env)
     run = folder / "run"
     wait_for_step(run, 5)
     # SLURM counts whole minutes, and gives notice 120 s before: at once.
@@ -147,6 +149,8 @@ def test_run_resumes_after_the_time_limit_and_ends_undisturbed(
     assert [attempt["state"] for attempt in status(run)["attempts"]] == ["preempted", "finished"]
     wandb_runs = [path.stem.removeprefix("run-") for path in (run / "wandb").glob("offline-run-*/run-*.wandb")]
     assert wandb_runs == [(run / "wandb" / "run-id").read_text()] * 2
+    assert [event["event"] for event in events(folder)] == ["started", "preempted", "started", "finished"]
+    assert events(folder)[2]["message"] == f"resumes at step {step}"
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from distrain.launchers.slurm.requeue import decide
 from distrain.launchers.slurm.srun import Allocation, first_node, read_allocation, resolve_allocated
 from distrain.runs.liveness import state_on_cluster
 from distrain.runs.slurm import JobInfo, read_own_job
-from distrain.runs.status import Attempt, State, Status
+from distrain.runs.status import State
 
 VARIABLES = {"SLURM_JOB_ID": "30017", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
 RUNNING = JobInfo("RUNNING")
@@ -55,8 +55,7 @@ def test_job_is_requeued_only_if_it_was_stopped_from_outside_and_made_progress(
     ],
 )
 def test_state_combines_the_status_and_the_slurm_job(state: State, facts: JobInfo, shown: str) -> None:
-    attempt = Attempt(started=0, host="h", pid=1, world_size=1, first_step=0, last_step=0, state=state)
-    assert state_on_cluster(Status(state=state, heartbeat=0, attempts=[attempt]), facts) == shown
+    assert state_on_cluster(state, facts) == shown
 
 
 def test_allocation_is_read_from_its_variables_and_gives_each_job_a_port() -> None:
