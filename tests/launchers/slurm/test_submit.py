@@ -267,7 +267,36 @@ def test_bad_input_is_one_sentence_and_creates_nothing(
 
 def test_machine_without_sbatch_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    done = distrain("submit", "digits", cwd=tmp_path)
+    done = distrain("submit", "digits", "--queue=slurm", cwd=tmp_path)
     assert done.code == 2
     assert "sbatch is not installed on this machine" in done.err
     assert not list(tmp_path.iterdir())
+
+
+def test_machine_without_sbatch_has_a_queue_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = distrain("submit", "digits", "--device=cpu", cwd=tmp_path)
+    assert done.code == 0
+    assert "goes into the queue of this machine: there is no sbatch here" in done.err
+    (run,) = (tmp_path / "runs").glob("digits-*")
+    assert json.loads((run / "job.json").read_text())["queue"] == "local"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--queue=local", "--partition=gpu"], "--partition does not go with the queue of this machine"),
+        (["--queue=slurm", "--priority=3", "--root=x"], "--priority and --root do not go with SLURM"),
+        (["--queue=moon"], "--queue moon is neither local nor slurm"),
+        (["--queue=local", "--time=soon"], "--time soon is not a time limit"),
+        (["--queue=local", "--after=nothing"], "there is no run 'nothing'"),
+    ],
+)
+def test_options_of_one_queue_are_refused_by_the_other(
+    fake: Path, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    (tmp_path / "work").mkdir()
+    done = distrain("submit", "digits", "--device=cpu", *arguments, cwd=tmp_path / "work")
+    assert (done.code, done.err.count("distrain: ")) == (2, 1)
+    assert words in done.err
+    assert not list((tmp_path / "work").iterdir())
