@@ -59,14 +59,17 @@ class EventDelivery:
                 self._thread = threading.Thread(target=self._work, name="distrain-events", daemon=True)
                 self._thread.start()
 
-    def close(self, deadline_s: float) -> None:
-        """Wait until all events are delivered, at most up to a time of the monotonic clock; then kill the command."""
+    def end(self, deadline_s: float) -> None:
+        """Begin to deliver the last events, up to a time of the monotonic clock; returns at once."""
         with self._changed:
             self._deadline_s = deadline_s
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """Wait until all events are delivered, at most up to the time that `end` was given; then kill the command."""
         if self._thread is None:
             return
-        self._thread.join(max(0.0, deadline_s - time.monotonic()))
+        self._thread.join(max(0.0, self._left_s()))
         if self._thread.is_alive():
             self._fail("the run has ended")
             self._kill()

@@ -85,7 +85,9 @@ class RunEvents:
         self._is_over.set()
         deadline_s = time.monotonic() + CLOSE_S
         for delivery in self._deliveries:
-            delivery.close(deadline_s)
+            delivery.end(deadline_s)
+        for delivery in self._deliveries:
+            delivery.close()
         for fault in self._faults:
             self._notify(f"note: {fault}")
 

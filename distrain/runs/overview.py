@@ -81,6 +81,8 @@ class Overview:
             return self.recipe[key]
         if key in Brief._fields:
             return getattr(self.brief, key)
+        if key == "eta_s" and self.state != "running":  # the estimate of a run that died is void
+            return None
         if key in Status.model_fields or key == "rollbacks":
             value = getattr(self.status, key)
             return len(value) if key in {"attempts", "skipped_batches"} else value
@@ -119,9 +121,7 @@ class Overview:
             return {"run": str(self.run.path), "state": self.state, "fault": self.fault, **labels}
         best = None if self.best_checkpoint is None else str(self.best_checkpoint)
         more = {"state": self.state, "best_checkpoint": best}
-        if self.state != "running":  # the estimate of a run that died is void
-            more["eta_s"] = None
-        return {"run": str(self.run.path), **self.status.model_dump(), **more, **labels}
+        return {"run": str(self.run.path), **self.status.model_dump(), "eta_s": self.find("eta_s"), **more, **labels}
 
 
 def read_overviews(root: Path) -> list[Overview]:

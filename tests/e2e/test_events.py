@@ -46,8 +46,8 @@ def names(tmp_path: Path) -> list[str]:
 
 def test_run_of_two_processes_reports_its_start_and_end_and_keeps_the_secret(tmp_path: Path, server: Server) -> None:
     server.codes = [500, 503]
-    hang = f"echo $$ > {tmp_path}/pid; sleep 600"
-    env = settings(tmp_path, {"webhook": f"{server.url}?${{TOKEN}}", "events": ["finished"]}, {"command": hang})
+    hang = {"command": f"echo $$ > {tmp_path}/pid; sleep 600"}  # it must not keep the webhook from its last tries
+    env = settings(tmp_path, hang, {"webhook": f"{server.url}?${{TOKEN}}", "events": ["finished"]})
     done = fit(*("--procs=2", "--set=train.max_steps=20", "--run=run"), cwd=tmp_path, env={**env, "TOKEN": "s3cret"})
     first, last = events(tmp_path)
     assert (first["event"], first["state"], first["text"]) == ("started", "starting", "run has started")
@@ -61,7 +61,7 @@ def test_run_of_two_processes_reports_its_start_and_end_and_keeps_the_secret(tmp
     for path in (tmp_path / "run").rglob("*"):
         assert path.is_dir() or b"s3cret" not in path.read_bytes(), path
     assert "s3cret" not in done.out + done.err
-    assert done.out.count("note: on_event entry 3 of ") == 1
+    assert done.out.count("note: on_event entry 2 of ") == 1
     wait_until(lambda: not psutil.pid_exists(int((tmp_path / "pid").read_text())), "the end of the command")
 
 

@@ -68,7 +68,8 @@ def deliver(handler: EventHandler, count: int = 1, *, within_s: float = 20.0) ->
     delivery = EventDelivery(handler, "entry 1", report=reports.append)
     for number in range(count):
         delivery.add({"event": "failed", "step": number, "message": "a 'word' $HOME", "metrics": {"val/loss": 0.5}})
-    delivery.close(time.monotonic() + within_s)
+    delivery.end(time.monotonic() + within_s)
+    delivery.close()
     return reports
 
 
@@ -88,7 +89,8 @@ def test_end_of_the_run_does_not_wait_for_the_pause_of_an_earlier_failure(
     delivery = EventDelivery(EventHandler(webhook=server.url), "entry 1", report=pytest.fail)
     delivery.add({"event": "failed"})
     wait_until(lambda: len(server.paths) == 1, "the first try")
-    delivery.close(time.monotonic() + 20)
+    delivery.end(time.monotonic() + 20)
+    delivery.close()
     assert server.received == [{"event": "failed"}]
 
 
@@ -153,7 +155,8 @@ def test_command_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
     wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 2, "the command")
     found = [int(pid) for pid in pids.read_text().split()]
     delivery.add({"event": "finished"})
-    delivery.close(time.monotonic() + 0.2)
+    delivery.end(time.monotonic() + 0.2)
+    delivery.close()
     wait_until(lambda: not any(map(psutil.pid_exists, found)), "the end of the command")
 
 
@@ -166,7 +169,8 @@ def test_events_that_wait_are_limited_and_the_newest_are_kept(server: Server, tm
     for step in range(3 * MAX_WAITING):
         delivery.add({"step": step})
     go.touch()
-    delivery.close(time.monotonic() + 60)
+    delivery.end(time.monotonic() + 60)
+    delivery.close()
     got = [json.loads(line)["step"] for line in (tmp_path / "got").read_text().splitlines()]
     assert got == [-1, *range(2 * MAX_WAITING, 3 * MAX_WAITING)]
 
