@@ -73,7 +73,7 @@ app.command("submit", no_args_is_help=False)(submit.submit)
 app.command("stop")(stop.stop)
 app.command("resume")(resume.resume)
 app.command("cancel")(cancel.cancel)
-app.command("priority")(priority.priority)
+app.command("priority", context_settings={"ignore_unknown_options": True})(priority.priority)  # -5 is a number
 app.command("queue")(queue.queue)
 app.command("serve")(serve.serve)
 app.command("logs")(logs.logs)

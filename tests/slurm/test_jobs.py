@@ -240,6 +240,21 @@ def test_array_trains_a_run_directory_in_each_of_its_four_tasks(cluster: Cluster
     assert json.loads((runs[3] / "job.json").read_text())["id"] == f"{job_id}_3"
 
 
+def test_priority_and_cancel_are_those_of_the_queue_of_one_machine(cluster: Cluster, folder: Path) -> None:
+    held = submit(*TRAINING, "--nodes=1", "--sbatch=hold", "--run=held", cwd=folder)
+    assert distrain("priority", "held", "-5", cwd=folder).code == 0
+    assert cluster.field(held, "Nice") == "5"
+    assert "cancelled held" in distrain("cancel", "held", cwd=folder).out
+    assert cluster.field(held, "JobState") == "CANCELLED"
+    assert state(folder / "held") == "cancelled"
+    running = submit(*TRAINING, "--nodes=1", "--run=running", cwd=folder)
+    wait_for_step(folder / "running", 3)
+    assert distrain("cancel", "running", cwd=folder).code == 0
+    wait_until(lambda: state(folder / "running") == "cancelled", "the end of the job", every_s=0.5)
+    assert checkpoint_steps(folder / "running") == [status(folder / "running")["step"]]
+    assert cluster.field(running, "Restarts") == "0"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_jobs_at_once_on_one_host_by_hand(cluster: Cluster, folder: Path, undisturbed: Path) -> None:
