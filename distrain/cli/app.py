@@ -48,6 +48,8 @@ EPILOG = """
 
 `distrain submit cifar10 --nodes 2 --gpus 4 --time 4:00:00` - a recipe on a SLURM cluster
 
+`distrain submit cifar10 --gpus 2 --priority 5` - in the queue of this machine, which `distrain serve` runs
+
 `distrain bench cifar10 --data photos --gpus 4` - how fast it trains here, how it scales, and what limits it
 
 `distrain plan cifar10 --gpus 8 --time 1:00:00` - memory, time and disk space of a run before its start

@@ -25,7 +25,7 @@ def submit(
         str | None,
         typer.Option(
             metavar="local|slurm",
-            help="Where it waits: for `distrain serve` of this machine, or in SLURM.",
+            help="Which queue: that of this machine (`distrain serve`), or SLURM's.",
             show_default="slurm if there is sbatch, unless the launch profile has another launcher",
         ),
     ] = None,

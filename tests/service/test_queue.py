@@ -18,11 +18,13 @@ from distrain.runs.local_job import LocalJob, freeze_environment
 from distrain.runs.status import State
 from distrain.runs.stop_file import answer_stop, forget_stop, read_stop_reason, request_stop
 from distrain.service import queue
+from distrain.service.devices import require_leases
 from distrain.service.launch import read_secrets
 from distrain.service.queue import QueueOptions, find_owner_fault, resolve, submit
 from distrain.service.server import Service
-from distrain.service.table import JobTable, read_queue
+from distrain.service.table import JobTable, decide, read_queue
 from distrain.service.unit import unit_file
+from tests.fakes import gpu, use_nvml
 
 ON_ONE_CPU = LaunchOptions(device="cpu", processes=1)
 
@@ -37,11 +39,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     os.umask(umask)
 
 
-def put(*, priority: int = 0, after: tuple[str, ...] = (), requeue: bool = True, **more: Any) -> RunDirectory:
-    options = QueueOptions(
-        options=ON_ONE_CPU, root=Path("runs"), priority=priority, after=after, requeue=requeue, **more
-    )
-    found = resolve(references=["digits"], tasks=[], overrides=[], data=None, run=None, options=options)
+def put(*, options: LaunchOptions = ON_ONE_CPU, **more: Any) -> RunDirectory:
+    wanted = QueueOptions(options=options, root=Path("runs"), **more)
+    found = resolve(references=["digits"], tasks=[], overrides=[], data=None, run=None, options=wanted)
     submit(found, is_snapshot=True, extras=[])
     return found[0].run
 
@@ -288,6 +288,24 @@ def test_full_disk_holds_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     assert job_of(run).starts == 0
     (row,) = read_queue(Path("runs").absolute(), now=time.time())
     assert "the disk has only" in row["why"]
+
+
+def test_gpus_are_assigned_by_uuid_and_only_those_in_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_nvml(monkeypatch, *map(gpu, range(4)))
+    uuids = [gpu(number)["uuid"] for number in range(4)]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    folder = require_leases()
+    folder.drain(uuids[1], "a test")
+    assert folder.acquire(uuids[0], Path("/runs/of-another")) is not None
+    on_gpus = LaunchOptions(device="cuda", processes=2)
+    pair, single, many = put(options=on_gpus), put(options=ON_ONE_CPU), put(options=on_gpus)
+    root = Path("runs").absolute()
+    decision = decide(JobTable(root).read(), slots=1, starting=(), now=time.time(), root=root)
+    assert {name: start.devices for name, start in decision.starts.items()} == {
+        pair.path.name: (uuids[2], uuids[3]),
+        single.path.name: ("cpu-0",),
+    }
+    assert many.path.name in decision.waits
 
 
 def test_unit_file_is_accepted_by_systemd(folder: Path) -> None:
