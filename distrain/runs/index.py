@@ -125,6 +125,7 @@ class RunIndex:
                 runs[name] = [stamp, read.brief, ids, labels, job_id, read.is_best_kept]
         with suppress(OSError):  # a full disk, a home that cannot be written
             text = json.dumps({"format": _FORMAT, "sections": sections, "runs": runs}, separators=(",", ":"))
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # others may not read these recipes
             write_atomically(self._path, f"{xxhash.xxh3_128_hexdigest(text.encode())}\n{text}")
 
 
