@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeAlias
 
@@ -26,7 +25,10 @@ MIN_RUNS = 100  # fewer are read as fast
 _FORMAT = 1
 _ENDED: tuple[State, ...] = ("stopped", "preempted", "failed", "finished")  # states in which no process changes a run
 _SETTLED_S = 2.0  # two changes of a file may have the same time: the clocks of some file systems tick in seconds
-Stamp: TypeAlias = list[str]  # the files that a run has, and inodes, sizes and times of them and of the folder
+_NO_LABELS = Labels()
+
+# The files that a run has besides its recipe, and a hash of inodes, sizes and times of them, the folder and the recipe.
+Stamp: TypeAlias = list[str | int]
 
 _DAMAGED = (LookupError, TypeError, ValueError, AttributeError)
 
@@ -48,8 +50,7 @@ class Brief(NamedTuple):
         return cls._make(getattr(status, name) for name in cls._fields)
 
 
-@dataclass(frozen=True)
-class RunFiles:
+class RunFiles(NamedTuple):
     """What a list shows of a run, as read from its files; where they cannot be read, `fault` says why."""
 
     brief: Brief
@@ -77,16 +78,16 @@ class RunIndex:
                 if found["format"] == _FORMAT:
                     self._sections, self._old = found["sections"], found["runs"]
 
-    def find(self, run: RunDirectory) -> RunFiles | None:
-        """Return what is known of a run, if none of its files has changed since."""
+    def find(self, run: RunDirectory, started: float) -> RunFiles | None:
+        """Return what is known of a run, if no file has changed since; `started` is the time of its recipe."""
         name = run.path.name
         with suppress(OSError, *_DAMAGED):
             stamp, brief, sections, labels, job_id, is_best_kept = entry = self._old[name]
-            if _stamp(run, stamp[0]) == stamp:
+            if _stamp(run, started, stamp[0])[0] == stamp:
                 known = RunFiles(
                     Brief(*brief),
                     dict([self._sections[number] for number in sections]),
-                    Labels.model_validate(labels) if labels else Labels(),
+                    Labels.model_validate(labels) if labels else _NO_LABELS,
                     None if job_id is None else Job(id=job_id),
                     is_best_kept,
                 )
@@ -124,27 +125,29 @@ class RunIndex:
                 runs[name] = [stamp, read.brief, ids, labels, job_id, read.is_best_kept]
         with suppress(OSError):  # a full disk, a home that cannot be written
             text = json.dumps({"format": _FORMAT, "sections": sections, "runs": runs}, separators=(",", ":"))
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # others may not read these recipes
             write_atomically(self._path, f"{xxhash.xxh3_128_hexdigest(text.encode())}\n{text}")
 
 
-def take_stamp(run: RunDirectory) -> Stamp | None:
+def take_stamp(run: RunDirectory, started: float) -> Stamp | None:
     """Return what changes with any file from which a list is read, and when one is created or deleted.
 
-    None where the files cannot be seen, or one has changed so lately that another change may have the same time.
+    `started` is the time of the recipe (`find_start_times`). None where the files cannot be seen, or one has changed so
+    lately that another change may have the same time.
     """
-    files = (run.recipe, run.status, run.labels, run.job, run.checkpoints)
+    files = (run.status, run.labels, run.job, run.checkpoints)
     with suppress(OSError):
-        stamp = _stamp(run, " ".join(path.name for path in files if path.exists()))
-        newest_ns = max(map(int, stamp[1].split()))  # an inode or a size that looks like a later time only costs time
-        return stamp if time.time() - newest_ns * 1e-9 >= _SETTLED_S else None
+        stamp, newest_ns = _stamp(run, started, " ".join(path.name for path in files if path.exists()))
+        return stamp if time.time() - max(newest_ns * 1e-9, started) >= _SETTLED_S else None
     return None
 
 
-def _stamp(run: RunDirectory, names: str) -> Stamp:
-    """Return the stamp of the folder and of these files in it; raises `OSError` where one is missing."""
+def _stamp(run: RunDirectory, started: float, names: str) -> tuple[Stamp, int]:
+    """Return the stamp from these files, and the time of the newest; raises `OSError` where one is missing."""
     folder = os.fspath(run.path)
     found = [os.stat(f"{folder}/{name}") for name in ("", *names.split())]  # noqa: PTH116 - three times as fast
-    return [names, " ".join([f"{s.st_ino} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}" for s in found])]
+    numbers = [(each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns) for each in found]
+    return [names, hash((started, *numbers))], max([each[3] for each in numbers])
 
 
 def _is_json(section: Mapping[str, Any]) -> bool:

@@ -17,7 +17,7 @@ from distrain.runs.format import FORMAT_VERSION
 from distrain.runs.index import MIN_RUNS, Brief, RunFiles, RunIndex, take_stamp
 from distrain.runs.labels import Labels, read_labels
 from distrain.runs.liveness import find_states
-from distrain.runs.query import best_checkpoint, find_fault, find_runs
+from distrain.runs.query import best_checkpoint, find_fault, find_start_times
 from distrain.runs.recipe_values import Sections, find_value, flatten, read_sections
 from distrain.runs.status import Job, Status
 
@@ -125,18 +125,29 @@ class Overview:
 
 
 def read_overviews(root: Path) -> list[Overview]:
-    """Read all runs directly below `root`, the oldest first."""
-    runs = find_runs(root)
-    index = RunIndex(root) if len(runs) >= MIN_RUNS else None
-    found = read_each(runs, index=index)
-    if index is not None:
-        index.save()
-    return found
+    """Read all runs directly below `root`, the oldest first; those that the index knows are not read again."""
+    times = find_start_times(root)
+    if len(times) < MIN_RUNS:
+        return read_each([RunDirectory(root / name) for name in times])
+    index = RunIndex(root)
+    found = []
+    for name, started in times.items():
+        run = RunDirectory(root / name)
+        if (known := index.find(run, started)) is None:
+            stamp = take_stamp(run, started)  # before the files are read
+            known = _read_files(run)
+            index.add(run, stamp, known)
+        found.append((run, known))
+    index.save()
+    return _find_states(found)
 
 
-def read_each(runs: Sequence[RunDirectory], *, index: RunIndex | None = None) -> list[Overview]:
-    """Read these runs, in their order; those that the index knows are not read again."""
-    found = [(run, _read(run, index)) for run in runs]
+def read_each(runs: Sequence[RunDirectory]) -> list[Overview]:
+    """Read these runs, in their order."""
+    return _find_states([(run, _read_files(run)) for run in runs])
+
+
+def _find_states(found: Sequence[tuple[RunDirectory, RunFiles]]) -> list[Overview]:
     states = find_states([(run, files.brief.state, files.job) for run, files in found if files.fault is None])
     return [
         Overview(
@@ -150,17 +161,6 @@ def read_each(runs: Sequence[RunDirectory], *, index: RunIndex | None = None) ->
         )
         for run, files in found
     ]
-
-
-def _read(run: RunDirectory, index: RunIndex | None) -> RunFiles:
-    if index is None:
-        return _read_files(run)
-    if (known := index.find(run)) is not None:
-        return known
-    stamp = take_stamp(run)  # before the files are read
-    read = _read_files(run)
-    index.add(run, stamp, read)
-    return read
 
 
 def _read_files(run: RunDirectory) -> RunFiles:

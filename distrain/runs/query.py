@@ -5,6 +5,7 @@ import shlex
 import stat
 import time
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 
 from distrain.config.profile import read_profile
@@ -32,11 +33,16 @@ class NoSuchRunError(RunError):
 
 def find_runs(root: Path) -> list[RunDirectory]:
     """Return the runs directly below `root`, the oldest first."""
+    return [RunDirectory(root / name) for name in find_start_times(root)]
+
+
+def find_start_times(root: Path) -> dict[str, float]:
+    """Return when the recipes of the runs below `root` were written, in seconds since the epoch, by name in order."""
     if not root.is_dir():
-        return []
+        return {}
     with os.scandir(root) as entries:  # quicker than paths, which matters for thousands of runs
-        started = {entry.name: time for entry in entries if entry.is_dir() and (time := _start_time(entry)) is not None}
-    return [RunDirectory(root / name) for name in sorted(started, key=started.__getitem__)]
+        times = {entry.name: time for entry in entries if entry.is_dir() and (time := _start_time(entry)) is not None}
+    return dict(sorted(times.items(), key=itemgetter(1)))
 
 
 def find_run(reference: str, root: Path, *, excluding: RunDirectory | None = None) -> RunDirectory:

@@ -35,6 +35,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         run.recipe.write_text(load_recipe("digits", overrides=[f"optimizer.lr={number + 1}"]).to_yaml())
     assert_true(tmp_path / "runs")
     assert len(remembered(tmp_path)) == 4
+    assert (tmp_path / "cache" / "distrain").stat().st_mode & 0o777 == 0o700
     return tmp_path / "runs"
 
 
