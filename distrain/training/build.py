@@ -100,6 +100,7 @@ def _assemble(
             num_classes=data.num_classes,
         )
         idle = find_unused_parameters(model, data.sample_images[:2]) if needs_unused_parameters(recipe, world) else []
+    share = peak_share_of_sample(recipe, model, data.sample_images[:2], world) if world.is_rank_zero else None
     compilation = compile_network(
         recipe,
         model,
@@ -109,7 +110,6 @@ def _assemble(
         processes=profile.processes,
     )
     extra = ExtraState(model, loss.function, device=world.device)
-    share = peak_share_of_sample(recipe, model, data.sample_images[:2], world) if world.is_rank_zero else None
     strategy = build_strategy(
         recipe, model, world, batching=sampler.batching, example=data.sample_images, extra=extra, idle=idle
     )

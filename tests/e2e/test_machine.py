@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli_runner import Done, distrain, fit, metrics, status
+from tests.cli_runner import Launch, distrain, end_of, fit, metrics, status, wait_until
 
 NODE = {"cpu_utilization", "memory_used_gib", "memory_available_gib", "disk_used", "disk_free_gib"}
 RANK = {"cpus_used", "memory_used_gib", "step_s", "data_wait"}
-OFTEN = ["--set=log.system_every_s=1", "--set=log.every_steps=1"]
+OFTEN = ["--set=log.system_every_s=0.5", "--set=log.every_steps=1"]
 
 SLEEPY = """
 import os, time
@@ -50,32 +50,37 @@ def names(run: Path, group: str) -> set[str]:
     return {name.removeprefix(group) for record in metrics(run) for name in record if name.startswith(group)}
 
 
-def fit_on_two(run: Path, *arguments: str, steps: int) -> Done:
-    return fit(
+def train_until_diagnosed(launch: Launch, run: Path, *arguments: str) -> str:
+    """Train on two processes until a rank is named, and a little longer; returns what the terminal has shown."""
+    training = launch(
         "digits",
         *OFTEN,
         *arguments,
         "--procs=2",
         "--set=data.num_workers=0",
-        f"--set=train.max_steps={steps}",
+        "--set=data.batch_size=16",
         "--set=train.epochs=1000",
         "--set=eval.every_epochs=null",
         "--set=checkpoint.every_epochs=null",
         f"--run={run}",
         cwd=run.parent,
     )
+    wait_until(lambda: (run / "status.json").exists() and bool(status(run)["diagnosis"]), "a diagnosis")
+    named_at = len(metrics(run))
+    wait_until(lambda: sum("rank/1/cpus_used" in record for record in metrics(run)[named_at:]) >= 2, "more figures")
+    assert distrain("stop", str(run), "--wait", cwd=run.parent).code == 0
+    return end_of(training).out
 
 
-def test_rank_whose_data_comes_slowly_is_named_once(tmp_path: Path) -> None:
+def test_rank_whose_data_comes_slowly_is_named_once(tmp_path: Path, launch: Launch) -> None:
     (tmp_path / "sleepy.py").write_text(SLEEPY)
-    source = ["--set=data.source=sleepy:images", "--set=data.batch_size=16", "--set=augment.train=[]"]
     run = tmp_path / "run"
-    done = fit_on_two(run, *source, steps=50)
-    found = re.findall(r"^warning: rank (\d) on node (\S+) waits (\d+)% of its time for data, .*$", done.out, re.M)
-    assert [(rank, node) for rank, node, _ in found] == [("1", socket.gethostname())], done.out
+    out = train_until_diagnosed(launch, run, "--set=data.source=sleepy:images", "--set=augment.train=[]")
+    found = re.findall(r"^warning: rank (\d) on node (\S+) waits (\d+)% of its time for data, .*$", out, re.M)
+    assert [(rank, node) for rank, node, _ in found] == [("1", socket.gethostname())], out
     assert int(found[0][2]) > 50
     (kept,) = status(run)["diagnosis"]
-    assert kept in done.out
+    assert kept in out
     assert kept in (run / "logs" / "rank-0.log").read_text()
     assert kept in distrain("runs", "show", str(run), cwd=tmp_path).out
     assert json.loads(distrain("runs", "show", str(run), "--json", cwd=tmp_path).out)["diagnosis"] == [kept]
@@ -91,14 +96,12 @@ def test_rank_whose_data_comes_slowly_is_named_once(tmp_path: Path) -> None:
     assert all(record["train/data_wait"] < 0.3 for record in metrics(run) if "train/data_wait" in record)  # rank 0's
 
 
-def test_rank_whose_steps_take_longer_is_named(tmp_path: Path) -> None:
+def test_rank_whose_steps_take_longer_is_named_once(tmp_path: Path, launch: Launch) -> None:
     (tmp_path / "burning.py").write_text(BURNING)
     run = tmp_path / "run"
-    done = fit_on_two(run, "--set=model.name=burning:Network", "--set=data.batch_size=16", steps=30)
-    found = re.findall(
-        r"^warning: rank (\d) on node \S+ computes with \S+ CPUs, the others with (\S+), ", done.out, re.M
-    )
-    assert [rank for rank, _ in found] == ["1"], done.out
+    out = train_until_diagnosed(launch, run, "--set=model.name=burning:Network")
+    found = re.findall(r"^warning: rank (\d) on node \S+ computes with \S+ CPUs, the others with (\S+), ", out, re.M)
+    assert [rank for rank, _ in found] == ["1"], out
     assert len(status(run)["diagnosis"]) == 1
 
 

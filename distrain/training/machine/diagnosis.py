@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 
 from distrain.runs.status import Heartbeat
 
-NUM_WINDOWS = 2  # in a row: a first epoch fills caches, and a single window may be an accident
+NUM_WINDOWS = 3  # in a row: the first ones have the imports of loggers and empty caches, and one may be an accident
 MORE_WAITING = 0.1  # of the time, than the others
 THROTTLED = 0.5  # of the readings
 SLOWER_CLOCK = 0.8  # of that of the others
 BUSIER = 1.5  # times the CPUs of the others
-_BUSY = 0.5  # of a CPU or a GPU: below it nobody waits for it
+_BUSY_CPU, _BUSY_GPU = 0.3, 0.5  # below it the others do not wait for it; a CPU may have other programs
 
 
 class SlowRanks:
@@ -46,7 +46,7 @@ def find_slow_ranks(ranks: Sequence[Heartbeat]) -> Iterator[tuple[str, str]]:
             continue
         cpus, usual_cpus = beat.figures.get("cpus_used"), _median(others, "cpus_used")
         on_cpu = not any(name.startswith("gpu/") for other in ranks for name in other.figures)
-        if on_cpu and cpus is not None and usual_cpus is not None and cpus > max(_BUSY, BUSIER * usual_cpus):
+        if on_cpu and cpus is not None and usual_cpus is not None and cpus > max(_BUSY_CPU, BUSIER * usual_cpus):
             yield (
                 f"cpu {beat.rank}",
                 f"{where} computes with {cpus:.2g} CPUs, the others with {usual_cpus:.2g}, as they wait for it: its "
@@ -68,7 +68,7 @@ def _throttled_gpus(beat: Heartbeat, where: str, others: Sequence[Heartbeat]) ->
             )
         else:
             clock, usual = gpu.get("sm_clock_mhz"), _median(others, f"gpu/{number}/sm_clock_mhz")
-            is_busy = gpu.get("utilization", 0) >= _BUSY
+            is_busy = gpu.get("utilization", 0) >= _BUSY_GPU
             if is_busy and clock is not None and usual is not None and clock < SLOWER_CLOCK * usual:
                 yield (
                     f"clock {name}",

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from distrain.config import Recipe
 from distrain.distributed.world import World
@@ -42,6 +41,8 @@ def count_flops(model: nn.Module, images: torch.Tensor) -> float | None:
     run on a copy whose tensors have no data, so that nothing is computed, drawn or changed. `images` [n, channels,
     height, width] may be on any device; only their shape counts.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton, which takes a tenth of a second
+
     tensors = [*model.parameters(), *model.buffers()]
     without_data = {id(tensor): _without_data(tensor) for tensor in tensors}
     counter = FlopCounterMode(

@@ -94,7 +94,7 @@ class MachineSampler:
             if now >= due_s:
                 due_s = now + self._every_s
                 # The heartbeats of the other ranks hold their figures a little later.
-                gather_s = min(gather_s, now if self._world_size == 1 else now + 2 * HEARTBEAT_S)
+                gather_s = min(gather_s, now if self._world_size == 1 else now + 1.5 * HEARTBEAT_S)
                 with guard:
                     self._monitor.heartbeat.figures = window.close()
             if now >= gather_s and self._rank == 0:
