@@ -9,7 +9,7 @@ NUM_WINDOWS = 3  # in a row: the first ones have the imports of loggers and empt
 MORE_WAITING = 0.1  # of the time, than the others
 THROTTLED = 0.5  # of the readings
 SLOWER_CLOCK = 0.8  # of that of the others
-BUSIER = 1.5  # times the CPUs of the others
+BUSIER = 2.0  # times the CPUs of the others: these wait at least as long as they compute
 _BUSY_CPU, _BUSY_GPU = 0.3, 0.5  # below it the others do not wait for it; a CPU may have other programs
 
 

@@ -49,7 +49,7 @@ def test_busy_cpu_is_named_where_the_others_wait_for_it() -> None:
     (sentence,) = sentences([rank(0, cpus_used=0.31), rank(1, cpus_used=0.97), rank(2, cpus_used=0.33)])
     assert sentence.startswith("rank 1 on node a computes with 0.97 CPUs, the others with 0.32, as they wait for it")
     assert sentences([rank(0, cpus_used=0.1), rank(1, cpus_used=0.25)]) == []  # neither is busy
-    assert sentences([rank(0, cpus_used=0.9), rank(1, cpus_used=1.0)]) == []
+    assert sentences([rank(0, cpus_used=0.55), rank(1, cpus_used=1.0)]) == []
     on_gpus = [rank(0, cpus_used=0.3, gpu={}), rank(1, cpus_used=1.0, gpu={})]  # a host that waits for its GPU computes
     assert sentences(on_gpus) == []
 
