@@ -69,12 +69,13 @@ class HeartbeatWriter:
 
     def write_heartbeat(self) -> None:
         """Write the current heartbeat of this rank."""
-        heartbeat = self.current()
+        threads = read_own_threads() if self._run.stacks_request.exists() else {}
+        heartbeat = self.current().model_copy(update={"threads": threads})
         with self._lock:
             self._run.write_heartbeat(heartbeat)
 
     def current(self) -> Heartbeat:
-        """Return the heartbeat of this rank as of now."""
+        """Return the heartbeat of this rank as of now, without stacks."""
         state = self._state
         return Heartbeat(
             rank=self._rank,
@@ -84,7 +85,6 @@ class HeartbeatWriter:
             step=state.step,
             phase=state.phase,
             progress=state.progress,
-            threads=read_own_threads() if self._run.stacks_request.exists() else {},
             figures=self.figures,
         )
 
