@@ -23,6 +23,7 @@ from distrain.training.meters import Pace
 from distrain.training.monitor import RankMonitor
 
 READING_S = 1.0  # between two readings of the GPUs, whose figures change quickly
+_DIGITS = 5  # of a figure in a record
 _JOIN_S = 5.0  # a call of NVML or of a file system may hang; the thread ends with the process
 
 Figures = dict[str, float]
@@ -74,10 +75,13 @@ class MachineSampler:
             self._thread.join(_JOIN_S)
 
     def pop(self) -> Figures:
-        """Return the figures of all ranks, means since the last call; empty if there are no new ones."""
+        """Return the figures of all ranks, means since the last call; empty if there are no new ones.
+
+        They are rounded, since many ranks would otherwise fill `metrics.jsonl` with digits.
+        """
         with self._lock:
             gathered, self._gathered = self._gathered, []
-        return mean_of(gathered)
+        return {name: float(f"{value:.{_DIGITS}g}") for name, value in mean_of(gathered).items()}
 
     def _sample(self) -> None:
         """Sample until the end, in the thread."""

@@ -163,3 +163,10 @@ def test_sampling_outlives_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     run = RunDirectory(tmp_path)
     with alone(run, RankMonitor(run, 0), 0.02) as machine:
         wait_until(lambda: "rank/0/cpus_used" in machine.pop(), "figures")
+
+
+def test_figures_of_a_record_are_means_to_five_digits(tmp_path: Path) -> None:
+    machine = alone(RunDirectory(tmp_path), RankMonitor(RunDirectory(tmp_path), 0), None)
+    machine._gathered = [{"rank/0/step_s": 0.1}, {"rank/0/step_s": 0.1 + 0.1 / 3, "node/0/disk_free_gib": 123456.7}]
+    assert machine.pop() == {"rank/0/step_s": 0.11667, "node/0/disk_free_gib": 123460.0}
+    assert machine.pop() == {}
