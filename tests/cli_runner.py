@@ -12,7 +12,9 @@ from typing import Any, Protocol
 
 from tests.forks import run_module
 
-TIMES = {"train/samples_per_s", "checkpoint/blocked_s"}  # metrics that depend on the time of day
+# Metrics that depend on the time of day, and groups of metrics of the machine.
+TIMES = {"train/samples_per_s", "train/data_wait", "checkpoint/blocked_s"}
+MACHINE = ("rank/", "node/", "gpu/")
 QUIET = ["--set", "log.wandb=disabled", "--set", "log.tensorboard=false"]
 
 
@@ -112,4 +114,8 @@ def checkpoint_steps(run: Path) -> list[int]:
 
 def comparable(run: Path) -> list[dict[str, float]]:
     """The metrics that must be the same in every repetition."""
-    return [{k: v for k, v in record.items() if k not in TIMES} for record in metrics(run)]
+    return [{k: v for k, v in record.items() if not depends_on_time(k)} for record in metrics(run)]
+
+
+def depends_on_time(name: str) -> bool:
+    return name in TIMES or name.startswith(MACHINE)

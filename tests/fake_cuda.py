@@ -8,6 +8,7 @@ made outside of it.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -133,6 +134,7 @@ def _replace_cuda(patch: pytest.MonkeyPatch, free_bytes: int) -> None:
         "current_stream": lambda *_: _Stream(),
         "stream": lambda _: nullcontext(),
         "mem_get_info": lambda *_: (free_bytes, _TOTAL_BYTES),
+        "get_device_properties": lambda *_: SimpleNamespace(uuid="01112222-3333-4444-5555-666677778888"),
         "get_device_name": lambda *_: "a GPU that is not there",
         "is_bf16_supported": lambda *_, **__: True,
         "set_device": lambda _: None,

@@ -17,19 +17,19 @@ LONGEST_FILE = 350  # lines
 BUDGETS = {
     "benchmark": 1675,
     "checkpoint": 505,
-    "cli": 3895,
-    "config": 1620,
+    "cli": 3900,
+    "config": 1625,
     "data": 5320,
     "distributed": 1200,
     "evaluation": 485,
     "export": 765,
-    "launchers": 2240,
+    "launchers": 2245,
     "models": 1070,
-    "runs": 2135,
+    "runs": 2140,
     "service": 1150,
-    "system": 1910,
+    "system": 2035,
     "tensors": 385,
-    "training": 3970,
+    "training": 4290,
 }
 FILES_BUDGET = 467  # of the files in the package's own folder
 # What the field has a word for, or a native speaker would not say: what to write in its place.

@@ -241,6 +241,8 @@ def print_run(console: Console, run: RunDirectory) -> None:
     if status.skipped_batches:
         steps = ", ".join(str(batch.step) for batch in status.skipped_batches)
         console.print(f"rollbacks   {status.rollbacks}, each skipping a batch: step {steps}", soft_wrap=True)
+    for sentence in status.diagnosis:
+        console.print(f"diagnosis   {sentence}", markup=False, soft_wrap=True)
     for number, attempt in enumerate(status.attempts, start=1):
         began = time.strftime("%F %T", time.localtime(attempt.started))
         ended = state if number == len(status.attempts) else attempt.state  # one that died could not write it

@@ -25,6 +25,9 @@ class Log(Section):
     """Which metrics are logged, and where."""
 
     every_steps: int = Field(50, gt=0, description="steps between two lines of metrics")
+    system_every_s: Positive | None = Field(
+        15.0, description="seconds between two samples of CPUs, memory, disk, GPUs and each rank; null: none"
+    )
     verbose: bool = Field(default=False, description="print every line of metrics, not only evaluations")
     tensorboard: bool = Field(default=True, description="write TensorBoard files into the run directory")
     wandb: Literal["offline", "online", "disabled"] = Field("offline", description="online uploads while training")

@@ -55,6 +55,7 @@ class Status(BaseModel):
     state_digest: str | None = None  # of these, the optimizer's state and the moving averages
     skipped_batches: list[SkippedBatch] = []
     unsaved_state: list[str] = []  # state of network and loss that changes in training and is in no checkpoint
+    diagnosis: list[str] = []  # in the newest attempt: which ranks hold up the others, and what to look at
     attempts: list[Attempt] = []
 
     @field_validator("best", "last")
@@ -90,7 +91,7 @@ class Status(BaseModel):
     def begin_attempt(self, *, world_size: int, first_step: int) -> None:
         """Begin an attempt of this process; an attempt that is still open has failed, because its rank 0 was killed."""
         self.close_attempt("failed")
-        self.state = "starting"
+        self.state, self.diagnosis = "starting", []
         self.attempts.append(
             Attempt(
                 started=time.time(),
@@ -128,4 +129,5 @@ class Heartbeat(BaseModel):
     step: int  # steps taken
     phase: str
     progress: int
+    figures: dict[str, float] = {}  # of the rank, its GPUs and its node: `distrain.training.machine`
     threads: dict[str, str] = {}  # the stacks of all threads by name, while `stacks-request` exists

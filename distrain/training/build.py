@@ -3,6 +3,8 @@
 import logging
 from dataclasses import replace
 
+import torch
+
 from distrain.checkpoint.writer import Checkpointer
 from distrain.config import Recipe
 from distrain.config.intervals import Intervals
@@ -24,6 +26,8 @@ from distrain.training.device.micro_batch_size import (
 )
 from distrain.training.device.precision import Precision, set_tf32, to_device
 from distrain.training.early_warnings import warn_early
+from distrain.training.machine.flops import peak_share_of_sample
+from distrain.training.machine.sampler import MachineSampler
 from distrain.training.meters import LossMeter, ThroughputMeter
 from distrain.training.monitor import RankMonitor
 from distrain.training.optim.optimizer import ParamGroupOptions, build_optimizer, build_schedule
@@ -96,6 +100,7 @@ def _assemble(
             num_classes=data.num_classes,
         )
         idle = find_unused_parameters(model, data.sample_images[:2]) if needs_unused_parameters(recipe, world) else []
+    share = peak_share_of_sample(recipe, model, data.sample_images[:2], world) if world.is_rank_zero else None
     compilation = compile_network(
         recipe,
         model,
@@ -108,6 +113,7 @@ def _assemble(
     strategy = build_strategy(
         recipe, model, world, batching=sampler.batching, example=data.sample_images, extra=extra, idle=idle
     )
+    stopwatch = ThroughputMeter()
     skipped, must_watch, lookahead = (
         monitor.state.skipped_batches,
         monitor.state.must_watch_steps,
@@ -142,7 +148,7 @@ def _assemble(
         precision=precision,
         watch=watch,
         losses=LossMeter(sampler, world, watch),
-        stopwatch=ThroughputMeter(),
+        stopwatch=stopwatch,
         checkpointer=Checkpointer(run.checkpoints, config=recipe.checkpoint, world=world),
         sample_images=data.sample_images.cpu(),
         extra=extra,
@@ -152,6 +158,17 @@ def _assemble(
         fingerprint=fingerprint,
         input=data.input,
         monitor=monitor,
+        machine=MachineSampler(
+            run,
+            monitor,
+            rank=world.rank,
+            world_size=world.size,
+            is_first_of_node=world.local_rank == 0,
+            gpu_uuids=[str(torch.cuda.get_device_properties(gpu).uuid) for gpu in world.gpus],
+            pace=lambda: stopwatch.pace,
+            every_s=recipe.log.system_every_s,
+        ),
+        peak_share_of_sample=share,
         stop=StopConsensus(world, monitor.stop.request.is_set, name=f"stop-{len(skipped)}-{must_watch}"),
         profiler=Profiler(run, world, monitor.state, is_enabled=profile.trace),
     )

@@ -32,6 +32,7 @@ class HeartbeatWriter:
 
     def __init__(self, run: RunDirectory, rank: int, state: TrainState) -> None:
         self.on_beat: Callable[[int], None] | None = None  # called at each heartbeat with the step, in the thread
+        self.figures: dict[str, float] = {}  # what the rank has seen of its machine last, for the other ranks
         self._run = run
         self._rank = rank
         self._state = state
@@ -68,8 +69,15 @@ class HeartbeatWriter:
 
     def write_heartbeat(self) -> None:
         """Write the current heartbeat of this rank."""
+        threads = read_own_threads() if self._run.stacks_request.exists() else {}
+        heartbeat = self.current().model_copy(update={"threads": threads})
+        with self._lock:
+            self._run.write_heartbeat(heartbeat)
+
+    def current(self) -> Heartbeat:
+        """Return the heartbeat of this rank as of now, without stacks."""
         state = self._state
-        heartbeat = Heartbeat(
+        return Heartbeat(
             rank=self._rank,
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -77,10 +85,8 @@ class HeartbeatWriter:
             step=state.step,
             phase=state.phase,
             progress=state.progress,
-            threads=read_own_threads() if self._run.stacks_request.exists() else {},
+            figures=self.figures,
         )
-        with self._lock:
-            self._run.write_heartbeat(heartbeat)
 
     def _beat(self) -> None:
         """Write until the end, in the thread; errors, such as a full disk, do not end it."""

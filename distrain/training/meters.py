@@ -1,15 +1,17 @@
 """Measures a run: losses, kept on the device until they are read, and throughput."""
 
 import math
+import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from operator import mul
 from typing import Any, NamedTuple
 
 import torch
 
 from distrain.data.loading.sampler import TrainSampler
+from distrain.data.sources.base import Batch
 from distrain.distributed.world import World
 from distrain.training.step_watch import Watch
 
@@ -154,16 +156,40 @@ def _mean(steps: Collection[_StepLoss]) -> float:
     return math.fsum(mean * samples for mean, samples in steps) / sum(samples for _, samples in steps)
 
 
+class Pace(NamedTuple):
+    """The totals of this rank's steps in this attempt."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    waited_s: float = 0.0  # of these, for batches
+
+
 class ThroughputMeter:
     """Counts the seconds and samples of training steps, since the last reading and in the newest epoch."""
 
     def __init__(self) -> None:
+        self.pace = Pace()  # replaced as a whole: another thread reads it
+        self._paced = Pace()  # at the last reading of the wait
+        self._waited_s = 0.0
         self._seconds = 0.0
         self._samples = 0
         self._epoch, self._epoch_seconds, self._epoch_samples = 0, 0.0, 0
 
-    def add(self, seconds: float, samples: int, *, epoch: int) -> None:
-        """Count some consecutive steps, the last of which belongs to `epoch`."""
+    def timed(self, batches: Iterator[Batch]) -> Generator[Batch, None, None]:
+        """Yield the batches, and count the seconds until each is there, of which the host does nothing else."""
+        clock = time.perf_counter
+        while True:
+            asked_s = clock()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self._waited_s += clock() - asked_s
+            yield batch
+
+    def add(self, seconds: float, samples: int, *, steps: int, epoch: int) -> None:
+        """Count `steps` consecutive steps, the last of which belongs to `epoch`."""
+        self.pace = Pace(self.pace.steps + steps, self.pace.seconds + seconds, self._waited_s)
         self._seconds += seconds
         self._samples += samples
         if epoch != self._epoch:
@@ -181,3 +207,10 @@ class ThroughputMeter:
         rate = self._samples / max(self._seconds, 1e-9) if self._samples else None
         self._seconds, self._samples = 0.0, 0
         return rate
+
+    def pop_data_wait(self) -> float | None:
+        """Return the share of the seconds since the last call that this rank waited for batches; None without steps."""
+        before, self._paced = self._paced, self.pace
+        if self.pace.steps == before.steps:
+            return None
+        return (self.pace.waited_s - before.waited_s) / max(self.pace.seconds - before.seconds, 1e-9)

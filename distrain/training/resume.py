@@ -79,6 +79,7 @@ def resume(session: Session, checkpoint: checkpoints.Checkpoint | None) -> Resum
             log.warning("checkpoint %s has no state of the loss, which keeps its initial one", checkpoint.path.name)
         extra.write(packed)
     session.precision.load_state(checkpoint.state["loss_scale"])
+    session.precision.load_gradient_norm(checkpoint.state.get("gradient_norm"))  # not in earlier versions
     session.losses.load_state(checkpoint.state, session.last_trained(checkpoint.step))
     log.info("resumes from checkpoint %s at step %d of %d", checkpoint.path.name, checkpoint.step, session.total_steps)
     state, best = checkpoint.state, restore_nan(checkpoint.state["best"] or {})
@@ -105,6 +106,7 @@ def save(session: Session, step: int, *, is_record_due: bool) -> None:
             "loss_scale": session.precision.state(),
             **session.losses.state(has_epoch=session.recipe.train.target_loss is not None),
             "is_record_due": is_record_due,
+            "gradient_norm": session.precision.gradient_norm if is_record_due else None,
             "ending": session.ending,
             "data": session.fingerprint,
             "input": session.input,

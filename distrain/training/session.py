@@ -25,6 +25,7 @@ from distrain.runs.directory import RunDirectory
 from distrain.training.device.batch_transforms import BatchTransform
 from distrain.training.device.precision import Precision
 from distrain.training.losses import LossFunction
+from distrain.training.machine.sampler import MachineSampler
 from distrain.training.meters import LossMeter, ThroughputMeter
 from distrain.training.metrics.selection import ChosenMetrics
 from distrain.training.monitor import RankMonitor
@@ -78,6 +79,8 @@ class Session:
     fingerprint: dict[str, str]
     input: dict[str, Any]  # of the exported network: image_channels, dtype, shape
     monitor: RankMonitor
+    machine: MachineSampler
+    peak_share_of_sample: float | None  # seconds of a sample if all GPUs worked at their peak; None if not known
     stop: StopConsensus
     profiler: Profiler
     ending: Ending | None = None  # why `total_steps` is less than planned

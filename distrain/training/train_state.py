@@ -145,6 +145,11 @@ class TrainState:
         with self._lock:
             self._status.total_steps = step
 
+    def keep_diagnosis(self, sentence: str) -> None:
+        """Store a sentence on what holds up the run."""
+        with self._lock:
+            self._status.diagnosis = [*self._status.diagnosis, sentence]
+
     def keep_digests(self, *, weights: str, state: str) -> None:
         """Store the digests at the end of the run."""
         with self._lock:

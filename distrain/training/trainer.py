@@ -69,6 +69,7 @@ def _train_attempt(
             run.reserved_disk_space() if world.is_rank_zero else nullcontext(),
             session.checkpointer,
             session.profiler,
+            session.machine,
             session.stop,
         ):
             is_complete = run_to_end(session, start, loggers)
@@ -108,7 +109,7 @@ def run_to_end(session: Session, start: ResumePoint, loggers: LoggerCollection) 
         loader=recipe.data.loader,
     )
     with closing(reading) as batches:
-        return _train_loop(session, batches, step, loggers)
+        return _train_loop(session, session.stopwatch.timed(batches), step, loggers)
 
 
 def _train_loop(session: Session, batches: Iterator[Batch], step: int, loggers: LoggerCollection) -> bool:
@@ -124,7 +125,8 @@ def _train_loop(session: Session, batches: Iterator[Batch], step: int, loggers: 
             session.compilation.report()
         session = check_time_and_target(session, step)
         seconds, epoch = time.perf_counter() - started, (step - 1) // session.sampler.steps_per_epoch
-        session.stopwatch.add(seconds, session.num_samples(first_step, step), epoch=epoch)
+        samples = session.num_samples(first_step, step)
+        session.stopwatch.add(seconds, samples, steps=step - first_step, epoch=epoch)
 
         session, is_recorded = write_records(
             session, step, loggers
@@ -165,6 +167,7 @@ def run_steps(
     everywhere = session.draws_anywhere
     base_lr, schedule, checkpointer = session.recipe.base_lr, session.schedule, session.checkpointer
     weights = list(strategy.module.parameters())
+    recorded_step = last_step - 1 if session.intervals.should_log(last_step) else None
     for step in range(first_step, last_step):
         if stop.is_reached(step):
             return step
@@ -193,7 +196,8 @@ def run_steps(
         set_learning_rate(optimizer, base_lr * schedule(step))
         checkpointer.wait_for_staging()
         with freezing.without_frozen_gradients(step):
-            watch.note(precision.step(optimizer, weights, clip_norm=train.clip_norm))
+            is_recorded = step == recorded_step
+            watch.note(precision.step(optimizer, weights, clip_norm=train.clip_norm, is_recorded=is_recorded))
         strategy.zero_grad()
         if lookahead is not None:
             lookahead.update(step)

@@ -35,6 +35,7 @@ class Replayed:
 
     losses: dict[int, tuple[float, int]] = field(default_factory=dict)  # the mean over the step's samples, and these
     rates: dict[int, float] = field(default_factory=dict)
+    gradient_norms: dict[int, float] = field(default_factory=dict)
     evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
     weights: dict[str, torch.Tensor] = field(default_factory=dict)  # at the end, or their moving averages
 
@@ -69,6 +70,8 @@ def replay(trained: Trained, data: Path) -> Replayed:
         for name, parameter in model.named_parameters():
             if any(name.startswith(layer) and frozen for layer, frozen in is_frozen.items()):
                 parameter.grad = None
+        gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+        found.gradient_norms[step] = float(torch.cat(gradients).square().sum().sqrt())
         if recipe.train.clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), recipe.train.clip_norm)
         for group in optimizer.param_groups:

@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 
 from distrain.config.batching import solve_batching
 from distrain.data.loading.sampler import EpochOrder, TrainSampler
+from distrain.data.sources.base import Batch
 from distrain.distributed.world import World
 from distrain.training.meters import LossMeter, ThroughputMeter
 from distrain.training.step_watch import Watch
@@ -94,6 +97,31 @@ def test_means_that_span_a_resume_are_those_of_an_unbroken_run() -> None:
 def test_there_is_no_speed_where_no_step_was_taken() -> None:
     meter = ThroughputMeter()
     assert meter.pop_rate() is None
-    meter.add(2.0, 64, epoch=0)
+    meter.add(2.0, 64, steps=1, epoch=0)
     assert meter.pop_rate() == 32.0
     assert meter.pop_rate() is None
+
+
+def test_data_wait_is_the_share_of_the_steps_since_the_last_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("distrain.training.meters.time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def reading(seconds: list[float]) -> Iterator[Batch]:
+        for each in seconds:
+            now[0] += each
+            yield torch.zeros(1), torch.zeros(1)
+
+    meter = ThroughputMeter()
+    assert meter.pop_data_wait() is None
+    batches = meter.timed(reading([1.0, 0.5, 0.0, 4.0]))
+    for _ in range(2):
+        next(batches)
+        now[0] += 10  # a step, which is no wait
+    meter.add(3.0, 64, steps=2, epoch=0)
+    assert meter.pace == (2, 3.0, 1.5)
+    next(batches)
+    assert meter.pop_data_wait() == 0.5
+    meter.add(1.0, 32, steps=1, epoch=0)
+    assert meter.pop_data_wait() == 0.0
+    assert meter.pop_data_wait() is None
+    assert len(list(batches)) == 1

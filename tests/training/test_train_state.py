@@ -74,3 +74,14 @@ def test_attempt_after_a_rollback_follows_one_that_failed() -> None:
     assert [attempt.state for attempt in found.attempts] == ["failed", "starting"]
     assert [attempt.last_step for attempt in found.attempts] == [5, 4]
     assert [batch.step for batch in found.skipped_batches] == [5]
+
+
+def test_diagnosis_is_that_of_the_newest_attempt() -> None:
+    state = TrainState()
+    state.begin_attempt(world_size=2)
+    state.keep_diagnosis("GPU 0 is hot")
+    state.keep_diagnosis("rank 1 waits")
+    assert state.snapshot().diagnosis == ["GPU 0 is hot", "rank 1 waits"]
+    state.load(Status.model_validate_json(state.snapshot().model_dump_json()))
+    state.begin_attempt(world_size=2)
+    assert state.snapshot().diagnosis == []

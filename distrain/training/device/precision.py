@@ -51,6 +51,7 @@ class Precision:
         self._device_type = device.type
         self._dtype = DTYPES[name]
         self._scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+        self._gradient_norm: torch.Tensor | float | None = None
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of a forward pass."""
@@ -61,14 +62,23 @@ class Precision:
         self._scaler.scale(loss).backward() if self._scaler.is_enabled() else loss.backward()  # type: ignore[no-untyped-call]
 
     def step(
-        self, optimizer: torch.optim.Optimizer, weights: Sequence[nn.Parameter], *, clip_norm: float | None
+        self,
+        optimizer: torch.optim.Optimizer,
+        weights: Sequence[nn.Parameter],
+        *,
+        clip_norm: float | None,
+        is_recorded: bool = False,
     ) -> list[torch.Tensor]:
         """Clip the gradient's 2-norm to `clip_norm` and update the weights; float16 overflow skips the update.
+
+        With `is_recorded`, keep the norm of the whole gradient for `pop_gradient_norm`; all ranks then do the same.
 
         Returns the 2-norms of the gradients before that, by weight, of sharded ones those of this rank's parts. They
         are omitted on a CPU without clipping, and where loss scaling has looked whether the gradients are finite.
         """
         if not self._scaler.is_enabled():
+            if is_recorded:
+                self._gradient_norm = gradient_norm(weights)
             norms = []
             if clip_norm is not None:
                 norms = clip_gradients(weights, clip_norm)
@@ -81,11 +91,30 @@ class Precision:
         with mixing_sharded(weights):
             if clip_norm is not None:
                 self._scaler.unscale_(optimizer)
+            if is_recorded and (norm := gradient_norm(weights)) is not None:
+                self._gradient_norm = (
+                    norm if clip_norm is not None else norm / self._scaler.scale(torch.ones_like(norm))
+                )
+            if clip_norm is not None:
                 clip_gradients(weights, clip_norm)
             begin_momentum(optimizer)
             self._scaler.step(optimizer)
             self._scaler.update()
         return []
+
+    @property
+    def gradient_norm(self) -> float | None:
+        """The norm that waits for a record; waits for the device, as the losses of a record have done before."""
+        return None if self._gradient_norm is None else float(self._gradient_norm)
+
+    def pop_gradient_norm(self) -> float | None:
+        """Return the 2-norm of the whole gradient in the recorded step, before clipping; None if none is known."""
+        norm, self._gradient_norm = self.gradient_norm, None
+        return norm
+
+    def load_gradient_norm(self, norm: float | None) -> None:
+        """Restore the norm of a step whose record is still due."""
+        self._gradient_norm = norm
 
     def state(self) -> dict[str, Any]:
         """Return the loss scale and its history, as numbers that JSON keeps exactly."""
@@ -103,6 +132,16 @@ def gradient_norms(weights: Sequence[nn.Parameter]) -> list[torch.Tensor]:
     if any(type(gradient) is not torch.Tensor for gradient in gradients):
         gradients = [local_shard(gradient) for gradient in gradients]
     return norms_of(gradients)
+
+
+@torch.no_grad()
+def gradient_norm(weights: Sequence[nn.Parameter]) -> torch.Tensor | None:
+    """Return the 2-norm of the whole gradient, None without one; where it is sharded the ranks call it together."""
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    if not gradients or any(is_sharded(gradient) for gradient in gradients):
+        return _whole_norm(gradients)
+    norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms_of(gradients)))  # as torch's, with less bookkeeping
+    return norm
 
 
 @torch.no_grad()
@@ -127,12 +166,19 @@ def clip_gradients(weights: Sequence[nn.Parameter], clip_norm: float) -> list[to
 
 def _clip_mixed(gradients: Sequence[torch.Tensor], clip_norm: float) -> None:
     """Clip gradients of several kinds, those that are in parts by the norm of the whole; the ranks call it together."""
-    if not gradients:
+    norm = _whole_norm(gradients)
+    if norm is None:
         return
-    parts = [gradient for gradient in gradients if is_sharded(gradient)]
-    others = [gradient for gradient in gradients if not is_sharded(gradient)]
-    norms = [full_tensor(nn.utils.get_total_norm(kind)) for kind in (parts, others) if kind]
-    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         local_shard(gradient).mul_(factor.to(gradient.device))
+
+
+def _whole_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """Return the 2-norm over all gradients, of sharded ones over the parts of all ranks; None if there are none."""
+    parts = [gradient for gradient in gradients if is_sharded(gradient)]
+    others = [gradient for gradient in gradients if not is_sharded(gradient)]
+    norms = [full_tensor(nn.utils.get_total_norm(kind)) for kind in (parts, others) if kind]
+    if not norms:
+        return None
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))

@@ -66,6 +66,37 @@ def nvmlDeviceGetMemoryInfo(handle):
     return SimpleNamespace(total=handle["memory"], used=handle.get("used", 0))
 
 
+def _now(handle, name):
+    """What the GPU is doing: a number, or one for each look, of which the last one stays."""
+    if name not in handle:
+        raise NVMLError("Not Supported")
+    value = handle[name]
+    if not isinstance(value, list):
+        return value
+    return value.pop(0) if len(value) > 1 else value[0]
+
+
+def nvmlDeviceGetUtilizationRates(handle):
+    return SimpleNamespace(gpu=_now(handle, "utilization"), memory=0)
+
+
+def nvmlDeviceGetPowerUsage(handle):
+    return _now(handle, "milliwatts")
+
+
+def nvmlDeviceGetTemperature(handle, sensor):
+    assert sensor == 0
+    return _now(handle, "celsius")
+
+
+def nvmlDeviceGetClockInfo(handle, kind):
+    return _now(handle, {1: "sm_mhz", 2: "memory_mhz"}[kind])
+
+
+def nvmlDeviceGetCurrentClocksThrottleReasons(handle):
+    return _now(handle, "reasons")
+
+
 def nvmlDeviceGetCudaComputeCapability(handle):
     return tuple(handle["capability"])
 

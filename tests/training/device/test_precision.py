@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import pytest
@@ -141,3 +142,45 @@ def test_bf16_is_refused_on_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(RecipeError, match=r"Tesla T4 has 7\.5; use precision=fp16 or fp32"):
         Precision("bf16", torch.device("cuda", 0))
     Precision("bf16", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.1])
+@pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
+def test_recorded_norm_is_that_of_the_gradient_before_clipping(name: Name, clip_norm: float | None) -> None:
+    model, optimizer = make()
+    precision = Precision(name, CPU)
+    take_steps(precision, model, optimizer, steps=3, clip_norm=clip_norm)
+    assert precision.pop_gradient_norm() is None  # no step was to be recorded
+    images = torch.randn(64, 8, generator=torch.Generator().manual_seed(2))
+    optimizer.zero_grad()
+    with precision.autocast():
+        loss = F.cross_entropy(model(images), (images[:, 0] > 0).long())
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)])
+    precision.backward(loss)
+    precision.step(optimizer, list(model.parameters()), clip_norm=clip_norm, is_recorded=True)
+    assert precision.gradient_norm == pytest.approx(float(expected.norm()), rel=1e-3)
+    assert float(expected.norm()) > 0.1
+    assert precision.pop_gradient_norm() is not None
+    assert precision.pop_gradient_norm() is None
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+@pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
+def test_recording_the_norm_changes_no_bit(name: Name, clip_norm: float | None) -> None:
+    weights = []
+    for is_recorded in (False, True):
+        model, optimizer = make()
+        precision = Precision(name, CPU)
+        step = precision.step
+        precision.step = partial(step, is_recorded=is_recorded)  # type: ignore[method-assign]
+        take_steps(precision, model, optimizer, steps=5, clip_norm=clip_norm)
+        weights.append((nn.utils.parameters_to_vector(model.parameters()), precision.state()))
+    assert torch.equal(weights[0][0], weights[1][0])
+    assert weights[0][1] == weights[1][1]
+
+
+def test_step_without_any_gradient_has_no_norm() -> None:
+    model, optimizer = make()
+    precision = Precision("fp32", CPU)
+    precision.step(optimizer, list(model.parameters()), clip_norm=1.0, is_recorded=True)
+    assert precision.pop_gradient_norm() is None

@@ -1,0 +1,1 @@
+"""What a run sees of its machines: their figures, gathered from all ranks, the ranks that are slow, and its FLOPs."""
