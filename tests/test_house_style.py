@@ -25,7 +25,7 @@ BUDGETS = {
     "export": 765,
     "launchers": 2225,
     "models": 1070,
-    "runs": 2060,
+    "runs": 2070,
     "system": 1530,
     "tensors": 385,
     "training": 3970,
