@@ -25,7 +25,7 @@ BUDGETS = {
     "export": 765,
     "launchers": 2245,
     "models": 1070,
-    "runs": 2140,
+    "runs": 2155,
     "service": 1150,
     "system": 2035,
     "tensors": 385,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +23,7 @@ from distrain.runs.recipe_values import Sections, find_value, flatten, read_sect
 from distrain.runs.status import Job, Status
 
 OWN_KEYS = ("name", "state", "recipe", "start", "step", "best", "loss", "time", "tag", "tags", "note")
+_READERS = 8  # threads that read files
 
 
 @dataclass(frozen=True)
@@ -129,17 +131,19 @@ def read_overviews(root: Path) -> list[Overview]:
     times = find_start_times(root)
     if len(times) < MIN_RUNS:
         return read_each([RunDirectory(root / name) for name in times])
-    index = RunIndex(root)
-    found = []
+    index, found = RunIndex(root), dict[RunDirectory, RunFiles | None]()
     for name, started in times.items():
         run = RunDirectory(root / name)
-        if (known := index.find(run, started)) is None:
-            stamp = take_stamp(run, started)  # before the files are read
-            known = _read_files(run)
-            index.add(run, stamp, known)
-        found.append((run, known))
+        found[run] = index.find(run, started)
+    if unknown := [run for run, files in found.items() if files is None]:
+        with ThreadPoolExecutor(_READERS) as readers:  # which wait for the disk together
+            stamps = list(readers.map(lambda run: take_stamp(run, times[run.path.name]), unknown))
+            read = list(readers.map(_read_files, unknown))  # after the stamps were taken
+        for run, stamp, files in zip(unknown, stamps, read, strict=True):
+            index.add(run, stamp, files)
+            found[run] = files
     index.save()
-    return _find_states(found)
+    return _find_states([(run, files) for run, files in found.items() if files is not None])
 
 
 def read_each(runs: Sequence[RunDirectory]) -> list[Overview]:

@@ -16,6 +16,7 @@ Sections: TypeAlias = Mapping[str, Mapping[str, Any]]  # values by dotted key, b
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is installed
 _SECTION = re.compile(r"^(?=[^\s#-])", re.MULTILINE)  # where a key at the top level begins
+_ENTRY = re.compile(r"^(?=  [^\s#-])", re.MULTILINE)  # where a key below it begins
 
 
 def read_sections(run: RunDirectory) -> Sections:
@@ -26,7 +27,7 @@ def read_sections(run: RunDirectory) -> Sections:
             parsed = [_parse(part) for part in _SECTION.split(text) if part.strip()]
             if all(len(sections) == 1 for sections in parsed):
                 return {key: values for sections in parsed for key, values in sections.items()}
-        return _parse(text)
+        return _parse_yaml(text)
     return {}
 
 
@@ -46,7 +47,21 @@ def find_value(sections: Sections, key: str) -> Any:
 
 
 @lru_cache(maxsize=1 << 14)
-def _parse(text: str) -> Sections:
+def _parse(section: str) -> Sections:
+    """Return what `_parse_yaml` does; of a section that only differs from others in an entry, only that is parsed."""
+    head, _, body = section.partition("\n")
+    entries = [entry for entry in _ENTRY.split(body) if entry.strip()]
+    if head.endswith(":") and len(entries) > 1:
+        name = head[:-1]
+        with suppress(ValueError, yaml.YAMLError):  # an entry cannot be read without the others
+            parsed = [_parse_yaml(f"{head}\n{entry}").get(name, {}) for entry in entries]
+            if all(parsed) and not any(name in values for values in parsed):  # else the section is no mapping
+                return {name: {key: value for values in parsed for key, value in values.items()}}
+    return _parse_yaml(section)
+
+
+@lru_cache(maxsize=1 << 14)
+def _parse_yaml(text: str) -> Sections:
     """Return the sections in YAML text, empty where it is no mapping."""
     tree = yaml.load(text, Loader=_LOADER)
     if not isinstance(tree, dict):

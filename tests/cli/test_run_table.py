@@ -152,6 +152,10 @@ def test_sections_of_a_recipe_are_read_as_the_whole(tmp_path: Path) -> None:
         "model:\n  name: 'a\n\n    b'\nname: x\n",
         "base: &b\n  lr: 1\noptimizer: *b\nmore:\n- 1\n- 2\ntext: |\n  a: b\n\n  c\n",
         "---\nname: x\n...\n",
+        "text:\n  first\n  second\nlist:\n  - a\n  - b\n",
+        "deep:\n  a:\n    b: 1\n    c: [1,\n    2]\n  d: |\n    e: f\n\n    g\n  # h\n",
+        "flow:\n  {a: 1,\n  b: 2}\nlink:\n  a: &x 1\n  b: *x\nnone:\n'quoted':\n  a: {}\n  b: 'c\n\n    d'\n",
+        "wide:\n    a: 1\n    b:\n        c: 2\n    d: 3\n",
     ):
         run.recipe.write_text(text)
         tree = yaml.safe_load(text)
