@@ -1,4 +1,4 @@
-"""`distrain cancel`: ends a run for good, wherever it waits or trains."""
+"""`distrain cancel`: cancels a run, wherever it waits or trains."""
 
 from pathlib import Path
 
@@ -11,9 +11,9 @@ def cancel(
     reference: RunName,
     root: Root = Path("runs"),
 ) -> None:
-    """End a run for good: take it out of its queue, or make it save and end. Nothing resumes it by itself.
+    """Take a run out of its queue, or have it save and end; it counts as cancelled, and is not resumed by itself.
 
-    Its checkpoints are kept; `distrain resume` takes it up again.
+    Its checkpoints are kept, so `distrain resume` can still resume it.
 
     Example: `distrain cancel last`
     """
@@ -24,4 +24,4 @@ def cancel(
     if queue.cancel(run):
         typer.echo(f"cancelled {run.path.name}")
     else:
-        typer.echo(f"requested {run.path.name} to save and end; it is at step {run.read_status().step}")
+        typer.echo(f"asked {run.path.name} to save and end; it is at step {run.read_status().step}")

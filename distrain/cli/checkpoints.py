@@ -173,8 +173,12 @@ def prune(
     """
     from distrain.runs import query
 
-    if everything == (reference is not None):
+    if everything and reference is not None:
+        raise RunError(f"--all means all runs below --root; remove it, or {reference}")
+    if not everything and reference is None:
         raise RunError("name a run, or give --all for all runs below --root")
+    if everything and not root.is_dir():
+        raise RunError(f"there is no folder {root}; name that of the runs with --root")
     limit = math.inf if older_than is None else time.time() - _read_age(older_than)
     runs = [_find(reference, root)] if reference is not None else query.find_runs(root)
     count = sum(_prune(run, keep_last, limit, dry_run=dry_run, is_one_of_many=everything) for run in runs)

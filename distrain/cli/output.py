@@ -277,9 +277,10 @@ def _print_local_job(console: Console, run: RunDirectory, job: LocalJob) -> None
         return
     sizes = {attempt.world_size for attempt in run.read_status().attempts}
     times = "once" if len(interrupted) == 1 else counted(len(interrupted), "time")
-    is_same = len(sizes) == 1 or read_recipe(run.recipe).train.exact
-    result = "as if never" if is_same else "the sums of other numbers of processes round otherwise (train.exact)"
-    console.print(f"preempted   {times}; the result is {result}", markup=False, soft_wrap=True)
+    result = "the result is the same as without"
+    if len(sizes) > 1 and not read_recipe(run.recipe).train.exact:
+        result = "the result differs by rounding, since the number of processes changed (train.exact prevents this)"
+    console.print(f"preempted   {times}; {result}", markup=False, soft_wrap=True)
 
 
 def _print_classes(console: Console, evaluation: dict[str, float]) -> None:

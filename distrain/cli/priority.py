@@ -6,6 +6,9 @@ from typing import Annotated
 import typer
 
 from distrain.cli.options import Root, RunName
+from distrain.errors import RunError
+
+_MAX = 1_000_000
 
 
 def priority(
@@ -19,6 +22,8 @@ def priority(
 
     Example: `distrain priority last 10`
     """
+    if abs(number) > _MAX:
+        raise RunError(f"a priority is between -{_MAX} and {_MAX}, not {number}")
     from distrain.runs import query
     from distrain.service import queue
 

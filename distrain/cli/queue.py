@@ -8,6 +8,7 @@ import typer
 
 from distrain.cli.json_output import print_json
 from distrain.cli.options import AsJson, Root
+from distrain.messages import counted
 
 
 def queue(
@@ -42,7 +43,8 @@ def queue(
         Heading("by", 2),
     ]
     cells = [
-        [row["run"], row["state"], str(row["priority"]), _devices(row), row["submitted_by"], row["why"]] for row in rows
+        [row["run"], row["state"], str(row["priority"]), _devices(row), row.get("submitted_by", ""), row["why"]]
+        for row in rows
     ]
     print_table(console, [*headings, Heading("", is_text=True)], cells)
     if not is_served(root.absolute()):
@@ -50,4 +52,6 @@ def queue(
 
 
 def _devices(row: dict[str, Any]) -> str:
-    return ", ".join(row["assigned"]) or f"{row['devices']} {row['kind']}"
+    if "devices" not in row:
+        return ""
+    return ", ".join(row["assigned"]) or counted(row["devices"], "GPU" if row["kind"] == "gpu" else "CPU slot")

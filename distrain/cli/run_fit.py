@@ -34,7 +34,7 @@ from distrain.runs.log_file import append_to_log
 from distrain.runs.resume_hint import print_resume_hint
 from distrain.runs.stop_file import StopReason, forget_stop, read_stop_reason
 from distrain.runs.stop_requests import stop_on_signal
-from distrain.service.devices import lease_devices
+from distrain.service.devices import DevicesTakenError, lease_devices
 from distrain.service.launch import check_start, is_from_queue
 from distrain.system.live_line import erase_line
 from distrain.system.network import split_endpoint
@@ -229,13 +229,17 @@ def _stopping_on_signal(fit: ResolvedFit) -> AbstractContextManager[StopRequest]
 
 @contextmanager
 def _interruptible(run: RunDirectory) -> Iterator[None]:
-    """End the command where a signal has ended the wait for devices; an existing run keeps no stop file."""
+    """End the command where a signal has ended the wait for devices, or where those that the queue chose are taken."""
     try:
         yield
     except StoppedError:
         with suppress(OSError):
             run.stop.unlink(missing_ok=True)
         raise SystemExit(ExitCode.INTERRUPTED) from None
+    except DevicesTakenError:
+        if is_from_queue():  # which chose these devices when they were free, and chooses again
+            raise SystemExit(ExitCode.STOPPED) from None
+        raise
 
 
 def _elsewhere(run: RunDirectory) -> str:

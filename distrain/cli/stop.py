@@ -13,7 +13,7 @@ def stop(
     root: Root = Path("runs"),
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the run has ended, and print how.")] = False,
 ) -> None:
-    """Request a run to stop at its next step, save, and end; `distrain resume` resumes it.
+    """Ask a run to stop at its next step, save, and end; `distrain resume` resumes it.
 
     Example: `distrain stop last --wait`
     """
@@ -31,7 +31,7 @@ def stop(
         return
     if not wait:
         step = run.read_status().step
-        console.print(f"requested {run.path.name} to stop; it is at step {step}", markup=False, soft_wrap=True)
+        console.print(f"asked {run.path.name} to stop; it is at step {step}", markup=False, soft_wrap=True)
         return
     liveness.wait_for_end(run)
     if not output.print_end(console, run):

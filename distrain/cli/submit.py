@@ -41,7 +41,8 @@ def submit(
         list[str] | None, typer.Option(metavar="RUN", help="Local: start when this run has finished; repeatable.")
     ] = None,
     root: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Local: the folder that `serve` looks at.", show_default="runs")
+        Path | None,
+        typer.Option(metavar="DIR", help="Local: the folder that `serve` watches.", show_default="runs"),
     ] = None,
     nodes: Annotated[int | None, typer.Option(metavar="N", help="SLURM: nodes.", show_default="1")] = None,
     partition: Annotated[str | None, typer.Option(metavar="NAME", help="SLURM: as for sbatch.")] = None,
@@ -104,7 +105,7 @@ def submit(
         "--sbatch": sbatch,
     }
     of_local = {"--priority": priority, "--after": after, "--root": root}
-    if submit_local.is_local(queue, launch_options, of_slurm=of_slurm, of_local=of_local):
+    if submit_local.is_local(queue, launch_options, run=run, of_slurm=of_slurm, of_local=of_local):
         submit_local.submit(
             references=recipes or [],
             tasks=array or [],

@@ -12,13 +12,22 @@ from distrain.cli.json_output import print_json
 from distrain.config.profile import LaunchOptions
 from distrain.errors import LaunchError
 from distrain.launchers.prepare import RUNS
-from distrain.messages import joined
+from distrain.messages import counted, joined
+from distrain.runs.directory import RunDirectory
+from distrain.runs.local_job import LocalJob
 from distrain.service.queue import QueueOptions, is_served, resolve
 from distrain.service.queue import submit as put
 
+_MIN_TIME_LIMIT_S = 10.0  # the start of a run, with its imports, takes seconds of it
+
 
 def is_local(
-    queue: str | None, options: LaunchOptions, *, of_slurm: Mapping[str, object], of_local: Mapping[str, object]
+    queue: str | None,
+    options: LaunchOptions,
+    *,
+    run: Path | None,
+    of_slurm: Mapping[str, object],
+    of_local: Mapping[str, object],
 ) -> bool:
     """Return whether a job goes into the queue of this machine, not into SLURM's; says so where it was not named.
 
@@ -30,6 +39,8 @@ def is_local(
     own = [name for name, value in of_local.items() if value is not None]
     if queue is not None:
         local, why = queue == "local", f"--queue {queue}"
+    elif run is not None and RunDirectory(run).read_local_job() is not None:
+        local, why = True, "the run was in it before"
     elif own:
         local, why = True, f"{own[0]} is an option of it"
     elif options.launcher is not None:
@@ -62,9 +73,22 @@ def read_queue_options(
         root=root or RUNS,
         priority=priority or 0,
         after=tuple(after or ()),
-        time_limit_s=None if time is None else read_time_limit(time),
+        time_limit_s=None if time is None else _read_time_limit(time),
         requeue=requeue,
     )
+
+
+def _describe(job: LocalJob) -> str:
+    return f"{counted(job.devices, 'GPU' if job.kind == 'gpu' else 'CPU slot')}, priority {job.priority}"
+
+
+def _read_time_limit(text: str) -> float:
+    limit = read_time_limit(text)
+    if limit < _MIN_TIME_LIMIT_S:
+        raise LaunchError(
+            f"--time {text} is too short to start a run; give {_MIN_TIME_LIMIT_S:.0f} s or more, as H:M:S"
+        )
+    return limit
 
 
 def submit(
@@ -84,7 +108,9 @@ def submit(
     found = resolve(references=references, tasks=tasks, overrides=overrides, data=data, run=run, options=options)
     console = Console(highlight=False, soft_wrap=True)
     if dry_run:
-        output.print_plan(console, found[0].recipe, found[0].plan)
+        output.print_event(console, found[0].recipe.to_yaml().rstrip())
+        jobs = [f"{one.run.path.name}: {_describe(one.job)}" for one in found]
+        output.print_event(console, "\n".join(["", f"would be queued in {options.root.absolute()}", *jobs]))
         return
     put(found, is_snapshot=is_snapshot, extras=extras or [])
     runs = [one.run for one in found]

@@ -2,6 +2,7 @@
 
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -86,7 +87,7 @@ def execute(
             )
     if plan.in_process:
         assert run_worker is not None, "a plan in this process needs the worker"
-        add_to_sys_path(plan.cwd)
+        _find_modules(run, plan)
         _forget_earlier(run)
         return RunOutcome(run_worker(run, stop=requested, on_error=on_error), read_errors(run))
     with (
@@ -232,6 +233,15 @@ class _StopBeforeSave:
         self._requested_s = self._requested_s or now
         self.is_stopped = now - self._requested_s >= _STOP_WITHOUT_SAVE_S
         return "stopped in the middle of a batch" if self.is_stopped else None
+
+
+def _find_modules(run: RunDirectory, plan: Plan) -> None:
+    """Import the user's modules from the code of a submitted run, and then from the folder where this one was started.
+
+    Not from the folder where the queue has started it (PYTHONSAFEPATH): what runs is what was submitted.
+    """
+    submitted = [run.code] if run.code.is_dir() else []
+    add_to_sys_path(*submitted, *([] if submitted and sys.flags.safe_path else [plan.cwd]))
 
 
 def _forget_earlier(run: RunDirectory) -> None:

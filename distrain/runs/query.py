@@ -57,6 +57,8 @@ def find_run(reference: str, root: Path, *, excluding: RunDirectory | None = Non
 
 
 def _find_run(reference: str, root: Path, excluding: RunDirectory | None) -> RunDirectory:
+    if not reference:
+        raise RunError("the name of the run is empty; `distrain runs` lists them")
     for path in (Path(reference).expanduser(), root / reference):
         if (run := RunDirectory(path if path.name not in {"", ".."} else path.resolve())).exists:  # `.` has no name
             return run
@@ -156,6 +158,7 @@ def find_fault(run: RunDirectory) -> str | None:
         run.check_format()
         run.read_status()
         run.read_job()
+        run.read_local_job()
     except RunError as error:
         return str(error)
     except OSError as error:
@@ -242,6 +245,8 @@ def read_log(run: RunDirectory, rank: int, *, follow: bool) -> Iterator[str]:
     path, position = run.log(rank), 0
     if not path.exists() and not follow:
         names = ", ".join(sorted(file.name for file in run.logs.glob("*"))) or "none"
+        if is_queued(run):
+            raise RunError(f"run {run.path.name} is in the queue and has no log yet; `logs -f` waits for it")
         raise RunError(f"run {run.path.name} has no log of rank {rank}; the logs in {run.logs} are: {names}")
     while True:
         has_more = follow and _will_write(run)  # checked before reading, so that the last lines are read as well

@@ -33,6 +33,10 @@ _FILLED_WITHOUT_PROCESS = 0.5  # where NVML names no process, as in containers
 _WAIT_S = 1.0
 
 
+class DevicesTakenError(LaunchError):
+    """Too few devices are free now."""
+
+
 @dataclass(frozen=True)
 class DeviceState:
     """A device, and what keeps a run from using it."""
@@ -69,7 +73,7 @@ class DeviceState:
     def reason(self) -> str:
         """Who has it, or why it is out of service; empty where it is free."""
         if self.holder is not None:
-            return f"leased to {self.holder}"
+            return f"leased to {self.holder}{f'; {self.drain}' if self.drain is not None else ''}"
         return str(self.drain or self.filled_by or self.fault or "")
 
 
@@ -158,7 +162,7 @@ def _wait_for_devices(
         if _count(profile, states) > len(states):
             raise LaunchError(fault)
         if not wait:
-            raise LaunchError(f"{fault}; wait with --wait, or queue the run with --queue")
+            raise DevicesTakenError(f"{fault}; wait with --wait, or queue the run with --queue")
         if not is_reported:
             notify(f"waiting: {fault}")
             is_reported = True

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from distrain.config.profile import Profile
 from distrain.errors import ExitCode, RunError
+from distrain.messages import PREFIX
 from distrain.runs.directory import RunDirectory
 from distrain.runs.local_job import LocalJob, is_frozen
 from distrain.system.leases import ASSIGNED
@@ -21,14 +22,17 @@ _PRIVATE = 0o077  # nobody else may read it
 def start_job(run: RunDirectory, job: LocalJob, profile: Profile) -> subprocess.Popen[bytes]:
     """Start the launcher of a job on the devices that are assigned to it, with what was frozen when it was submitted.
 
-    Raises `OSError` where its folder or its Python is gone, and `RunError` for a file of secrets that others can read.
+    Raises `RunError` where its folder or its Python is gone, and for a file of secrets that others can read.
     """
+    for what, needed in (("working directory", job.cwd), ("Python", job.python)):
+        if not Path(needed).exists():
+            raise RunError(f"its {what} {needed} is gone")
     mine = {name: value for name, value in os.environ.items() if not is_frozen(name)}
     env = {**mine, **job.env, **read_secrets(), START: str(job.starts), ASSIGNED: ",".join(job.assigned)}
     if run.code.is_dir():  # has precedence over any other folder, and over the working directory
         path = f"{run.code}:{env['PYTHONPATH']}" if env.get("PYTHONPATH") else str(run.code)
         env |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": path}
-    return start_launcher(run, profile, ["--wait"], python=job.python, cwd=Path(job.cwd), env=env)
+    return start_launcher(run, profile, python=job.python, cwd=Path(job.cwd), env=env)
 
 
 def start_launcher(
@@ -86,11 +90,12 @@ def read_secrets(path: Path = _SECRETS) -> dict[str, str]:
 
 
 def last_sentence(run: RunDirectory) -> str:
-    """Return what the launcher said last: why it could not start."""
+    """Return why the launcher of a run could not start, from its last sentence."""
     lines: list[str] = []
     with suppress(OSError):
         lines = run.console_log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("distrain: ") if lines else "its launcher ended without a message"
+    sentences = [line.removeprefix(PREFIX) for line in lines if line.startswith(PREFIX)]
+    return (sentences or lines or ["its launcher ended without a message"])[-1]
 
 
 def _arguments(profile: Profile) -> list[str]:

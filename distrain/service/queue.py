@@ -22,7 +22,7 @@ from distrain.launchers.prepare import check_data, check_schedule, resolve_runs,
 from distrain.launchers.slurm.code_snapshot import take_snapshot
 from distrain.runs import query, slurm
 from distrain.runs.directory import RunDirectory
-from distrain.runs.liveness import WAITING, is_alive
+from distrain.runs.liveness import is_alive, is_queued
 from distrain.runs.local_job import LocalJob, freeze_environment
 from distrain.runs.status import State
 from distrain.runs.stop_file import request_stop
@@ -98,11 +98,7 @@ def submit(submissions: list[Submission], *, is_snapshot: bool, extras: list[Pat
 
 def submit_again(run: RunDirectory) -> None:
     """Queue a run as it was submitted before; raises `RunError` where it is queued or running."""
-    state = run.read_status().state
-    if is_alive(run):
-        raise RunError(f"run {run.path.name} is {state}; nothing has to be resumed")
-    if state in WAITING:
-        raise RunError(f"run {run.path.name} is in the queue already; `distrain queue` lists it")
+    _check_is_resumable(run)
     with run.hold_launcher_lock(), run.changed_job() as job:
         job.queued_at, job.not_before, job.deaths, job.fault = time.time(), 0.0, 0, ""
         job.is_first = False
@@ -112,7 +108,7 @@ def submit_again(run: RunDirectory) -> None:
 
 def withdraw(run: RunDirectory, state: State) -> bool:
     """Take a job that waits out of the queue; returns whether it was waiting."""
-    if run.read_local_job() is None or is_alive(run) or run.read_status().state not in WAITING:
+    if not is_queued(run) or is_alive(run):
         return False
     run.check_writable(otherwise="ask its owner")
     with run.hold_launcher_lock(), run.changed_job() as job:
@@ -131,7 +127,7 @@ def stop(run: RunDirectory) -> str | None:
 
 
 def cancel(run: RunDirectory) -> bool:
-    """End a run for good, with a save: it is not resumed by itself; returns whether it was waiting in a queue.
+    """Cancel a run, with a save where it trains: it is not resumed by itself. Returns whether it waited in a queue.
 
     Raises `RunError` where it has ended already.
     """
@@ -156,6 +152,8 @@ def set_priority(run: RunDirectory, priority: int) -> None:
     if run.read_local_job() is None:
         raise RunError(f"run {run.path.name} is in no queue; `distrain submit --run {run.path}` puts it there")
     run.check_writable(otherwise="ask its owner")
+    if not (is_queued(run) or is_alive(run)):
+        raise RunError(f"{query.describe_end(run)}; only a run that waits or runs has a priority")
     with run.changed_job() as local:
         local.priority = priority
     ring(run.path.parent)
@@ -199,8 +197,8 @@ def _resolve(run: RunDirectory, recipe: Recipe, options: QueueOptions, after: li
     root, train = options.root.absolute(), recipe.train
     if run.path.parent != root:
         raise RunError(f"--run {run.path}: the queue of {root} has the runs in that folder only; name one there")
-    if is_alive(run):
-        raise RunError(f"run {run.path.name} is running; `distrain stop {run.path}` ends it")
+    if run.exists:
+        _check_is_resumable(run)
     profile = resolve_profile(
         options.options,
         threads=train.threads or (1 if train.exact else None),
@@ -229,6 +227,17 @@ def _resolve(run: RunDirectory, recipe: Recipe, options: QueueOptions, after: li
         env=freeze_environment(dict(os.environ)),
     )
     return Submission(run, recipe, profile, LAUNCHERS[profile.launcher](profile, run.path), job, tuple(notes))
+
+
+def _check_is_resumable(run: RunDirectory) -> None:
+    """Raise `RunError` where a run has finished, runs, or waits in the queue."""
+    if is_alive(run):
+        raise RunError(f"run {run.path.name} is running; `distrain stop {run.path}` ends it first")
+    if is_queued(run):
+        raise RunError(f"run {run.path.name} is in the queue already; `distrain cancel {run.path}` takes it out")
+    if run.read_status().state == "finished":
+        command = query.warm_start_command(run, ["train.epochs=N"])
+        raise RunError(f"run {run.path.name} has already finished; `{command}` starts another run from its weights")
 
 
 def _set_state(run: RunDirectory, state: State) -> None:

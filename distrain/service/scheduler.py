@@ -189,9 +189,9 @@ def _pool(kind: Kind, queue: Sequence[Job], devices: Sequence[Device], *, max_de
 def _why_never(job: Job, pool: _Pool, states: Mapping[str, str]) -> str | None:
     """Return why a waiting job can never start, or None."""
     if job.devices > len(pool.devices):
-        return f"needs {_counted_devices(job)}, this machine has {len(pool.devices) or 'none'}"
+        return f"needs {_counted_devices(job)}; this machine has {len(pool.devices) or 'none'}"
     if job.devices > pool.max_devices:
-        return f"needs {_counted_devices(job)}, this queue may use {pool.max_devices or 'none'}"
+        return f"needs {_counted_devices(job)}; this queue may use {pool.max_devices or 'none'}"
     for name in job.after:
         state = states.get(name, "missing")
         if state in _NEVER_FINISHES:
@@ -339,11 +339,11 @@ def _shortage(job: Job, supply: _Supply, *, num_coming: int = 0) -> str:
     is_allowed = supply.free <= supply.allowed
     there = f"{_are(supply.free)} free" if is_allowed else f"this queue may use {max(supply.allowed, 0) or 'no'} more"
     coming = f", {_are(num_coming)} being freed" if num_coming else ""
-    return f"waits for {_counted_devices(job)}, {there}{coming}"
+    return f"waits for {_counted_devices(job)} ({there}{coming})"
 
 
 def _counted_devices(job: Job) -> str:
-    return counted(job.devices, job.kind.upper())
+    return counted(job.devices, "GPU" if job.kind == "gpu" else "CPU slot")
 
 
 def _are(number: int) -> str:

@@ -16,9 +16,11 @@ from distrain.errors import ExitCode, RunError
 from distrain.messages import counted, joined, type_and_first_line
 from distrain.runs.checkpoints import newest_step
 from distrain.runs.directory import RunDirectory
+from distrain.runs.error_reports import read_errors
 from distrain.runs.local_job import LocalJob
 from distrain.runs.status import State, Status
 from distrain.runs.stop_file import StopReason, forget_stop, read_stop_reason, request_stop
+from distrain.service.devices import list_devices
 from distrain.service.launch import last_sentence, start_job
 from distrain.service.queue import bell, find_owner_fault, serve_lock
 from distrain.service.scheduler import TIME_LIMIT, Decision, Start
@@ -64,6 +66,7 @@ class Service:
         """Serve until `stop`; jobs that run continue. Raises `RunError` where another process serves the folder."""
         try:
             with locks.hold(serve_lock(self._root)):
+                self._notify(f"serving {self._root}: {self._describe_devices()}")
                 guard = LoopGuard("the scheduler", report=lambda loop, error: self._notify(describe(loop, error)))
                 while not stop.is_set():
                     with guard:
@@ -76,11 +79,13 @@ class Service:
         """Settle the jobs whose processes have ended, then start and stop what the scheduler decides."""
         codes = self._reap()
         entries = [entry for entry in self._table.read() if self._may_touch(entry)]
+        for path, fault in self._table.faults.items():
+            self._refuse(path, fault)
         for entry in entries:
             code = codes.get(entry.run.path)
             if entry.run.path not in self._children and (code is not None or entry.needs_settling):
                 self._settle(entry.run, code)
-        entries = [now for entry in entries if (now := read_entry(entry.run)) is not None and not now.is_over]
+        entries = [now for entry in entries if (now := _read(entry.run)) is not None and not now.is_over]
         self._report_ends({entry.run.path for entry in entries if entry.is_held or entry.run.path in self._children})
         if not entries:
             return
@@ -90,6 +95,10 @@ class Service:
             self._stop(by_name[name], reason)
         for name, start in decision.starts.items():
             self._start(by_name[name], start)
+
+    def _describe_devices(self) -> str:
+        gpus = len(list_devices("gpu"))
+        return f"{counted(gpus, 'GPU')} and {counted(self._slots, 'CPU slot')}"
 
     def _decide(self, entries: list[Entry]) -> Decision:
         return decide(
@@ -119,21 +128,25 @@ class Service:
     def _report_ends(self, active: set[Path]) -> None:
         """Say how the jobs have ended that had a process at the last tick and are not in the queue any more."""
         for path in self._active - active:
-            entry = read_entry(RunDirectory(path))
-            if entry is not None and entry.is_over:
-                why = f": {entry.job.fault}" if entry.status.state == "failed" and entry.job.fault else ""
-                self._notify(f"{entry.name} {_ENDS[entry.status.state]}{why}")
+            entry = _read(RunDirectory(path))
+            if entry is None:
+                self._notify(f"{path.name} can no longer be read: its folder was deleted, or a file in it is damaged")
+            elif entry.is_over:
+                self._notify(f"{entry.name} {_ENDS[entry.status.state]}{_describe_fault(entry)}")
         self._active = active
 
     def _may_touch(self, entry: Entry) -> bool:
         """Whether the run is this user's alone; says once why it is not."""
         fault = None if entry.is_held else find_owner_fault(entry.run)
-        if fault is None:
-            return True
-        if self._refused.get(entry.run.path) != fault:
-            self._notify(f"{entry.name} is not started: {fault}")
-        self._refused[entry.run.path] = fault
-        return False
+        if fault is not None:
+            self._refuse(entry.run.path, fault)
+        return fault is None
+
+    def _refuse(self, run: Path, fault: str) -> None:
+        """Say once why a run is not started."""
+        if self._refused.get(run) != fault:
+            self._notify(f"{run.name} is not started: {fault}")
+        self._refused[run] = fault
 
     def _start(self, entry: Entry, start: Start) -> None:
         run = entry.run
@@ -147,6 +160,7 @@ class Service:
         except (OSError, RunError) as error:
             with run.changed_job() as job:
                 self._fail(run, job, str(error) if isinstance(error, RunError) else type_and_first_line(error))
+            self._active.add(run.path)  # how it ended is reported at the next tick
             return
         self._notify(f"{entry.name} starts on {joined(job.assigned, last='and')}")
 
@@ -157,7 +171,8 @@ class Service:
                 job.preempted_at = time.time()
                 job.preemptions += 1
         request_stop(entry.run, "preempted")
-        self._notify(f"{entry.name} stops {'at its ' if reason == TIME_LIMIT else ''}{reason}, and is queued again")
+        why = f"at its {reason}" if reason == TIME_LIMIT else f"to make room {reason}"
+        self._notify(f"{entry.name} is being stopped {why}; it resumes later")
 
     def _settle(self, run: RunDirectory, code: int | None) -> None:
         """Bring the files of a job that no process works on any more in order; `code` is that of its launcher."""
@@ -197,7 +212,8 @@ class Service:
     def _settle_unstarted(self, run: RunDirectory, job: LocalJob, status: Status, code: int) -> None:
         if code == ExitCode.BAD_INPUT:
             self._fail(run, job, last_sentence(run))
-        elif code in {ExitCode.STOPPED, ExitCode.INTERRUPTED}:
+        elif code in {ExitCode.STOPPED, ExitCode.INTERRUPTED}:  # another run was faster to take its devices
+            job.not_before = time.time() + _TICK_S
             self._requeue(run, job, status)
         else:
             self._count_death(run, job, status)
@@ -230,3 +246,19 @@ class Service:
         status = run.read_status()
         status.close("failed")
         run.write_status(status)
+
+
+def _read(run: RunDirectory) -> Entry | None:
+    """Read a job; None where it is gone or cannot be read."""
+    with suppress(RunError, OSError):
+        return read_entry(run)
+    return None
+
+
+def _describe_fault(entry: Entry) -> str:
+    """Return why a job has failed, after a colon; empty where that is not known, or for any other end."""
+    if entry.status.state != "failed":
+        return ""
+    errors = read_errors(entry.run)
+    fault = entry.job.fault or (f"{errors[0]['type']}: {errors[0]['message']}" if errors else "")
+    return f": {fault}" if fault else ""

@@ -1,5 +1,6 @@
 """Reads the jobs of a queue off the run directories, as the scheduler needs them."""
 
+import os
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
@@ -17,7 +18,8 @@ from distrain.runs.status import Status
 from distrain.runs.stop_file import read_stop_reason
 from distrain.service import scheduler
 from distrain.service.devices import DeviceState, list_devices, slot_names
-from distrain.service.queue import bell
+from distrain.service.queue import bell, find_owner_fault
+from distrain.system.filesystem import explain
 from distrain.system.leases import user_name
 
 _SHOWN = {"kind", "devices", "priority", "submitted_at", "after", "time_limit_s", "preemptions", "deaths", "assigned"}
@@ -62,6 +64,7 @@ class JobTable:
         self._root = root
         self._seen: int | None = None
         self._open: list[RunDirectory] = []
+        self.faults: dict[Path, str] = {}  # why the files of a job could not be read
         self._over: dict[Path, tuple[int, int]] = {}  # the times of the files of a job that is over
 
     def read(self) -> list[Entry]:
@@ -69,16 +72,24 @@ class JobTable:
         if (seen := bell(self._root)) != self._seen:
             self._seen = seen
             self._open = [run for run in self._find() if self._times(run) != self._over.get(run.path)]
-        entries = [entry for run in self._open if (entry := read_entry(run)) is not None]
+        self.faults = {}
+        entries: list[Entry] = []
+        for run in self._open:
+            try:
+                entries += [entry for entry in [read_entry(run)] if entry is not None]
+            except RunError as error:
+                self.faults[run.path] = str(error)
+            except OSError as error:
+                self.faults[run.path] = explain(error) or str(error)
         for entry in entries:
             if entry.is_over:
                 self._over[entry.run.path] = self._times(entry.run)
-        self._open = [entry.run for entry in entries if not entry.is_over]
+        self._open = [entry.run for entry in entries if not entry.is_over] + list(map(RunDirectory, self.faults))
         return [entry for entry in entries if not entry.is_over]
 
     def _find(self) -> Iterable[RunDirectory]:
         runs = [RunDirectory(path) for path in self._root.iterdir()] if self._root.is_dir() else []
-        return [run for run in runs if run.job.exists()]
+        return [run for run in runs if os.path.lexists(run.job)]
 
     def _times(self, run: RunDirectory) -> tuple[int, int]:
         with suppress(OSError):
@@ -87,15 +98,12 @@ class JobTable:
 
 
 def read_entry(run: RunDirectory) -> Entry | None:
-    """Read a job of the queue; None where a run has none, or its files cannot be read."""
-    try:
-        job = run.read_local_job()
-        if job is None:
-            return None
-        is_held = run.is_held  # before the status, which a launcher writes before it releases its lock
-        return Entry(run, job, run.read_status(), is_held)
-    except (OSError, RunError):
+    """Read a job of the queue; None where a run has none. Raises where its files cannot be read."""
+    job = run.read_local_job()
+    if job is None:
         return None
+    is_held = run.is_held  # before the status, which a launcher writes before it releases its lock
+    return Entry(run, job, run.read_status(), is_held)
 
 
 def read_ended(entries: list[Entry]) -> dict[str, str]:
@@ -173,26 +181,42 @@ def decide(
 
 
 def read_queue(root: Path, *, now: float) -> list[dict[str, Any]]:
-    """Return the jobs of a queue in the order in which they are served, those that run first, as JSON objects."""
-    entries = JobTable(root).read()
+    """Return the jobs of a queue in the order in which they are served, those that run first, as JSON objects.
+
+    Raises `RunError` where `root` is a file.
+    """
+    if root.exists() and not root.is_dir():
+        raise RunError(f"{root} is not a folder; name the folder of the runs with --root")
+    table = JobTable(root)
+    entries = table.read()
     slots = max([len(slot_names()), *(_number(name) + 1 for entry in entries for name in entry.job.assigned)])
-    decision = decide(entries, slots=slots, starting=(), now=now, root=root)
-    whys = {**decision.waits, **decision.impossible, **dict.fromkeys(decision.starts, "next")}
-    running = {entry.name: f"to stop {entry.job.stop_reason}" for entry in entries if entry.job.stop_reason}
+    owned = [entry for entry in entries if find_owner_fault(entry.run) is None]
+    decision = decide(owned, slots=slots, starting=(), now=now, root=root) if owned else scheduler.Decision()
+    never = {name: f"never starts: {why}; `distrain cancel` takes it out" for name, why in decision.impossible.items()}
+    whys = {**decision.waits, **never, **dict.fromkeys(decision.starts, "next")}
     entries.sort(key=lambda one: (not one.is_held, -one.job.priority, not one.job.is_first, one.job.queued_at))
-    return [
-        {
-            "run": entry.name,
-            "path": str(entry.run.path),
-            "state": entry.status.state,
-            "step": entry.status.step,
-            "total_steps": entry.status.total_steps,
-            **entry.job.model_dump(include=_SHOWN),
-            "submitted_by": user_name(entry.run.job.stat().st_uid),
-            "why": running.get(entry.name, "") if entry.is_held else whys.get(entry.name, ""),
-        }
-        for entry in entries
+    rows = [_row(entry, find_owner_fault(entry.run) or whys.get(entry.name, "")) for entry in entries]
+    return rows + [
+        {"run": path.name, "path": str(path), "state": "unreadable", "priority": 0, "why": fault}
+        for path, fault in table.faults.items()
     ]
+
+
+def _row(entry: Entry, why: str) -> dict[str, Any]:
+    """Return a job as a JSON object; `why` says what it waits for."""
+    state = "starting" if entry.is_held and entry.status.state == "queued" else entry.status.state
+    if entry.is_held:
+        why = f"stops {entry.job.stop_reason}" if entry.job.stop_reason else ""
+    return {
+        "run": entry.name,
+        "path": str(entry.run.path),
+        "state": state if entry.is_held or entry.is_waiting else "died",
+        "step": entry.status.step,
+        "total_steps": entry.status.total_steps,
+        **entry.job.model_dump(include=_SHOWN),
+        "submitted_by": user_name(entry.run.job.stat().st_uid),
+        "why": why,
+    }
 
 
 def _number(slot: str) -> int:

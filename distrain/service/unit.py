@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+from distrain.system.leases import LOCK_DIR
+
 
 def unit_file(root: Path, *, slots: int | None, max_devices: int | None) -> str:
     """Return a unit for the user's own systemd, or the machine's: it serves `root` from the start of the machine on.
@@ -29,7 +31,7 @@ After=network-online.target
 Type=exec
 ExecStart={command}
 WorkingDirectory={_quote(str(Path.cwd()))}
-Environment={_quote(f"PATH={os.environ.get('PATH', os.defpath)}")}
+{_environment()}
 Restart=always
 RestartSec=2
 KillMode=process
@@ -38,6 +40,12 @@ TimeoutStopSec=30
 [Install]
 WantedBy=default.target
 """
+
+
+def _environment() -> str:
+    """Return the lines for the variables that decide which programs and which leases the service uses."""
+    found = {"PATH": os.environ.get("PATH", os.defpath), LOCK_DIR: os.environ.get(LOCK_DIR)}
+    return "\n".join(f"Environment={_quote(f'{name}={value}')}" for name, value in found.items() if value is not None)
 
 
 def _quote(word: str) -> str:

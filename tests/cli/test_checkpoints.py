@@ -122,7 +122,8 @@ def test_prune_by_age_and_of_all_runs(run: Path) -> None:
     assert len(list((other / "checkpoints").glob("step-*"))) < 3
     for arguments, part in (
         (["--keep-last=1"], "name a run, or give --all"),
-        (["run", "--all", "--keep-last=1"], "name a run, or give --all"),
+        (["run", "--all", "--keep-last=1"], "remove it, or run"),
+        (["--all", "--keep-last=1", "--root=nowhere"], "there is no folder nowhere"),
         (["run", "--keep-last=1", "--older-than=soon"], "is not an age"),
     ):
         assert_one_sentence(distrain("checkpoints", "prune", *arguments, cwd=run.parent), part)

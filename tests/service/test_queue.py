@@ -254,6 +254,63 @@ def test_preempted_job_is_queued_before_others_of_its_priority() -> None:
     assert [row["run"] for row in rows] == [run.path.name, other.path.name]
 
 
+def test_time_limit_without_progress_is_no_endless_loop() -> None:
+    run = put(time_limit_s=60.0)
+    for step, end in ((10, "queued"), (20, "queued"), (20, "failed")):
+        with run.changed_job() as job:
+            job.stop_reason = "time limit"
+        _commit(run, step)
+        set_state(run, "preempted", step=step)
+        _occupy(run)
+        tick()
+        assert run.read_status().state == end
+    assert job_of(run).fault == "it made no progress in its time limit of 1 min 0 s"
+
+
+def test_finished_or_queued_run_is_not_submitted_again() -> None:
+    run = put()
+    options = QueueOptions(options=ON_ONE_CPU, root=Path("runs"))
+    cases: list[tuple[State, str]] = [("queued", "in the queue already"), ("finished", "has already finished")]
+    for state, words in cases:
+        set_state(run, state)
+        with pytest.raises(RunError, match=words):
+            resolve(references=[], tasks=[], overrides=[], data=None, run=run.path, options=options)
+        with pytest.raises(RunError, match=words):
+            queue.submit_again(run)
+    with pytest.raises(RunError, match="only a run that waits or runs has a priority"):
+        queue.set_priority(run, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("job.json", "{"), ("status.json", "garbage"), ("job.json", '{"queue": "local", "kind": "tpu", "devices": -1}')],
+)
+def test_damaged_job_is_named_and_keeps_no_other_from_running(name: str, text: str) -> None:
+    damaged, whole = put(), put()
+    (damaged.path / name).write_text(text)
+    root = Path("runs").absolute()
+    _occupy(whole)
+    said = tick()
+    rows = {row["run"]: row for row in read_queue(root, now=time.time())}
+    assert rows[damaged.path.name]["state"] == "unreadable" and "damaged" in rows[damaged.path.name]["why"]
+    assert [one for one in said if f"{damaged.path.name} is not started: " in one]
+    assert whole.path.name in rows
+
+
+@pytest.mark.parametrize(("gone", "words"), [("cwd", "its working directory"), ("python", "its Python")])
+def test_job_whose_folder_or_python_is_gone_fails_with_a_sentence(gone: str, words: str) -> None:
+    run = put()
+    with run.changed_job() as job:
+        setattr(job, gone, "/nowhere/at/all")
+    said: list[str] = []
+    service = Service(Path("runs").absolute(), slots=1, notify=said.append)
+    service.tick()
+    service.tick()
+    assert run.read_status().state == "failed"
+    assert job_of(run).fault == f"{words} /nowhere/at/all is gone"
+    assert f"{run.path.name} has failed: {words} /nowhere/at/all is gone" in said
+
+
 def test_job_without_requeue_stays_stopped() -> None:
     run = put(requeue=False)
     set_state(run, "preempted", step=10)
@@ -274,7 +331,7 @@ def test_request_of_the_user_outranks_that_of_the_scheduler() -> None:
 
 def test_jobs_that_are_over_are_not_read_again_until_something_changes() -> None:
     run, waiting = put(), put()
-    set_state(run, "finished")
+    set_state(run, "stopped")
     table = JobTable(Path("runs").absolute())
     assert [entry.name for entry in table.read()] == [waiting.path.name]
     queue.submit_again(run)
@@ -330,5 +387,5 @@ def _occupy(run: RunDirectory) -> None:
 def _commit(run: RunDirectory, step: int) -> None:
     """Leave a folder that counts as a checkpoint."""
     folder = run.checkpoints / f"step-{step:08d}"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "MANIFEST.json").write_text("{}")

@@ -78,7 +78,7 @@ def test_backfilled_job_that_was_stopped_waits_behind_the_job_it_was_stopped_for
     decision = decided([waiting("large", 2), small, running("r", 1, is_stopping=True)], 2)
     assert decision.starts == {}
     assert decision.waits == {
-        "large": "waits for 2 GPUs, 1 is free, 1 is being freed",
+        "large": "waits for 2 GPUs (1 is free, 1 is being freed)",
         "small": "waits behind large",
     }
 
@@ -102,7 +102,7 @@ def test_device_of_a_running_job_is_not_given_away_even_if_it_is_reported_free()
 
 def test_unusable_device_is_not_given_away_even_if_it_is_reported_free() -> None:
     devices = [Device(id="g0", kind="gpu", is_free=True, is_usable=False)]
-    assert decided([waiting("a")], devices).waits == {"a": "waits for 1 GPU, none is free"}
+    assert decided([waiting("a")], devices).waits == {"a": "waits for 1 GPU (none is free)"}
 
 
 def test_kinds_have_their_own_heads() -> None:
@@ -116,7 +116,7 @@ def test_kinds_have_their_own_heads() -> None:
     decision = decided([*jobs, cpu_job], devices)
     assert decision.starts == {"gpu": Start(("g0",), is_backfilled=False)}
     assert decision.waits == {
-        "cpu-head": "waits for 2 CPUs, 1 is free",
+        "cpu-head": "waits for 2 CPU slots (1 is free)",
         "cpu-behind": "waits behind cpu-head",
     }
 
@@ -131,8 +131,8 @@ def test_kinds_have_their_own_heads() -> None:
         (waiting("a", after=("x",)), {"x": "cancelled"}, "run x was cancelled"),
         (waiting("a", after=("x",)), {}, "run x does not exist"),
         (waiting("a", after=("y", "x")), {"y": "finished", "x": "failed"}, "run x has failed"),
-        (waiting("a", 5), {}, "needs 5 GPUs, this machine has 4"),
-        (waiting("a", kind="cpu"), {}, "needs 1 CPU, this machine has none"),
+        (waiting("a", 5), {}, "needs 5 GPUs; this machine has 4"),
+        (waiting("a", kind="cpu"), {}, "needs 1 CPU slot; this machine has none"),
     ],
 )
 def test_impossible_job_says_so_and_reserves_nothing(job: Job, ended: Mapping[str, str], why: str) -> None:
@@ -197,7 +197,7 @@ def test_job_is_backfilled_if_it_can_be_stopped_or_ends_before_the_head_could_st
     r1 = running("r1", 1, limit_s=120.0, priority=1)  # ends at 1070
     decision = decided([r0, r1, head, job], 3)
     assert decision.starts == ({"b": Start(("g2",), is_backfilled=True)} if does_start else {})
-    assert decision.waits["head"] == "waits for 3 GPUs, 1 is free"
+    assert decision.waits["head"] == "waits for 3 GPUs (1 is free)"
     assert decision.stops == {}
 
 
@@ -243,7 +243,7 @@ def test_only_the_first_job_that_does_not_fit_reserves() -> None:
     jobs = [waiting("head", 4), waiting("second", 3, submitted_at=200.0), waiting("third", 1, submitted_at=300.0)]
     decision = decided([*jobs, running("r", 0, 1)], 4)
     assert decision.starts == {"third": Start(("g2",), is_backfilled=True)}
-    assert decision.waits == {"head": "waits for 4 GPUs, 2 are free", "second": "waits for 3 GPUs, 2 are free"}
+    assert decision.waits == {"head": "waits for 4 GPUs (2 are free)", "second": "waits for 3 GPUs (2 are free)"}
 
 
 def test_devices_that_are_being_freed_for_the_head_are_not_backfilled_but_those_beyond_are() -> None:
@@ -251,7 +251,7 @@ def test_devices_that_are_being_freed_for_the_head_are_not_backfilled_but_those_
     jobs = [waiting("head", 5, priority=1), waiting("b", 2), waiting("a", 1, submitted_at=200.0)]
     decision = decided([*jobs, running("r", 0, 1, is_stopping=True)], 6)
     assert decision.starts == {"a": Start(("g2",), is_backfilled=True)}
-    assert decision.waits == {"head": "waits for 5 GPUs, 4 are free, 2 are being freed", "b": "waits behind head"}
+    assert decision.waits == {"head": "waits for 5 GPUs (4 are free, 2 are being freed)", "b": "waits behind head"}
 
 
 def test_job_that_cannot_be_stopped_is_not_backfilled_even_on_devices_that_the_head_does_not_need() -> None:
@@ -287,7 +287,7 @@ def test_head_stops_what_has_a_lower_priority_or_was_backfilled_from_behind_it(
     assert decision.stops == ({"r": "for head"} if is_victim else {})
     assert decision.starts == {}
     freed = ", 1 is being freed" if is_victim else ""
-    assert decision.waits == {"head": f"waits for 2 GPUs, 1 is free{freed}"}
+    assert decision.waits == {"head": f"waits for 2 GPUs (1 is free{freed})"}
 
 
 def test_job_of_the_other_kind_is_not_stopped() -> None:
@@ -344,7 +344,7 @@ def test_device_that_an_ended_run_still_holds_counts_before_more_are_stopped() -
     jobs = [running("a", 0), waiting("head", 2, priority=1), waiting("small")]
     decision = decided(jobs[1:], gpus(2, busy=[0]))
     assert decision.starts == {}, "what the head will use in a moment is not given away"
-    assert decision.waits["head"] == "waits for 2 GPUs, 1 is free, 1 is being freed"
+    assert decision.waits["head"] == "waits for 2 GPUs (1 is free, 1 is being freed)"
     assert decided(jobs, gpus(3, busy=[0, 1])).stops == {}
     assert decided(jobs, gpus(3, busy=[0], unusable=[1])).stops == {"a": "for head"}
 
@@ -388,7 +388,7 @@ def test_job_that_is_stopped_at_its_limit_counts_for_the_head() -> None:
     jobs = [running("a", 0, limit_s=1.0, is_preemptible=False), running("b", 1), waiting("head", 1, priority=1)]
     decision = decided(jobs, 2)
     assert decision.stops == {"a": "time limit"}
-    assert decision.waits == {"head": "waits for 1 GPU, none is free, 1 is being freed"}
+    assert decision.waits == {"head": "waits for 1 GPU (none is free, 1 is being freed)"}
 
 
 def test_nothing_starts_or_stops_on_hold() -> None:
@@ -417,13 +417,13 @@ def test_no_more_devices_than_allowed_are_used_at_once() -> None:
     jobs = [running("r", 0), running("s", 1, is_stopping=True), waiting("a"), waiting("b", submitted_at=200.0)]
     decision = decided(jobs, 8, max_devices=3)
     assert decision.starts == {"a": Start(("g2",), is_backfilled=False)}
-    assert decision.waits == {"b": "waits for 1 GPU, this queue may use no more, 1 is being freed"}
+    assert decision.waits == {"b": "waits for 1 GPU (this queue may use no more, 1 is being freed)"}
     assert decided(jobs, 8, max_devices=1).starts == {}
 
 
 def test_job_that_needs_more_devices_than_allowed_is_impossible() -> None:
-    assert decided([waiting("a", 3)], 8, max_devices=2).impossible == {"a": "needs 3 GPUs, this queue may use 2"}
-    assert decided([waiting("a", 1)], 8, max_devices=0).impossible == {"a": "needs 1 GPU, this queue may use none"}
+    assert decided([waiting("a", 3)], 8, max_devices=2).impossible == {"a": "needs 3 GPUs; this queue may use 2"}
+    assert decided([waiting("a", 1)], 8, max_devices=0).impossible == {"a": "needs 1 GPU; this queue may use none"}
 
 
 def test_head_stops_others_where_only_the_allowance_is_short() -> None:
@@ -432,7 +432,7 @@ def test_head_stops_others_where_only_the_allowance_is_short() -> None:
     assert decision.stops == {"a": "for head"}
     assert decision.starts == {}
     assert decision.waits == {
-        "head": "waits for 2 GPUs, this queue may use 1 more, 1 is being freed",
+        "head": "waits for 2 GPUs (this queue may use 1 more, 1 is being freed)",
         "c": "waits behind head",
     }
 

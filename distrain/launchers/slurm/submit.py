@@ -20,6 +20,7 @@ from distrain.launchers.slurm.scripts import find_script
 from distrain.launchers.slurm.srun import check_started_once
 from distrain.runs import slurm
 from distrain.runs.directory import RunDirectory
+from distrain.runs.liveness import is_queued
 from distrain.runs.status import Job
 
 _PYTHON = "--python="  # argument of a batch script, before the path of the Python to run
@@ -81,6 +82,9 @@ def resolve(
         if not directory.exists:
             check_schedule(recipe)
         check_is_idle(directory)
+        if is_queued(directory):
+            name = directory.path.name
+            raise RunError(f"run {name} is in the queue of this machine; `distrain cancel {name}` takes it out first")
     return Submission(runs, recipes, profile, _plan(sbatch, runs, recipes, profile), tuple(notes))
 
 
