@@ -196,7 +196,7 @@ def test_job_that_refuses_its_input_fails_with_the_sentence(queue: Queue, tmp_pa
     assert state(broken) == "failed"
     job = broken.read_local_job()
     assert job is not None and job.fault, queue.log
-    assert job.fault in queue.log
+    wait_until(lambda: job.fault in queue.log, queue)
 
 
 def test_job_waits_for_another_and_not_for_one_that_failed(queue: Queue) -> None:
@@ -207,6 +207,7 @@ def test_job_waits_for_another_and_not_for_one_that_failed(queue: Queue) -> None
     assert second.read_status().attempts[0].started >= (first.read_status().attempts[0].ended or 0)
 
 
+@pytest.mark.slow
 def test_time_limit_lets_others_run_and_then_resumes(queue: Queue) -> None:
     long = queue.submit(*SLOW, "--set=train.epochs=25", "--time=0:0:12")
     queue.serve("--slots=1")
@@ -238,6 +239,7 @@ def test_second_serve_is_refused(queue: Queue) -> None:
     assert "already" in done.err
 
 
+@pytest.mark.slow
 def test_two_users_with_a_queue_each_share_the_slot(tmp_path: Path) -> None:
     under = tuple(under_nobody())
     with public_folder() as place:
