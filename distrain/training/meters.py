@@ -169,7 +169,6 @@ class ThroughputMeter:
 
     def __init__(self) -> None:
         self.pace = Pace()  # replaced as a whole: another thread reads it
-        self._paced = Pace()  # at the last reading of the wait
         self._waited_s = 0.0
         self._seconds = 0.0
         self._samples = 0
@@ -207,10 +206,3 @@ class ThroughputMeter:
         rate = self._samples / max(self._seconds, 1e-9) if self._samples else None
         self._seconds, self._samples = 0.0, 0
         return rate
-
-    def pop_data_wait(self) -> float | None:
-        """Return the share of the seconds since the last call that this rank waited for batches; None without steps."""
-        before, self._paced = self._paced, self.pace
-        if self.pace.steps == before.steps:
-            return None
-        return (self.pace.waited_s - before.waited_s) / max(self.pace.seconds - before.seconds, 1e-9)

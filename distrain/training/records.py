@@ -153,8 +153,6 @@ def _record(session: Session, step: int) -> Record:
         record["train/samples_per_s"] = samples_per_s
         if session.peak_share_of_sample is not None:
             record["train/mfu"] = samples_per_s * session.peak_share_of_sample
-    if (data_wait := session.stopwatch.pop_data_wait()) is not None:
-        record["train/data_wait"] = data_wait
     if (gradient_norm := session.precision.pop_gradient_norm()) is not None:
         record["train/grad_norm"] = gradient_norm
     if (blocked_s := session.checkpointer.pop_blocked_s()) is not None:

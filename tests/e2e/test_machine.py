@@ -93,7 +93,6 @@ def test_rank_whose_data_comes_slowly_is_named_once(tmp_path: Path, launch: Laun
     fast = [record["rank/0/data_wait"] for record in metrics(run) if "rank/0/data_wait" in record]
     assert min(slow) > 0.5
     assert max(fast) < 0.3
-    assert all(record["train/data_wait"] < 0.3 for record in metrics(run) if "train/data_wait" in record)  # rank 0's
 
 
 def test_rank_whose_steps_take_longer_is_named_once(tmp_path: Path, launch: Launch) -> None:

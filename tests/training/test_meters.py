@@ -102,7 +102,7 @@ def test_there_is_no_speed_where_no_step_was_taken() -> None:
     assert meter.pop_rate() is None
 
 
-def test_data_wait_is_the_share_of_the_steps_since_the_last_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_for_batches_are_counted_apart_from_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("distrain.training.meters.time", SimpleNamespace(perf_counter=lambda: now[0]))
 
@@ -112,7 +112,6 @@ def test_data_wait_is_the_share_of_the_steps_since_the_last_reading(monkeypatch:
             yield torch.zeros(1), torch.zeros(1)
 
     meter = ThroughputMeter()
-    assert meter.pop_data_wait() is None
     batches = meter.timed(reading([1.0, 0.5, 0.0, 4.0]))
     for _ in range(2):
         next(batches)
@@ -120,8 +119,6 @@ def test_data_wait_is_the_share_of_the_steps_since_the_last_reading(monkeypatch:
     meter.add(3.0, 64, steps=2, epoch=0)
     assert meter.pace == (2, 3.0, 1.5)
     next(batches)
-    assert meter.pop_data_wait() == 0.5
     meter.add(1.0, 32, steps=1, epoch=0)
-    assert meter.pop_data_wait() == 0.0
-    assert meter.pop_data_wait() is None
+    assert meter.pace == (3, 4.0, 1.5)
     assert len(list(batches)) == 1
