@@ -154,13 +154,13 @@ class Service:
             job.starts += 1
             job.assigned, job.is_backfilled = list(start.devices), start.is_backfilled
             job.started_at, job.stop_reason = time.time(), ""
+        self._active.add(run.path)  # even if it ends before the next tick, how is reported
         forget_stop(run)  # the launcher keeps a request that comes from now on
         try:
             self._children[run.path] = start_job(run, job, read_profile(run.profile))
         except (OSError, RunError) as error:
             with run.changed_job() as job:
                 self._fail(run, job, str(error) if isinstance(error, RunError) else type_and_first_line(error))
-            self._active.add(run.path)  # how it ended is reported at the next tick
             return
         self._notify(f"{entry.name} starts on {joined(job.assigned, last='and')}")
 
