@@ -26,7 +26,7 @@ BUDGETS = {
     "launchers": 2250,
     "models": 1070,
     "runs": 2160,
-    "service": 1160,
+    "service": 1180,
     "system": 2035,
     "tensors": 385,
     "training": 4290,

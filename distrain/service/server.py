@@ -24,6 +24,7 @@ from distrain.service.devices import list_devices
 from distrain.service.launch import last_sentence, start_job
 from distrain.service.queue import bell, find_owner_fault, serve_lock
 from distrain.service.scheduler import TIME_LIMIT, Decision, Start
+from distrain.service.stalls import StallGuard
 from distrain.service.table import Entry, JobTable, decide, read_entry
 from distrain.system import locks
 from distrain.system.display import duration
@@ -60,6 +61,7 @@ class Service:
         self._table = JobTable(root)
         self._children: dict[Path, subprocess.Popen[bytes]] = {}  # the launchers that this process has started
         self._active: set[Path] = set()  # the runs that had a process at the last tick
+        self._stalls = StallGuard(notify)
         self._refused: dict[Path, str] = {}  # why a run is not started, as it was said
 
     def run(self, stop: StopRequest) -> None:
@@ -87,6 +89,7 @@ class Service:
                 self._settle(entry.run, code)
         entries = [now for entry in entries if (now := _read(entry.run)) is not None and not now.is_over]
         self._report_ends({entry.run.path for entry in entries if entry.is_held or entry.run.path in self._children})
+        self._stalls.check(entries)
         if not entries:
             return
         decision = self._decide(entries)

@@ -267,6 +267,36 @@ def test_two_users_with_a_queue_each_share_the_slot(tmp_path: Path) -> None:
             theirs.end()
 
 
+HANGING = """
+import os, time
+from pathlib import Path
+from distrain.models.nets import DigitsCnn
+
+class Net(DigitsCnn):
+    def forward(self, images):
+        marker = Path(os.environ["HOME"], "hung")
+        self.calls = getattr(self, "calls", 0) + self.training
+        if self.calls > 12 and not marker.exists():
+            marker.touch()
+            time.sleep(600)
+        return super().forward(images)
+
+def net(num_classes):
+    return Net(num_classes, 1)
+"""
+
+
+def test_job_of_one_process_that_stalls_is_killed_and_resumed(queue: Queue) -> None:
+    (queue.folder / "mine.py").write_text(HANGING)
+    run = queue.submit("--set=model.name=mine:net", "--stall-timeout=6", "--procs=1")
+    queue.serve("--slots=1")
+    wait_until(lambda: is_over(run), queue)
+    assert state(run) == "finished", queue.log
+    first, second = run.read_status().attempts
+    assert first.state == "failed" and second.first_step > 0
+    assert "is killed, to be resumed: rank 0" in queue.log and "no progress for" in queue.log
+
+
 def test_code_that_runs_is_the_code_that_was_submitted(queue: Queue) -> None:
     network = (
         "from distrain.models.nets import DigitsCnn\nprint('version {}')\n"
