@@ -199,6 +199,7 @@ def _read_state(run: RunDirectory) -> tuple[Status, Job | None, str | None]:
     """Return the status and the job of a run, and in a sentence why they cannot be read, or None."""
     try:
         status, job = run.read_status(), run.read_job()
+        run.read_local_job()
     except (RunError, OSError):
         status, job = Status(format_version=FORMAT_VERSION + 1), None
     if status.format_version <= FORMAT_VERSION:

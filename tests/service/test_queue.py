@@ -15,6 +15,7 @@ from distrain.config.profile import LaunchOptions
 from distrain.errors import LaunchError, RunError
 from distrain.runs.directory import RunDirectory
 from distrain.runs.local_job import LocalJob, freeze_environment
+from distrain.runs.overview import read_overviews
 from distrain.runs.status import State
 from distrain.runs.stop_file import answer_stop, forget_stop, read_stop_reason, request_stop
 from distrain.service import queue
@@ -295,6 +296,8 @@ def test_damaged_job_is_named_and_keeps_no_other_from_running(name: str, text: s
     assert rows[damaged.path.name]["state"] == "unreadable" and "damaged" in rows[damaged.path.name]["why"]
     assert [one for one in said if f"{damaged.path.name} is not started: " in one]
     assert whole.path.name in rows
+    listed = {one.name: one.state for one in read_overviews(root)}
+    assert listed == {damaged.path.name: "unreadable", whole.path.name: "queued"}
 
 
 @pytest.mark.parametrize(("gone", "words"), [("cwd", "its working directory"), ("python", "its Python")])
