@@ -132,7 +132,8 @@ class EventDelivery:
                 headers={"Content-Type": "application/json", "User-Agent": "distrain"},
             )
             timeout_s = max(0.1, min(_WEBHOOK_TIMEOUT_S, self._left_s()))
-            with urllib.request.urlopen(request, timeout=timeout_s) as response:
+            opener = urllib.request.build_opener()  # `urlopen` would keep the proxies of this process's first request
+            with opener.open(request, timeout=timeout_s) as response:
                 if response.geturl() != request.full_url:  # it was redirected, which loses the content of a POST
                     raise _FinalDeliveryError("its address redirects to another one")
         except urllib.error.HTTPError as error:

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -79,6 +80,15 @@ def test_webhook_that_fails_twice_gets_the_event_with_the_third_try(server: Serv
     assert [payload["step"] for payload in server.received] == [0, 1]
     assert server.received[0]["metrics"] == {"val/loss": 0.5}
     assert len(server.paths) == 4
+
+
+def test_webhook_is_reached_whatever_proxy_an_earlier_request_of_the_process_has_used(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = urllib.request.build_opener(urllib.request.ProxyHandler({"http": "http://127.0.0.1:9"}))
+    monkeypatch.setattr(urllib.request, "_opener", nowhere)
+    assert deliver(EventHandler(webhook=server.url)) == []
+    assert len(server.received) == 1
 
 
 def test_end_of_the_run_does_not_wait_for_the_pause_of_an_earlier_failure(
