@@ -21,7 +21,7 @@ from distrain.runs.directory import RunDirectory
 from distrain.runs.error_reports import read_errors
 from distrain.runs.labels import describe_labels, read_labels
 from distrain.runs.liveness import read_states
-from distrain.runs.local_job import LocalJob
+from distrain.runs.local_job import LocalJob, counted_devices
 from distrain.runs.query import best_checkpoint, warm_start_command
 from distrain.runs.resume_hint import print_resume, print_resume_hint
 from distrain.runs.stacks import MAIN_THREAD, RankStack
@@ -268,7 +268,7 @@ def print_run(console: Console, run: RunDirectory) -> None:
 
 def _print_local_job(console: Console, run: RunDirectory, job: LocalJob) -> None:
     """Print a run's place in the queue, and what its interruptions mean for the result."""
-    place = ", ".join(job.assigned) or counted(job.devices, "GPU" if job.kind == "gpu" else "CPU slot")
+    place = ", ".join(job.assigned) or counted_devices(job.devices, job.kind)
     console.print(f"queue       priority {job.priority}, on {place}", markup=False)
     if job.fault:
         console.print(f"fault       {job.fault}", markup=False, soft_wrap=True)

@@ -8,7 +8,7 @@ import typer
 
 from distrain.cli.json_output import print_json
 from distrain.cli.options import AsJson, Root
-from distrain.messages import counted
+from distrain.runs.local_job import counted_devices
 
 
 def queue(
@@ -54,4 +54,4 @@ def queue(
 def _devices(row: dict[str, Any]) -> str:
     if "devices" not in row:
         return ""
-    return ", ".join(row["assigned"]) or counted(row["devices"], "GPU" if row["kind"] == "gpu" else "CPU slot")
+    return ", ".join(row["assigned"]) or counted_devices(row["devices"], row["kind"])

@@ -12,9 +12,9 @@ from distrain.cli.json_output import print_json
 from distrain.config.profile import LaunchOptions
 from distrain.errors import LaunchError
 from distrain.launchers.prepare import RUNS
-from distrain.messages import counted, joined
+from distrain.messages import joined
 from distrain.runs.directory import RunDirectory
-from distrain.runs.local_job import LocalJob
+from distrain.runs.local_job import LocalJob, counted_devices
 from distrain.service.queue import QueueOptions, is_served, resolve
 from distrain.service.queue import submit as put
 
@@ -79,7 +79,7 @@ def read_queue_options(
 
 
 def _describe(job: LocalJob) -> str:
-    return f"{counted(job.devices, 'GPU' if job.kind == 'gpu' else 'CPU slot')}, priority {job.priority}"
+    return f"{counted_devices(job.devices, job.kind)}, priority {job.priority}"
 
 
 def _read_time_limit(text: str) -> float:

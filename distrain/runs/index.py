@@ -23,7 +23,7 @@ from distrain.system.caches import cache_folder
 
 MIN_RUNS = 100  # fewer are read as fast
 _FORMAT = 1
-_ENDED: tuple[State, ...] = ("stopped", "preempted", "failed", "finished")  # states in which no process changes a run
+_ENDED: tuple[State, ...] = ("stopped", "preempted", "cancelled", "failed", "finished")  # no process changes such a run
 _SETTLED_S = 2.0  # two changes of a file may have the same time: the clocks of some file systems tick in seconds
 _NO_LABELS = Labels()
 

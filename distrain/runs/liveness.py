@@ -14,7 +14,7 @@ SILENT_AFTER_S = 60.0  # a running run writes its status every second, later dur
 _NEXT_HEARTBEAT_S = 3.0  # a run that is alive writes another heartbeat in this time
 _MAX_CLOCK_DIFFERENCE_S = 3600.0  # a heartbeat older than this is the last one, whatever the clocks
 WAITING: tuple[State, ...] = ("queued", "preempted")  # of a run in a queue that no process trains
-_LIVE_STATES: tuple[State, ...] = ("starting", "running", "stopping")  # in the status of a run that is alive
+LIVE_STATES: tuple[State, ...] = ("starting", "running", "stopping")  # in the status of a run that is alive
 _POLL_S = 0.1
 
 
@@ -26,7 +26,7 @@ def wait_for_end(run: RunDirectory) -> None:
 
 def is_alive(run: RunDirectory) -> bool:
     """Whether a process launches the run or trains in it."""
-    return run.is_held or (run.read_status().state in _LIVE_STATES and not find_dead([run]))
+    return run.is_held or (run.read_status().state in LIVE_STATES and not find_dead([run]))
 
 
 def find_dead(runs: list[RunDirectory]) -> set[Path]:
@@ -42,7 +42,7 @@ def find_dead(runs: list[RunDirectory]) -> set[Path]:
         if run.is_held:
             continue
         status = run.read_status()  # after the lock: a run writes how it ended before it releases the lock
-        if status.state not in _LIVE_STATES:
+        if status.state not in LIVE_STATES:
             continue
         age_s = time.time() - status.heartbeat
         if not _is_elsewhere(status) or age_s >= _MAX_CLOCK_DIFFERENCE_S:
@@ -64,7 +64,7 @@ def find_states(found: Sequence[tuple[RunDirectory, State, Job | None]]) -> dict
     jobs = {run.path: job for run, state, job in found if job is not None and state != "finished"}
     infos = slurm.read_jobs(job.id for job in jobs.values())
     known = {path: infos[job.id] for path, job in jobs.items() if job.id in infos}
-    dead = find_dead([run for run, state, _ in found if run.path not in known and state in _LIVE_STATES])
+    dead = find_dead([run for run, state, _ in found if run.path not in known and state in LIVE_STATES])
     return {
         run.path: state_on_cluster(state, known[run.path])
         if run.path in known
@@ -81,7 +81,7 @@ def state_on_cluster(state: State, info: JobInfo) -> str:
     if info.is_waiting:
         return "requeued" if info.restarts and state != "queued" else "queued"
     if info.is_over:
-        if state in {*_LIVE_STATES, "queued", "preempted"}:
+        if state in {*LIVE_STATES, "queued", "preempted"}:
             return {"CANCELLED": "cancelled", "TIMEOUT": "timed out", "FAILED": "failed"}.get(info.state, "died")
         return state
     if info.state == "RUNNING" and state in {"queued", "preempted"}:

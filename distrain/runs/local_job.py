@@ -5,6 +5,8 @@ from typing import Literal, TypeAlias
 
 from pydantic import BaseModel
 
+from distrain.messages import counted
+
 DeviceKind: TypeAlias = Literal["gpu", "cpu"]
 
 # Variables that a job keeps as they were when it was submitted; those of CUDA_VISIBLE_DEVICES and the like come from
@@ -44,6 +46,11 @@ class LocalJob(BaseModel):
     is_backfilled: bool = False
     stop_reason: str = ""  # why the scheduler stops it: for another job, or for its time limit
     fault: str = ""  # why it could not be started
+
+
+def counted_devices(number: int, kind: DeviceKind) -> str:
+    """Return a number of devices as text: `2 GPUs`, `1 CPU slot`."""
+    return counted(number, "GPU" if kind == "gpu" else "CPU slot")
 
 
 def is_local(text: str) -> bool:

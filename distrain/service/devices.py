@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 from distrain.config.profile import Profile
 from distrain.errors import LaunchError, StoppedError
 from distrain.messages import byte_size, joined
+from distrain.runs.local_job import DeviceKind, counted_devices
 from distrain.service.hardware import drain_faulty
 from distrain.system.gpus import list_visible_devices, show_only, unnamed_devices
 from distrain.system.leases import (
@@ -26,8 +26,6 @@ from distrain.system.leases import (
 from distrain.system.nvml import GpuUse, read_gpu_use
 from distrain.system.shared_locks import LeasesUnavailableError, LockFileError
 
-Kind: TypeAlias = Literal["gpu", "cpu"]
-
 _FILLED_SHARE = 0.1  # of a GPU's memory, if processes compute on it
 _FILLED_WITHOUT_PROCESS = 0.5  # where NVML names no process, as in containers
 _WAIT_S = 1.0
@@ -42,7 +40,7 @@ class DeviceState:
     """A device, and what keeps a run from using it."""
 
     id: str
-    kind: Kind
+    kind: DeviceKind
     name: str
     memory_bytes: int = 0
     holder: Holder | None = None  # the run that has leased it
@@ -77,7 +75,7 @@ class DeviceState:
         return str(self.drain or self.filled_by or self.fault or "")
 
 
-def list_devices(kind: Kind | None = None, *, slots: int | None = None) -> list[DeviceState]:
+def list_devices(kind: DeviceKind | None = None, *, slots: int | None = None) -> list[DeviceState]:
     """Return the devices of this machine that this process may use, with their state.
 
     `slots` is the number of CPU slots, by default one for each core.
@@ -230,8 +228,8 @@ def _report_skipped(states: list[DeviceState], notify: Callable[[str], None]) ->
 
 def _describe_shortage(profile: Profile, states: list[DeviceState]) -> str:
     wanted, free = _count(profile, states), len([state for state in states if state.is_free])
-    noun = "GPU" if profile.device == "cuda" else "CPU slot"
-    needed = f"1 {noun} is needed" if wanted == 1 else f"{wanted} {noun}s are needed"
+    kind: DeviceKind = "gpu" if profile.device == "cuda" else "cpu"
+    needed = f"{counted_devices(wanted, kind)} {'is' if wanted == 1 else 'are'} needed"
     available = f"{free or 'none'} of {len(states)} {'is' if free < 2 else 'are'} free"
     by_reason: dict[str, list[str]] = {}
     for state in states:

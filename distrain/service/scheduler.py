@@ -19,11 +19,10 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
-from distrain.messages import counted, joined
-
-Kind = Literal["gpu", "cpu"]
+from distrain.messages import joined
+from distrain.runs.local_job import DeviceKind, counted_devices
 
 PROTECTED_S = 300.0  # a job that was stopped for another is not stopped for a job again in this time
 TIME_LIMIT = "time limit"  # why a job past its limit is stopped
@@ -35,7 +34,7 @@ class Device:
     """A device of this machine: a GPU, a part of one (MIG), or a CPU that a job may use."""
 
     id: str  # "GPU-uuid", "MIG-uuid", "cpu-0"
-    kind: Kind
+    kind: DeviceKind
     is_free: bool  # no run has a lease on it, it is not drained, and no foreign process fills it
     is_usable: bool = True  # False: drained, filled by a foreign process or held by a run outside the queue
 
@@ -45,7 +44,7 @@ class Job:
     """A run that waits for its devices or runs on them, with all that the scheduler knows of its past."""
 
     name: str
-    kind: Kind
+    kind: DeviceKind
     devices: int  # how many it needs, more than 0
     priority: int = 0  # higher first
     submitted_at: float
@@ -96,7 +95,7 @@ def decide(
     nothing is stopped either. The queue uses at most `max_devices` of each kind at once.
     """
     queue = sorted(jobs, key=_place)
-    pools = {kind: _pool(kind, queue, devices, max_devices=max_devices) for kind in get_args(Kind)}
+    pools = {kind: _pool(kind, queue, devices, max_devices=max_devices) for kind in get_args(DeviceKind)}
     states = {**ended, **{job.name: "running" if job.assigned else "queued" for job in queue}}
     waiting = [job for job in queue if not job.assigned]
     impossible = {job.name: why for job in waiting if (why := _why_never(job, pools[job.kind], states))}
@@ -178,7 +177,7 @@ class _Pool:
         return replace(self, running=(*self.running, job))
 
 
-def _pool(kind: Kind, queue: Sequence[Job], devices: Sequence[Device], *, max_devices: int | None) -> _Pool:
+def _pool(kind: DeviceKind, queue: Sequence[Job], devices: Sequence[Device], *, max_devices: int | None) -> _Pool:
     return _Pool(
         tuple(device for device in devices if device.kind == kind),
         tuple(job for job in queue if job.kind == kind and job.assigned),
@@ -189,9 +188,9 @@ def _pool(kind: Kind, queue: Sequence[Job], devices: Sequence[Device], *, max_de
 def _why_never(job: Job, pool: _Pool, states: Mapping[str, str]) -> str | None:
     """Return why a waiting job can never start, or None."""
     if job.devices > len(pool.devices):
-        return f"needs {_counted_devices(job)}; this machine has {len(pool.devices) or 'none'}"
+        return f"needs {counted_devices(job.devices, job.kind)}; this machine has {len(pool.devices) or 'none'}"
     if job.devices > pool.max_devices:
-        return f"needs {_counted_devices(job)}; this queue may use {pool.max_devices or 'none'}"
+        return f"needs {counted_devices(job.devices, job.kind)}; this queue may use {pool.max_devices or 'none'}"
     for name in job.after:
         state = states.get(name, "missing")
         if state in _NEVER_FINISHES:
@@ -339,11 +338,7 @@ def _shortage(job: Job, supply: _Supply, *, num_coming: int = 0) -> str:
     is_allowed = supply.free <= supply.allowed
     there = f"{_are(supply.free)} free" if is_allowed else f"this queue may use {max(supply.allowed, 0) or 'no'} more"
     coming = f", {_are(num_coming)} being freed" if num_coming else ""
-    return f"waits for {_counted_devices(job)} ({there}{coming})"
-
-
-def _counted_devices(job: Job) -> str:
-    return counted(job.devices, "GPU" if job.kind == "gpu" else "CPU slot")
+    return f"waits for {counted_devices(job.devices, job.kind)} ({there}{coming})"
 
 
 def _are(number: int) -> str:

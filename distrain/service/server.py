@@ -17,6 +17,7 @@ from distrain.messages import counted, joined, type_and_first_line
 from distrain.runs.checkpoints import newest_step
 from distrain.runs.directory import RunDirectory
 from distrain.runs.error_reports import read_errors
+from distrain.runs.liveness import LIVE_STATES
 from distrain.runs.local_job import LocalJob
 from distrain.runs.status import State, Status
 from distrain.runs.stop_file import StopReason, forget_stop, read_stop_reason, request_stop
@@ -40,7 +41,6 @@ _ENDS = {
     "stopped": "was stopped; `distrain resume` queues it again",
     "cancelled": "was cancelled",
 }
-_LIVE: tuple[State, ...] = ("starting", "running", "stopping")
 
 
 class Service:
@@ -181,7 +181,7 @@ class Service:
         """Bring the files of a job that no process works on any more in order; `code` is that of its launcher."""
         with suppress(RunError), run.hold_launcher_lock(), run.changed_job() as job:
             status, reason = run.read_status(), read_stop_reason(run)
-            if status.state in _LIVE:
+            if status.state in LIVE_STATES:
                 self._settle_dead(run, job, status, reason, code)
             elif status.state == "preempted" or (status.state == "stopped" and reason == "preempted"):
                 self._settle_preempted(run, job, status)

@@ -14,7 +14,8 @@ from typing import get_args
 
 import pytest
 
-from distrain.service.scheduler import PROTECTED_S, TIME_LIMIT, Decision, Device, Job, Kind, decide
+from distrain.runs.local_job import DeviceKind
+from distrain.service.scheduler import PROTECTED_S, TIME_LIMIT, Decision, Device, Job, decide
 
 TICK_S = 10.0
 LONGEST_WORK_S = 600.0
@@ -27,7 +28,7 @@ class Machine:
     """A machine whose jobs need a time of work and whose devices come and go, until `calm_at`."""
 
     rng: random.Random
-    devices: dict[str, Kind]
+    devices: dict[str, DeviceKind]
     max_devices: int | None
     calm_at: float  # from then on nothing dies, fails or becomes unusable
     now: float = 0.0
@@ -131,7 +132,7 @@ def check(decision: Decision, jobs: Sequence[Job], devices: Sequence[Device], ma
         assert by_name[name].assigned
         assert not by_name[name].is_stopping
         assert why == TIME_LIMIT or not is_protected(by_name[name], now)
-    for kind in get_args(Kind):
+    for kind in get_args(DeviceKind):
         of_kind = [device for device in devices if device.kind == kind]
         check_kind(decision, [job for job in jobs if job.kind == kind], of_kind, machine)
 
@@ -254,7 +255,7 @@ def earliest_start(
 
 
 def random_machine(rng: random.Random, *, calm_at: float) -> Machine:
-    devices: dict[str, Kind] = {f"g{i}": "gpu" for i in range(rng.randint(1, 6))}
+    devices: dict[str, DeviceKind] = {f"g{i}": "gpu" for i in range(rng.randint(1, 6))}
     devices |= {f"cpu-{i}": "cpu" for i in range(rng.randint(0, 3))}
     return Machine(rng, devices, rng.choice([None, None, 2, 4]), calm_at)
 
