@@ -17,7 +17,7 @@ LONGEST_FILE = 350  # lines
 BUDGETS = {
     "benchmark": 1675,
     "checkpoint": 505,
-    "cli": 3940,
+    "cli": 4100,
     "config": 1625,
     "data": 5320,
     "distributed": 1200,
@@ -25,11 +25,11 @@ BUDGETS = {
     "export": 765,
     "launchers": 2250,
     "models": 1070,
-    "runs": 2165,
-    "service": 1180,
+    "runs": 3100,
+    "service": 3600,
     "system": 2035,
     "tensors": 385,
-    "training": 4290,
+    "training": 4450,
 }
 FILES_BUDGET = 467  # of the files in the package's own folder
 # What the field has a word for, or a native speaker would not say: what to write in its place.

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
-from distrain.cli.run_table import format_key
 from distrain.runs.comparison import Comparison, find_best_columns
+from distrain.runs.value_formats import format_key
 from distrain.system.display import GAP, Heading, console_width, print_table, shortened
 
 _MAX_CELLS = 40  # width of a value on a terminal

@@ -1,22 +1,18 @@
 """Lists runs as a table: their state, their evaluations and where their recipes differ, or the columns of the user."""
 
-import json
-import time
 from collections import defaultdict
 from collections.abc import Sequence
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from distrain.config.metrics import ALWAYS_MEASURED, METRICS, format_metric, format_value, score
+from distrain.config.metrics import ALWAYS_MEASURED, METRICS, format_metric, format_value
 from distrain.runs.overview import Overview, find_values
 from distrain.runs.ranking import RankedRun
-from distrain.runs.recipe_values import Sections, find_value
+from distrain.runs.recipe_values import Sections, differing_keys, find_value
+from distrain.runs.value_formats import format_key, show_value
 from distrain.system.display import Heading, duration, print_table
-
-_BEST_FIRST = ("best", "loss")  # in these orders
 
 
 def print_runs(console: Console, found: Sequence[Overview], root: Path, *, columns: Sequence[str] = ()) -> None:
@@ -30,43 +26,6 @@ def print_runs(console: Console, found: Sequence[Overview], root: Path, *, colum
     for overview in found:
         if overview.fault is not None:
             console.print(f"{overview.name} cannot be read: {overview.fault}", markup=False, soft_wrap=True)
-
-
-def sort_runs(found: list[Overview], key: str) -> list[Overview]:
-    """Return the runs, which are ordered by `start`, in ascending order of the key, or descending with `-` before it.
-
-    For `best` and `loss`, the best come first. Runs without a value come last. Raises `RunError` for a key that no run
-    has.
-    """
-    name = key.removeprefix("-")
-    is_descending = key != name
-    if name == "start":
-        return found[::-1] if is_descending else found
-    values = [_rank(value) for value in find_values(found, name, option="--sort")]
-    if name in _BEST_FIRST:
-        metrics = [(o.best, o.brief.best_by) if name == "best" else (o.brief.last, ALWAYS_MEASURED) for o in found]
-        scores = [None if evaluation is None else score(by, evaluation) for evaluation, by in metrics]
-        values = [None if value is None else (0, -value) for value in scores]
-    pairs = list(zip(values, found, strict=True))
-    ranked = [(value, overview) for value, overview in pairs if value is not None]
-    ranked.sort(key=itemgetter(0), reverse=is_descending)
-    return [overview for _, overview in ranked] + [overview for value, overview in pairs if value is None]
-
-
-def _rank(value: Any) -> tuple[int, Any] | None:
-    """Return what sorts values of any type, numbers before texts; None for no value."""
-    if value is None or value == []:
-        return None
-    return (0, value) if isinstance(value, int | float) else (1, _shown(value))
-
-
-def pick(found: Sequence[Overview], columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the values of the columns for scripts, and the run; raises `RunError` for a column that no run has."""
-    picked = {key: find_values(found, key, option="--columns") for key in columns}
-    return [
-        {"run": str(overview.run.path)} | {key: values[number] for key, values in picked.items()}
-        for number, overview in enumerate(found)
-    ]
 
 
 def _own_table(found: Sequence[Overview], columns: Sequence[str]) -> tuple[list[Heading], list[list[str]]]:
@@ -103,22 +62,6 @@ def describe_ranked(ranked: Sequence[RankedRun]) -> list[dict[str, Any]]:
     ]
 
 
-def format_key(key: str, value: Any) -> str:
-    """Return the value of a key of `Overview.find` for display, `-` for None."""
-    metric = key.rpartition(".")[2].removeprefix("val/").partition("/")[0]
-    if value is None or value == []:
-        return "-"
-    if key == "start":
-        return time.strftime("%F %T", time.localtime(value))
-    if key in {"time", "train_seconds", "eta_s"}:
-        return duration(value)
-    if key == "loss" or (metric in METRICS and METRICS[metric].is_number and "val/" in key):
-        return format_value(metric, {f"val/{metric}": value})
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return " ".join(map(str, value)) if isinstance(value, list) and key in {"tag", "tags"} else _shown(value)
-
-
 def _table(rows: Sequence[Overview]) -> tuple[list[Heading], list[list[str]]]:
     metrics = {row.brief.best_by for row in rows if row.brief.last is not None} or {"top1"}
     is_mixed = len(metrics) > 1  # then each value is shown with its metric
@@ -127,7 +70,7 @@ def _table(rows: Sequence[Overview]) -> tuple[list[Heading], list[list[str]]]:
     by_recipe = defaultdict[Any, list[Sections]](list)
     for row in rows:
         by_recipe[row.recipe_name].append(row.sections)
-    keys = {name: _differing(recipes) for name, recipes in by_recipe.items()}
+    keys = {name: differing_keys(recipes) for name, recipes in by_recipe.items()}
     headings = [
         Heading("run"),
         Heading("state"),
@@ -160,25 +103,5 @@ def _table(rows: Sequence[Overview]) -> tuple[list[Heading], list[list[str]]]:
     return [headings[column] for column in kept], [[row[column] for column in kept] for row in cells]
 
 
-def _differing(recipes: Sequence[Sections]) -> list[str]:
-    """Return the keys whose values differ between the recipes that could be read, without those of logging."""
-    readable = [recipe for recipe in recipes if recipe]
-    found: list[str] = []
-    for name in dict.fromkeys(name for recipe in readable for name in recipe if name != "log"):
-        sections = [recipe.get(name, {}) for recipe in readable]
-        distinct = list({id(section): section for section in sections}.values())
-        for key in dict.fromkeys(key for section in distinct for key in section):
-            values = [section.get(key) for section in distinct]
-            if values.count(values[0]) < len(values):
-                found.append(key)
-    return found
-
-
 def _differences(recipe: Sections, keys: list[str]) -> str:
-    return " ".join(f"{key}={_shown(find_value(recipe, key))}" for key in keys) if recipe else ""
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return repr(value) if type(value) in {int, float} else json.dumps(value, ensure_ascii=False, default=str)
+    return " ".join(f"{key}={show_value(find_value(recipe, key))}" for key in keys) if recipe else ""

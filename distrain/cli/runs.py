@@ -90,15 +90,17 @@ def list_runs(
     """
     from rich.console import Console
 
-    from distrain.cli import run_filter, run_table
-    from distrain.runs.overview import read_overviews
+    from distrain.cli import run_table
+    from distrain.runs.filters import matching
+    from distrain.runs.overview import pick, read_overviews
+    from distrain.runs.sorting import sort_runs
 
     gc.disable()  # this process ends soon, and the search for cycles in thousands of runs would take seconds
     everything = read_overviews(root)
-    found = run_table.sort_runs(run_filter.matching(everything, filters or []), sort)
+    found = sort_runs(matching(everything, filters or []), sort)
     keys = [key.strip() for key in (columns or "").split(",") if key.strip()]
     if as_json:
-        print_json(run_table.pick(found, keys) if keys else [overview.summary() for overview in found])
+        print_json(pick(found, keys) if keys else [overview.summary() for overview in found])
     elif everything and not found:
         typer.echo(
             f"none of the {counted(len(everything), 'run')} in {root.absolute()} matches {' '.join(filters or [])}"
@@ -179,13 +181,14 @@ def best(
     """
     from rich.console import Console
 
-    from distrain.cli import run_filter, run_table
+    from distrain.cli import run_table
+    from distrain.runs.filters import matching
     from distrain.runs.overview import read_overviews
     from distrain.runs.ranking import rank
 
     if only_path and as_json:
         raise RunError("--path and --json both choose what is printed; remove one")
-    ranked = rank(run_filter.matching(read_overviews(root), filters or []), metric)[:count]
+    ranked = rank(matching(read_overviews(root), filters or []), metric)[:count]
     if not ranked:
         which = f" that matches {' '.join(filters)}" if filters else ""
         raise RunError(f"no run in {root.absolute()}{which} has a checkpoint with {metric or 'an evaluation'}")

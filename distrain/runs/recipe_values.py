@@ -1,7 +1,7 @@
 """Reads the values of stored recipes, thousands in a second: a section that many runs share is parsed once."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -44,6 +44,20 @@ def flatten(sections: Sections) -> dict[str, Any]:
 def find_value(sections: Sections, key: str) -> Any:
     """Return the value of a dotted key; None where there is none."""
     return sections.get(key.partition(".")[0], {}).get(key)
+
+
+def differing_keys(recipes: Sequence[Sections]) -> list[str]:
+    """Return the keys whose values differ between the recipes that could be read, without those of logging."""
+    readable = [recipe for recipe in recipes if recipe]
+    found: list[str] = []
+    for name in dict.fromkeys(name for recipe in readable for name in recipe if name != "log"):
+        sections = [recipe.get(name, {}) for recipe in readable]
+        distinct = list({id(section): section for section in sections}.values())
+        for key in dict.fromkeys(key for section in distinct for key in section):
+            values = [section.get(key) for section in distinct]
+            if values.count(values[0]) < len(values):
+                found.append(key)
+    return found
 
 
 @lru_cache(maxsize=1 << 14)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from distrain.cli.run_filter import matching
 from distrain.errors import RunError
 from distrain.runs.directory import RunDirectory
+from distrain.runs.filters import matching
 from distrain.runs.labels import Labels, read_labels, write_labels
 from distrain.runs.overview import read_each
 from distrain.runs.status import Status

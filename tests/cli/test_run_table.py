@@ -9,7 +9,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from distrain.cli.run_table import print_runs, sort_runs
+from distrain.cli.run_table import print_runs
 from distrain.config import load_recipe
 from distrain.errors import RunError
 from distrain.runs.checkpoints import final_path
@@ -17,6 +17,7 @@ from distrain.runs.directory import RunDirectory
 from distrain.runs.labels import Labels, write_labels
 from distrain.runs.overview import OWN_KEYS, read_each
 from distrain.runs.recipe_values import read_recipe_values
+from distrain.runs.sorting import sort_runs
 from distrain.runs.status import Job, Status
 from tests.cli.test_output import CLASSES, VALUES, make_run
 from tests.cli_runner import distrain
