@@ -1,0 +1,45 @@
+"""Holds what the page of one `distrain serve` shows, and finds the runs in it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from distrain.runs.directory import RunDirectory
+from distrain.runs.query import NoSuchRunError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """The folder of the runs, and what requests may do with it."""
+
+    root: Path  # absolute
+    slots: int  # CPU slots of the queue
+    data_roots: tuple[Path, ...] = ()  # paths in a request must be in one of these
+    allow_code: bool = False  # whether a recipe in a request may name code as `module:name`
+
+    def find_run(self, name: str) -> RunDirectory:
+        """Return the run with exactly this name directly in the folder; raises `NoSuchRunError` where there is none.
+
+        A link to a folder elsewhere is not a run of this folder.
+        """
+        run = RunDirectory(self.root / name)
+        is_plain = name not in {"", ".", ".."} and "/" not in name and "\0" not in name and not name.startswith(".")
+        if not (is_plain and not run.path.is_symlink() and run.exists):
+            raise NoSuchRunError(f"there is no run {name!r} in {self.root}")
+        run.check_format()
+        return run
+
+
+def _site(request: Request) -> Site:
+    site: Site = request.app.state.site
+    return site
+
+
+def _run(name: str, site: "TheSite") -> RunDirectory:
+    return site.find_run(name)
+
+
+TheSite = Annotated[Site, Depends(_site)]
+TheRun = Annotated[RunDirectory, Depends(_run)]  # of the path parameter `name`
