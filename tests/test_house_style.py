@@ -25,7 +25,7 @@ BUDGETS = {
     "export": 765,
     "launchers": 2250,
     "models": 1070,
-    "runs": 2165,
+    "runs": 2930,
     "service": 1180,
     "system": 2035,
     "tensors": 385,
