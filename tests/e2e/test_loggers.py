@@ -71,7 +71,10 @@ def test_all_sinks_of_a_resumed_run_hold_the_same_metrics(tmp_path: Path) -> Non
     for path in (run / "checkpoints").glob("step-00000046"):
         path.rename(tmp_path / "later")
     (run / "status.json").unlink()
+    sheet = (run / "samples.json").read_bytes()
+    drawn = (run / "samples.png").stat()
     assert distrain("fit", "--run=run", cwd=tmp_path).code == 0
+    assert (run / "samples.png").stat().st_mtime_ns == drawn.st_mtime_ns
     again = metrics(run)
     assert [record["step"] for record in again] == steps
     assert [r.get("train/loss") for r in again] == [r.get("train/loss") for r in records]
@@ -95,7 +98,7 @@ def test_all_sinks_of_a_resumed_run_hold_the_same_metrics(tmp_path: Path) -> Non
         found = scalars.Scalars(name)
         assert [event.step for event in found] == [step for step, _ in expected]
         assert [event.value for event in found] == pytest.approx([value for _, value in expected], rel=1e-6)
-    assert scalars.Tags()["images"]
+    assert len(scalars.Tags()["images"]) == len(json.loads(sheet)["images"]) == 8
     assert scalars.Tags()["graph"]
 
     run_id = (run / "wandb" / "run-id").read_text()
