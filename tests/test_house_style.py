@@ -25,7 +25,7 @@ BUDGETS = {
     "export": 765,
     "launchers": 2250,
     "models": 1070,
-    "runs": 2250,
+    "runs": 2420,
     "service": 1180,
     "system": 2035,
     "tensors": 385,
