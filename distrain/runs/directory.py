@@ -74,6 +74,7 @@ class RunDirectory:
     traces = _Below("profile")
     checkpoints = _Below("checkpoints")
     evaluations = _Below("evaluations")  # run directories of `distrain eval`, one for each evaluation
+    validation = _Below("validation")  # the newest and the best evaluation of the training, as evaluations are
     task = _Below("task.json")  # what a worker does here: train, evaluate or benchmark
     findings = _Below("findings.json")
     answers = _Below("answers.npz")
