@@ -2,11 +2,23 @@
 
 import os
 from bisect import bisect_right
+from importlib.util import find_spec
 from math import ceil
+from pathlib import Path
 
 from PIL import ImageFont
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def load_font(size: int) -> Font:
+    """Return matplotlib's DejaVu Sans, which has accents, Greek and Cyrillic; Pillow's own font has only ASCII."""
+    found = find_spec("matplotlib")  # not imported: that takes longer than a sheet
+    folders = [] if found is None else found.submodule_search_locations or []
+    for file in (Path(folder, "mpl-data", "fonts", "ttf", "DejaVuSans.ttf") for folder in folders):
+        if file.is_file():
+            return ImageFont.truetype(file, size)
+    return ImageFont.load_default(size)
 
 
 def printable(name: str) -> str:

@@ -5,12 +5,12 @@ from functools import partial
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from rich.color import Color
 from rich.segment import Segment, Segments
 from rich.style import Style
 
-from distrain.data.inspection.captions import fitting, printable
+from distrain.data.inspection.captions import fitting, load_font, printable
 from distrain.data.inspection.scan import Listing
 from distrain.data.inspection.statistics import open_as_rgb
 from distrain.data.inspection.worker_pool import DecodePool
@@ -64,7 +64,7 @@ def draw_sheet(gallery: Gallery) -> Image.Image:
     num_columns = max(1, round(math.sqrt(len(gallery) * height / width)))
     num_rows = math.ceil(len(gallery) / num_columns)
     sheet = Image.new("RGB", (num_columns * width + GAP, num_rows * height + GAP), BACKGROUND)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=CAPTION - 6)
+    draw, font = ImageDraw.Draw(sheet), load_font(CAPTION - 7)
     for number, (name, images) in enumerate(gallery.items()):
         left, top = GAP + number // num_rows * width, GAP + number % num_rows * height
         draw.text((left, top), fitting(name, font, width - 3 * GAP), FOREGROUND, font)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from distrain.data.inspection.captions import fitting
+from distrain.data.inspection.captions import fitting, load_font
 from distrain.messages import type_and_first_line
 from distrain.runs.directory import RunDirectory, write_atomically
 from distrain.runs.samples import SampleImage, SampleSheet, read_sample_sheet
@@ -65,7 +65,7 @@ def draw_sample_sheet(samples: InputSamples) -> tuple[Image.Image, SampleSheet]:
     num_columns = min(NUM_COLUMNS, len(images))
     num_rows = -(-len(images) // num_columns)
     drawn = Image.new("RGB", (num_columns * cell_width + GAP, num_rows * cell_height + GAP), BACKGROUND)
-    draw, font = ImageDraw.Draw(drawn), ImageFont.load_default(size=12)
+    draw, font = ImageDraw.Draw(drawn), load_font(11)
     boxes = []
     for number, (image, target) in enumerate(zip(images, samples.targets, strict=True)):
         left, top = GAP + number % num_columns * cell_width, GAP + number // num_columns * cell_height

@@ -62,6 +62,15 @@ def test_names_of_any_script_and_length_are_drawn_and_described(tmp_path: Path) 
     assert [(image.sample, image.target) for image in sheet.images] == [(f"photos/{i}.jpg", target) for i in range(3)]
 
 
+@pytest.mark.parametrize("letters", ["ÄÖ", "ñç", "αβ", "дж"])
+def test_letters_with_accents_greek_and_cyrillic_are_not_boxes(letters: str) -> None:
+    captions = [
+        draw_sample_sheet(input_samples(noise(1, 1, 64, 64), target=target))[0].crop((0, 130, 144, 170)).tobytes()
+        for target in (*letters, "\ue000")
+    ]
+    assert len(set(captions)) == 3
+
+
 def test_existing_sheet_stays_and_a_damaged_one_is_replaced(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     first, second = (input_samples(noise(1, 3, 64, 64), target=target) for target in ("first", "second"))
