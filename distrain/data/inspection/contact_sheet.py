@@ -1,16 +1,16 @@
 """Draws a contact sheet with some images of each class, as a PNG or in a terminal."""
 
 import math
-import os
 from functools import partial
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from rich.color import Color
 from rich.segment import Segment, Segments
 from rich.style import Style
 
+from distrain.data.inspection.captions import fitting, load_font, printable
 from distrain.data.inspection.scan import Listing
 from distrain.data.inspection.statistics import open_as_rgb
 from distrain.data.inspection.worker_pool import DecodePool
@@ -64,10 +64,10 @@ def draw_sheet(gallery: Gallery) -> Image.Image:
     num_columns = max(1, round(math.sqrt(len(gallery) * height / width)))
     num_rows = math.ceil(len(gallery) / num_columns)
     sheet = Image.new("RGB", (num_columns * width + GAP, num_rows * height + GAP), BACKGROUND)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=CAPTION - 6)
+    draw, font = ImageDraw.Draw(sheet), load_font(CAPTION - 7)
     for number, (name, images) in enumerate(gallery.items()):
         left, top = GAP + number // num_rows * width, GAP + number % num_rows * height
-        draw.text((left, top), _fitting(name, font, width - 3 * GAP), FOREGROUND, font)
+        draw.text((left, top), fitting(name, font, width - 3 * GAP), FOREGROUND, font)
         for position, image in enumerate(images):
             sheet.paste(image, (left + position * (side + GAP), top + CAPTION))
     return sheet
@@ -83,11 +83,6 @@ def preview(gallery: Gallery, *, columns: int) -> Segments:
             strip.paste(image.resize((PREVIEW_SIDE, PREVIEW_SIDE)), (position * (PREVIEW_SIDE + 1), 0))
         segments += [Segment(printable(name)[:columns], Style(bold=True)), Segment.line(), *_half_blocks(strip)]
     return Segments(segments)
-
-
-def printable(name: str) -> str:
-    """Return a file's name with bytes that are not text escaped, for a terminal or a font."""
-    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _half_blocks(strip: Image.Image) -> list[Segment]:
@@ -110,15 +105,6 @@ def _as_image(pixels: bytes | None, side: int) -> Image.Image:
     draw.line((0, 0, side, side), FOREGROUND)
     draw.line((0, side, side, 0), FOREGROUND)
     return square
-
-
-def _fitting(name: str, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont", width: int) -> str:
-    text = printable(name)
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"{text}...") > width:
-        text = text[:-1]
-    return f"{text}..."
 
 
 def _spread(items: list[T], count: int) -> list[T]:
