@@ -149,7 +149,12 @@ class Devices(BaseModel):
 class SubmitRequest(BaseModel):
     """What to train: a recipe, or the recipe of a run, with changes."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"recipe": "digits", "set": {"optimizer.lr": 0.05}, "devices": {"kind": "cpu", "count": 1}}]
+        },
+    )
 
     recipe: str | None = Field(None, max_length=200, description="the name of a built-in recipe")
     run: str | None = Field(None, max_length=255, description="the name of a run whose recipe and code are used again")
@@ -191,7 +196,7 @@ class Accepted(BaseModel):
 class PriorityRequest(BaseModel):
     """A place in the queue."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"priority": 5}]})
 
     priority: Priority
 
@@ -199,7 +204,7 @@ class PriorityRequest(BaseModel):
 class LabelsRequest(BaseModel):
     """All labels of a run; what is not given is removed."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"tags": ["baseline"], "note": ""}]})
 
     tags: list[Annotated[str, Field(max_length=64, pattern=r"^[\w.+-]+$")]] = Field([], max_length=100)
     note: str = Field("", max_length=20_000)
