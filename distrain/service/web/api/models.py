@@ -73,6 +73,7 @@ class Curve(BaseModel):
     min: list[float | None]
     max: list[float | None]
     count: list[int] = Field(description="records in the bucket")
+    num_not_finite: list[int] = Field(description="those of them whose value is not finite")
     is_exact: bool = Field(description="whether each record is a bucket of its own")
 
 
@@ -81,7 +82,7 @@ class Metrics(BaseModel):
 
     run: str = Field(description="the name of the run")
     records: int = Field(description="records in metrics.jsonl")
-    step: int | None = Field(description="the step of the newest record")
+    step: int = Field(description="the step of the newest record; 0 where there is none")
     curves: dict[str, Curve]
 
 
