@@ -19,6 +19,7 @@ from distrain.data.loading.loader import BatchReader
 from distrain.data.loading.sampler import evaluation_order
 from distrain.data.sources.base import Batch, Source
 from distrain.data.sources.class_counts import class_counts
+from distrain.data.sources.outputs import format_target
 from distrain.data.sources.registry import choose_samples, open_sources
 from distrain.data.transforms.pipeline import Normalize, build_transforms
 from distrain.distributed.extra_state import load_loss
@@ -263,19 +264,10 @@ def _worst_mistakes(setup: _EvaluationSetup, predictions: Predictions, classes: 
         Mistake(
             sample=setup.source.describe(int(i)),
             index=int(i),
-            target=_format_output(predictions.targets[i], setup.chosen.target, classes),
-            prediction=_format_output(predictions.predictions[i], setup.chosen.target, classes),
+            target=format_target(predictions.targets[i], setup.chosen.target, classes),
+            prediction=format_target(predictions.predictions[i], setup.chosen.target, classes),
             badness=float(badness[i]),
         )
         for i in order
         if badness[i] > 0
     ]
-
-
-def _format_output(value: np.generic | np.ndarray, target: Target, classes: list[str]) -> str:
-    if target == "class":
-        return classes[int(value)]
-    numbers = np.atleast_1d(value)
-    if target == "labels":
-        return ", ".join(name for name, is_there in zip(classes, numbers, strict=True) if is_there) or "none"
-    return ", ".join(f"{name} {number:.4g}" for name, number in zip(classes, numbers, strict=True))

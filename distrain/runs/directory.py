@@ -59,6 +59,8 @@ class RunDirectory:
     lock = _Below("lock")  # held by rank 0 while it trains
     launcher_lock = _Below("launcher-lock")  # held by the launcher, also between two attempts
     reserve = _Below("reserve")
+    sample_sheet = _Below("samples.png")  # the first training inputs as the network gets them
+    samples = _Below("samples.json")  # what the sheet shows, and where
     micro_batch = _Below("micro-batch.json")  # the size found by train.micro_batch_size=auto
     logs = _Below("logs")
     console_log = _Below("logs", "console.log")  # of a launcher without a terminal
