@@ -18,7 +18,7 @@ BUDGETS = {
     "benchmark": 1675,
     "checkpoint": 505,
     "cli": 4100,
-    "config": 1625,
+    "config": 1800,
     "data": 5320,
     "distributed": 1200,
     "evaluation": 485,
