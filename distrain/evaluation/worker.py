@@ -25,18 +25,13 @@ from distrain.data.transforms.pipeline import Normalize, build_transforms
 from distrain.distributed.extra_state import load_loss
 from distrain.distributed.world import World
 from distrain.errors import CheckpointError, DataError
-from distrain.evaluation.results import (
-    NUM_MISTAKES,
-    EvaluationResults,
-    Mistake,
-    Predictions,
-    results_of_classes,
-    write_results,
-)
+from distrain.evaluation.results import NUM_MISTAKES, Predictions, write_results
 from distrain.evaluation.samples import open_samples
 from distrain.models.registry import build_model
 from distrain.runs import checkpoints
+from distrain.runs.confusion import results_of_classes
 from distrain.runs.directory import RunDirectory
+from distrain.runs.evaluations import Findings, Mistake
 from distrain.runs.task import EvaluationRequest, Samples
 from distrain.runs.user_code import find_code
 from distrain.system.live_line import LiveProgress
@@ -237,9 +232,9 @@ def _conclude(
     setup: _EvaluationSetup,
     evaluation: Evaluation,
     predictions: Predictions,
-) -> EvaluationResults:
+) -> Findings:
     classes = [str(name) for name in setup.source.classes]
-    return EvaluationResults(
+    return Findings(
         run=request.run,
         checkpoint=request.checkpoint,
         step=checkpoints.read(Path(request.checkpoint)).step,

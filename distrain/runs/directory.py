@@ -74,9 +74,13 @@ class RunDirectory:
     traces = _Below("profile")
     checkpoints = _Below("checkpoints")
     evaluations = _Below("evaluations")  # run directories of `distrain eval`, one for each evaluation
+    validation = _Below("validation")  # the newest and the best evaluation of the training, as evaluations are
     task = _Below("task.json")  # what a worker does here: train, evaluate or benchmark
     findings = _Below("findings.json")
     answers = _Below("answers.npz")
+    confusion_image = _Below("confusion.png")
+    mistakes_image = _Below("mistakes.png")  # the worst mistakes of an evaluation on one sheet
+    mistake_images = _Below("mistakes")  # the image of each
     stage = _Below("stage")  # what is being measured now, as text
     figures = _Below("figures.json")
     report = _Below("report.html")
@@ -130,6 +134,10 @@ class RunDirectory:
     def trace(self, rank: int) -> Path:
         """Return the file to which a rank writes the Chrome trace of the torch profiler."""
         return self.traces / f"rank-{rank}.json"
+
+    def mistake_image(self, number: int) -> Path:
+        """Return the picture of one of an evaluation's worst mistakes, counted from 0."""
+        return self.mistake_images / f"{number:03}.png"
 
     def heartbeat(self, rank: int) -> Path:
         """Return the file to which a rank writes its progress once a second."""
@@ -272,10 +280,7 @@ class RunDirectory:
 
     @contextmanager
     def hold_launcher_lock(self) -> Iterator[str | None]:
-        """Hold the lock for launching the run; raises `RunError` where another process holds it.
-
-        Yields the same as `hold_trainer_lock`.
-        """
+        """Hold the lock for launching the run; yields and raises what `hold_trainer_lock` does, without patience."""
         with self._hold(self.launcher_lock, patience_s=0.0) as note:
             yield note
 

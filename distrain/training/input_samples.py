@@ -1,13 +1,12 @@
-"""Takes the first training inputs as the network gets them, with their names and targets, and makes them visible."""
+"""Takes the first training inputs as the network gets them, with their names and targets."""
 
 from dataclasses import dataclass
 
 import torch
 
 from distrain.data.sources.outputs import format_target
+from distrain.data.transforms.visible import to_visible
 from distrain.training.session import Session
-
-_ROUNDING = 1e-3  # by which normalising and its inverse may leave the range from 0 to 1
 
 
 @dataclass(frozen=True)
@@ -41,20 +40,3 @@ def take_input_samples(session: Session) -> InputSamples:
         indices=indices,
         targets=[format_target(value, source.target, source.classes) for value in trained[shown].cpu().numpy()],
     )
-
-
-def to_visible(pixels: torch.Tensor) -> torch.Tensor:
-    """Return pixels float32 [n, channels, height, width] as bytes, uint8 [n, 1 or 3, height, width].
-
-    Where any are not from 0 to 1, each image is stretched from its own range. Channels that are not RGB become one
-    grey, and values that are not finite black.
-    """
-    pixels = pixels.double()
-    if pixels.shape[1] not in {1, 3}:
-        pixels = pixels.mean(dim=1, keepdim=True)
-    is_finite = pixels.isfinite()
-    lowest = pixels.where(is_finite, torch.inf).amin(dim=(1, 2, 3), keepdim=True)
-    highest = pixels.where(is_finite, -torch.inf).amax(dim=(1, 2, 3), keepdim=True)
-    if lowest.min() < -_ROUNDING or highest.max() > 1 + _ROUNDING:
-        pixels = (pixels - lowest) / (highest - lowest).clamp_min(1e-9)
-    return pixels.where(is_finite, 0.0).clamp(0, 1).mul(255).round().to(torch.uint8)

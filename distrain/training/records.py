@@ -15,6 +15,7 @@ from distrain.training.loggers.protocol import Record
 from distrain.training.nonfinite import name_samples
 from distrain.training.resume import save
 from distrain.training.session import Session
+from distrain.training.validation_results import write_validation
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ def write_records(session: Session, step: int, loggers: LoggerCollection) -> tup
         metrics = {"step": step, "epoch": session.epoch(step), **evaluation.metrics}
         _warn_of_loss(session, step, evaluation.metrics)
         state.keep_evaluation(step, evaluation.metrics)
+        write_validation(session, step, evaluation)
         session = check_patience(session, step)
     state.phase = "record"
     record = _record(session, step) if session.intervals.should_log(step) else {}

@@ -73,7 +73,6 @@ class RunSection:
     recipe_text: str
     recipe_href: str
     log: str
-    is_evaluable: bool  # whether `distrain eval` could add what is missing
 
 
 def show_run(facts: RunFacts, curves: Mapping[str, Curve], *, anchor: str, style: int) -> RunSection:
@@ -116,7 +115,6 @@ def show_run(facts: RunFacts, curves: Mapping[str, Curve], *, anchor: str, style
         recipe_text=facts.recipe_text,
         recipe_href=f"data:application/yaml;base64,{base64.b64encode(text).decode()}",
         log=_read_log_tail(facts),
-        is_evaluable=bool(facts.kept),
     )
 
 
