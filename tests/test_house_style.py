@@ -25,7 +25,7 @@ BUDGETS = {
     "export": 765,
     "launchers": 2250,
     "models": 1070,
-    "runs": 3100,
+    "runs": 3500,
     "service": 3600,
     "system": 2035,
     "tensors": 385,

@@ -70,8 +70,8 @@ class EvaluationView:
 def show_evaluations(run: RunDirectory) -> list[EvaluationView]:
     """Return the newest results of `distrain eval`, then the training's own of other steps, each the newest first."""
     evaluations = read_evaluations(run)[:MAX_EVALUATIONS]
-    steps = {result.step for result in evaluations if result.data is None and result.split == "val"}
-    own = [result for result in read_validations(run) if result.step not in steps]
+    known = {(result.step, result.split, result.num_samples) for result in evaluations}
+    own = [result for result in read_validations(run) if (result.step, result.split, result.num_samples) not in known]
     return [_show(result, has_mistakes=True) for result in evaluations] + [
         _show(result, has_mistakes=False) for result in own
     ]
