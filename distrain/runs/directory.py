@@ -87,6 +87,7 @@ class RunDirectory:
     mistake_images = _Below("mistakes")  # the image of each
     stage = _Below("stage")  # what is being measured now, as text
     figures = _Below("figures.json")
+    report = _Below("report.html")
     export = _Below("export")  # bundles and graphs for other programs
     tensorboard = _Below("tensorboard")
     wandb = _Below("wandb")
@@ -285,10 +286,7 @@ class RunDirectory:
 
     @contextmanager
     def hold_launcher_lock(self) -> Iterator[str | None]:
-        """Hold the lock for launching the run; raises `RunError` where another process holds it.
-
-        Yields the same as `hold_trainer_lock`.
-        """
+        """Hold the lock for launching the run; yields and raises what `hold_trainer_lock` does, without patience."""
         with self._hold(self.launcher_lock, patience_s=0.0) as note:
             yield note
 
