@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from distrain.runs.curves import access, read_curves
+from distrain.runs.curves.layout import HEADER_BYTES
 from distrain.runs.directory import RunDirectory
 from distrain.system import shared_locks
 from tests.cli_runner import wait_until
@@ -58,7 +59,7 @@ def cached(tmp_path: Path) -> list[Path]:
 
 
 def test_processes_and_threads_that_read_at_once_get_the_same(run: RunDirectory) -> None:
-    write(run, 20 * BATCH)
+    write(run, 16 * BATCH)
     processes = [begin(run) for _ in range(3)]
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda _: read_curves(run, points=100), range(4)))
@@ -72,7 +73,7 @@ def test_processes_and_threads_that_read_at_once_get_the_same(run: RunDirectory)
 
 
 def test_killed_process_leaves_a_store_that_is_right(run: RunDirectory) -> None:
-    write(run, 40 * BATCH)
+    write(run, 16 * BATCH)
     index, _ = store_files(run)
     process = begin(run)
     wait_until(lambda: index.exists() and index.stat().st_size > 1000, "a batch", every_s=0.001)
@@ -167,3 +168,56 @@ def test_file_system_without_locks_has_a_store(run: RunDirectory, monkeypatch: p
     write(run, 2 * BATCH)
     check_read(run)
     assert all(path.exists() for path in store_files(run))
+
+
+@pytest.mark.parametrize("name", ["index", "columns"])
+def test_damage_anywhere_in_the_store_is_found(run: RunDirectory, name: str) -> None:
+    write(run, 2 * BATCH + 10)
+    wanted = {points: read_curves(run, points=points) for points in (1, 200, 10_000)}
+    path = run.curves / name
+    whole = path.read_bytes()
+    for position in range(0, len(whole), len(whole) // 7):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x10
+        for points, right in wanted.items():
+            path.write_bytes(damaged)
+            found = read_curves(run, points=points).curves["train/loss"]
+            for field in ("step", "time", "mean", "min", "max", "count"):
+                assert getattr(found, field).tobytes() == getattr(right.curves["train/loss"], field).tobytes()
+    read_curves(run, points=10_000)
+    assert path.read_bytes() == whole, "it is made again"
+
+
+def test_history_that_is_replaced_is_read_again(run: RunDirectory) -> None:
+    """Also where the newest records are the same, and have the same place in the file."""
+    write(run, 3 * BATCH + 10)
+    read_curves(run)
+    lines = run.metrics.read_text().splitlines(keepends=True)
+    number = BATCH + BATCH // 2
+    lines[number] = lines[number].replace('"train/loss": 0.', '"train/loss": 7.')
+    other = run.path / "other"
+    other.write_text("".join(lines))
+    other.rename(run.metrics)
+    check_read(run, points=3)
+    check_read(run, points=20_000)
+
+
+def test_entries_of_another_history_are_not_believed(run: RunDirectory) -> None:
+    """As two processes leave them that write at once where there are no locks, one of them an old history."""
+    write(run, 3 * BATCH)
+    read_curves(run)
+    old = (run.curves / "index").read_bytes()
+    text = run.metrics.read_text()
+    position = text.index('"train/loss": 0.', text.index(f'{{"step": {BATCH + 9},'))
+    other = run.path / "other"
+    other.write_text(text[:position] + '"train/loss": 9.' + text[position + 16 :])
+    other.rename(run.metrics)
+    read_curves(run)
+    new = (run.curves / "index").read_bytes()
+    names = b'["train/loss"]'  # at the end of the first entry
+    second = new.index(names) + len(names)
+    third = second + (len(new) - second) // 2
+    assert old[HEADER_BYTES:second] == new[HEADER_BYTES:second]
+    assert old[second:third] != new[second:third]
+    (run.curves / "index").write_bytes(new[:second] + old[second:third] + new[third:])
+    check_read(run, points=3)
