@@ -14,10 +14,15 @@ class InputSamples:
     """The first training samples of a run, whichever step it resumes at."""
 
     images: torch.Tensor  # as the network gets them in step 0, float32 [n, channels, height, width], on the CPU
-    visible: torch.Tensor  # the same as pixels, uint8 [n, 1 or 3, height, width], on the CPU
+    pixels: torch.Tensor  # the same before they were normalised
     names: list[str]  # the images' paths, or their names in the source
     indices: list[int]  # of the samples in the training split
     targets: list[str]  # as text
+
+    @property
+    def visible(self) -> torch.Tensor:
+        """The pixels as uint8 [n, 1 or 3, height, width]; computed by who shows them, beside the training."""
+        return to_visible(self.pixels)
 
 
 def take_input_samples(session: Session) -> InputSamples:
@@ -35,7 +40,7 @@ def take_input_samples(session: Session) -> InputSamples:
     inputs, indices = inputs[shown], micro_batch.indices[shown].tolist()
     return InputSamples(
         images=inputs.cpu(),
-        visible=to_visible(session.normalize.invert(inputs).cpu()),
+        pixels=session.normalize.invert(inputs).cpu(),
         names=[source.describe(index) for index in indices],
         indices=indices,
         targets=[format_target(value, source.target, source.classes) for value in trained[shown].cpu().numpy()],

@@ -10,7 +10,7 @@ def input_samples(visible: torch.Tensor, *, target: str = "cat") -> InputSamples
     numbers = range(len(visible))
     return InputSamples(
         images=visible / 255,
-        visible=visible,
+        pixels=visible / 255,
         names=[f"photos/{number}.jpg" for number in numbers],
         indices=list(numbers),
         targets=[target for _ in numbers],
