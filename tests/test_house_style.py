@@ -26,7 +26,7 @@ BUDGETS = {
     "launchers": 2250,
     "models": 1070,
     "runs": 3500,
-    "service": 3600,
+    "service": 3740,
     "system": 2115,
     "tensors": 385,
     "training": 4515,
