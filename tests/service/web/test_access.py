@@ -167,6 +167,33 @@ def test_sessions_survive_a_restart_and_end_with_the_token(tmp_path: Path) -> No
         assert client.get("/", headers={"Authorization": f"Bearer {page.token}"}).status_code == 200
 
 
+def test_without_its_secrets_the_page_is_for_nobody_until_they_are_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with shown(tmp_path / "runs") as page, page.logged_in() as client, page.with_token() as other:
+        folder = page.root / ".serve"
+        for change, back in (
+            (lambda: folder.rename(tmp_path / "away"), lambda: (tmp_path / "away").rename(folder)),
+            (lambda: (folder / "token").chmod(0o644), lambda: (folder / "token").chmod(0o600)),
+        ):
+            change()
+            for one in (client, other):
+                answer = one.get("/")
+                assert answer.status_code == 503
+                assert str(tmp_path) not in answer.text, "it is for the operator"
+            assert str(folder) in caplog.text
+            back()
+            assert client.get("/").status_code == 200
+            assert other.get("/").status_code == 200
+
+
+def test_a_session_that_cannot_be_stored_lasts_as_long_as_serve(tmp_path: Path) -> None:
+    with shown(tmp_path / "runs") as page:
+        (page.root / ".serve" / "sessions.json").mkdir()  # no file can replace it
+        with page.logged_in() as client:
+            assert client.get("/").status_code == 200
+
+
 def test_a_session_counts_at_one_port_alone(page: ShownPage) -> None:
     """A browser sends the cookies of a host to all of its ports, where another user may listen."""
     with page.logged_in() as client, shown(page.root.parent / "other") as other, other.client() as thief:

@@ -192,6 +192,10 @@ def test_secrets_that_others_could_know_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="not what distrain writes"), shown(root):
         pass
     token.unlink()
+    token.mkdir(0o700)
+    with pytest.raises(StorageError, match="not what distrain writes"), shown(root):
+        pass
+    token.rmdir()
     token.touch(0o600)
     with pytest.raises(StorageError, match="holds no token"), shown(root):
         pass

@@ -3,6 +3,7 @@
 import json
 import secrets
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from distrain.errors import StorageError
@@ -72,7 +73,8 @@ class Sessions:
         }
 
     def _store(self) -> None:
-        write_private(self._path, json.dumps(self._times))
+        with suppress(OSError):  # a full disk: they end with this `serve` then
+            write_private(self._path, json.dumps(self._times))
 
 
 def _read(path: Path) -> dict[str, tuple[float, float]]:
