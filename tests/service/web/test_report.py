@@ -18,7 +18,6 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from distrain.config import load_recipe
 from distrain.config.profile import Profile
 from distrain.evaluation.results import Predictions, write_results
-from distrain.runs.attempts import explain_attempts
 from distrain.runs.confusion import results_of_classes
 from distrain.runs.directory import RunDirectory
 from distrain.runs.evaluations import Findings, Mistake, read_evaluations
@@ -288,21 +287,11 @@ def test_several_runs_begin_with_what_differs_and_mark_the_best(
         assert "0.5" in page.locator("#run-2 .charts").inner_text()
 
 
-def test_each_attempt_has_the_reason_why_it_ended(tmp_path: Path) -> None:
-    attempts = [attempt(1, "failed"), attempt(2, "preempted"), attempt(3, "failed"), attempt(4, "running", ended=None)]
-    run = sample_run(tmp_path, state="running", attempts=attempts)
-    run.write_error(error(1, 130, "lost peer", is_secondary=True))
-    run.write_error(error(0, 131, "disk full"))
-    run.error(2).write_text("[]")
-    explained = explain_attempts(run, run.read_status(), state="died")
-    assert [each.state for each in explained] == ["failed", "preempted", "failed", "died"]
-    assert [each.why for each in explained[:3]] == [
-        "RuntimeError: disk full (rank 0 on h, step 5)",
-        "preempted, after a save",
-        "ended without an error report",
-    ]
+def test_failed_attempt_has_its_error_and_preemption_what_it_means(tmp_path: Path) -> None:
+    run = sample_run(tmp_path, state="failed", attempts=[attempt(1, "preempted"), attempt(2, "failed")])
+    run.write_error(error(0, 231, "disk full"))
     report = build_report([run]).decode()
-    assert "disk full" in report
+    assert report.count("RuntimeError: disk full (rank 0 on h, step 5)") == 2  # at the top, and among the attempts
     assert "Preempted once; the result is the same as without." in report
 
 
