@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel
 
-from distrain.runs.directory import RunDirectory, write_atomically
-from distrain.system.files import to_json
+from distrain.runs.directory import RunDirectory
+from distrain.system.files import to_json, write_atomically
 
 
 class Spread(BaseModel):

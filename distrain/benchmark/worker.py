@@ -19,8 +19,9 @@ from distrain.distributed.fsdp import Fsdp
 from distrain.distributed.world import World
 from distrain.errors import DataError
 from distrain.messages import counted
-from distrain.runs.directory import RunDirectory, write_atomically
+from distrain.runs.directory import RunDirectory
 from distrain.runs.task import BenchmarkRequest
+from distrain.system.files import write_atomically
 from distrain.training.build import build_session
 from distrain.training.determinism import set_determinism
 from distrain.training.device.micro_batch_size import memory_limit_bytes, try_micro_batch_sizes

@@ -11,7 +11,7 @@ from distrain.cli.groups import refuse_misplaced
 from distrain.cli.json_output import print_json
 from distrain.cli.options import AsJson
 from distrain.errors import RecipeError
-from distrain.runs.directory import write_atomically
+from distrain.system.files import write_atomically
 from distrain.system.filesystem import check_writable
 
 app = typer.Typer(

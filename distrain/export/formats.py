@@ -16,8 +16,7 @@ from distrain.export.interface import describe_inputs, describe_outputs, describ
 from distrain.export.read_images import ImageInput
 from distrain.export.write_bundle import whole_file
 from distrain.messages import counted
-from distrain.runs.directory import write_atomically
-from distrain.system.files import to_json
+from distrain.system.files import to_json, write_atomically
 
 BATCH_SIZES = (16, 16, 1, 7)  # of the comparison: a graph with a fixed batch size fails for some of them
 NUM_COMPARED = sum(BATCH_SIZES)

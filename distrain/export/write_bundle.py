@@ -13,8 +13,9 @@ from safetensors.torch import save
 from distrain.checkpoint.tensors import Tensors
 from distrain.errors import ExportError
 from distrain.export.bundle import CLASS_INDICES, WEIGHTS, Bundle, load
-from distrain.runs.directory import BUNDLE, sync
+from distrain.runs.directory import BUNDLE
 from distrain.system import files
+from distrain.system.files import sync
 from distrain.system.filesystem import explain, name_path
 from distrain.tensors.module_state import split
 

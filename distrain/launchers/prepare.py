@@ -12,12 +12,13 @@ from distrain.data.layout.checks import check_requirements
 from distrain.errors import RecipeError, RunError
 from distrain.launchers.plan import Plan
 from distrain.launchers.warm_start import pin_weights
-from distrain.runs.directory import RANK_EXIT_TIMEOUT_S, RunDirectory, new_run_directory, write_atomically
+from distrain.runs.directory import RANK_EXIT_TIMEOUT_S, RunDirectory, new_run_directory
 from distrain.runs.environment import describe_environment
 from distrain.runs.query import warm_start_command
 from distrain.runs.status import Status
 from distrain.runs.stop_file import forget_stop
 from distrain.runs.task import Task, TrainRequest, write_task
+from distrain.system.files import write_atomically
 
 DEFAULT_RECIPE = "digits"
 RUNS = Path("runs")

@@ -20,11 +20,12 @@ from distrain.launchers.slurm.step_wait import StepWait
 from distrain.launchers.spawn import ProcessHandle, ProcessSpawner
 from distrain.launchers.watchdog import StallWatchdog
 from distrain.runs.checkpoints import final_path, newest_step
-from distrain.runs.directory import RunDirectory, write_atomically
+from distrain.runs.directory import RunDirectory
 from distrain.runs.error_reports import Clocks, ErrorReport, begin_attempt, read_errors
 from distrain.runs.status import AttemptMark
 from distrain.runs.stop_requests import stop_on_signal
 from distrain.runs.task import saves_nothing
+from distrain.system.files import write_atomically
 from distrain.system.loop_guard import LoopGuard, describe
 from distrain.system.nvml import wait_for_release
 from distrain.system.process import kill_below, pause_together

@@ -7,8 +7,6 @@ import json
 import os
 import secrets
 import shutil
-import stat
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +19,7 @@ from distrain.runs.format import FORMAT_VERSION, check_format
 from distrain.runs.local_job import LocalJob, is_local
 from distrain.runs.status import AttemptMark, Heartbeat, Job, Status
 from distrain.system import locks
-from distrain.system.files import read_readable, read_whole, texts_of, to_json
+from distrain.system.files import read_readable, read_whole, texts_of, to_json, write_atomically
 from distrain.system.filesystem import check_writable
 
 _JOB_PATIENCE_S = 10.0
@@ -329,29 +327,3 @@ def _status(text: str) -> Status:
 def _record(line: str) -> dict[str, Any]:
     record: dict[str, Any] = json.loads(line)
     return {**restore_nan(record), "step": record["step"]}
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` beside `path`, then rename it there: readers see the old file or the new one, with the old mode."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        with suppress(FileNotFoundError):
-            if stat.S_ISREG(mode := path.lstat().st_mode):
-                draft.chmod(stat.S_IMODE(mode))
-        draft.replace(path)
-    except OSError as error:  # a full disk: the partial draft would take up space
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-        error.filename, error.filename2 = str(path), None  # not that of the draft, which means nothing to the user
-        raise
-
-
-def sync(path: Path) -> None:
-    """Flush the content of a file, or the names in a folder, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,8 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from distrain.runs.directory import RunDirectory, write_atomically
-from distrain.system.files import read_readable, read_whole, texts_of
+from distrain.runs.directory import RunDirectory
+from distrain.system.files import read_readable, read_whole, texts_of, write_atomically
 
 _CLOCK_TOLERANCE_S = 5.0  # smaller differences are probably the delay until a file becomes visible
 

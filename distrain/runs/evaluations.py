@@ -11,9 +11,9 @@ from pydantic import BaseModel, BeforeValidator
 
 from distrain.config.metrics import Evaluation, Target
 from distrain.messages import counted
-from distrain.runs.directory import RunDirectory, write_atomically
+from distrain.runs.directory import RunDirectory
 from distrain.runs.task import Samples
-from distrain.system.files import read_readable, texts_of, to_json
+from distrain.system.files import read_readable, texts_of, to_json, write_atomically
 
 if TYPE_CHECKING:
     from distrain.runs.confusion import ConfusionMatrix

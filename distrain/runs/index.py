@@ -15,11 +15,12 @@ from typing import Any, NamedTuple, Self, TypeAlias
 
 import xxhash
 
-from distrain.runs.directory import RunDirectory, write_atomically
+from distrain.runs.directory import RunDirectory
 from distrain.runs.labels import Labels
 from distrain.runs.recipe_values import Sections
 from distrain.runs.status import Job, State, Status
 from distrain.system.caches import cache_folder
+from distrain.system.files import write_atomically
 
 MIN_RUNS = 100  # fewer are read as fast
 _FORMAT = 1

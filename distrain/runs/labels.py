@@ -11,9 +11,9 @@ from pydantic import BaseModel
 
 from distrain.errors import RunError
 from distrain.runs import slurm
-from distrain.runs.directory import RunDirectory, write_atomically
+from distrain.runs.directory import RunDirectory
 from distrain.runs.liveness import is_alive, is_queued
-from distrain.system.files import read_whole, to_json
+from distrain.system.files import read_whole, to_json, write_atomically
 from distrain.system.filesystem import check_writable
 
 TRASH = ".trash"  # beside the runs that are in it

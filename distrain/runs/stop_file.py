@@ -3,8 +3,8 @@
 from contextlib import suppress
 from typing import Literal, TypeAlias
 
-from distrain.runs.directory import RunDirectory, write_atomically
-from distrain.system.files import read_whole
+from distrain.runs.directory import RunDirectory
+from distrain.system.files import read_whole, write_atomically
 
 StopReason: TypeAlias = Literal["stopped", "cancelled", "preempted"]  # by the user, for good, or for another run
 

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter
 
-from distrain.runs.directory import RunDirectory, write_atomically
+from distrain.runs.directory import RunDirectory
 from distrain.runs.format import find_file
-from distrain.system.files import read_whole, to_json
+from distrain.system.files import read_whole, to_json, write_atomically
 
 Samples = Literal["train", "val", "given", "all"]  # given: val, or all where the data has no splits
 TaskName = Literal["train", "evaluate", "benchmark"]

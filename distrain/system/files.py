@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import stat
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -91,6 +93,32 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` beside `path`, then rename it there: readers see the old file or the new one, with the old mode."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        with suppress(FileNotFoundError):
+            if stat.S_ISREG(mode := path.lstat().st_mode):
+                draft.chmod(stat.S_IMODE(mode))
+        draft.replace(path)
+    except OSError as error:  # a full disk: the partial draft would take up space
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        error.filename, error.filename2 = str(path), None  # not that of the draft, which means nothing to the user
+        raise
+
+
+def sync(path: Path) -> None:
+    """Flush the content of a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class PatientFile:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from distrain.errors import RunError
-from distrain.runs.directory import RunDirectory, new_run_directory, write_atomically
+from distrain.runs.directory import RunDirectory, new_run_directory
 from distrain.runs.status import Status
 from distrain.system import filesystem
+from distrain.system.files import write_atomically
 
 TAKE_THE_LOCK = """
 import sys

@@ -24,8 +24,8 @@ from distrain.config.data import Split
 from distrain.data.packing.encode import Stored
 from distrain.data.packing.format import INDEX, Form, range_digest
 from distrain.errors import DataError
-from distrain.runs.directory import sync
 from distrain.system import locks
+from distrain.system.files import sync
 from distrain.system.filesystem import name_path
 
 LOCK = "lock"  # used where the file system has no flock

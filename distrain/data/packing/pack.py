@@ -46,7 +46,7 @@ from distrain.data.sources.files import FileSource, open_files
 from distrain.data.sources.registry import open_sources
 from distrain.errors import DataError
 from distrain.messages import MEBIBYTE
-from distrain.runs.directory import sync
+from distrain.system.files import sync
 
 SHARD_BYTES = 2**30
 MAX_SHARDS = 256  # of a split, approximately: a process that reads it has a file open for each

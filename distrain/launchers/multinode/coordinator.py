@@ -11,7 +11,7 @@ from distrain.errors import ExitCode, LaunchError
 from distrain.launchers.multinode.connection import PeerConnection
 from distrain.launchers.multinode.group import LocalNode
 from distrain.launchers.plan import Plan
-from distrain.runs.directory import write_atomically
+from distrain.system.files import write_atomically
 from distrain.system.network import split_endpoint
 from distrain.system.signals import StopRequest
 

@@ -9,7 +9,7 @@ from typing import Any
 import xxhash
 
 from distrain.runs.checkpoints.paths import MANIFEST, METADATA, STATE, Checkpoint, committed, read, step_of
-from distrain.runs.directory import sync, write_atomically
+from distrain.system.files import sync, write_atomically
 
 _CHUNK_BYTES = 1 << 22
 

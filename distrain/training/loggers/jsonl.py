@@ -6,8 +6,8 @@ import os
 from contextlib import suppress
 
 from distrain.messages import counted
-from distrain.runs.directory import RunDirectory, write_atomically
-from distrain.system.files import PatientFile, read_readable, strict_json
+from distrain.runs.directory import RunDirectory
+from distrain.system.files import PatientFile, read_readable, strict_json, write_atomically
 from distrain.training.loggers.protocol import LoggerContext, Record
 
 log = logging.getLogger(__name__)

@@ -10,10 +10,10 @@ from PIL import Image, ImageDraw
 
 from distrain.data.inspection.captions import fitting, load_font
 from distrain.messages import type_and_first_line
-from distrain.runs.directory import RunDirectory, write_atomically
+from distrain.runs.directory import RunDirectory
 from distrain.runs.samples import SampleImage, SampleSheet, read_sample_sheet
 from distrain.system.encoding import printable_name
-from distrain.system.files import to_json, whole_file
+from distrain.system.files import to_json, whole_file, write_atomically
 from distrain.training.input_samples import InputSamples
 
 NUM_COLUMNS = 4

@@ -7,7 +7,8 @@ from typing import Literal
 import wandb
 
 from distrain.messages import first_line
-from distrain.runs.directory import RunDirectory, write_atomically
+from distrain.runs.directory import RunDirectory
+from distrain.system.files import write_atomically
 from distrain.training.loggers.protocol import LoggerContext, Record
 
 INIT_TIMEOUT_S = 30.0
