@@ -2,11 +2,13 @@
 
 import asyncio
 import math
+import resource
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 _END_S = 2.0  # for all requests
 _GRACE_S = 1  # then they are cancelled, event streams too
-_BACKLOG = 128
+_BACKLOG = 64  # this many connections are accepted before the first of them can be dropped
 _TLS_S = 5.0
 
 
@@ -155,7 +157,8 @@ class _PageThread(threading.Thread):
         from distrain.service.web.security.sessions import Sessions
         from distrain.service.web.site import Site
 
-        options, credentials, limits = self._options, Credentials(self._root), self._limits
+        options, credentials = self._options, Credentials(self._root)
+        limits = _leave_files(self._limits)
         site = Site(root=self._root, slots=self._slots, data_roots=options.data_roots, allow_code=options.allow_code)
         access = Access(
             credentials=credentials,
@@ -180,3 +183,11 @@ class _PageThread(threading.Thread):
             ssl_keyfile=options.tls_key,
         )
         return uvicorn.Server(config)
+
+
+def _leave_files(limits: Limits) -> Limits:
+    """Return the limits with fewer connections where the queue could not open the files that it needs."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY:
+        return limits
+    return replace(limits, connections=min(limits.connections, most // 2))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from distrain.errors import LaunchError, StorageError, UserError
@@ -246,6 +247,23 @@ def test_serve_ends_in_seconds_though_a_request_hangs(serve: Serve) -> None:
     assert seconds < 6
     assert "ended; runs that have begun continue" in serve.out
     assert not (serve.folder / "runs" / ".serve" / "address").exists()
+
+
+def test_connections_leave_the_queue_the_files_that_it_needs(serve: Serve) -> None:
+    limited = (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200)); from distrain.cli import main; main()"
+    )
+    serve.start("--slots=1", program=("-c", limited))
+    assert status_of(serve.link) == 200
+    port = int(serve.link.partition("/login")[0].rpartition(":")[2])
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(400)]
+    time.sleep(2.5)  # ticks of the scheduler, which reads files
+    assert serve.process is not None
+    assert psutil.Process(serve.process.pid).num_fds() < 200
+    assert "failed" not in serve.out
+    for connection in silent:
+        connection.close()
+    assert status_of(serve.link) == 200
 
 
 def test_no_page_runs_the_queue_alone(serve: Serve) -> None:
