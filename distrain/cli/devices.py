@@ -1,6 +1,5 @@
 """`distrain devices`: lists the GPUs and CPU slots of this machine with who has them, and takes them out of service."""
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -54,7 +53,7 @@ def list_(as_json: AsJson = False) -> None:
 
     found = list_devices()
     if as_json:
-        print_json([{**asdict(device), "state": device.state, "is_free": device.is_free} for device in found])
+        print_json([device.as_json() for device in found])
         return
     headings = [
         Heading("device"),

@@ -83,7 +83,7 @@ class RunIndex:
         name = run.path.name
         with suppress(OSError, *_DAMAGED):
             stamp, brief, sections, labels, job_id, is_best_kept = entry = self._old[name]
-            if _stamp(run, started, stamp[0])[0] == stamp:
+            if _is_current(run, started, stamp):
                 known = RunFiles(
                     Brief(*brief),
                     dict([self._sections[number] for number in sections]),
@@ -95,9 +95,14 @@ class RunIndex:
                 return known
         return None
 
+    def stamp(self, name: str) -> Stamp:
+        """Return the stamp of a run that `find` has found."""
+        stamp: Stamp = self._old[name][0]
+        return stamp
+
     def add(self, run: RunDirectory, stamp: Stamp | None, read: RunFiles) -> None:
         """Remember what was read of a run after its stamp was taken, if the run has ended."""
-        if stamp is not None and read.fault is None and read.brief.state in _ENDED:
+        if stamp is not None and _has_ended(read):
             self._new[run.path.name] = stamp, read
 
     def save(self) -> None:
@@ -129,6 +134,44 @@ class RunIndex:
             write_atomically(self._path, f"{xxhash.xxh3_128_hexdigest(text.encode())}\n{text}")
 
 
+class RunMemory:
+    """What is known of the runs in a folder, for a process that lists them again and again: as `RunIndex`, in memory.
+
+    The index is read and written once.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._index: RunIndex | None = RunIndex(root)
+        self._known: dict[str, tuple[Stamp, RunFiles]] = {}
+
+    def find(self, run: RunDirectory, started: float) -> RunFiles | None:
+        """Return what is known of a run, if no file has changed since; `started` is the time of its recipe."""
+        name = run.path.name
+        if name in self._known:
+            stamp, files = self._known[name]
+            with suppress(OSError):
+                if _is_current(run, started, stamp):
+                    return files
+            del self._known[name]
+        elif self._index is not None and (found := self._index.find(run, started)) is not None:
+            self._known[name] = self._index.stamp(name), found
+            return found
+        return None
+
+    def add(self, run: RunDirectory, stamp: Stamp | None, read: RunFiles) -> None:
+        """Remember what was read of a run after its stamp was taken, if the run has ended."""
+        if self._index is not None:
+            self._index.add(run, stamp, read)
+        if stamp is not None and _has_ended(read):
+            self._known[run.path.name] = stamp, read
+
+    def save(self) -> None:
+        """Write the index, after the first list."""
+        if self._index is not None:
+            self._index.save()
+            self._index = None
+
+
 def take_stamp(run: RunDirectory, started: float) -> Stamp | None:
     """Return what changes with any file from which a list is read, and when one is created or deleted.
 
@@ -140,6 +183,15 @@ def take_stamp(run: RunDirectory, started: float) -> Stamp | None:
         stamp, newest_ns = _stamp(run, started, " ".join(path.name for path in files if path.exists()))
         return stamp if time.time() - max(newest_ns * 1e-9, started) >= _SETTLED_S else None
     return None
+
+
+def _is_current(run: RunDirectory, started: float, stamp: Stamp) -> bool:
+    """Whether no file of a run has changed since its stamp was taken; raises `OSError` where one is missing."""
+    return _stamp(run, started, str(stamp[0]))[0] == stamp
+
+
+def _has_ended(read: RunFiles) -> bool:
+    return read.fault is None and read.brief.state in _ENDED
 
 
 def _stamp(run: RunDirectory, started: float, names: str) -> tuple[Stamp, int]:

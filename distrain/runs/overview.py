@@ -15,7 +15,7 @@ from distrain.messages import joined, nearest
 from distrain.runs.checkpoints import final_path
 from distrain.runs.directory import RunDirectory
 from distrain.runs.format import FORMAT_VERSION
-from distrain.runs.index import MIN_RUNS, Brief, RunFiles, RunIndex, take_stamp
+from distrain.runs.index import MIN_RUNS, Brief, RunFiles, RunIndex, RunMemory, take_stamp
 from distrain.runs.labels import Labels, read_labels
 from distrain.runs.liveness import find_states
 from distrain.runs.query import best_checkpoint, find_fault, find_start_times
@@ -126,12 +126,15 @@ class Overview:
         return {"run": str(self.run.path), **self.status.model_dump(), "eta_s": self.find("eta_s"), **more, **labels}
 
 
-def read_overviews(root: Path) -> list[Overview]:
-    """Read all runs directly below `root`, the oldest first; those that the index knows are not read again."""
+def read_overviews(root: Path, memory: RunMemory | None = None) -> list[Overview]:
+    """Read all runs directly below `root`, the oldest first; those that `memory` or the index knows are not read again.
+
+    A process that lists the runs again and again passes the same `memory` each time.
+    """
     times = find_start_times(root)
-    if len(times) < MIN_RUNS:
+    if memory is None and len(times) < MIN_RUNS:
         return read_each([RunDirectory(root / name) for name in times])
-    index, found = RunIndex(root), dict[RunDirectory, RunFiles | None]()
+    index, found = memory or RunIndex(root), dict[RunDirectory, RunFiles | None]()
     for name, started in times.items():
         run = RunDirectory(root / name)
         found[run] = index.find(run, started)

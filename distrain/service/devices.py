@@ -4,8 +4,9 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from distrain.config.profile import Profile
 from distrain.errors import LaunchError, StoppedError
@@ -73,6 +74,10 @@ class DeviceState:
         if self.holder is not None:
             return f"leased to {self.holder}{f'; {self.drain}' if self.drain is not None else ''}"
         return str(self.drain or self.filled_by or self.fault or "")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the device as a JSON object."""
+        return {**asdict(self), "state": self.state, "is_free": self.is_free}
 
 
 def list_devices(kind: DeviceKind | None = None, *, slots: int | None = None) -> list[DeviceState]:

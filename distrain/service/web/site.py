@@ -1,5 +1,6 @@
 """Holds what the page of one `distrain serve` shows, and finds the runs in it."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -26,10 +27,16 @@ class Site:
         """
         run = RunDirectory(self.root / name)
         is_plain = name not in {"", ".", ".."} and "/" not in name and "\0" not in name and not name.startswith(".")
-        if not (is_plain and not run.path.is_symlink() and run.exists):
+        if not (is_plain and _is_own_folder(run)):
             raise NoSuchRunError(f"there is no run {name!r} in {self.root}")
         run.check_format()
         return run
+
+
+def _is_own_folder(run: RunDirectory) -> bool:
+    with suppress(OSError, ValueError):  # a name that is too long, or has characters that no file name has
+        return not run.path.is_symlink() and run.exists
+    return False
 
 
 def _site(request: Request) -> Site:
