@@ -14,7 +14,8 @@ from distrain.system.encoding import printable_name
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from distrain.evaluation.results import EvaluationResults, Predictions
+    from distrain.evaluation.results import Predictions
+    from distrain.runs.evaluations import Findings
 
 MAX_CLASSES = 50  # rows of the table; of more classes, the least accurate are shown
 MAX_LINES = 5  # pairs and mistakes printed on the terminal
@@ -67,9 +68,9 @@ def evaluate(
     from rich.console import Console
 
     from distrain.config.profile import read_options
-    from distrain.evaluation import results as found
     from distrain.evaluation.launch import run_evaluation
     from distrain.evaluation.request import resolve
+    from distrain.evaluation.results import read_predictions
     from distrain.runs import query
     from distrain.worker import run_worker
 
@@ -88,8 +89,12 @@ def evaluate(
         run_worker=run_worker,
         notify=lambda message: errors.print(message, markup=False, soft_wrap=True),
     )
-    answers = found.read_predictions(folder)
-    drawn = _draw(folder.path, result, answers, recipe_source=folder.recipe) if pictures else []
+    answers = read_predictions(folder)
+    drawn = list[Path]()
+    if pictures:
+        from distrain.evaluation.pictures import write_pictures
+
+        result, drawn = write_pictures(folder, result, answers)
     if as_json:
         print_json(result)
         return
@@ -101,9 +106,10 @@ def evaluate(
         console.print(f"image       {file}", soft_wrap=True, markup=False)
 
 
-def _print(console: "Console", result: "EvaluationResults", answers: "Predictions") -> None:
+def _print(console: "Console", result: "Findings", answers: "Predictions") -> None:
     from distrain.config.metrics import format_evaluation
-    from distrain.evaluation.results import confused_pairs, format_badness
+    from distrain.runs.confusion import confused_pairs
+    from distrain.runs.evaluations import format_badness
     from distrain.system.display import Heading, print_table
 
     metrics = format_evaluation(result.metrics, split="" if result.split == "all" else result.split)
@@ -131,18 +137,3 @@ def _print(console: "Console", result: "EvaluationResults", answers: "Prediction
     for mistake in result.mistakes[:MAX_LINES]:
         text = f"is {mistake.target}, predicted {mistake.prediction} ({format_badness(mistake, result.target)})"
         console.print(f"mistake     {mistake.sample}: {text}", soft_wrap=True, markup=False)
-
-
-def _draw(folder: Path, result: "EvaluationResults", answers: "Predictions", *, recipe_source: Path) -> list[Path]:
-    from distrain.evaluation.plots import draw_confusion, draw_mistakes
-    from distrain.evaluation.samples import read_images
-
-    drawn = []
-    if result.classes:
-        draw_confusion(result, answers, folder / "confusion.png")
-        drawn.append(folder / "confusion.png")
-    if result.mistakes:
-        images = read_images(recipe_source, result.split, [mistake.index for mistake in result.mistakes])
-        draw_mistakes(result, images, folder / "mistakes.png")
-        drawn.append(folder / "mistakes.png")
-    return drawn

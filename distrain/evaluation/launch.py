@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 from distrain.config import Recipe
 from distrain.config.profile import LaunchOptions, resolve_profile
-from distrain.errors import RunError
-from distrain.evaluation.results import EvaluationResults, read_results
+from distrain.errors import RunError, TaskError
 from distrain.launchers import LAUNCHERS
 from distrain.launchers.launch_task import launch_task
 from distrain.launchers.prepare import check_data
 from distrain.launchers.supervisor import RunWorker
 from distrain.runs.directory import RunDirectory
+from distrain.runs.evaluations import Findings, read_findings
 from distrain.runs.task import EvaluationRequest
 
 
@@ -22,7 +22,7 @@ def run_evaluation(
     *,
     run_worker: RunWorker,
     notify: Callable[[str], None],
-) -> EvaluationResults:
+) -> Findings:
     """Run the evaluation on the processes of `options` and return its results; a single process is this one.
 
     Raises a `UserError` for an invalid request, `TaskError` with the first failure of a process, and
@@ -44,4 +44,7 @@ def run_evaluation(
         run_worker=run_worker,
         notify=notify,
     )
-    return read_results(folder)
+    findings = read_findings(folder)
+    if findings is None:
+        raise TaskError(f"{folder.findings} cannot be read; run the command again")
+    return findings

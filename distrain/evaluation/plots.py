@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distrain.evaluation.results import EvaluationResults, Predictions, format_badness
+from distrain.evaluation.results import Predictions
 from distrain.messages import counted
+from distrain.runs.evaluations import Findings, format_badness
 from distrain.system.encoding import printable_name
 from distrain.system.files import whole_file
 
@@ -19,13 +20,13 @@ MAX_NAMES = 60  # the largest number of classes for which the axes have names
 NUM_COLUMNS = 5
 
 
-def draw_confusion(results: EvaluationResults, predictions: Predictions, file: Path) -> None:
+def draw_confusion(findings: Findings, predictions: Predictions, file: Path) -> None:
     """Draw the confusion matrix as a PNG: a row per true class, coloured by shares of the row, with counts."""
-    plot, axes = _figure(_side(len(results.classes)), _side(len(results.classes)))
+    plot, axes = _figure(_side(len(findings.classes)), _side(len(findings.classes)))
     counts = predictions.confusion
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    names = [_shorten(result.name) for result in results.classes]
+    names = [_shorten(result.name) for result in findings.classes]
     if len(names) <= MAX_NAMES:
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
@@ -37,12 +38,12 @@ def draw_confusion(results: EvaluationResults, predictions: Predictions, file: P
     axes.set_ylabel("true")
     accuracy = counts.trace() / max(counts.sum(), 1)
     # The run's name may be long: the image becomes as wide as the title.
-    name = printable_name(Path(results.run).name).replace("$", r"\$")
-    plot.suptitle(f"{name}\nstep {results.step:,}: {accuracy:.2%} of {counted(results.num_samples, 'sample')}")
+    name = printable_name(Path(findings.run).name).replace("$", r"\$")
+    plot.suptitle(f"{name}\nstep {findings.step:,}: {accuracy:.2%} of {counted(findings.num_samples, 'sample')}")
     _save(plot, file)
 
 
-def draw_mistakes(results: EvaluationResults, images: list[NDArray[Any] | None], file: Path) -> None:
+def draw_mistakes(findings: Findings, images: list[NDArray[Any] | None], file: Path) -> None:
     """Draw the worst mistakes as a PNG: each image uint8 [height, width, 3] with its true and its predicted target.
 
     None represents an image that could not be read.
@@ -50,12 +51,12 @@ def draw_mistakes(results: EvaluationResults, images: list[NDArray[Any] | None],
     num_columns = min(len(images), NUM_COLUMNS)
     num_rows = -(-len(images) // num_columns)
     plot, _ = _figure(2.4 * num_columns, 2.9 * num_rows, axes=False)
-    for position, (image, mistake) in enumerate(zip(images, results.mistakes, strict=False), start=1):
+    for position, (image, mistake) in enumerate(zip(images, findings.mistakes, strict=False), start=1):
         axes = plot.add_subplot(num_rows, num_columns, position)
         if image is not None:
             axes.imshow(image, interpolation="nearest" if max(image.shape) < 100 else None)
         axes.set_axis_off()
-        badness = format_badness(mistake, results.target)
+        badness = format_badness(mistake, findings.target)
         axes.set_title(
             f"true {_shorten(mistake.target)}\npredicted {_shorten(mistake.prediction)}\n({badness})", fontsize=8
         )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from distrain.config import Recipe, read_recipe
 from distrain.data.sources.base import Source
 from distrain.data.sources.registry import choose_samples, open_sources
+from distrain.data.transforms.visible import to_visible
 from distrain.errors import DataError
 from distrain.runs.task import Samples
 
@@ -38,10 +39,5 @@ def read_images(recipe: Path, samples: Samples, indices: list[int]) -> list[NDAr
 
 
 def _to_rgb(image: torch.Tensor) -> NDArray[Any]:
-    """Return an image [channels, height, width] as RGB; floats are scaled from their range to 0 to 255."""
-    if image.dtype != torch.uint8:
-        low, high = image.min(), image.max()
-        image = ((image - low) / (high - low).clamp(min=1e-9) * 255).round().to(torch.uint8)
-    if image.shape[0] not in {1, 3}:
-        image = image[:1]
-    return np.ascontiguousarray(image.expand(3, -1, -1).permute(1, 2, 0).numpy())
+    """Return an image [channels, height, width] as RGB."""
+    return np.ascontiguousarray(to_visible(image.unsqueeze(0))[0].expand(3, -1, -1).permute(1, 2, 0).numpy())

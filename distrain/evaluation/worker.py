@@ -19,23 +19,19 @@ from distrain.data.loading.loader import BatchReader
 from distrain.data.loading.sampler import evaluation_order
 from distrain.data.sources.base import Batch, Source
 from distrain.data.sources.class_counts import class_counts
+from distrain.data.sources.outputs import format_target
 from distrain.data.sources.registry import choose_samples, open_sources
 from distrain.data.transforms.pipeline import Normalize, build_transforms
 from distrain.distributed.extra_state import load_loss
 from distrain.distributed.world import World
 from distrain.errors import CheckpointError, DataError
-from distrain.evaluation.results import (
-    NUM_MISTAKES,
-    EvaluationResults,
-    Mistake,
-    Predictions,
-    results_of_classes,
-    write_results,
-)
+from distrain.evaluation.results import NUM_MISTAKES, Predictions, write_results
 from distrain.evaluation.samples import open_samples
 from distrain.models.registry import build_model
 from distrain.runs import checkpoints
+from distrain.runs.confusion import results_of_classes
 from distrain.runs.directory import RunDirectory
+from distrain.runs.evaluations import Findings, Mistake
 from distrain.runs.task import EvaluationRequest, Samples
 from distrain.runs.user_code import find_code
 from distrain.system.live_line import LiveProgress
@@ -236,9 +232,9 @@ def _conclude(
     setup: _EvaluationSetup,
     evaluation: Evaluation,
     predictions: Predictions,
-) -> EvaluationResults:
+) -> Findings:
     classes = [str(name) for name in setup.source.classes]
-    return EvaluationResults(
+    return Findings(
         run=request.run,
         checkpoint=request.checkpoint,
         step=checkpoints.read(Path(request.checkpoint)).step,
@@ -263,19 +259,10 @@ def _worst_mistakes(setup: _EvaluationSetup, predictions: Predictions, classes: 
         Mistake(
             sample=setup.source.describe(int(i)),
             index=int(i),
-            target=_format_output(predictions.targets[i], setup.chosen.target, classes),
-            prediction=_format_output(predictions.predictions[i], setup.chosen.target, classes),
+            target=format_target(predictions.targets[i], setup.chosen.target, classes),
+            prediction=format_target(predictions.predictions[i], setup.chosen.target, classes),
             badness=float(badness[i]),
         )
         for i in order
         if badness[i] > 0
     ]
-
-
-def _format_output(value: np.generic | np.ndarray, target: Target, classes: list[str]) -> str:
-    if target == "class":
-        return classes[int(value)]
-    numbers = np.atleast_1d(value)
-    if target == "labels":
-        return ", ".join(name for name, is_there in zip(classes, numbers, strict=True) if is_there) or "none"
-    return ", ".join(f"{name} {number:.4g}" for name, number in zip(classes, numbers, strict=True))

@@ -59,6 +59,8 @@ class RunDirectory:
     lock = _Below("lock")  # held by rank 0 while it trains
     launcher_lock = _Below("launcher-lock")  # held by the launcher, also between two attempts
     reserve = _Below("reserve")
+    sample_sheet = _Below("samples.png")  # the first training inputs as the network gets them
+    samples = _Below("samples.json")  # what the sheet shows, and where
     micro_batch = _Below("micro-batch.json")  # the size found by train.micro_batch_size=auto
     logs = _Below("logs")
     console_log = _Below("logs", "console.log")  # of a launcher without a terminal
@@ -75,6 +77,9 @@ class RunDirectory:
     task = _Below("task.json")  # what a worker does here: train, evaluate or benchmark
     findings = _Below("findings.json")
     answers = _Below("answers.npz")
+    confusion_image = _Below("confusion.png")
+    mistakes_image = _Below("mistakes.png")  # the worst mistakes of an evaluation on one sheet
+    mistake_images = _Below("mistakes")  # the image of each
     stage = _Below("stage")  # what is being measured now, as text
     figures = _Below("figures.json")
     export = _Below("export")  # bundles and graphs for other programs
@@ -127,6 +132,10 @@ class RunDirectory:
     def trace(self, rank: int) -> Path:
         """Return the file to which a rank writes the Chrome trace of the torch profiler."""
         return self.traces / f"rank-{rank}.json"
+
+    def mistake_image(self, number: int) -> Path:
+        """Return the picture of one of an evaluation's worst mistakes, counted from 0."""
+        return self.mistake_images / f"{number:03}.png"
 
     def heartbeat(self, rank: int) -> Path:
         """Return the file to which a rank writes its progress once a second."""

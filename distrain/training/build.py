@@ -150,6 +150,7 @@ def _assemble(
         losses=LossMeter(sampler, world, watch),
         stopwatch=stopwatch,
         checkpointer=Checkpointer(run.checkpoints, config=recipe.checkpoint, world=world),
+        first=data.first,
         sample_images=data.sample_images.cpu(),
         extra=extra,
         unsaved=unsaved,

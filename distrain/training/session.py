@@ -14,6 +14,7 @@ from distrain.config.intervals import Intervals
 from distrain.config.profile import Profile
 from distrain.data.loading.loader import BatchReader
 from distrain.data.loading.sampler import TrainSampler
+from distrain.data.sources.base import Batch
 from distrain.data.transforms.pipeline import Normalize
 from distrain.distributed.compile import Compilation
 from distrain.distributed.extra_state import ExtraState
@@ -71,6 +72,7 @@ class Session:
     losses: LossMeter
     stopwatch: ThroughputMeter
     checkpointer: Checkpointer
+    first: Batch  # the first training samples, augmented but not yet normalized, as read
     sample_images: torch.Tensor
     extra: ExtraState
     unsaved: list[str]  # state of the user's code that training changes and checkpoints do not store

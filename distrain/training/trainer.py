@@ -23,6 +23,7 @@ from distrain.training.early_stopping import (
     last_step_in_time,
     stop_at,
 )
+from distrain.training.input_samples import take_input_samples
 from distrain.training.loggers import LoggerCollection
 from distrain.training.loggers.jsonl import rewind_metrics
 from distrain.training.loggers.protocol import LoggerContext, Moment, Record
@@ -246,7 +247,7 @@ def _logger_context(session: Session, history: list[Record]) -> LoggerContext:
         total_steps=session.total_steps,
         steps_per_epoch=session.sampler.steps_per_epoch,
         now=lambda: _now(session),
-        images=session.sample_images,
+        samples=take_input_samples(session),
         model=session.unwrapped_copy,
         history=history,
         shown_metrics=session.metrics.shown,

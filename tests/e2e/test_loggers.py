@@ -1,5 +1,6 @@
 """Every logger of a real run is read back and holds what metrics.jsonl holds; none of them can stop the training."""
 
+import io
 import json
 import re
 import time
@@ -7,7 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
 
@@ -44,6 +48,19 @@ def wandb_history(path: Path) -> list[dict[str, float]]:
     return rows
 
 
+def pixels(file: Path | io.BytesIO) -> NDArray[np.uint8]:
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def on_one_strip(run: Path) -> NDArray[np.uint8]:
+    """Return the images of `samples.png`, which are 8 pixels wide and enlarged, side by side in their own size."""
+    sheet, boxes = pixels(run / "samples.png"), json.loads((run / "samples.json").read_text())["images"]
+    enlarged = [sheet[box["top"] :, box["left"] :][: box["height"], : box["width"]] for box in boxes]
+    assert len(enlarged) == 8
+    return np.concatenate([image[:: len(image) // 8, :: len(image) // 8] for image in enlarged], axis=1)
+
+
 def test_all_sinks_of_a_resumed_run_hold_the_same_metrics(tmp_path: Path) -> None:
     arguments = [
         "digits",
@@ -71,7 +88,9 @@ def test_all_sinks_of_a_resumed_run_hold_the_same_metrics(tmp_path: Path) -> Non
     for path in (run / "checkpoints").glob("step-00000046"):
         path.rename(tmp_path / "later")
     (run / "status.json").unlink()
+    drawn = (run / "samples.png").stat()
     assert distrain("fit", "--run=run", cwd=tmp_path).code == 0
+    assert (run / "samples.png").stat().st_mtime_ns == drawn.st_mtime_ns
     again = metrics(run)
     assert [record["step"] for record in again] == steps
     assert [r.get("train/loss") for r in again] == [r.get("train/loss") for r in records]
@@ -95,7 +114,8 @@ def test_all_sinks_of_a_resumed_run_hold_the_same_metrics(tmp_path: Path) -> Non
         found = scalars.Scalars(name)
         assert [event.step for event in found] == [step for step, _ in expected]
         assert [event.value for event in found] == pytest.approx([value for _, value in expected], rel=1e-6)
-    assert scalars.Tags()["images"]
+    (images,) = scalars.Images("train/images")
+    assert np.array_equal(pixels(io.BytesIO(images.encoded_image_string)), on_one_strip(run))
     assert scalars.Tags()["graph"]
 
     run_id = (run / "wandb" / "run-id").read_text()

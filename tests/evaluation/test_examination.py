@@ -18,6 +18,7 @@ from distrain.data.sources.registry import open_sources
 from distrain.evaluation.results import read_predictions
 from distrain.export import load
 from distrain.runs.directory import RunDirectory
+from distrain.runs.evaluations import read_evaluations
 from tests.cli_runner import Done, command, distrain, end_of, fit, status, wait_for_phase, wait_until
 
 
@@ -70,6 +71,25 @@ def test_every_sample_has_a_prediction_and_the_worst_are_shown(run: Path) -> Non
     for name in ("confusion.png", "mistakes.png"):
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 100
+    assert [mistake["image"] for mistake in mistakes] == [f"mistakes/{i:03}.png" for i in range(len(mistakes))]
+    pixels = open_sources(Data(source="digits", batch_size=1))["val"].images[:, 0].numpy()  # type: ignore[attr-defined]
+    for mistake in mistakes:
+        with Image.open(folder / mistake["image"]) as picture:
+            assert np.array_equal(np.asarray(picture.convert("L")), pixels[mistake["index"]])
+    (result,) = (result for result in read_evaluations(RunDirectory(run)) if result.path == folder)
+    matrix = result.read_confusion()
+    assert matrix is not None
+    assert np.array_equal(matrix.counts, answers.confusion)
+    assert [mistake.image for mistake in result.mistakes] == [mistake["image"] for mistake in mistakes]
+
+
+def test_pictures_of_an_earlier_evaluation_do_not_stay(run: Path) -> None:
+    for more, count in (([], 3), (["--no-pictures"], 0)):
+        examine(run, "--set=eval.batch_size=70", *more)
+        newest = read_evaluations(RunDirectory(run))[0]
+        pictures = [newest.confusion_image, newest.mistakes_image, newest.mistakes[0].image]
+        assert sum(picture is not None for picture in pictures) == count
+        assert len(list(newest.path.rglob("*.png"))) == (len(newest.mistakes) + 2 if count else 0)
 
 
 def test_mistakes_have_the_probability_that_the_exported_network_gives(run: Path) -> None:

@@ -11,11 +11,11 @@ from distrain.config import load_recipe
 from distrain.config.profile import Profile
 from distrain.distributed.world import World
 from distrain.evaluation.request import resolve
-from distrain.evaluation.results import read_results
 from distrain.evaluation.worker import evaluate_checkpoint
 from distrain.runs import checkpoints
 from distrain.runs.checkpoints.integrity import describe_files, read_manifest
 from distrain.runs.directory import RunDirectory
+from distrain.runs.evaluations import read_findings
 from distrain.training import trainer
 from distrain.training.monitor import RankMonitor
 
@@ -68,7 +68,9 @@ def loss_of_eval(run: RunDirectory, *overrides: str, data: Path | None = None) -
     folder.path.mkdir(parents=True, exist_ok=True)
     with RankMonitor(folder, rank=0) as monitor:
         assert evaluate_checkpoint(recipe, folder, request, ALONE, monitor)
-    return read_results(folder).metrics["val/loss"]
+    findings = read_findings(folder)
+    assert findings is not None
+    return findings.metrics["val/loss"]
 
 
 @pytest.mark.parametrize(

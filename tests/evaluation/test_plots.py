@@ -9,17 +9,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distrain.evaluation.plots import draw_confusion, draw_mistakes
-from distrain.evaluation.results import EvaluationResults, Mistake, Predictions, format_badness, results_of_classes
+from distrain.evaluation.results import Predictions
+from distrain.runs.confusion import results_of_classes
+from distrain.runs.evaluations import Findings, Mistake, format_badness
 
 EMPTY = np.zeros(1)
 
 
-def findings(num_classes: int, *, num_mistakes: int = 0) -> tuple[EvaluationResults, Predictions]:
+def findings(num_classes: int, *, num_mistakes: int = 0) -> tuple[Findings, Predictions]:
     confusion = np.eye(num_classes, dtype=np.int64) * 60 + 4
     mistakes = [
         Mistake(sample="s", index=i, target="W" * 40, prediction="M" * 40, badness=0.9) for i in range(num_mistakes)
     ]
-    found = EvaluationResults(
+    found = Findings(
         run="/runs/imagefolder-resnet18-20261126-052803-f681",
         checkpoint="",
         step=1234567,

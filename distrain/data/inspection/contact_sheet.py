@@ -1,7 +1,6 @@
 """Draws a contact sheet with some images of each class, as a PNG or in a terminal."""
 
 import math
-import os
 from functools import partial
 from typing import TypeVar
 
@@ -11,6 +10,7 @@ from rich.color import Color
 from rich.segment import Segment, Segments
 from rich.style import Style
 
+from distrain.data.inspection.captions import fitting, printable
 from distrain.data.inspection.scan import Listing
 from distrain.data.inspection.statistics import open_as_rgb
 from distrain.data.inspection.worker_pool import DecodePool
@@ -67,7 +67,7 @@ def draw_sheet(gallery: Gallery) -> Image.Image:
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=CAPTION - 6)
     for number, (name, images) in enumerate(gallery.items()):
         left, top = GAP + number // num_rows * width, GAP + number % num_rows * height
-        draw.text((left, top), _fitting(name, font, width - 3 * GAP), FOREGROUND, font)
+        draw.text((left, top), fitting(name, font, width - 3 * GAP), FOREGROUND, font)
         for position, image in enumerate(images):
             sheet.paste(image, (left + position * (side + GAP), top + CAPTION))
     return sheet
@@ -83,11 +83,6 @@ def preview(gallery: Gallery, *, columns: int) -> Segments:
             strip.paste(image.resize((PREVIEW_SIDE, PREVIEW_SIDE)), (position * (PREVIEW_SIDE + 1), 0))
         segments += [Segment(printable(name)[:columns], Style(bold=True)), Segment.line(), *_half_blocks(strip)]
     return Segments(segments)
-
-
-def printable(name: str) -> str:
-    """Return a file's name with bytes that are not text escaped, for a terminal or a font."""
-    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _half_blocks(strip: Image.Image) -> list[Segment]:
@@ -110,15 +105,6 @@ def _as_image(pixels: bytes | None, side: int) -> Image.Image:
     draw.line((0, 0, side, side), FOREGROUND)
     draw.line((0, side, side, 0), FOREGROUND)
     return square
-
-
-def _fitting(name: str, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont", width: int) -> str:
-    text = printable(name)
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"{text}...") > width:
-        text = text[:-1]
-    return f"{text}..."
 
 
 def _spread(items: list[T], count: int) -> list[T]:

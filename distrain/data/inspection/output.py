@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from distrain.data.inspection.contact_sheet import Gallery, preview, printable
+from distrain.data.inspection.captions import printable
+from distrain.data.inspection.contact_sheet import Gallery, preview
 from distrain.data.inspection.rules import SEVERITIES, Finding, Item
 from distrain.data.inspection.scan import WHOLE, Listing
 from distrain.data.inspection.statistics import QUANTILES, ChannelStatistics, ImageStatistics

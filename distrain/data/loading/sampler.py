@@ -24,6 +24,11 @@ class MicroBatch:
     epoch: int = 0
     copies: NDArray[np.int64] | None = None
 
+    def head(self, count: int) -> "MicroBatch":
+        """Return the first `count` samples, or all where there are fewer."""
+        copies = None if self.copies is None else self.copies[:count]
+        return MicroBatch(self.indices[:count], self.epoch, copies)
+
     def rng_key(self, position: int) -> tuple[int, ...]:
         """Return the key of a sample's random draws, besides the seed: epoch, index and, if not 0, copy."""
         copy = 0 if self.copies is None else int(self.copies[position])

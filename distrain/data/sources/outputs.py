@@ -1,7 +1,9 @@
-"""Reads from a dataset of the user's what its samples have for targets, and what the outputs for them are called."""
+"""Reads from a dataset of the user's what its samples have for targets, and writes targets as text."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+import numpy as np
 
 from distrain.config.metrics import Target
 from distrain.errors import DataError
@@ -31,3 +33,23 @@ def read_outputs(dataset: Any, *, source: str) -> tuple[Target, Sequence[str]]:
     if not names:
         raise DataError(f"data.source={source}: the dataset's `classes` is empty; give it {_NAMES[target]}")
     return target, names
+
+
+def format_target(value: np.generic | np.ndarray[Any, Any], target: Target, classes: Sequence[str]) -> str:
+    """Return a target, or a prediction in its form, as text: of a class its name, of mixed classes their shares.
+
+    `value` is the number of a class, or an array with a float for each of the `classes`: the share of the class, 0 or 1
+    for a label, or the value.
+    """
+    numbers = np.atleast_1d(value)
+    if target == "class" and np.issubdtype(numbers.dtype, np.integer):
+        return str(classes[int(numbers[0])])
+    named = list(zip(map(str, classes), numbers.tolist(), strict=True))
+    if target == "values":
+        return ", ".join(f"{name} {number:.4g}" for name, number in named)
+    there = [(name, share) for name, share in named if share]
+    if target == "labels":
+        return ", ".join(name for name, _ in there) or "none"
+    if len(there) == 1:
+        return there[0][0]
+    return "mixed: " + ", ".join(f"{share:.1%} {name}" for name, share in sorted(there, key=lambda part: -part[1]))

@@ -192,6 +192,10 @@ class Normalize:
             return torch.sub(images, self._mean_of_bytes).div_(self._std_of_bytes)  # float32, exact for bytes
         return images.to(torch.float32, memory_format=self._memory_format).sub(self._mean).div_(self._std)
 
+    def invert(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the pixels of normalised images, float32 of the same shape: from 0 to 1 where they were bytes."""
+        return inputs * self._std + self._mean
+
 
 def describe_transform(transform: Transform, *, key: str) -> tuple[str, bool]:
     """Return a transform as text with all arguments, defaults too, and whether it is torchvision's."""

@@ -8,6 +8,7 @@ from distrain.system.loop_guard import LoopGuard
 from distrain.training.loggers import console, jsonl
 from distrain.training.loggers.background import Background
 from distrain.training.loggers.protocol import LoggerContext, MetricLogger, Record
+from distrain.training.loggers.sample_sheet import writing_sample_sheet
 
 
 class LoggerCollection:
@@ -28,6 +29,7 @@ class LoggerCollection:
         self._loggers += [
             Background(name, BACKGROUND_LOGGERS[name], context) for name, is_enabled in enabled.items() if is_enabled
         ]
+        self._stack.enter_context(writing_sample_sheet(context.run, context.samples))
         for logger in self._loggers:
             self._stack.callback(logger.close)
         return self

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
 from torch import nn
 
 from distrain.config import Recipe
 from distrain.runs.directory import RunDirectory
+from distrain.training.input_samples import InputSamples
 
 Record = dict[str, float]  # `step`, `epoch`, and the metrics of that step by name
 
@@ -35,7 +35,7 @@ class LoggerContext:
     total_steps: int
     steps_per_epoch: int
     now: Callable[[], Moment]
-    images: torch.Tensor  # a few training inputs as the model gets them, float32 [n, channels, height, width], CPU
+    samples: InputSamples  # the first training inputs
     model: nn.Module | None  # a copy on the CPU in evaluation mode, which a logger may run; None where there is none
     shown_metrics: tuple[str, ...] = ()  # what a line of text reports of an evaluation, besides its loss
     history: list[Record] = field(default_factory=list)  # the records up to the first step

@@ -3,7 +3,6 @@
 import shutil
 import warnings
 
-import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from distrain.training.anomaly import FORWARD_STACK
@@ -19,12 +18,12 @@ class TensorboardLogger:
     def __init__(self, context: LoggerContext) -> None:
         shutil.rmtree(context.run.tensorboard, ignore_errors=True)
         self._writer = SummaryWriter(str(context.run.tensorboard))
-        self._writer.add_images("train/images", _to_visible(context.images), global_step=context.first_step)
+        self._writer.add_images("train/images", context.samples.visible, global_step=context.first_step)
         if context.model is not None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the tracer warns of Python values in any model: it is only drawn
                 warnings.filterwarnings("always", FORWARD_STACK)  # from the training, which has the same filters
-                self._writer.add_graph(context.model, context.images[:1])
+                self._writer.add_graph(context.model, context.samples.images[:1])
         for record in context.history:
             self.write(record)
         self._writer.flush()
@@ -38,11 +37,3 @@ class TensorboardLogger:
     def close(self) -> None:
         """Flush and close the files."""
         self._writer.close()
-
-
-def _to_visible(images: torch.Tensor) -> torch.Tensor:
-    """Stretch normalised inputs [n, channels, height, width] to [0, 1]; channels that are not RGB become one grey."""
-    if images.shape[1] != 3:
-        images = images.mean(dim=1, keepdim=True)
-    low, high = images.aminmax()
-    return (images - low) / (high - low).clamp_min(1e-6)

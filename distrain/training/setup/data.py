@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from distrain.config import Recipe
 from distrain.config.batching import solve_batching
@@ -70,8 +69,8 @@ def set_up_data(recipe: Recipe, profile: Profile, world: World) -> DataSetup:
     sampler = build_train_sampler(recipe, recipe.train.micro_batch_size, sources["train"], world=world)
     total_steps = min(recipe.train.epochs * sampler.steps_per_epoch, recipe.train.max_steps or 2**63)
     readers = _build_readers(recipe, profile, sources, world=world, epochs=total_steps / sampler.steps_per_epoch)
-    first = _first_batch(readers["train"], sampler.first_micro_batch().indices)
-    first_val = _first_batch(readers["val"], np.arange(min(NUM_SAMPLE_IMAGES, len(sources["val"]))))
+    first = _first_batch(readers["train"], sampler.first_micro_batch().head(NUM_SAMPLE_IMAGES))
+    first_val = _first_batch(readers["val"], MicroBatch(np.arange(min(NUM_SAMPLE_IMAGES, len(sources["val"])))))
     normalize = Normalize(
         recipe.augment,
         num_channels=first[0].shape[1],
@@ -134,9 +133,9 @@ def _build_readers(
     return readers
 
 
-def _first_batch(reader: BatchReader, indices: NDArray[np.int64]) -> Batch:
-    """Return the first few of these samples, their images not yet normalised; raises the error of a bad one."""
-    batch = reader.read(MicroBatch(indices[:NUM_SAMPLE_IMAGES]))
+def _first_batch(reader: BatchReader, samples: MicroBatch) -> Batch:
+    """Return these samples, their images not yet normalised; raises the error of a bad one."""
+    batch = reader.read(samples)
     if isinstance(batch, DataError):
         raise batch
     return batch

@@ -18,6 +18,7 @@ from distrain.system.display import Line
 from distrain.training.loggers.console import ConsoleLogger
 from distrain.training.loggers.protocol import LoggerContext, Moment, Record
 from tests.screen import Screen
+from tests.training.loggers.factories import input_samples
 
 EVALUATION = {"val/loss": 0.3195, "val/top1": 0.9944, "val/top5": 1.0}
 
@@ -38,7 +39,7 @@ class Training:
                 total_steps=345,
                 steps_per_epoch=23,
                 now=lambda: self.moment,
-                images=torch.zeros(1, 1, 8, 8),
+                samples=input_samples(torch.zeros(1, 1, 8, 8, dtype=torch.uint8)),
                 model=torch.nn.Identity(),
                 shown_metrics=("top1", "top5"),
                 history=history or [],

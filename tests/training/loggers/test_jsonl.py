@@ -12,6 +12,7 @@ from distrain.training.loggers.jsonl import JsonlLogger, rewind_metrics
 from distrain.training.loggers.protocol import LoggerContext, Moment, Record
 from distrain.training.monitor import RankMonitor
 from tests.disk import fill, small_disk
+from tests.training.loggers.factories import input_samples
 
 
 def open_logger(run: RunDirectory) -> JsonlLogger:
@@ -23,7 +24,7 @@ def open_logger(run: RunDirectory) -> JsonlLogger:
             total_steps=9,
             steps_per_epoch=3,
             now=lambda: Moment(0),
-            images=torch.zeros(1, 1, 8, 8),
+            samples=input_samples(torch.zeros(1, 1, 8, 8, dtype=torch.uint8)),
             model=torch.nn.Identity(),
         )
     )

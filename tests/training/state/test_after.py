@@ -10,7 +10,6 @@ from distrain.checkpoint.load import read_model
 from distrain.config import Model
 from distrain.distributed.world import World
 from distrain.evaluation.request import resolve
-from distrain.evaluation.results import EvaluationResults, read_results
 from distrain.evaluation.worker import evaluate_checkpoint
 from distrain.export import load, read_state
 from distrain.export.bundle import Bundle
@@ -19,6 +18,7 @@ from distrain.export.write_bundle import write_bundle
 from distrain.models.registry import build_model
 from distrain.runs import checkpoints
 from distrain.runs.directory import RunDirectory
+from distrain.runs.evaluations import Findings, read_findings
 from distrain.training.monitor import RankMonitor
 from distrain.training.stored_weights import read_stored
 from tests.checkpoint.factories import SINGLE
@@ -41,7 +41,7 @@ def newest(run: RunDirectory) -> Path:
     return checkpoints.committed(run.checkpoints)[-1]
 
 
-def eval_newest(world: World, run: RunDirectory, out: Path, *overrides: str) -> EvaluationResults:
+def eval_newest(world: World, run: RunDirectory, out: Path, *overrides: str) -> Findings:
     folder, recipe, request = resolve(run, newest(run), split=None, overrides=list(overrides), data=None, out=out)
     if world.is_rank_zero:
         folder.path.mkdir(parents=True)
@@ -49,7 +49,13 @@ def eval_newest(world: World, run: RunDirectory, out: Path, *overrides: str) -> 
     with RankMonitor(folder, rank=world.rank) as monitor:
         assert evaluate_checkpoint(recipe, folder, request, world, monitor)
     world.barrier()
-    return read_results(folder)
+    return findings_of(folder.path)
+
+
+def findings_of(folder: Path) -> Findings:
+    findings = read_findings(RunDirectory(folder))
+    assert findings is not None
+    return findings
 
 
 def eval_on_ranks(world: World, run: RunDirectory, out: Path) -> None:
@@ -60,7 +66,7 @@ def test_eval_finds_what_training_found(tmp_path: Path, run: RunDirectory) -> No
     last = run.read_status().last
     assert last is not None
     run_ranks(eval_on_ranks, tmp_path, 2, run, tmp_path / "two")
-    for found in (eval_newest(SINGLE, run, tmp_path / "one"), read_results(RunDirectory(tmp_path / "two"))):
+    for found in (eval_newest(SINGLE, run, tmp_path / "one"), findings_of(tmp_path / "two")):
         assert {name: found.metrics[name] for name in ("val/loss", "val/top1")} == {
             name: last[name] for name in ("val/loss", "val/top1")
         }

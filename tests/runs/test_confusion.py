@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from distrain.evaluation.results import confused_pairs, results_of_classes
+from distrain.runs.confusion import confused_pairs, results_of_classes
 
 # Three cats (one taken for a dog), two dogs (both right), no bird, though a cat was once taken for one.
 CONFUSION = np.array([[2, 1, 1], [0, 2, 0], [0, 0, 0]])
