@@ -25,6 +25,7 @@ from distrain.system.filesystem import check_writable
 _JOB_PATIENCE_S = 10.0
 RESERVE_BYTES = 1 << 18
 RECIPE = "recipe.yaml"
+SERVE_FOLDER = ".serve"  # beside the runs: the secrets of the page of `distrain serve`
 BUNDLE = "bundle.json"  # in the folder of an exported network
 NEWEST_BYTES = 1 << 16  # at the end of metrics.jsonl: contains every metric that is recorded regularly
 RANK_EXIT_TIMEOUT_S = 10.0  # the ranks of a killed launcher end in this time

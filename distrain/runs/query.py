@@ -12,7 +12,7 @@ from distrain.config.profile import read_profile
 from distrain.errors import RunError
 from distrain.messages import counted, joined
 from distrain.runs import checkpoints, slurm, stop_file
-from distrain.runs.directory import BUNDLE, RECIPE, RunDirectory
+from distrain.runs.directory import BUNDLE, RECIPE, SERVE_FOLDER, RunDirectory
 from distrain.runs.liveness import is_alive, is_queued
 from distrain.runs.status import State, Status
 from distrain.system import filesystem
@@ -171,7 +171,7 @@ def _start_time(folder: "os.DirEntry[str]") -> float | None:
     try:
         recipe = os.stat(f"{folder.path}/{RECIPE}")  # noqa: PTH116 - three times as fast
     except PermissionError:  # a folder of another user may be a run
-        return folder.stat().st_ctime
+        return None if folder.name == SERVE_FOLDER else folder.stat().st_ctime
     except OSError:
         return None
     return recipe.st_ctime if stat.S_ISREG(recipe.st_mode) else None

@@ -81,7 +81,8 @@ def resolve(
 
 def submit(submissions: list[Submission], *, is_snapshot: bool, extras: list[Path]) -> None:
     """Create the run directories with all that their jobs need, and queue them: all, or none."""
-    os.umask(os.umask(0) | _OTHERS_WRITE)  # `serve` starts nothing that others could have changed
+    # `serve` starts nothing that others could have changed; other threads never see a looser mask.
+    os.umask(os.umask(0o077) | _OTHERS_WRITE)
     with ExitStack() as created:
         for found in submissions:
             created.enter_context(found.run.created())

@@ -8,7 +8,7 @@ gives up (`service/launch.py:check_start`).
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 from distrain.config.profile import read_profile
@@ -64,10 +64,13 @@ class Service:
         self._stalls = StallGuard(notify)
         self._refused: dict[Path, str] = {}  # why a run is not started, as it was said
 
-    def run(self, stop: StopRequest) -> None:
-        """Serve until `stop`; jobs that run continue. Raises `RunError` where another process serves the folder."""
+    def run(self, stop: StopRequest, *, beside: AbstractContextManager[None] | None = None) -> None:
+        """Serve until `stop`, in the context `beside`; jobs that run continue.
+
+        Raises `RunError` where another process serves the folder.
+        """
         try:
-            with locks.hold(serve_lock(self._root)):
+            with locks.hold(serve_lock(self._root)), beside or nullcontext():
                 self._notify(f"serving {self._root}: {self._describe_devices()}")
                 guard = LoopGuard("the scheduler", report=lambda loop, error: self._notify(describe(loop, error)))
                 while not stop.is_set():

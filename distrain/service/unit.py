@@ -2,20 +2,23 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from distrain.system.leases import LOCK_DIR
 
 
-def unit_file(root: Path, *, slots: int | None, max_devices: int | None) -> str:
+def unit_file(root: Path, *, slots: int | None, max_devices: int | None, more: Sequence[str] = ()) -> str:
     """Return a unit for the user's own systemd, or the machine's: it serves `root` from the start of the machine on.
+
+    `more` are further words of the command.
 
     Only the service itself is stopped with it: the runs that it has started continue, and are taken over by the next.
     """
     options = [f"--root={root.absolute()}"]
     options += [] if slots is None else [f"--slots={slots}"]
     options += [] if max_devices is None else [f"--max-devices={max_devices}"]
-    command = " ".join(map(_quote, [sys.executable, "-m", "distrain", "serve", *options]))
+    command = " ".join(map(_quote, [sys.executable, "-m", "distrain", "serve", *options, *more]))
     return f"""\
 # The queue of this machine. As this user:
 #     distrain serve --root {root} --systemd > ~/.config/systemd/user/distrain.service

@@ -1,0 +1,227 @@
+"""Who may use the page: the link, the token, sessions, hosts, origins and the headers of each answer."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from distrain.service.web.security import credentials, sessions
+from distrain.service.web.security.credentials import Credentials
+from distrain.service.web.security.limits import Limits
+from tests.service.web.pages import ShownPage, shown
+
+PRIVATE = ["/", "/queue", "/runs/x", "/api/v1/runs", "/api/v1/openapi.json", "/docs", "/metrics", "/api/v1/events"]
+PRIVATE += ["/runs/x/files/samples.png", "/static", "/loginx", "/api/v1/loginx", "/anything"]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ShownPage]:
+    with shown(tmp_path_factory.mktemp("page") / "runs", limits=Limits(login_burst=1000)) as found:
+        yield found
+
+
+@pytest.mark.parametrize("path", PRIVATE)
+def test_nothing_private_is_shown_without_a_session(page: ShownPage, path: str) -> None:
+    with page.client() as client:
+        answer, posted = client.get(path), client.post(path, json={})
+    if path.startswith(("/api/", "/metrics")):
+        assert answer.status_code == 401
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.headers["www-authenticate"] == "Bearer"
+    else:
+        assert (answer.status_code, answer.headers["location"]) == (303, "/login")
+    assert posted.status_code == 401
+
+
+def test_the_style_is_public_and_nothing_beside_it(page: ShownPage) -> None:
+    with page.client() as client:
+        assert client.get("/static/style.css").status_code == 200
+    for path in ("/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/static//etc/passwd"):
+        with page.connect() as connection:  # a client of httpx would normalize the path
+            head = f"GET {path} HTTP/1.1\r\nHost: {page.address[7:]}\r\nConnection: close\r\n\r\n"
+            connection.sendall(head.encode())
+            assert connection.makefile("rb").readline().split()[1] == b"404", path
+
+
+def test_a_link_logs_in_once_and_looking_at_it_does_not_use_it_up(tmp_path: Path) -> None:
+    with shown(tmp_path / "runs") as page, page.client() as client:
+        for _ in range(3):  # the preview of a chat program
+            assert page.code in client.get(page.link).text
+        answer = client.post("/api/v1/login", data={"code": page.code}, headers={"Origin": "null"})
+        assert (answer.status_code, answer.headers["location"]) == (303, "/")
+        cookie = answer.headers["set-cookie"].lower()
+        assert cookie.startswith(f"distrain-{page.address.rpartition(':')[2]}=")
+        assert {"httponly", "samesite=strict", "path=/"} <= set(cookie.split("; "))
+        assert "secure" not in cookie, "a browser would not send it by HTTP"
+        assert "domain" not in cookie
+        assert client.get("/").status_code == 200
+        with page.client() as other:
+            assert other.post("/api/v1/login", json={"code": page.code}).status_code == 403
+            assert other.post("/api/v1/login", data={"code": page.code}).status_code == 403
+            assert other.get("/").status_code == 303
+
+
+def test_a_code_expires(page: ShownPage) -> None:
+    keys = Credentials(page.root)
+    code = keys.new_code()
+    (file,) = [path for path in (page.root / ".serve" / "codes").iterdir() if path.name == keys.digest("code", code)]
+    long_ago = time.time() - credentials.CODE_LIFETIME_S - 1
+    os.utime(file, (long_ago, long_ago))
+    with page.client() as client:
+        assert client.post("/api/v1/login", json={"code": code}).status_code == 403
+
+
+@pytest.mark.parametrize("secret", ["", "x", "wrong" * 10, "\x00", "é" * 50, "../token"])
+def test_wrong_codes_and_tokens_are_refused(page: ShownPage, secret: str) -> None:
+    with page.client() as client:
+        for name in ("code", "token"):
+            assert client.post("/api/v1/login", json={name: secret}).status_code == 403
+        assert "set-cookie" not in client.get("/login", params={"code": secret}).headers
+        header = f"Bearer {secret}".encode()
+        if secret and b"\0" not in header:
+            assert client.get("/api/v1/openapi.json", headers={b"Authorization": header}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b'{"code": 5}', b'{"other": "x"}', b'{"code": "' + b"x" * 300 + b'"}']
+)
+def test_a_login_that_cannot_be_read_is_a_problem(page: ShownPage, body: bytes) -> None:
+    with page.client() as client:
+        answer = client.post("/api/v1/login", content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 422
+        assert client.post("/api/v1/login", content=body, headers={"Content-Type": "text/plain"}).status_code == 415
+
+
+def test_a_token_needs_no_cookie_origin_or_csrf_token(page: ShownPage) -> None:
+    with page.with_token() as client:
+        assert client.get("/").status_code == 200
+        assert client.get("/api/v1/openapi.json").status_code == 200
+        assert client.post("/api/v1/logout").status_code == 204
+        assert client.get("/", headers={"Authorization": f"bearer  {page.token}"}).status_code == 200
+        assert client.get("/api/v1/runs", headers={"Authorization": f"Basic {page.token}"}).status_code == 401
+        assert client.post("/api/v1/logout", headers={"Origin": "http://evil.example"}).status_code == 403
+
+
+def test_a_session_changes_something_only_with_its_origin_and_csrf_token(page: ShownPage) -> None:
+    with page.logged_in() as client, page.logged_in() as other:
+        csrf = client.headers["X-CSRF-Token"]
+        refused: list[dict[str, str]] = [
+            {"X-CSRF-Token": ""},
+            {"X-CSRF-Token": "é"},
+            {"X-CSRF-Token": other.headers["X-CSRF-Token"]},
+            {"Origin": "null"},
+            {"Origin": "http://evil.example"},
+            {"Origin": page.address.replace("http:", "https:")},
+            {"Origin": page.address + "0"},
+            {"Origin": page.address.rpartition(":")[0]},
+            {"Origin": page.address.replace("127.0.0.1", "localhost")},
+        ]
+        for headers in refused:
+            encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+            assert client.post("/api/v1/logout", headers=encoded).status_code == 403, headers
+        without = httpx.Client(
+            base_url=page.address, cookies=client.cookies, headers={"X-CSRF-Token": csrf}, verify=False
+        )
+        assert without.post("/api/v1/logout").status_code == 403, "no Origin"
+        without.close()
+        assert f'content="{csrf}"' in client.get("/").text, "the page's scripts send this one"
+        assert client.post("/api/v1/logout").status_code == 204
+        assert client.get("/").status_code == 303, "the session has ended"
+        assert other.get("/").status_code == 200
+
+
+def test_a_session_ends_on_time(page: ShownPage, monkeypatch: pytest.MonkeyPatch) -> None:
+    with page.logged_in() as client:
+        begun, now = time.time(), time.time
+        for hours in (11, 22, 33):  # each use extends it
+            monkeypatch.setattr(time, "time", lambda hours=hours: now() + hours * 3600)
+            assert client.get("/").status_code == 200
+        monkeypatch.setattr(time, "time", lambda: now() + 33 * 3600 + sessions.IDLE_S + 1)
+        assert client.get("/").status_code == 303
+    assert time.time() > begun
+
+
+def test_sessions_survive_a_restart_and_end_with_the_token(tmp_path: Path) -> None:
+    with shown(tmp_path / "runs") as page, page.logged_in() as client:
+        cookies = dict(client.cookies.items())
+        old = page.token
+    assert old not in (tmp_path / "runs" / ".serve" / "sessions.json").read_text()
+    assert not any(value in (tmp_path / "runs" / ".serve" / "sessions.json").read_text() for value in cookies.values())
+    with shown(tmp_path / "runs") as page, page.client() as client:
+        name = f"distrain-{page.address.rpartition(':')[2]}"
+        client.cookies.set(name, next(iter(cookies.values())))
+        assert page.token == old
+        assert client.get("/").status_code == 200
+        Credentials(page.root).renew()
+        assert page.token != old
+        assert client.get("/").status_code == 303
+        assert client.get("/api/v1/x", headers={"Authorization": f"Bearer {old}"}).status_code == 401
+        assert client.post("/api/v1/login", json={"code": page.code}).status_code == 403, "codes end with it, too"
+        assert client.get("/", headers={"Authorization": f"Bearer {page.token}"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:{port}", "127.0.0.1", "localhost:1", "", "127.0.0.1:{port}.evil.example"]
+)
+def test_a_foreign_host_is_refused(page: ShownPage, host: str) -> None:
+    port = page.address.rpartition(":")[2]
+    with page.with_token() as client:
+        for path in ("/", "/login", "/static/style.css", "/api/v1/runs"):
+            answer = client.get(path, headers={"Host": host.format(port=port)})
+            assert answer.status_code == 421, path
+            assert "location" not in answer.headers
+
+
+def test_the_names_of_this_machine_are_known(page: ShownPage) -> None:
+    port = page.address.rpartition(":")[2]
+    with page.with_token() as client:
+        for host in ("127.0.0.1", "localhost", "LOCALHOST", "[::1]"):
+            assert client.get("/", headers={"Host": f"{host}:{port}"}).status_code == 200, host
+
+
+def test_every_answer_has_the_headers(page: ShownPage) -> None:
+    with page.with_token() as client:
+        answers = [
+            *(
+                client.get(path)
+                for path in ("/", "/login", "/static/style.css", "/static/none", "/none", "/api/v1/none")
+            ),
+            client.post("/"),
+            client.request("TRACE", "/"),
+            client.get("/", headers={"Host": "evil.example"}),
+            client.get("/", headers={"Authorization": "Bearer x"}),
+            client.post("/api/v1/login", json={"code": "x" * 10**6}),
+        ]
+    for answer in answers:
+        _check_headers(answer)
+    assert {answer.status_code for answer in answers} >= {200, 303, 404, 405, 413, 421}
+
+
+def _check_headers(answer: httpx.Response) -> None:
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    expected: dict[str, Any] = {
+        "referrer-policy": "no-referrer",
+        "x-content-type-options": "nosniff",
+        "x-frame-options": "DENY",
+        "cross-origin-opener-policy": "same-origin",
+        "cross-origin-resource-policy": "same-origin",
+        "cache-control": "no-cache" if answer.url.path.startswith("/static/") else "no-store",
+    }
+    assert {name: answer.headers.get(name) for name in expected} == expected, answer.url
+    assert not [name for name in answer.headers if name.startswith("access-control-")]
+    assert "server" not in answer.headers
+
+
+def test_the_login_cannot_be_tried_forever(tmp_path: Path) -> None:
+    with shown(tmp_path / "runs") as page, page.client() as client:
+        codes = [client.post("/api/v1/login", json={"token": "x" * 43}).status_code for _ in range(30)]
+        assert codes[:10] == [403] * 10
+        assert codes[-1] == 429
+        assert int(client.post("/api/v1/login", json={}).headers["retry-after"]) >= 1
+        assert client.get("/", headers={"Authorization": f"Bearer {page.token}"}).status_code == 200
