@@ -27,7 +27,7 @@ BUDGETS = {
     "models": 1070,
     "runs": 3300,
     "service": 4600,
-    "system": 2035,
+    "system": 2115,
     "tensors": 385,
     "training": 4515,
 }

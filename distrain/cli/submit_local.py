@@ -6,7 +6,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from distrain.benchmark.schedule_estimate import read_time_limit
 from distrain.cli import output
 from distrain.cli.json_output import print_json
 from distrain.config.profile import LaunchOptions
@@ -15,10 +14,8 @@ from distrain.launchers.prepare import RUNS
 from distrain.messages import joined
 from distrain.runs.directory import RunDirectory
 from distrain.runs.local_job import LocalJob, counted_devices
-from distrain.service.queue import QueueOptions, is_served, resolve
+from distrain.service.queue import QueueOptions, is_served, read_time_limit, resolve
 from distrain.service.queue import submit as put
-
-_MIN_TIME_LIMIT_S = 10.0  # the start of a run, with its imports, takes seconds of it
 
 
 def is_local(
@@ -73,22 +70,13 @@ def read_queue_options(
         root=root or RUNS,
         priority=priority or 0,
         after=tuple(after or ()),
-        time_limit_s=None if time is None else _read_time_limit(time),
+        time_limit_s=None if time is None else read_time_limit(time),
         requeue=requeue,
     )
 
 
 def _describe(job: LocalJob) -> str:
     return f"{counted_devices(job.devices, job.kind)}, priority {job.priority}"
-
-
-def _read_time_limit(text: str) -> float:
-    limit = read_time_limit(text)
-    if limit < _MIN_TIME_LIMIT_S:
-        raise LaunchError(
-            f"--time {text} is too short to start a run; give {_MIN_TIME_LIMIT_S:.0f} s or more, as H:M:S"
-        )
-    return limit
 
 
 def submit(

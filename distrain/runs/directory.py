@@ -7,6 +7,8 @@ import json
 import os
 import secrets
 import shutil
+import stat
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -146,11 +148,13 @@ class RunDirectory:
         """Return the file to which a rank writes its Python stack, on request and on a fatal error."""
         return self.stacks / f"rank-{rank}.txt"
 
-    def create(self) -> None:
-        """Create the folder; raises `RunError` where something else exists at its path."""
+    def create(self, *, mode: int = 0o777) -> None:
+        """Create the folder with this mode; raises `RunError` where something else exists at its path."""
         self._check_place()
-        for folder in (self.path, *self._folders):
-            folder.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(mode=mode, exist_ok=True)
+        for folder in self._folders:
+            folder.mkdir(exist_ok=True)
 
     def _check_place(self) -> None:
         if self.path.exists() and not self.path.is_dir():
@@ -159,8 +163,8 @@ class RunDirectory:
             raise RunError(f"run directory {self.path} contains other files but no run; name a new folder with --run")
 
     @contextmanager
-    def created(self) -> Iterator[None]:
-        """Create the folder; delete a new one, and its new parents, where the block raises.
+    def created(self, *, mode: int = 0o777) -> Iterator[None]:
+        """Create the folder with this mode; delete a new one, and its new parents, where the block raises.
 
         So a start that is refused leaves nothing behind.
         """
@@ -168,7 +172,7 @@ class RunDirectory:
         is_new = not self.exists
         missing = [folder for folder in self.path.absolute().parents if not folder.exists()]
         try:
-            self.create()
+            self.create(mode=mode)
             yield
         except BaseException:
             if is_new and not self.is_held:  # else another start of the same run was faster
@@ -328,11 +332,14 @@ def _record(line: str) -> dict[str, Any]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write `text` beside `path`, then rename it there: readers see the old file or the new one."""
+    """Write `text` beside `path`, then rename it there: readers see the old file or the new one, with the old mode."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}")
     try:
         draft.write_text(text, encoding="utf-8")
+        with suppress(FileNotFoundError):
+            if stat.S_ISREG(mode := path.lstat().st_mode):
+                draft.chmod(stat.S_IMODE(mode))
         draft.replace(path)
     except OSError as error:  # a full disk: the partial draft would take up space
         with suppress(OSError):

@@ -12,6 +12,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from distrain.benchmark import schedule_estimate
 from distrain.config import Recipe
 from distrain.config.batching import solve_batching
 from distrain.config.profile import LaunchOptions, Profile, resolve_profile
@@ -31,6 +32,7 @@ from distrain.system.leases import user_name
 
 _BELL = ".queue"  # in the folder of the runs, touched when `serve` should look at once
 _SERVE_LOCK = ".serve-lock"
+_MIN_TIME_LIMIT_S = 10.0  # the start of a run, with its imports, takes seconds of it
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -79,22 +81,39 @@ def resolve(
     return [_resolve(one, recipe, options, [path.name for path in after]) for one, recipe in found]
 
 
-def submit(submissions: list[Submission], *, is_snapshot: bool, extras: list[Path]) -> None:
-    """Create the run directories with all that their jobs need, and queue them: all, or none."""
-    # `serve` starts nothing that others could have changed; other threads never see a looser mask.
-    os.umask(os.umask(0o077) | _OTHERS_WRITE)
+def submit(submissions: list[Submission], *, is_snapshot: bool, extras: list[Path], code: Path | None = None) -> None:
+    """Create the run directories with all that their jobs need, and queue them: all, or none.
+
+    The code is a copy of that in the job's folder where `is_snapshot`, else a copy of the folder `code`, if given.
+    """
     with ExitStack() as created:
         for found in submissions:
-            created.enter_context(found.run.created())
+            is_new = not found.run.exists
+            created.enter_context(found.run.created(mode=0o700))  # others have no access before it is complete
             created.enter_context(found.run.hold_launcher_lock())
             if is_snapshot:
                 take_snapshot(Path(found.job.cwd), found.run.code, extras=extras)
             else:
                 shutil.rmtree(found.run.code, ignore_errors=True)
+                if code is not None:
+                    shutil.copytree(code, found.run.code, symlinks=True)
             write_request(found.run, found.recipe, found.profile, found.plan)
             found.run.write_job(found.job)
             _set_state(found.run, "queued")
+            _keep_from_others(found.run)
+            if is_new:
+                found.run.path.chmod(stat.S_IMODE(found.run.logs.stat().st_mode))  # what the umask allows
     ring(submissions[0].run.path.parent)
+
+
+def read_time_limit(text: str) -> float:
+    """Return the seconds of a job's time limit as H:M:S; raises `LaunchError` for another text, and a short one."""
+    limit = schedule_estimate.read_time_limit(text)
+    if limit < _MIN_TIME_LIMIT_S:
+        raise LaunchError(
+            f"--time {text} is too short to start a run; give {_MIN_TIME_LIMIT_S:.0f} s or more, as H:M:S"
+        )
+    return limit
 
 
 def submit_again(run: RunDirectory) -> None:
@@ -228,6 +247,19 @@ def _resolve(run: RunDirectory, recipe: Recipe, options: QueueOptions, after: li
         env=freeze_environment(dict(os.environ)),
     )
     return Submission(run, recipe, profile, LAUNCHERS[profile.launcher](profile, run.path), job, tuple(notes))
+
+
+def _keep_from_others(run: RunDirectory) -> None:
+    """Take the permission to write to what is in a run from other users: `serve` starts nothing that they can change.
+
+    The umask, which is that of all threads of the process, stays as it is.
+    """
+    for folder, folders, files in os.walk(run.path):
+        for path in [Path(folder, name) for name in (*folders, *files)]:
+            status = path.lstat()
+            is_open = status.st_mode & _OTHERS_WRITE and not stat.S_ISLNK(status.st_mode)
+            if is_open and status.st_uid == os.geteuid():
+                path.chmod(stat.S_IMODE(status.st_mode) & ~_OTHERS_WRITE)
 
 
 def _check_is_resumable(run: RunDirectory) -> None:

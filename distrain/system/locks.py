@@ -38,6 +38,8 @@ STALE_S = 60.0
 _PAUSE_S = 0.05  # between two tries
 _KEPT = 8
 _RECORD_BYTES = 512  # each heartbeat overwrites the whole record in one write
+_turns = threading.Condition()
+_holders: dict[str, int] = {}  # the thread of this process that holds a lock, by the lock's real path
 _HELD_BY_ANOTHER = {errno.EACCES, errno.EAGAIN}
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 
@@ -74,12 +76,13 @@ class _LockFile:
 
 @contextmanager
 def hold(path: Path, *, patience_s: float = 0.0, stale_s: float = STALE_S) -> Iterator[str | None]:
-    """Hold the lock `path` while the block runs; raises `HeldError` where another process holds it for `patience_s`.
+    """Hold the lock `path` while the block runs; raises `HeldError` where it is held for `patience_s`.
 
-    Yields None, or a note for the user where lock files replace a record lock. A record lock is released when the
-    process ends, for whatever reason. Child processes do not inherit either kind.
+    Another process may hold it, or another thread of this one. Yields None, or a note for the user where lock files
+    replace a record lock. A record lock is released when the process ends, for whatever reason. Child processes do not
+    inherit either kind.
     """
-    with path.open("a+", encoding="utf-8") as file:
+    with _held_in_this_process(path, patience_s), path.open("a+", encoding="utf-8") as file:
         if _wait_for_record_lock(file, path, patience_s):
             if (owner := _holder_by_file(path)) is not None:  # a node that mounts the file system without locks
                 raise HeldError(str(owner))
@@ -111,9 +114,41 @@ def hold_by_files(path: Path, *, patience_s: float = 0.0, stale_s: float = STALE
             os.close(file)
 
 
+@contextmanager
+def _held_in_this_process(path: Path, patience_s: float) -> Iterator[None]:
+    """Keep the other threads of this process from the lock.
+
+    To the kernel all threads are one holder, and a record lock is lost when any of them closes the file.
+    """
+    key = os.path.realpath(path)
+    with _turns:
+        if not _turns.wait_for(lambda: key not in _holders, timeout=patience_s):
+            raise HeldError(str(_this_process()))
+        _holders[key] = threading.get_ident()
+    try:
+        yield
+    finally:
+        with _turns:
+            _holders.pop(key, None)
+            _turns.notify_all()
+
+
+def _forget_holders() -> None:
+    """Begin without locks: the child of a fork inherits none."""
+    global _turns  # another thread may have held it at the fork
+    _turns = threading.Condition()
+    _holders.clear()
+
+
+os.register_at_fork(after_in_child=_forget_holders)
+
+
 def is_held(path: Path) -> bool:
-    """Whether another process holds the lock `path`; only reads, so it does not disturb other processes."""
-    return _holder_by_file(path) is not None or (path.exists() and _has_record_lock(path))
+    """Whether another process or thread holds the lock `path`; only reads, so it does not disturb others."""
+    with _turns:  # no thread of this process acquires the lock meanwhile
+        if (thread := _holders.get(os.path.realpath(path))) is not None:
+            return thread != threading.get_ident()
+        return _holder_by_file(path) is not None or (path.exists() and _has_record_lock(path))
 
 
 def _holder_by_file(path: Path) -> _Owner | None:

@@ -32,7 +32,7 @@ ON_ONE_CPU = LaunchOptions(device="cpu", processes=1)
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working directory; submitting changes the umask of the process."""
+    """An empty working directory, and an umask that lets the group write."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DISTRAIN_LOCK_DIR", str(tmp_path / "locks"))
     umask = os.umask(0o002)
@@ -118,6 +118,8 @@ def test_nobody_else_can_write_to_a_submitted_run() -> None:
     for path in (run.path, *run.path.rglob("*")):
         assert not path.lstat().st_mode & (stat.S_IWGRP | stat.S_IWOTH), path
     assert find_owner_fault(run) is None
+    assert stat.S_IMODE(run.path.stat().st_mode) == 0o755  # all may read
+    assert os.umask(0o002) == 0o002, "submitting changes the umask, which is that of all threads"
 
 
 @pytest.mark.parametrize("name", ["", "recipe.yaml", "job.json", "profile.yaml", "code"])

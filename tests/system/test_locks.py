@@ -93,6 +93,32 @@ def test_lock_refuses_a_second_process_and_is_released_by_a_kill(
     assert line(start(contenders, HOLD, lock, 0, error=error)) == words
 
 
+def test_threads_of_one_process_exclude_each_other_and_none_takes_the_lock_away(
+    tmp_path: Path, contenders: ExitStack
+) -> None:
+    """To the kernel, threads are one holder, and a thread that closes the file releases the lock."""
+    lock, found = tmp_path / "lock", list[str]()
+
+    def contend() -> None:
+        found.append(f"held: {locks.is_held(lock)}")
+        try:
+            with locks.hold(lock):
+                found.append("acquired")
+        except locks.HeldError as error:
+            found.append(f"refused: {error}")
+
+    with locks.hold(lock):
+        assert not locks.is_held(lock)
+        thread = threading.Thread(target=contend)
+        thread.start()
+        thread.join()
+        other = contenders.enter_context(run(HOLD, lock, 0.0, error=None))
+        assert line(other).startswith(f"refused: process {os.getpid()}")
+    assert found[0] == "held: True" and found[1].startswith(f"refused: process {os.getpid()}")
+    contend()
+    assert found[2:] == ["held: False", "acquired"]
+
+
 def test_lock_files_let_one_of_many_contenders_in_at_a_time(tmp_path: Path, contenders: ExitStack) -> None:
     lock, journal = tmp_path / "lock", tmp_path / "journal"
     processes = [start(contenders, COUNT, lock, journal, 12, error=errno.ENOSYS) for _ in range(4)]

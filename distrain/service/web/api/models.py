@@ -1,8 +1,16 @@
 """Defines what the REST interface takes and gives, for its description; the objects are those of `--json`."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+MAX_PRIORITY = 1_000_000
+
+RecipeKey: TypeAlias = Annotated[str, StringConstraints(max_length=200, pattern=r"^[A-Za-z_]\w*(\.\w+)*$")]
+RunName: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=255)]
+Priority: TypeAlias = Annotated[
+    int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY, description="runs with a higher number are served first")
+]
 
 
 class Problem(BaseModel):
@@ -127,3 +135,71 @@ class Device(_Open):
     drain: dict[str, Any] | None = Field(description="why it is out of service")
     filled_by: str | None
     fault: str | None
+
+
+class Devices(BaseModel):
+    """What a run trains on: a process for each GPU or CPU slot."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["gpu", "cpu"]
+    count: int = Field(1, ge=1, le=1024)
+
+
+class SubmitRequest(BaseModel):
+    """What to train: a recipe, or the recipe of a run, with changes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    recipe: str | None = Field(None, max_length=200, description="the name of a built-in recipe")
+    run: str | None = Field(None, max_length=255, description="the name of a run whose recipe and code are used again")
+    set: dict[RecipeKey, Any] = Field(
+        {}, max_length=200, description="values by dotted key of the recipe, such as `optimizer.lr`"
+    )
+    data: str | None = Field(None, max_length=4000, description="the data: a path in a folder that `serve` allows")
+    devices: Devices | None = Field(None, description="without it, those of the run or profile, else one GPU or CPU")
+    profile: str | None = Field(None, max_length=200, description="the name of a built-in launch profile")
+    priority: Priority = 0
+    after: list[RunName] = Field([], max_length=100, description="names of runs that must have finished before")
+    time: str | None = Field(None, max_length=100, description="a time limit as H:M:S; the run is saved at it")
+    requeue: bool = Field(default=True, description="whether it may be stopped for others, and is resumed after a stop")
+
+    @model_validator(mode="after")
+    def _names_one_recipe(self) -> Self:
+        if (self.recipe is None) == (self.run is None):
+            raise ValueError("give either recipe or run")
+        return self
+
+
+class Submitted(BaseModel):
+    """A run that is in the queue."""
+
+    run: str = Field(description="the name of the run")
+    path: str
+    queue: Literal["local"]
+    notes: list[str] = Field(description="what is unusual about its data, in sentences")
+
+
+class Accepted(BaseModel):
+    """What was done, or will happen to the run."""
+
+    run: str
+    state: str = Field(description="in status.json, now")
+    message: str = Field(description="a sentence")
+
+
+class PriorityRequest(BaseModel):
+    """A place in the queue."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    priority: Priority
+
+
+class LabelsRequest(BaseModel):
+    """All labels of a run; what is not given is removed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tags: list[Annotated[str, Field(max_length=64, pattern=r"^[\w.+-]+$")]] = Field([], max_length=100)
+    note: str = Field("", max_length=20_000)
