@@ -25,6 +25,7 @@ from distrain.cli import (
     priority,
     queue,
     recipes,
+    report,
     resume,
     runs,
     serve,
@@ -56,6 +57,8 @@ EPILOG = """
 
 `distrain eval last` - the accuracy of the newest run for each class, and its worst mistakes
 
+`distrain report last` - one HTML file about the newest run, to keep, send or print
+
 `distrain predict last photos` - predictions of the newest run for your images
 
 `distrain export last --format onnx` - the network of the newest run for other programs
@@ -80,6 +83,7 @@ app.command("queue")(queue.queue)
 app.command("serve")(serve.serve)
 app.command("logs")(logs.logs)
 app.command("stacks")(stacks.stacks)
+app.command("report")(report.report)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(runs.app, name="runs")
 app.add_typer(devices.app, name="devices")

@@ -14,8 +14,10 @@ from distrain.config import Recipe, read_recipe
 from distrain.config.batching import Batching, solve_batching
 from distrain.config.metrics import ALWAYS_MEASURED, METRICS, format_metric, format_value
 from distrain.config.profile import Profile, read_profile
+from distrain.config.recipe_text import describe_training
 from distrain.launchers.plan import Plan
 from distrain.messages import counted
+from distrain.runs.attempts import describe_preemptions
 from distrain.runs.checkpoints import committed
 from distrain.runs.directory import RunDirectory
 from distrain.runs.error_reports import read_errors
@@ -38,13 +40,8 @@ _MAX_CLASSES = 20  # in a summary
 
 def print_header(console: Console, recipe: Recipe, profile: Profile, batching: Batching, run: RunDirectory) -> None:
     """Print what will be trained, on which devices, and the run directory."""
-    names = ("GPU", "GPUs") if profile.device == "cuda" else ("CPU process", "CPU processes")
-    steps = f" ({counted(recipe.train.max_steps, 'step')} at most)" if recipe.train.max_steps is not None else ""
-    console.print(
-        f"[bold]{escape(recipe.name)}[/bold]: {escape(recipe.model.name)} on {escape(recipe.data.source)}, "
-        f"{counted(recipe.train.epochs, 'epoch')}{steps}, {recipe.precision}, on {counted(profile.world_size, *names)}",
-        soft_wrap=True,
-    )
+    text = describe_training(recipe, profile)
+    console.print(f"[bold]{escape(recipe.name)}[/bold]: {escape(text)}", soft_wrap=True)
     if recipe.train.micro_batch_size == "auto":
         text = f"global batch {batching.global_batch_size}, with a micro-batch size found when training starts"
         console.print(text, soft_wrap=True)
@@ -272,15 +269,8 @@ def _print_local_job(console: Console, run: RunDirectory, job: LocalJob) -> None
     console.print(f"queue       priority {job.priority}, on {place}", markup=False)
     if job.fault:
         console.print(f"fault       {job.fault}", markup=False, soft_wrap=True)
-    interrupted = [one for one in run.read_status().attempts[:-1] if one.state == "preempted"]
-    if not interrupted:
-        return
-    sizes = {attempt.world_size for attempt in run.read_status().attempts}
-    times = "once" if len(interrupted) == 1 else counted(len(interrupted), "time")
-    result = "the result is the same as without"
-    if len(sizes) > 1 and not read_recipe(run.recipe).train.exact:
-        result = "the result differs by rounding, since the number of processes changed (train.exact prevents this)"
-    console.print(f"preempted   {times}; {result}", markup=False, soft_wrap=True)
+    if (text := describe_preemptions(run.read_status(), lambda: read_recipe(run.recipe))) is not None:
+        console.print(f"preempted   {text}", markup=False, soft_wrap=True)
 
 
 def _print_classes(console: Console, evaluation: dict[str, float]) -> None:

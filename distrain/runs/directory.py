@@ -85,6 +85,7 @@ class RunDirectory:
     mistake_images = _Below("mistakes")  # the image of each
     stage = _Below("stage")  # what is being measured now, as text
     figures = _Below("figures.json")
+    report = _Below("report.html")
     export = _Below("export")  # bundles and graphs for other programs
     tensorboard = _Below("tensorboard")
     wandb = _Below("wandb")

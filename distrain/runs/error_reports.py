@@ -21,6 +21,7 @@ from distrain.system.files import read_readable, read_whole, texts_of
 _CLOCK_TOLERANCE_S = 5.0  # smaller differences are probably the delay until a file becomes visible
 
 ErrorReport = dict[str, Any]
+_KEYS = ("rank", "host", "step", "time", "type", "message", "traceback", "is_secondary")
 
 
 class _Attempt(BaseModel):
@@ -39,6 +40,11 @@ def read_errors(run: RunDirectory) -> list[ErrorReport]:
         return report["is_secondary"], report["time"] + attempt.behind_s.get(_clock(report), 0.0)
 
     return sorted(reports, key=order)
+
+
+def read_all_errors(run: RunDirectory) -> list[ErrorReport]:
+    """Return the error reports of all attempts, the cause of each first; each rank has one, its newest."""
+    return sorted(_read_all(run), key=lambda report: (report["is_secondary"], report["time"]))
 
 
 def begin_attempt(run: RunDirectory) -> None:
@@ -79,7 +85,13 @@ class Clocks:
 
 
 def _read_all(run: RunDirectory) -> list[ErrorReport]:
-    return read_readable(texts_of(run.errors.glob("rank-*.json")), json.loads)
+    return read_readable(texts_of(run.errors.glob("rank-*.json")), _parse)
+
+
+def _parse(text: str) -> ErrorReport:
+    """Return a report; raises `KeyError` or `TypeError` where it is not one."""
+    report: ErrorReport = json.loads(text)
+    return report | {key: report[key] for key in _KEYS}
 
 
 def _read_attempt(run: RunDirectory) -> _Attempt:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
 
-from distrain.config.profile import read_profile
+from distrain.config.profile import Profile, read_profile
 from distrain.errors import RunError
 from distrain.messages import counted, joined
 from distrain.runs import checkpoints, slurm, stop_file
@@ -235,6 +235,17 @@ def resume_command(run: RunDirectory) -> str:
         f"distrain fit --run {path} --nodes {options.nodes} --node-rank {run.node_rank} "
         f"--rendezvous {options.rendezvous} {processes}{launcher}"
     )
+
+
+def repeat_command(profile: Profile, file: str) -> str:
+    """Return the command that trains the recipe in `file` as a run with this profile, in a new run directory."""
+    count = profile.as_options().processes
+    processes = f"--gpus {count}" if profile.device == "cuda" else f"--device cpu --procs {count}"
+    nodes = f"--nodes {profile.as_options().nodes} " if profile.nodes > 1 else ""
+    if profile.launcher == "slurm":
+        return f"distrain submit {shlex.quote(file)} {nodes}{processes}"
+    rendezvous = f"--rendezvous {profile.rendezvous} --node-rank {profile.node_rank} " if profile.nodes > 1 else ""
+    return f"distrain fit {shlex.quote(file)} {nodes}{rendezvous}{processes}"
 
 
 def read_log(run: RunDirectory, rank: int, *, follow: bool) -> Iterator[str]:

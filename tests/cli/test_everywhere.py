@@ -31,6 +31,7 @@ ARGUMENTS = {
     "resume": ["runs/failed"],
     "logs": ["runs/done"],
     "stacks": ["runs/live"],
+    "report": ["runs/done"],
     "recipes list": [],
     "recipes show": ["digits"],
     "recipes init": ["digits", "mine.yaml"],
