@@ -180,14 +180,15 @@ def decide(
     )
 
 
-def read_queue(root: Path, *, now: float) -> list[dict[str, Any]]:
+def read_queue(root: Path, *, now: float, table: JobTable | None = None) -> list[dict[str, Any]]:
     """Return the jobs of a queue in the order in which they are served, those that run first, as JSON objects.
 
-    Raises `RunError` where `root` is a file.
+    With a `table` that is kept between two calls, jobs that are over are not read again. Raises `RunError` where `root`
+    is a file.
     """
     if root.exists() and not root.is_dir():
         raise RunError(f"{root} is not a folder; name the folder of the runs with --root")
-    table = JobTable(root)
+    table = table or JobTable(root)
     entries = table.read()
     slots = max([len(slot_names()), *(_number(name) + 1 for entry in entries for name in entry.job.assigned)])
     owned = [entry for entry in entries if find_owner_fault(entry.run) is None]

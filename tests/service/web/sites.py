@@ -1,8 +1,14 @@
 """Folders of runs to show, and clients of the application without a server."""
 
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import uvicorn
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from distrain.config.profile import LaunchOptions
@@ -10,7 +16,7 @@ from distrain.runs.directory import RunDirectory
 from distrain.service.queue import QueueOptions, resolve, submit
 from distrain.service.web.app import create_app
 from distrain.service.web.site import Site
-from tests.cli_runner import fit
+from tests.cli_runner import fit, wait_until
 
 ON_ONE_CPU = LaunchOptions(device="cpu", processes=1)
 
@@ -41,3 +47,18 @@ def make_run(root: Path, name: str = "one", status: str = "{}") -> RunDirectory:
     run.recipe.write_text("name: x\n")
     run.status.write_text(status)
     return run
+
+
+@contextmanager
+def served(app: FastAPI) -> Iterator[str]:
+    """Serve an application on a port of this machine; yields its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            wait_until(lambda: server.started, "the start of the server")
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()

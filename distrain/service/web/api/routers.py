@@ -5,17 +5,21 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from distrain.service.web.api import changes, logs, queue, runs
+from distrain.service.web.api import changes, events, logs, queue, runs
 from distrain.service.web.api.description import describe
+from distrain.service.web.live.live import Live
 from distrain.service.web.run_list import RunList
+from distrain.service.web.site import Site
 
 PREFIX = "/api/v1"
 
 
 def add_api(app: FastAPI) -> None:
     """Add the REST interface below `PREFIX`, its description, and what it keeps in memory, to an application."""
-    app.state.run_list = RunList(app.state.site.root)
-    for api in (runs, changes, logs, queue):
+    site: Site = app.state.site
+    app.state.run_list = RunList(site.root)
+    app.state.live = Live(site.root, slots=site.slots, run_list=app.state.run_list)
+    for api in (runs, changes, logs, queue, events):
         app.include_router(api.router, prefix=PREFIX)
 
     @cache
