@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from tests.forks import run_module
 
 # Metrics that depend on the time of day, and groups of metrics of the machine.
-TIMES = {"train/samples_per_s", "checkpoint/blocked_s"}
+TIMES = {"time", "train/samples_per_s", "checkpoint/blocked_s"}
 MACHINE = ("rank/", "node/", "gpu/")
 QUIET = ["--set", "log.wandb=disabled", "--set", "log.tensorboard=false"]
 

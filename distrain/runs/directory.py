@@ -59,6 +59,7 @@ class RunDirectory:
     stop = _Below("stop")
     stop_answered = _Below("stop-answered")  # the stop file, from the moment when the ranks have saved
     metrics = _Below("metrics.jsonl")
+    curves = _Below("curves")  # the store from which curves of a long history are drawn, made from metrics.jsonl
     lock = _Below("lock")  # held by rank 0 while it trains
     launcher_lock = _Below("launcher-lock")  # held by the launcher, also between two attempts
     reserve = _Below("reserve")

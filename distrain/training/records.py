@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
 
@@ -33,14 +34,15 @@ def write_records(session: Session, step: int, loggers: LoggerCollection) -> tup
         evaluation = _evaluate_or_save(session, step)
         if evaluation is None:
             return session, False
-        metrics = {"step": step, "epoch": session.epoch(step), **evaluation.metrics}
+        metrics = evaluation.metrics
         _warn_of_loss(session, step, evaluation.metrics)
         state.keep_evaluation(step, evaluation.metrics)
         session = check_patience(session, step)
     state.phase = "record"
-    record = _record(session, step) if session.intervals.should_log(step) else {}
-    if record | metrics:
-        loggers.write(record | metrics)
+    should_log = session.intervals.should_log(step)
+    if should_log or metrics:
+        record: Record = {"step": step, "epoch": session.epoch(step), "time": round(time.time(), 3)}
+        loggers.write(record | (_measured(session, step) if should_log else {}) | metrics)
     return session, True
 
 
@@ -144,8 +146,9 @@ def run_evaluation(session: Session, *, errors: list[Exception] | None = None) -
         )
 
 
-def _record(session: Session, step: int) -> Record:
-    record: Record = {"step": step, "epoch": session.epoch(step)}
+def _measured(session: Session, step: int) -> Record:
+    """Return the metrics of the steps since the record before."""
+    record: Record = {}
     if session.losses.has_synced:
         record["train/loss"] = session.losses.pop_mean()
     record["train/lr"] = session.recipe.base_lr * session.schedule(step - 1)

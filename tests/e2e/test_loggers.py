@@ -71,6 +71,7 @@ def test_all_sinks_of_a_resumed_run_hold_the_same_metrics(tmp_path: Path) -> Non
         "--run=run",
     ]
     run = tmp_path / "run"
+    started = round(time.time(), 3)
     done = distrain("fit", *arguments, cwd=tmp_path)
     assert done.code == 0, done.out + done.err
     for word in ("epoch 1/2", "step 46/46", "loss", "top-1", "samples/s", "finished"):
@@ -83,6 +84,8 @@ def test_all_sinks_of_a_resumed_run_hold_the_same_metrics(tmp_path: Path) -> Non
     steps = [record["step"] for record in records]
     assert steps == sorted(set(steps))
     assert {5, 23, 45, 46} <= set(steps)
+    times = [record["time"] for record in records]
+    assert started <= times[0] and times == sorted(times) and times[-1] <= time.time()
 
     # As if it had been killed in the second epoch: the copies are made again from what metrics.jsonl keeps.
     for path in (run / "checkpoints").glob("step-00000046"):
@@ -94,6 +97,9 @@ def test_all_sinks_of_a_resumed_run_hold_the_same_metrics(tmp_path: Path) -> Non
     again = metrics(run)
     assert [record["step"] for record in again] == steps
     assert [r.get("train/loss") for r in again] == [r.get("train/loss") for r in records]
+    kept = steps.index(23) + 1
+    assert [r["time"] for r in again[:kept]] == times[:kept]
+    assert again[kept]["time"] > times[-1]
 
     scalars = EventAccumulator(str(run / "tensorboard"))
     scalars.Reload()
@@ -123,6 +129,7 @@ def test_all_sinks_of_a_resumed_run_hold_the_same_metrics(tmp_path: Path) -> Non
     assert len(files) == 2
     rows = wandb_history(files[-1])
     assert [row["_step"] for row in rows] == steps
+    assert not any("time" in row for row in rows)
     for row, record in zip(rows, again, strict=True):
         assert {k: v for k, v in row.items() if "/" in k} == {k: v for k, v in record.items() if "/" in k}
 

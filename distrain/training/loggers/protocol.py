@@ -10,7 +10,7 @@ from distrain.config import Recipe
 from distrain.runs.directory import RunDirectory
 from distrain.training.input_samples import InputSamples
 
-Record = dict[str, float]  # `step`, `epoch`, and the metrics of that step by name
+Record = dict[str, float]  # `step`, `epoch`, `time`, and the metrics of that step by name
 
 
 @dataclass(frozen=True)

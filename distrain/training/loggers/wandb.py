@@ -30,8 +30,8 @@ class WandbLogger:
                 self.write(record)
 
     def write(self, record: Record) -> None:
-        """Log a record's metrics at its step."""
-        metrics = {name: value for name, value in record.items() if name != "step"}
+        """Log a record's metrics at its step; W&B has times of its own."""
+        metrics = {name: value for name, value in record.items() if name not in {"step", "time"}}
         self._run.log(metrics, step=int(record["step"]))
 
     def close(self) -> None:
