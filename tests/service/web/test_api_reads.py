@@ -86,6 +86,21 @@ def test_devices_are_those_of_the_command_line(tmp_path: Path, monkeypatch: pyte
     assert all(known.get(row["id"], row) == row for row in found)
 
 
+def test_curves_are_the_records_of_the_run(folder: Path, client: TestClient) -> None:
+    records = [json.loads(line) for line in (folder / "runs/first/metrics.jsonl").read_text().splitlines()]
+    losses = {record["step"]: record["train/loss"] for record in records if "train/loss" in record}
+    found = get(client, "/runs/first/metrics", keys="train/loss,val/top1")
+    curve = found["curves"]["train/loss"]
+    assert (
+        found["records"] == len(records) and found["step"] == 5 and list(found["curves"]) == ["train/loss", "val/top1"]
+    )
+    assert dict(zip(curve["step"], curve["mean"], strict=True)) == losses and curve["is_exact"]
+    assert get(client, "/runs/first/metrics", keys="train/loss", first_step=3)["curves"]["train/loss"]["step"][0] >= 3
+    assert set(get(client, "/runs/first/keys")["keys"]) == set(get(client, "/runs/first/metrics")["curves"])
+    assert "did you mean train/loss" in refused(client, "/runs/first/metrics", 422, keys="train/los")
+    assert "points" in refused(client, "/runs/first/metrics", 422, keys="train/loss", points=1)
+
+
 def test_list_comes_in_parts_that_links_connect(client: TestClient) -> None:
     names, path = list[str](), "/api/v1/runs?limit=2&sort=name"
     answers = []

@@ -10,7 +10,7 @@ from distrain.service.web.api.models import Problem
 from distrain.service.web.problems import MEDIA_TYPE
 
 VERSION = "1"
-_METHODS = {"get", "put", "post", "delete", "patch"}
+METHODS = {"get", "put", "post", "delete", "patch"}
 _ALWAYS = {
     HTTPStatus.BAD_REQUEST: "The request cannot be read, or its Host is not that of this server",
     HTTPStatus.UNAUTHORIZED: "The token or the session is missing, wrong or no longer valid",
@@ -52,7 +52,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
     found["security"] = [{name: []} for name in _SECURITY]
     for path in found["paths"].values():
         for method, operation in path.items():
-            if method in _METHODS:
+            if method in METHODS:
                 _describe_errors(operation)
     return found
 

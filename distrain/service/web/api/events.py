@@ -42,7 +42,9 @@ async def read_events(
     after: Annotated[
         str | None, Query(max_length=_MAX_ID, description="The id of an event: begin after it, as `Last-Event-ID`.")
     ] = None,
-    last_event_id: Annotated[str | None, Header(max_length=_MAX_ID)] = None,
+    last_event_id: Annotated[
+        str | None, Header(max_length=_MAX_ID, description="What `after` is, from a browser that connects again.")
+    ] = None,
 ) -> StreamingResponse:
     """Read events while they happen (`text/event-stream`).
 

@@ -73,6 +73,7 @@ class Curve(BaseModel):
     min: list[float | None]
     max: list[float | None]
     count: list[int] = Field(description="records in the bucket")
+    num_not_finite: list[int] = Field(description="those of them whose value is not finite")
     is_exact: bool = Field(description="whether each record is a bucket of its own")
 
 
@@ -81,7 +82,7 @@ class Metrics(BaseModel):
 
     run: str = Field(description="the name of the run")
     records: int = Field(description="records in metrics.jsonl")
-    step: int | None = Field(description="the step of the newest record")
+    step: int = Field(description="the step of the newest record; 0 where there is none")
     curves: dict[str, Curve]
 
 
@@ -149,7 +150,12 @@ class Devices(BaseModel):
 class SubmitRequest(BaseModel):
     """What to train: a recipe, or the recipe of a run, with changes."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"recipe": "digits", "set": {"optimizer.lr": 0.05}, "devices": {"kind": "cpu", "count": 1}}]
+        },
+    )
 
     recipe: str | None = Field(None, max_length=200, description="the name of a built-in recipe")
     run: str | None = Field(None, max_length=255, description="the name of a run whose recipe and code are used again")
@@ -191,7 +197,7 @@ class Accepted(BaseModel):
 class PriorityRequest(BaseModel):
     """A place in the queue."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"priority": 5}]})
 
     priority: Priority
 
@@ -199,7 +205,7 @@ class PriorityRequest(BaseModel):
 class LabelsRequest(BaseModel):
     """All labels of a run; what is not given is removed."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"tags": ["baseline"], "note": ""}]})
 
     tags: list[Annotated[str, Field(max_length=64, pattern=r"^[\w.+-]+$")]] = Field([], max_length=100)
     note: str = Field("", max_length=20_000)
