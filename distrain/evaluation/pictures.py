@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distrain.evaluation.plots import draw_confusion, draw_mistakes
-from distrain.evaluation.results import Predictions, write_findings
+from distrain.evaluation.results import Predictions
 from distrain.evaluation.samples import read_images
 from distrain.runs.directory import RunDirectory
-from distrain.runs.evaluations import Findings
+from distrain.runs.evaluations import Findings, write_findings
 
 LARGEST = 192  # pixels: larger images are shrunk
 

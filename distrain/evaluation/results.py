@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distrain.runs.directory import RunDirectory, write_atomically
-from distrain.runs.evaluations import Findings
-from distrain.system.files import to_json
+from distrain.runs.directory import RunDirectory
+from distrain.runs.evaluations import Findings, write_findings
 
 NUM_MISTAKES = 25
 
@@ -42,11 +41,6 @@ def write_results(folder: RunDirectory, findings: Findings, predictions: Predict
         confusion=predictions.confusion,
     )
     write_findings(folder, findings)
-
-
-def write_findings(folder: RunDirectory, findings: Findings) -> None:
-    """Replace the findings."""
-    write_atomically(folder.findings, to_json(findings))
 
 
 def read_predictions(folder: RunDirectory) -> Predictions:

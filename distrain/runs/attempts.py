@@ -12,6 +12,7 @@ from distrain.runs.liveness import LIVE_STATES
 from distrain.runs.status import Attempt, Status
 
 _LATE_S = 60.0  # a launcher may report this long after the last heartbeat of an attempt why it died
+_KEYS = {"type", "message", "step", "traceback"}  # of a report that is not damaged
 _ENDS = {
     "stopped": "stopped on request, after a save",
     "preempted": "preempted, after a save",
@@ -44,7 +45,8 @@ def explain_attempts(run: RunDirectory, status: Status, *, state: str) -> list[E
         is_newest = number == len(status.attempts)
         ended = state if is_newest else attempt.state  # one that died could not write it
         errors = newest if is_newest else _find_reports(attempt, reports)
-        error = errors[0] if errors and ended in {"failed", "died"} else None
+        whole = [error for error in errors if error.keys() >= _KEYS]
+        error = whole[0] if whole and ended in {"failed", "died"} else None
         explained.append(ExplainedAttempt(attempt, ended, _explain(attempt, ended, error, status), error))
     return explained
 

@@ -78,6 +78,7 @@ class RunDirectory:
     traces = _Below("profile")
     checkpoints = _Below("checkpoints")
     evaluations = _Below("evaluations")  # run directories of `distrain eval`, one for each evaluation
+    validation = _Below("validation")  # the newest and the best evaluation of the training, as evaluations are
     task = _Below("task.json")  # what a worker does here: train, evaluate or benchmark
     findings = _Below("findings.json")
     answers = _Below("answers.npz")
@@ -285,10 +286,7 @@ class RunDirectory:
 
     @contextmanager
     def hold_launcher_lock(self) -> Iterator[str | None]:
-        """Hold the lock for launching the run; raises `RunError` where another process holds it.
-
-        Yields the same as `hold_trainer_lock`.
-        """
+        """Hold the lock for launching the run; yields and raises what `hold_trainer_lock` does, without patience."""
         with self._hold(self.launcher_lock, patience_s=0.0) as note:
             yield note
 

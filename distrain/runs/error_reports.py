@@ -21,7 +21,7 @@ from distrain.system.files import read_readable, read_whole, texts_of
 _CLOCK_TOLERANCE_S = 5.0  # smaller differences are probably the delay until a file becomes visible
 
 ErrorReport = dict[str, Any]
-_KEYS = ("rank", "host", "step", "time", "type", "message", "traceback", "is_secondary")
+_KEYS = ("rank", "host", "time", "is_secondary")  # by which reports are ordered
 
 
 class _Attempt(BaseModel):

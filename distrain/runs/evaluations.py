@@ -1,4 +1,4 @@
-"""Reads the results of `distrain eval`: metrics, results per class, worst mistakes, and the confusion matrix."""
+"""Reads evaluations of a run: metrics, results per class, worst mistakes, and the confusion matrix."""
 
 import json
 import math
@@ -11,9 +11,9 @@ from pydantic import BaseModel, BeforeValidator
 
 from distrain.config.metrics import Evaluation, Target
 from distrain.messages import counted
-from distrain.runs.directory import RunDirectory
+from distrain.runs.directory import RunDirectory, write_atomically
 from distrain.runs.task import Samples
-from distrain.system.files import read_readable, texts_of
+from distrain.system.files import read_readable, texts_of, to_json
 
 if TYPE_CHECKING:
     from distrain.runs.confusion import ConfusionMatrix
@@ -61,10 +61,10 @@ class Findings(BaseModel):
 class EvaluationResult:
     """A finished evaluation of a run, as its folder has it. Pictures are None where there are none."""
 
-    name: str  # of its folder below the run's `evaluations`
+    name: str  # of its folder
     path: Path
     made: float  # when it ended, in seconds since the epoch
-    checkpoint: str
+    checkpoint: str  # empty for an evaluation of the training itself
     step: int
     weights: str  # trained, or moving average
     split: Samples
@@ -88,12 +88,20 @@ class EvaluationResult:
 
 def read_evaluations(run: RunDirectory) -> list[EvaluationResult]:
     """Return the finished evaluations below a run, the newest first, without those that are damaged."""
-    try:
-        folders = sorted(run.evaluations.iterdir())
-    except OSError:
-        return []
-    found = [result for folder in folders if (result := _read_evaluation(RunDirectory(folder))) is not None]
-    return sorted(found, key=lambda result: result.made, reverse=True)
+    return _read_evaluations_in(run.evaluations)
+
+
+def read_validations(run: RunDirectory) -> list[EvaluationResult]:
+    """Return the newest and the best evaluation of the training itself, the newest first: one, if they are the same.
+
+    They have neither mistakes nor images, and exist only where the targets are classes, and these are not too many.
+    """
+    return _read_evaluations_in(run.validation)
+
+
+def validation_folder(run: RunDirectory, step: int) -> RunDirectory:
+    """Return the folder of the training's own evaluation at a step."""
+    return RunDirectory(run.validation / f"step-{step:08}")
 
 
 def read_findings(folder: RunDirectory) -> Findings | None:
@@ -104,6 +112,11 @@ def read_findings(folder: RunDirectory) -> Findings | None:
     return None
 
 
+def write_findings(folder: RunDirectory, findings: Findings) -> None:
+    """Write or replace the findings in the folder of an evaluation."""
+    write_atomically(folder.findings, to_json(findings))
+
+
 def format_badness(mistake: Mistake, target: Target) -> str:
     """Return how wrong a mistake is as text: a probability `61.2%`, `4 labels wrong`, or `off by 0.5`."""
     if target == "class":
@@ -111,6 +124,15 @@ def format_badness(mistake: Mistake, target: Target) -> str:
     if target == "labels":
         return f"{counted(round(mistake.badness), 'label')} wrong"
     return f"off by {mistake.badness:.4g}"
+
+
+def _read_evaluations_in(path: Path) -> list[EvaluationResult]:
+    try:
+        folders = sorted(path.iterdir())
+    except OSError:
+        return []
+    found = [result for folder in folders if (result := _read_evaluation(RunDirectory(folder))) is not None]
+    return sorted(found, key=lambda result: result.made, reverse=True)
 
 
 def _parse(text: str) -> Findings:

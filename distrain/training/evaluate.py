@@ -27,8 +27,9 @@ class Evaluation:
     """The result of an evaluation, the same on every rank.
 
     `metrics` holds `val/loss` and `val/NAME` for each chosen metric, fractions, not percent, and `val/top1/CLASS` for
-    `accuracy_per_class`. `confusion` is int64 on the CPU where a chosen metric needs it, else None: for classes
-    [classes, classes], a row for a true class, a column for a predicted one; for labels [labels, truth, prediction].
+    `accuracy_per_class`. `confusion` is int64 on the CPU where a chosen metric needs it or the classes are few, else
+    None: for classes [classes, classes], a row for a true class, a column for a predicted one; for labels [labels,
+    truth, prediction].
     """
 
     metrics: dict[str, float]

@@ -16,6 +16,7 @@ from distrain.training.loggers.protocol import Record
 from distrain.training.nonfinite import name_samples
 from distrain.training.resume import save
 from distrain.training.session import Session
+from distrain.training.validation_results import write_validation
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ def write_records(session: Session, step: int, loggers: LoggerCollection) -> tup
         metrics = evaluation.metrics
         _warn_of_loss(session, step, evaluation.metrics)
         state.keep_evaluation(step, evaluation.metrics)
+        write_validation(session, step, evaluation)
         session = check_patience(session, step)
     state.phase = "record"
     should_log = session.intervals.should_log(step)

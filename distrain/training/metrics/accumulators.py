@@ -36,7 +36,7 @@ def build_counters(chosen: ChosenMetrics, device: torch.device) -> list[Counter]
         counters.append(TopRanks(ranks, device))
     if "exact_match" in names:
         counters.append(ExactMatch(device))
-    if names & {*RATES, "accuracy_per_class", "confusion_matrix"}:
+    if names & {*RATES, "accuracy_per_class", "confusion_matrix"} or chosen.has_small_confusion_matrix:
         wanted = names & RATES
         if chosen.target == "class":
             classes = chosen.classes if "accuracy_per_class" in names else ()

@@ -8,6 +8,7 @@ from distrain.config.metrics import ALWAYS_MEASURED, METRICS, Target
 from distrain.errors import RecipeError
 from distrain.messages import counted
 
+MAX_CLASSES_COUNTED = 1000  # a matrix of 8 MB, added over the ranks once per evaluation
 _TOP5 = 5
 _DEFAULTS: dict[Target, tuple[str, ...]] = {
     "class": ("top1", "top5"),
@@ -27,6 +28,11 @@ class ChosenMetrics:
     shown: tuple[
         str, ...
     ]  # shown in lines of text next to the loss: the one that selects the best, and those that are named
+
+    @property
+    def has_small_confusion_matrix(self) -> bool:
+        """Whether there is a confusion matrix that costs next to nothing, and is counted whatever is chosen."""
+        return self.target == "class" and len(self.classes) <= MAX_CLASSES_COUNTED
 
 
 def choose_metrics(config: Eval, *, target: Target, classes: Sequence[str]) -> ChosenMetrics:

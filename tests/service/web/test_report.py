@@ -17,17 +17,10 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from distrain.config import load_recipe
 from distrain.config.profile import Profile
-from distrain.evaluation.results import (
-    EvaluationResults,
-    Mistake,
-    Predictions,
-    read_predictions,
-    read_results,
-    results_of_classes,
-    write_results,
-)
-from distrain.runs.attempts import explain_attempts
+from distrain.evaluation.results import Predictions, write_results
+from distrain.runs.confusion import results_of_classes
 from distrain.runs.directory import RunDirectory
+from distrain.runs.evaluations import Findings, Mistake, read_evaluations
 from distrain.runs.labels import Labels, write_labels
 from distrain.runs.status import Attempt, SkippedBatch, Status
 from distrain.service.web.report.build import build_report
@@ -41,9 +34,9 @@ HOSTILE = f"</script><script>alert(3)</script>\"'`{{{{7*7}}}}&lt; {ATTACK} javas
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A short run of the digits that was evaluated."""
     folder = tmp_path_factory.mktemp("report")
-    steps = ["--set=train.max_steps=60", "--set=eval.every_steps=10", "--device=cpu", "--procs=1"]
+    steps = ["--set=train.max_steps=60", "--set=eval.every_steps=20", "--device=cpu", "--procs=1"]
     fit("--run=runs/digits", *steps, cwd=folder)
-    assert distrain("eval", "digits", "--device=cpu", "--no-pictures", cwd=folder).code == 0
+    assert distrain("eval", "digits", "last", "--device=cpu", cwd=folder).code == 0
     return RunDirectory(folder / "runs" / "digits")
 
 
@@ -111,15 +104,16 @@ def test_report_shows_the_figures_of_the_runs_own_files(
     trained: RunDirectory, browser: Browser, tmp_path: Path
 ) -> None:
     status = trained.read_status()
-    (folder,) = (RunDirectory(path) for path in trained.evaluations.iterdir())
-    results, confusion = read_results(folder), read_predictions(folder).confusion
+    (results,) = read_evaluations(trained)
+    confusion = results.read_confusion()
     assert status.last is not None
+    assert confusion is not None
     with opened(browser, write(tmp_path / "report.html", trained)) as page:
         text = page.locator("main").inner_text()
         assert f"{status.last['val/top1']:.2%} at the newest evaluation" in text
         assert str(status.weights_digest) in text
         evaluated = [record for record in metrics(trained.path) if "val/top1" in record]
-        assert len(evaluated) >= 6
+        assert len(evaluated) >= 3
         assert [row[0].split()[0] for row in rows_of(page, "Evaluations during")] == [
             f"{record['step']}" for record in evaluated
         ]
@@ -127,11 +121,17 @@ def test_report_shows_the_figures_of_the_runs_own_files(
             [f"{record['val/loss']:.4f}", f"{record['val/top1']:.2%}"] for record in evaluated
         ]
         cells = [[int(cell) for cell in row[1:]] for row in rows_of(page, "Confusion matrix")]
-        assert np.array_equal(cells, confusion)
+        assert np.array_equal(cells, confusion.counts)
         assert [row[:3] for row in rows_of(page, "Figures of each class")] == [
             [row.name, str(row.samples), f"{row.accuracy:.2%}"] for row in results.classes
         ]
-        assert page.locator(".pictures li").count() == len(results.mistakes)
+        captions = page.locator(".pictures li").all_inner_texts()
+        assert len(captions) == len(results.mistakes) > 0
+        assert all(
+            caption.startswith(f"{mistake.target}, predicted {mistake.prediction} ({mistake.badness:.1%})")
+            for caption, mistake in zip(captions, results.mistakes, strict=True)
+        )
+        assert page.locator(".pictures img").count() == len(results.mistakes)
         assert page.locator("img.sheet").evaluate("image => image.naturalWidth > 0")
 
 
@@ -235,7 +235,7 @@ def evaluate(run: RunDirectory, classes: list[str], confusion: np.ndarray[Any, A
     folder = RunDirectory(run.evaluations / "step-00000005-val")
     folder.path.mkdir(parents=True)
     targets = np.arange(len(classes))
-    results = EvaluationResults(
+    findings = Findings(
         run=str(run.path),
         checkpoint=str(run.checkpoints / "step-00000005"),
         step=5,
@@ -248,7 +248,7 @@ def evaluate(run: RunDirectory, classes: list[str], confusion: np.ndarray[Any, A
         classes=results_of_classes(classes, confusion),
         mistakes=[Mistake(sample=classes[0], index=0, target=classes[0], prediction=classes[1], badness=0.75)],
     )
-    write_results(folder, results, Predictions(targets, targets, np.ones(len(classes)), confusion))
+    write_results(folder, findings, Predictions(targets, targets, np.ones(len(classes)), confusion))
 
 
 def test_many_classes_have_a_picture_of_the_matrix_and_a_table_of_the_worst(browser: Browser, tmp_path: Path) -> None:
@@ -287,21 +287,11 @@ def test_several_runs_begin_with_what_differs_and_mark_the_best(
         assert "0.5" in page.locator("#run-2 .charts").inner_text()
 
 
-def test_each_attempt_has_the_reason_why_it_ended(tmp_path: Path) -> None:
-    attempts = [attempt(1, "failed"), attempt(2, "preempted"), attempt(3, "failed"), attempt(4, "running", ended=None)]
-    run = sample_run(tmp_path, state="running", attempts=attempts)
-    run.write_error(error(1, 130, "lost peer", is_secondary=True))
-    run.write_error(error(0, 131, "disk full"))
-    run.error(2).write_text("[]")
-    explained = explain_attempts(run, run.read_status(), state="died")
-    assert [each.state for each in explained] == ["failed", "preempted", "failed", "died"]
-    assert [each.why for each in explained[:3]] == [
-        "RuntimeError: disk full (rank 0 on h, step 5)",
-        "preempted, after a save",
-        "ended without an error report",
-    ]
+def test_failed_attempt_has_its_error_and_preemption_what_it_means(tmp_path: Path) -> None:
+    run = sample_run(tmp_path, state="failed", attempts=[attempt(1, "preempted"), attempt(2, "failed")])
+    run.write_error(error(0, 231, "disk full"))
     report = build_report([run]).decode()
-    assert "disk full" in report
+    assert report.count("RuntimeError: disk full (rank 0 on h, step 5)") == 2  # at the top, and among the attempts
     assert "Preempted once; the result is the same as without." in report
 
 
@@ -332,8 +322,8 @@ def test_damaged_files_are_named_and_the_rest_is_shown(trained: RunDirectory, tm
             assert str(trained.read_status().weights_digest) in report
     damaged = RunDirectory(tmp_path / "evaluation")
     shutil.copytree(trained.path, damaged.path)
-    for path in damaged.evaluations.iterdir():
-        RunDirectory(path).answers.write_bytes(b"PK")
+    for path in (*damaged.evaluations.iterdir(), *damaged.validation.iterdir()):
+        RunDirectory(path).findings.write_bytes(b"{")
     assert f"distrain eval {damaged.path}" in build_report([damaged]).decode()
 
 

@@ -14,11 +14,12 @@ from markupsafe import Markup
 
 from distrain.errors import RunError
 from distrain.runs.comparison import MAX_RUNS, Comparison, compare, find_best_columns
+from distrain.runs.curves import Curve, read_curves
 from distrain.runs.directory import RunDirectory
 from distrain.runs.facts import read_facts
 from distrain.runs.value_formats import format_key
 from distrain.service.web.report.charts import Chart
-from distrain.service.web.report.curves import draw_comparison, read_run_curves
+from distrain.service.web.report.curves import POINTS, draw_comparison
 from distrain.service.web.report.run_section import RunSection, show_run
 
 MARK = '<meta name="generator" content="distrain report">'  # by which a report is recognized, and may be replaced
@@ -54,7 +55,7 @@ def build_report(runs: Sequence[RunDirectory]) -> bytes:
     if len(distinct) > MAX_RUNS:
         raise RunError(f"a report takes up to {MAX_RUNS} runs, not {len(distinct)}")
     found = [read_facts(run) for run in distinct]
-    curves = [read_run_curves(run) for run in distinct]
+    curves = [read_curves(run, points=POINTS).curves for run in distinct]
     sections = [
         show_run(facts, of_run, anchor=f"run-{number + 1}", style=number)
         for number, (facts, of_run) in enumerate(zip(found, curves, strict=True))
@@ -76,7 +77,7 @@ def is_report(path: Path) -> bool:
 
 
 def _show_comparison(
-    comparison: Comparison, curves: Sequence[tuple[str, Mapping[str, Any]]], *, best_by: str
+    comparison: Comparison, curves: Sequence[tuple[str, Mapping[str, Curve]]], *, best_by: str
 ) -> ComparisonSection:
     recipe = _format(comparison.recipe)
     return ComparisonSection(

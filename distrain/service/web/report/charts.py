@@ -70,6 +70,7 @@ class Chart:
 
 def draw_chart(title: str, lines: Sequence[Line], *, metric: str, x_title: str = "step") -> Chart | None:
     """Return the chart of the lines of one metric; None where no value is finite."""
+    lines = [line for line in lines if line.x]
     finite = [value for line in lines for value in (*line.low, *line.high) if abs(value) < _LARGEST]
     if not finite:
         return None
@@ -146,11 +147,12 @@ def _draw(line: Line, place_x: Callable[[float], float], place_y: Callable[[floa
     means = [(place_x(x), place_y(y)) if abs(y) < _LARGEST else None for x, y in zip(line.x, line.y, strict=True)]
     drawn = [point for point in means if point is not None]
     is_marked = len(drawn) <= _MAX_MARKS
+    has_means = any(low < high for low, high in zip(line.low, line.high, strict=True))
     return DrawnLine(
         line.name,
         line.style,
         path=_path(means),
-        band=_band(line, place_x, place_y) if list(line.low) != list(line.high) else "",
+        band=_band(line, place_x, place_y) if has_means else "",
         marks="".join(f"M{_units(x)} {_units(y)}h0" for x, y in drawn) if is_marked else "",
         last=format_number(metric, line.y[-1]),
     )

@@ -1,11 +1,11 @@
 """Chooses the charts of runs: which metrics belong together, in which order, and how each line is called."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+import numpy as np
 
 from distrain.config.metrics import METRICS
-from distrain.runs.directory import RunDirectory
+from distrain.runs.curves import Curve
 from distrain.service.web.report.charts import Chart, Line, draw_chart
 
 POINTS = 300  # of a line: about one for each pixel of a printed chart
@@ -18,17 +18,6 @@ _TITLES = {
     "train/samples_per_s": "Samples per second",
 }
 _FIRST = ("train/lr", "train/grad_norm", "train/samples_per_s")
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The values of a metric in buckets of records: the mean, the smallest and the largest value of each."""
-
-    step: Sequence[float]
-    epoch: Sequence[float]
-    mean: Sequence[float]
-    min: Sequence[float]
-    max: Sequence[float]
 
 
 def draw_run(curves: Mapping[str, Curve], *, best_by: str) -> list[Chart]:
@@ -94,7 +83,10 @@ def _metrics_of_training(curves: Mapping[str, Curve], best_by: str) -> list[str]
 
 
 def _line(curve: Curve, *, name: str, style: int, by_epoch: bool = False) -> Line:
-    return Line(name, curve.epoch if by_epoch else curve.step, curve.mean, curve.min, curve.max, style)
+    known = np.isfinite(curve.epoch) if by_epoch else np.full(len(curve.step), fill_value=True)
+    x = curve.epoch if by_epoch else curve.step
+    mean, low, high = (column[known].tolist() for column in (curve.mean, curve.min, curve.max))
+    return Line(name, x[known].tolist(), mean, low, high, style)
 
 
 def _title(key: str) -> str:
@@ -108,13 +100,3 @@ def _title(key: str) -> str:
 
 def _line_name(key: str) -> str:
     return {"train": "training", "val": "validation"}.get(key.partition("/")[0], key)
-
-
-def read_run_curves(run: RunDirectory) -> dict[str, Curve]:
-    """INTERIM."""
-    found: dict[str, list[tuple[float, float, float]]] = {}
-    for record in run.read_metrics():
-        for key, value in record.items():
-            if key not in {"step", "epoch", "time"} and isinstance(value, int | float):
-                found.setdefault(key, []).append((record["step"], record.get("epoch", math.nan), value))
-    return {key: Curve([p[0] for p in v], [p[1] for p in v], *[[p[2] for p in v]] * 3) for key, v in found.items()}

@@ -1,4 +1,4 @@
-"""Turns the results of `distrain eval` into what a report shows: classes, confusion matrix, worst mistakes."""
+"""Turns evaluations of a run into what a report shows: figures of each class, confusion matrix, worst mistakes."""
 
 import io
 from collections.abc import Sequence
@@ -8,19 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distrain.config.metrics import format_evaluation
-from distrain.evaluation.results import (
-    EvaluationResults,
-    Predictions,
-    confused_pairs,
-    format_badness,
-    read_predictions,
-    read_results,
-)
 from distrain.messages import counted
+from distrain.runs.confusion import confused_pairs
 from distrain.runs.directory import RunDirectory
-from distrain.service.web.report.pictures import as_data_uri, read_picture
+from distrain.runs.evaluations import (
+    EvaluationResult,
+    Mistake,
+    format_badness,
+    read_evaluations,
+    read_validations,
+)
+from distrain.service.web.report.pictures import as_data_uri, is_small, read_picture
 
-MAX_EVALUATIONS = 3  # the newest ones
+MAX_EVALUATIONS = 3  # the newest ones of `distrain eval`
 MAX_CELLS = 30  # the largest number of classes for which the matrix is a table; of more it is a picture
 MAX_CLASSES = 50  # rows of the table; of more classes, the least accurate are shown
 MAX_PAIRS = 10
@@ -47,6 +47,7 @@ class MistakeView:
     prediction: str
     badness: str
     picture: str
+    is_small: bool  # so that each of its pixels is enlarged to a square
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,34 +63,30 @@ class EvaluationView:
     pairs: Sequence[tuple[str, str, int]]  # true class, predicted class, count: the most confused ones
     classes: Sequence[Sequence[str]]  # name, samples, accuracy, precision, F1
     left_out: int  # classes that are not in the table
+    has_mistakes: bool  # whether its mistakes are known: the training does not keep those of its own evaluations
     mistakes: Sequence[MistakeView]
-    mistakes_sheet: str  # one picture of all mistakes; empty where they have their own, or there is none
 
 
 def show_evaluations(run: RunDirectory) -> list[EvaluationView]:
-    """Return the newest evaluations of a run that are complete and can be read, the newest first."""
-    found = []
-    folders = [RunDirectory(path) for path in run.evaluations.glob("*") if RunDirectory(path).findings.is_file()]
-    for folder in sorted(folders, key=lambda folder: -folder.findings.stat().st_mtime)[:MAX_EVALUATIONS]:
-        try:
-            found.append(_show(folder, read_results(folder), read_predictions(folder)))
-        except (OSError, ValueError, KeyError):  # damaged
-            continue
-    return found
+    """Return the newest results of `distrain eval`, then the training's own of other steps, each the newest first."""
+    evaluations = read_evaluations(run)[:MAX_EVALUATIONS]
+    known = {(result.step, result.split, result.num_samples) for result in evaluations}
+    own = [result for result in read_validations(run) if (result.step, result.split, result.num_samples) not in known]
+    return [_show(result, has_mistakes=True) for result in evaluations] + [
+        _show(result, has_mistakes=False) for result in own
+    ]
 
 
-def _show(folder: RunDirectory, results: EvaluationResults, predictions: Predictions) -> EvaluationView:
-    names = [result.name for result in results.classes]
-    confusion = predictions.confusion if len(predictions.confusion) == len(names) else np.zeros((0, 0), np.int64)
+def _show(result: EvaluationResult, *, has_mistakes: bool) -> EvaluationView:
+    names = [each.name for each in result.classes]
+    matrix = result.read_confusion()
+    confusion = np.zeros((0, 0), np.int64) if matrix is None else matrix.counts
     is_table = 0 < len(confusion) <= MAX_CELLS
-    rows = sorted(results.classes, key=lambda row: (row.accuracy is None, row.accuracy))
-    shown = rows[:MAX_CLASSES] if len(rows) > MAX_CLASSES else results.classes
-    weights = "the moving average of the weights" if results.weights == "moving average" else "the trained weights"
-    data = "" if results.data is None else f" of {results.data}"
-    samples = {"train": "training", "val": "validation"}.get(results.split, "")
+    rows = sorted(result.classes, key=lambda row: (row.accuracy is None, row.accuracy))
+    shown = rows[:MAX_CLASSES] if len(rows) > MAX_CLASSES else result.classes
     return EvaluationView(
-        title=f"{counted(results.num_samples, f'{samples} sample'.strip())}{data}, {weights} of step {results.step:,}",
-        metrics=format_evaluation(results.metrics, split="" if results.split == "all" else results.split),
+        title=_describe(result),
+        metrics=format_evaluation(result.metrics, split="" if result.split == "all" else result.split),
         names=names,
         cells=_show_cells(confusion) if is_table else [],
         matrix="" if is_table or not len(confusion) else _draw_matrix(confusion),
@@ -99,12 +96,28 @@ def _show(folder: RunDirectory, results: EvaluationResults, predictions: Predict
             [row.name, f"{row.samples:,}", *(_share(value) for value in (row.accuracy, row.precision, row.f1))]
             for row in shown
         ],
-        left_out=len(results.classes) - len(shown),
-        mistakes=[
-            MistakeView(each.sample, each.target, each.prediction, format_badness(each, results.target), "")
-            for each in results.mistakes
-        ],
-        mistakes_sheet=read_picture(folder.path / "mistakes.png") if results.mistakes else "",
+        left_out=len(result.classes) - len(shown),
+        has_mistakes=has_mistakes,
+        mistakes=[_show_mistake(mistake, result) for mistake in result.mistakes],
+    )
+
+
+def _describe(result: EvaluationResult) -> str:
+    samples = {"train": "training sample", "val": "validation sample"}.get(result.split, "sample")
+    data = "" if result.data is None else f" of {result.data}"
+    weights = "the moving average of the weights" if result.weights == "moving average" else "the trained weights"
+    return f"{counted(result.num_samples, samples)}{data}, {weights} of step {result.step:,}"
+
+
+def _show_mistake(mistake: Mistake, result: EvaluationResult) -> MistakeView:
+    picture = "" if mistake.image is None else read_picture(result.path / mistake.image)
+    return MistakeView(
+        mistake.sample,
+        mistake.target,
+        mistake.prediction,
+        format_badness(mistake, result.target),
+        picture,
+        is_small(picture),
     )
 
 

@@ -1,6 +1,7 @@
 """Embeds pictures of a run in a report: files as data URIs, and the sheet of the first training samples."""
 
 import base64
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from distrain.messages import counted
 from distrain.runs.directory import RunDirectory
 from distrain.runs.samples import read_sample_sheet
 
+_HEADER_BYTES = 24
+_SMALL = 100  # pixels
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -36,7 +39,16 @@ def read_picture(path: Path) -> str:
         content = path.read_bytes()
     except OSError:
         return ""
-    return as_data_uri(content) if content.startswith(_PNG) else ""
+    return as_data_uri(content) if content.startswith(_PNG) and len(content) > _HEADER_BYTES else ""
+
+
+def is_small(picture: str) -> bool:
+    """Return whether a PNG in a data URI has fewer than `_SMALL` pixels in width and height."""
+    if not picture:
+        return False
+    header = base64.b64decode(picture.partition("base64,")[2][:32])  # 24 bytes, of which the last 8 are the size
+    width, height = struct.unpack(">II", header[16:24])
+    return bool(max(width, height) < _SMALL)
 
 
 def as_data_uri(png: bytes) -> str:

@@ -10,12 +10,13 @@ from distrain.config.metrics import ALWAYS_MEASURED, METRICS, format_value
 from distrain.config.recipe_text import describe_processes, describe_recipe, describe_training
 from distrain.messages import counted, joined
 from distrain.runs.attempts import describe_preemptions
+from distrain.runs.curves import Curve
 from distrain.runs.facts import RunFacts
 from distrain.runs.liveness import LIVE_STATES
 from distrain.runs.query import repeat_command, resume_command
 from distrain.runs.status import Status
 from distrain.service.web.report.charts import Chart
-from distrain.service.web.report.curves import Curve, draw_machines, draw_run
+from distrain.service.web.report.curves import draw_machines, draw_run
 from distrain.service.web.report.evaluations import EvaluationView, show_evaluations
 from distrain.service.web.report.pictures import SheetView, show_sheet
 from distrain.service.web.report.tables import (
@@ -73,7 +74,6 @@ class RunSection:
     recipe_text: str
     recipe_href: str
     log: str
-    is_evaluable: bool  # whether `distrain eval` could add what is missing
 
 
 def show_run(facts: RunFacts, curves: Mapping[str, Curve], *, anchor: str, style: int) -> RunSection:
@@ -116,7 +116,6 @@ def show_run(facts: RunFacts, curves: Mapping[str, Curve], *, anchor: str, style
         recipe_text=facts.recipe_text,
         recipe_href=f"data:application/yaml;base64,{base64.b64encode(text).decode()}",
         log=_read_log_tail(facts),
-        is_evaluable=bool(facts.kept),
     )
 
 

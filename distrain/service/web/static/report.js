@@ -1,6 +1,6 @@
 "use strict";
 
-/* What a report does with a script: show the values of a chart where the pointer is, and open everything to print. */
+/* What a report does with a script: show the values of a chart where the pointer is, and open for print what is not `on-screen` only. */
 
 function showReading(figure, found, share) {
   const nearest = found.lines.map((line) =>
@@ -37,7 +37,7 @@ for (const figure of document.querySelectorAll("figure.chart")) {
 
 const opened = [];
 addEventListener("beforeprint", () => {
-  for (const details of document.querySelectorAll("details:not([open])")) {
+  for (const details of document.querySelectorAll("details:not([open], .on-screen)")) {
     details.open = true;
     opened.push(details);
   }
