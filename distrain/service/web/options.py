@@ -41,9 +41,22 @@ class PageOptions:
         for option, path in (("--tls-cert", self.tls_cert), ("--tls-key", self.tls_key)):
             if path is not None and not path.is_file():
                 raise StorageError(f"{option} {path}: there is no such file")
+        if self.tls_cert is not None:
+            self._check_certificate()
         for path in self.data_roots:
             if not path.is_dir():
                 raise StorageError(f"--data-root {path}: there is no such folder")
+
+    def _check_certificate(self) -> None:
+        import ssl  # takes time to import
+
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(str(self.tls_cert), str(self.tls_key))
+        except (OSError, ssl.SSLError) as error:
+            raise StorageError(
+                f"--tls-cert {self.tls_cert} and --tls-key {self.tls_key} cannot be used "
+                f"({error.strerror or error}); they must be a certificate and its key in PEM, without a password"
+            ) from None
 
     @property
     def is_tls(self) -> bool:

@@ -1,5 +1,6 @@
 """Shows the page in a thread beside the queue, which neither waits for it nor ends with it."""
 
+import math
 import socket
 import threading
 import time
@@ -136,7 +137,7 @@ class _PageThread(threading.Thread):
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            timeout_keep_alive=int(limits.head_s),
+            timeout_keep_alive=math.ceil(limits.head_s),
             timeout_graceful_shutdown=_GRACE_S,
             ssl_certfile=options.tls_cert,
             ssl_keyfile=options.tls_key,

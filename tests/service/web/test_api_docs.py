@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from tests.service.web.pages import shown
 from tests.service.web.sites import client_of
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
@@ -82,3 +83,12 @@ def test_page_shows_every_operation_and_needs_nothing_from_outside(client: TestC
     examples = re.findall(r"<pre[^>]*><code>(curl .*?)</code></pre>", page.text, re.DOTALL)
     assert len(examples) >= 14
     assert all(shlex.split(example.replace("&#34;", '"').replace("&#39;", "'"))[0] == "curl" for example in examples)
+
+
+def test_served_interface_describes_its_login_too(tmp_path: Path) -> None:
+    with shown(tmp_path / "runs") as page, page.with_token() as client:
+        document = client.get("/api/v1/openapi.json").json()
+        assert {"/api/v1/login", "/api/v1/logout"} <= document["paths"].keys()
+        docs = client.get("/docs")
+        assert docs.status_code == 200 and "POST /api/v1/login" in docs.text
+        assert client.get("/metrics").status_code == 200

@@ -12,17 +12,18 @@ from distrain.service.web.problems import MEDIA_TYPE
 VERSION = "1"
 METHODS = {"get", "put", "post", "delete", "patch"}
 _ALWAYS = {
-    HTTPStatus.BAD_REQUEST: "The request cannot be read, or its Host is not that of this server",
+    HTTPStatus.BAD_REQUEST: "The request cannot be read",
     HTTPStatus.UNAUTHORIZED: "The token or the session is missing, wrong or no longer valid",
     HTTPStatus.FORBIDDEN: "The request comes from another site, without its CSRF token, or may not do this",
     HTTPStatus.UNPROCESSABLE_ENTITY: "A parameter or the body is not valid",
+    HTTPStatus.REQUEST_TIMEOUT: "The body did not arrive in time",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is too large",
+    HTTPStatus.MISDIRECTED_REQUEST: "The header `Host` is not an address of this server",
     HTTPStatus.TOO_MANY_REQUESTS: "Too many requests; `Retry-After` says when to try again",
     HTTPStatus.INTERNAL_SERVER_ERROR: "An error of distrain, or of a disk",
 }
-_OF_A_BODY = {
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is too large",
-    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "The body is not JSON",
-}
+_OF_A_BODY = {HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "The body is not JSON"}
+_SESSIONS = "sessions"  # the tag of what logs in and out
 _SECURITY: dict[str, Any] = {
     "token": {"type": "http", "scheme": "bearer", "description": "The token in the file `.serve/token` of the runs"},
 }
@@ -41,6 +42,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
             {"name": "runs", "description": "Read runs, submit, stop and resume them."},
             {"name": "queue", "description": "The queue of this machine and its devices."},
             {"name": "events", "description": "What changes, as it changes."},
+            {"name": _SESSIONS, "description": "Log a browser in and out; a program sends the token."},
         ],
     )
     components = found.setdefault("components", {})
@@ -53,6 +55,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
     for path in found["paths"].values():
         for method, operation in path.items():
             if method in METHODS:
+                operation.setdefault("tags", [_SESSIONS])
                 _describe_errors(operation)
     return found
 

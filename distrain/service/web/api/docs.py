@@ -131,7 +131,7 @@ def _read_operation(document: Schema, path: str, method: str, found: Schema, bas
         method=method.upper(),
         path=path,
         summary=found["summary"],
-        description=found.get("description", ""),
+        description=found.get("description", found["summary"]),
         parameters=parameters,
         body=None if body is None else describe_type(body),
         answers=answers,
@@ -168,8 +168,8 @@ def _schema_of(body: Schema) -> Schema | None:
 
 
 def _example(document: Schema, schema: Schema) -> Any:
-    """Return a body with the members that are required, or the examples of the model."""
-    found = document["components"]["schemas"][describe_type(schema)]
+    """Return the first example of a body; an empty object where there is none."""
+    found = document["components"]["schemas"].get(describe_type(schema), schema)
     return next(iter(found.get("examples", [])), {})
 
 

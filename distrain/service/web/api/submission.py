@@ -12,9 +12,10 @@ from distrain.errors import LaunchError, RecipeError, RunError
 from distrain.launchers.profile_files import builtin_profiles, read_launch_options
 from distrain.messages import nearest
 from distrain.runs.directory import RunDirectory
+from distrain.service.devices import list_devices
 from distrain.service.queue import QueueOptions, Submission, find_owner_fault, read_time_limit, resolve
 from distrain.service.web.api.models import SubmitRequest
-from distrain.service.web.security.requests import check_request
+from distrain.service.web.security.requests import check_devices, check_request
 from distrain.service.web.site import Site
 from distrain.system.files import read_whole
 
@@ -24,7 +25,12 @@ def resolve_request(site: Site, request: SubmitRequest) -> tuple[Submission, Run
 
     Raises a `UserError` for a request that is not valid, or names what only the operator may.
     """
-    check_request(request.set, data=request.data, data_roots=site.data_roots, allow_code=site.allow_code)
+    check_request(
+        request.set, data=request.data, data_roots=site.data_roots, root=site.root, allow_code=site.allow_code
+    )
+    if request.devices is not None:
+        kind = request.devices.kind
+        check_devices(request.devices.count, available=len(list_devices(kind, slots=site.slots)))
     source = None if request.run is None else _find_source(site, request.run)
     for name in request.after:
         site.find_run(name)

@@ -99,7 +99,7 @@ class Guard:
         server = request.scope.get("server")
         if not addresses.is_expected_host(host, reached=server[0] if server and server[1] is not None else None):
             return problem(
-                HTTPStatus.MISDIRECTED_REQUEST,
+                HTTPStatus.BAD_REQUEST,
                 "this is not an address of the page; `distrain serve --allow-host NAME` adds one",
             )
         origin = request.headers.get("origin")
