@@ -2,7 +2,6 @@
 
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -118,7 +117,9 @@ def serve(
         typer.echo(f"page  {address}")
 
     count, folder = len(slot_names(slots)), root.absolute()
-    beside = server.page(folder, options, slots=count, notify=notify, announce=announce) if page else nullcontext()
+    beside = (
+        server.page(folder, options, slots=count, notify=notify, announce=announce) if page else server.no_page(folder)
+    )
     with stopping() as stop:
         Service(folder, slots=count, max_devices=max_devices, notify=notify).run(stop, beside=beside)
     notify("ended; runs that have begun continue")

@@ -1,5 +1,6 @@
 """Shows the page in a thread beside the queue, which neither waits for it nor ends with it."""
 
+import asyncio
 import math
 import socket
 import threading
@@ -17,11 +18,14 @@ from distrain.service.web.security.credentials import Credentials
 from distrain.service.web.security.limits import Limits
 
 if TYPE_CHECKING:
+    from ssl import SSLContext
+
     import uvicorn
 
 _END_S = 2.0  # for all requests
 _GRACE_S = 1  # then they are cancelled, event streams too
 _BACKLOG = 128
+_TLS_S = 5.0
 
 
 @contextmanager
@@ -57,6 +61,13 @@ def page(
             options.uds.unlink(missing_ok=True)
 
 
+@contextmanager
+def no_page(root: Path) -> Iterator[None]:
+    """Show no page while the block runs; one that was killed may have left its address."""
+    Credentials(root).forget_address()
+    yield
+
+
 def has_hanging_requests() -> bool:
     """Whether threads of requests do not end, for which Python would wait at its exit."""
     deadline = time.monotonic() + _END_S / 4
@@ -65,6 +76,29 @@ def has_hanging_requests() -> bool:
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
     return any(thread.is_alive() for thread in threads)
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that does not wait long for clients that begin or end TLS slowly: a minute by default."""
+
+    async def create_server(  # type: ignore[override]  # as uvicorn calls it
+        self,
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        *,
+        sock: socket.socket,
+        ssl: "SSLContext | None",
+        backlog: int,
+    ) -> asyncio.Server:
+        """Return a server on a socket."""
+        limit_s = None if ssl is None else _TLS_S
+        return await super().create_server(
+            protocol_factory,
+            sock=sock,
+            ssl=ssl,
+            backlog=backlog,
+            ssl_handshake_timeout=limit_s,
+            ssl_shutdown_timeout=limit_s,
+        )
 
 
 class _PageThread(threading.Thread):
@@ -97,7 +131,8 @@ class _PageThread(threading.Thread):
         try:
             self._server = self._make_server()
             if not self._is_over:
-                self._server.run(sockets=[self._listener])
+                with asyncio.Runner(loop_factory=_Loop) as runner:
+                    runner.run(self._server.serve(sockets=[self._listener]))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the queue continues
             self._notify(f"the page has ended ({type_and_first_line(error)}); the queue continues without it")
         finally:
@@ -123,12 +158,14 @@ class _PageThread(threading.Thread):
         options, credentials, limits = self._options, Credentials(self._root), self._limits
         site = Site(root=self._root, slots=self._slots, data_roots=options.data_roots, allow_code=options.allow_code)
         access = Access(
-            credentials=credentials, sessions=Sessions(credentials), addresses=self._addresses, limits=limits
+            credentials=credentials,
+            sessions=Sessions(credentials, cookie=self._addresses.cookie),
+            addresses=self._addresses,
+            limits=limits,
         )
         config = uvicorn.Config(
             guarded(create_app(site), access),
             http=protocol(limits),
-            loop="asyncio",
             ws="none",
             lifespan="off",
             backlog=_BACKLOG,

@@ -21,6 +21,7 @@ class ShownPage:
 
     root: Path
     link: str  # logs in once
+    options: PageOptions
     said: list[str] = field(default_factory=list)
 
     @property
@@ -37,7 +38,9 @@ class ShownPage:
 
     def client(self) -> httpx.Client:
         """A client that is not logged in."""
-        return httpx.Client(base_url=self.address, timeout=20, trust_env=False, verify=False)
+        uds = self.options.uds
+        transport = None if uds is None else httpx.HTTPTransport(uds=str(uds))
+        return httpx.Client(base_url=self.address, transport=transport, timeout=20, trust_env=False, verify=False)
 
     def with_token(self) -> httpx.Client:
         client = self.client()
@@ -62,9 +65,10 @@ class ShownPage:
 def shown(root: Path, options: PageOptions | None = None, *, limits: Limits | None = None) -> Iterator[ShownPage]:
     """Show the page of `root` while the block runs."""
     links: list[str] = []
-    found = ShownPage(root, "")
+    options = options or PageOptions()
+    found = ShownPage(root, "", options)
     root.mkdir(exist_ok=True)
-    with page(root, options or PageOptions(), slots=2, notify=found.said.append, announce=links.append, limits=limits):
+    with page(root, options, slots=2, notify=found.said.append, announce=links.append, limits=limits):
         (found.link,) = links
         yield found
 

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from distrain.service.web.options import PageOptions
 from distrain.service.web.security import credentials, sessions
 from distrain.service.web.security.credentials import Credentials
 from distrain.service.web.security.limits import Limits
@@ -146,22 +147,61 @@ def test_a_session_ends_on_time(page: ShownPage, monkeypatch: pytest.MonkeyPatch
 
 
 def test_sessions_survive_a_restart_and_end_with_the_token(tmp_path: Path) -> None:
-    with shown(tmp_path / "runs") as page, page.logged_in() as client:
-        cookies = dict(client.cookies.items())
+    root, options = tmp_path / "runs", PageOptions(uds=tmp_path / "page.sock")
+    with shown(root, options) as page, page.client() as client:
         old = page.token
-    assert old not in (tmp_path / "runs" / ".serve" / "sessions.json").read_text()
-    assert not any(value in (tmp_path / "runs" / ".serve" / "sessions.json").read_text() for value in cookies.values())
-    with shown(tmp_path / "runs") as page, page.client() as client:
-        name = f"distrain-{page.address.rpartition(':')[2]}"
-        client.cookies.set(name, next(iter(cookies.values())))
+        assert client.post("/api/v1/login", json={"token": old}).status_code == 200
+        ((name, secret),) = client.cookies.items()
+    stored = (root / ".serve" / "sessions.json").read_text()
+    assert old not in stored
+    assert secret not in stored
+    with shown(root, options) as page, page.client() as client:
+        client.cookies.set(name, secret)
         assert page.token == old
         assert client.get("/").status_code == 200
-        Credentials(page.root).renew()
+        Credentials(root).renew()
         assert page.token != old
         assert client.get("/").status_code == 303
         assert client.get("/api/v1/x", headers={"Authorization": f"Bearer {old}"}).status_code == 401
         assert client.post("/api/v1/login", json={"code": page.code}).status_code == 403, "codes end with it, too"
         assert client.get("/", headers={"Authorization": f"Bearer {page.token}"}).status_code == 200
+
+
+def test_without_its_secrets_the_page_is_for_nobody_until_they_are_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with shown(tmp_path / "runs") as page, page.logged_in() as client, page.with_token() as other:
+        folder = page.root / ".serve"
+        for change, back in (
+            (lambda: folder.rename(tmp_path / "away"), lambda: (tmp_path / "away").rename(folder)),
+            (lambda: (folder / "token").chmod(0o644), lambda: (folder / "token").chmod(0o600)),
+        ):
+            change()
+            for one in (client, other):
+                answer = one.get("/")
+                assert answer.status_code == 503
+                assert str(tmp_path) not in answer.text, "it is for the operator"
+            assert str(folder) in caplog.text
+            back()
+            assert client.get("/").status_code == 200
+            assert other.get("/").status_code == 200
+
+
+def test_a_session_that_cannot_be_stored_lasts_as_long_as_serve(tmp_path: Path) -> None:
+    with shown(tmp_path / "runs") as page:
+        (page.root / ".serve" / "sessions.json").mkdir()  # no file can replace it
+        with page.logged_in() as client:
+            assert client.get("/").status_code == 200
+
+
+def test_a_session_counts_at_one_port_alone(page: ShownPage) -> None:
+    """A browser sends the cookies of a host to all of its ports, where another user may listen."""
+    with page.logged_in() as client, shown(page.root.parent / "other") as other, other.client() as thief:
+        (secret,) = client.cookies.values()
+        (other.root / ".serve" / "token").write_text(page.token)
+        thief.cookies.set(f"distrain-{other.address.rpartition(':')[2]}", secret)
+        assert thief.get("/").status_code == 303
+        assert thief.get("/", headers={"Authorization": f"Bearer {page.token}"}).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -121,14 +121,10 @@ def test_serve_prints_a_link_and_another_one_and_replaces_the_token(serve: Serve
     assert serve.call("serve", "--root=runs", "--new-token").code == 0
     assert (folder / "token").read_text().strip() != token
     assert status_of(f"{address}/api/v1/runs", Authorization=f"Bearer {token}") == 401
-    assert serve.call("runs", "--root=runs", "--json").out.strip() == "[]", "the secrets are no run"
     code, seconds = serve.stop()
     assert code == 0
     assert seconds < 4
     assert token not in serve.out + serve.err
-    done = serve.call("serve", "--root=runs", "--link")
-    assert done.code == 2
-    assert "no serve runs" in done.err
 
 
 def test_two_serves_have_a_port_each_and_one_that_is_named_must_be_free(tmp_path: Path) -> None:
@@ -196,6 +192,10 @@ def test_secrets_that_others_could_know_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="not what distrain writes"), shown(root):
         pass
     token.unlink()
+    token.mkdir(0o700)
+    with pytest.raises(StorageError, match="not what distrain writes"), shown(root):
+        pass
+    token.rmdir()
     token.touch(0o600)
     with pytest.raises(StorageError, match="holds no token"), shown(root):
         pass

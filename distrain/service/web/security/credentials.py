@@ -104,14 +104,18 @@ class Credentials:
 
 def read_private(path: Path) -> str:
     """Return the text of a file; raises `StorageError` unless it and its folder belong to this user alone."""
-    _check_private(path.parent, path.parent.lstat(), is_kind=stat.S_ISDIR)
     try:
+        _check_private(path.parent, path.parent.lstat(), is_kind=stat.S_ISDIR)
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         reason = "it is a link" if path.is_symlink() else error.strerror
         raise StorageError(f"{path} cannot be read ({reason}); `distrain serve --new-token` writes another") from None
+    try:
+        _check_private(path, os.fstat(file), is_kind=stat.S_ISREG)
+    except StorageError:
+        os.close(file)
+        raise
     with os.fdopen(file, encoding="utf-8", errors="replace") as text:
-        _check_private(path, os.fstat(text.fileno()), is_kind=stat.S_ISREG)
         return text.read()
 
 

@@ -91,8 +91,9 @@ class Guard:
         """Return the answer to a request that is not allowed; None for one that is."""
         try:
             return self._refuse_address(request) or self._refuse_user(request)
-        except StorageError as error:
-            return problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+        except StorageError as error:  # which names files, so it is for the operator alone
+            log.error("nobody can use the page: %s", error)
+            return problem(HTTPStatus.SERVICE_UNAVAILABLE, "the token cannot be read; the console of serve shows why")
 
     def _refuse_address(self, request: HTTPConnection) -> Response | None:
         addresses, host = self._access.addresses, request.headers.get("host", "")

@@ -3,6 +3,7 @@
 import json
 import secrets
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from distrain.errors import StorageError
@@ -18,11 +19,14 @@ _BYTES = 32
 class Sessions:
     """The sessions of one page; a `serve` that starts again finds those of the one before in `.serve/sessions.json`.
 
-    A session is known by the digest of the secret in its cookie. All end with the token that keys the digests.
+    A session is known by the digest of the secret in its cookie and the cookie's name, so that it counts at one port
+    alone: browsers send the cookies of a host to whatever listens on its ports. All end with the token that keys the
+    digests.
     """
 
-    def __init__(self, credentials: Credentials) -> None:
+    def __init__(self, credentials: Credentials, *, cookie: str) -> None:
         self._credentials = credentials
+        self._cookie = cookie
         self._path = credentials.folder / "sessions.json"
         self._times = _read(self._path)  # when each began and was last used, by digest
 
@@ -58,7 +62,7 @@ class Sessions:
             self._store()
 
     def _digest(self, secret: str) -> str:
-        return self._credentials.digest("session", secret)
+        return self._credentials.digest(f"session {self._cookie}", secret)
 
     def _forget_expired(self) -> None:
         now = time.time()
@@ -69,7 +73,8 @@ class Sessions:
         }
 
     def _store(self) -> None:
-        write_private(self._path, json.dumps(self._times))
+        with suppress(OSError):  # a full disk: they end with this `serve` then
+            write_private(self._path, json.dumps(self._times))
 
 
 def _read(path: Path) -> dict[str, tuple[float, float]]:
