@@ -8,7 +8,7 @@ from distrain.runs.samples import read_sample_sheet
 from distrain.service.queue import is_served
 from distrain.service.web.pages.evaluation_view import read_evaluation_views
 from distrain.service.web.pages.files import find_style_ids
-from distrain.service.web.pages.run_view import better, describe_progress, group_keys, list_ranks, read_run_view
+from distrain.service.web.pages.run_view import better, describe_progress, group_keys, list_logs, read_run_view
 from distrain.service.web.rendering import render
 from distrain.service.web.site import TheRun, TheSite
 
@@ -26,7 +26,7 @@ def show_run(request: Request, run: TheRun, site: TheSite) -> HTMLResponse:
         progress=describe_progress(view.overview),
         groups=group_keys([key for key in list_keys(run) if "/" in key]),
         better=better,
-        logs=list_ranks(run),
+        logs=list_logs(run),
         sheet=read_sample_sheet(run),
         evaluations=read_evaluation_views(run),
         is_served=is_served(site.root),

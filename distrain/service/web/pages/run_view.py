@@ -136,11 +136,9 @@ def better(key: str) -> str | None:
     return "higher" if METRICS[name].is_higher_better else "lower"
 
 
-def list_ranks(run: RunDirectory) -> list[str]:
-    """Return the names of the logs of a run: those of ranks in the order of their numbers, then others."""
-    if not run.logs.is_dir():
-        return []
-    names = [path.name for path in run.logs.glob("*.log")]
+def list_logs(run: RunDirectory) -> list[str]:
+    """Return the names of the logs of a run: that of rank 0, which may not exist yet, those of other ranks, the rest."""
+    names = {run.log(0).name, *(path.name for path in run.logs.glob("*.log"))}
     return sorted(names, key=lambda name: (not name.startswith("rank-"), len(name), name))
 
 

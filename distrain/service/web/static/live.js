@@ -19,7 +19,8 @@ const live = (() => {
     old.className = fresh.className;
     old.replaceChildren(...fresh.childNodes);
     old.querySelectorAll("input[type=checkbox]").forEach((box) => (box.checked = checked.has(box.value)));
-    if (chosen !== undefined) old.querySelector("select").value = chosen;
+    const select = old.querySelector("select");
+    if ([...(select?.options ?? [])].some((option) => option.value === chosen)) select.value = chosen;
     open.forEach((id) => old.querySelector(`#${CSS.escape(id)}`)?.setAttribute("open", ""));
     if (focused) [...old.querySelectorAll(focused.tagName)].find((each) => key(each) === key(focused))?.focus();
     old.dispatchEvent(new CustomEvent("refreshed", { bubbles: true }));
