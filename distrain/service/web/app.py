@@ -6,7 +6,8 @@ from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
 from distrain.service.web.api.routers import PREFIX, add_api
-from distrain.service.web.pages import runs as run_pages
+from distrain.service.web.pages.errors import add_error_pages
+from distrain.service.web.pages.routers import add_pages
 from distrain.service.web.problems import add_problems
 from distrain.service.web.site import Site
 
@@ -19,7 +20,7 @@ def create_app(site: Site) -> FastAPI:
     app.state.site = site
     add_api(app)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
-    for pages in (run_pages,):
-        app.include_router(pages.router, include_in_schema=False)
+    add_pages(app)
     add_problems(app)
+    add_error_pages(app)
     return app

@@ -1,5 +1,6 @@
 """Renders the pages' templates: everything in them is escaped."""
 
+import time
 from functools import cache
 from http import HTTPStatus
 from typing import Any
@@ -8,24 +9,43 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from distrain.system.display import duration
+
 
 @cache
 def environment() -> Environment:
     """Return the templates, which escape all values, and raise for a value that is missing."""
-    return Environment(
+    found = Environment(
         loader=PackageLoader("distrain.service.web"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found.filters.update(duration=duration, moment=moment)
+    return found
+
+
+def moment(seconds: float) -> str:
+    """Return a time, in seconds since the epoch, in the time zone of this machine."""
+    return time.strftime("%F %T", time.localtime(seconds))
 
 
 def render(request: Request, template: str, *, status: int = HTTPStatus.OK, **context: Any) -> HTMLResponse:
-    """Return a page; its template also gets the `site` and `csrf`, the token that unsafe requests send back."""
+    """Return a page; what its template gets besides `context` is what `base.html` needs.
+
+    That is the `site`, the `path`, the token `csrf` that unsafe requests send back, and the `position` in the stream of
+    events: the page shows all that was reported up to there.
+    """
     text = (
         environment()
         .get_template(template)
-        .render(site=request.app.state.site, csrf=getattr(request.state, "csrf", ""), path=request.url.path, **context)
+        .render(
+            site=request.app.state.site,
+            csrf=getattr(request.state, "csrf", ""),
+            path=request.url.path,
+            position=getattr(request.state, "position", ""),
+            **context,
+        )
     )
     return HTMLResponse(text, status_code=status)

@@ -217,10 +217,13 @@ const charts = (() => {
     event.preventDefault();
     const xs = positions(chart, series);
     const now = chart.at === undefined ? -1 : nearest(xs, chart.at);
-    const next = Math.min(xs.length - 1, Math.max(0, now < 0 ? xs.length - 1 : now + by));
+    const start = now < 0 && Number.isFinite(by) ? xs.length - 1 : now + by; // the keys begin at the newest point
+    const next = Math.min(xs.length - 1, Math.max(0, start));
     if (xs[next] === null) return;
     point(chart, xs[next]);
-    chart.spoken.textContent = chart.tip.innerText.replaceAll("\n", ", ");
+    const words = [...chart.tip.querySelectorAll("p")].map((line) =>
+      [...line.children].map((part) => part.textContent.trim()).filter(Boolean).join(" ") || line.textContent);
+    chart.spoken.textContent = words.join(", ");
   }
 
   /** Return the newest and the best point of a curve; the best one is exact, because buckets keep both ends. */
