@@ -143,8 +143,7 @@ class RunDirectory:
     def create(self, *, mode: int = 0o777) -> None:
         """Create the folder with this mode; raises `RunError` where something else exists at its path."""
         self._check_place()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.mkdir(mode=mode, exist_ok=True)
+        self.path.mkdir(mode=mode, parents=True, exist_ok=True)
         for folder in self._folders:
             folder.mkdir(exist_ok=True)
 
