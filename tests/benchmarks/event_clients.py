@@ -44,12 +44,12 @@ async def follow(port: str, run: str, number: str) -> None:
 
 
 async def _read(port: int, run: str) -> tuple[int, int]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 22)
     writer.write(f"GET /api/v1/events?run={run} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
     events = size = 0
-    while content := await reader.read(1 << 16):
-        events, size = events + content.count(b"event: "), size + len(content)
-        if b'"state": "finished"' in content:
+    async for line in reader:
+        events, size = events + line.startswith(b"event: "), size + len(line)
+        if b'"state": "finished"' in line:
             break
     writer.close()
     return events, size
@@ -57,6 +57,7 @@ async def _read(port: int, run: str) -> tuple[int, int]:
 
 def train(root: Path, name: str, steps: int) -> subprocess.Popen[bytes]:
     options = [f"--run={root / name}", f"--set=train.max_steps={steps}", "--set=train.epochs=100000", "--device=cpu"]
+    options += ["--set=eval.every_epochs=100000", "--set=checkpoint.every_epochs=100000"]  # only at the end
     return subprocess.Popen(command("fit", *options, *QUIET), cwd=root.parent, stdout=subprocess.DEVNULL)
 
 
