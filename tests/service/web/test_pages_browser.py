@@ -126,13 +126,13 @@ def test_a_run_is_submitted_watched_stopped_resumed_and_compared(browser: Browse
         _wait_for_more(page, page.locator("[data-live=progress]"))
         expect(page.locator("#log-text")).to_contain_text("epoch")
 
-        page.get_by_role("button", name="Stop").click()
+        page.get_by_role("button", name="Stop", exact=True).click()
         expect(page.locator("#announcement")).to_contain_text("stop")
         expect(state).to_have_text("stopped")
-        page.get_by_role("button", name="Resume").click()
+        page.get_by_role("button", name="Resume", exact=True).click()
         expect(state).to_have_text("running")
         expect(page.locator("[data-live=attempts] tbody tr")).to_have_count(2)
-        page.get_by_role("button", name="Cancel").click()
+        page.get_by_role("button", name="Cancel", exact=True).click()
         page.get_by_role("dialog").get_by_role("button", name="Yes").click()
         expect(state).to_have_text("cancelled")
         assert page.evaluate("window.wasNotReloaded")
@@ -147,7 +147,7 @@ def test_a_run_is_submitted_watched_stopped_resumed_and_compared(browser: Browse
             page.get_by_label(f"Select {each}").check()
         page.get_by_role("button", name="Compare").click()
         expect(page.get_by_role("heading", level=1)).to_have_text("Comparison of 2 runs")
-        expect(page.get_by_role("row", name="train.epochs 60 1")).to_be_visible()
+        expect(page.get_by_role("row", name="train.epochs 1 60")).to_be_visible()
         expect(page.locator(".chart-legend button")).to_have_count(2)
 
 

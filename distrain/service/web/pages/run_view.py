@@ -137,7 +137,7 @@ def better(key: str) -> str | None:
 
 
 def list_logs(run: RunDirectory) -> list[str]:
-    """Return the names of the logs of a run: first those of the ranks; that of rank 0 may not exist yet."""
+    """Return the names of the logs of a run: that of rank 0, even if it does not exist, comes first."""
     names = {run.log(0).name, *(path.name for path in run.logs.glob("*.log"))}
     return sorted(names, key=lambda name: (not name.startswith("rank-"), len(name), name))
 

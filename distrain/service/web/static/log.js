@@ -55,5 +55,6 @@
 
   document.addEventListener("new-log", hear);
   document.addEventListener("new-metrics", hear); // of other ranks, whose logs are not reported
-  open();
+  if (place.dataset.exists) open();
+  else place.textContent = "It has written no log yet.";
 })();
