@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import ImageFont
 
+from distrain.messages import escape_control_characters
+
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -22,8 +24,8 @@ def load_font(size: int) -> Font:
 
 
 def printable(name: str) -> str:
-    """Return a file's name with bytes that are not text escaped, for a terminal or a font."""
-    return os.fsencode(name).decode(errors="backslashreplace")
+    """Return a file's name in one line, for a terminal or a font: bytes that are not text are escaped."""
+    return escape_control_characters(os.fsencode(name).decode(errors="backslashreplace"))
 
 
 def fitting(name: str, font: Font, width: int) -> str:
