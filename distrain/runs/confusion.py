@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distrain.runs.evaluations import ClassResult
+from distrain.system.files import open_regular
 
 # What reading a damaged file raises, or one that is in another format of numpy's.
 _DAMAGED = (
@@ -36,7 +37,7 @@ def read_confusion(file: Path, classes: list[str]) -> ConfusionMatrix | None:
     """Return the confusion matrix in an `answers.npz`; None where there is none of these classes, or it is damaged."""
     try:
         # Not by its path: numpy would leave a damaged file open.
-        with file.open("rb") as content, np.load(content, allow_pickle=False) as arrays:
+        with open_regular(file) as content, np.load(content, allow_pickle=False) as arrays:
             counts = arrays["confusion"]
     except _DAMAGED:
         return None

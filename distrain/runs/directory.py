@@ -19,7 +19,16 @@ from distrain.runs.format import FORMAT_VERSION, check_format
 from distrain.runs.local_job import LocalJob, is_local
 from distrain.runs.status import AttemptMark, Heartbeat, Job, Status
 from distrain.system import locks
-from distrain.system.files import read_readable, read_whole, texts_of, to_json, write_atomically
+from distrain.system.files import (
+    NotRegularError,
+    open_regular,
+    read_readable,
+    read_regular,
+    read_whole,
+    texts_of,
+    to_json,
+    write_atomically,
+)
 from distrain.system.filesystem import check_writable
 
 _JOB_PATIENCE_S = 10.0
@@ -245,17 +254,20 @@ class RunDirectory:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the records of metrics, without lines that were truncated by a crash or damaged on disk."""
-        lines = "".join(texts_of([self.metrics])).split("\n")[:-1]
+        try:
+            lines = read_regular(self.metrics, errors="replace", max_bytes=None).split("\n")[:-1]
+        except (FileNotFoundError, NotRegularError):
+            return []
         return read_readable((line for line in lines if line.endswith("}")), _record)
 
     def read_newest_metrics(self) -> dict[str, Any]:
         """Return the newest value of each metric among the last records; empty where there are none."""
         try:
-            with self.metrics.open("rb") as file:
+            with open_regular(self.metrics) as file:
                 start = max(0, file.seek(0, os.SEEK_END) - NEWEST_BYTES)
                 file.seek(start)
                 lines = file.read().decode(errors="replace").split("\n")[1 if start else 0 : -1]
-        except OSError:
+        except (OSError, NotRegularError):
             return {}
         return {name: value for record in read_readable(lines, _record) for name, value in record.items()}
 

@@ -17,7 +17,7 @@ from distrain.runs.directory import RunDirectory
 from distrain.runs.local_job import LocalJob
 from distrain.runs.overview import Overview, read_each
 from distrain.runs.query import describe_unsaved
-from distrain.system.files import read_whole
+from distrain.system.files import NotRegularError, read_regular, read_whole
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ def read_facts(run: RunDirectory) -> RunFacts:
         overview=overview,
         time=time.time(),
         recipe=_read(lambda: read_recipe(run.recipe), notes),
-        recipe_text=_read(lambda: run.recipe.read_text(encoding="utf-8", errors="replace"), notes) or "",
+        recipe_text=_read(lambda: read_regular(run.recipe, errors="replace"), notes) or "",
         profile=_read(lambda: read_profile(run.profile), notes),
         environment=_read(lambda: _read_environment(run), notes) or {},
         data=_read_data(kept[-1].path) if kept else DataFacts(),
@@ -84,6 +84,8 @@ def _read(read: Callable[[], T], notes: list[str]) -> T | None:
         return read()
     except UserError as error:
         notes.append("; ".join(error.lines))
+    except NotRegularError as error:
+        notes.append(str(error))
     except OSError as error:
         notes.append(f"{error.filename} cannot be read: {error.strerror}")
     return None
@@ -97,7 +99,9 @@ def _read_environment(run: RunDirectory) -> Mapping[str, Any]:
 
 
 def _read_data(path: Path) -> DataFacts:
-    with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged checkpoint, or of an earlier version
+    with suppress(
+        OSError, ValueError, KeyError, TypeError, RecursionError
+    ):  # a damaged checkpoint, or of an earlier version
         state = checkpoints.read(path).state
         return DataFacts(
             classes=tuple(map(str, state["classes"])),

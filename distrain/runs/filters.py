@@ -4,6 +4,7 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import yaml
@@ -30,35 +31,35 @@ def matching(found: list[Overview], filters: Sequence[str]) -> list[Overview]:
     readable = [overview for overview in found if overview.fault is None]
     kept = [True] * len(readable)
     for text in filters:
-        key, sign, wanted = _parse(text)
+        key, holds = _parse(text)
         for number, value in enumerate(find_values(readable, key, option="--filter")):
-            kept[number] &= _holds(value, sign, wanted)
+            kept[number] &= holds(value)
     return [overview for overview, is_kept in zip(readable, kept, strict=True) if is_kept]
 
 
-def _parse(text: str) -> tuple[str, str, str]:
+def _parse(text: str) -> tuple[str, Callable[[Any], bool]]:
+    """Return the key of a condition, and a function that returns whether it holds for a value."""
     match = _CONDITION.fullmatch(text.strip())
     if match is None:
         raise RunError(f"--filter {text} is not KEY=VALUE; for example state=finished or 'optimizer.lr<0.1'")
     key, sign, value = match.groups()
-    if sign in _ORDERS and not isinstance(_number(value), int | float):
+    number = _number(value)
+    if sign in _ORDERS and not isinstance(number, int | float):
         raise RunError(f"--filter {text} compares with {value!r}, which is not a number; only = and != take text")
-    return key, sign, value
+    return key, partial(_holds, sign=sign, wanted=value, number=number)
 
 
-def _holds(value: Any, sign: str, wanted: str) -> bool:
+def _holds(value: Any, *, sign: str, wanted: str, number: Any) -> bool:
     found = value if isinstance(value, list) else [value]
     if sign in _ORDERS:
         numbers = [value for value in found if isinstance(value, int | float) and not isinstance(value, bool)]
-        return any(_ORDERS[sign](value, _number(wanted)) for value in numbers)
-    return any(_equals(value, wanted) for value in found) == (sign == "=")
+        return any(_ORDERS[sign](value, number) for value in numbers)
+    return any(_equals(value, wanted, number) for value in found) == (sign == "=")
 
 
-def _equals(value: Any, wanted: str) -> bool:
+def _equals(value: Any, wanted: str, number: Any) -> bool:
     """Whether a value is the one that was written; text may have the wildcards of file names."""
-    if isinstance(value, str):
-        return fnmatchcase(value, wanted)
-    return bool(value == _number(wanted))
+    return fnmatchcase(value, wanted) if isinstance(value, str) else bool(value == number)
 
 
 def _number(text: str) -> Any:
@@ -69,5 +70,5 @@ def _number(text: str) -> Any:
         pass
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError):  # `2020-99-99`, `!!int x`, `[[[`
         return text

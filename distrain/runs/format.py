@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from distrain.errors import RunError
+from distrain.system.files import read_regular
 
 FORMAT_VERSION = 1  # in status.json, written with it; a directory without one has version 0, and is read as well
 OLD_NAMES = {"examination.json": "task.json", "meeting.json": "rendezvous.json"}  # old name: new name
@@ -16,8 +17,8 @@ def check_format(status: Path) -> None:
     A file that is missing or damaged passes: code that needs more of it reports that.
     """
     version = 0
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        version = int(json.loads(status.read_text(encoding="utf-8"))["format_version"])
+    with suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        version = int(json.loads(read_regular(status))["format_version"])
     if version > FORMAT_VERSION:
         raise RunError(
             f"run directory {status.parent} has format version {version}, and this distrain reads versions up to "

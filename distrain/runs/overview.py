@@ -119,11 +119,19 @@ class Overview:
         """Return the run as a JSON object for scripts."""
         name = self.recipe_name
         labels = {"recipe": None if name is None else str(name), **self.labels.model_dump()}
-        if self.fault is not None:
-            return {"run": str(self.run.path), "state": self.state, "fault": self.fault, **labels}
+        if (fault := self.fault or self._find_new_fault()) is not None:
+            return {"run": str(self.run.path), "state": "unreadable", "fault": fault, **labels}
         best = None if self.best_checkpoint is None else str(self.best_checkpoint)
         more = {"state": self.state, "best_checkpoint": best}
         return {"run": str(self.run.path), **self.status.model_dump(), "eta_s": self.find("eta_s"), **more, **labels}
+
+    def _find_new_fault(self) -> str | None:
+        """Return why the status cannot be read any more, although it could when the list was read."""
+        try:
+            _ = self.status
+        except RunError as error:
+            return str(error)
+        return None
 
 
 def read_overviews(root: Path, memory: RunMemory | None = None) -> list[Overview]:

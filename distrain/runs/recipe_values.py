@@ -11,9 +11,11 @@ import yaml
 from distrain.config.old_names import rename_keys
 from distrain.errors import RecipeError
 from distrain.runs.directory import RunDirectory
+from distrain.system.files import read_regular
 
 Sections: TypeAlias = Mapping[str, Mapping[str, Any]]  # values by dotted key, by the key at the top level
 
+_MAX_VALUES = 100_000  # of a recipe, each alias counted as what it repeats: ten lines can repeat billions
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is installed
 _SECTION = re.compile(r"^(?=[^\s#-])", re.MULTILINE)  # where a key at the top level begins
 _ENTRY = re.compile(r"^(?=  [^\s#-])", re.MULTILINE)  # where a key below it begins
@@ -22,7 +24,7 @@ _ENTRY = re.compile(r"^(?=  [^\s#-])", re.MULTILINE)  # where a key below it beg
 def read_sections(run: RunDirectory) -> Sections:
     """Return the sections of a run's recipe, empty where it cannot be read; equal ones may be one object."""
     with suppress(OSError, ValueError, yaml.YAMLError, RecipeError):
-        text = run.recipe.read_text(encoding="utf-8")
+        text = read_regular(run.recipe)
         with suppress(ValueError, yaml.YAMLError):  # a section cannot be read without the others
             parsed = [_parse(part) for part in _SECTION.split(text) if part.strip()]
             if all(len(sections) == 1 for sections in parsed):
@@ -76,12 +78,24 @@ def _parse(section: str) -> Sections:
 
 @lru_cache(maxsize=1 << 14)
 def _parse_yaml(text: str) -> Sections:
-    """Return the sections in YAML text, empty where it is no mapping."""
+    """Return the sections in YAML text, empty where it is no mapping; raises `ValueError` where they are endless."""
     tree = yaml.load(text, Loader=_LOADER)
     if not isinstance(tree, dict):
         return {}
+    _check_size(tree)
     rename_keys(tree)
     return {str(key): _flat({key: value}) for key, value in tree.items()}
+
+
+def _check_size(tree: Any) -> None:
+    rest, number = [tree], 0
+    while rest:
+        value = rest.pop()
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        number += len(parts)
+        if number > _MAX_VALUES:
+            raise ValueError("the recipe has too many values")
+        rest += parts
 
 
 def _flat(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:

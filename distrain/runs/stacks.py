@@ -24,6 +24,7 @@ import psutil
 
 from distrain.runs.directory import RunDirectory
 from distrain.runs.status import Heartbeat
+from distrain.system.files import NotRegularError, read_regular
 from distrain.system.process import catches, signal_main_thread, state_of
 
 STACK_SIGNAL = signal.SIGUSR2
@@ -135,8 +136,8 @@ def read_own_threads() -> dict[str, str]:
 def read_fatal_error(run: RunDirectory, rank: int) -> str | None:
     """Return the error and stack that faulthandler wrote when a fatal error killed the rank; None if it wrote none."""
     try:
-        _, found, text = run.stack(rank).read_text(encoding="utf-8", errors="replace").rpartition(_FATAL)
-    except OSError:
+        _, found, text = read_regular(run.stack(rank), errors="replace").rpartition(_FATAL)
+    except (OSError, NotRegularError):
         return None
     stacks = [stack for _, stack in parse_dump(text)]
     return f"{text.splitlines()[0]}\n{stacks[0] if stacks else ''}" if found else None

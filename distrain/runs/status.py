@@ -3,29 +3,32 @@
 import os
 import socket
 import time
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, computed_field, field_validator, model_validator
+from pydantic import BaseModel, Field, computed_field, field_validator, model_validator
 
 from distrain.config.metrics import Evaluation
 from distrain.runs.format import FORMAT_VERSION
 
 State = Literal["queued", "starting", "running", "stopping", "stopped", "preempted", "cancelled", "failed", "finished"]
 
+Count: TypeAlias = Annotated[int, Field(ge=0, le=2**53)]
+Finite: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
+Moment: TypeAlias = Annotated[float, Field(ge=0, le=2**37)]  # in seconds since the epoch, up to the year 6325
 AttemptMark: TypeAlias = tuple[int, float | None]  # the number of attempts, and the time when the newest one ended
 
 
 class Attempt(BaseModel):
     """One start of the run, from the step it began at to the step it ended at."""
 
-    started: float  # seconds since the epoch, like every time in this file
+    started: Moment  # seconds since the epoch, like every time in this file
     host: str
     pid: int
     world_size: int
     first_step: int
     last_step: int
     state: State
-    ended: float | None = None
+    ended: Moment | None = None
 
 
 class SkippedBatch(BaseModel):
@@ -42,15 +45,15 @@ class Status(BaseModel):
 
     format_version: int = FORMAT_VERSION  # of the run directory
     state: State = "queued"
-    step: int = 0
-    total_steps: int = 0
-    epoch: float = 0.0  # epochs finished, including the fraction of the current one
+    step: Count = 0
+    total_steps: Count = 0
+    epoch: Finite = 0.0  # epochs finished, including the fraction of the current one
     eta_s: float | None = None
     heartbeat: float = 0.0
     best: Evaluation | None = None  # step and metrics of the best evaluation
     best_by: str = "top1"  # the metric that decides which evaluation is best
     last: Evaluation | None = None  # step and metrics of the newest evaluation
-    train_seconds: float = 0.0  # spent in this run over all attempts, without start-up
+    train_seconds: Finite = 0.0  # spent in this run over all attempts, without start-up
     weights_digest: str | None = None  # of the weights and buffers at the end
     state_digest: str | None = None  # of these, the optimizer's state and the moving averages
     skipped_batches: list[SkippedBatch] = []

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from distrain.config.user_code import add_to_sys_path
 from distrain.runs.directory import RunDirectory
+from distrain.system.files import read_regular
 from distrain.system.filesystem import is_own
 
 
@@ -16,6 +17,6 @@ def find_code(run: RunDirectory) -> None:
     """
     candidates = [run.code]
     with suppress(OSError, ValueError, KeyError, TypeError):
-        candidates.append(Path(json.loads(run.plan.read_text(encoding="utf-8"))["cwd"]))
+        candidates.append(Path(json.loads(read_regular(run.plan))["cwd"]))
     own = [folder for folder in candidates if folder.is_dir() and is_own(folder)] if is_own(run.path) else []
     add_to_sys_path(Path.cwd(), *own)

@@ -182,7 +182,12 @@ def set_priority(run: RunDirectory, priority: int) -> None:
 def ring(root: Path) -> None:
     """Let `serve` look at the queue at once."""
     with suppress(OSError):
-        (root / _BELL).touch()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        file = os.open(root / _BELL, flags, 0o666)
+        try:
+            os.utime(file)
+        finally:
+            os.close(file)
 
 
 def bell(root: Path) -> int:
@@ -203,7 +208,8 @@ def serve_lock(root: Path) -> Path:
 
 def find_owner_fault(run: RunDirectory) -> str | None:
     """Return why `serve` must not start a run: another user owns it, or could have changed it."""
-    for path in (run.path, run.job, run.recipe, run.profile, run.code):
+    folders = (run.path, run.code, run.logs, run.errors, run.heartbeats, run.checkpoints)
+    for path in (*folders, run.job, run.recipe, run.profile, run.plan, run.status):
         with suppress(FileNotFoundError):
             status = path.lstat()
             if status.st_uid != os.geteuid():

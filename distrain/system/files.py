@@ -1,5 +1,6 @@
 """Reads files that may be damaged, and writes files atomically."""
 
+import errno
 import json
 import math
 import os
@@ -9,14 +10,20 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from pydantic import BaseModel
 
 from distrain.errors import RunError
 
 T = TypeVar("T")
-_DAMAGED = (ValueError, KeyError, TypeError, AttributeError)  # from JSON, its encoding, pydantic, or missing fields
+MAX_BYTES = 1 << 26  # of a file that is read whole: far more than distrain writes into one
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)  # from JSON, or missing
+_NOT_REGULAR = {errno.ELOOP, errno.ENXIO}  # a link, a socket
+
+
+class NotRegularError(ValueError):
+    """A path is a link, a folder, a pipe or a device, or the file is far larger than one of this kind."""
 
 
 def strict_json(value: object, *, indent: int | None = None, ensure_ascii: bool = True) -> str:
@@ -44,13 +51,46 @@ def to_json(model: BaseModel) -> str:
     return strict_json(model.model_dump(), indent=1)
 
 
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a file to read bytes, at once whatever it is: others can write to some runs, and a pipe has no end.
+
+    Raises `NotRegularError` for anything but a file, also for a link, which could lead anywhere.
+    """
+    try:
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    except IsADirectoryError:
+        raise NotRegularError(f"{path} is a folder") from None
+    except OSError as error:
+        if error.errno in _NOT_REGULAR:
+            raise NotRegularError(f"{path} is not a regular file") from None
+        raise
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise NotRegularError(f"{path} is not a regular file")
+    return file
+
+
+def open_to_append(path: Path) -> IO[str]:
+    """Open or create a file of text; raises `OSError` for a link, which could lead to a file with other content."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o666), "a+", encoding="utf-8")
+
+
+def read_regular(path: Path, *, errors: str = "strict", max_bytes: int | None = MAX_BYTES) -> str:
+    """Return the text of a file; raises what `open_regular` does, also where it has more than `max_bytes`."""
+    with open_regular(path) as file:
+        if max_bytes is not None and os.fstat(file.fileno()).st_size > max_bytes:
+            raise NotRegularError(f"{path} is larger than {max_bytes} bytes")
+        return file.read().decode(errors=errors)
+
+
 def read_whole(path: Path, parse: Callable[[str], T]) -> T | None:
     """Return a file of a run as parsed by `parse`; None where it is missing, or empty after a power failure.
 
     Raises `RunError` where it is damaged.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path)
         return parse(text) if text.strip() else None
     except FileNotFoundError:
         return None
@@ -70,8 +110,8 @@ def read_readable(texts: Iterable[str], parse: Callable[[str], T]) -> list[T]:
 def texts_of(paths: Iterable[Path]) -> Iterator[str]:
     """Yield the texts of the files that still exist."""
     for path in paths:
-        with suppress(FileNotFoundError):
-            yield path.read_text(encoding="utf-8", errors="replace")
+        with suppress(FileNotFoundError, NotRegularError):
+            yield read_regular(path, errors="replace")
 
 
 @contextmanager

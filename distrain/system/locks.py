@@ -32,6 +32,7 @@ from typing import IO
 from distrain.errors import ExitCode
 from distrain.messages import print_error
 from distrain.system.exits import end_process
+from distrain.system.files import NotRegularError, open_regular, open_to_append
 
 HEARTBEAT_S = 2.0
 STALE_S = 60.0
@@ -82,7 +83,7 @@ def hold(path: Path, *, patience_s: float = 0.0, stale_s: float = STALE_S) -> It
     replace a record lock. A record lock is released when the process ends, for whatever reason. Child processes do not
     inherit either kind.
     """
-    with _held_in_this_process(path, patience_s), path.open("a+", encoding="utf-8") as file:
+    with _held_in_this_process(path, patience_s), open_to_append(path) as file:
         if _wait_for_record_lock(file, path, patience_s):
             if (owner := _holder_by_file(path)) is not None:  # a node that mounts the file system without locks
                 raise HeldError(str(owner))
@@ -187,13 +188,15 @@ def _wait_for_record_lock(file: IO[str], path: Path, patience_s: float) -> bool:
 def _has_record_lock(path: Path) -> bool:
     """Ask the kernel whether a lock is held: trying to acquire it could make another process fail meanwhile."""
     flock = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # struct flock: type, whence, start, len, pid
-    with path.open("rb") as file:
-        try:
+    try:
+        with open_regular(path) as file:
             (kind, *_) = struct.unpack("hhqqi", fcntl.fcntl(file, fcntl.F_GETLK, flock))
-        except OSError as error:
-            if error.errno in NO_LOCKS:
-                return False
-            raise
+    except NotRegularError:  # which nobody can have locked
+        return False
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            return False
+        raise
     return bool(kind != fcntl.F_UNLCK)
 
 
@@ -278,10 +281,12 @@ def _newest(path: Path) -> _LockFile | None:
     """Read the newest lock file; None where there is none."""
     while (number := max(_numbers(path), default=None)) is not None:
         try:
-            with _numbered(path, number).open("rb") as file:  # opening makes a network file system refresh its cache
+            with open_regular(_numbered(path, number)) as file:  # opening makes a network file system refresh its cache
                 content, changed_ns = file.read(), os.fstat(file.fileno()).st_mtime_ns
         except FileNotFoundError:  # a newer one has been created meanwhile
             continue
+        except NotRegularError:  # which no process has created as a lock
+            content, changed_ns = b"", 0
         owner, is_released = _parse(content)
         return _LockFile(number, owner, is_released, content, changed_ns)
     return None

@@ -122,7 +122,9 @@ def test_nobody_else_can_write_to_a_submitted_run() -> None:
     assert os.umask(0o002) == 0o002, "submitting changes the umask, which is that of all threads"
 
 
-@pytest.mark.parametrize("name", ["", "recipe.yaml", "job.json", "profile.yaml", "code"])
+@pytest.mark.parametrize(
+    "name", ["", "recipe.yaml", "job.json", "profile.yaml", "code", "plan.json", "status.json", "logs"]
+)
 def test_run_that_others_can_write_to_is_not_started(name: str) -> None:
     run = put()
     path = run.path / name

@@ -187,3 +187,14 @@ def test_training_without_locks_refuses_a_second_one_and_resumes_after_a_kill(tm
     done = end_of(resumed)
     assert done.code == 75
     assert f"note: {run} has no file locks" in done.out
+
+
+def test_lock_is_not_taken_through_a_link_and_a_pipe_is_none(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError), locks.hold(tmp_path / "lock"):
+        pass
+    assert (tmp_path / "mine").read_text() == "precious"
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "other.1")
+    assert not any(locks.is_held(tmp_path / name) for name in ("lock", "pipe", "other"))

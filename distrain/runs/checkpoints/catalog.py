@@ -8,6 +8,7 @@ from pathlib import Path
 from distrain.config.metrics import restore_nan, score
 from distrain.errors import RunError
 from distrain.runs.checkpoints.paths import STATE, committed, step_of
+from distrain.system.files import read_regular
 
 Metrics = dict[str, float]
 
@@ -39,7 +40,7 @@ def read_catalog(folder: Path) -> list[Entry]:
                 Entry(
                     path=path,
                     step=step_of(path),
-                    num_bytes=sum(file.stat().st_size for file in path.iterdir()),
+                    num_bytes=sum(file.lstat().st_size for file in path.iterdir()),
                     written=path.stat().st_mtime,
                     evaluation=evaluation,
                     score=score,
@@ -95,10 +96,10 @@ def _read_evaluation(path: Path) -> tuple[Metrics | None, float | None, int | No
     """Return the metrics of the evaluation at a checkpoint's step, its score, and the step of the run's best one."""
     run_best = None
     try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        state = json.loads(read_regular(path / STATE))
         if state.get("best") is not None:
             run_best = int(state["best"]["step"])
         evaluation = {n: float(value) for n, value in restore_nan(state["evaluation"]).items() if n != "step"}
         return evaluation, score(state["best_by"], evaluation), run_best
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged, or not evaluated at this step
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # damaged, or not evaluated
         return None, None, run_best

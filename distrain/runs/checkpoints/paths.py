@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distrain.system.files import read_regular
+
 STATE = "state.json"
 MANIFEST = "MANIFEST.json"
 METADATA = ".metadata"  # the name that DCP gives it
@@ -52,7 +54,7 @@ def committed(folder: Path) -> list[Path]:
 
 def read(path: Path) -> Checkpoint:
     """Read the state of a committed checkpoint that was verified, here or by another rank."""
-    return Checkpoint(path, step_of(path), json.loads((path / STATE).read_text(encoding="utf-8")))
+    return Checkpoint(path, step_of(path), json.loads(read_regular(path / STATE)))
 
 
 def remove(path: Path) -> None:

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import IO
 
 import xxhash
 
@@ -24,6 +25,7 @@ from distrain.runs.curves.store import INDEX, Store
 from distrain.runs.directory import RunDirectory
 from distrain.system import shared_locks
 from distrain.system.caches import cache_folder
+from distrain.system.files import NotRegularError, open_regular
 
 UNSTORED_BYTES = 1 << 22  # of metrics.jsonl: a smaller one is read each time
 PATIENCE_S = 60.0  # for another process that brings the store up to date
@@ -51,14 +53,17 @@ def open_parts(run: RunDirectory, *, is_damaged: bool = False, is_stored: bool =
     with ExitStack() as stack:
         parts = Parts()
         with suppress(FileNotFoundError):
-            file = os.open(run.metrics, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            stack.callback(os.close, file)
-            status = os.fstat(file)
-            if not stat.S_ISREG(status.st_mode):
-                raise RunError(f"{run.metrics} is not a file; move it away")
-            folders = _folders(run) if is_stored and status.st_size >= UNSTORED_BYTES else ()
+            file = stack.enter_context(_open_metrics(run)).fileno()
+            folders = _folders(run) if is_stored and os.fstat(file).st_size >= UNSTORED_BYTES else ()
             parts = _read(file, folders, stack, is_damaged=is_damaged)
         yield parts
+
+
+def _open_metrics(run: RunDirectory) -> IO[bytes]:
+    try:
+        return open_regular(run.metrics)
+    except NotRegularError:
+        raise RunError(f"{run.metrics} is not a file; move it away") from None
 
 
 def _read(file: int, folders: Iterable[Path], stack: ExitStack, *, is_damaged: bool) -> Parts:

@@ -7,11 +7,12 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from distrain.errors import DataError, RecipeError, RunError, StorageError, UserError
 from distrain.runs.query import NoSuchRunError
+from distrain.system.files import strict_json
 from distrain.system.filesystem import explain
 
 MEDIA_TYPE = "application/problem+json"
@@ -30,14 +31,9 @@ class NotFoundError(UserError):
     """A run has nothing of this name."""
 
 
-class TooManyStreamsError(UserError):
-    """As many clients as are allowed read events already."""
-
-
 _STATUS: list[tuple[type[UserError], HTTPStatus]] = [
     (NoSuchRunError, HTTPStatus.NOT_FOUND),
     (NotFoundError, HTTPStatus.NOT_FOUND),
-    (TooManyStreamsError, HTTPStatus.SERVICE_UNAVAILABLE),
     (RunError, HTTPStatus.CONFLICT),
     (StorageError, HTTPStatus.FORBIDDEN),
     (RecipeError, HTTPStatus.UNPROCESSABLE_ENTITY),
@@ -46,10 +42,10 @@ _STATUS: list[tuple[type[UserError], HTTPStatus]] = [
 ]
 
 
-def problem(status: int, detail: str, **more: Any) -> JSONResponse:
+def problem(status: int, detail: str, **more: Any) -> Response:
     """Return an answer with this status and a sentence on what is wrong; `more` are further members."""
     body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail, **more}
-    return JSONResponse(body, status_code=status, media_type=MEDIA_TYPE)
+    return Response(strict_json(body), status_code=status, media_type=MEDIA_TYPE)
 
 
 @contextmanager
@@ -65,27 +61,27 @@ def add_problems(app: FastAPI) -> None:
     """Have `app` answer every error as a problem."""
 
     @app.exception_handler(UserError)
-    def _user_error(_: Request, error: UserError) -> JSONResponse:
+    def _user_error(_: Request, error: UserError) -> Response:
         status = next(status for kind, status in _STATUS if isinstance(error, kind))
         return problem(status, "; ".join(error.lines))
 
     @app.exception_handler(HTTPException)
-    def _http_error(_: Request, error: HTTPException) -> JSONResponse:
+    def _http_error(_: Request, error: HTTPException) -> Response:
         answer = problem(error.status_code, _DETAILS.get(error.status_code, str(error.detail)))
         answer.headers.update(error.headers or {})
         return answer
 
     @app.exception_handler(RequestValidationError)
-    def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    def _invalid(_: Request, error: RequestValidationError) -> Response:
         faults = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
         return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "; ".join(faults))
 
     @app.exception_handler(OSError)
-    def _os_error(_: Request, error: OSError) -> JSONResponse:
+    def _os_error(_: Request, error: OSError) -> Response:
         if (sentence := explain(error)) is None:
             raise error
         return problem(HTTPStatus.INTERNAL_SERVER_ERROR, sentence)
 
     @app.exception_handler(Exception)
-    def _internal(_: Request, __: Exception) -> JSONResponse:  # the server logs the exception
+    def _internal(_: Request, __: Exception) -> Response:  # the server logs the exception
         return problem(HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL)

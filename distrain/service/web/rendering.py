@@ -1,14 +1,17 @@
 """Renders the pages' templates: everything in them is escaped."""
 
 import time
+from contextlib import suppress
 from functools import cache
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from distrain.service.web.visible_text import with_visible_turns
 from distrain.system.display import duration
 
 
@@ -18,17 +21,25 @@ def environment() -> Environment:
     found = Environment(
         loader=PackageLoader("distrain.service.web"),
         autoescape=True,
+        finalize=with_visible_turns,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters.update(duration=duration, moment=moment)
+    found.filters.update(duration=duration, moment=moment, urlencode=as_address)
     return found
+
+
+def as_address(text: str) -> str:
+    """Return a name as a part of an address; bytes that are not UTF-8 are replaced, as where the address is read."""
+    return quote(text, errors="replace")
 
 
 def moment(seconds: float) -> str:
     """Return a time, in seconds since the epoch, in the time zone of this machine."""
-    return time.strftime("%F %T", time.localtime(seconds))
+    with suppress(OverflowError, ValueError, OSError):
+        return time.strftime("%F %T", time.localtime(seconds))
+    return "at an unknown time"
 
 
 def render(request: Request, template: str, *, status: int = HTTPStatus.OK, **context: Any) -> HTMLResponse:
@@ -48,4 +59,4 @@ def render(request: Request, template: str, *, status: int = HTTPStatus.OK, **co
             **context,
         )
     )
-    return HTMLResponse(text, status_code=status)
+    return HTMLResponse(text.encode(errors="replace"), status_code=status)  # file names may not be UTF-8

@@ -7,8 +7,10 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from distrain.errors import RunError
 from distrain.runs.directory import RunDirectory
 from distrain.runs.query import NoSuchRunError
+from distrain.service.queue import find_owner_fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,5 +50,12 @@ def _run(name: str, site: "TheSite") -> RunDirectory:
     return site.find_run(name)
 
 
+def _own_run(run: "TheRun") -> RunDirectory:
+    if (fault := find_owner_fault(run)) is not None:
+        raise RunError(f"run {run.path.name} cannot be changed from here: {fault}")
+    return run
+
+
 TheSite = Annotated[Site, Depends(_site)]
 TheRun = Annotated[RunDirectory, Depends(_run)]  # of the path parameter `name`
+TheOwnRun = Annotated[RunDirectory, Depends(_own_run)]  # the same, of this user, and others cannot write to it

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import httpx
 import pytest
 
 from distrain.service.web.options import PageOptions
-from distrain.service.web.security import credentials, sessions
+from distrain.service.web.security import credentials, sessions, streams
 from distrain.service.web.security.credentials import Credentials
 from distrain.service.web.security.limits import Limits
 from tests.service.web.pages import ShownPage, shown
@@ -205,7 +206,16 @@ def test_a_session_counts_at_one_port_alone(page: ShownPage) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:{port}", "127.0.0.1", "localhost:1", "", "127.0.0.1:{port}.evil.example"]
+    "host",
+    [
+        "evil.example",
+        "evil.example:{port}",
+        "127.0.0.1",
+        "localhost:1",
+        "",
+        "127.0.0.1:{port}.evil.example",
+        f"127.0.0.1:{'9' * 5000}",
+    ],
 )
 def test_a_foreign_host_is_refused(page: ShownPage, host: str) -> None:
     port = page.address.rpartition(":")[2]
@@ -265,3 +275,23 @@ def test_the_login_cannot_be_tried_forever(tmp_path: Path) -> None:
         assert codes[-1] == 429
         assert int(client.post("/api/v1/login", json={}).headers["retry-after"]) >= 1
         assert client.get("/", headers={"Authorization": f"Bearer {page.token}"}).status_code == 200
+
+
+def test_a_form_of_an_unknown_page_does_not_log_in(page: ShownPage) -> None:
+    keys = Credentials(page.root)
+    with page.client() as client:
+        for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 303)):
+            headers = {"Origin": "null", "Sec-Fetch-Site": site}
+            assert client.post("/api/v1/login", data={"code": keys.new_code()}, headers=headers).status_code == status
+
+
+def test_an_event_stream_ends_with_its_session(page: ShownPage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "CHECK_S", 0.1)
+    with page.logged_in() as client, client.stream("GET", "/api/v1/events") as events:
+        lines = events.iter_lines()
+        assert next(lines).startswith("retry")
+        assert client.post("/api/v1/logout").status_code == 204
+        begun = time.monotonic()
+        with suppress(httpx.RemoteProtocolError):  # it is cut off
+            list(lines)
+        assert time.monotonic() - begun < 5

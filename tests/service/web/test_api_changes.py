@@ -36,6 +36,12 @@ def client(root: Path) -> TestClient:
     return client_of(root)
 
 
+def keep_from_others(run: RunDirectory) -> None:
+    """Take the permission to write from others, which the umask of these tests gives."""
+    for path in (run.path, *run.path.rglob("*")):
+        path.chmod(path.stat().st_mode & 0o755)
+
+
 def submit(client: TestClient, status: int = 201, **body: Any) -> Any:
     answer = client.post("/api/v1/runs", json={"recipe": "digits", "devices": CPU} | body)
     assert answer.status_code == status, answer.text
@@ -89,8 +95,36 @@ def test_run_that_others_could_have_changed_is_neither_trained_again_nor_resumed
     queue.withdraw(run, "stopped")
     run.recipe.chmod(run.recipe.stat().st_mode | stat.S_IWOTH)
     assert "other users can write" in submit(client, 409, recipe=None, run=run.path.name)["detail"]
-    status, sentence = post(client, run, "resume")
-    assert status == 409 and "other users can write" in sentence
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    for what, body in (("stop", None), ("cancel", None), ("resume", None), ("priority", {"priority": 3})):
+        status, sentence = post(client, run, what, body)
+        assert status == 409 and "other users can write" in sentence, what
+    assert client.put(f"/api/v1/runs/{run.path.name}/labels", json={"note": "x"}).status_code == 409
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "model: {name: 'mine:Net'}",
+        "loss: {name: 'mine:Loss'}",
+        "data: {source: 'mine:make'}",
+        "data: {more: [{source: 'mine:make'}]}",
+        "augment: {train: [{'mine:Blur': {}}]}",
+        "augment: {eval: ['mine:Blur']}",
+    ],
+)
+def test_run_of_own_code_is_trained_again_only_where_serve_allows_code(
+    client: TestClient, root: Path, recipe: str
+) -> None:
+    run = make_run(root, status='{"state": "stopped"}')
+    run.recipe.write_text(f"name: x\n{recipe}\n")
+    keep_from_others(run)
+    problem = submit(client, 422, recipe=None, run="one")
+    assert "--allow-code" in problem["detail"]
+    with client_of(root, allow_code=True) as allowed:
+        found = allowed.post("/api/v1/runs", json={"run": "one", "devices": CPU}).json()
+        assert "--allow-code" not in found.get("detail", "")
 
 
 @pytest.mark.parametrize(
@@ -161,8 +195,7 @@ def test_training_run_is_asked_to_stop(client: TestClient, root: Path) -> None:
 
 def test_run_of_no_queue_is_neither_resumed_nor_moved(client: TestClient, root: Path) -> None:
     run = make_run(root, status='{"state": "stopped"}')
-    for path in (root, run.path, run.recipe, run.status):
-        path.chmod(path.stat().st_mode & 0o755)
+    keep_from_others(run)
     assert post(client, run, "resume")[0] == 409
     status, sentence = post(client, run, "priority", {"priority": 3})
     assert status == 409 and "is in no queue" in sentence
@@ -178,6 +211,7 @@ def test_priority_moves_a_run_forward(client: TestClient, root: Path) -> None:
 
 def test_labels_are_replaced(client: TestClient, root: Path) -> None:
     run = make_run(root)
+    keep_from_others(run)
 
     def put_labels(body: Any) -> Any:
         return client.put("/api/v1/runs/one/labels", json=body)

@@ -136,15 +136,6 @@ def test_nothing_is_looked_at_unless_a_client_is_connected(address: str) -> None
     wait_until(lambda: watchers() == 0, "the end of the look for changes")
 
 
-def test_number_of_streams_is_limited(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "MAX_STREAMS", 1)
-    with following(address) as events:
-        next(events)
-        answer = httpx.get(f"{address}/api/v1/events")
-        assert answer.status_code == 503 and answer.headers["content-type"] == "application/problem+json"
-    wait_until(lambda: httpx.get(f"{address}/api/v1/events?run=nothing").status_code == 404, "a free place")
-
-
 def test_idle_stream_has_a_heartbeat(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "HEARTBEAT_S", 0.2)
     with httpx.stream("GET", f"{address}/api/v1/events", timeout=30) as answer:

@@ -229,3 +229,9 @@ def test_devices_are_bounded_by_those_of_the_queue() -> None:
     for count in (0, 5, 10**9):
         with pytest.raises(LaunchError, match="devices"):
             check_devices(count, available=4)
+
+
+@pytest.mark.parametrize("key", ["data.source", "model.name", "loss.name", "log.wandb"])
+@pytest.mark.parametrize("value", [[], {}, [["x"]], {"a": {}}, True, 1.5])
+def test_a_name_is_text(key: str, value: Any) -> None:
+    assert is_refused(key, value)

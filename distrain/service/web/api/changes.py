@@ -13,7 +13,7 @@ from distrain.service import queue
 from distrain.service.web.api.json_answers import CONFLICT, NOT_FOUND, StrictJson
 from distrain.service.web.api.models import Accepted, LabelsRequest, PriorityRequest, SubmitRequest, Submitted
 from distrain.service.web.api.submission import resolve_request
-from distrain.service.web.site import TheRun, TheSite
+from distrain.service.web.site import TheOwnRun, TheSite
 
 PREFIX = "/api/v1/runs"
 
@@ -56,7 +56,7 @@ def submit_run(site: TheSite, request: SubmitRequest) -> StrictJson:
     operation_id="stopRun",
     responses=NOT_FOUND | CONFLICT | _ACCEPTED,
 )
-def stop_run(run: TheRun) -> StrictJson:
+def stop_run(run: TheOwnRun) -> StrictJson:
     """Have a run save and end at its next step, or take it out of the queue; it can be resumed."""
     done = queue.stop(run)
     if done is not None:
@@ -70,7 +70,7 @@ def stop_run(run: TheRun) -> StrictJson:
     operation_id="cancelRun",
     responses=NOT_FOUND | CONFLICT | _ACCEPTED,
 )
-def cancel_run(run: TheRun) -> StrictJson:
+def cancel_run(run: TheOwnRun) -> StrictJson:
     """Take a run out of its queue, or have it save and end; it is not resumed by itself."""
     if queue.cancel(run):
         return _answer(run, f"cancelled {run.path.name}")
@@ -85,10 +85,8 @@ def cancel_run(run: TheRun) -> StrictJson:
     operation_id="resumeRun",
     responses=NOT_FOUND | CONFLICT,
 )
-def resume_run(run: TheRun) -> StrictJson:
+def resume_run(run: TheOwnRun) -> StrictJson:
     """Put a run that was stopped back into the queue of this machine; it resumes from its newest checkpoint."""
-    if (fault := queue.find_owner_fault(run)) is not None:
-        raise RunError(f"run {run.path.name} cannot be resumed from here: {fault}")
     if run.read_local_job() is None:
         raise RunError(f"run {run.path.name} was not in the queue of this machine; `distrain resume` resumes it")
     queue.submit_again(run)
@@ -98,14 +96,14 @@ def resume_run(run: TheRun) -> StrictJson:
 @router.post(
     "/runs/{name}/priority", response_model=Accepted, operation_id="setPriority", responses=NOT_FOUND | CONFLICT
 )
-def set_priority(run: TheRun, request: PriorityRequest) -> StrictJson:
+def set_priority(run: TheOwnRun, request: PriorityRequest) -> StrictJson:
     """Change the place of a run in the queue; a run of lower priority may be stopped for it, and is resumed later."""
     queue.set_priority(run, request.priority)
     return _answer(run, f"{run.path.name} has priority {request.priority}")
 
 
 @router.put("/runs/{name}/labels", response_model=Labels, operation_id="setLabels", responses=NOT_FOUND | CONFLICT)
-def set_labels(run: TheRun, request: LabelsRequest) -> StrictJson:
+def set_labels(run: TheOwnRun, request: LabelsRequest) -> StrictJson:
     """Replace the tags and the note of a run."""
     check_tags(request.tags)
     labels = Labels(tags=list(dict.fromkeys(request.tags)), note=request.note.strip())

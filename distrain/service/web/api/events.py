@@ -54,12 +54,9 @@ async def read_events(
     the new `records`, and `log` the new lines of a rank.
     """
     live: Live = request.app.state.live
-    events = live.events(tail, after=last_event_id or after)
-    first = await anext(events)  # raises where there are too many clients
 
     async def stream() -> AsyncIterator[bytes]:
-        async with aclosing(events):
-            yield first
+        async with aclosing(live.events(tail, after=last_event_id or after)) as events:
             async for event in events:
                 yield event
 

@@ -12,10 +12,11 @@ from distrain.errors import LaunchError, RecipeError, RunError
 from distrain.launchers.profile_files import builtin_profiles, read_launch_options
 from distrain.messages import nearest
 from distrain.runs.directory import RunDirectory
+from distrain.runs.recipe_values import read_recipe_values
 from distrain.service.devices import list_devices
 from distrain.service.queue import QueueOptions, Submission, find_owner_fault, read_time_limit, resolve
 from distrain.service.web.api.models import SubmitRequest
-from distrain.service.web.security.requests import check_devices, check_request
+from distrain.service.web.security.requests import check_code, check_devices, check_request
 from distrain.service.web.site import Site
 from distrain.system.files import read_whole
 
@@ -64,6 +65,7 @@ def _find_source(site: Site, name: str) -> RunDirectory:
     source = site.find_run(name)
     if (fault := find_owner_fault(source)) is not None:
         raise RunError(f"run {name} cannot be submitted again from here: {fault}")
+    check_code(read_recipe_values(source), allow_code=site.allow_code)
     return source
 
 

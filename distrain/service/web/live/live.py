@@ -14,11 +14,9 @@ from distrain.service.table import JobTable, read_queue
 from distrain.service.web.live.frames import HEARTBEAT, Frame, Subject, encode
 from distrain.service.web.live.rows import RunRows
 from distrain.service.web.live.tails import RunTail
-from distrain.service.web.problems import TooManyStreamsError
 from distrain.service.web.run_list import RunList
 from distrain.system.loop_guard import LoopGuard
 
-MAX_STREAMS = 256
 HEARTBEAT_S = 15.0
 _LOOK_S = 1.0  # between two looks
 _LIFE_S = 600.0  # then a client connects again, and shows again who it is
@@ -66,11 +64,8 @@ class Live:
     async def events(self, tail: RunTail | None = None, *, after: str | None = None) -> AsyncGenerator[bytes, None]:
         """Yield the events after the id `after`, by default those from now on; with those of the run of a `tail`.
 
-        The first event is `ready`, or `reset` where some of the events after `after` are not known any more. Raises
-        `TooManyStreamsError` where as many clients are connected as are allowed.
+        The first event is `ready`, or `reset` where some of the events after `after` are not known any more.
         """
-        if len(self._wakes) >= MAX_STREAMS:
-            raise TooManyStreamsError(f"{MAX_STREAMS} clients read events already; close some pages")
         wake = asyncio.Event()
         followed = self._connect(wake, tail)
         subjects = [self._general] + ([] if followed is None else [followed.subject])

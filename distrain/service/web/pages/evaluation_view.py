@@ -3,12 +3,12 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from urllib.parse import quote
 
 from distrain.config.metrics import format_evaluation
 from distrain.messages import counted
 from distrain.runs.directory import RunDirectory
 from distrain.runs.evaluations import EvaluationResult, Mistake, format_badness, read_evaluations
+from distrain.service.web.rendering import as_address
 
 MAX_SHOWN = 5  # evaluations
 MAX_HEAT = 32  # classes of a heat map; of more, only the pairs are listed that are confused most often
@@ -102,4 +102,5 @@ def _picture(run: RunDirectory, result: EvaluationResult, mistake: Mistake) -> s
     if mistake.image is None:
         return None
     name = mistake.image.rpartition("/")[2]
-    return f"/runs/{quote(run.path.name)}/evaluations/{quote(result.name)}/mistakes/{quote(name)}"
+    folder, evaluation, file = (as_address(part) for part in (run.path.name, result.name, name))
+    return f"/runs/{folder}/evaluations/{evaluation}/mistakes/{file}"

@@ -21,6 +21,7 @@ from distrain.runs.value_formats import format_key
 from distrain.service.web.report.charts import Chart
 from distrain.service.web.report.curves import POINTS, draw_comparison
 from distrain.service.web.report.run_section import RunSection, show_run
+from distrain.service.web.visible_text import with_visible_turns
 
 MARK = '<meta name="generator" content="distrain report">'  # by which a report is recognized, and may be replaced
 _STATIC = Path(__file__).parents[1] / "static"
@@ -103,6 +104,7 @@ def _render(sections: Sequence[RunSection], comparison: ComparisonSection | None
     templates = Environment(
         loader=PackageLoader("distrain.service.web"),
         autoescape=True,
+        finalize=with_visible_turns,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

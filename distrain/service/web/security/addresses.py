@@ -8,6 +8,7 @@ from pathlib import Path
 from distrain.service.web.options import PORT, PageOptions, is_loopback
 
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
+_PORT_DIGITS = 5  # at most
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -38,7 +39,7 @@ class Addresses:
         """
         value = value.lower()
         name, _, port = value.rpartition(":")
-        has_port = bool(name) and port.isdecimal()
+        has_port = bool(name) and port.isdecimal() and len(port) <= _PORT_DIGITS
         host = name if has_port else value
         if reached is not None and host == as_host(reached) and (int(port) if has_port else None) == self._sent_port:
             return True

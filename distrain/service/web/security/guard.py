@@ -7,6 +7,7 @@ it is for the login or a file of distrain's own style and scripts; with a sessio
 
 import hmac
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
@@ -24,12 +25,14 @@ from distrain.service.web.security.credentials import Credentials
 from distrain.service.web.security.headers import STATIC, with_security
 from distrain.service.web.security.limits import Buckets, Limits
 from distrain.service.web.security.sessions import Sessions
+from distrain.service.web.security.streams import RevocableReceive
 
 LOGIN_PAGE, LOGIN = "/login", "/api/v1/login"
 EVENTS = "/api/v1/events"
 _PROGRAMS = ("/api/", "/metrics")  # what answers 401, where a page leads to the login
 _SAFE = {"GET", "HEAD", "OPTIONS"}
 _BEARER = "bearer"
+_SAME = "same-origin"
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +76,12 @@ class Guard:
             await send({"type": "websocket.close"})
             return
         answer = _Answer(send, scope, is_tls=self._access.addresses.scheme == "https")
-        is_stream = scope["path"] == EVENTS
+        is_stream, request = scope["path"] == EVENTS, HTTPConnection(scope)
         self._num_streams += is_stream
         try:
-            refusal = self._refuse(HTTPConnection(scope))
+            refusal = self._refuse(request)
+            if is_stream:
+                receive = RevocableReceive(receive, lambda: self._is_known(request))
             await (refusal or self._app)(scope, LimitedBody(receive, self._access.limits), answer)
         except HTTPException as error:  # a body that nobody would have read
             await answer.end(problem(error.status_code, error.detail), scope, receive)
@@ -104,7 +109,8 @@ class Guard:
                 "this is not an address of the page; `distrain serve --allow-host NAME` adds one",
             )
         origin = request.headers.get("origin")
-        is_unknown = origin == "null" and request.scope["path"] == LOGIN  # a form of a page without referrer
+        is_login = request.scope["path"] == LOGIN and request.headers.get("sec-fetch-site", _SAME) == _SAME
+        is_unknown = origin == "null" and is_login  # a form of a page without referrer
         if origin is not None and not is_unknown and not addresses.is_own_origin(origin, host=host):
             return problem(HTTPStatus.FORBIDDEN, "the request comes from the page of another site")
         return None
@@ -115,24 +121,35 @@ class Guard:
             address = request.client.host if request.client else ""
             return _refuse_rate(self._logins.take(address)) if method == "POST" else None
         secret = request.cookies.get(self._access.addresses.cookie)
-        session = None if secret is None else self._access.sessions.find(secret)
-        if secret is not None and session is not None:
+        if secret is not None and self._access.sessions.find(secret) is not None:
             request.state.session = secret
             request.state.csrf = self._access.sessions.csrf_token(secret)
         if path == LOGIN_PAGE or path.startswith(STATIC):
             return None
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme:
-            if scheme.lower() != _BEARER or not self._access.credentials.is_token(token.strip()):
-                return _unauthorized(request, "the token is not that of this page")
-            session = _BEARER
-        elif session is None:
+        user = self._find_user(request)
+        if user is None and request.headers.get("authorization"):
+            return _unauthorized(request, "the token is not that of this page")
+        if user is None:
             return _unauthorized(request, "log in, or send the token as `Authorization: Bearer`")
-        elif method not in _SAFE and (refusal := _refuse_forgery(request)):
+        if user != _BEARER and method not in _SAFE and (refusal := _refuse_forgery(request)):
             return refusal
         if path == EVENTS and self._num_streams > self._access.limits.streams:
             return problem(HTTPStatus.SERVICE_UNAVAILABLE, "too many event streams are open")
-        return _refuse_rate(self._requests.take(session)) or self._refuse_length(request)
+        return _refuse_rate(self._requests.take(user)) or self._refuse_length(request)
+
+    def _find_user(self, request: HTTPConnection) -> str | None:
+        """Return the session of a request, or that it has the token; None where it has neither."""
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme:
+            has_token = scheme.lower() == _BEARER and self._access.credentials.is_token(token.strip())
+            return _BEARER if has_token else None
+        secret = request.cookies.get(self._access.addresses.cookie)
+        return None if secret is None else self._access.sessions.find(secret)
+
+    def _is_known(self, request: HTTPConnection) -> bool:
+        with suppress(StorageError):
+            return self._find_user(request) is not None
+        return False
 
     def _refuse_length(self, request: HTTPConnection) -> Response | None:
         length, limits = request.headers.get("content-length", "0"), self._access.limits

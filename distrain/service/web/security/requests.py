@@ -55,6 +55,17 @@ def check_request(
             raise RecipeError(f"{shown(key)}={shown(value)}: {fault}")
 
 
+def check_code(recipe: Mapping[str, Any], *, allow_code: bool) -> None:
+    """Raise `RecipeError` where the recipe of a run, as values by dotted key, names code that a request may not run."""
+    allowed = Allowed(code=allow_code)
+    for key in _NAMES_OF_CODE:
+        named = recipe.get(key)
+        if key == "data.more" and isinstance(named, list):
+            named = [part.get("source") for part in named if isinstance(part, Mapping)]
+        if (fault := _without_code(named, allowed)) is not None:
+            raise RecipeError(f"{key}={shown(named)}: {fault}")
+
+
 def check_devices(count: int, *, available: int) -> None:
     """Raise `LaunchError` where a request demands more processes than the queue has slots or GPUs for."""
     if not 1 <= count <= max(1, available):
@@ -102,6 +113,11 @@ def _at_most(limit: float) -> Rule:
         return f"{largest:g} is more than a request may use, {limit:,.0f}" if largest > limit else None
 
     return check
+
+
+def _name(value: Any, allowed: Allowed) -> str | None:
+    """Allow a text that is the name of something that distrain knows."""
+    return _without_code(value, allowed) if isinstance(value, str) else "it is not a name"
 
 
 def _without_code(value: Any, allowed: Allowed) -> str | None:
@@ -156,7 +172,7 @@ def _weights(value: Any, allowed: Allowed) -> str | None:
 
 def _wandb(value: Any, _: Allowed) -> str | None:
     """Allow to record a run, or not; whether it is sent somewhere is up to the operator."""
-    return None if value in {"offline", "disabled"} else "a request cannot have a run uploaded"
+    return None if value in ("offline", "disabled") else "a request cannot have a run uploaded"
 
 
 def _run_name(value: Any, _: Allowed) -> str | None:
@@ -238,7 +254,7 @@ _SAFE = """
 ALLOWED: dict[str, Rule] = {
     **dict.fromkeys(_SAFE.split(), _plain),
     "name": _run_name,
-    "data.source": _without_code,
+    "data.source": _name,
     "data.path": _data_path,
     "data.arguments": _arguments_of_code,
     "data.more": _sources,
@@ -249,15 +265,16 @@ ALLOWED: dict[str, Rule] = {
     "augment.train": _transforms,
     "augment.eval": _transforms,
     "augment.sizes": _at_most(16384),
-    "model.name": _without_code,
+    "model.name": _name,
     "model.arguments": _arguments_of_a_network,
     "model.weights": _weights,
-    "loss.name": _without_code,
+    "loss.name": _name,
     "train.micro_batch_size": _at_most(2**20),
     "train.threads": _at_most(256),
     "checkpoint.keep_last": _at_most(100),
     "log.wandb": _wandb,
     "eval.batch_size": _at_most(2**20),
 }
+_NAMES_OF_CODE = ("data.source", "data.more", "augment.train", "augment.eval", "model.name", "loss.name")
 REFUSED = {"log.wandb_project"}  # where a run is recorded is up to the operator
 MAPPINGS = {"data.arguments", "model.arguments"}  # whose entries are keys, too
