@@ -148,7 +148,7 @@ def _change_access(root: Path, *, is_link: bool) -> None:
         if not root.is_dir():
             raise RunError(f"there is no folder {root}; name that of the runs with --root")
         credentials.renew()
-        typer.echo(f"wrote another token to {credentials.token_file}; everybody is logged out")
+        typer.echo(f"replaced the token in {credentials.token_file}; everybody is logged out")
         return
     if not is_served(root):
         raise RunError(f"no serve runs for {root}; `distrain serve --root {root}` starts one, and prints a link")

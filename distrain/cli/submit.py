@@ -1,5 +1,6 @@
 """`distrain submit`: queues a recipe on this machine, or on a SLURM cluster."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -144,7 +145,9 @@ def submit(
     if dry_run:
         output.print_plan(console, found.recipes[0], found.plan)
         return
-    job_id = submission.submit(found, is_snapshot=snapshot, extras=snapshot_extra or [])
+    is_free_choice = queue is None and launch_options.launcher is None and not any(of_slurm.values())
+    with submit_local.suggested() if is_free_choice else nullcontext():
+        job_id = submission.submit(found, is_snapshot=snapshot, extras=snapshot_extra or [])
     if as_json:
         jobs = [{"run": one.path.name, "path": str(one.path), "queue": "slurm", "job": job_id} for one in found.runs]
         print_json(jobs if len(jobs) > 1 else jobs[0])

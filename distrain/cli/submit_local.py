@@ -1,7 +1,8 @@
 """Submits runs to the queue of this machine, for `distrain submit` and `distrain fit --queue`."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -53,6 +54,15 @@ def is_local(
     if local and queue is None:
         output.print_event(Console(stderr=True), f"note: this goes into the queue of this machine: {why}")
     return local
+
+
+@contextmanager
+def suggested() -> Iterator[None]:
+    """Have an error of SLURM name the queue of this machine, for a machine with sbatch that is in no cluster."""
+    try:
+        yield
+    except LaunchError as error:
+        raise LaunchError(f"{error}; to use the queue of this machine instead, add --queue local") from None
 
 
 def read_queue_options(

@@ -204,10 +204,12 @@ def check_alive(run: RunDirectory) -> None:
 
 def describe_end(run: RunDirectory) -> str:
     """Return a sentence on how a run that is not alive has ended, and how to resume it."""
-    status = run.read_status()
-    state = "finished" if status.state == "finished" else f"not running (it {_ENDINGS.get(status.state, 'died')})"
-    advice = "" if status.state == "finished" else f"; `{resume_command(run)}` resumes it"
-    return f"run {run.path.name} is {state} at step {status.step} of {status.total_steps}{advice}"
+    status, name = run.read_status(), run.path.name
+    place = f" at step {status.step} of {status.total_steps}" if status.total_steps else ""
+    if status.state == "finished":
+        return f"run {name} finished{place}"
+    ending = _ENDINGS.get(status.state, "died")
+    return f"run {name} is not running: it {ending}{place}; `{resume_command(run)}` resumes it"
 
 
 def warm_start_command(run: RunDirectory, overrides: Sequence[str]) -> str:

@@ -78,7 +78,8 @@ class Service:
                         self.tick()
                     self._sleep(stop)
         except locks.HeldError as error:
-            raise RunError(f"{error} serves the runs in {self._root} already") from None
+            link = f"`distrain serve --root {self._root} --link` prints a link to its page"
+            raise RunError(f"{error} already serves {self._root}; {link}") from None
 
     def tick(self) -> None:
         """Settle the jobs whose processes have ended, then start and stop what the scheduler decides."""

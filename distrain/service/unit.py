@@ -1,6 +1,7 @@
 """Writes the unit file with which systemd runs `distrain serve`."""
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +19,14 @@ def unit_file(root: Path, *, slots: int | None, max_devices: int | None, more: S
     options = [f"--root={root.absolute()}"]
     options += [] if slots is None else [f"--slots={slots}"]
     options += [] if max_devices is None else [f"--max-devices={max_devices}"]
-    command = " ".join(map(_quote, [sys.executable, "-m", "distrain", "serve", *options, *more]))
+    words = [*options, *more]
+    command = " ".join(map(_quote, [sys.executable, "-m", "distrain", "serve", *words]))
     return f"""\
-# The queue of this machine. As this user:
-#     distrain serve --root {root} --systemd > ~/.config/systemd/user/distrain.service
+# The queue of this machine. To install it for this user:
+#     distrain serve {shlex.join(words)} --systemd > ~/.config/systemd/user/distrain.service
 #     systemctl --user enable --now distrain
-#     loginctl enable-linger    # from the start of the machine on, not from the login
-# As a service of the machine, add User= below, and save it as /etc/systemd/system/distrain.service.
+#     loginctl enable-linger    # starts it with the machine, not at the login
+# For the whole machine instead: add User= below, and save it as /etc/systemd/system/distrain.service.
 # Secrets such as WANDB_API_KEY belong in ~/.config/distrain/secrets.env, which only you may read (chmod 600).
 [Unit]
 Description=distrain: the training queue of this machine

@@ -5,7 +5,8 @@ import os
 import pwd
 import shlex
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from distrain.errors import ExitCode, StorageError
@@ -76,6 +77,15 @@ def name_path(error: OSError, path: Path) -> OSError:
     if error.filename is None:
         error.filename = str(path)
     return error
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an error of the file system in the block name the path."""
+    try:
+        yield
+    except OSError as error:
+        raise name_path(error, path) from None
 
 
 def check_writable(folder: Path, *, otherwise: str) -> None:

@@ -33,6 +33,7 @@ from distrain.errors import ExitCode
 from distrain.messages import print_error
 from distrain.system.exits import end_process
 from distrain.system.files import NotRegularError, open_regular, open_to_append
+from distrain.system.filesystem import naming
 
 HEARTBEAT_S = 2.0
 STALE_S = 60.0
@@ -87,9 +88,9 @@ def hold(path: Path, *, patience_s: float = 0.0, stale_s: float = STALE_S) -> It
         if _wait_for_record_lock(file, path, patience_s):
             if (owner := _holder_by_file(path)) is not None:  # a node that mounts the file system without locks
                 raise HeldError(str(owner))
-            file.truncate(0)
-            file.write(str(_this_process()))
-            file.flush()
+            with naming(path):
+                file.truncate(0)
+                os.write(file.fileno(), str(_this_process()).encode())  # a buffer would be written again by the close
             yield None
             return
     with hold_by_files(path, patience_s=patience_s, stale_s=stale_s):

@@ -227,7 +227,7 @@ def test_stacks_show_where_each_rank_stands_while_it_goes_on(tmp_path: Path, lau
     assert end_of(process).code == 75
     done = distrain("stacks", "run", cwd=tmp_path)
     assert done.code == 2
-    assert done.err.startswith("distrain: run run is not running (it was stopped) at step ")
+    assert done.err.startswith("distrain: run run is not running: it was stopped at step ")
     assert done.err.count("\n") == 1
 
 

@@ -130,5 +130,5 @@ def test_every_command_says_at_once_that_a_killed_run_died(tmp_path: Path, launc
     assert "died" in distrain("runs", cwd=tmp_path).out.splitlines()[1].split()
     assert shown.out.splitlines()[0] == "killed  died"
     assert json.loads(distrain("runs", "--json", cwd=tmp_path).out)[0]["state"] == "died"
-    assert asked.err.startswith("distrain: run killed is not running (it died) at step")
+    assert asked.err.startswith("distrain: run killed is not running: it died at step")
     assert followed.err == asked.err

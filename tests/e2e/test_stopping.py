@@ -79,7 +79,7 @@ def test_distrain_stop_ends_a_run_between_two_log_lines_and_says_where(launch: L
 
     again = distrain("stop", "run", cwd=tmp_path)
     assert again.code == 2
-    assert f"run run is not running (it was stopped) at step {step} of" in again.err
+    assert f"run run is not running: it was stopped at step {step} of" in again.err
     assert "`distrain resume" in again.err
 
 

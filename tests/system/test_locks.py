@@ -14,6 +14,7 @@ import pytest
 
 from distrain.system import locks
 from tests.cli_runner import Launch, distrain, end_of, status, wait_for_step, wait_until
+from tests.disk import fill, small_disk
 from tests.refusing import without_locks
 
 HOLD = """
@@ -167,6 +168,14 @@ def test_lock_file_of_another_machine_is_taken_over_once_heartbeats_stop(
     monkeypatch.setattr(locks, "_end_superseded", lambda _: over.set())  # for the end of the process
     locks._write_heartbeats(lock, *taken, over)
     assert over.is_set()
+
+
+def test_full_disk_is_reported_with_the_path_of_the_lock(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", mebibytes=1) as disk:
+        fill(disk)
+        with pytest.raises(OSError, match="No space left") as caught, locks.hold(disk / "serve-lock"):
+            pass
+    assert caught.value.filename == str(disk / "serve-lock")
 
 
 def test_training_without_locks_refuses_a_second_one_and_resumes_after_a_kill(tmp_path: Path, launch: Launch) -> None:

@@ -50,7 +50,7 @@ def _listen_on(host: str, port: int) -> socket.socket:
         listener.close()
         if error.errno == errno.EADDRINUSE:
             raise _PortTakenError(
-                f"--port {port} is taken by another program; name another one, or leave the choice to distrain"
+                f"--port {port} is in use by another program; choose another one, or omit --port to use a free one"
             ) from None
         raise LaunchError(f"the page cannot listen on {host}, port {port} ({error.strerror})") from None
     return listener

@@ -27,7 +27,7 @@ class PageOptions:
     def check(self) -> None:
         """Raise a `UserError` where the options contradict each other, or a file or folder is missing."""
         if self.uds is not None and (self.host != LOOPBACK or self.port is not None or self.tls_cert is not None):
-            raise LaunchError("--uds does not go with --host, --port and --tls-cert; remove one")
+            raise LaunchError("--uds cannot be combined with --host, --port or --tls-cert; omit one or the other")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise LaunchError("--tls-cert and --tls-key go together; give both files")
         if not (self.is_tls or self.is_insecure or is_loopback(self.host)):

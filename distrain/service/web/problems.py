@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from distrain.errors import DataError, RecipeError, RunError, StorageError, UserError
 from distrain.runs.query import NoSuchRunError
+from distrain.service.web.request_faults import describe_faults
 from distrain.system.files import strict_json
 from distrain.system.filesystem import explain
 
@@ -73,8 +74,7 @@ def add_problems(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def _invalid(_: Request, error: RequestValidationError) -> Response:
-        faults = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
-        return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "; ".join(faults))
+        return problem(HTTPStatus.UNPROCESSABLE_ENTITY, describe_faults(error.errors()))
 
     @app.exception_handler(OSError)
     def _os_error(_: Request, error: OSError) -> Response:

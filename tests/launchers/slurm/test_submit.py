@@ -273,6 +273,22 @@ def test_machine_without_sbatch_is_reported(tmp_path: Path, monkeypatch: pytest.
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("option", "advice"),
+    [("--device=cpu", "; to use the queue of this machine instead, add --queue local\n"), ("--queue=slurm", "\n")],
+)
+def test_machine_with_sbatch_and_no_cluster_is_led_to_its_own_queue(
+    fake: Path, tmp_path: Path, option: str, advice: str
+) -> None:
+    program = tmp_path / "bin" / "sbatch"
+    program.write_text("#!/bin/sh\necho 'sbatch: error: Unknown host' >&2\nexit 1\n")
+    work = tmp_path / "work"
+    work.mkdir()
+    done = distrain("submit", "digits", option, cwd=work)
+    assert (done.code, done.err) == (2, f"distrain: SLURM refuses the job: Unknown host{advice}")
+    assert not list(work.iterdir())
+
+
 def test_machine_without_sbatch_has_a_queue_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     done = distrain("submit", "digits", "--device=cpu", cwd=tmp_path)

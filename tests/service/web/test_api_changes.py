@@ -176,7 +176,7 @@ def test_waiting_run_is_stopped_resumed_and_cancelled(client: TestClient, root: 
     assert post(client, run, "cancel") == (200, f"cancelled {name}")
     for what in ("stop", "cancel"):
         status, sentence = post(client, run, what)
-        assert status == 409 and "was cancelled" in sentence
+        assert status == 409 and f"run {name} is not running: it was cancelled; `distrain resume" in sentence
 
 
 def test_training_run_is_asked_to_stop(client: TestClient, root: Path) -> None:

@@ -45,6 +45,13 @@ def test_any_values_are_drawn_inside_the_plot(values: list[float]) -> None:
     assert all(0 <= float(number) <= 1000 for number in numbers)
 
 
+@pytest.mark.parametrize("values", [[1.0, 1.0], [0.93, 0.99, 1.0]])
+def test_axis_of_percentages_ends_at_100_percent(values: list[float]) -> None:
+    chart = draw_chart("a", [line(values)], metric="val/top5")
+    assert chart is not None
+    assert chart.y_ticks[-1].text == "100%"
+
+
 def test_value_that_is_not_finite_is_a_gap_and_the_newest_value_is_shown_as_it_is() -> None:
     chart = draw_chart("a", [line([1.0, math.nan, 3.0, math.nan])], metric="val/loss")
     assert chart is not None

@@ -111,6 +111,8 @@ def test_serve_prints_a_link_and_another_one_and_replaces_the_token(serve: Serve
     folder = serve.folder / "runs" / ".serve"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()} == {0o600}
+    second = serve.call("serve", "--root=runs")
+    assert second.code == 2 and "already serves" in second.err and "--link` prints a link" in second.err
     done = serve.call("serve", "--root=runs", "--link")
     assert done.code == 0
     assert done.out.startswith("page  http://127.0.0.1:")
@@ -132,7 +134,7 @@ def test_two_serves_have_a_port_each_and_one_that_is_named_must_be_free(tmp_path
     with shown(tmp_path / "a") as one, shown(tmp_path / "b") as other:
         assert one.address != other.address
         port = int(other.address.rpartition(":")[2])
-        with pytest.raises(LaunchError, match=f"--port {port} is taken"):
+        with pytest.raises(LaunchError, match=f"--port {port} is in use"):
             listen(PageOptions(port=port))
     with listen(PageOptions(port=port)) as listener:
         assert listener.proto == socket.IPPROTO_TCP, "else each answer waits 40 ms for an acknowledgement"
@@ -147,7 +149,7 @@ def test_two_serves_have_a_port_each_and_one_that_is_named_must_be_free(tmp_path
         ({"tls_cert": Path("text")}, "go together"),
         ({"tls_cert": Path("text"), "tls_key": Path("none")}, "no such file"),
         ({"tls_cert": Path("text"), "tls_key": Path("text")}, "cannot be used"),
-        ({"uds": Path("x.sock"), "port": 1234}, "--uds does not go with"),
+        ({"uds": Path("x.sock"), "port": 1234}, "--uds cannot be combined"),
         ({"uds": Path("missing/x.sock")}, "there is no folder"),
         ({"data_roots": (Path("missing"),)}, "there is no such folder"),
         ({"allowed_hosts": ("http://x/",)}, "not the name of a host"),
@@ -363,4 +365,6 @@ def test_the_unit_of_systemd_has_the_options_of_the_page() -> None:
         "serve --root=/runs --slots=2 --host=10.0.0.5 --port=80 --tls-cert=/c.pem --tls-key=/k.pem --allow-host=a "
         '--allow-host=b "--data-root=/data one" --insecure --allow-code\n' in unit
     )
+    repeated = next(line for line in unit.splitlines() if " --systemd > " in line)
+    assert "serve --root=/runs --slots=2 --host=10.0.0.5" in repeated and "'--data-root=/data one'" in repeated
     assert PageOptions().arguments == []

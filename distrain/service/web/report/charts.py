@@ -79,6 +79,8 @@ def draw_chart(title: str, lines: Sequence[Line], *, metric: str, x_title: str =
     first, last = min(x for line in lines for x in line.x), max(x for line in lines for x in line.x)
     scale = (lambda value: math.log10(value) if value > 0 else math.nan) if is_log else float
     ticks = _log_ticks(low, high) if is_log else linear_ticks(low, high)
+    if _is_percent(metric) and high <= 1:
+        ticks = [tick for tick in ticks if tick < 1 + 1e-9]
     bottom, top = min(scale(ticks[0]), scale(low)), max(scale(ticks[-1]), scale(high))
 
     def place_y(value: float) -> float:
@@ -126,10 +128,14 @@ def format_number(metric: str, value: float) -> str:
 
 def format_tick(metric: str, value: float) -> str:
     """Return a round number for an axis: a percentage where values of the metric are displayed as such."""
-    name = metric.removeprefix("val/")
-    if name in METRICS and METRICS[name].is_percent:
+    if _is_percent(metric):
         return f"{100 * value:.6g}%"
     return f"{value:,.6g}" if 1e-4 <= abs(value) < 1e6 or value == 0 else f"{value:.2g}"
+
+
+def _is_percent(metric: str) -> bool:
+    name = metric.removeprefix("val/")
+    return name in METRICS and METRICS[name].is_percent
 
 
 def _describe(line: Line, metric: str, x_title: str) -> str:
