@@ -1,5 +1,6 @@
 """Renders the pages' templates: everything in them is escaped."""
 
+import re
 import time
 from functools import cache
 from http import HTTPStatus
@@ -22,13 +23,19 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters.update(duration=duration, moment=moment)
+    found.filters.update(duration=duration, moment=moment, sentence=sentence)
     return found
 
 
 def moment(seconds: float) -> str:
     """Return a time, in seconds since the epoch, in the time zone of this machine."""
     return time.strftime("%F %T", time.localtime(seconds))
+
+
+def sentence(text: str) -> str:
+    """Return a message as a sentence of a page; one that begins with a name or a key keeps it as it is."""
+    first = text[:1].upper() if re.match(r"[a-z]+[ ,:]", text) else text[:1]
+    return first + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
 
 
 def render(request: Request, template: str, *, status: int = HTTPStatus.OK, **context: Any) -> HTMLResponse:

@@ -1,20 +1,23 @@
 """What the pages show of runs, without a browser: tables, links, escaping, and errors as pages."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
 from distrain.runs.directory import RunDirectory
+from distrain.runs.evaluations import read_validations
 from distrain.runs.overview import read_overviews
-from distrain.service.web.pages.evaluation_view import shades
 from distrain.service.web.pages.queue import list_own_devices
 from distrain.service.web.pages.run_table import PAGE, Listing, ListRequest, list_runs
 from distrain.service.web.pages.run_view import better, group_keys
+from distrain.service.web.views.evaluations import show_cells
 from tests.service.web.sites import client_of, make_run, put, train
 
 _HTML = {"Accept": "text/html"}
@@ -102,9 +105,21 @@ def test_metrics_are_grouped_with_those_of_the_machines_last() -> None:
 
 
 def test_a_confusion_matrix_is_shaded_by_the_share_of_the_true_class() -> None:
-    cells = shades([[99, 1, 0], [0, 0, 0], [5, 5, 90]])
+    cells = show_cells(np.array([[99, 1, 0], [0, 0, 0], [5, 5, 90]]))
     assert [[cell.shade for cell in row] for row in cells] == [[6, 1, 0], [0, 0, 0], [1, 1, 6]]
     assert [cell.is_hit for cell in cells[0]] == [True, False, False]
+
+
+def test_the_training_s_own_evaluation_is_shown_without_distrain_eval(root: Path, client: TestClient) -> None:
+    (result, *_) = read_validations(RunDirectory(root / "fast"))
+    matrix = result.read_confusion()
+    assert matrix is not None
+    text = client.get("/runs/fast", headers=_HTML).text
+    assert f'id="evaluation-{result.name}" open' in text
+    assert f"{result.num_samples} validation samples, the trained weights of step 5" in text
+    cells = [int(count) for count in re.findall(r'<td class="shade-\d(?: is-hit)?">([\d,]+)</td>', text)]
+    assert cells[: matrix.counts.size] == matrix.counts.flatten().tolist()
+    assert "adds the worst mistakes" in text
 
 
 @pytest.mark.parametrize("path", ["/", "/queue", "/submit", "/runs/fast", "/runs/fast/resubmit"])
