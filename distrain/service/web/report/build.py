@@ -70,7 +70,7 @@ def build_report(runs: Sequence[RunDirectory]) -> bytes:
 def _read(run: RunDirectory) -> RunFacts:
     facts = read_facts(run)
     if facts.overview.fault is not None:
-        raise RunError(f"{facts.overview.name} cannot be read: {facts.overview.fault}")
+        raise RunError(f"run {facts.overview.name} cannot be read: {facts.overview.fault}")
     return facts
 
 

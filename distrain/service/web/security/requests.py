@@ -55,6 +55,11 @@ def check_request(
             raise RecipeError(f"{shown(key)}={shown(value)}: {fault}")
 
 
+def is_allowed_key(key: str) -> bool:
+    """Whether a request may set a key, with some value."""
+    return key in ALLOWED or key.rpartition(".")[0] in MAPPINGS
+
+
 def check_devices(count: int, *, available: int) -> None:
     """Raise `LaunchError` where a request demands more processes than the queue has slots or GPUs for."""
     if not 1 <= count <= max(1, available):
