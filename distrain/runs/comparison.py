@@ -15,7 +15,7 @@ from distrain.runs.directory import RunDirectory
 from distrain.runs.overview import Overview, read_each
 from distrain.system.files import read_whole
 
-MAX_RUNS = 20
+MIN_RUNS, MAX_RUNS = 2, 20
 _REACHED = ("state", "step", "time", "train/loss", "train/samples_per_s")
 _PROFILE = ("launcher", "device", "nodes", "threads")  # what decides rounding and speed, besides the processes
 
@@ -44,12 +44,12 @@ class Comparison:
 def compare(runs: Sequence[RunDirectory]) -> Comparison:
     """Compare 2 to `MAX_RUNS` runs; raises `RunError` for another number, and for a run that cannot be read."""
     distinct = {run.path.resolve(): run for run in runs}
-    if not 2 <= len(distinct) <= MAX_RUNS:
-        raise RunError(f"compare takes 2 to {MAX_RUNS} different runs, not {len(distinct)}")
+    if not MIN_RUNS <= len(distinct) <= MAX_RUNS:
+        raise RunError(f"compare takes {MIN_RUNS} to {MAX_RUNS} different runs, not {len(distinct)}")
     found = read_each(list(distinct.values()))
     for overview in found:
         if overview.fault is not None:
-            raise RunError(f"{overview.name} cannot be read: {overview.fault}")
+            raise RunError(f"run {overview.name} cannot be read: {overview.fault}")
     return Comparison(
         found,
         _differing([overview.recipe for overview in found]),

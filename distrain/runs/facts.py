@@ -55,13 +55,11 @@ class RunFacts:
 
 
 def read_facts(run: RunDirectory) -> RunFacts:
-    """Read a run; raises `RunError` where its status cannot be read, without which nothing about it is certain."""
+    """Read a run; where its status cannot be read, `overview.fault` says why, and nothing else about it is certain."""
     overview = read_each([run])[0]
-    if overview.fault is not None:
-        raise RunError(f"{overview.name} cannot be read: {overview.fault}")
     notes: list[str] = []
     kept = checkpoints.read_catalog(run.checkpoints)
-    if (unsaved := describe_unsaved(run)) is not None:
+    if overview.fault is None and (unsaved := describe_unsaved(run)) is not None:
         notes.append(unsaved)
     return RunFacts(
         overview=overview,
@@ -72,8 +70,8 @@ def read_facts(run: RunDirectory) -> RunFacts:
         environment=_read(lambda: _read_environment(run), notes) or {},
         data=_read_data(kept[-1].path) if kept else DataFacts(),
         kept=tuple(kept),
-        attempts=tuple(explain_attempts(run, overview.status, state=overview.state)),
-        job=run.read_local_job(),
+        attempts=tuple(explain_attempts(run, overview.status, state=overview.state)) if overview.fault is None else (),
+        job=_read(run.read_local_job, notes),
         notes=tuple(notes),
     )
 

@@ -21,31 +21,31 @@ _ORDERS: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
-def matching(found: list[Overview], filters: Sequence[str]) -> list[Overview]:
+def matching(found: list[Overview], filters: Sequence[str], *, option: str = "--filter") -> list[Overview]:
     """Return the runs for which all `filters` hold; runs that cannot be read match none.
 
-    Raises `RunError` for a filter that is not a condition, or whose key no run has.
+    Raises `RunError`, which names the `option`, for a filter that is not a condition, or whose key no run has.
     """
     if not filters:
         return found
     readable = [overview for overview in found if overview.fault is None]
     kept = [True] * len(readable)
     for text in filters:
-        key, holds = _parse(text)
-        for number, value in enumerate(find_values(readable, key, option="--filter")):
+        key, holds = _parse(text, option)
+        for number, value in enumerate(find_values(readable, key, option=option)):
             kept[number] &= holds(value)
     return [overview for overview, is_kept in zip(readable, kept, strict=True) if is_kept]
 
 
-def _parse(text: str) -> tuple[str, Callable[[Any], bool]]:
+def _parse(text: str, option: str) -> tuple[str, Callable[[Any], bool]]:
     """Return the key of a condition, and a function that returns whether it holds for a value."""
     match = _CONDITION.fullmatch(text.strip())
     if match is None:
-        raise RunError(f"--filter {text} is not KEY=VALUE; for example state=finished or 'optimizer.lr<0.1'")
+        raise RunError(f"{option} {text} is not KEY=VALUE; for example state=finished or 'optimizer.lr<0.1'")
     key, sign, value = match.groups()
     number = _number(value)
     if sign in _ORDERS and not isinstance(number, int | float):
-        raise RunError(f"--filter {text} compares with {value!r}, which is not a number; only = and != take text")
+        raise RunError(f"{option} {text} compares with {value!r}, which is not a number; only = and != take text")
     return key, partial(_holds, sign=sign, wanted=value, number=number)
 
 

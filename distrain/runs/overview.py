@@ -200,9 +200,9 @@ def find_values(overviews: Iterable[Overview], key: str, *, option: str) -> list
     return [None if isinstance(value, float) and math.isnan(value) else value for value in found]
 
 
-def pick(found: Sequence[Overview], columns: Sequence[str]) -> list[dict[str, Any]]:
+def pick(found: Sequence[Overview], columns: Sequence[str], *, option: str = "--columns") -> list[dict[str, Any]]:
     """Return the values of the columns for scripts, and the run; raises `RunError` for a column that no run has."""
-    picked = {key: find_values(found, key, option="--columns") for key in columns}
+    picked = {key: find_values(found, key, option=option) for key in columns}
     return [
         {"run": str(overview.run.path)} | {key: values[number] for key, values in picked.items()}
         for number, overview in enumerate(found)

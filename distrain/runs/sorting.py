@@ -10,17 +10,17 @@ from distrain.runs.value_formats import show_value
 _BEST_FIRST = ("best", "loss")  # in these orders
 
 
-def sort_runs(found: list[Overview], key: str) -> list[Overview]:
+def sort_runs(found: list[Overview], key: str, *, option: str = "--sort") -> list[Overview]:
     """Return the runs, which are ordered by `start`, in ascending order of the key, or descending with `-` before it.
 
-    For `best` and `loss`, the best come first. Runs without a value come last. Raises `RunError` for a key that no run
-    has.
+    For `best` and `loss`, the best come first. Runs without a value come last. Raises `RunError`, which names the
+    `option`, for a key that no run has.
     """
     name = key.removeprefix("-")
     is_descending = key != name
     if name == "start":
         return found[::-1] if is_descending else found
-    values = [_rank(value) for value in find_values(found, name, option="--sort")]
+    values = [_rank(value) for value in find_values(found, name, option=option)]
     if name in _BEST_FIRST:
         metrics = [(o.best, o.brief.best_by) if name == "best" else (o.brief.last, ALWAYS_MEASURED) for o in found]
         scores = [None if evaluation is None else score(by, evaluation) for evaluation, by in metrics]

@@ -107,4 +107,4 @@ def test_comparison_as_json_has_a_value_of_each_run_by_key(tmp_path: Path) -> No
     unreadable.status.write_text("{")
     refused = distrain("runs", "compare", "first", "third", cwd=tmp_path)
     assert refused.code == 2
-    assert refused.err.startswith("distrain: third cannot be read: ")
+    assert refused.err.startswith("distrain: run third cannot be read: ")

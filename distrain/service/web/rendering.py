@@ -1,5 +1,6 @@
 """Renders the pages' templates: everything in them is escaped."""
 
+import re
 import time
 from contextlib import suppress
 from functools import cache
@@ -26,7 +27,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters.update(duration=duration, moment=moment, urlencode=as_address)
+    found.filters.update(duration=duration, moment=moment, sentence=sentence, urlencode=as_address)
     return found
 
 
@@ -40,6 +41,12 @@ def moment(seconds: float) -> str:
     with suppress(OverflowError, ValueError, OSError):
         return time.strftime("%F %T", time.localtime(seconds))
     return "at an unknown time"
+
+
+def sentence(text: str) -> str:
+    """Return a message as a sentence of a page; one that begins with a name or a key keeps it as it is."""
+    first = text[:1].upper() if re.match(r"[a-z]+[ ,:]", text) else text[:1]
+    return first + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
 
 
 def render(request: Request, template: str, *, status: int = HTTPStatus.OK, **context: Any) -> HTMLResponse:

@@ -1,11 +1,13 @@
 """Who may use the page: the link, the token, sessions, hosts, origins and the headers of each answer."""
 
+import html
 import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 import pytest
@@ -35,7 +37,8 @@ def test_nothing_private_is_shown_without_a_session(page: ShownPage, path: str) 
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.headers["www-authenticate"] == "Bearer"
     else:
-        assert (answer.status_code, answer.headers["location"]) == (303, "/login")
+        login = "/login" if path == "/" else f"/login?{urlencode({'next': path})}"
+        assert (answer.status_code, answer.headers["location"]) == (303, login)
     assert posted.status_code == 401
 
 
@@ -63,7 +66,9 @@ def test_a_link_logs_in_once_and_looking_at_it_does_not_use_it_up(tmp_path: Path
         assert client.get("/").status_code == 200
         with page.client() as other:
             assert other.post("/api/v1/login", json={"code": page.code}).status_code == 403
-            assert other.post("/api/v1/login", data={"code": page.code}).status_code == 403
+            refused = other.post("/api/v1/login", data={"code": page.code})
+            assert refused.status_code == 403
+            assert "This link was used already" in refused.text
             assert other.get("/").status_code == 303
 
 
@@ -74,7 +79,46 @@ def test_a_code_expires(page: ShownPage) -> None:
     long_ago = time.time() - credentials.CODE_LIFETIME_S - 1
     os.utime(file, (long_ago, long_ago))
     with page.client() as client:
-        assert client.post("/api/v1/login", json={"code": code}).status_code == 403
+        refused = client.post("/api/v1/login", json={"code": code})
+        assert refused.status_code == 403
+        assert "older than ten minutes" in refused.json()["detail"]
+
+
+def test_a_login_leads_to_the_page_that_was_requested(page: ShownPage) -> None:
+    wanted = "/?filter=state%3Drunning&sort=best"
+    with page.client() as client:
+        login = client.get(client.get(wanted).headers["location"])
+        assert f'name="next" value="{html.escape(wanted)}"' in login.text
+        wrong = client.post("/api/v1/login", data={"token": "x" * 43, "next": wanted})
+        assert "This is not the token of this page" in wrong.text
+        assert f'name="next" value="{html.escape(wanted)}"' in wrong.text
+        answer = client.post("/api/v1/login", data={"token": page.token, "next": wanted})
+        assert (answer.status_code, answer.headers["location"]) == (303, wanted)
+        assert client.get(wanted).status_code in {200, 422}, "no run has a best evaluation"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://evil.example",
+        "//evil.example",
+        "/\\evil.example",
+        "\\\\evil.example",
+        "/\t/evil.example",
+        "evil",
+        "",
+        "///",
+        "javascript:alert(1)",
+        "/\r\nSet-Cookie: a=b",
+        " //evil.example",
+        "/" + "x" * 5000,
+    ],
+)
+def test_a_login_leads_to_no_other_server(page: ShownPage, address: str) -> None:
+    with page.client() as client:
+        assert 'name="next" value="/"' in client.get("/login", params={"next": address}).text
+        answer = client.post("/api/v1/login", data={"token": page.token, "next": address})
+        assert (answer.status_code, answer.headers["location"]) == (303, "/")
 
 
 @pytest.mark.parametrize("secret", ["", "x", "wrong" * 10, "\x00", "é" * 50, "../token"])

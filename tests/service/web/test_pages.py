@@ -1,20 +1,24 @@
 """What the pages show of runs, without a browser: tables, links, escaping, and errors as pages."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
 from distrain.runs.directory import RunDirectory
+from distrain.runs.evaluations import read_validations
 from distrain.runs.overview import read_overviews
-from distrain.service.web.pages.evaluation_view import shades
 from distrain.service.web.pages.queue import list_own_devices
 from distrain.service.web.pages.run_table import PAGE, Listing, ListRequest, list_runs
 from distrain.service.web.pages.run_view import better, group_keys
+from distrain.service.web.security.requests import is_allowed_key
+from distrain.service.web.views.evaluations import show_cells
 from tests.service.web.sites import client_of, make_run, put, train
 
 _HTML = {"Accept": "text/html"}
@@ -58,7 +62,8 @@ def test_the_list_is_filtered_and_sorted_as_by_the_command(root: Path) -> None:
     wrong = _list(root, filter="optimizer.rl=1")
     assert wrong.rows == ()
     assert wrong.fault is not None
-    assert "did you mean" in wrong.fault
+    assert wrong.fault.startswith("filter optimizer.rl: no run has this key; did you mean")
+    assert str(_list(root, sort="-nonsense").fault).startswith("sort nonsense: ")
 
 
 def test_the_link_of_a_heading_sorts_and_then_reverses(root: Path) -> None:
@@ -102,9 +107,21 @@ def test_metrics_are_grouped_with_those_of_the_machines_last() -> None:
 
 
 def test_a_confusion_matrix_is_shaded_by_the_share_of_the_true_class() -> None:
-    cells = shades([[99, 1, 0], [0, 0, 0], [5, 5, 90]])
+    cells = show_cells(np.array([[99, 1, 0], [0, 0, 0], [5, 5, 90]]))
     assert [[cell.shade for cell in row] for row in cells] == [[6, 1, 0], [0, 0, 0], [1, 1, 6]]
     assert [cell.is_hit for cell in cells[0]] == [True, False, False]
+
+
+def test_the_training_s_own_evaluation_is_shown_without_distrain_eval(root: Path, client: TestClient) -> None:
+    (result, *_) = read_validations(RunDirectory(root / "fast"))
+    matrix = result.read_confusion()
+    assert matrix is not None
+    text = client.get("/runs/fast", headers=_HTML).text
+    assert f'id="evaluation-{result.name}" open' in text
+    assert f"{result.num_samples} validation samples, the trained weights of step 5" in text
+    cells = [int(count) for count in re.findall(r'<td class="shade-\d(?: is-hit)?">([\d,]+)</td>', text)]
+    assert cells[: matrix.counts.size] == matrix.counts.flatten().tolist()
+    assert "adds the worst mistakes" in text
 
 
 @pytest.mark.parametrize("path", ["/", "/queue", "/submit", "/runs/fast", "/runs/fast/resubmit"])
@@ -137,6 +154,32 @@ def test_a_browser_gets_a_page_and_a_program_a_problem(client: TestClient) -> No
     assert problem.headers["content-type"] == "application/problem+json"
     api = client.get("/api/v1/runs/none", headers={"Accept": "text/html"})
     assert api.headers["content-type"] == "application/problem+json"
+
+
+def test_a_run_that_cannot_be_read_is_named_and_the_others_are_compared(root: Path, tmp_path: Path) -> None:
+    for name in ("slow", "fast", "damaged"):
+        shutil.copytree(root / ("fast" if name == "damaged" else name), tmp_path / name)
+    (tmp_path / "damaged" / "status.json").write_text("{")
+    with client_of(tmp_path) as client:
+        page = client.get("/compare?runs=slow&runs=damaged&runs=fast", headers=_HTML)
+        assert page.status_code == 200
+        assert "Comparison of 2 runs" in page.text
+        assert "damaged is not among them, because it cannot be read" in page.text
+        alone = client.get("/compare?runs=slow&runs=damaged", headers=_HTML)
+        assert alone.status_code == 409
+        assert "damaged cannot be read" in alone.text
+
+
+def test_the_form_offers_only_what_a_request_may_set(root: Path, client: TestClient) -> None:
+    text = client.get("/submit", headers=_HTML).text
+    keys = re.findall("<option>([^<]+)</option>", text.partition('<datalist id="keys">')[2].partition("</datalist>")[0])
+    assert {"optimizer.lr", "train.epochs", "data.batch_size"} <= set(keys)
+    assert all(is_allowed_key(key) for key in keys)
+    assert "log.wandb_project" not in keys
+    assert "this one runs without" in text
+    with client_of(root, data_roots=(root / "images",)) as other:
+        allowed = other.get("/submit", headers=_HTML).text
+    assert f"An absolute path below <code>{root}/images</code>" in allowed
 
 
 def test_a_run_that_cannot_be_read_still_has_a_page(root: Path, tmp_path: Path) -> None:

@@ -350,5 +350,5 @@ def test_command_writes_beside_the_run_or_where_it_is_told_and_never_over_anothe
     (root / "other" / "status.json").write_text("{")
     refused = distrain("report", "digits", "other", cwd=tmp_path)
     assert refused.code == 2
-    assert refused.err.startswith("distrain: other cannot be read: ")
+    assert refused.err.startswith("distrain: run other cannot be read: ")
     assert not (tmp_path / "report.html").exists()

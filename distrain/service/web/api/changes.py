@@ -2,7 +2,6 @@
 
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import quote
 
 from fastapi import APIRouter
 
@@ -13,6 +12,7 @@ from distrain.service import queue
 from distrain.service.web.api.json_answers import CONFLICT, NOT_FOUND, StrictJson
 from distrain.service.web.api.models import Accepted, LabelsRequest, PriorityRequest, SubmitRequest, Submitted
 from distrain.service.web.api.submission import resolve_request
+from distrain.service.web.rendering import as_address
 from distrain.service.web.site import TheOwnRun, TheSite
 
 PREFIX = "/api/v1/runs"
@@ -47,7 +47,9 @@ def submit_run(site: TheSite, request: SubmitRequest) -> StrictJson:
     queue.submit([submission], is_snapshot=source is None, extras=[], code=code)
     run = submission.run
     body = {"run": run.path.name, "path": str(run.path), "queue": "local", "notes": list(submission.notes)}
-    return StrictJson(body, status_code=HTTPStatus.CREATED, headers={"Location": f"{PREFIX}/{quote(run.path.name)}"})
+    return StrictJson(
+        body, status_code=HTTPStatus.CREATED, headers={"Location": f"{PREFIX}/{as_address(run.path.name)}"}
+    )
 
 
 @router.post(

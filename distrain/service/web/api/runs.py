@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Query, Request
 
 from distrain.errors import RunError
-from distrain.runs.comparison import MAX_RUNS, compare
+from distrain.runs.comparison import MAX_RUNS, MIN_RUNS, compare
 from distrain.runs.filters import matching
 from distrain.runs.overview import Overview, pick, read_each
 from distrain.runs.sorting import sort_runs
@@ -68,7 +68,7 @@ def list_runs(
     everything = run_list.read()
     keys = [key.strip() for key in (columns or "").split(",") if key.strip()]
     with as_bad_request():
-        found = sort_runs(matching(everything, filters), sort)
+        found = sort_runs(matching(everything, filters, option="filter"), sort, option="sort")
         part = found[offset : offset + limit]
         rows = _pick(part, found, keys) if keys else [overview.summary() for overview in part]
     body = {"runs": rows, "total": len(found), "limit": limit, "offset": offset}
@@ -86,21 +86,22 @@ def show_run(run: TheRun) -> StrictJson:
 def compare_runs(
     site: TheSite,
     runs: Annotated[
-        str, Query(max_length=300 * MAX_RUNS, description=f"Names of 2 to {MAX_RUNS} runs, separated by commas.")
+        str,
+        Query(max_length=300 * MAX_RUNS, description=f"Names of {MIN_RUNS} to {MAX_RUNS} runs, separated by commas."),
     ],
 ) -> StrictJson:
     """Compare runs, as `distrain runs compare --json` does: where their recipes differ, and what they have reached."""
     names = dict.fromkeys(name.strip() for name in runs.split(",") if name.strip())
-    if not 2 <= len(names) <= MAX_RUNS:
-        raise BadRequestError(f"compare takes 2 to {MAX_RUNS} different runs, not {len(names)}")
+    if not MIN_RUNS <= len(names) <= MAX_RUNS:
+        raise BadRequestError(f"compare takes {MIN_RUNS} to {MAX_RUNS} different runs, not {len(names)}")
     return StrictJson(compare([site.find_run(name) for name in names]).as_json())
 
 
 def _pick(part: Sequence[Overview], found: Sequence[Overview], keys: Sequence[str]) -> list[dict[str, Any]]:
     """Return the values of a part of the runs; a key that only others of them have is null."""
     with suppress(RunError):
-        return pick(part, keys)
-    pick(found, keys)
+        return pick(part, keys, option="columns")
+    pick(found, keys, option="columns")
     known = [[key for key in keys if _has(overview, key)] for overview in part]
     return [dict.fromkeys(("run", *keys)) | pick([overview], own)[0] for overview, own in zip(part, known, strict=True)]
 

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse
 
-from distrain.runs.comparison import MAX_RUNS, Comparison, compare, find_best_columns
+from distrain.runs.comparison import MAX_RUNS, MIN_RUNS, Comparison, compare, find_best_columns
 from distrain.runs.curves import list_keys
+from distrain.runs.overview import read_each
 from distrain.runs.value_formats import format_key, show_value
 from distrain.service.web.pages.files import find_style_ids
 from distrain.service.web.pages.run_view import better, group_keys
@@ -33,9 +34,11 @@ def compare_runs(
     site: TheSite,
     runs: Annotated[list[Annotated[str, Query(max_length=300)]], Query(max_length=10 * MAX_RUNS)] = [],  # noqa: B006
 ) -> HTMLResponse:
-    """Show runs side by side."""
+    """Show runs side by side, without those that cannot be read."""
     found = [site.find_run(name) for name in dict.fromkeys(runs)]
-    comparison = compare(found)
+    unreadable = [overview for overview in read_each(found) if overview.fault is not None]
+    left_out = {overview.name for overview in unreadable} if len(found) - len(unreadable) >= MIN_RUNS else set()
+    comparison = compare([run for run in found if run.path.name not in left_out])
     drawn: list[dict[str, Any]] = [
         {"name": one.name, "start": find_start(one.status.attempts), "keys": list_keys(one.run)}
         for one in comparison.runs
@@ -45,6 +48,7 @@ def compare_runs(
         request,
         "compare.html",
         overviews=comparison.runs,
+        unreadable=unreadable,
         compared=drawn,
         tables=list_tables(comparison),
         groups=group_keys(list(keys)),

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from distrain.service.web.rendering import render
+from distrain.service.web.rendering import render, sentence
 
 _PROGRAMS = ("/api/", "/metrics", "/docs", "/static/")
 _Handler = Callable[[Request, Any], Response]
@@ -35,14 +35,9 @@ def _as_page(handler: _Handler) -> _Handler:
         detail = json.loads(bytes(found.body))["detail"]
         code = found.status_code
         page = render(
-            request, "error.html", status=code, code=code, title=HTTPStatus(code).phrase, detail=_sentence(detail)
+            request, "error.html", status=code, code=code, title=HTTPStatus(code).phrase, detail=sentence(detail)
         )
         page.headers.update({name: value for name, value in found.headers.items() if name in {"retry-after", "allow"}})
         return page
 
     return answer
-
-
-def _sentence(detail: str) -> str:
-    """Return a message as a sentence of a page."""
-    return detail[:1].upper() + detail[1:] + ("" if detail.endswith((".", "?", "!")) else ".")

@@ -103,9 +103,9 @@ def list_runs(everything: list[Overview], request: ListRequest) -> Listing:
     """Return the page of the runs, which are ordered by their start, that a request is for."""
     fault, found = None, everything
     try:
-        found = sort_runs(matching(everything, request.conditions), request.sort)
+        found = sort_runs(matching(everything, request.conditions, option="filter"), request.sort, option="sort")
     except RunError as error:
-        fault, found = str(error).replace("--filter ", "filter ").replace("--sort ", "sort "), []
+        fault, found = str(error), []
     last_page = max(1, -(-len(found) // PAGE))
     request = replace(request, page=min(max(1, request.page), last_page))
     shown = found[(request.page - 1) * PAGE : request.page * PAGE]

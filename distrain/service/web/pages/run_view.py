@@ -1,28 +1,31 @@
 """Gathers what the page of a run shows; what is missing or damaged is a sentence on the page."""
 
-import json
-import shlex
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from pathlib import Path
 
-from distrain.config.metrics import METRICS, format_evaluation, format_metric
-from distrain.errors import UserError
-from distrain.messages import byte_size, counted
-from distrain.runs import checkpoints
-from distrain.runs.attempts import ExplainedAttempt, explain_attempts
+from distrain.config.metrics import METRICS
 from distrain.runs.directory import RunDirectory
+from distrain.runs.facts import RunFacts, read_facts
 from distrain.runs.liveness import LIVE_STATES, WAITING
 from distrain.runs.local_job import LocalJob, counted_devices
-from distrain.runs.overview import Overview, read_each
-from distrain.runs.query import best_checkpoint, describe_unsaved, resume_command
-from distrain.runs.value_formats import show_value
-from distrain.service.web.pages.recipe_view import Change, flatten, list_recipe
-from distrain.system.display import duration
-from distrain.system.files import read_whole
+from distrain.service.web.pages.recipe_view import Change, list_recipe
+from distrain.service.web.rendering import as_address
+from distrain.service.web.views.evaluations import EvaluationView, show_evaluations
+from distrain.service.web.views.pictures import SheetView, show_sheet
+from distrain.service.web.views.summary import (
+    Tile,
+    describe_environment,
+    describe_interruptions,
+    describe_outcome,
+    find_faults,
+    show_commands,
+    show_digests,
+    show_tiles,
+)
+from distrain.service.web.views.tables import Table, list_checkpoints, list_skipped
 
-T = TypeVar("T")
 _MACHINE = ("rank", "node", "gpu")  # prefixes of figures that are folded
 _FIRST = ("val", "train")
 
@@ -36,86 +39,67 @@ class ChartGroup:
     is_folded: bool
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint as the page lists it."""
-
-    name: str
-    step: int
-    written: float
-    size: str
-    evaluation: str
-    is_best: bool
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunView:
-    """A run as its page shows it."""
+    """A run as its page shows it; without what its status has where that cannot be read."""
 
-    overview: Overview
-    job: LocalJob | None
-    facts: tuple[tuple[str, str], ...]
-    attempts: tuple[ExplainedAttempt, ...]
-    checkpoints: tuple[Checkpoint, ...]
-    recipe: tuple[Change, ...]
-    environment: tuple[tuple[str, str], ...]
-    commands: tuple[str, ...]
-    notes: tuple[str, ...]  # sentences on what cannot be read, or is missing
+    facts: RunFacts
+    outcome: str
+    tiles: Sequence[Tile]
+    digests: Mapping[str, str]
+    faults: Sequence[str]  # why it failed, and what slows it down
+    notes: Sequence[str]  # what cannot be read, or is missing
+    skipped: Table | None
+    checkpoints: Table | None
+    recipe: Sequence[Change]
+    environment: Mapping[str, str]
+    commands: Mapping[str, str]
+    evaluations: Sequence[EvaluationView]
+    sheet: SheetView | None
+    logs: Sequence[str]
 
     @property
     def name(self) -> str:
         """The name of the run."""
-        return self.overview.name
-
-    @property
-    def failure(self) -> str | None:
-        """Why its newest attempt has failed; None where it has not."""
-        is_failed = self.overview.state in {"failed", "died"} and self.attempts
-        return f"{self.overview.state.capitalize()}: {self.attempts[-1].why}" if is_failed else None
+        return self.facts.overview.name
 
     @property
     def is_alive(self) -> bool:
         """Whether a process trains it or is about to."""
-        return self.overview.state in LIVE_STATES
+        return self.facts.overview.state in LIVE_STATES
 
     @property
     def is_waiting(self) -> bool:
         """Whether it waits in a queue."""
-        return self.overview.state in WAITING
+        return self.facts.overview.state in WAITING
 
     @property
     def is_resumable(self) -> bool:
         """Whether it has ended before its last step."""
-        is_over = not self.is_alive and not self.is_waiting
-        return is_over and self.overview.fault is None and self.overview.state != "finished"
+        overview = self.facts.overview
+        return not self.is_alive and not self.is_waiting and overview.fault is None and overview.state != "finished"
 
 
 def read_run_view(run: RunDirectory) -> RunView:
     """Read a run."""
-    overview = read_each([run])[0]
-    notes: list[str] = []
-    if overview.fault is not None:
-        notes.append(f"The state of this run cannot be read: {overview.fault}.")
-    job = _read(run.read_local_job, notes)
-    recipe = list_recipe(overview)
-    if not recipe:
-        notes.append("The recipe cannot be read, so its values are not shown.")
-    environment = _read(lambda: read_whole(run.environment, _read_object), notes)
-    if environment is None:
-        notes.append("There is no record of versions, devices and code: env.json is missing or damaged.")
-    is_readable = overview.fault is None
-    if is_readable and (unsaved := describe_unsaved(run)) is not None:
-        notes.append(f"{unsaved[0].upper()}{unsaved[1:]}.")
+    facts, address = read_facts(run), partial(_find_address, run)
+    overview = facts.overview
+    is_readable, fault = overview.fault is None, f"the state of this run cannot be read: {overview.fault}"
     return RunView(
-        overview=overview,
-        job=job,
-        facts=tuple(_facts(overview, job)) if is_readable else (),
-        attempts=tuple(explain_attempts(run, overview.status, state=overview.state)) if is_readable else (),
-        checkpoints=tuple(list_checkpoints(run)),
-        recipe=tuple(recipe),
-        environment=tuple(list_environment(environment or {})),
-        commands=tuple(_commands(run, overview)),
-        notes=tuple(notes),
+        facts=facts,
+        outcome=describe_outcome(facts) if is_readable else "",
+        tiles=[*show_tiles(facts), *_show_job(facts.job)] if is_readable else [],
+        digests=show_digests(overview.status) if is_readable else {},
+        faults=find_faults(facts) if is_readable else [fault],
+        notes=[*facts.notes, *(describe_interruptions(facts) if is_readable else [])],
+        skipped=list_skipped(overview.status) if is_readable else None,
+        checkpoints=list_checkpoints(facts) if is_readable else None,
+        recipe=list_recipe(overview),
+        environment=describe_environment(facts.environment),
+        commands=show_commands(facts),
+        evaluations=show_evaluations(run, address),
+        sheet=show_sheet(run, address),
+        logs=list_logs(run),
     )
 
 
@@ -142,89 +126,16 @@ def list_logs(run: RunDirectory) -> list[str]:
     return sorted(names, key=lambda name: (not name.startswith("rank-"), len(name), name))
 
 
-def list_checkpoints(run: RunDirectory) -> list[Checkpoint]:
-    """Return the checkpoints of a run, the newest first."""
-    entries = checkpoints.read_catalog(run.checkpoints)
-    best = checkpoints.find_best(entries)
-    return [
-        Checkpoint(
-            name=entry.path.name,
-            step=entry.step,
-            written=entry.written,
-            size=byte_size(entry.num_bytes),
-            evaluation=format_evaluation(entry.evaluation) if entry.evaluation else "",
-            is_best=entry is best,
-        )
-        for entry in reversed(entries)
-    ]
+def _find_address(run: RunDirectory, picture: Path) -> str:
+    """Return where `files.py` serves a picture of a run; empty where it does not exist."""
+    inner = picture.relative_to(run.path)
+    return f"/runs/{as_address(run.path.name)}/{as_address(str(inner))}" if picture.is_file() else ""
 
 
-def list_environment(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the environment of a run as titles and texts, without the differences of its code."""
-    rows = []
-    for key, value in flatten(environment).items():
-        if key == "git.diff":
-            rows.append((key, counted(len(str(value).splitlines()), "line") if value else "none"))
-        elif value not in (None, [], {}):
-            rows.append((key, show_value(value)))
-    return rows
-
-
-def describe_progress(overview: Overview) -> str:
-    """Return how far a run is, and how long it still takes."""
-    brief = overview.brief
-    if not brief.total_steps:
-        return "no step yet"
-    text = f"step {brief.step:,} of {brief.total_steps:,} ({brief.step / brief.total_steps:.0%})"
-    left = overview.find("eta_s") if overview.state == "running" else None
-    return f"{text}, {duration(left)} left" if left else text
-
-
-def _facts(overview: Overview, job: LocalJob | None) -> list[tuple[str, str]]:
-    status, run = overview.status, overview.run
-    rows = [("epochs", f"{status.epoch:.6g}"), ("time", duration(status.train_seconds))]
-    for title, metrics in (("newest", status.last), ("best", status.best)):
-        if metrics is not None:
-            is_lost = title == "best" and best_checkpoint(run, status) is None
-            kept = ", not kept" if is_lost else ""
-            rows.append((title, f"{format_metric(status.best_by, metrics)} at step {metrics['step']:,.0f}{kept}"))
-    rows.append(("recipe", str(overview.recipe_name or "unknown")))
-    if status.attempts:
-        rows.append(("started", time.strftime("%F %T", time.localtime(status.attempts[0].started))))
-    if job is not None:
-        place = ", ".join(job.assigned) or counted_devices(job.devices, job.kind)
-        rows += [("devices", place), ("priority", str(job.priority))]
-        rows += [("preemptions", str(job.preemptions))] if job.preemptions else []
-        rows += [("after", ", ".join(job.after))] if job.after else []
-    if status.weights_digest:
-        rows.append(("weights", status.weights_digest))
-    if status.state_digest:
-        rows.append(("state", status.state_digest))
-    return rows
-
-
-def _commands(run: RunDirectory, overview: Overview) -> list[str]:
-    path = shlex.quote(str(run.path))
-    commands = [f"distrain runs show {path}"]
-    if overview.fault is None and overview.state != "finished":
-        try:
-            commands.insert(0, resume_command(run))
-        except UserError:
-            commands.insert(0, f"distrain resume {path}")
-    commands += [f"distrain logs -f {path}", f"distrain eval {path}"]
-    if run.tensorboard.is_dir():
-        commands.append(f"tensorboard --logdir {shlex.quote(str(run.tensorboard))}")
-    return commands
-
-
-def _read(read: Callable[[], T], notes: list[str]) -> T | None:
-    try:
-        return read()
-    except (UserError, OSError, ValueError) as error:
-        notes.append(f"{error}.")
-    return None
-
-
-def _read_object(text: str) -> dict[str, Any] | None:
-    found = json.loads(text)
-    return found if isinstance(found, dict) else None
+def _show_job(job: LocalJob | None) -> list[Tile]:
+    """Return what the queue knows of a run."""
+    if job is None:
+        return []
+    tiles = [Tile("Devices", ", ".join(job.assigned) or counted_devices(job.devices, job.kind))]
+    tiles += [Tile("Priority", f"{job.priority:,}")] if job.priority else []
+    return tiles + ([Tile("After", ", ".join(job.after))] if job.after else [])

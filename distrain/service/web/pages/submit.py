@@ -15,11 +15,13 @@ from distrain.service.devices import list_devices
 from distrain.service.queue import is_served
 from distrain.service.web.pages.recipe_view import read_builtin
 from distrain.service.web.rendering import render
+from distrain.service.web.security.requests import is_allowed_key
 from distrain.service.web.site import Site, TheRun, TheSite
 
 router = APIRouter()
 
 _FIRST = "digits"  # the recipe that needs no data
+_OWN_FIELDS = {"name", "data.path"}  # keys that are no line of the changes
 _NUM_CHANGES = 3  # empty lines of the form
 
 
@@ -63,12 +65,12 @@ def _show(
     kinds = [state.kind for state in list_devices(slots=site.slots)]
     counts = {kind: kinds.count(kind) for kind in ("gpu", "cpu")}
     kind, count = devices or ("gpu" if counts["gpu"] else "cpu", 1)
-    keys = dict.fromkeys(key for values in recipes.values() for key in values if key != "name")
+    keys = dict.fromkeys(key for values in recipes.values() for key in values if is_allowed_key(key))
     context: dict[str, Any] = {
         "run": run,
         "recipes": list(recipes),
         "values": json.loads(json.dumps(recipes)),
-        "keys": list(keys),
+        "keys": [key for key in keys if key not in _OWN_FIELDS],
         "counts": counts,
         "kind": kind,
         "count": count,

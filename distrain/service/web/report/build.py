@@ -16,7 +16,7 @@ from distrain.errors import RunError
 from distrain.runs.comparison import MAX_RUNS, Comparison, compare, find_best_columns
 from distrain.runs.curves import Curve, read_curves
 from distrain.runs.directory import RunDirectory
-from distrain.runs.facts import read_facts
+from distrain.runs.facts import RunFacts, read_facts
 from distrain.runs.value_formats import format_key
 from distrain.service.web.report.charts import Chart
 from distrain.service.web.report.curves import POINTS, draw_comparison
@@ -55,7 +55,7 @@ def build_report(runs: Sequence[RunDirectory]) -> bytes:
     distinct = list({run.path.resolve(): run for run in runs}.values())
     if len(distinct) > MAX_RUNS:
         raise RunError(f"a report takes up to {MAX_RUNS} runs, not {len(distinct)}")
-    found = [read_facts(run) for run in distinct]
+    found = [_read(run) for run in distinct]
     curves = [read_curves(run, points=POINTS).curves for run in distinct]
     sections = [
         show_run(facts, of_run, anchor=f"run-{number + 1}", style=number)
@@ -66,6 +66,13 @@ def build_report(runs: Sequence[RunDirectory]) -> bytes:
         named = [(section.name, of_run) for section, of_run in zip(sections, curves, strict=True)]
         comparison = _show_comparison(compare(distinct), named, best_by=found[0].overview.status.best_by)
     return _render(sections, comparison)
+
+
+def _read(run: RunDirectory) -> RunFacts:
+    facts = read_facts(run)
+    if facts.overview.fault is not None:
+        raise RunError(f"run {facts.overview.name} cannot be read: {facts.overview.fault}")
+    return facts
 
 
 def is_report(path: Path) -> bool:

@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from distrain.errors import StorageError
 from distrain.runs.directory import SERVE_FOLDER
 from distrain.system.leases import user_name
 
 CODE_LIFETIME_S = 600.0
+CodeState: TypeAlias = Literal["valid", "used", "expired", "unknown"]
 _OTHERS = 0o077
 _BYTES = 32  # of each secret
 
@@ -68,15 +70,16 @@ class Credentials:
         write_private(self._codes / self.digest("code", code), "")
         return code
 
-    def take_code(self, code: str) -> bool:
-        """Whether a login code is valid; it is not any more afterwards."""
+    def take_code(self, code: str) -> CodeState:
+        """Return whether a login code is valid, and if not, why; a valid one is used afterwards."""
         path = self._codes / self.digest("code", code)
+        used = path.with_name(f"{path.name}.used")
         try:
             age_s = time.time() - path.lstat().st_mtime
-            path.unlink()  # of two that use it at once, one succeeds
+            path.rename(used)  # of two that use it at once, one succeeds
         except OSError:
-            return False
-        return age_s <= CODE_LIFETIME_S
+            return "used" if used.exists() else "unknown"
+        return "valid" if age_s <= CODE_LIFETIME_S else "expired"
 
     def write_address(self, address: str) -> None:
         """Keep the address of the page, for `distrain serve --link`."""

@@ -10,6 +10,7 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from urllib.parse import urlencode
 
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import RedirectResponse, Response
@@ -203,8 +204,16 @@ def _refuse_rate(wait_s: float) -> Response | None:
 def _unauthorized(request: HTTPConnection, sentence: str) -> Response:
     path = request.scope["path"]
     if request.scope["method"] in {"GET", "HEAD"} and not path.startswith(_PROGRAMS):
-        return RedirectResponse(LOGIN_PAGE, status_code=HTTPStatus.SEE_OTHER)
+        return RedirectResponse(_login_for(request), status_code=HTTPStatus.SEE_OTHER)
     return _with_header(problem(HTTPStatus.UNAUTHORIZED, sentence), "WWW-Authenticate", "Bearer")
+
+
+def _login_for(request: HTTPConnection) -> str:
+    """Return the address of the login that leads back to the page that was requested."""
+    wanted = request.scope.get("raw_path", b"/").decode("latin-1")
+    if query := request.scope.get("query_string", b"").decode("latin-1"):
+        wanted += f"?{query}"
+    return LOGIN_PAGE if wanted == "/" else f"{LOGIN_PAGE}?{urlencode({'next': wanted})}"
 
 
 def _with_header(response: Response, name: str, value: str) -> Response:

@@ -66,6 +66,11 @@ def check_code(recipe: Mapping[str, Any], *, allow_code: bool) -> None:
             raise RecipeError(f"{key}={shown(named)}: {fault}")
 
 
+def is_allowed_key(key: str) -> bool:
+    """Whether a request may set a key, with some value."""
+    return key in ALLOWED or key.rpartition(".")[0] in MAPPINGS
+
+
 def check_devices(count: int, *, available: int) -> None:
     """Raise `LaunchError` where a request demands more processes than the queue has slots or GPUs for."""
     if not 1 <= count <= max(1, available):

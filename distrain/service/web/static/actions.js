@@ -7,10 +7,13 @@
  */
 "use strict";
 
+/** Return a message as a sentence; one that begins with a name or a key keeps it as it is. */
+const asSentence = (text) => (/^[a-z]+[ ,:]/.test(text) ? text[0].toUpperCase() + text.slice(1) : text);
+
 function announce(text, isBad = false) {
   const place = document.getElementById("announcement");
   place.className = `toast notice ${isBad ? "is-bad" : "is-good"}`;
-  place.textContent = text[0].toUpperCase() + text.slice(1);
+  place.textContent = asSentence(text);
   clearTimeout(announce.timer);
   announce.timer = setTimeout(() => (place.textContent = ""), isBad ? 20000 : 6000);
 }

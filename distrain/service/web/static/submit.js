@@ -63,7 +63,7 @@
   }
 
   function showFault(sentence, field) {
-    const text = sentence ? sentence[0].toUpperCase() + sentence.slice(1) : "";
+    const text = asSentence(sentence);
     form.querySelectorAll(".fault").forEach((place) => {
       place.textContent = place.id === `${field}-fault` ? text : "";
       place.hidden = !place.textContent;

@@ -1,4 +1,4 @@
-"""Turns evaluations of a run into what a report shows: figures of each class, confusion matrix, worst mistakes."""
+"""Shows evaluations of a run: figures of each class, confusion matrix, worst mistakes."""
 
 import io
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ from distrain.runs.evaluations import (
     read_evaluations,
     read_validations,
 )
-from distrain.service.web.report.pictures import as_data_uri, is_small, read_picture
+from distrain.service.web.views.pictures import Address, as_data_uri, is_small
 
-MAX_EVALUATIONS = 3  # the newest ones of `distrain eval`
+MAX_EVALUATIONS = 5  # the newest ones of `distrain eval`
 MAX_CELLS = 30  # the largest number of classes for which the matrix is a table; of more it is a picture
 MAX_CLASSES = 50  # rows of the table; of more classes, the least accurate are shown
 MAX_PAIRS = 10
@@ -40,7 +40,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class MistakeView:
-    """A sample with its wrong prediction; `picture` is a data URI, empty where there is none."""
+    """A sample with its wrong prediction; `picture` is an address, empty where there is none."""
 
     sample: str
     target: str
@@ -54,6 +54,7 @@ class MistakeView:
 class EvaluationView:
     """The results of one evaluation."""
 
+    name: str  # of its folder, below a run
     title: str
     metrics: str
     names: Sequence[str]  # of the classes
@@ -67,17 +68,20 @@ class EvaluationView:
     mistakes: Sequence[MistakeView]
 
 
-def show_evaluations(run: RunDirectory) -> list[EvaluationView]:
-    """Return the newest results of `distrain eval`, then the training's own of other steps, each the newest first."""
+def show_evaluations(run: RunDirectory, address: Address) -> list[EvaluationView]:
+    """Return the newest results of `distrain eval`, then the training's own of other steps, each the newest first.
+
+    `address` returns where a picture is, for `src`.
+    """
     evaluations = read_evaluations(run)[:MAX_EVALUATIONS]
     known = {(result.step, result.split, result.num_samples) for result in evaluations}
     own = [result for result in read_validations(run) if (result.step, result.split, result.num_samples) not in known]
-    return [_show(result, has_mistakes=True) for result in evaluations] + [
-        _show(result, has_mistakes=False) for result in own
+    return [_show(result, address, has_mistakes=True) for result in evaluations] + [
+        _show(result, address, has_mistakes=False) for result in own
     ]
 
 
-def _show(result: EvaluationResult, *, has_mistakes: bool) -> EvaluationView:
+def _show(result: EvaluationResult, address: Address, *, has_mistakes: bool) -> EvaluationView:
     names = [each.name for each in result.classes]
     matrix = result.read_confusion()
     confusion = np.zeros((0, 0), np.int64) if matrix is None else matrix.counts
@@ -85,10 +89,11 @@ def _show(result: EvaluationResult, *, has_mistakes: bool) -> EvaluationView:
     rows = sorted(result.classes, key=lambda row: (row.accuracy is None, row.accuracy))
     shown = rows[:MAX_CLASSES] if len(rows) > MAX_CLASSES else result.classes
     return EvaluationView(
+        name=result.name,
         title=_describe(result),
         metrics=format_evaluation(result.metrics, split="" if result.split == "all" else result.split),
         names=names,
-        cells=_show_cells(confusion) if is_table else [],
+        cells=show_cells(confusion) if is_table else [],
         matrix="" if is_table or not len(confusion) else _draw_matrix(confusion),
         matrix_side=max(_PIXELS, len(confusion)),
         pairs=confused_pairs(names, confusion, MAX_PAIRS) if len(confusion) else [],
@@ -98,7 +103,7 @@ def _show(result: EvaluationResult, *, has_mistakes: bool) -> EvaluationView:
         ],
         left_out=len(result.classes) - len(shown),
         has_mistakes=has_mistakes,
-        mistakes=[_show_mistake(mistake, result) for mistake in result.mistakes],
+        mistakes=[_show_mistake(mistake, result, address) for mistake in result.mistakes],
     )
 
 
@@ -109,19 +114,20 @@ def _describe(result: EvaluationResult) -> str:
     return f"{counted(result.num_samples, samples)}{data}, {weights} of step {result.step:,}"
 
 
-def _show_mistake(mistake: Mistake, result: EvaluationResult) -> MistakeView:
-    picture = "" if mistake.image is None else read_picture(result.path / mistake.image)
+def _show_mistake(mistake: Mistake, result: EvaluationResult, address: Address) -> MistakeView:
+    picture = None if mistake.image is None else result.path / mistake.image
     return MistakeView(
         mistake.sample,
         mistake.target,
         mistake.prediction,
         format_badness(mistake, result.target),
-        picture,
-        is_small(picture),
+        "" if picture is None else address(picture),
+        picture is not None and is_small(picture),
     )
 
 
-def _show_cells(confusion: NDArray[np.int64]) -> list[list[Cell]]:
+def show_cells(confusion: NDArray[np.int64]) -> list[list[Cell]]:
+    """Return the cells of a confusion matrix [classes, classes]."""
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     shades = np.ceil(shares * SHADES).astype(int)
     return [
