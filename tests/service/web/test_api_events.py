@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,20 @@ def next_of(events: Iterator[Event], *kinds: str) -> Event:
     return next(event for event in events if event[1] in kinds)
 
 
+def read_until(events: Iterator[Event], holds: Callable[[Any, Any], bool]) -> None:
+    """Read until the newest events on the runs and on the queue are as they should be; either may come first."""
+    newest: dict[str, Any] = {"runs": None, "queue": None}
+    for _, kind, data in events:
+        newest[kind] = data
+        if holds(newest["runs"], newest["queue"]):
+            return
+
+
+def rows_of(data: Any, name: str) -> set[tuple[str, str]]:
+    rows = data["changed"] if isinstance(data, dict) else data or []
+    return {(row[name], row["state"]) for row in rows}
+
+
 def set_step(run: RunDirectory, step: int) -> None:
     status = run.read_status()
     status.step = step
@@ -88,13 +102,13 @@ def test_changes_of_runs_queue_and_devices_arrive(root: Path, address: str) -> N
         assert next(events)[1] == "ready"
         assert {next(events)[1], next(events)[1]} == {"queue", "devices"}
         run = put(root)
-        _, _, runs = next_of(events, "runs")
-        assert [(row["name"], row["state"]) for row in runs["changed"]] == [(run.path.name, "queued")]
-        assert [row["run"] for row in next_of(events, "queue")[2]] == [run.path.name]
+        name = run.path.name
+        waits = {(name, "queued")}
+        read_until(events, lambda runs, queued: rows_of(runs, "name") == waits == rows_of(queued, "run"))
         queue.cancel(run)
-        assert next_of(events, "runs")[2]["changed"][0]["state"] == "cancelled"
+        read_until(events, lambda runs, queued: rows_of(runs, "name") == {(name, "cancelled")} and queued == [])
         run.remove()
-        assert next_of(events, "runs")[2] == {"changed": [], "removed": [run.path.name]}
+        assert next_of(events, "runs")[2] == {"changed": [], "removed": [name]}
 
 
 def test_followed_run_has_status_records_and_log_lines(root: Path, address: str) -> None:
