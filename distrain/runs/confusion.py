@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from distrain.runs.evaluations import ClassResult
 from distrain.system.files import open_regular
 
+_HEADER_BYTES = 1024  # at most, of an array
 # What reading a damaged file raises, or one that is in another format of numpy's.
 _DAMAGED = (
     OSError,
@@ -38,6 +39,8 @@ def read_confusion(file: Path, classes: list[str]) -> ConfusionMatrix | None:
     try:
         # Not by its path: numpy would leave a damaged file open.
         with open_regular(file) as content, np.load(content, allow_pickle=False) as arrays:
+            if arrays.zip.getinfo("confusion.npy").file_size > 8 * len(classes) ** 2 + _HEADER_BYTES:
+                return None  # compressed, it could be a thousand times smaller than in memory
             counts = arrays["confusion"]
     except _DAMAGED:
         return None

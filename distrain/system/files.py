@@ -14,7 +14,7 @@ from typing import IO, TypeVar
 
 from pydantic import BaseModel
 
-from distrain.errors import RunError
+from distrain.errors import RunError, StorageError
 
 T = TypeVar("T")
 MAX_BYTES = 1 << 26  # of a file that is read whole: far more than distrain writes into one
@@ -71,9 +71,17 @@ def open_regular(path: Path) -> IO[bytes]:
 
 
 def open_to_append(path: Path) -> IO[str]:
-    """Open or create a file of text; raises `OSError` for a link, which could lead to a file with other content."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.fdopen(os.open(path, flags, 0o666), "a+", encoding="utf-8")
+    """Open or create a file of text; raises `StorageError` for a link, which could lead to any file, and for a pipe."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in _NOT_REGULAR:
+            raise StorageError(f"{path} is not a file; delete it") from None
+        raise
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise StorageError(f"{path} is not a file; delete it")
+    return os.fdopen(file, "a+", encoding="utf-8")
 
 
 def read_regular(path: Path, *, errors: str = "strict", max_bytes: int | None = MAX_BYTES) -> str:

@@ -1,8 +1,11 @@
+import tracemalloc
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from distrain.runs.confusion import confused_pairs, results_of_classes
+from distrain.runs.confusion import confused_pairs, read_confusion, results_of_classes
 
 # Three cats (one taken for a dog), two dogs (both right), no bird, though a cat was once taken for one.
 CONFUSION = np.array([[2, 1, 1], [0, 2, 0], [0, 0, 0]])
@@ -34,3 +37,17 @@ def test_shares_are_those_of_scikit_learn() -> None:
         assert row.samples == samples[label]
         found = (row.precision, row.accuracy, row.f1)  # the accuracy of a class is its recall
         assert found == pytest.approx((precision[label], recall[label], f1[label]))
+
+
+def test_matrix_that_is_larger_than_its_classes_allow_is_not_unpacked(tmp_path: Path) -> None:
+    file = tmp_path / "answers.npz"
+    np.savez_compressed(file, confusion=CONFUSION)
+    found = read_confusion(file, NAMES)
+    assert found is not None and found.counts.tolist() == CONFUSION.tolist()
+    np.savez_compressed(file, confusion=np.zeros((2000, 2000), np.int64))
+    tracemalloc.start()
+    try:
+        assert read_confusion(file, NAMES) is None
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()

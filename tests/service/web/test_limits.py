@@ -235,3 +235,15 @@ def test_the_page_ends_in_two_seconds_with_open_streams(tmp_path: Path, monkeypa
         connection.close()
     with pytest.raises(httpx.ConnectError):
         page.client().get("/")
+
+
+def test_a_client_that_vanishes_within_a_body_is_no_error(page: ShownPage, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        with page.connect() as connection:
+            name = page.address.partition("//")[2]
+            lines = (f"Host: {name}", "Content-Type: application/json", "Content-Length: 100", "", "{")
+            connection.sendall("\r\n".join(("POST /api/v1/login HTTP/1.1", *lines)).encode())
+            time.sleep(0.1)
+    with page.client() as client:
+        assert client.get("/login").status_code == 200
+    assert not caplog.records

@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import RedirectResponse, Response
-from starlette.requests import HTTPConnection
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from distrain.errors import StorageError
@@ -86,6 +86,8 @@ class Guard:
             await (refusal or self._app)(scope, LimitedBody(receive, self._access.limits), answer)
         except HTTPException as error:  # a body that nobody would have read
             await answer.end(problem(error.status_code, error.detail), scope, receive)
+        except ClientDisconnect:  # in the middle of a body
+            pass
         except Exception as error:
             place = escape_control_characters(f"{scope['method']} {scope['path']}")
             log.error("the page failed at %s", place, exc_info=error)
