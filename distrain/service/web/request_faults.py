@@ -22,7 +22,8 @@ def _describe(fault: Mapping[str, Any]) -> str:
     kind, (place, *path) = fault["type"], fault["loc"]
     name = escape_control_characters(".".join(map(str, path)))
     if kind == "json_invalid":
-        return f"the body is not valid JSON: {fault['ctx']['error']} at character {path[0]}"
+        reason = fault["ctx"]["error"].removesuffix(" at")  # json's own message may end so
+        return f"the body is not valid JSON: {reason} at character {path[0]}"
     if kind == "value_error":  # one of our own
         return f"{name}: {fault['ctx']['error']}" if name else str(fault["ctx"]["error"])
     if not path and kind == "missing":

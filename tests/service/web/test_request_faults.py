@@ -14,6 +14,7 @@ JSON = {"content-type": "application/json"}
     [
         ("", {}, "the request has no body; send a JSON object"),
         ('{"recipe":', JSON, "the body is not valid JSON: Expecting value at character 10"),
+        ('{"recipe": "', JSON, "the body is not valid JSON: Unterminated string starting at character 11"),
         ("recipe=digits", {}, "the body is not a JSON object; send one, with `Content-Type: application/json`"),
         ("[1]", JSON, "the body is not a JSON object; send one, with `Content-Type: application/json`"),
         ("{}", JSON, "give either recipe or run"),
