@@ -161,13 +161,16 @@ const charts = (() => {
     chart.plot.addEventListener("blur", () => (chart.tip.hidden = true));
   }
 
+  /** Return the steps of a part of the x axis; by epoch or time, those of the nearest points outside of it. */
   function stepsBetween(chart, [from, to]) {
+    if (view.x === "step") return { first_step: Math.max(0, Math.floor(from)), last_step: Math.max(0, Math.ceil(to)) };
     const found = visible(chart).flatMap((series) => {
       const xs = positions(chart, series);
-      const ends = [nearest(xs, from), nearest(xs, to)].filter((index) => index >= 0);
-      return ends.map((index) => series.curve.step[index]);
+      const [first, last] = [nearest(xs, from), nearest(xs, to)];
+      const outer = [Math.max(0, first - 1), Math.min(xs.length - 1, last + 1)];
+      return first < 0 ? [] : outer.map((index) => series.curve.step[index]);
     });
-    return { first_step: Math.min(...found), last_step: Math.max(...found) };
+    return found.length ? { first_step: Math.min(...found), last_step: Math.max(...found) } : null;
   }
 
   /** Show the values of all curves at the point nearest to x. */
