@@ -213,7 +213,7 @@ def test_the_figures_of_a_chart_are_those_of_the_records(site: Served, browser: 
             str(len(losses)),
         ]
         page.get_by_label("Smoothing").fill("0.6")
-        smoothed = page.evaluate("charts.smooth([1, 2, null, 4], 0.5)")
+        smoothed = page.evaluate("points.smooth([1, 2, null, 4], 0.5)")
         assert smoothed == [1.0, pytest.approx(5 / 3), None, pytest.approx((0.125 * 1 + 0.25 * 2 + 0.5 * 4) / 0.875)]
 
 
