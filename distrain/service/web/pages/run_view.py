@@ -93,7 +93,7 @@ def read_run_view(run: RunDirectory) -> RunView:
         faults=find_faults(facts) if is_readable else [fault],
         notes=[*facts.notes, *(describe_interruptions(facts) if is_readable else [])],
         skipped=list_skipped(overview.status) if is_readable else None,
-        checkpoints=list_checkpoints(facts) if is_readable else None,
+        checkpoints=list_checkpoints(facts),
         recipe=list_recipe(overview),
         environment=describe_environment(facts.environment),
         commands=show_commands(facts),

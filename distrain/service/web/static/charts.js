@@ -1,5 +1,5 @@
 /**
- * Draws the curves of runs with plotly.
+ * Draws the curves of runs with plotly; what it computes of their points is in points.js.
  *
  * A page has any number of <figure class="chart">, each with a <figcaption> and, inside it or right after it, a
  * <script type="application/json" class="chart-data"> with
@@ -15,6 +15,7 @@
 "use strict";
 
 const charts = (() => {
+  const { smooth, nearest, extremes, show, showSeconds, steps } = points;
   const COLOURS = 7;
   const DASHES = [["solid", ""], ["dash", "7 4"], ["dot", "2 3"]];
   const AXES = { step: "step", epoch: "epoch", time: "time since the start" };
@@ -28,38 +29,6 @@ const charts = (() => {
     element.append(...children);
     return element;
   };
-
-  /** Return the exponential moving average without the bias of its start; values that are not finite are skipped. */
-  function smooth(values, weight) {
-    if (!(weight > 0)) return values;
-    let sum = 0;
-    let norm = 0;
-    return values.map((value) => {
-      if (!Number.isFinite(value)) return null;
-      sum = weight * sum + (1 - weight) * value;
-      norm = weight * norm + (1 - weight);
-      return sum / norm;
-    });
-  }
-
-  /** Return a value as text: all digits of one that was recorded, six of one that was computed. */
-  function show(value, isExact = true) {
-    if (value === null || value === undefined || Number.isNaN(value)) return "not finite";
-    return isExact ? String(value) : String(Number(value.toPrecision(6)));
-  }
-
-  function showSeconds(seconds) {
-    const [h, m, s] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60, seconds % 60];
-    if (h) return `${h} h ${m} min`;
-    return m ? `${m} min ${Math.floor(s)} s` : `${Number(s.toFixed(1))} s`;
-  }
-
-  function steps(curve, index) {
-    const from = index ? curve.step[index - 1] + 1 : curve.step[0];
-    return curve.count[index] > 1 && from < curve.step[index]
-      ? `steps ${from} to ${curve.step[index]}`
-      : `step ${curve.step[index]}`;
-  }
 
   const startOf = (series) => series.start ?? series.curve.time.find(Number.isFinite);
 
@@ -75,15 +44,6 @@ const charts = (() => {
     const longest = Math.max(0, ...chart.data.series.map((each) => (each.curve.time.at(-1) ?? 0) - startOf(each) || 0));
     if (longest > 7200) return [3600, "h"];
     return longest > 180 ? [60, "min"] : [1, "s"];
-  }
-
-  /** Return the index of the point nearest to x; -1 where there is none. */
-  function nearest(xs, x) {
-    let best = -1;
-    xs.forEach((value, index) => {
-      if (value !== null && (best < 0 || Math.abs(value - x) < Math.abs(xs[best] - x))) best = index;
-    });
-    return best;
   }
 
   /** Return a colour of the style sheet as plotly takes it. */
@@ -161,13 +121,16 @@ const charts = (() => {
     chart.plot.addEventListener("blur", () => (chart.tip.hidden = true));
   }
 
+  /** Return the steps of a part of the x axis; by epoch or time, those of the nearest points outside of it. */
   function stepsBetween(chart, [from, to]) {
+    if (view.x === "step") return { first_step: Math.max(0, Math.floor(from)), last_step: Math.max(0, Math.ceil(to)) };
     const found = visible(chart).flatMap((series) => {
       const xs = positions(chart, series);
-      const ends = [nearest(xs, from), nearest(xs, to)].filter((index) => index >= 0);
-      return ends.map((index) => series.curve.step[index]);
+      const [first, last] = [nearest(xs, from), nearest(xs, to)];
+      const outer = [Math.max(0, first - 1), Math.min(xs.length - 1, last + 1)];
+      return first < 0 ? [] : outer.map((index) => series.curve.step[index]);
     });
-    return { first_step: Math.min(...found), last_step: Math.max(...found) };
+    return found.length ? { first_step: Math.min(...found), last_step: Math.max(...found) } : null;
   }
 
   /** Show the values of all curves at the point nearest to x. */
@@ -224,17 +187,6 @@ const charts = (() => {
     const words = [...chart.tip.querySelectorAll("p")].map((line) =>
       [...line.children].map((part) => part.textContent.trim()).filter(Boolean).join(" ") || line.textContent);
     chart.spoken.textContent = words.join(", ");
-  }
-
-  /** Return the newest and the best point of a curve; the best one is exact, because buckets keep both ends. */
-  function extremes(curve, better) {
-    const ends = better === "higher" ? curve.max : curve.min;
-    let best = -1;
-    ends.forEach((value, index) => {
-      if (!Number.isFinite(value)) return;
-      if (best < 0 || (better === "higher" ? value > ends[best] : value < ends[best])) best = index;
-    });
-    return { newest: curve.step.length - 1, best, value: ends[best] };
   }
 
   function summarise(figure, chart) {
@@ -373,5 +325,5 @@ const charts = (() => {
     new MutationObserver(redraw).observe(document.documentElement, { attributeFilter: ["data-theme"] });
   });
 
-  return { set, smooth };
+  return { set };
 })();

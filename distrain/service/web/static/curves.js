@@ -11,7 +11,8 @@
   const place = document.getElementById("charts");
   const figures = () => [...place.querySelectorAll("figure.chart")];
   const whole = new Map(); // the curves of all runs over the whole training, by key
-  const zoomed = new Set(); // figures that show a part of them
+  const zoomed = new Map(); // the range of steps that a figure shows a part of, by figure
+  const finer = new Map(); // the range whose own curves a figure shows, by figure
   let isBusy = false;
 
   /** Return the runs that are drawn: when each started, and which metrics it has, if that is known. */
@@ -46,10 +47,23 @@
   async function load(wanted) {
     if (!wanted.length) return;
     const found = await readAll(wanted.map((figure) => figure.dataset.key));
-    wanted.forEach((figure) => {
-      whole.set(figure.dataset.key, found.get(figure.dataset.key));
-      if (!zoomed.has(figure)) draw(figure, found.get(figure.dataset.key));
-    });
+    wanted.forEach((figure) => whole.set(figure.dataset.key, found.get(figure.dataset.key)));
+    await Promise.all(wanted.map(show));
+  }
+
+  /** Draw a figure: the whole curves, or more points of the part to which it is zoomed. */
+  async function show(figure) {
+    const range = zoomed.get(figure);
+    const series = whole.get(figure.dataset.key);
+    if (!range || series.every(({ curve }) => curve.is_exact)) {
+      finer.delete(figure);
+      draw(figure, series);
+    } else if (finer.get(figure) !== range) {
+      const part = (await readAll([figure.dataset.key], range)).get(figure.dataset.key);
+      if (zoomed.get(figure) !== range) return; // it was zoomed again meanwhile
+      finer.set(figure, range);
+      draw(figure, part);
+    }
   }
 
   /** Fetch what was recorded since; a curve whose records are all drawn only grows. */
@@ -61,7 +75,7 @@
       const found = await readAll(growing.map((figure) => figure.dataset.key), { first_step: oldest + 1 });
       growing.forEach((figure) => {
         const key = figure.dataset.key;
-        if (extend(whole.get(key), found.get(key)) && !zoomed.has(figure)) draw(figure, whole.get(key));
+        if (extend(whole.get(key), found.get(key))) draw(figure, whole.get(key));
       });
     }
     await load(drawn.filter((figure) => !growing.includes(figure)));
@@ -86,27 +100,30 @@
     return hasGrown;
   }
 
+  function report(error) {
+    if (!(error instanceof TypeError)) announce(error.message, true); // else the server is away
+  }
+
   async function guarded(task) {
     if (isBusy) return;
     isBusy = true;
     try {
       await task();
     } catch (error) {
-      if (!(error instanceof TypeError)) announce(error.message, true); // else the server is away
+      report(error);
     } finally {
       isBusy = false;
     }
   }
 
   section.addEventListener("chart-zoom", async ({ target, detail }) => {
-    const series = whole.get(target.dataset.key);
-    if (!detail) {
-      if (zoomed.delete(target)) draw(target, series);
-      return;
+    if (detail) zoomed.set(target, detail);
+    else zoomed.delete(target);
+    try {
+      await show(target);
+    } catch (error) {
+      report(error);
     }
-    if (series.every(({ curve }) => curve.is_exact)) return;
-    zoomed.add(target);
-    draw(target, (await readAll([target.dataset.key], detail)).get(target.dataset.key));
   });
 
   /** Add the charts of metrics that were recorded for the first time after the page was made. */

@@ -82,19 +82,19 @@ def list_skipped(status: Status) -> Table | None:
 
 def list_checkpoints(facts: RunFacts) -> Table | None:
     """Return the checkpoints that were kept, with the best one marked; None where there are none."""
-    status = facts.overview.status
-    best = None if status.best is None else int(status.best["step"])
+    brief = facts.overview.brief
+    best = None if brief.best is None else int(brief.best["step"])
     rows = [
         [
             entry.path.name,
             byte_size(entry.num_bytes),
             _moment(entry.written),
-            "-" if entry.evaluation is None else format_value(status.best_by, entry.evaluation),
+            "-" if entry.evaluation is None else format_value(brief.best_by, entry.evaluation),
         ]
         for entry in facts.kept
     ]
     marked = next((number for number, entry in enumerate(facts.kept) if entry.step == best), -1)
-    return Table(["checkpoint", "size", "written", METRICS[status.best_by].title], rows, marked) if rows else None
+    return Table(["checkpoint", "size", "written", METRICS[brief.best_by].title], rows, marked) if rows else None
 
 
 def _epoch(record: Mapping[str, Any]) -> str:
