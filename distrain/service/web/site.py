@@ -1,5 +1,6 @@
 """Holds what the page of one `distrain serve` shows, and finds the runs in it."""
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from distrain.errors import RunError
 from distrain.runs.directory import RunDirectory
 from distrain.runs.query import NoSuchRunError
 from distrain.service.queue import find_owner_fault
+from distrain.system.leases import user_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +53,19 @@ def _run(name: str, site: "TheSite") -> RunDirectory:
 
 
 def _own_run(run: "TheRun") -> RunDirectory:
+    owner = run.path.lstat().st_uid
+    if owner != os.geteuid():
+        raise RunError(f"run {run.path.name} cannot be changed from here: {run.path} belongs to {user_name(owner)}")
+    return run
+
+
+def _startable_run(run: "TheRun") -> RunDirectory:
     if (fault := find_owner_fault(run)) is not None:
-        raise RunError(f"run {run.path.name} cannot be changed from here: {fault}")
+        raise RunError(f"run {run.path.name} cannot be started from here: {fault}")
     return run
 
 
 TheSite = Annotated[Site, Depends(_site)]
 TheRun = Annotated[RunDirectory, Depends(_run)]  # of the path parameter `name`
-TheOwnRun = Annotated[RunDirectory, Depends(_own_run)]  # the same, of this user, and others cannot write to it
+TheOwnRun = Annotated[RunDirectory, Depends(_own_run)]  # the same, of this user
+TheStartableRun = Annotated[RunDirectory, Depends(_startable_run)]  # the same, and others cannot write to it

@@ -16,6 +16,7 @@ from distrain.runs.directory import RunDirectory
 from distrain.runs.labels import read_labels
 from distrain.service import queue
 from tests.service.web.sites import client_of, make_run, put
+from tests.users import NOBODY
 
 CPU = {"kind": "cpu", "count": 1}
 
@@ -95,10 +96,20 @@ def test_run_that_others_could_have_changed_is_neither_trained_again_nor_resumed
     queue.withdraw(run, "stopped")
     run.recipe.chmod(run.recipe.stat().st_mode | stat.S_IWOTH)
     assert "other users can write" in submit(client, 409, recipe=None, run=run.path.name)["detail"]
+    status, sentence = post(client, run, "resume")
+    assert status == 409 and "other users can write" in sentence
+    assert client.put(f"/api/v1/runs/{run.path.name}/labels", json={"note": "x"}).status_code == 200
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a run to another user")
+def test_run_of_another_user_is_shown_and_not_changed(client: TestClient, root: Path) -> None:
+    run = put(root)
+    os.chown(run.path, NOBODY, -1)
+    assert client.get(f"/api/v1/runs/{run.path.name}").status_code == 200
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     for what, body in (("stop", None), ("cancel", None), ("resume", None), ("priority", {"priority": 3})):
         status, sentence = post(client, run, what, body)
-        assert status == 409 and "other users can write" in sentence, what
+        assert status == 409 and "belongs to nobody" in sentence, what
     assert client.put(f"/api/v1/runs/{run.path.name}/labels", json={"note": "x"}).status_code == 409
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 

@@ -13,7 +13,7 @@ from distrain.service.web.api.json_answers import CONFLICT, NOT_FOUND, StrictJso
 from distrain.service.web.api.models import Accepted, LabelsRequest, PriorityRequest, SubmitRequest, Submitted
 from distrain.service.web.api.submission import resolve_request
 from distrain.service.web.rendering import as_address
-from distrain.service.web.site import TheOwnRun, TheSite
+from distrain.service.web.site import TheOwnRun, TheSite, TheStartableRun
 
 PREFIX = "/api/v1/runs"
 
@@ -87,7 +87,7 @@ def cancel_run(run: TheOwnRun) -> StrictJson:
     operation_id="resumeRun",
     responses=NOT_FOUND | CONFLICT,
 )
-def resume_run(run: TheOwnRun) -> StrictJson:
+def resume_run(run: TheStartableRun) -> StrictJson:
     """Put a run that was stopped back into the queue of this machine; it resumes from its newest checkpoint."""
     if run.read_local_job() is None:
         raise RunError(f"run {run.path.name} was not in the queue of this machine; `distrain resume` resumes it")
