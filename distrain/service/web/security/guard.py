@@ -131,7 +131,7 @@ class Guard:
             return None
         user = self._find_user(request)
         if user is None and request.headers.get("authorization"):
-            return _unauthorized(request, "the token is not that of this page")
+            return _unauthorized(request, "this is not the token of this page")
         if user is None:
             return _unauthorized(request, "log in, or send the token as `Authorization: Bearer`")
         if user != _BEARER and method not in _SAFE and (refusal := _refuse_forgery(request)):

@@ -60,6 +60,8 @@ TheAccess = Annotated[Access, Depends(_access)]
 @router.get(LOGIN_PAGE, include_in_schema=False)
 def show_login(request: Request, code: str = "", next: str = "/") -> Response:  # noqa: A002 - the parameter's name
     """Show a button that logs in: the code is used up by it alone, not by what only looks at the link."""
+    if getattr(request.state, "session", None) is not None:
+        return RedirectResponse(keep_inside(next), status_code=HTTPStatus.SEE_OTHER)
     return render(request, "login.html", code=code[:200], fault="", next=keep_inside(next))
 
 

@@ -207,7 +207,7 @@ const charts = (() => {
     });
     const notes = [];
     const [one] = rows;
-    if (rows.length === 1) notes.push(`newest ${one.short} at ${one.at}`, `${word} ${one.shortBest} at ${one.bestAt}`);
+    if (rows.length === 1) notes.push(`newest ${one.short} at ${one.at}`, one.bestAt ? `${word} ${one.shortBest} at ${one.bestAt}` : "no value is finite");
     if (!rows.length) notes.push("no values yet");
     const isCut = visible(chart).some(({ curve }) => curve.min.some((value) => value !== null && value <= 0));
     if (view.log && isCut) notes.push("a log scale has no place for values of 0 and less");

@@ -6,9 +6,11 @@
 
 const live = (() => {
   const EVERY_MS = 1500;
+  const AWAY = "The connection to distrain serve is lost: what is shown may have changed. It is tried again.";
   let isDue = false;
   let isBusy = false;
   let last = 0;
+  let isAway = false; // whether the stream of events was interrupted
 
   function replace(old, fresh) {
     const checked = new Set([...old.querySelectorAll("input:checked")].map((box) => box.value));
@@ -38,19 +40,30 @@ const live = (() => {
     const began = performance.now();
     try {
       const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
-      if (!answer.ok) return;
+      if (answer.status === 404) warn("This is not here any more: it was deleted or moved. What is shown is its last state.");
+      else if (answer.redirected) warn("Your session has ended: load this page again to log in.");
+      if (!answer.ok || answer.redirected) return;
+      warn("");
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       for (const old of document.querySelectorAll("[data-live]")) {
         const fresh = page.querySelector(`[data-live="${CSS.escape(old.dataset.live)}"]`);
         if (fresh && old.innerHTML !== fresh.innerHTML && !isEdited(old)) replace(old, fresh);
       }
     } catch {
-      // the server is away; the stream of events reports when it is back
+      warn(AWAY); // the stream of events reports when it is back
     } finally {
       isBusy = false;
       last = performance.now();
       wait(3 * (last - began));
     }
+  }
+
+  /** Show above the page why it is not up to date; with an empty text, that it is. */
+  function warn(text) {
+    const place = document.getElementById("connection");
+    if (place.textContent === text) return;
+    place.textContent = text;
+    place.hidden = !text;
   }
 
   function wait(atLeast = 0) {
@@ -96,6 +109,14 @@ const live = (() => {
     if (followed) query.set("run", followed);
     if (listen.id) query.set("after", listen.id);
     listen.source = new EventSource(`/api/v1/events?${query}`);
+    listen.source.addEventListener("error", () => {
+      isAway = true;
+      request(); // whose answer says why: the server is away, the run was deleted, or the session has ended
+    });
+    listen.source.addEventListener("open", () => {
+      if (isAway) request();
+      isAway = false;
+    });
     heard.forEach((name) => {
       listen.source.addEventListener(name, (event) => {
         listen.id = event.lastEventId;
