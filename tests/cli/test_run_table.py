@@ -97,7 +97,7 @@ def test_runs_are_sorted_as_requested_and_those_without_a_value_come_last(tmp_pa
         last = {"step": 9, "val/loss": loss, "val/top1": 0.5}
         return make_run(
             tmp_path / name,
-            Status(last=last, best=None if best is None else {"step": 3, "val/top1": best}, train_seconds=loss),
+            Status(last=last, best=None if best is None else {"step": 3, "val/top1": best}),
         )
 
     runs = [make("b", 0.5, 3.0), make("c", None, math.nan), make("a", 0.75, 2.0), make_run(tmp_path / "d", Status())]
