@@ -84,7 +84,7 @@ def _parse_yaml(text: str) -> Sections:
         return {}
     _check_size(tree)
     rename_keys(tree)
-    return {str(key): _flat({key: value}) for key, value in tree.items()}
+    return {str(key): flatten_tree({key: value}) for key, value in tree.items()}
 
 
 def _check_size(tree: Any) -> None:
@@ -98,11 +98,12 @@ def _check_size(tree: Any) -> None:
         rest += parts
 
 
-def _flat(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_tree(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of a tree of mappings by dotted key."""
     values: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            values |= _flat(value, f"{prefix}{key}.")
+            values |= flatten_tree(value, f"{prefix}{key}.")
         else:
             values[f"{prefix}{key}"] = value
     return values

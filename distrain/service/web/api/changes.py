@@ -12,8 +12,8 @@ from distrain.service import queue
 from distrain.service.web.api.json_answers import CONFLICT, NOT_FOUND, StrictJson
 from distrain.service.web.api.models import Accepted, LabelsRequest, PriorityRequest, SubmitRequest, Submitted
 from distrain.service.web.api.submission import resolve_request
-from distrain.service.web.rendering import as_address
 from distrain.service.web.site import TheOwnRun, TheSite, TheStartableRun
+from distrain.service.web.template_environment import as_address
 
 PREFIX = "/api/v1/runs"
 

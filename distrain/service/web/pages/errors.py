@@ -9,7 +9,8 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from distrain.service.web.rendering import render, sentence
+from distrain.service.web.rendering import render
+from distrain.service.web.template_environment import sentence
 
 _PROGRAMS = ("/api/", "/metrics", "/docs", "/static/")
 _Handler = Callable[[Request, Any], Response]

@@ -9,6 +9,7 @@ from typing import Any
 from distrain.config.load import builtin_recipes, load_recipe
 from distrain.errors import RecipeError
 from distrain.runs.overview import Overview
+from distrain.runs.recipe_values import flatten_tree
 from distrain.runs.value_formats import show_value
 
 
@@ -41,15 +42,4 @@ def read_builtin(name: str) -> Mapping[str, Any]:
         recipe = load_recipe(name, overrides=[])
     except RecipeError:  # one that needs a value of the user
         return {}
-    return flatten(json.loads(recipe.model_dump_json()))
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the values of a tree by dotted key."""
-    values: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            values |= flatten(value, f"{prefix}{key}.")
-        else:
-            values[f"{prefix}{key}"] = value
-    return values
+    return flatten_tree(json.loads(recipe.model_dump_json()))

@@ -11,7 +11,7 @@ from distrain.runs.facts import RunFacts, read_facts
 from distrain.runs.liveness import LIVE_STATES, WAITING
 from distrain.runs.local_job import LocalJob, counted_devices
 from distrain.service.web.pages.recipe_view import Change, list_recipe
-from distrain.service.web.rendering import as_address
+from distrain.service.web.template_environment import as_address
 from distrain.service.web.views.evaluations import EvaluationView, show_evaluations
 from distrain.service.web.views.pictures import SheetView, show_sheet
 from distrain.service.web.views.summary import (

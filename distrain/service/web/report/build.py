@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from distrain.errors import RunError
@@ -21,7 +20,7 @@ from distrain.runs.value_formats import format_key
 from distrain.service.web.report.charts import Chart
 from distrain.service.web.report.curves import POINTS, draw_comparison
 from distrain.service.web.report.run_section import RunSection, show_run
-from distrain.service.web.visible_text import with_visible_turns
+from distrain.service.web.template_environment import environment
 
 MARK = '<meta name="generator" content="distrain report">'  # by which a report is recognized, and may be replaced
 _STATIC = Path(__file__).parents[1] / "static"
@@ -108,24 +107,20 @@ def _render(sections: Sequence[RunSection], comparison: ComparisonSection | None
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
         f"base-uri 'none'; form-action 'none'"
     )
-    templates = Environment(
-        loader=PackageLoader("distrain.service.web"),
-        autoescape=True,
-        finalize=with_visible_turns,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text = templates.get_template("report.html").render(
-        mark=Markup(MARK),
-        policy=policy,
-        style=Markup(style),
-        script=Markup(script),
-        titles=_TITLES,
-        runs=sections,
-        comparison=comparison,
-        time=time.strftime("%F %T %Z"),
-        version=version("distrain"),
+    text = (
+        environment()
+        .get_template("report.html")
+        .render(
+            mark=Markup(MARK),
+            policy=policy,
+            style=Markup(style),
+            script=Markup(script),
+            titles=_TITLES,
+            runs=sections,
+            comparison=comparison,
+            time=time.strftime("%F %T %Z"),
+            version=version("distrain"),
+        )
     )
     return text.encode(errors="backslashreplace")  # names of files may hold bytes that are not text
 
