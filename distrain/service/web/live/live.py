@@ -66,13 +66,13 @@ class Live:
 
         The first event is `ready`, or `reset` where some of the events after `after` are not known any more.
         """
-        wake = asyncio.Event()
-        followed = self._connect(wake, tail)
+        wake, now = asyncio.Event(), self._number  # what the first look finds comes after it
+        followed = self._connect(wake, tail, floor=now)
         subjects = [self._general] + ([] if followed is None else [followed.subject])
         try:
             ends, number = time.monotonic() + _LIFE_S, self._find(after)
             is_known = number is not None and all(subject.after(number) is not None for subject in subjects)
-            number = number if number is not None and is_known else self._number
+            number = number if number is not None and is_known else now
             first = "ready" if is_known or after is None else "reset"
             yield f"retry: {_RETRY_MS}\n".encode() + self._encode(first, {}, number)
             while time.monotonic() < ends:
@@ -102,12 +102,12 @@ class Live:
     def _encode(self, event: str, data: Any, number: int) -> bytes:
         return encode(event, data, id=f"{self._generation}-{number}")
 
-    def _connect(self, wake: asyncio.Event, tail: RunTail | None) -> Followed | None:
+    def _connect(self, wake: asyncio.Event, tail: RunTail | None, *, floor: int) -> Followed | None:
         followed = None
         with self._lock:
             if tail is not None:
                 key = tail.run.path.name, tail.log
-                followed = self._followed.pop(key, None) or Followed(tail, self._number)
+                followed = self._followed.pop(key, None) or Followed(tail, floor)
                 self._followed[key] = followed  # as the newest
                 followed.num_clients += 1
             self._loop = asyncio.get_running_loop()
