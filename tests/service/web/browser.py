@@ -84,11 +84,9 @@ class Visitor:
 
 
 @contextmanager
-def served(root: Path, *options: str) -> Iterator[Served]:
-    """Run `distrain serve` for a folder, with devices of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def served(root: Path, *options: str, port: int | None = None) -> Iterator[Served]:
+    """Run `distrain serve` for a folder, with devices of its own; at a free port where none is given."""
+    port = port or find_free_port()
     env = {**os.environ, "DISTRAIN_LOCK_DIR": str(root.parent / "locks"), "HOME": str(root.parent)}
     words = command("serve", f"--root={root}", f"--port={port}", "--slots=2", *options)
     log = root.parent / "serve.log"
@@ -107,6 +105,13 @@ def served(root: Path, *options: str) -> Iterator[Served]:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
         _end_runs(root)
+
+
+def find_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def find_violations(page: Page) -> list[str]:
