@@ -1,5 +1,6 @@
 """`distrain serve`: runs the queue of this machine, and shows it in a browser."""
 
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -77,7 +78,7 @@ def serve(
     from rich.console import Console
 
     from distrain.cli.output import print_event
-    from distrain.errors import ExitCode
+    from distrain.errors import ExitCode, UserError
     from distrain.service.devices import require_leases, slot_names
     from distrain.service.server import Service
     from distrain.service.unit import unit_file
@@ -107,6 +108,7 @@ def serve(
     require_leases()
     options.check()
     _check_root(root)
+    is_new = not root.exists()
     root.mkdir(exist_ok=True)
     console = Console(highlight=False, soft_wrap=True)
 
@@ -120,8 +122,13 @@ def serve(
     beside = (
         server.page(folder, options, slots=count, notify=notify, announce=announce) if page else server.no_page(folder)
     )
-    with stopping() as stop:
-        Service(folder, slots=count, max_devices=max_devices, notify=notify).run(stop, beside=beside)
+    try:
+        with stopping() as stop:
+            Service(folder, slots=count, max_devices=max_devices, notify=notify).run(stop, beside=beside)
+    except UserError:
+        if is_new:
+            _remove_empty(folder)
+        raise
     notify("ended; runs that have begun continue")
     if server.has_hanging_requests():
         sys.stdout.flush()
@@ -135,6 +142,12 @@ def _check_root(root: Path) -> None:
         raise RunError(f"{root} is not a folder; name the folder of the runs with --root")
     if not root.absolute().parent.is_dir():
         raise RunError(f"there is no folder {root.absolute().parent}; check --root")
+
+
+def _remove_empty(root: Path) -> None:
+    """Remove a folder that this `serve` has made, and that holds no run."""
+    if all(path.name.startswith(".serve") for path in root.iterdir()):
+        shutil.rmtree(root, ignore_errors=True)
 
 
 def _change_access(root: Path, *, is_link: bool) -> None:

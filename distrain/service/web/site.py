@@ -1,6 +1,7 @@
 """Holds what the page of one `distrain serve` shows, and finds the runs in it."""
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from distrain.errors import RunError
+from distrain.runs.comparison import MAX_RUNS, MIN_RUNS
 from distrain.runs.directory import RunDirectory
 from distrain.runs.query import NoSuchRunError
 from distrain.service.queue import find_owner_fault
+from distrain.service.web.problems import BadRequestError
 from distrain.system.leases import user_name
 
 
@@ -35,6 +38,13 @@ class Site:
             raise NoSuchRunError(f"there is no run {name!r} in {self.root}")
         run.check_format()
         return run
+
+    def find_compared(self, names: Iterable[str]) -> list[RunDirectory]:
+        """Return the different runs of these names; raises `BadRequestError` where they are too few or too many."""
+        names = list(dict.fromkeys(names))
+        if not MIN_RUNS <= len(names) <= MAX_RUNS:
+            raise BadRequestError(f"a comparison takes {MIN_RUNS} to {MAX_RUNS} different runs, not {len(names)}")
+        return [self.find_run(name) for name in names]
 
 
 def _is_own_folder(run: RunDirectory) -> bool:

@@ -168,6 +168,8 @@ def test_a_run_that_cannot_be_read_is_named_and_the_others_are_compared(root: Pa
         alone = client.get("/compare?runs=slow&runs=damaged", headers=_HTML)
         assert alone.status_code == 409
         assert "damaged cannot be read" in alone.text
+        for query in ("", "?runs=slow", "?runs=slow&runs=slow"):
+            assert client.get(f"/compare{query}", headers=_HTML).status_code == 422
 
 
 def test_the_form_offers_only_what_a_request_may_set(root: Path, client: TestClient) -> None:

@@ -136,6 +136,8 @@ def test_two_serves_have_a_port_each_and_one_that_is_named_must_be_free(tmp_path
         port = int(other.address.rpartition(":")[2])
         with pytest.raises(LaunchError, match=f"--port {port} is in use"):
             listen(PageOptions(port=port))
+        done = distrain("serve", "--root=c", f"--port={port}", cwd=tmp_path)
+        assert (done.code, (tmp_path / "c").exists()) == (2, False), done.err
     with listen(PageOptions(port=port)) as listener:
         assert listener.proto == socket.IPPROTO_TCP, "else each answer waits 40 ms for an acknowledgement"
 

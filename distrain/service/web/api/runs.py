@@ -91,10 +91,8 @@ def compare_runs(
     ],
 ) -> StrictJson:
     """Compare runs, as `distrain runs compare --json` does: where their recipes differ, and what they have reached."""
-    names = dict.fromkeys(name.strip() for name in runs.split(",") if name.strip())
-    if not MIN_RUNS <= len(names) <= MAX_RUNS:
-        raise BadRequestError(f"compare takes {MIN_RUNS} to {MAX_RUNS} different runs, not {len(names)}")
-    return StrictJson(compare([site.find_run(name) for name in names]).as_json())
+    names = (name.strip() for name in runs.split(",") if name.strip())
+    return StrictJson(compare(site.find_compared(names)).as_json())
 
 
 def _pick(part: Sequence[Overview], found: Sequence[Overview], keys: Sequence[str]) -> list[dict[str, Any]]:

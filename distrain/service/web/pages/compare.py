@@ -35,7 +35,7 @@ def compare_runs(
     runs: Annotated[list[Annotated[str, Query(max_length=300)]], Query(max_length=10 * MAX_RUNS)] = [],  # noqa: B006
 ) -> HTMLResponse:
     """Show runs side by side, without those that cannot be read."""
-    found = [site.find_run(name) for name in dict.fromkeys(runs)]
+    found = site.find_compared(runs)
     unreadable = [overview for overview in read_each(found) if overview.fault is not None]
     left_out = {overview.name for overview in unreadable} if len(found) - len(unreadable) >= MIN_RUNS else set()
     comparison = compare([run for run in found if run.path.name not in left_out])
