@@ -21,9 +21,12 @@ from distrain.runs.liveness import find_states
 from distrain.runs.query import best_checkpoint, find_fault, find_start_times
 from distrain.runs.recipe_values import Sections, find_value, flatten, read_sections
 from distrain.runs.status import Job, Status
+from distrain.system.files import open_regular
 
 OWN_KEYS = ("name", "state", "recipe", "start", "step", "best", "loss", "time", "tag", "tags", "note")
-_READERS = 8  # threads that read files
+_READERS = 4  # threads that wait for the disk together
+_PART = 50  # runs that a thread fetches at a time
+_FETCHED_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -147,12 +150,11 @@ def read_overviews(root: Path, memory: RunMemory | None = None) -> list[Overview
         run = RunDirectory(root / name)
         found[run] = index.find(run, started)
     if unknown := [run for run, files in found.items() if files is None]:
-        with ThreadPoolExecutor(_READERS) as readers:  # which wait for the disk together
-            stamps = list(readers.map(lambda run: take_stamp(run, times[run.path.name]), unknown))
-            read = list(readers.map(_read_files, unknown))  # after the stamps were taken
-        for run, stamp, files in zip(unknown, stamps, read, strict=True):
+        _fetch(unknown)
+        for run in unknown:
+            stamp = take_stamp(run, times[run.path.name])
+            found[run] = files = _read_files(run)  # after the stamp was taken
             index.add(run, stamp, files)
-            found[run] = files
     index.save()
     return _find_states([(run, files) for run, files in found.items() if files is not None])
 
@@ -160,6 +162,24 @@ def read_overviews(root: Path, memory: RunMemory | None = None) -> list[Overview
 def read_each(runs: Sequence[RunDirectory]) -> list[Overview]:
     """Read these runs, in their order."""
     return _find_states([(run, _read_files(run)) for run in runs])
+
+
+def _fetch(runs: Sequence[RunDirectory]) -> None:
+    """Bring the files of many runs from the disk into memory, for one thread to read and parse them.
+
+    Threads that did both would spend more time on handing over Python's lock than they save.
+    """
+
+    def fetch(some: Sequence[RunDirectory]) -> None:
+        for run in some:
+            with suppress(OSError):
+                for path in (run.status, run.recipe):
+                    with open_regular(path) as file:
+                        file.read(_FETCHED_BYTES)
+                run.checkpoints.is_dir()
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        list(readers.map(fetch, [runs[first : first + _PART] for first in range(0, len(runs), _PART)]))
 
 
 def _find_states(found: Sequence[tuple[RunDirectory, RunFiles]]) -> list[Overview]:
