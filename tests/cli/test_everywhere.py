@@ -149,6 +149,7 @@ def test_every_command_has_representative_arguments() -> None:
     assert sorted(ARGUMENTS) == sorted(names_of_all_commands())
 
 
+@pytest.mark.slow
 def test_every_help_is_printed_in_any_encoding_and_to_a_closed_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +163,7 @@ def test_every_help_is_printed_in_any_encoding_and_to_a_closed_output(
         assert "Usage" in walked.out
 
 
+@pytest.mark.slow
 def test_no_command_ends_in_a_traceback_with_a_closed_output(place: Path) -> None:
     slow = {"fit", "resume", "bench", "plan", "eval", "stop", "data info", "data pack", "doctor", "import"}
     names = [name for name in ARGUMENTS if name not in slow]
@@ -187,6 +189,7 @@ def test_read_only_disk_is_one_sentence_for_commands_that_write_and_no_problem_f
     assert sorted(place.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_names_in_any_script_and_of_any_bytes_pass_through_every_command(tmp_path: Path) -> None:
     place = tmp_path / os.fsdecode(b"\xff 'q\" [b] \n\xe6\x97\xa5")
     photos = os.fsdecode(b"p\xfe")

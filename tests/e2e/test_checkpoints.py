@@ -118,7 +118,8 @@ def test_checkpoints_come_by_the_clock(tmp_path: Path) -> None:
     assert all(step % 5 == 0 for step in by_the_clock)
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_full_disk_costs_checkpoints_and_at_the_end_says_what_is_safe(tmp_path: Path, processes: int) -> None:
     with small_disk(tmp_path / "disk", mebibytes=6) as disk:
         run = disk / "run"

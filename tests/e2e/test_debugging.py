@@ -136,6 +136,7 @@ def test_pdb_opens_in_the_frame_that_failed_with_nothing_written_over_its_prompt
     assert not (faults / "run").exists()
 
 
+@pytest.mark.slow
 def test_overfit_learns_its_batches_by_heart_and_ends_there(tmp_path: Path) -> None:
     done = fit("--overfit=2", "--procs=2", cwd=tmp_path)
     run = only_run(tmp_path)
@@ -179,6 +180,7 @@ def test_profile_writes_a_trace_of_each_rank_and_changes_no_bit(tmp_path: Path) 
     assert status(traced)["state_digest"] == status(tmp_path / "plain")["state_digest"]
 
 
+@pytest.mark.slow
 def test_stacks_show_where_each_rank_stands_while_it_goes_on(tmp_path: Path, launch: Launch) -> None:
     (tmp_path / "nets.py").write_text(
         "import os, time\n"

@@ -93,6 +93,7 @@ def test_signal_of_a_scheduler_is_a_preemption_and_a_requested_stop_is_not(launc
     assert events(tmp_path)[2]["message"] == f"resumes at step {step}"
 
 
+@pytest.mark.slow
 def test_stall_is_reported_before_the_restart(launch: Launch, tmp_path: Path) -> None:
     env = settings(tmp_path)
     run = tmp_path / "run"
@@ -104,6 +105,7 @@ def test_stall_is_reported_before_the_restart(launch: Launch, tmp_path: Path) ->
     process.send_signal(signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_disk_that_is_nearly_full_is_reported_while_the_run_trains_to_its_end(tmp_path: Path) -> None:
     env = settings(tmp_path)
     with small_disk(tmp_path / "disk", mebibytes=100) as disk:

@@ -38,13 +38,14 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return facts(folder / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "processes",
     [
-        pytest.param(2, marks=pytest.mark.slow),
+        2,
         3,
-        pytest.param(4, marks=pytest.mark.slow),
-        pytest.param(6, marks=pytest.mark.slow),
+        4,
+        6,
     ],
 )
 def test_any_number_of_processes_gives_the_bits_of_one(tmp_path: Path, alone: dict[str, Any], processes: int) -> None:

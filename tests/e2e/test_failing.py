@@ -89,6 +89,7 @@ def test_killed_rank_is_replaced_and_the_run_ends_in_the_undisturbed_bits(
     assert comparable(run) == comparable(undisturbed)
 
 
+@pytest.mark.slow
 def test_stopped_process_is_named_with_its_stack_and_the_run_restarts(
     launch: Launch, tmp_path: Path, undisturbed: Path
 ) -> None:

@@ -91,7 +91,8 @@ def test_rank_that_dies_under_accelerate_is_replaced_and_the_run_can_be_stopped(
     assert "(Killed" in done.out
 
 
-@pytest.mark.parametrize("killed", ["distrain", pytest.param("accelerate", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", ["distrain", "accelerate"])
 def test_killed_launcher_of_accelerate_leaves_no_orphan(launch: Launch, tmp_path: Path, killed: str) -> None:
     process = launch(*ENDLESS, "--launch=accelerate-cpu-2", "--restarts=0", "--run=run", cwd=tmp_path)
     wait_for_step(tmp_path / "run", 5)

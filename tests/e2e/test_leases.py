@@ -155,6 +155,7 @@ def test_run_that_is_in_use_is_refused_and_does_not_wait(place: Path, launch: La
     assert refusal(refused).startswith(f"run directory {place}/mine is in use by ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_killed_launcher_keeps_its_devices_until_its_last_rank_has_ended(
     place: Path, launch: Launch, folder: LeaseFolder, launcher: str
@@ -176,6 +177,7 @@ def test_killed_launcher_keeps_its_devices_until_its_last_rank_has_ended(
     wait_until(lambda: is_free(folder), "the end of the leases")
 
 
+@pytest.mark.slow
 def test_two_users_see_the_leases_of_each_other_and_cannot_end_them(
     place: Path, launch: Launch, folder: LeaseFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,6 +72,7 @@ def train_until_diagnosed(launch: Launch, run: Path, *arguments: str) -> str:
     return end_of(training).out
 
 
+@pytest.mark.slow
 def test_rank_whose_data_comes_slowly_is_named_once(tmp_path: Path, launch: Launch) -> None:
     (tmp_path / "sleepy.py").write_text(SLEEPY)
     run = tmp_path / "run"

@@ -139,6 +139,7 @@ def test_nodes_that_were_started_for_other_trainings_do_not_start(hosts: tuple[H
     assert end_of(first).code == 75
 
 
+@pytest.mark.slow
 def test_node_that_is_not_reachable_is_named_by_both(hosts: tuple[Host, Host], tmp_path: Path) -> None:
     first = hosts[0].start(*meet(hosts, 0), cwd=tmp_path)
     other = [*RECIPE, "--nodes=2", "--node-rank=1", f"--rendezvous={hosts[0].address}:{PORT + 7}"]

@@ -101,6 +101,7 @@ def is_over(*runs: RunDirectory) -> bool:
     return all(state(run) in {"finished", "failed"} and not run.is_held for run in runs)
 
 
+@pytest.mark.slow
 def test_twelve_jobs_run_in_order_two_at_a_time(queue: Queue) -> None:
     runs = [queue.submit(f"--priority={number % 2}") for number in range(12)]
     assert [run.read_status().state for run in runs] == ["queued"] * 12
@@ -156,6 +157,7 @@ def test_killed_serve_is_replaced_by_one_that_adopts_what_runs(queue: Queue) -> 
     assert [len(run.read_status().attempts) for run in (first, second)] == [1, 1]
 
 
+@pytest.mark.slow
 def test_killed_job_is_resumed_by_itself(queue: Queue) -> None:
     run = queue.submit(*SLOW)
     queue.serve("--slots=1")
@@ -185,6 +187,7 @@ def test_cancelled_and_stopped_jobs_stay_so_until_they_are_resumed(queue: Queue)
     assert running.read_status().attempts[1].first_step == step > 0
 
 
+@pytest.mark.slow
 def test_job_that_refuses_its_input_fails_with_the_sentence(queue: Queue, tmp_path: Path) -> None:
     data = tmp_path / "photos"
     run = queue.submit()
@@ -199,6 +202,7 @@ def test_job_that_refuses_its_input_fails_with_the_sentence(queue: Queue, tmp_pa
     wait_until(lambda: job.fault in queue.log, queue)
 
 
+@pytest.mark.slow
 def test_job_waits_for_another_and_not_for_one_that_failed(queue: Queue) -> None:
     first = queue.submit()
     second = queue.submit(f"--after={first.path.name}", "--priority=9")
@@ -220,6 +224,7 @@ def test_time_limit_lets_others_run_and_then_resumes(queue: Queue) -> None:
     assert other.read_status().attempts[0].started < attempts[1].started
 
 
+@pytest.mark.slow
 def test_serve_that_ends_lets_jobs_continue(queue: Queue) -> None:
     run = queue.submit(*SLOW)
     serve = queue.serve("--slots=1")
@@ -286,6 +291,7 @@ def net(num_classes):
 """
 
 
+@pytest.mark.slow
 def test_job_of_one_process_that_stalls_is_killed_and_resumed(queue: Queue) -> None:
     (queue.folder / "mine.py").write_text(HANGING)
     run = queue.submit("--set=model.name=mine:net", "--stall-timeout=6", "--procs=1")

@@ -16,7 +16,8 @@ def test_digits_reaches_98_percent(tmp_path: Path) -> None:
     assert "distrain runs show" in done.out
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_cifar10_trains_on_real_images(tmp_path: Path, real_images: Path, processes: int) -> None:
     fit(
         "cifar10",
@@ -67,7 +68,8 @@ def test_lesson_trains_on_real_images(
     assert 0 <= records[-1]["val/top1"] <= 1
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_imagefolder_resnet18_trains_on_real_images(tmp_path: Path, real_images: Path, processes: int) -> None:
     fit(
         "imagefolder-resnet18",

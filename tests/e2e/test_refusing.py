@@ -12,13 +12,14 @@ RECIPE = ["--procs=1", "--device=cpu", "--set=train.epochs=30", "--set=eval.ever
 RECIPE += ["--set=checkpoint={every_steps: 20, every_epochs: null}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [
         errno.EIO,
-        pytest.param(errno.ESTALE, marks=pytest.mark.slow),
-        pytest.param(errno.EDQUOT, marks=pytest.mark.slow),
-        pytest.param(errno.EROFS, marks=pytest.mark.slow),
+        errno.ESTALE,
+        errno.EDQUOT,
+        errno.EROFS,
     ],
 )
 def test_disk_that_takes_nothing_for_a_while_costs_a_training_nothing(

@@ -66,13 +66,14 @@ def kill_after_checkpoint(process: subprocess.Popen[bytes], run: Path, *, step: 
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "workers"),
     [
-        pytest.param(1, 0, marks=pytest.mark.slow),
-        pytest.param(1, 2, marks=pytest.mark.slow),
+        (1, 0),
+        (1, 2),
         (2, 0),
-        pytest.param(2, 2, marks=pytest.mark.slow),
+        (2, 2),
     ],
 )
 def test_killed_run_ends_in_the_bits_of_the_undisturbed_run(tmp_path: Path, processes: int, workers: int) -> None:
@@ -116,6 +117,7 @@ def make_old(run: RunDirectory) -> None:
     (run.path / "meeting.json").write_text('{"token": "of an earlier attempt", "hosts": []}')
 
 
+@pytest.mark.slow
 def test_run_directory_of_an_earlier_version_is_resumed_to_the_same_bits(tmp_path: Path) -> None:
     fit(*RECIPE, "--run=undisturbed", cwd=tmp_path)
     process = start([*RECIPE, "--set=data.hold=never", "--run=old"], tmp_path)
@@ -159,6 +161,7 @@ def test_loader_workers_do_not_change_the_training(tmp_path: Path) -> None:
     assert status(tmp_path / "none")["weights_digest"] == status(tmp_path / "three")["weights_digest"]
 
 
+@pytest.mark.slow
 def test_weights_to_start_from_are_not_needed_again(tmp_path: Path) -> None:
     fit("digits", "--run=first", "--set=train.max_steps=4", cwd=tmp_path)
     exported = distrain("export", "first", "--format=safetensors", "--out=start.safetensors", cwd=tmp_path)

@@ -44,7 +44,8 @@ RECIPE = [
 ]
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_batch_whose_loss_is_not_finite_is_left_out_and_noted(tmp_path: Path, processes: int) -> None:
     (tmp_path / "poisoned.py").write_text(POISONED)
     done = fit(*RECIPE, f"--procs={processes}", cwd=tmp_path)

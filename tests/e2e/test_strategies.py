@@ -20,6 +20,7 @@ def losses(run: Path) -> list[float]:
     return [record["train/loss"] for record in metrics(run)]
 
 
+@pytest.mark.slow
 def test_fsdp_trains_as_ddp_does_and_a_run_moves_between_them(tmp_path: Path) -> None:
     fit(*RECIPE, "--procs=2", "--run=ddp", cwd=tmp_path)
     fit(*RECIPE, "--procs=2", "--set=parallel.strategy=fsdp", "--run=fsdp", cwd=tmp_path)

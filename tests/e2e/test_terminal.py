@@ -60,7 +60,8 @@ def assert_stopped(folder: Path) -> None:
     assert f"stopped at step {found['step']} of" in log_of(folder)
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_run_that_ignores_the_hangup_continues_in_its_log_when_the_terminal_is_closed(
     tmp_path: Path, processes: int
 ) -> None:
@@ -150,6 +151,7 @@ def test_closed_terminal_is_a_stop(tmp_path: Path, processes: int) -> None:
     assert_stopped(tmp_path)
 
 
+@pytest.mark.slow
 def test_ctrl_z_stops_all_ranks_and_fg_continues_them(tmp_path: Path) -> None:
     """In an interactive shell, which gives a job the terminal; when that is closed, the shell hangs its jobs up."""
     arguments = shlex.join(command("fit", *ENDLESS, "--procs=2", "--stall-timeout=4", *QUIET))

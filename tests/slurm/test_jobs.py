@@ -121,6 +121,7 @@ def test_job_on_two_nodes_trains_to_the_end_as_two_processes_here_do(
     assert "finished" in again.out
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_run_resumes_after_the_time_limit_and_ends_undisturbed(
     cluster: Cluster, folder: Path, undisturbed: Path
@@ -215,6 +216,7 @@ def test_run_continues_without_the_failed_node(cluster: Cluster, folder: Path, u
     cluster.start_node("n2")
 
 
+@pytest.mark.slow
 def test_job_that_fails_at_step_0_is_not_requeued(cluster: Cluster, folder: Path) -> None:
     awkward = "a b'c\"d$HOME`id`\n%j;e"  # the shell of the batch script sees it only as a word
     missing = "--set=model.name=nets:Missing"
