@@ -103,7 +103,7 @@ class Blocks:
     def turn_off(self) -> None:
         """Restore the network."""
         if self._is_timm:
-            self._network.set_grad_checkpointing(False)  # type: ignore[operator]
+            self._network.set_grad_checkpointing(enable=False)  # type: ignore[operator]
         while self._forwards:
             part, before = self._forwards.pop()
             if before is None:
@@ -175,13 +175,14 @@ def _has_own_method(network: nn.Module) -> bool:
     from timm.layers import config
 
     is_reentrant = getattr(config, "use_reentrant_ckpt", lambda: True)
-    if is_reentrant() or not hasattr(network, "set_grad_checkpointing"):
+    own_method: Any = getattr(network, "set_grad_checkpointing", None)
+    if is_reentrant() or own_method is None:
         return False
     try:
-        network.set_grad_checkpointing(True)
+        own_method(enable=True)
     except (AssertionError, TypeError):  # those that do not support it assert that it is off
         return False
-    network.set_grad_checkpointing(False)
+    own_method(enable=False)
     return True
 
 

@@ -34,7 +34,9 @@ def find_recomputed(network: nn.Module) -> list[nn.Module]:
     if blocks := find_blocks(network):
         return blocks
     sequences = [part for part in network.modules() if type(part) is nn.Sequential and len(part) > 1]
-    inner = [part for part in sequences if not any(type(child) is nn.Sequential for child in part.children())]
+    inner: list[nn.Module] = [
+        part for part in sequences if not any(type(child) is nn.Sequential for child in part.children())
+    ]
     return inner if len(inner) > 1 else []
 
 

@@ -36,6 +36,7 @@ class Block(nn.Module):
         self.conv, self.norm = nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after)
         self.mix = spectral_norm(nn.Linear(after, after))
         self.dropout = nn.Dropout(0.3)
+        self.level: torch.Tensor
         self.register_buffer("level", torch.ones(()))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -118,8 +119,8 @@ def make(name: str = "own") -> nn.Module:
         return Net()
     import timm
 
-    size = {"img_size": 16} if name == "test_vit" else {}
-    return timm.create_model(name, num_classes=2, drop_path_rate=0.2, **size)  # type: ignore[no-any-return]
+    size: dict[str, Any] = {"img_size": 16} if name == "test_vit" else {}
+    return timm.create_model(name, num_classes=2, drop_path_rate=0.2, **size)
 
 
 @pytest.mark.parametrize(

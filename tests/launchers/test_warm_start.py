@@ -132,7 +132,7 @@ def test_run_that_weights_are_from_is_pinned_and_resumes_with_the_same_command(f
     pinned = read_recipe(RunDirectory(folder / "runs/warm").recipe).model.weights
     assert pinned is not None
     assert Path(pinned).parent == folder / "runs/first/checkpoints"
-    assert f"model.weights={pinned} (the best of its run): loaded 20 of the model's 20 tensors" in done.out
+    assert f"model.weights={pinned} (the best and newest of its run): loaded 20 of the model's 20 tensors" in done.out
     assert "has already finished" in fit(*asked, cwd=folder).out  # `last` is not the run itself
     resumed = distrain("resume", "warm", cwd=folder).out.splitlines()[0]
     told = re.fullmatch(
@@ -155,7 +155,9 @@ def test_run_that_weights_are_from_is_pinned_and_resumes_with_the_same_command(f
 
 def test_weights_of_another_network_are_refused_by_the_name_of_it(folder: Path) -> None:
     asked = ["digits", "--run=runs/other", *SMALL, "--set=model={name: lenet, weights: first}"]
-    refused = fit(*asked, "--set=augment.train=[Pad: 12]", "--set=augment.eval=[Pad: 12]", cwd=folder, code=2).err
+    refused = fit(
+        *asked, *(f"--set=augment.{split}=[Pad: {{padding: 12}}]" for split in ("train", "eval")), cwd=folder, code=2
+    ).err
     assert " of digits-cnn does not fit the model: " in refused
     assert not (folder / "runs/other").exists()
 

@@ -290,16 +290,16 @@ def test_finished_or_queued_run_is_not_submitted_again() -> None:
 def test_finished_run_is_queued_again_to_be_extended() -> None:
     run = put()
     options = QueueOptions(options=ON_ONE_CPU, root=Path("runs"))
-    wanted = {"references": [], "tasks": [], "data": None, "run": run.path, "options": options}
+    wanted: dict[str, Any] = {"references": [], "tasks": [], "data": None, "run": run.path, "options": options}
     changes = {"train.epochs": Change(old=15, new=30)}
     set_state(run, "finished")
     _commit(run, 20)
-    submit(resolve(**wanted, overrides=["train.epochs=30"]), is_snapshot=True, extras=[])  # type: ignore[arg-type]
+    submit(resolve(**wanted, overrides=["train.epochs=30"]), is_snapshot=True, extras=[])
     assert run.read_status().state == "queued" and run.read_status().changes == changes
 
     set_state(run, "stopped")
     with pytest.raises(RunError, match=r"train\.seed cannot change in run"):
-        resolve(**wanted, overrides=["train.seed=1"])  # type: ignore[arg-type]
+        resolve(**wanted, overrides=["train.seed=1"])
     recipe = change_recipe(read_recipe(run.recipe), ["train.epochs=40"])
     queue.submit_again(run, recipe)
     assert run.read_status().changes["train.epochs"] == Change(old=15, new=40)
