@@ -9,6 +9,7 @@ from tests.test_architecture import TREES
 
 # Where a public name would do, it is used. What each is for:
 PRIVATE = {
+    "torch._C._current_graph_task_id": "whether a layer runs again in a backward pass",
     "torch._C._distributed_c10d._dump_nccl_trace": "NCCL's flight recorder, on a GPU alone",
     "torch._dynamo.callback.on_compile_end": "how long a step was compiled",
     "torch._dynamo.callback.on_compile_start": "how long a step was compiled",

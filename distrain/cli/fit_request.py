@@ -11,6 +11,7 @@ from distrain.config.profile import LaunchOptions, Profile
 from distrain.launchers import LAUNCHERS
 from distrain.launchers.plan import Plan
 from distrain.runs.directory import RunDirectory
+from distrain.runs.status import Changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ class ResolvedFit:
     plan: Plan
     notes: list[str]  # properties of the data that the user may not expect
     is_finished: bool
+    extension: Changes = field(default_factory=dict)  # what changes in the recipe of an existing run
     devices: Mapping[str, str] = field(default_factory=dict)  # the variables that show the leased devices
 
     @property

@@ -17,17 +17,17 @@ from distrain.config.profile import Profile, read_profile
 from distrain.config.recipe_text import describe_training
 from distrain.launchers.plan import Plan
 from distrain.messages import counted
-from distrain.runs.attempts import describe_preemptions
-from distrain.runs.checkpoints import committed
+from distrain.runs.attempts import describe_changes, describe_preemptions, end_of
+from distrain.runs.checkpoints import committed, newest_step
 from distrain.runs.directory import RunDirectory
 from distrain.runs.error_reports import read_errors
 from distrain.runs.labels import describe_labels, read_labels
 from distrain.runs.liveness import read_states
 from distrain.runs.local_job import LocalJob, counted_devices
-from distrain.runs.query import best_checkpoint, warm_start_command
+from distrain.runs.query import best_checkpoint, describe_continuations
 from distrain.runs.resume_hint import print_resume, print_resume_hint
 from distrain.runs.stacks import MAIN_THREAD, RankStack
-from distrain.runs.status import Status
+from distrain.runs.status import Changes, Status
 from distrain.runs.user_errors import is_out_of_memory
 from distrain.system.display import console_width, duration
 from distrain.system.process import STATE_TEXTS
@@ -70,6 +70,13 @@ def print_plan(console: Console, recipe: Recipe, plan: Plan) -> None:
         console.print(f"\n{path} will contain\n{text.rstrip()}", markup=False, soft_wrap=True)
 
 
+def print_extension(console: Console, run: RunDirectory, changes: Changes) -> None:
+    """Print what changes in the recipe of an existing run, and from which step on, for `--dry-run`."""
+    if changes:
+        step = newest_step(run.checkpoints)
+        console.print(f"\nfrom step {step} on: {describe_changes(changes)}", markup=False, soft_wrap=True)
+
+
 def print_summary(console: Console, run: RunDirectory, status: Status) -> None:
     """Print the results of a finished run, its folder, and what to do next."""
     if status.last is not None:
@@ -96,9 +103,8 @@ def print_summary(console: Console, run: RunDirectory, status: Status) -> None:
 
 
 def print_finished_already(console: Console, run: RunDirectory) -> None:
-    """Print that there is nothing left to train, and how another run starts from the weights of this one."""
-    command = warm_start_command(run, ["train.epochs=N"])
-    words = f"this run has already finished; `{command}` starts another run from its weights"
+    """Print that there is nothing left to train, and how it trains further."""
+    words = f"this run has already finished; {describe_continuations(run)}"
     console.print(words, markup=False, soft_wrap=True)
 
 
@@ -242,13 +248,19 @@ def print_run(console: Console, run: RunDirectory) -> None:
         console.print(f"diagnosis   {sentence}", markup=False, soft_wrap=True)
     for number, attempt in enumerate(status.attempts, start=1):
         began = time.strftime("%F %T", time.localtime(attempt.started))
-        ended = state if number == len(status.attempts) else attempt.state  # one that died could not write it
+        ended = end_of(attempt, state if number == len(status.attempts) else attempt.state)
         console.print(
             f"attempt {number:<3} {ended}, steps {attempt.first_step} to {attempt.last_step}, "
             f"{counted(attempt.world_size, 'process', 'processes')} on {attempt.host}, {began}",
             markup=False,
             soft_wrap=True,
         )
+        if attempt.changes:
+            text = f"from step {attempt.first_step} on: {describe_changes(attempt.changes)}"
+            console.print(f"{'':<11} {text}", markup=False, soft_wrap=True)
+    if status.changes:
+        text = f"from the next attempt on: {describe_changes(status.changes)}"
+        console.print(f"recipe      {text}", markup=False, soft_wrap=True)
     key = f"val/{status.best_by}"
     values = [record[key] for record in run.read_metrics() if key in record]
     if values:

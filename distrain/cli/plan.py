@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distrain.cli import complete
 from distrain.cli.json_output import print_json
-from distrain.cli.options import AsJson, DataPath, Overrides, ProfileName, RecipeName, Steps
+from distrain.cli.options import AsJson, DataPath, Overrides, ProfileName, Steps
 from distrain.messages import byte_size, counted
 
 if TYPE_CHECKING:
@@ -18,7 +19,15 @@ UNKNOWN = "unknown here"
 
 
 def plan(
-    recipe: RecipeName = "digits",
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A built-in recipe (`distrain recipes`) or a YAML file.",
+            show_default="digits, or the run's own",
+            autocompletion=complete.recipes,
+        ),
+    ] = None,
     gpus: Annotated[int | None, typer.Option(metavar="N", help="GPUs of each node to train on.")] = None,
     procs: Annotated[int | None, typer.Option(metavar="N", help="CPU processes of each node to train on.")] = None,
     nodes: Annotated[int | None, typer.Option(metavar="N", help="Nodes.", show_default="1")] = None,
@@ -38,6 +47,9 @@ def plan(
     ] = None,
     data: DataPath = None,
     overrides: Overrides = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", metavar="DIR", help="A run to extend, whose recipe --set changes.")
+    ] = None,
     steps: Steps = None,
     root: Annotated[
         Path, typer.Option("--root", metavar="DIR", help="The folder of the runs, whose disk space is checked.")
@@ -47,7 +59,8 @@ def plan(
     """Measure a few real steps here, and estimate the resources of the training on the given nodes.
 
     These are memory, the largest micro-batch, images per second, time, disk space, and the time limit. What cannot be
-    measured here is extrapolated, with its assumptions, or reported as unknown.
+    measured here is extrapolated, with its assumptions, or reported as unknown. With --run, the plan is that of all
+    steps of an extended run, and what changes in its recipe is printed.
 
     Example: `distrain plan imagenet-resnet50 --data DIR --gpus 8 --nodes 2 --network ndr --time 08:00:00`
     """
@@ -56,16 +69,29 @@ def plan(
     from distrain.benchmark import capacity_plan
     from distrain.benchmark.output_paths import choose_place
     from distrain.benchmark.schedule_estimate import read_time_limit
+    from distrain.cli import output
     from distrain.config import load_recipe
+    from distrain.config.debug_presets import DebugOptions
     from distrain.config.profile import read_options
+    from distrain.launchers.extension import find_changes
+    from distrain.launchers.prepare import resolve_run
     from distrain.launchers.profile_files import read_launch_options
+    from distrain.runs import query
 
     place = choose_place(root)
     limit_s = None if time is None else read_time_limit(time)
     options = read_launch_options(launch, read_options(gpus=gpus, processes=procs, nodes=nodes))
-    resolved = load_recipe(recipe, overrides=overrides or [], data=data)
-    request = capacity_plan.resolve(resolved, options, reference=recipe, link=link, network=network, steps=steps)
     errors = Console(stderr=True, highlight=False)
+    if run is None:
+        resolved = load_recipe(recipe or "digits", overrides=overrides or [], data=data)
+    else:
+        existing = query.find_run(str(run), root)
+        resolved = resolve_run(recipe, overrides or [], data, existing.path, DebugOptions())[1]
+        console = errors if as_json else Console(highlight=False)
+        output.print_extension(console, existing, find_changes(existing, resolved))
+    request = capacity_plan.resolve(
+        resolved, options, reference=recipe or resolved.name, link=link, network=network, steps=steps
+    )
     for sentence in request.unknown:
         errors.print(f"unknown      {sentence}", soft_wrap=True, markup=False)
     found = capacity_plan.make(request, place=place, limit_s=limit_s, console=errors)

@@ -1,26 +1,33 @@
-"""`distrain resume`: resumes a run where it ran: here, or on the cluster."""
+"""`distrain resume`: resumes or extends a run where it ran: here, or on the cluster."""
 
 from pathlib import Path
 
 import typer
 
-from distrain.cli.options import Root, RunName
+from distrain.cli.options import Overrides, Root, RunName
 
 
 def resume(
     reference: RunName,
+    overrides: Overrides = None,
     root: Root = Path("runs"),
 ) -> None:
     """Resume a run on as many processes as before: in this terminal, or in the queue where it was submitted.
 
-    Example: `distrain resume last`
+    With --set, the recipe changes from the newest checkpoint on: a run that has finished trains further, or another
+    learning rate or schedule holds. What may change is in the README of runs.
+
+    Examples: `distrain resume last`, `distrain resume last --set train.epochs=20`
     """
     from rich.console import Console
 
     from distrain.cli import output
     from distrain.cli.fit_request import FitRequest
     from distrain.cli.run_fit import start
+    from distrain.config.debug_presets import DebugOptions
     from distrain.config.profile import read_profile
+    from distrain.launchers.extension import is_extended
+    from distrain.launchers.prepare import resolve_run
     from distrain.launchers.slurm import submit
     from distrain.runs import query
     from distrain.service import queue
@@ -28,16 +35,17 @@ def resume(
     run = query.find_run(reference, root)
     run = type(run)(run.path.absolute())
     console = Console(highlight=False, soft_wrap=True)
-    if run.read_status().state == "finished":
+    recipe = resolve_run(None, overrides, None, run.path, DebugOptions())[1] if overrides else None
+    if run.read_status().state == "finished" and (recipe is None or not is_extended(run, recipe)):
         output.print_finished_already(console, run)
         output.print_summary(console, run, run.read_status())
         return
     if run.read_local_job() is not None:
-        queue.submit_again(run)
+        queue.submit_again(run, recipe)
         output.print_queued(console, [run], is_served=queue.is_served(run.path.parent))
         return
     if run.read_job() is not None:
-        output.print_submitted(console, submit.submit_again(run), [run])
+        output.print_submitted(console, submit.submit_again(run, recipe), [run])
         return
     profile = read_profile(run.profile)
-    raise typer.Exit(start(FitRequest(run=run.path, options=profile.as_options())))
+    raise typer.Exit(start(FitRequest(run=run.path, overrides=overrides or [], options=profile.as_options())))

@@ -19,6 +19,7 @@ from distrain.errors import ExitCode, LaunchError, PreflightError, StoppedError
 from distrain.launchers import LAUNCHERS
 from distrain.launchers.abort import end_at_once
 from distrain.launchers.events import RunEvents, announce_events
+from distrain.launchers.extension import find_changes, is_extended
 from distrain.launchers.multinode.coordinator import Coordinator
 from distrain.launchers.multinode.group import LocalNode, NodeGroup
 from distrain.launchers.multinode.member import Member
@@ -54,6 +55,7 @@ def start(request: FitRequest) -> ExitCode:
     output.print_changes(console, fit.changes)
     if request.dry_run:
         output.print_plan(console, fit.recipe, fit.plan)
+        output.print_extension(console, fit.run, fit.extension)
         return ExitCode.FINISHED
     if fit.is_finished:
         output.print_finished_already(console, fit.run)
@@ -86,7 +88,7 @@ def resolve(request: FitRequest) -> ResolvedFit:
     run, recipe, changes = resolve_run(
         request.reference, list(request.overrides), request.data, request.run, request.debug_options
     )
-    is_finished = run.exists and run.read_status().state == "finished"
+    is_finished = run.exists and run.read_status().state == "finished" and not is_extended(run, recipe)
     starts = not (request.dry_run or is_finished)
     if starts:
         run.check_writable(otherwise=_elsewhere(run))
@@ -100,6 +102,7 @@ def resolve(request: FitRequest) -> ResolvedFit:
         plan=LAUNCHERS[profile.launcher](profile, run.path),
         notes=notes,
         is_finished=is_finished,
+        extension=find_changes(run, recipe),
     )
     if starts and fit.spans_nodes and request.run is None:
         raise LaunchError("several nodes need one run directory, on a shared file system; name it with --run DIR")
@@ -277,7 +280,7 @@ def _check(
         ]
     with collect_errors(faults):
         notes = check_data(recipe)
-    if not directory.exists:  # an existing run resumes with its schedule
+    if not directory.exists or is_extended(directory, recipe):  # else it resumes with its schedule
         with collect_errors(faults):
             check_schedule(recipe)
     if preflight:

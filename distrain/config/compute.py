@@ -23,11 +23,25 @@ class Compute(Section):
     cuda_graphs: bool = Field(
         default=False, description="replay compiled steps as CUDA graphs, for small networks; needs compile: whole"
     )
+    recompute: bool = Field(
+        default=False,
+        description="activation checkpointing: compute the activations of each block again in the backward pass, for "
+        "less memory and more time, with the same bits",
+    )
     tf32: bool | None = Field(
         None,
         description="run float32 convolutions and matrix products on GPUs with inputs rounded to 10 bits; null: unless "
         "train.exact is true",
     )
+
+    @model_validator(mode="after")
+    def _compiler_recomputes_itself(self) -> Self:
+        if self.recompute and self.compile == "whole":
+            raise ValueError(
+                "compute.recompute and compute.compile=whole exclude each other: the compiler decides itself what it "
+                "computes again; use compile: regional, or remove one of the two"
+            )
+        return self
 
     @model_validator(mode="after")
     def _cuda_graphs_are_compiled(self) -> Self:

@@ -22,7 +22,7 @@ class Model(Section):
         None,
         description="imagenet (torchvision's or timm's, downloaded once), imagenet-if-reachable (random weights where "
         "the download fails), a .pth/.pt/.bin/.safetensors file of any trainer, a run (its best checkpoint, or "
-        "`RUN last`), a checkpoint, or a bundle",
+        "`RUN/last`), a checkpoint, or a bundle",
     )
     weights_entry: str | None = Field(
         None,

@@ -135,6 +135,8 @@ def _describe_arithmetic(recipe: Recipe) -> str:
         parts.append("deterministic kernels")
     if recipe.compute.compile != "none":
         parts.append(f"compiled ({recipe.compute.compile})")
+    if recipe.compute.recompute:
+        parts.append("activations computed again")
     for name, value in (("gradient norm at most", recipe.train.clip_norm), ("moving average", recipe.train.ema_decay)):
         if value is not None:
             parts.append(f"{name} {value:g}")

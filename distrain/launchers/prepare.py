@@ -9,12 +9,18 @@ from distrain.config.debug_presets import DebugOptions
 from distrain.config.old_names import rename_overrides
 from distrain.config.profile import Profile
 from distrain.data.layout.checks import check_requirements
-from distrain.errors import RecipeError, RunError
+from distrain.errors import RecipeError
+from distrain.launchers.extension import check_extension, record_changes
 from distrain.launchers.plan import Plan
-from distrain.launchers.warm_start import pin_weights
+from distrain.launchers.warm_start import (
+    WEIGHTS_DIGEST,
+    check_weights_unchanged,
+    digest_weights,
+    pin_weights,
+    read_weights_digest,
+)
 from distrain.runs.directory import RANK_EXIT_TIMEOUT_S, RunDirectory, new_run_directory
 from distrain.runs.environment import describe_environment
-from distrain.runs.query import warm_start_command
 from distrain.runs.status import Status
 from distrain.runs.stop_file import forget_stop
 from distrain.runs.task import Task, TrainRequest, write_task
@@ -35,7 +41,8 @@ def resolve_run(
 ) -> tuple[RunDirectory, Recipe, list[str]]:
     """Return the run directory, the recipe, and the changes that the debug options make in it.
 
-    An existing run resumes only with its own recipe; a new one without a `path` is in `root`.
+    An existing run keeps its recipe, except for what `overrides` change and `launchers.extension` allows; a new one
+    without a `path` is in `root`.
     """
     existing = RunDirectory(path.absolute()) if path is not None else None
     if existing is None or not existing.exists:
@@ -51,12 +58,8 @@ def resolve_run(
         requested = change_recipe(stored, overrides, data=data)
     recipe, changes = _with_debug_options(requested, overrides, debug_options)
     recipe = pin_weights(recipe, existing, stored=stored, root=root)
-    if changed := _differences(stored.identity, recipe.identity):
-        raise RunError(
-            f"run directory {existing.path} has a recipe with another {changed[0]}; resume it with its own by "
-            f"`distrain resume {existing.path}`, or start another run from its weights by "
-            f"`{warm_start_command(existing, overrides)}`"
-        )
+    check_weights_unchanged(existing, recipe)
+    check_extension(existing, recipe, chosen=_chosen_keys(overrides), overrides=overrides)
     return existing, recipe, changes
 
 
@@ -121,10 +124,12 @@ def write_request(
             forget_stop(run)
         run.stacks_request.unlink(missing_ok=True)
         run.flight_request.unlink(missing_ok=True)
+        digest = None if task else read_weights_digest(run) or digest_weights(recipe.model.weights)
+        weights = {} if digest is None else {WEIGHTS_DIGEST: digest}
         write_task(run, task or TrainRequest())  # before the recipe, which makes the folder a run
-        write_atomically(run.recipe, recipe.to_yaml())
+        replace_recipe(run, recipe)
         write_atomically(run.profile, profile.to_yaml())
-        write_atomically(run.environment, json.dumps(describe_environment(), indent=1))
+        write_atomically(run.environment, json.dumps({**describe_environment(), **weights}, indent=1))
         write_atomically(
             run.plan, json.dumps({"argv": plan.argv, "env": dict(plan.env), "cwd": str(plan.cwd)}, indent=1)
         )
@@ -132,23 +137,22 @@ def write_request(
             run.write_status(Status())
 
 
+def replace_recipe(run: RunDirectory, recipe: Recipe) -> None:
+    """Write the recipe of a run, and first what it changes where there is one; call it with the launcher's lock."""
+    record_changes(run, recipe)
+    write_atomically(run.recipe, recipe.to_yaml())
+
+
 def _with_debug_options(recipe: Recipe, overrides: list[str], debug_options: DebugOptions) -> tuple[Recipe, list[str]]:
     """Return the recipe as changed by the debug options, and the changes; `overrides` take precedence."""
-    chosen = [override.partition("=")[0].strip() for override in rename_overrides(overrides)]
+    chosen = _chosen_keys(overrides)
     changes = [change for change in debug_options.overrides(recipe) if not _is_chosen(change.partition("=")[0], chosen)]
     return change_recipe(recipe, changes) if changes else recipe, changes
 
 
+def _chosen_keys(overrides: list[str]) -> list[str]:
+    return [override.partition("=")[0].strip() for override in rename_overrides(overrides)]
+
+
 def _is_chosen(key: str, chosen: list[str]) -> bool:
     return any(other == key or other.startswith(f"{key}.") for other in chosen)
-
-
-def _differences(before: dict[str, object], after: dict[str, object], prefix: str = "") -> list[str]:
-    found: list[str] = []
-    for key in {**before, **after}:
-        old, new = before.get(key), after.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            found.append(f"{prefix}{key} ({old!r}, not {new!r})")
-    return found

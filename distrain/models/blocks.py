@@ -1,4 +1,4 @@
-"""Finds the blocks of a network: the units that are compiled, and those that FSDP gathers."""
+"""Finds the blocks of a network: the units that are compiled, those that FSDP gathers, and those that run again."""
 
 from torch import nn
 
@@ -24,6 +24,20 @@ def find_blocks(network: nn.Module) -> list[nn.Module]:
 
     descend(network)
     return found
+
+
+def find_recomputed(network: nn.Module) -> list[nn.Module]:
+    """Return the modules whose activations are computed again: the blocks, else the innermost sequences of layers.
+
+    A single one would save nothing, so then there are none.
+    """
+    if blocks := find_blocks(network):
+        return blocks
+    sequences = [part for part in network.modules() if type(part) is nn.Sequential and len(part) > 1]
+    inner: list[nn.Module] = [
+        part for part in sequences if not any(type(child) is nn.Sequential for child in part.children())
+    ]
+    return inner if len(inner) > 1 else []
 
 
 def divide(network: nn.Module) -> list[nn.Module]:

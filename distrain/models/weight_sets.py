@@ -56,6 +56,8 @@ class StoredWeights:
     left: dict[str, str] = field(default_factory=dict)  # entries without weights, and a description of each
     contents: str = ""  # a short description for a message
     classes: tuple[str, ...] = ()  # the names of the outputs, where they are known
+    network: str = ""  # the name of the network that they were trained as, where it is known
+    origin: str = ""  # which checkpoint of a run it is, for a message
 
 
 def find_entries(content: Any) -> StoredWeights:

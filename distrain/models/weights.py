@@ -1,5 +1,6 @@
 """Loads weights from a file or a checkpoint into a network, and reports what was loaded."""
 
+import difflib
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from torch import nn
 
 from distrain.config.parameter_patterns import prefixes
 from distrain.errors import ModelError
-from distrain.messages import counted
+from distrain.messages import counted, joined
 from distrain.models.heads import fit_channels
 from distrain.models.weight_files import read_content
 from distrain.models.weight_sets import Choice, Shapes, StoredWeights, Weights, choose, find_entries
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 ENTRY_KEY = "model.weights_entry"
 MAX_GROUPS = 6  # of names per line
+MAX_NAMES = 3  # of tensors that are not grouped by their layers
 _COUNTER = "num_batches_tracked"  # of BatchNorm; missing in files older than torch 0.4.1
 
 
@@ -56,6 +58,8 @@ def load_weights(
     title = f"model.weights={reference}"
     if stored is None:
         stored = find_entries(read_content(Path(reference).expanduser(), title=title))
+    elif stored.network:
+        title += f" of {stored.network}"
     state = model.state_dict()
     expected = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     choice = choose(stored, shapes_of(expected), wanted=entry, title=title, key=ENTRY_KEY)
@@ -71,7 +75,7 @@ def load_weights(
         bad := describe_mismatch(mismatches, tensors, expected, heads=heads, num_classes=num_classes)
     ):
         raise ModelError(f"{title} does not fit the model: {bad}; model.partial=true loads what fits")
-    _report(title, choice, mismatches, tensors, expected, heads=heads)
+    _report(f"model.weights={reference}{stored.origin}", choice, mismatches, tensors, expected, heads=heads)
     loaded = {**state, **fitting, **unpack(packed)}  # `packed` are entries of a module's state that are not tensors
     model.load_state_dict(with_versions(loaded, model))
 
@@ -107,7 +111,8 @@ def describe_mismatch(
         if any(head in prefixes(name) for head in heads):
             continue
         if name in mismatches.missing:
-            return f"{name} is missing"
+            near = difflib.get_close_matches(name, mismatches.unexpected, n=2)
+            return f"{name} is missing{f' (the nearest there: {joined(near)})' if near else ''}"
         is_head = len(outputs) == 1 and expected[name].shape[:1] == (num_classes,)
         if not (is_head and tensors[name].shape[1:] == expected[name].shape[1:] and tensors[name].ndim > 0):
             return f"{name} is {_shape_text(tensors[name])} but should be {_shape_text(expected[name])}"
@@ -162,12 +167,17 @@ def _report(
     prefix = f", without {used.prefix!r} before their names" if used.prefix else ""
     loaded = sum(name in tensors for name in expected) - len(mismatches.misshaped)
     tensors_of_model = counted(len(expected), "tensor")
-    log.info("%s: loaded %d of the model's %s%s%s%s", title, loaded, tensors_of_model, origin, average, prefix)
+    initialised = ""
     if mismatches.initialised:
         layers = {name.rpartition(".")[0] for name in mismatches.initialised}
         counters = [n for n in expected if n not in tensors and n.endswith(_COUNTER) and n.rpartition(".")[0] in layers]
         names = dict.fromkeys([*mismatches.initialised, *counters])
-        log.info("  initialised, not loaded: %s%s", grouped(names, expected), _outputs(mismatches, tensors, expected))
+        shown = ", ".join(names) if len(names) <= MAX_NAMES else grouped(names, expected)
+        initialised = f"; initialised: {shown}{_outputs(mismatches, tensors, expected)}"
+    log.info(
+        "%s: loaded %d of the model's %s%s%s%s%s",
+        *(title, loaded, tensors_of_model, origin, average, prefix, initialised),
+    )
     others = [name for name in mismatches.misshaped if not any(head in prefixes(name) for head in heads)]
     for name in others[:MAX_GROUPS]:
         log.info(
@@ -192,7 +202,7 @@ def _outputs(mismatches: Mismatches, tensors: Weights, expected: Weights) -> str
     if len(found) != 1 or mismatches.missing:
         return ""
     given, needed = found.pop()
-    return f", with {counted(needed, 'output')}, where the file has {given}"
+    return f" ({counted(given, 'output')} there, {needed} here)"
 
 
 def _shape_text(tensor: torch.Tensor) -> str:

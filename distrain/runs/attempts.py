@@ -1,5 +1,6 @@
 """Explains the attempts of a run: from which step to which, on how many processes, and why each ended."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from distrain.messages import counted
 from distrain.runs.directory import RunDirectory
 from distrain.runs.error_reports import read_all_errors, read_errors
 from distrain.runs.liveness import LIVE_STATES
-from distrain.runs.status import Attempt, Status
+from distrain.runs.status import Attempt, Changes, Status
 
 _LATE_S = 60.0  # a launcher may report this long after the last heartbeat of an attempt why it died
 _KEYS = {"type", "message", "step", "traceback"}  # of a report that is not damaged
@@ -36,6 +37,11 @@ class ExplainedAttempt:
         """How long it took; None while it runs."""
         return None if self.attempt.ended is None else max(0.0, self.attempt.ended - self.attempt.started)
 
+    @property
+    def changes(self) -> str:
+        """What changed in the recipe before it, as text; empty where nothing did."""
+        return describe_changes(self.attempt.changes)
+
 
 def explain_attempts(run: RunDirectory, status: Status, *, state: str) -> list[ExplainedAttempt]:
     """Return the attempts of a run, the first one first; `state` is that of the run, from `liveness.read_states`."""
@@ -43,12 +49,25 @@ def explain_attempts(run: RunDirectory, status: Status, *, state: str) -> list[E
     explained = []
     for number, attempt in enumerate(status.attempts, start=1):
         is_newest = number == len(status.attempts)
-        ended = state if is_newest else attempt.state  # one that died could not write it
+        ended = end_of(attempt, state if is_newest else attempt.state)
         errors = newest if is_newest else _find_reports(attempt, reports)
         whole = [error for error in errors if error.keys() >= _KEYS]
         error = whole[0] if whole and ended in {"failed", "died"} else None
         explained.append(ExplainedAttempt(attempt, ended, _explain(attempt, ended, error, status), error))
     return explained
+
+
+def end_of(attempt: Attempt, state: str) -> str:
+    """Return how an attempt ended, by the `state` of its run if it is the newest one: one that died could not write it.
+
+    One that finished did, even if the run was then extended and waits for its next attempt.
+    """
+    return attempt.state if attempt.state == "finished" else state
+
+
+def describe_changes(changes: Changes) -> str:
+    """Return the old and new values of a recipe in one line."""
+    return ", ".join(f"{key} {_text(change.old)} -> {_text(change.new)}" for key, change in changes.items())
 
 
 def describe_preemptions(status: Status, read_recipe: Callable[[], Recipe]) -> str | None:
@@ -76,6 +95,10 @@ def _explain(attempt: Attempt, state: str, error: Mapping[str, Any] | None, stat
     if state in LIVE_STATES:
         return "has not ended"
     if state == "finished":
-        is_early = attempt.last_step < status.total_steps
+        is_early = attempt is status.attempts[-1] and not status.changes and attempt.last_step < status.total_steps
         return f"ended by a limit of the recipe, before {counted(status.total_steps, 'step')}" if is_early else "done"
     return _ENDS.get(state, "ended without an error report")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -219,6 +219,13 @@ def warm_start_command(run: RunDirectory, overrides: Sequence[str]) -> str:
     return f"distrain fit {recipe} --set {weights}{changes}"
 
 
+def describe_continuations(run: RunDirectory) -> str:
+    """Return how a finished run is trained further, and how another run starts from its weights."""
+    command = warm_start_command(run, ["train.epochs=N"])
+    extend = f"distrain resume {shlex.quote(str(run.path))} --set train.epochs=N"
+    return f"`{extend}` trains it further, and `{command}` starts another run from its weights"
+
+
 def resume_command(run: RunDirectory) -> str:
     """Return the command that resumes a run as it was launched: with the same processes, here or on the cluster.
 

@@ -18,6 +18,16 @@ Moment: TypeAlias = Annotated[float, Field(ge=0, le=2**37)]  # in seconds since 
 AttemptMark: TypeAlias = tuple[int, float | None]  # the number of attempts, and the time when the newest one ended
 
 
+class Change(BaseModel):
+    """What a value of the recipe was, and what it is now."""
+
+    old: Any
+    new: Any
+
+
+Changes: TypeAlias = dict[str, Change]  # by dotted key
+
+
 class Attempt(BaseModel):
     """One start of the run, from the step it began at to the step it ended at."""
 
@@ -29,6 +39,7 @@ class Attempt(BaseModel):
     last_step: int
     state: State
     ended: Moment | None = None
+    changes: Changes = {}  # of the recipe, since the attempt before: they hold from `first_step` on
 
 
 class SkippedBatch(BaseModel):
@@ -47,6 +58,7 @@ class Status(BaseModel):
     state: State = "queued"
     step: Count = 0
     total_steps: Count = 0
+    steps_per_epoch: Count = 0  # 0 before the first attempt, and in earlier versions
     epoch: Finite = 0.0  # epochs finished, including the fraction of the current one
     eta_s: float | None = None
     heartbeat: float = 0.0
@@ -60,6 +72,7 @@ class Status(BaseModel):
     unsaved_state: list[str] = []  # state of network and loss that changes in training and is in no checkpoint
     diagnosis: list[str] = []  # in the newest attempt: which ranks hold up the others, and what to look at
     attempts: list[Attempt] = []
+    changes: Changes = {}  # of the recipe since the newest attempt: the next one has them
 
     @field_validator("best", "last")
     @classmethod
@@ -86,6 +99,11 @@ class Status(BaseModel):
         """What identifies the newest attempt without comparing clocks, which may differ between nodes."""
         return len(self.attempts), self.attempts[-1].ended if self.attempts else None
 
+    def lifts(self, ending: str, step: int) -> bool:
+        """Whether the limit `train.ENDING` that ended the run at a step was changed there, to train further."""
+        changed = [self.changes, *(attempt.changes for attempt in self.attempts if attempt.first_step >= step)]
+        return any(f"train.{ending}" in changes for changes in changed)
+
     def close(self, state: State) -> None:
         """End the run in `state`, and its open attempt, if there is one, whose process can no longer do so."""
         self.state = state
@@ -104,8 +122,10 @@ class Status(BaseModel):
                 first_step=first_step,
                 last_step=first_step,
                 state="starting",
+                changes=self.changes,
             )
         )
+        self.changes = {}
 
     def close_attempt(self, state: State) -> None:
         """End the open attempt, if there is one, at the time of its last heartbeat."""

@@ -18,8 +18,9 @@ from distrain.config.batching import solve_batching
 from distrain.config.profile import LaunchOptions, Profile, resolve_profile
 from distrain.errors import LaunchError, RunError
 from distrain.launchers import LAUNCHERS
+from distrain.launchers.extension import is_extended
 from distrain.launchers.plan import Plan
-from distrain.launchers.prepare import check_data, check_schedule, resolve_runs, write_request
+from distrain.launchers.prepare import check_data, check_schedule, replace_recipe, resolve_runs, write_request
 from distrain.launchers.slurm.code_snapshot import take_snapshot
 from distrain.runs import query, slurm
 from distrain.runs.directory import RunDirectory
@@ -116,10 +117,15 @@ def read_time_limit(text: str) -> float:
     return limit
 
 
-def submit_again(run: RunDirectory) -> None:
-    """Queue a run as it was submitted before; raises `RunError` where it is queued or running."""
-    _check_is_resumable(run)
+def submit_again(run: RunDirectory, recipe: Recipe | None = None) -> None:
+    """Queue a run as it was submitted before, extended by a `recipe` if one is given.
+
+    Raises `RunError` where it is queued, running, or has finished and is not extended.
+    """
+    _check_is_resumable(run, recipe)
     with run.hold_launcher_lock(), run.changed_job() as job:
+        if recipe is not None:
+            replace_recipe(run, recipe)
         job.queued_at, job.not_before, job.deaths, job.fault = time.time(), 0.0, 0, ""
         job.is_first = False
         _set_state(run, "queued")
@@ -224,7 +230,7 @@ def _resolve(run: RunDirectory, recipe: Recipe, options: QueueOptions, after: li
     if run.path.parent != root:
         raise RunError(f"--run {run.path}: the queue of {root} has the runs in that folder only; name one there")
     if run.exists:
-        _check_is_resumable(run)
+        _check_is_resumable(run, recipe)
     profile = resolve_profile(
         options.options,
         threads=train.threads or (1 if train.exact else None),
@@ -235,7 +241,7 @@ def _resolve(run: RunDirectory, recipe: Recipe, options: QueueOptions, after: li
         raise LaunchError("the queue of this machine runs jobs on this machine only; submit this one to SLURM")
     solve_batching(recipe.data.batch_size, train.micro_batch_size, profile.world_size, is_exact=train.exact)
     notes = check_data(recipe)
-    if not run.exists:
+    if not run.exists or is_extended(run, recipe):
         check_schedule(recipe)
     now = time.time()
     job = LocalJob(
@@ -268,15 +274,14 @@ def _keep_from_others(run: RunDirectory) -> None:
                 path.chmod(stat.S_IMODE(status.st_mode) & ~_OTHERS_WRITE)
 
 
-def _check_is_resumable(run: RunDirectory) -> None:
-    """Raise `RunError` where a run has finished, runs, or waits in the queue."""
+def _check_is_resumable(run: RunDirectory, recipe: Recipe | None) -> None:
+    """Raise `RunError` where a run runs, waits in the queue, or has finished and `recipe` does not extend it."""
     if is_alive(run):
         raise RunError(f"run {run.path.name} is running; `distrain stop {run.path}` ends it first")
     if is_queued(run):
         raise RunError(f"run {run.path.name} is in the queue already; `distrain cancel {run.path}` takes it out")
-    if run.read_status().state == "finished":
-        command = query.warm_start_command(run, ["train.epochs=N"])
-        raise RunError(f"run {run.path.name} has already finished; `{command}` starts another run from its weights")
+    if run.read_status().state == "finished" and (recipe is None or not is_extended(run, recipe)):
+        raise RunError(f"run {run.path.name} has already finished; {query.describe_continuations(run)}")
 
 
 def _set_state(run: RunDirectory, state: State) -> None:

@@ -12,6 +12,7 @@ from distrain.config.profile import Profile
 from distrain.distributed.compile import compile_network
 from distrain.distributed.extra_state import ExtraState
 from distrain.distributed.parallelize import build_strategy, needs_unused_parameters
+from distrain.distributed.recompute import recompute_blocks
 from distrain.distributed.stop_consensus import StopConsensus
 from distrain.distributed.unused_parameters import find_unused_parameters
 from distrain.distributed.world import World
@@ -109,6 +110,8 @@ def _assemble(
         num_micro_batches=len(sampler.global_batch(0).local),
         processes=profile.processes,
     )
+    with precision.autocast():
+        recompute_blocks(recipe, model, world, data.sample_images[:2])
     extra = ExtraState(model, loss.function, device=world.device)
     strategy = build_strategy(
         recipe, model, world, batching=sampler.batching, example=data.sample_images, extra=extra, idle=idle

@@ -10,6 +10,7 @@ from distrain.config.metrics import restore_nan
 from distrain.distributed.world import World
 from distrain.errors import RunError
 from distrain.runs import checkpoints
+from distrain.runs.attempts import describe_changes
 from distrain.runs.directory import RunDirectory
 from distrain.tensors.module_state import LOSS
 from distrain.training.session import Ending, Session
@@ -46,9 +47,16 @@ def find_checkpoint(run: RunDirectory, world: World) -> checkpoints.Checkpoint |
 def resume(session: Session, checkpoint: checkpoints.Checkpoint | None) -> ResumePoint:
     """Load a checkpoint into the session; without one, start at step 0.
 
-    Raises `ModelError` if weights or statistics are not finite.
+    A limit that ended the run at the checkpoint's step does so again, unless the recipe was changed there.
+
+    Raises `ModelError` if weights or statistics are not finite, and `RunError` if the recipe has fewer steps.
     """
     world = session.world
+    step = 0 if checkpoint is None else checkpoint.step
+    if session.state.changes:
+        log.info("from step %d on: %s", step, describe_changes(session.state.changes))
+    if step > session.total_steps:
+        raise RunError(f"the run is at step {step}, and its recipe ends at step {session.total_steps}; raise its limit")
     if checkpoint is None:
         session.watch.check(
             world, owner="the network at the start", advice="look at model.weights, or at how the network makes its own"
@@ -85,9 +93,10 @@ def resume(session: Session, checkpoint: checkpoints.Checkpoint | None) -> Resum
     state, best = checkpoint.state, restore_nan(checkpoint.state["best"] or {})
     if best.get("step") == 0:  # in checkpoints of earlier versions; that step has no checkpoint
         best = {}
-    return ResumePoint(
-        step=checkpoint.step, best=best or None, ending=state["ending"], is_record_due=state["is_record_due"]
-    )
+    ending = state["ending"]
+    if ending is not None and session.state.lifts(ending, step):
+        ending = None
+    return ResumePoint(step=step, best=best or None, ending=ending, is_record_due=state["is_record_due"])
 
 
 def save(session: Session, step: int, *, is_record_due: bool) -> None:

@@ -3,11 +3,11 @@
 import logging
 from pathlib import Path
 
-from distrain.config import Model
-from distrain.errors import BundleError, CheckpointError, ModelError
+from distrain.config import Model, read_recipe
+from distrain.errors import BundleError, CheckpointError, ModelError, UserError
 from distrain.models.weight_sets import StoredWeights
 from distrain.runs import checkpoints
-from distrain.runs.directory import BUNDLE
+from distrain.runs.directory import BUNDLE, RunDirectory
 
 TRAINED, AVERAGE = "model", "average"  # the two sets of weights in a checkpoint that has moving averages
 
@@ -52,9 +52,33 @@ def _read_checkpoint(path: Path, config: Model) -> StoredWeights:
         if has_average:
             log.info("%s: of the moving average and the weights as trained, it is the %s", title, _NAMES[entry])
         classes = tuple(checkpoints.read(path).state["classes"])
-        return StoredWeights({entry: read_model(path, use_average=entry == AVERAGE)}, classes=classes)
+        return StoredWeights(
+            {entry: read_model(path, use_average=entry == AVERAGE)},
+            classes=classes,
+            network=_read_network(RunDirectory(path.parents[1])),
+            origin=_describe_place(path),
+        )
     except CheckpointError as error:
         raise ModelError(f"{title} is not used: {error}") from None
 
 
 _NAMES = {TRAINED: "weights as trained", AVERAGE: "moving average"}
+
+
+def _describe_place(path: Path) -> str:
+    """Return which of its run's checkpoints it is, where it is the best or the newest one."""
+    entries = checkpoints.read_catalog(path.parent)
+    places = [
+        word
+        for word, entry in (("best", checkpoints.find_best(entries)), ("newest", entries[-1] if entries else None))
+        if entry is not None and entry.path.name == path.name
+    ]
+    return f" (the {' and '.join(places)} of its run)" if places else ""
+
+
+def _read_network(run: RunDirectory) -> str:
+    """Return the name of a run's network; empty where its recipe cannot be read."""
+    try:
+        return read_recipe(run.recipe).model.name
+    except (OSError, UserError):
+        return ""

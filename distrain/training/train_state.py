@@ -9,7 +9,7 @@ import time
 from typing import Literal, Protocol, get_args
 
 from distrain.config.metrics import is_better
-from distrain.runs.status import SkippedBatch, State, Status
+from distrain.runs.status import Changes, SkippedBatch, State, Status
 
 Phase = Literal[
     "start-up",
@@ -97,11 +97,20 @@ class TrainState:
             status = self._status
             status.begin_attempt(world_size=world_size, first_step=first_step)
             status.total_steps, status.best, status.best_by = total_steps, best, best_by
-            status.unsaved_state = unsaved_state or []
+            status.unsaved_state, status.steps_per_epoch = unsaved_state or [], steps_per_epoch
             self._steps_per_epoch = steps_per_epoch
             self._timer = StepTimer(first_step=first_step, earlier_s=status.train_seconds)
             self.step = status.step = first_step
             self.has_begun = True
+
+    @property
+    def changes(self) -> Changes:
+        """What the recipe changes since the newest attempt; empty once this one has begun."""
+        return self._status.changes
+
+    def lifts(self, ending: str, step: int) -> bool:
+        """Whether the limit `train.ENDING` that ended the run at a step was changed there, to train further."""
+        return self._status.lifts(ending, step)
 
     @property
     def best(self) -> dict[str, float] | None:

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,13 +69,15 @@ def step(number: int) -> Path:
         ("last last", 4),
         ("runs/first/checkpoints/step-00000001", 1),
         ("first/checkpoints/step-2", 2),
+        ("first/last", 4),
+        ("runs/first/last", 4),
     ],
 )
 def test_checkpoint_of_a_run_is_where_another_training_starts(here: Path, reference: str, number: int) -> None:
     assert_same(load(reference), read_model(step(number)))
 
 
-@pytest.mark.parametrize("reference", ["first", "runs/first", "last", "first best", "bundle"])
+@pytest.mark.parametrize("reference", ["first", "runs/first", "last", "first best", "first/best", "bundle"])
 def test_run_alone_and_a_bundle_are_the_best_checkpoint(here: Path, reference: str) -> None:
     assert_same(load(reference), load_file("bundle/model.safetensors"))
 
@@ -129,16 +132,18 @@ def test_run_that_weights_are_from_is_pinned_and_resumes_with_the_same_command(f
     pinned = read_recipe(RunDirectory(folder / "runs/warm").recipe).model.weights
     assert pinned is not None
     assert Path(pinned).parent == folder / "runs/first/checkpoints"
-    assert f"model.weights={pinned}: loaded 20 of the model's 20 tensors" in done.out
+    assert f"model.weights={pinned} (the best and newest of its run): loaded 20 of the model's 20 tensors" in done.out
     assert "has already finished" in fit(*asked, cwd=folder).out  # `last` is not the run itself
     resumed = distrain("resume", "warm", cwd=folder).out.splitlines()[0]
-    told = re.fullmatch(r"this run has already finished; `(.*)` starts another run from its weights", resumed)
+    told = re.fullmatch(
+        r"this run has already finished; .* further, and `(.*)` starts another run from its weights", resumed
+    )
     assert told is not None
     _, _, *words = shlex.split(told[1].replace("=N", "=2"))
     longer = fit(*words, "--run=runs/longer", cwd=folder)
     assert "loaded 20 of the model's 20 tensors" in longer.out
     assert status(folder / "runs/longer")["total_steps"] == 4
-    refused = fit("--run=runs/warm", "--set=train.epochs=2", cwd=folder, code=2).err
+    refused = fit("--run=runs/warm", "--set=train.seed=2", cwd=folder, code=2).err
     warm = folder / "runs/warm"
     assert (
         f"start another run from its weights by `distrain fit {warm}/recipe.yaml --set model.weights={warm} " in refused
@@ -146,6 +151,30 @@ def test_run_that_weights_are_from_is_pinned_and_resumes_with_the_same_command(f
     missing = fit("digits", "--run=runs/other", *SMALL, "--set=model.weights=nowhere", cwd=folder, code=2)
     assert "model.weights=nowhere: there is no such file, checkpoint, bundle or run" in missing.err
     assert not (folder / "runs/other").exists()
+
+
+def test_weights_of_another_network_are_refused_by_the_name_of_it(folder: Path) -> None:
+    asked = ["digits", "--run=runs/other", *SMALL, "--set=model={name: lenet, weights: first}"]
+    refused = fit(
+        *asked, *(f"--set=augment.{split}=[Pad: {{padding: 12}}]" for split in ("train", "eval")), cwd=folder, code=2
+    ).err
+    assert " of digits-cnn does not fit the model: " in refused
+    assert not (folder / "runs/other").exists()
+
+
+def test_run_killed_before_its_first_checkpoint_does_not_start_again_from_other_weights(folder: Path) -> None:
+    shutil.copytree(folder / "bundle", folder / "changing")
+    asked = ["digits", "--run=runs/early", *SMALL, "--set=model.weights=changing", "--set=train.max_steps=1"]
+    fit(*asked, cwd=folder)
+    early = RunDirectory(folder / "runs/early")
+    early.write_status(early.read_status().model_copy(update={"state": "failed"}))
+    shutil.rmtree(early.checkpoints)
+    fit(*asked, cwd=folder)
+    early.write_status(early.read_status().model_copy(update={"state": "failed"}))
+    shutil.rmtree(early.checkpoints)
+    damage(folder / "changing/model.safetensors", "flipped")
+    refused = fit(*asked, cwd=folder, code=2).err
+    assert "model.weights=changing has changed since run" in refused
 
 
 def test_head_of_other_classes_is_loaded_and_told_in_a_line(folder: Path, tmp_path: Path) -> None:

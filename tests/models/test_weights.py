@@ -37,8 +37,8 @@ def test_weights_of_another_head_are_loaded_below_a_new_head(
     same = digits_cnn(10, file).state_dict()
     assert caplog.messages == [f"model.weights={file}: loaded 20 of the model's 20 tensors"]
     other = digits_cnn(4, file).state_dict()
-    words = "initialised, not loaded: fc (2 tensors), with 4 outputs, where the file has 10"
-    assert caplog.messages[-1] == f"  {words}"
+    words = "loaded 18 of the model's 20 tensors; initialised: fc.weight, fc.bias (10 outputs there, 4 here)"
+    assert caplog.messages[-1] == f"model.weights={file}: {words}"
     for key, tensor in donor.state_dict().items():
         assert torch.equal(same[key], tensor), key
         if not key.startswith("fc."):
@@ -181,7 +181,7 @@ def test_part_of_a_file_is_loaded_on_request_and_every_mismatch_is_reported(
     assert not torch.equal(loaded["features.1.0.weight"], donor["features.1.0.weight"])
     lines = caplog.text
     assert "loaded 13 of the model's 20 tensors" in lines
-    assert "initialised, not loaded: features.1 (6 tensors), features.0.1.bias" in lines
+    assert "; initialised: features.1 (6 tensors), features.0.1.bias" in lines
     assert "of another shape: features.0.1.bias is 3, expected 32" in lines
     assert "the model has no place for other" in lines
 
@@ -191,8 +191,18 @@ def test_newly_initialised_head_is_reported(tmp_path: Path, caplog: pytest.LogCa
     torch.save(digits_cnn(10).state_dict(), tmp_path / "weights.pth")
     digits_cnn(3, tmp_path / "weights.pth")
     assert "loaded 18 of the model's 20 tensors" in caplog.text
-    assert "initialised, not loaded: fc (2 tensors), with 3 outputs, where the file has 10" in caplog.text
+    assert "; initialised: fc.weight, fc.bias (10 outputs there, 3 here)" in caplog.text
     assert "of another shape" not in caplog.text
+
+
+def test_weights_of_another_network_are_refused_with_the_nearest_names(tmp_path: Path) -> None:
+    state = {
+        key.replace("features.1.0", "features.1.conv"): tensor for key, tensor in digits_cnn(10).state_dict().items()
+    }
+    torch.save(state, tmp_path / "weights.pth")
+    words = r"features\.1\.0\.weight is missing \(the nearest there: features\.1\.conv\.weight\); model\.partial=true"
+    with pytest.raises(ModelError, match=words):
+        digits_cnn(10, tmp_path / "weights.pth")
 
 
 def test_file_without_a_fitting_tensor_is_refused_even_partially(tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from distrain.config import change_recipe, read_recipe
 from distrain.config.profile import LaunchOptions
 from distrain.errors import LaunchError, RunError
 from distrain.runs.directory import RunDirectory
 from distrain.runs.local_job import LocalJob, freeze_environment
 from distrain.runs.overview import read_overviews
-from distrain.runs.status import State
+from distrain.runs.status import Change, State
 from distrain.runs.stop_file import answer_stop, forget_stop, read_stop_reason, request_stop
 from distrain.service import queue
 from distrain.service.devices import require_leases
@@ -284,6 +285,25 @@ def test_finished_or_queued_run_is_not_submitted_again() -> None:
             queue.submit_again(run)
     with pytest.raises(RunError, match="only a run that waits or runs has a priority"):
         queue.set_priority(run, 3)
+
+
+def test_finished_run_is_queued_again_to_be_extended() -> None:
+    run = put()
+    options = QueueOptions(options=ON_ONE_CPU, root=Path("runs"))
+    wanted: dict[str, Any] = {"references": [], "tasks": [], "data": None, "run": run.path, "options": options}
+    changes = {"train.epochs": Change(old=15, new=30)}
+    set_state(run, "finished")
+    _commit(run, 20)
+    submit(resolve(**wanted, overrides=["train.epochs=30"]), is_snapshot=True, extras=[])
+    assert run.read_status().state == "queued" and run.read_status().changes == changes
+
+    set_state(run, "stopped")
+    with pytest.raises(RunError, match=r"train\.seed cannot change in run"):
+        resolve(**wanted, overrides=["train.seed=1"])
+    recipe = change_recipe(read_recipe(run.recipe), ["train.epochs=40"])
+    queue.submit_again(run, recipe)
+    assert run.read_status().changes["train.epochs"] == Change(old=15, new=40)
+    assert read_recipe(run.recipe).train.epochs == 40
 
 
 @pytest.mark.parametrize(

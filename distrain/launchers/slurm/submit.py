@@ -13,12 +13,13 @@ from distrain.config import Recipe
 from distrain.config.batching import solve_batching
 from distrain.config.profile import LaunchOptions, Profile
 from distrain.errors import LaunchError, RunError
+from distrain.launchers.extension import is_extended
 from distrain.launchers.plan import Plan
-from distrain.launchers.prepare import check_data, check_schedule, resolve_runs, write_request
+from distrain.launchers.prepare import check_data, check_schedule, replace_recipe, resolve_runs, write_request
 from distrain.launchers.slurm.code_snapshot import take_snapshot
 from distrain.launchers.slurm.scripts import find_script
 from distrain.launchers.slurm.srun import check_started_once
-from distrain.runs import slurm
+from distrain.runs import query, slurm
 from distrain.runs.directory import RunDirectory
 from distrain.runs.liveness import is_queued
 from distrain.runs.status import Job
@@ -79,8 +80,11 @@ def resolve(
             recipe.data.batch_size, recipe.train.micro_batch_size, profile.world_size, is_exact=recipe.train.exact
         )
         notes |= dict.fromkeys(check_data(recipe))
-        if not directory.exists:
+        if not directory.exists or is_extended(directory, recipe):
             check_schedule(recipe)
+        elif directory.read_status().state == "finished":
+            name = directory.path.name
+            raise RunError(f"run {name} has already finished; {query.describe_continuations(directory)}")
         check_is_idle(directory)
         if is_queued(directory):
             name = directory.path.name
@@ -101,8 +105,8 @@ def submit(submission: Submission, *, is_snapshot: bool, extras: list[Path]) -> 
         return _call(submission.plan, submission.runs)
 
 
-def submit_again(run: RunDirectory) -> str:
-    """Submit a run as it was submitted before; returns the job's id."""
+def submit_again(run: RunDirectory, recipe: Recipe | None = None) -> str:
+    """Submit a run as it was submitted before, extended by a `recipe` if one is given; returns the job's id."""
     check_started_once(os.environ, command="resume")
     check_is_idle(run)
     job = run.read_job()
@@ -114,6 +118,9 @@ def submit_again(run: RunDirectory) -> str:
     argv = [job.argv[0], *(word for word in options if not word.startswith(("--array=", "--output=")))]
     python = next((word for word in job.argv[1 + len(options) :] if word.startswith(_PYTHON)), None)
     argv += [_output((run,)), *_script("train.sbatch", python=python), str(run.path)]
+    if recipe is not None:
+        with run.hold_launcher_lock():
+            replace_recipe(run, recipe)
     return _call(Plan(tuple(argv), cwd=Path(job.cwd)), (run,))
 
 

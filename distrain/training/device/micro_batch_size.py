@@ -9,6 +9,7 @@ from torch import nn
 
 from distrain.config import Recipe
 from distrain.data.sources.base import Batch
+from distrain.distributed.recompute import turn_on
 from distrain.distributed.world import World
 from distrain.errors import LaunchError, ModelError, RecipeError
 from distrain.messages import MEBIBYTE
@@ -152,6 +153,8 @@ class _Passes:
         self._before = _now_bytes(self._device)
         set_tf32(recipe, self._device)
         self._model = to_device(_copy(model, recipe), recipe, self._device).train()
+        if recipe.compute.recompute:
+            turn_on(recipe, self._model)
         self._optimizer = build_optimizer(recipe.optimizer, self._model)
         self._average = None if recipe.train.ema_decay is None else EmaWeights(self._model, recipe.train.ema_decay)
         self._precision = Precision(recipe.precision, self._device)

@@ -250,7 +250,7 @@ _SAFE = """
     train.epochs train.max_steps train.max_time train.patience train.seed train.deterministic train.exact
     train.clip_norm train.ema_decay train.lookahead train.max_rollbacks train.detect_anomaly train.target_loss
     parallel.strategy parallel.sync_batchnorm precision
-    compute.memory_format compute.compile compute.cuda_graphs compute.tf32
+    compute.memory_format compute.compile compute.cuda_graphs compute.recompute compute.tf32
     checkpoint.every_epochs checkpoint.every_steps checkpoint.every_minutes checkpoint.asynchronous
     checkpoint.keep_best checkpoint.keep_every_steps
     log.every_steps log.system_every_s log.verbose log.tensorboard

@@ -48,6 +48,7 @@ def list_evaluations(records: Sequence[Mapping[str, Any]], status: Status) -> Ta
 
 def list_attempts(attempts: Sequence[ExplainedAttempt]) -> Table | None:
     """Return the attempts of a run; None where there are none."""
+    was_changed = any(each.changes for each in attempts)
     rows = [
         [
             f"{number}",
@@ -58,10 +59,12 @@ def list_attempts(attempts: Sequence[ExplainedAttempt]) -> Table | None:
             _moment(each.attempt.started),
             "-" if each.seconds is None else duration(each.seconds),
             each.why,
+            *([each.changes or "-"] if was_changed else []),
         ]
         for number, each in enumerate(attempts, start=1)
     ]
     headings = ["attempt", "state", "steps", "processes", "host", "started", "took", "how it ended"]
+    headings += ["recipe from its first step on"] if was_changed else []
     return Table(headings, rows) if rows else None
 
 
