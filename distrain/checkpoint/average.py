@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -68,6 +69,6 @@ def write_averaged_run(run: RunDirectory, recipe: Recipe, tensors: Tensors, path
     return run.checkpoints / f"step-{step:08d}"
 
 
-def _read_state(path: Path) -> dict[str, object]:
-    state: dict[str, object] = json.loads((path / STATE).read_text(encoding="utf-8"))
+def _read_state(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
     return state

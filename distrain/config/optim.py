@@ -1,5 +1,6 @@
 """The sections of a recipe that define the optimizer and the schedule of its learning rate."""
 
+from collections.abc import Iterable
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -9,6 +10,7 @@ from distrain.config.user_code import is_reference
 from distrain.messages import joined, nearest, shown
 
 TIMM = "timm."
+OWN = "package.module:name"
 SCHEDULE_FREE = ("schedule_free_sgd", "schedule_free_adamw")
 
 _OPTIMIZERS = {  # the fields of each, besides those that all have
@@ -96,7 +98,7 @@ class Optimizer(Section):
     @model_validator(mode="after")
     def _fields_belong_to_the_rule(self) -> Self:
         if self.is_foreign and not is_reference(self.name) and not self.name.startswith(TIMM):
-            raise ValueError(_unknown("optimizer.name", self.name, list(_OPTIMIZERS), "torch.optim:NAME, timm.NAME"))
+            raise ValueError(_unknown("optimizer.name", self.name, _OPTIMIZERS, "torch.optim:NAME", "timm.NAME", OWN))
         known = _OPTIMIZERS.get(self.name, "arguments").split()
         if self.arguments and "arguments" not in known:
             raise ValueError(
@@ -187,7 +189,7 @@ class Schedule(Section):
     def _fields_belong_to_the_schedule(self) -> Self:
         is_own = is_reference(self.name)
         if not is_own and self.name not in _SCHEDULES:
-            raise ValueError(_unknown("schedule.name", self.name, list(_SCHEDULES), "package.module:name"))
+            raise ValueError(_unknown("schedule.name", self.name, _SCHEDULES, OWN))
         if self.arguments and not is_own:
             raise ValueError(
                 f"schedule.arguments={shown(self.arguments)} is for your own schedule, and schedule.name is {self.name}"
@@ -205,6 +207,6 @@ class Schedule(Section):
         return self
 
 
-def _unknown(key: str, name: str, known: list[str], others: str) -> str:
+def _unknown(key: str, name: str, known: Iterable[str], *others: str) -> str:
     hint = nearest(name, known, count=1)
-    return f"{key}={shown(name)}: must be {joined([*known, others])}{hint}"
+    return f"{key}={shown(name)}: must be {joined([*known, *others])}{hint}"

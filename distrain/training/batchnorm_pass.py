@@ -47,7 +47,7 @@ class StatisticsPass:
         number of processes that split the steps into the same micro-batches. Returns False where `must_stop`
         interrupted it, with other values. All ranks call it together.
         """
-        norms = [part for part in self.model.modules() if _is_computed(part)]
+        norms = [part for part in self.model.modules() if isinstance(part, _BatchNorm) and _is_computed(part)]
         if not norms or not steps:
             return True
         with _measuring(norms), preserve_buffers(self.model):
@@ -139,7 +139,7 @@ def with_statistics(recipe: Recipe, tensors: Tensors, *, num_steps: int) -> Tens
     set_determinism(recipe)
     world = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
     set_tf32(recipe, world.device)
-    data = set_up_data(recipe, Profile(launcher="inprocess", device="cpu"), world)
+    data = set_up_data(recipe, Profile(launcher="inprocess", device="cpu", processes=1, threads=1), world)
     config = recipe.model.model_copy(update={"weights": None})
     model = build_model(config, num_classes=data.num_classes, in_channels=data.num_channels)
     model.load_state_dict(with_versions(unpack(tensors), model))
@@ -160,9 +160,9 @@ def with_statistics(recipe: Recipe, tensors: Tensors, *, num_steps: int) -> Tens
     return tensors | {name: tensor.contiguous() for name, tensor in split(model)[0].items()}
 
 
-def _is_computed(part: nn.Module) -> bool:
+def _is_computed(norm: _BatchNorm) -> bool:
     """Whether a layer has statistics that training changes; those of frozen layers stay."""
-    return isinstance(part, _BatchNorm) and part.running_mean is not None and part.training
+    return norm.running_mean is not None and norm.training
 
 
 @contextmanager
@@ -189,5 +189,6 @@ def _row(norms: list[_BatchNorm]) -> torch.Tensor:
 def _split(values: torch.Tensor, norms: list[_BatchNorm]) -> list[torch.Tensor]:
     buffers = _statistics(norms)
     return [
-        part.view_as(buffer) for part, buffer in zip(values.split([b.numel() for b in buffers]), buffers, strict=True)
+        part.view_as(buffer)
+        for part, buffer in zip(torch.split(values, [b.numel() for b in buffers]), buffers, strict=True)
     ]

@@ -16,14 +16,13 @@ from distrain.training.optim.clipping import build_clipping
 from distrain.training.optim.optimizer import build_optimizer
 from tests.processes import run_ranks
 
-YES = {
+YES: dict[str, dict[str, Any]] = {
     "torch.optim:NAdam": {},
     "torch.optim:RAdam": {},
     "torch.optim:Adamax": {},
     "torch.optim:Adagrad": {},
     "torch.optim:Adadelta": {},
     "torch.optim:ASGD": {},
-    "torch.optim:Rprop": {},
     "torch.optim:SGD": {"momentum": 0.9, "dampening": 0.1},
     "timm.lion": {},
     "timm.lamb": {},
@@ -33,7 +32,7 @@ YES = {
     "schedule_free_adamw": {},
     "muon": {},
 }
-NO = {"torch.optim:Adafactor": {}, "timm.adafactor": {}}
+NO: dict[str, dict[str, Any]] = {"torch.optim:Rprop": {}, "torch.optim:Adafactor": {}, "timm.adafactor": {}}
 
 
 def network() -> nn.Module:
@@ -48,28 +47,34 @@ def config_of(name: str, arguments: dict[str, Any]) -> Optimizer:
     return Optimizer.model_validate({"name": name, "lr": 0.01, "arguments": arguments, **more})
 
 
-def try_all(world: World) -> None:
+def try_all(world: World, names: list[str]) -> None:
     net = network()
     Fsdp(net, world, torch.zeros(2, 3, 4, 4))
     supported, refused = set(), {}
-    for name, arguments in {**YES, **NO}.items():
+    for name in names:
         try:
-            build_optimizer(config_of(name, arguments), net, heads=["5"])
+            build_optimizer(config_of(name, {**YES, **NO}[name]), net, heads=["5"])
             supported.add(name)
         except RecipeError as error:
             refused[name] = str(error)
-    print(sorted(refused.items()))
-    assert supported == YES.keys(), refused
+    assert supported == YES.keys() & set(names), refused
     assert all("does not support the sharded weights of parallel.strategy=fsdp" in text for text in refused.values())
 
 
-def test_optimizers_are_tried_on_sharded_weights_before_the_training(tmp_path: Path) -> None:
-    run_ranks(try_all, tmp_path, 2)
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(["torch.optim:NAdam", "torch.optim:Adafactor"], id="one of each"),
+        pytest.param([*YES, *NO], id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_optimizers_are_tried_on_sharded_weights_before_the_training(tmp_path: Path, names: list[str]) -> None:
+    run_ranks(try_all, tmp_path, 2, names)
 
 
 def learn_in_parts(world: World, name: str) -> None:
     """Train the same steps sharded and full: the same weights, whatever the optimizer does with their shards."""
-    parts, full = network(), network()
+    parts, full, start = network(), network(), network()
     strategy = Fsdp(parts, world, torch.zeros(2, 3, 4, 4))
     optimizers = [build_optimizer(config_of(name, YES[name]), net, heads=["5"]) for net in (parts, full)]
     for step in range(3):
@@ -78,11 +83,13 @@ def learn_in_parts(world: World, name: str) -> None:
             nn.functional.cross_entropy(net.train()(images), torch.arange(8) % 5).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
-    for (key, mine), theirs in zip(parts.named_parameters(), full.parameters(), strict=True):
-        torch.testing.assert_close(full_tensor(mine.detach()), theirs.detach(), rtol=2e-2, atol=2e-4, msg=key)
+    for key, theirs in full.named_parameters():
+        mine = full_tensor(parts.get_parameter(key).detach())
+        moved = (theirs - start.get_parameter(key)).norm()
+        assert (mine - theirs).norm() < 0.05 * moved + 1e-6, key  # Muon computes in bfloat16
 
 
-@pytest.mark.parametrize("name", ["muon", "timm.lamb", "schedule_free_adamw"])
+@pytest.mark.parametrize("name", ["muon", pytest.param("timm.lamb", marks=pytest.mark.slow), "schedule_free_adamw"])
 def test_sharded_weights_are_updated_as_full_ones(tmp_path: Path, name: str) -> None:
     run_ranks(learn_in_parts, tmp_path, 2, name)
 
@@ -93,7 +100,7 @@ def clip_in_parts(world: World, options: dict[str, float]) -> None:
     images = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     for net in (parts, full):
         (nn.functional.cross_entropy(net(images), torch.arange(8) % 5) * 10).backward()  # type: ignore[no-untyped-call]
-        clip = build_clipping(Train(epochs=1, **options), net, heads=["5"])  # type: ignore[arg-type]
+        clip = build_clipping(Train(epochs=1, **options), net, heads=["5"])
         assert clip is not None
         clip(list(net.parameters()))
     for (key, mine), theirs in zip(parts.named_parameters(), full.parameters(), strict=True):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn import metrics as sk
-from timm.optim import create_optimizer_v2
+from timm.optim._optim_factory import create_optimizer_v2
 from timm.utils.agc import adaptive_clip_grad
 from torch import nn
 from torch.optim import lr_scheduler
@@ -79,7 +79,7 @@ def replay(trained: Trained, data: Path) -> Replayed:
         if recipe.train.clip_value is not None:
             nn.utils.clip_grad_value_(model.parameters(), recipe.train.clip_value)
         if recipe.train.agc is not None:
-            adaptive_clip_grad([w for n, w in model.named_parameters() if "head" not in n], recipe.train.agc)
+            adaptive_clip_grad([w for n, w in model.named_parameters() if "head" not in n], recipe.train.agc)  # type: ignore[no-untyped-call]
         for group in optimizer.param_groups:
             group["lr"] = rates[step - 1] * group["factor"]
         optimizer.step()

@@ -68,8 +68,8 @@ def clip_adaptively(
 
 def _unit_norms(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.ndim <= 1:
-        return tensor.norm()  # type: ignore[no-untyped-call, no-any-return]
-    return tensor.norm(dim=tuple(range(1, tensor.ndim)), keepdim=True)  # type: ignore[no-untyped-call, no-any-return]
+        return tensor.norm()
+    return tensor.norm(2.0, dim=tuple(range(1, tensor.ndim)), keepdim=True)
 
 
 def gradient_norms(weights: Sequence[nn.Parameter]) -> list[torch.Tensor]:

@@ -79,11 +79,12 @@ def _with_given(factory: Factory, **fields: object) -> Factory:
 
 def _timm_factory(full_name: str) -> Factory:
     try:
-        from timm import optim  # takes seconds to import
+        from timm import optim as timm_optim  # takes seconds to import
     except ModuleNotFoundError:
         raise RecipeError(
             f"optimizer.name={full_name} needs timm, which is not installed; pip install 'distrain[timm]'"
         ) from None
+    optim: Any = timm_optim
     name = full_name.removeprefix(TIMM)
     if name.startswith(_LOOKAHEAD):
         raise RecipeError(

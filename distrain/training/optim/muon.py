@@ -107,7 +107,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             flat["lr"] = group["lr"]
             for weight, matrix in zip(group["params"], flat["params"], strict=True):
                 self._link(weight, matrix)
-        self._muon.step()
+        self._muon.step()  # type: ignore[no-untyped-call]
         self._muon.zero_grad()
         if self._adamw is not None:
             self._adamw.step()

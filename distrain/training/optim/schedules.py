@@ -169,9 +169,10 @@ def _build_own(config: recipe.Schedule, *, steps_per_epoch: int, total_steps: in
 
     def factor(step: int) -> float:
         value = own(step, **arguments)
-        if not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
+        number = float(value) if isinstance(value, Real) else math.nan
+        if not (math.isfinite(number) and number >= 0):
             raise RecipeError(f"{title} gives {value!r:.60} for step {step}; return a number that is not negative")
-        return float(value)
+        return number
 
     state = as_stateful(own)
     if state is None:

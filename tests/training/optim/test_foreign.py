@@ -43,7 +43,7 @@ def groups_of(net: nn.Module) -> list[dict[str, Any]]:
 
 
 def timm_lion(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    from timm.optim import Lion
+    from timm.optim.lion import Lion
 
     return Lion(groups, betas=(0.9, 0.98))
 
@@ -82,7 +82,7 @@ def own(groups: list[dict[str, Any]], lr: float, momentum: float) -> torch.optim
 
 
 def own_groups(groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
-    weights = [weight for group in groups for weight in group["params"]]
+    weights: list[Any] = [weight for group in groups for weight in group["params"]]
     return torch.optim.SGD([{"params": weights[:1], "lr": 3 * lr}, {"params": weights[1:]}], lr=lr)
 
 
@@ -104,7 +104,7 @@ class Drawing(torch.optim.SGD):
     """Langevin dynamics: noise in each update."""
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         super().step()
         for group in self.param_groups:
             for weight in group["params"]:
@@ -119,7 +119,7 @@ class Forgetful(torch.optim.SGD):
         self.count = 0
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         self.count += 1
         for group in self.param_groups:
             for weight in group["params"]:

@@ -63,7 +63,7 @@ def test_average_follows_a_buffer_that_is_infinite_at_the_start() -> None:
 
 @pytest.mark.parametrize(("warmup", "power"), [(True, 2 / 3), (0.75, 0.75)])
 def test_warm_up_of_the_average_equals_timms(warmup: bool | float, power: float) -> None:
-    from timm.utils import ModelEmaV3
+    from timm.utils.model_ema import ModelEmaV3
 
     net = nn.Linear(3, 2)
     average = EmaWeights(net, 0.9, warmup=warmup)
@@ -93,14 +93,14 @@ def test_stochastic_average_equals_torchs_averaged_model() -> None:
     peer = AveragedModel(net)
     for step in range(12):
         with torch.no_grad():
-            net[0].weight.copy_(torch.randn(2, 3, generator=torch.Generator().manual_seed(step)))
-            net[1].running_mean.fill_(step)  # type: ignore[operator, union-attr]
+            net.get_parameter("0.weight").copy_(torch.randn(2, 3, generator=torch.Generator().manual_seed(step)))
+            net.get_buffer("1.running_mean").fill_(step)
         average.update(step)
         if step + 1 >= 4 and (step + 1 - 4) % 3 == 0:
             peer.update_parameters(net)
         assert average.is_active == (step + 1 >= 4)
         if average.is_active:
-            torch.testing.assert_close(average.tensors["0.weight"], peer.module[0].weight.detach())  # type: ignore[index]
+            torch.testing.assert_close(average.tensors["0.weight"], peer.module.get_parameter("0.weight").detach())
     assert average.tensors["1.running_mean"].tolist() == [9.0, 9.0]  # of the last weights in the mean
     assert average.own_state["swa.count"] == 3
 
