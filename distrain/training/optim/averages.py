@@ -25,6 +25,11 @@ def build_average(
                     "average the weights; remove one"
                 )
         return ScheduleFreeWeights(model, optimizer)
+    if train.batchnorm_steps is not None and train.swa_start_epochs is None:
+        raise RecipeError(
+            f"train.batchnorm_steps is for averaged weights, and optimizer.name={recipe.optimizer.name} has no train() "
+            "and eval(); remove it"
+        )
     if train.ema_decay is not None:
         return EmaWeights(model, train.ema_decay, warmup=train.ema_warmup)
     if train.swa_start_epochs is None:

@@ -67,9 +67,9 @@ def clip_adaptively(
 
 
 def _unit_norms(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.ndim <= 1:
-        return tensor.norm()
-    return tensor.norm(2.0, dim=tuple(range(1, tensor.ndim)), keepdim=True)
+    units = tuple(range(1, tensor.ndim)) or None
+    norms: torch.Tensor = tensor.norm(2.0, dim=units, keepdim=units is not None)
+    return norms
 
 
 def gradient_norms(weights: Sequence[nn.Parameter]) -> list[torch.Tensor]:

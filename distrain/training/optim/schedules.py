@@ -94,12 +94,8 @@ class Plateau:
         return self._factor
 
     def observe(self, _: int, evaluation: Evaluation) -> None:
-        """Count an evaluation with or without progress; raises `RecipeError` where it does not have the metric."""
-        value = evaluation.get(f"val/{self._metric}")
-        if value is None:
-            raise RecipeError(
-                f"schedule.metric={self._metric} is not measured by the evaluations; add it to eval.metrics"
-            )
+        """Count an evaluation with or without progress."""
+        value = evaluation[f"val/{self._metric}"]
         if self._is_progress(value):
             self._best, self._num_bad = value, 0
         else:

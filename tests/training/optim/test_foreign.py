@@ -83,7 +83,8 @@ def own(groups: list[dict[str, Any]], lr: float, momentum: float) -> torch.optim
 
 def own_groups(groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
     weights: list[Any] = [weight for group in groups for weight in group["params"]]
-    return torch.optim.SGD([{"params": weights[:1], "lr": 3 * lr}, {"params": weights[1:]}], lr=lr)
+    own_groups: list[dict[str, Any]] = [{"params": weights[:1], "lr": 3 * lr}, {"params": weights[1:]}]
+    return torch.optim.SGD(own_groups, lr=lr)
 
 
 def test_groups_of_a_factorys_own_keep_their_ratio() -> None:

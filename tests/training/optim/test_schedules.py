@@ -195,11 +195,6 @@ def test_evaluation_before_the_first_step_does_not_count() -> None:
     assert schedule(0) == 1.0
 
 
-def test_plateau_needs_its_metric() -> None:
-    with pytest.raises(RecipeError, match=r"schedule\.metric=f1 is not measured by the evaluations; add it to eval"):
-        build(name="plateau", metric="f1").observe(1, {"val/loss": 1.0})
-
-
 def halving(step: int, *, steps_per_epoch: int, floor: float = 0.0) -> float:
     return max(0.5 ** (step // steps_per_epoch), floor)
 

@@ -9,6 +9,7 @@ import torch
 
 from distrain.checkpoint.load import describe_tensors
 from distrain.distributed.world import World
+from distrain.errors import RecipeError
 from tests.checkpoint.factories import SINGLE
 from tests.cli_runner import comparable, metrics, status
 from tests.processes import run_ranks
@@ -116,6 +117,12 @@ def test_plateau_lowers_the_rate_after_the_evaluation_that_made_no_progress(tmp_
     assert [rates[5], rates[6]] == pytest.approx([0.005, 0.0005])  # step 5 ends an epoch, and is evaluated too
     names = describe_tensors(tmp_path / "run" / "checkpoints" / "step-00000010")
     assert "schedule.state:json" in names
+
+
+def test_plateau_that_follows_a_metric_that_is_not_measured_is_refused_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"schedule\.metric=f1 is not measured by the evaluations; add it to eval"):
+        train(tmp_path / "run", "schedule={name: plateau, metric: f1}")
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_checkpoint_of_a_schedule_free_run_has_the_average_that_was_evaluated(tmp_path: Path) -> None:
