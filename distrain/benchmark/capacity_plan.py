@@ -160,7 +160,7 @@ def conclude(
         disk=_disk(recipe, schedule, figures, place),
         limit=None if limit_s is None or times is None or step is None else _limit(limit_s, times, step),
         figures=figures,
-        unknown=[*figures.notes, *request.unknown],
+        unknown=[*figures.notes, *figures.unforeseen, *request.unknown],
         assumptions=assumed,
     )
 

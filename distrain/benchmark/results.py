@@ -85,6 +85,7 @@ class BenchmarkResult(BaseModel):
     evaluation_images_per_s: float | None = None
     largest_micro_batch: int | None = None
     notes: list[str] = []  # what could not be measured, and why
+    unforeseen: list[str] = []  # what follows from what happens in the training, so that no plan has it
 
     @property
     def compute_step_s(self) -> float | None:

@@ -111,6 +111,7 @@ def _measure(session: Session, request: BenchmarkRequest) -> BenchmarkResult:
         images_per_s=sorted(rates)[len(rates) // 2],
         memory=memory,
         parts_s=parts,
+        unforeseen=session.unforeseen,
     )
     return _measure_around(session, request, result, num_steps=num_steps, next_step=timed_steps.step)
 

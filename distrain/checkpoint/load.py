@@ -15,7 +15,8 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 
-from distrain.checkpoint.tensors import AVERAGE, Tensors, extra_names, model_tensors, optimizer_prefix
+from distrain.checkpoint.optimizer_state import empty_optimizer_state, restore_optimizer
+from distrain.checkpoint.tensors import AVERAGE, Tensors, extra_names, model_tensors
 from distrain.distributed.world import World
 from distrain.errors import CheckpointError
 from distrain.messages import type_and_first_line
@@ -42,22 +43,14 @@ def load_tensors(
     the model needs is missing, or if the checkpoint names code that reading it would run.
     """
     reader = _SafeReader(checkpoint.path)
-    stored = reader.read_metadata().state_dict_metadata
+    stored = _describe(reader)
     tensors = {**model_tensors(model), **(others or {})}
     if missing := [name for name in tensors if name not in stored]:
         raise CheckpointError(f"checkpoint {checkpoint.path} has no {missing[0]}")
-    for name, parameter in model.named_parameters():
-        prefix = optimizer_prefix(name)
-        for key in [key for key in stored if key.startswith(prefix)]:
-            entry = stored[key]
-            assert isinstance(entry, TensorStorageMetadata)
-            if entry.size == parameter.shape:
-                value = torch.zeros_like(parameter, dtype=entry.properties.dtype)
-            else:  # a step count: fused optimizers keep it on the parameter's device, with the saved dtype
-                value = torch.zeros(entry.size, dtype=entry.properties.dtype, device=parameter.device)
-            tensors[key] = value
-            optimizer.state[parameter][key.removeprefix(prefix)] = value
-    _read_into(tensors, reader, no_dist=world.size == 1)
+    described = {name: (entry.size, entry.properties.dtype) for name, entry in stored.items()}
+    state = empty_optimizer_state(model.named_parameters(), optimizer, described)
+    _read_into({**tensors, **state}, reader, no_dist=world.size == 1)
+    restore_optimizer(model.named_parameters(), optimizer, state)
 
 
 def read_extra(path: Path, *, network: set[str], has_loss: bool, rank: int, world_size: int) -> Tensors:
@@ -78,10 +71,15 @@ def read_extra(path: Path, *, network: set[str], has_loss: bool, rank: int, worl
 
 def read_loss(path: Path) -> Tensors:
     """Return the state of the loss from a verified checkpoint, packed, on the CPU; empty if it has none."""
+    return read_below(path, LOSS)
+
+
+def read_below(path: Path, prefix: str) -> Tensors:
+    """Return the tensors of a verified checkpoint below a prefix, by the rest of their names, on the CPU."""
     reader = _SafeReader(path)
-    tensors = _empty({name: entry for name, entry in _describe(reader).items() if name.startswith(LOSS)})
+    tensors = _empty({name: entry for name, entry in _describe(reader).items() if name.startswith(prefix)})
     _read_into(tensors, reader, no_dist=True)
-    return {name.removeprefix(LOSS): tensor for name, tensor in tensors.items()}
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def read_model(path: Path, *, use_average: bool = True) -> Tensors:

@@ -1,8 +1,9 @@
 """Names the tensors that make up the state of a run.
 
-These are `model.<name>`, `optimizer.<parameter name>.<key>`, and if the recipe uses moving averages or lookahead,
-`average.<name>` and `slow.<name>`. The extra state of modules is packed as described in `module_state` and named
-`model.<name>`, the state of a loss `loss.<name>`; those of other ranks than 0 are below `ranks.<rank>.`.
+These are `model.<name>`, `optimizer.<parameter name>.<key>`, and if the recipe uses averages of the weights or
+lookahead, `average.<name>` and `slow.<name>`. The extra state of modules is packed as described in `module_state` and
+named `model.<name>`, the state of a loss `loss.<name>`; those of other ranks than 0 are below `ranks.<rank>.`. The
+state of a schedule that has one is `schedule.<name>`.
 """
 
 from collections.abc import Iterable
@@ -11,22 +12,20 @@ import torch
 import xxhash
 from torch import nn
 
+from distrain.checkpoint.optimizer_state import optimizer_tensors
 from distrain.tensors.dtensor import full_tensor
 from distrain.tensors.module_state import LOSS, MODEL, RANKS, is_part_of, pack, split
 from distrain.tensors.module_state import Tensors as Tensors
 
 AVERAGE = "average."
 SLOW = "slow."
+SCHEDULE = "schedule."  # the state of a schedule that has one, packed
+SWA_COUNT = "swa.count"  # of the weights in the stochastic average
 
 
 def gather_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
     """Return the weights, buffers and optimizer state by name; they share memory with model and optimizer."""
-    tensors = model_tensors(model)
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{optimizer_prefix(name)}{key}"] = value
-    return tensors
+    return model_tensors(model) | optimizer_tensors(model.named_parameters(), optimizer)
 
 
 def model_tensors(model: nn.Module) -> Tensors:
@@ -40,11 +39,6 @@ def changed_by_update(model: nn.Module, tensors: Tensors) -> set[str]:
     return {name for name in tensors if name in weights or not name.startswith((MODEL, LOSS, RANKS))}
 
 
-def optimizer_prefix(parameter_name: str) -> str:
-    """Return the prefix of the names of a parameter's optimizer state in a checkpoint."""
-    return f"optimizer.{parameter_name}."
-
-
 def average_tensors(averages: Tensors) -> Tensors:
     """Return the moving averages by their names in a checkpoint."""
     return {f"{AVERAGE}{name}": tensor for name, tensor in averages.items()}
@@ -53,6 +47,11 @@ def average_tensors(averages: Tensors) -> Tensors:
 def slow_tensors(slow: Tensors) -> Tensors:
     """Return the slow weights of lookahead by their names in a checkpoint."""
     return {f"{SLOW}{name}": tensor for name, tensor in slow.items()}
+
+
+def schedule_tensors(packed: Tensors) -> Tensors:
+    """Return the packed state of a schedule by its names in a checkpoint."""
+    return {f"{SCHEDULE}{name}": tensor for name, tensor in packed.items()}
 
 
 def extra_names(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from distrain.cli import complete
+from distrain.cli.average import average
 from distrain.cli.json_output import print_json
 from distrain.cli.options import AsJson, Root, RunName
 from distrain.errors import ExitCode, RunError
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
 MAX_SHOWN = 10  # items printed of a list in state.json
 
 app = typer.Typer(
-    help="List, verify, show, prune and export the checkpoints of a run.\n\nExample: `distrain checkpoints list last`",
+    help="List, verify, show, prune, average and export the checkpoints of a run.\n\n"
+    "Example: `distrain checkpoints list last`",
     no_args_is_help=True,
 )
+app.command("average")(average)
 
 
 @app.command("list")

@@ -61,9 +61,8 @@ def keys(incomplete: str) -> list[str]:
     for part in key.split("."):
         field = getattr(section, "model_fields", {}).get(part)
         section = None if field is None else field.annotation
-    choices = (
-        ["true", "false"] if section is bool else [choice for choice in get_args(section) if isinstance(choice, str)]
-    )
+    texts = [choice for part in (section, *get_args(section)) for choice in get_args(part) if isinstance(choice, str)]
+    choices = ["true", "false"] if section is bool else texts
     return _beginning([f"{key}={choice}" for choice in choices], incomplete)
 
 

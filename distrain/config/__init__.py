@@ -8,10 +8,11 @@ from distrain.config.compute import Compute
 from distrain.config.data import Augment, Data, Transform, TransformList
 from distrain.config.load import builtin_recipes, change_recipe, load_data, load_recipe, read_recipe
 from distrain.config.model import Loss, Model
+from distrain.config.optim import Optimizer, Schedule
 from distrain.config.outputs import Checkpoint, Eval, Log
 from distrain.config.recipe import Recipe
 from distrain.config.reference import fields
-from distrain.config.training import Lookahead, Optimizer, Parallel, Schedule, Train
+from distrain.config.training import Lookahead, Parallel, Train
 
 __all__ = [
     "Augment",

@@ -8,10 +8,13 @@ from pydantic import Field, model_validator
 
 from distrain.config.compute import Compute
 from distrain.config.data import Augment, Data
+from distrain.config.metrics import ALWAYS_MEASURED, METRICS
 from distrain.config.model import Loss, Model
+from distrain.config.optim import SCHEDULE_FREE, Optimizer, Schedule
 from distrain.config.outputs import Checkpoint, Eval, Log
 from distrain.config.section import Section
-from distrain.config.training import Optimizer, Parallel, Schedule, Train
+from distrain.config.training import Parallel, Train
+from distrain.messages import joined, nearest, shown
 
 
 class Recipe(Section):
@@ -51,6 +54,39 @@ class Recipe(Section):
             )
         if self.train.exact and self.compute.tf32:
             raise ValueError("train.exact and compute.tf32 exclude each other; choose one")
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_free_averages_by_itself(self) -> Self:
+        name, train = self.optimizer.name, self.train
+        if train.batchnorm_steps is not None and train.swa_start_epochs is None and not self.optimizer.may_average:
+            raise ValueError(
+                f"train.batchnorm_steps is for train.swa_start_epochs and schedule-free optimizers, and not for {name}"
+            )
+        if name not in SCHEDULE_FREE:
+            return self
+        for key in ("ema_decay", "swa_start_epochs", "lookahead"):
+            if getattr(train, key) is not None:
+                raise ValueError(f"train.{key} and optimizer.name={name} each average the weights; remove one")
+        if self.schedule.name != "constant":
+            raise ValueError(
+                f"optimizer.name={name} replaces a schedule by an average of the weights; "
+                "--set 'schedule={name: constant}', which may have warmup_epochs"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _plateau_has_evaluations(self) -> Self:
+        schedule = self.schedule
+        if schedule.name != "plateau":
+            return self
+        if self.eval.every_epochs is None and self.eval.every_steps is None:
+            raise ValueError("schedule.name=plateau follows the evaluations: set eval.every_epochs or eval.every_steps")
+        metric = METRICS.get(schedule.metric or ALWAYS_MEASURED)
+        if metric is None or not metric.is_number:
+            names = [name for name, known in METRICS.items() if known.is_number]
+            hint = nearest(schedule.metric or "", names, count=1) or f"; use {joined(names)}"
+            raise ValueError(f"schedule.metric={shown(schedule.metric)} is not a metric with one number{hint}")
         return self
 
     @property

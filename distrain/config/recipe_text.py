@@ -5,11 +5,12 @@ from typing import Any
 
 from distrain.config.data import Augment, Data, TransformList
 from distrain.config.model import Model
+from distrain.config.optim import Optimizer, Schedule
 from distrain.config.outputs import Eval
 from distrain.config.profile import Profile
 from distrain.config.recipe import Recipe
 from distrain.config.section import Section
-from distrain.config.training import Optimizer, Schedule, Train
+from distrain.config.training import Train
 from distrain.messages import counted, joined, shown
 
 _DROP = 0.1  # schedule.gamma where it is null
@@ -137,9 +138,12 @@ def _describe_arithmetic(recipe: Recipe) -> str:
         parts.append(f"compiled ({recipe.compute.compile})")
     if recipe.compute.recompute:
         parts.append("activations computed again")
-    for name, value in (("gradient norm at most", recipe.train.clip_norm), ("moving average", recipe.train.ema_decay)):
-        if value is not None:
-            parts.append(f"{name} {value:g}")
+    train = recipe.train
+    limits = {"gradient norm at most": train.clip_norm, "gradients at most": train.clip_value}
+    limits |= {"adaptive gradient clipping": train.agc, "moving average": train.ema_decay}
+    parts += [f"{name} {value:g}" for name, value in limits.items() if value is not None]
+    if train.swa_start_epochs is not None:
+        parts.append(f"weights averaged from epoch {train.swa_start_epochs:g} on")
     if recipe.train.lookahead is not None:
         parts.append("Lookahead")
     return ", ".join(parts)

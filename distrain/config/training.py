@@ -1,97 +1,12 @@
-"""The sections of a recipe that define optimizer, schedule, length of training and parallel strategy."""
+"""The sections of a recipe that define length of training, clipping, averages and parallel strategy."""
 
 import re
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from distrain.config.section import Fraction, NonNegative, Positive, Section, Words, refuse_unused
-from distrain.messages import shown
-
-
-class Optimizer(Section):
-    """The optimizer, as in torch.optim; a field that the optimizer does not have stays null."""
-
-    name: Literal["sgd", "adam", "adamw", "rmsprop"] = Field("sgd", description="the update rule")
-    lr: Positive = Field(description="base learning rate, multiplied by the schedule")
-    lr_per: int | None = Field(
-        None, gt=0, description="batch size that lr is meant for; lr is scaled by data.batch_size / lr_per; null: no"
-    )
-    weight_decay: NonNegative = Field(0.0, description="L2 penalty, decoupled from the gradient by adamw")
-    momentum: Fraction | None = Field(None, description="sgd, rmsprop")
-    nesterov: bool | None = Field(None, description="sgd")
-    betas: tuple[Fraction, Fraction] | None = Field(None, description="adam, adamw")
-    alpha: Fraction | None = Field(None, description="rmsprop: smoothing of the squared gradient")
-    eps: Positive | None = Field(None, description="adam, adamw, rmsprop")
-    no_decay: Words = Field(
-        (), description="weights without weight_decay: norm (of norm layers), bias, or names of weights or layers"
-    )
-    layer_decay: float | None = Field(
-        None, gt=0, le=1, description="factor of the learning rate from each block to the one before; the head has 1"
-    )
-    lr_factors: dict[str, Positive] = Field(
-        {}, description="factors of the learning rate by names of weights or layers, or backbone; the last one counts"
-    )
-    even_decay: bool = Field(
-        default=False,
-        description="divide the weight_decay of a weight by its learning rate factor, so that all decay equally fast",
-    )
-
-    @model_validator(mode="after")
-    def _fields_belong_to_the_rule(self) -> Self:
-        known = {"sgd": "momentum nesterov", "adam": "betas eps", "adamw": "betas eps", "rmsprop": "momentum alpha eps"}
-        every = {"name", "lr", "lr_per", "weight_decay", "no_decay", "layer_decay", "lr_factors", "even_decay"}
-        refuse_unused(self, {*every, *known[self.name].split()}, "optimizer")
-        if self.nesterov and not self.momentum:
-            raise ValueError("optimizer.nesterov needs optimizer.momentum above 0")
-        if self.even_decay and not (self.weight_decay and (self.lr_factors or self.layer_decay)):
-            raise ValueError(
-                "optimizer.even_decay needs a weight_decay, and lr_factors or layer_decay to compensate; remove it"
-            )
-        if self.no_decay and not self.weight_decay:
-            raise ValueError("optimizer.no_decay is for exceptions from optimizer.weight_decay, which is 0; remove it")
-        return self
-
-
-class Schedule(Section):
-    """The learning rate as a pure function of the step; a field that the schedule does not have stays null."""
-
-    name: Literal["constant", "step", "multistep", "cosine", "onecycle", "triangle"] = Field(
-        "constant", description="the curve"
-    )
-    warmup_epochs: NonNegative = Field(0.0, description="linear warm-up from near 0; not for onecycle and triangle")
-    step_epochs: Positive | None = Field(None, description="step: epochs between two drops")
-    milestones_epochs: tuple[Positive, ...] | None = Field(None, description="multistep: the epochs of the drops")
-    gamma: Positive | None = Field(None, description="step, multistep: factor of a drop; 0.1 if null")
-    first_factor: NonNegative | None = Field(None, description="triangle: first factor of the learning rate; 0 if null")
-    final_factor: NonNegative | None = Field(
-        None, description="cosine, triangle: last factor of the learning rate; 0 if null"
-    )
-    pct_start: Fraction | None = Field(
-        None, description="onecycle, triangle: share of the steps in which it rises; 0.3 if null"
-    )
-    div_factor: Positive | None = Field(None, description="onecycle: peak over first learning rate; 25 if null")
-    final_div_factor: Positive | None = Field(None, description="onecycle: first over last learning rate; 1e4 if null")
-
-    @model_validator(mode="after")
-    def _fields_belong_to_the_schedule(self) -> Self:
-        known = {
-            "constant": "",
-            "step": "step_epochs gamma",
-            "multistep": "milestones_epochs gamma",
-            "cosine": "final_factor",
-            "onecycle": "pct_start div_factor final_div_factor",
-            "triangle": "first_factor pct_start final_factor",
-        }
-        refuse_unused(self, {"name", "warmup_epochs", *known[self.name].split()}, "schedule")
-        if self.name in {"onecycle", "triangle"} and self.warmup_epochs:
-            raise ValueError(f"schedule.warmup_epochs is not for {self.name}, which has pct_start; leave it at 0")
-        needed = {"step": "step_epochs", "multistep": "milestones_epochs"}.get(self.name)
-        if needed and getattr(self, needed) is None:
-            raise ValueError(f"schedule.name={self.name} needs schedule.{needed}")
-        if self.milestones_epochs and list(self.milestones_epochs) != sorted(set(self.milestones_epochs)):
-            raise ValueError("schedule.milestones_epochs must increase")
-        return self
+from distrain.config.section import Fraction, NonNegative, Positive, Section
+from distrain.messages import joined, shown
 
 
 def _read_micro_batch_size(value: object) -> object:
@@ -153,8 +68,35 @@ class Train(Section):
     exact: bool = Field(default=False, description="the same bits with any number of processes; needs deterministic")
     threads: int | None = Field(None, gt=0, description="CPU threads of a process; null: its share, 1 in exact mode")
     clip_norm: Positive | None = Field(None, description="largest 2-norm of the gradient; null: not clipped")
+    clip_value: Positive | None = Field(
+        None, description="largest absolute value in the gradient; larger ones are set to it; null: not clipped"
+    )
+    agc: Positive | None = Field(
+        None,
+        description="adaptive gradient clipping: largest norm of the gradient of an output's weights over the norm of "
+        "these weights, such as 0.01; heads are not clipped; null: not clipped",
+    )
     ema_decay: Fraction | None = Field(
         None, description="decay of the moving average of the weights, which is evaluated in their place"
+    )
+    ema_warmup: bool | Positive | None = Field(
+        None,
+        description="the decay in step n is at most 1 - (1 + n)^-power, of this power; true: 2/3, as in timm; false: "
+        "no warm-up; null: at most (1 + n) / (10 + n)",
+    )
+    swa_start_epochs: NonNegative | None = Field(
+        None,
+        description="epochs after which stochastic weight averaging begins: the mean of the weights, which is then "
+        "evaluated in their place; null: no averaging",
+    )
+    swa_every_steps: int | None = Field(
+        None, gt=0, description="swa_start_epochs: steps between two weights in the mean; null: an epoch"
+    )
+    batchnorm_steps: int | None = Field(
+        None,
+        ge=0,
+        description="swa_start_epochs, schedule_free: steps whose samples give the BatchNorm statistics of the weights "
+        "that are evaluated; null: those of an epoch; 0: the statistics of training",
     )
     lookahead: Lookahead | None = Field(None, description="slow weights that follow the trained ones; null: none")
     max_rollbacks: int = Field(
@@ -166,6 +108,30 @@ class Train(Section):
         description="end when the mean training loss over an epoch's samples is below this, and fail if it never is; "
         "null: no target",
     )
+
+    @model_validator(mode="after")
+    def _there_is_one_clipping(self) -> Self:
+        given = [f"train.{key}" for key in ("clip_norm", "clip_value", "agc") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{joined(given, last='and')} each clip the gradient; choose one")
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_one_average(self) -> Self:
+        if self.ema_warmup is not None and self.ema_decay is None:
+            raise ValueError("train.ema_warmup is for train.ema_decay, which is null; set it, or remove ema_warmup")
+        if self.swa_start_epochs is None:
+            if self.swa_every_steps is not None:
+                raise ValueError("train.swa_every_steps is for train.swa_start_epochs, which is null; set it")
+            return self
+        if self.ema_decay is not None:
+            raise ValueError("train.ema_decay and train.swa_start_epochs each average the weights; choose one")
+        if self.swa_start_epochs >= self.epochs:
+            raise ValueError(
+                f"train.swa_start_epochs={self.swa_start_epochs:g} is not before the end, train.epochs={self.epochs}; "
+                "lower it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _exact_mode_does_not_depend_on_the_machine(self) -> Self:

@@ -23,7 +23,7 @@ _OF_A_DEVICE = (
     "unable to find an engine",
 )
 _OF_PATHS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)  # and not of a disk or network
-_LIBRARIES = {"distrain", "torch", "torchvision", "timm"}
+_LIBRARIES = {"distrain", "torch", "torchvision", "timm", "schedulefree"}
 
 
 def find_mistake(error: BaseException, recipe: Recipe, run: RunDirectory, *, step: int) -> str | None:
@@ -90,5 +90,6 @@ def _has_trained(run: RunDirectory, step: int) -> bool:
 
 
 def _packages(recipe: Recipe) -> set[str]:
-    names = [recipe.model.name, recipe.loss.name, *(part.source for part in recipe.data.parts)]
+    names = [recipe.model.name, recipe.loss.name, recipe.optimizer.name, recipe.schedule.name]
+    names += [part.source for part in recipe.data.parts]
     return packages_of([*names, *(transform.name for transform in (*recipe.augment.train, *recipe.augment.eval))])

@@ -37,6 +37,14 @@ def with_local_shard(tensor: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
     )
 
 
+def shard_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return a full tensor, equal on all ranks, sharded as `like` is; the ranks call this together."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    return distribute_tensor(tensor, like.device_mesh, like.placements)
+
+
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """Return a sharded tensor gathered from all ranks, which call this together, or the tensor itself."""
     gathered: torch.Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]

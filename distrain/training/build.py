@@ -31,9 +31,12 @@ from distrain.training.machine.flops import peak_share_of_sample
 from distrain.training.machine.sampler import MachineSampler
 from distrain.training.meters import LossMeter, ThroughputMeter
 from distrain.training.monitor import RankMonitor
-from distrain.training.optim.optimizer import ParamGroupOptions, build_optimizer, build_schedule
-from distrain.training.optim.param_groups import plan_param_groups
-from distrain.training.optim.weight_averaging import EmaWeights, LookaheadWeights
+from distrain.training.optim.averages import build_average
+from distrain.training.optim.clipping import build_clipping
+from distrain.training.optim.optimizer import build_optimizer
+from distrain.training.optim.param_groups import ParamGroupOptions, plan_param_groups
+from distrain.training.optim.schedules import build_schedule
+from distrain.training.optim.weight_averaging import LookaheadWeights
 from distrain.training.own_code import may_draw_anywhere, refusing, with_checks
 from distrain.training.profiler import Profiler
 from distrain.training.session import Session
@@ -123,6 +126,7 @@ def _assemble(
         recipe.train.lookahead,
     )
     watch = Watch(model, every_step=must_watch or bool(skipped))
+    optimizer = build_optimizer(recipe.optimizer, model, settings, heads=network.heads)
     schedule = build_schedule(recipe.schedule, steps_per_epoch=sampler.steps_per_epoch, total_steps=data.total_steps)
     fingerprint = {split: source.fingerprint() for split, source in data.sources.items()} if world.is_rank_zero else {}
     return Session(
@@ -144,10 +148,11 @@ def _assemble(
         loss_function=loss.function,
         class_weights=loss.class_weights,
         metrics=loss.metrics,
-        optimizer=build_optimizer(recipe.optimizer, model, settings),
+        optimizer=optimizer,
         lookahead=None if lookahead is None else LookaheadWeights(model, lookahead, total_steps=data.total_steps),
-        ema=EmaWeights(model, recipe.train.ema_decay) if recipe.train.ema_decay is not None else None,
+        average=build_average(recipe, model, optimizer, steps_per_epoch=sampler.steps_per_epoch),
         schedule=schedule,
+        clip=build_clipping(recipe.train, model, heads=network.heads),
         precision=precision,
         watch=watch,
         losses=LossMeter(sampler, world, watch),

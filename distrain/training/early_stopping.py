@@ -101,4 +101,4 @@ def _from_rank_zero(session: Session, value: float) -> float:
 
 def _rest(session: Session) -> str:
     name = session.recipe.schedule.name
-    return "" if name == "constant" else f"; schedule.name={name} was planned for all of these steps"
+    return "" if name in {"constant", "plateau"} else f"; schedule.name={name} was planned for all of these steps"

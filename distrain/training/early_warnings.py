@@ -44,6 +44,15 @@ def find_schedule_faults(recipe: Recipe, *, steps_per_epoch: int, total_steps: i
             f"schedule.{key}: the learning rate would drop at {noun} {epochs}, but the run ends after epoch "
             f"{total_steps / steps_per_epoch:.4g}"
         )
+    decay_steps = round((schedule.decay_epochs or 0) * steps_per_epoch)
+    if decay_steps > total_steps - warmup_steps:
+        faults.append(
+            f"schedule.decay_epochs={schedule.decay_epochs:g} ({counted(decay_steps, 'step')}) is more than the run "
+            f"has after its warm-up: the learning rate decays in all of these steps"
+        )
+    swa_start = recipe.train.swa_start_epochs
+    if swa_start is not None and round(swa_start * steps_per_epoch) > total_steps:
+        faults.append(f"train.swa_start_epochs={swa_start:g} is after the end ({end}): no weights are averaged")
     return faults
 
 

@@ -9,6 +9,7 @@ from contextlib import closing, nullcontext
 import torch
 
 from distrain.data.sources.base import Batch
+from distrain.training.batchnorm_pass import compute_statistics
 from distrain.training.early_stopping import check_patience
 from distrain.training.evaluate import Evaluation, evaluate, read_evaluation_batches
 from distrain.training.loggers import LoggerCollection
@@ -30,6 +31,7 @@ def write_records(session: Session, step: int, loggers: LoggerCollection) -> tup
     """
     state = session.state
     metrics: Record = {}
+    evaluation: Evaluation | None = None
     if session.intervals.should_evaluate(step):
         state.phase = "evaluate"
         evaluation = _evaluate_or_save(session, step)
@@ -45,6 +47,8 @@ def write_records(session: Session, step: int, loggers: LoggerCollection) -> tup
     if should_log or metrics:
         record: Record = {"step": step, "epoch": session.epoch(step), "time": round(time.time(), 3)}
         loggers.write(record | (_measured(session, step) if should_log else {}) | metrics)
+    if evaluation is not None:
+        session.schedule.observe(step, evaluation.metrics)  # after the record, which has the rate of the step before
     return session, True
 
 
@@ -128,11 +132,16 @@ def run_evaluation(session: Session, *, errors: list[Exception] | None = None) -
     state.evaluated, state.to_evaluate = 0, num_local
     session.checkpointer.wait_for_staging()  # the averages replace the weights
     is_collective = session.strategy.forward_is_collective
+    average = session.average if session.average is not None and session.average.is_active else None
     with (
         closing(reading) as batches,
         session.extra.of_rank_zero(world),
-        nullcontext() if session.ema is None else session.ema.in_place(),
+        nullcontext() if average is None else average.in_place(),
     ):
+        if average is not None and average.has_own_statistics and recipe.train.batchnorm_steps != 0:
+            if not compute_statistics(session):
+                return None
+            average.take_buffers()
         return evaluate(
             session.model,
             normalized(batches),

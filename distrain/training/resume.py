@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from distrain.checkpoint.tensors import changed_by_update
+from distrain.checkpoint.tensors import SCHEDULE, changed_by_update
 from distrain.config.metrics import restore_nan
 from distrain.distributed.world import World
 from distrain.errors import RunError
@@ -65,7 +65,7 @@ def resume(session: Session, checkpoint: checkpoints.Checkpoint | None) -> Resum
         return ResumePoint(step=0, is_record_due=session.recipe.eval.at_start)
     if world.is_rank_zero:
         _check_resumable(session, checkpoint)
-    from distrain.checkpoint.load import load_tensors, read_extra
+    from distrain.checkpoint.load import load_tensors, read_below, read_extra
 
     averaged_weights = session.averaged_weights
     load_tensors(checkpoint, model=session.model, optimizer=session.optimizer, others=averaged_weights, world=world)
@@ -74,6 +74,8 @@ def resume(session: Session, checkpoint: checkpoints.Checkpoint | None) -> Resum
         owner=f"checkpoint {checkpoint.path.name}",
         advice=f"remove {checkpoint.path}, and training resumes from the one before it",
     )
+    if session.schedule.is_stateful:
+        session.schedule.load(read_below(checkpoint.path, SCHEDULE))
     extra = session.extra
     if extra.exists:
         packed = read_extra(
@@ -103,6 +105,9 @@ def save(session: Session, step: int, *, is_record_due: bool) -> None:
     """Begin to save the checkpoint of `step`, from which a run resumes as if it had not been interrupted."""
     session.state.phase = "save"
     last = session.state.last_evaluation
+    if session.average is not None:
+        session.checkpointer.wait_for_staging()  # the average may replace the weights for a moment
+        session.average.refresh()
     tensors = session.tensors()
     session.checkpointer.save(
         step,

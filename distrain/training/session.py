@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from distrain.checkpoint.tensors import Tensors, average_tensors, gather_tensors, slow_tensors
+from distrain.checkpoint.tensors import Tensors, average_tensors, gather_tensors, schedule_tensors, slow_tensors
 from distrain.checkpoint.writer import Checkpointer
 from distrain.config import Recipe
 from distrain.config.intervals import Intervals
@@ -30,8 +30,9 @@ from distrain.training.machine.sampler import MachineSampler
 from distrain.training.meters import LossMeter, ThroughputMeter
 from distrain.training.metrics.selection import ChosenMetrics
 from distrain.training.monitor import RankMonitor
-from distrain.training.optim.optimizer import LrSchedule
-from distrain.training.optim.weight_averaging import EmaWeights, LookaheadWeights
+from distrain.training.optim.clipping import Clip
+from distrain.training.optim.schedules import LrSchedule
+from distrain.training.optim.weight_averaging import AveragedWeights, LookaheadWeights, ScheduleFreeWeights
 from distrain.training.own_code import with_checks
 from distrain.training.profiler import Profiler
 from distrain.training.skipped_steps import SkippedSteps
@@ -65,8 +66,9 @@ class Session:
     metrics: ChosenMetrics
     optimizer: torch.optim.Optimizer
     lookahead: LookaheadWeights | None
-    ema: EmaWeights | None
+    average: AveragedWeights | None
     schedule: LrSchedule
+    clip: Clip | None
     precision: Precision
     watch: Watch
     losses: LossMeter
@@ -105,8 +107,9 @@ class Session:
 
     @property
     def averaged_weights(self) -> Tensors:
-        """The moving averages and slow weights that the recipe uses, by their names in a checkpoint."""
-        averages = {} if self.ema is None else average_tensors(self.ema.tensors)
+        """The averaged and slow weights that the recipe uses, by their names in a checkpoint."""
+        average = self.average
+        averages = {} if average is None else average_tensors(average.tensors) | average.own_state
         return averages | ({} if self.lookahead is None else slow_tensors(self.lookahead.tensors))
 
     def tensors(self) -> Tensors:
@@ -114,7 +117,28 @@ class Session:
 
         Extra state is copied. All ranks must call it together.
         """
-        return {**gather_tensors(self.model, self.optimizer), **self.averaged_weights, **self.extra.gather(self.world)}
+        return {
+            **gather_tensors(self.model, self.optimizer),
+            **self.averaged_weights,
+            **schedule_tensors(self.schedule.tensors()),
+            **self.extra.gather(self.world),
+        }
+
+    @property
+    def unforeseen(self) -> list[str]:
+        """What about the training no plan can know, one sentence each: it follows from what happens in it."""
+        found, recipe = list[str](), self.recipe
+        if self.schedule.is_stateful:
+            found.append(
+                f"the learning rates cannot be foreseen: schedule.name={recipe.schedule.name} has a state that follows "
+                "the training"
+            )
+        if isinstance(self.average, ScheduleFreeWeights):
+            found.append(
+                f"optimizer.name={recipe.optimizer.name} has no schedule that could be foreseen: its average of the "
+                "weights replaces it, and each evaluation and checkpoint computes that"
+            )
+        return found
 
     def close(self) -> None:
         """End threads and process groups before the process builds another session; all ranks must call it together."""

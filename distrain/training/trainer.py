@@ -160,11 +160,11 @@ def run_steps(
     """
     sampler, strategy, precision, losses = session.sampler, session.strategy, session.precision, session.losses
     optimizer, loss_function, prepare = session.optimizer, session.train_loss, session.prepare
-    ema, stop = session.ema, session.stop
+    average, stop = session.average, session.stop
     skipped = frozenset(session.skipped.between(first_step, last_step))
     state = session.state if progress is None else progress
     lookahead, watch = session.lookahead, session.watch
-    train, gpus, freezing = session.recipe.train, session.world.gpus, session.freezing
+    train, gpus, freezing, clip = session.recipe.train, session.world.gpus, session.freezing, session.clip
     everywhere = session.draws_anywhere
     base_lr, schedule, checkpointer = session.recipe.base_lr, session.schedule, session.checkpointer
     weights = list(strategy.module.parameters())
@@ -198,12 +198,12 @@ def run_steps(
         checkpointer.wait_for_staging()
         with freezing.without_frozen_gradients(step):
             is_recorded = step == recorded_step
-            watch.note(precision.step(optimizer, weights, clip_norm=train.clip_norm, is_recorded=is_recorded))
+            watch.note(precision.step(optimizer, weights, clip=clip, is_recorded=is_recorded))
         strategy.zero_grad()
         if lookahead is not None:
             lookahead.update(step)
-        if ema is not None:
-            ema.update(step)
+        if average is not None:
+            average.update(step)
         state.step = step + 1
     return last_step
 

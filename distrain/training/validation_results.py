@@ -44,7 +44,7 @@ def _write(
         run=str(session.run.path),
         checkpoint="",
         step=step,
-        weights="trained" if session.ema is None else "moving average",
+        weights="trained" if session.average is None or not session.average.is_active else "moving average",
         split="val",
         data=session.recipe.data.path,
         target="class",

@@ -72,7 +72,7 @@ def prepare(recipe: Recipe, world: World, *, batch_size: int, pixels: int) -> Ca
         with precision.autocast():
             loss = loss_function(network(normalize(images)), targets)
         precision.backward(loss)
-        precision.step(optimizer, list(network.parameters()), clip_norm=None)
+        precision.step(optimizer, list(network.parameters()), clip=None)
         optimizer.zero_grad()
 
     return step

@@ -86,6 +86,26 @@ def test_plan_reports_memory_time_disk_and_jobs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("schedule={name: plateau}", "the learning rates cannot be foreseen: schedule.name=plateau has a state"),
+        pytest.param(
+            "optimizer={name: schedule_free_sgd, lr: 0.1}",
+            "optimizer.name=schedule_free_sgd has no schedule that could be foreseen",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_plan_reports_what_it_cannot_foresee(tmp_path: Path, change: str, words: str) -> None:
+    arguments = (
+        [f"--set={change}", "--set=schedule.name=constant"] if "schedule_free" in change else [f"--set={change}"]
+    )
+    done = distrain("plan", "digits", *arguments, "--procs=1", "--steps=2", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert f"unknown              {words}" in done.out
+
+
 def test_plan_for_gpus_without_one_does_not_invent_their_speed(tmp_path: Path) -> None:
     done = distrain("plan", "digits", "--gpus=8", "--steps=2", "--json", cwd=tmp_path, env=NO_GPU)
     assert done.code == 0, done.err

@@ -52,6 +52,7 @@ ARGUMENTS = {
     "checkpoints verify": ["runs/done"],
     "checkpoints show": ["runs/done"],
     "checkpoints prune": ["runs/done", "--keep-last=1"],
+    "checkpoints average": ["runs/done", "runs/failed"],
     "checkpoints consolidate": ["runs/done", "model.safetensors"],
     "data check": ["photos", "--workers=1"],
     "data info": ["photos", "--workers=1"],

@@ -126,10 +126,11 @@ def test_refused_option_is_named() -> None:
         ("optimizer.momentum=1", "optimizer.momentum=1: must be less than 1"),
         ("optimizer.betas=[0.9]", "optimizer.betas=[0.9]: must be a list of 2"),
         ("optimizer.betas=[0.9, 0.9, 0.9]", "optimizer.betas=[0.9, 0.9, 0.9]: must be a list of 2 at most"),
-        ("optimizer.name=adamm", "optimizer.name=adamm: must be sgd, adam, adamw or rmsprop; did you mean adam?"),
+        ("optimizer.name=adamm", "optimizer.name=adamm: must be sgd, adam, adamw, rmsprop, muon, "),
+        ("optimizer.name=adamm", "torch.optim:NAME, timm.NAME or package.module:name; did you mean adam?"),
         (
             "schedule.name=cosin",
-            "must be constant, step, multistep, cosine, onecycle or triangle; did you mean cosine?",
+            "poly, restarts, wsd, plateau or package.module:name; did you mean cosine?",
         ),
         ("log={wandb: on}", "log.wandb=true: must be offline, online or disabled; YAML reads on, off, yes and no as"),
         ("log.wandb=on", "log.wandb=on: must be offline, online or disabled"),

@@ -25,6 +25,7 @@ from distrain.models.freezing import Freezing, check_something_trains, end_steps
 from distrain.models.registry import build_model, head_paths
 from distrain.runs.checkpoints import read
 from distrain.training.device.precision import Precision
+from distrain.training.optim.clipping import Clip, clip_gradients
 from distrain.training.optim.optimizer import build_optimizer
 from tests.checkpoint.factories import save
 
@@ -48,7 +49,7 @@ class Training:
         self.freezing = Freezing(self.model, self.unfreeze_steps, self.ends)
         self.optimizer = build_optimizer(Optimizer.model_validate({"lr": 0.1, **optimizer}), self.model)
 
-    def step(self, step: int, clip_norm: float | None = None) -> dict[str, torch.Tensor]:
+    def step(self, step: int, clip: Clip | None = None) -> dict[str, torch.Tensor]:
         """Run a step and return copies of all weights and buffers."""
         sampler = partial(uniform_order, num_samples=80, seed=0)
         order = TrainSampler(num_samples=80, sampler=sampler, batching=BATCHING, drop_last=False, rank=0)
@@ -62,7 +63,7 @@ class Training:
                 (loss / 2).backward()  # type: ignore[no-untyped-call]
         self.strategy.finish_step(global_batch, step)
         with self.freezing.without_frozen_gradients(step):
-            Precision("fp32", CPU).step(self.optimizer, list(self.model.parameters()), clip_norm=clip_norm)
+            Precision("fp32", CPU).step(self.optimizer, list(self.model.parameters()), clip=clip)
         self.strategy.zero_grad()
         self.model.eval()
         self.model.train()  # as an evaluation leaves it
@@ -143,7 +144,7 @@ def test_gradient_norm_is_clipped_over_updated_weights_only() -> None:
     config: dict[str, Any] = {"freeze": ("backbone",), "unfreeze_epochs": {"backbone": 1}}
     training = Training(SingleProcess, {}, **config)
     before = nn.utils.parameters_to_vector(training.model.parameters()).detach().clone()
-    training.step(0, clip_norm=0.01)
+    training.step(0, clip=partial(clip_gradients, clip_norm=0.01))
     after = nn.utils.parameters_to_vector(training.model.parameters()).detach()
     assert (after - before).norm() == pytest.approx(0.01 * 0.1, rel=1e-3)
 

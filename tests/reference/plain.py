@@ -1,7 +1,7 @@
 """The training of a recipe in plain PyTorch, on what distrain has trained on: what its numbers must be.
 
-Nothing of distrain computes here: the optimizers and schedules are torch's, losses and averages are written out, and
-the metrics are scikit-learn's.
+Nothing of distrain computes here: the optimizers and schedules are torch's and timm's, losses and averages are written
+out, and the metrics are scikit-learn's.
 """
 
 import math
@@ -15,6 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn import metrics as sk
+from timm.optim._optim_factory import create_optimizer_v2
+from timm.utils.agc import adaptive_clip_grad
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -74,6 +76,10 @@ def replay(trained: Trained, data: Path) -> Replayed:
         found.gradient_norms[step] = float(torch.cat(gradients).square().sum().sqrt())
         if recipe.train.clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), recipe.train.clip_norm)
+        if recipe.train.clip_value is not None:
+            nn.utils.clip_grad_value_(model.parameters(), recipe.train.clip_value)
+        if recipe.train.agc is not None:
+            adaptive_clip_grad([w for n, w in model.named_parameters() if "head" not in n], recipe.train.agc)  # type: ignore[no-untyped-call]
         for group in optimizer.param_groups:
             group["lr"] = rates[step - 1] * group["factor"]
         optimizer.step()
@@ -156,6 +162,10 @@ def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
         groups.append({"params": [parameter], "factor": factor, "weight_decay": decay})
     given = {name: getattr(config, name) for name in ("momentum", "nesterov", "betas", "alpha", "eps")}
     options = {name: value for name, value in given.items() if value is not None}
+    if config.name.startswith("timm."):
+        return create_optimizer_v2(groups, opt=config.name.removeprefix("timm."), lr=recipe.base_lr, **config.arguments)
+    if config.name.startswith("torch.optim:"):
+        return getattr(torch.optim, config.name.partition(":")[2])(groups, lr=recipe.base_lr, **config.arguments)  # type: ignore[no-any-return]
     rule: Callable[..., torch.optim.Optimizer] = OPTIMIZERS[config.name]
     return rule(groups, lr=recipe.base_lr, foreach=False, **options)
 
@@ -171,6 +181,12 @@ def _learning_rates(config: Schedule, base: float, per_epoch: int, total: int) -
         schedule = lr_scheduler.CosineAnnealingLR(optimizer, total - warmup, eta_min=final)
     elif config.name == "onecycle":
         schedule = lr_scheduler.OneCycleLR(optimizer, base, total_steps=total, cycle_momentum=False)
+    elif config.name == "poly":
+        schedule = lr_scheduler.PolynomialLR(optimizer, total - warmup, power=config.power or 1.0)
+    elif config.name == "restarts":
+        assert config.period_epochs is not None
+        period = int(config.period_epochs * per_epoch)
+        schedule = lr_scheduler.CosineAnnealingWarmRestarts(optimizer, period, config.period_factor or 1)
     elif config.name == "step":
         assert config.step_epochs is not None
         schedule = lr_scheduler.StepLR(optimizer, int(config.step_epochs * per_epoch), config.gamma or 0.1)

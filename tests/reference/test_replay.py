@@ -43,6 +43,16 @@ ALONE = {
         "model.unfreeze_epochs={mid: 1}",
         "train.clip_norm=0.4",
     ],
+    "NAdam, polynomial, adaptive clipping": [
+        "optimizer={name: 'torch.optim:NAdam', lr: 0.01, weight_decay: 0.01, arguments: {momentum_decay: 0.01}}",
+        "schedule={name: poly, power: 0.9, warmup_epochs: 0.6}",
+        "train.agc=0.05",
+    ],
+    "timm's LAMB, restarts, clipping by value": [
+        "optimizer={name: timm.lamb, lr: 0.02, weight_decay: 0.01, no_decay: [bias]}",
+        "schedule={name: restarts, period_epochs: 1}",
+        "train.clip_value=0.02",
+    ],
     "lookahead": ["train.lookahead={every_steps: 3, decay: 0.7}"],
     "mixup": ["augment={mixup: 0.4, mix_prob: 0.7}", "loss.name=tests.reference.logged:loss_of_shares"],
 }

@@ -310,8 +310,8 @@ def test_constants_that_are_not_finite_are_no_fault_and_their_average_is_theirs(
     PLACES["masked"] = (["marked_image", "masked"], [], "")
     status, session = train(ALONE, tmp_path / "run", "masked", ["train.ema_decay=0.9"])
     assert (status.state, status.rollbacks) == ("finished", 0)
-    assert session.ema is not None
-    assert torch.equal(session.ema.tensors["mask"], session.model.get_buffer("mask"))
+    assert session.average is not None
+    assert torch.equal(session.average.tensors["mask"], session.model.get_buffer("mask"))
     assert status.last is not None and status.last["val/loss"] < 1e9
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from distrain.distributed.world import World
-from distrain.training.device.precision import gradient_norms
+from distrain.training.optim.clipping import gradient_norms
 from distrain.training.step_watch import Watch
 
 CPU = torch.device("cpu")

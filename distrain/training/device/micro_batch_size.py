@@ -14,14 +14,16 @@ from distrain.distributed.world import World
 from distrain.errors import LaunchError, ModelError, RecipeError
 from distrain.messages import MEBIBYTE
 from distrain.models.copies import copy_network
+from distrain.models.registry import head_paths
 from distrain.runs.directory import RunDirectory
 from distrain.system.memory import available_memory_bytes
 from distrain.training.device.allocator import forget_peak, release_unused, resident_bytes
 from distrain.training.device.batch_transforms import BatchTransform
 from distrain.training.device.precision import Precision, set_tf32, to_device
 from distrain.training.losses import LossFunction
+from distrain.training.optim.averages import build_average
+from distrain.training.optim.clipping import build_clipping
 from distrain.training.optim.optimizer import build_optimizer
-from distrain.training.optim.weight_averaging import EmaWeights
 from distrain.training.own_code import refusing
 
 MEMORY_FRACTION = 0.9  # of the memory that is left: evaluation, communication and fragmentation need some, too
@@ -155,10 +157,11 @@ class _Passes:
         self._model = to_device(_copy(model, recipe), recipe, self._device).train()
         if recipe.compute.recompute:
             turn_on(recipe, self._model)
-        self._optimizer = build_optimizer(recipe.optimizer, self._model)
-        self._average = None if recipe.train.ema_decay is None else EmaWeights(self._model, recipe.train.ema_decay)
+        heads = head_paths(recipe.model, self._model)
+        self._optimizer = build_optimizer(recipe.optimizer, self._model, heads=heads)
+        self._average = build_average(recipe, self._model, self._optimizer, steps_per_epoch=1)
         self._precision = Precision(recipe.precision, self._device)
-        self._clip_norm = recipe.train.clip_norm
+        self._clip = build_clipping(recipe.train, self._model, heads=heads)
         self._batch, self._prepare, self._loss_function = batch, prepare, loss_function
         self._has_passed = False  # some size has
 
@@ -187,7 +190,7 @@ class _Passes:
                 logits = self._model(images)
             loss = self._loss_function(logits, targets)
         self._precision.backward(loss)
-        self._precision.step(self._optimizer, list(self._model.parameters()), clip_norm=self._clip_norm)
+        self._precision.step(self._optimizer, list(self._model.parameters()), clip=self._clip)
         self._model.zero_grad()
         if self._average is not None:
             self._average.update(0)

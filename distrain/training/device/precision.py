@@ -10,9 +10,9 @@ from torch import nn
 from distrain.config import Recipe
 from distrain.errors import RecipeError
 from distrain.tensors.autocast import DTYPES, autocast
-from distrain.tensors.dtensor import full_tensor, is_sharded, local_shard, mixing_sharded
+from distrain.tensors.dtensor import mixing_sharded
+from distrain.training.optim.clipping import Clip, gradient_norm, gradient_norms
 from distrain.training.optim.optimizer import begin_momentum, update
-from distrain.training.step_watch import norms_of
 
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -66,10 +66,10 @@ class Precision:
         optimizer: torch.optim.Optimizer,
         weights: Sequence[nn.Parameter],
         *,
-        clip_norm: float | None,
+        clip: Clip | None,
         is_recorded: bool = False,
     ) -> list[torch.Tensor]:
-        """Clip the gradient's 2-norm to `clip_norm` and update the weights; float16 overflow skips the update.
+        """Clip the gradient and update the weights; float16 overflow skips the update.
 
         With `is_recorded`, keep the norm of the whole gradient for `pop_gradient_norm`; all ranks then do the same.
 
@@ -80,8 +80,8 @@ class Precision:
             if is_recorded:
                 self._gradient_norm = gradient_norm(weights)
             norms = []
-            if clip_norm is not None:
-                norms = clip_gradients(weights, clip_norm)
+            if clip is not None:
+                norms = clip(weights)
             elif self._device_type != "cpu":
                 norms = gradient_norms(weights)
             update(optimizer)
@@ -89,14 +89,12 @@ class Precision:
         if all(weight.grad is None for weight in weights):  # torch's scaler refuses a step without gradients
             return []
         with mixing_sharded(weights):
-            if clip_norm is not None:
+            if clip is not None:
                 self._scaler.unscale_(optimizer)
             if is_recorded and (norm := gradient_norm(weights)) is not None:
-                self._gradient_norm = (
-                    norm if clip_norm is not None else norm / self._scaler.scale(torch.ones_like(norm))
-                )
-            if clip_norm is not None:
-                clip_gradients(weights, clip_norm)
+                self._gradient_norm = norm if clip is not None else norm / self._scaler.scale(torch.ones_like(norm))
+            if clip is not None:
+                clip(weights)
             begin_momentum(optimizer)
             self._scaler.step(optimizer)
             self._scaler.update()
@@ -124,61 +122,3 @@ class Precision:
         """Restore a saved loss scale."""
         if self._scaler.is_enabled() and state:
             self._scaler.load_state_dict(state)
-
-
-def gradient_norms(weights: Sequence[nn.Parameter]) -> list[torch.Tensor]:
-    """Return the 2-norm of each gradient there is, of sharded ones that of this rank's part."""
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
-    if any(type(gradient) is not torch.Tensor for gradient in gradients):
-        gradients = [local_shard(gradient) for gradient in gradients]
-    return norms_of(gradients)
-
-
-@torch.no_grad()
-def gradient_norm(weights: Sequence[nn.Parameter]) -> torch.Tensor | None:
-    """Return the 2-norm of the whole gradient, None without one; where it is sharded the ranks call it together."""
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
-    if not gradients or any(is_sharded(gradient) for gradient in gradients):
-        return _whole_norm(gradients)
-    norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms_of(gradients)))  # as torch's, with less bookkeeping
-    return norm
-
-
-@torch.no_grad()
-def clip_gradients(weights: Sequence[nn.Parameter], clip_norm: float) -> list[torch.Tensor]:
-    """Do what torch's `clip_grad_norm_` does, to the bit, without its bookkeeping where the gradients are all alike.
-
-    Returns what `gradient_norms` does, of the gradients as they were before.
-    """
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
-    kinds = {(type(gradient), gradient.dtype, gradient.device) for gradient in gradients}
-    if len(kinds) != 1 or kinds.pop()[0] is not torch.Tensor:  # weights in parts, for example
-        norms = gradient_norms(weights)
-        _clip_mixed(gradients, clip_norm)
-        return norms
-    norms = list(torch._foreach_norm(gradients))
-    norm = torch.linalg.vector_norm(torch.stack(norms))
-    factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
-    if factor.device.type != "cpu" or float(factor) != 1:  # elsewhere to look at it would synchronise the device
-        torch._foreach_mul_(gradients, factor)
-    return norms
-
-
-def _clip_mixed(gradients: Sequence[torch.Tensor], clip_norm: float) -> None:
-    """Clip gradients of several kinds, those that are in parts by the norm of the whole; the ranks call it together."""
-    norm = _whole_norm(gradients)
-    if norm is None:
-        return
-    factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
-        local_shard(gradient).mul_(factor.to(gradient.device))
-
-
-def _whole_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor | None:
-    """Return the 2-norm over all gradients, of sharded ones over the parts of all ranks; None if there are none."""
-    parts = [gradient for gradient in gradients if is_sharded(gradient)]
-    others = [gradient for gradient in gradients if not is_sharded(gradient)]
-    norms = [full_tensor(nn.utils.get_total_norm(kind)) for kind in (parts, others) if kind]
-    if not norms:
-        return None
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))

@@ -1,38 +1,52 @@
-"""Builds the optimizers, and the learning rate as a pure function of the step."""
+"""Builds the optimizer of a recipe, and updates the weights with it."""
 
-import math
-from bisect import bisect_right
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, assert_never
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
 from distrain import config as recipe
+from distrain.config.optim import SCHEDULE_FREE
 from distrain.tensors.dtensor import is_sharded
-
-LrSchedule = Callable[[int], float]
-
-
-@dataclass(frozen=True)
-class ParamGroupOptions:
-    """How a parameter is updated; parameters with equal settings are one group of the optimizer."""
-
-    lr_factor: float = 1.0  # of the learning rate
-    has_decay: bool = True
+from distrain.training.optim.foreign import build_foreign
+from distrain.training.optim.muon import build_muon, join_groups
+from distrain.training.optim.param_groups import ParamGroupOptions, group_parameters
+from distrain.training.optim.trial import check_sharded, check_update, sample_groups
 
 
 def build_optimizer(
-    config: recipe.Optimizer, model: nn.Module, settings: Mapping[str, ParamGroupOptions] | None = None
+    config: recipe.Optimizer,
+    model: nn.Module,
+    settings: Mapping[str, ParamGroupOptions] | None = None,
+    *,
+    heads: Sequence[str] = (),
 ) -> torch.optim.Optimizer:
     """Return the optimizer of a recipe over all trainable parameters, in torch's fused form where it has one.
 
-    `settings` are those of parameters by name, where they are not the default. Parameters of equal settings and of one
-    type are a group; groups, and the parameters in each, have the order in which the network has its parameters. Where
-    some are in parts, their groups come first: torch's loss scaling looks at the first gradient for how they are.
+    `settings` are those of parameters by name, where they are not the default; `heads` are the paths of the network's
+    heads. Parameters of equal settings and of one type are a group; groups, and the parameters in each, have the order
+    in which the network has its parameters. Where some are in parts, their groups come first: torch's loss scaling
+    looks at the first gradient for how they are. Raises `RecipeError` for an optimizer that cannot be used.
     """
-    groups = _groups(config, model, settings or {})
+    settings = settings or {}
+    weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    if config.name == "muon":
+        muon = build_muon(config, model, settings, heads=heads)
+        count = muon.num_matrix_groups
+        check_sharded(
+            config,
+            lambda groups: join_groups(config, groups[:count], groups[count:]),
+            sample_groups(muon.param_groups),
+        )
+        return muon
+    groups = group_parameters(config, weights, settings)
+    if config.is_foreign or config.name in SCHEDULE_FREE:
+        samples = sample_groups(groups)
+        optimizer = build_foreign(config, groups)
+        check_update(config, partial(build_foreign, config), samples)
+        check_sharded(config, partial(build_foreign, config), samples)
+        return optimizer
     if config.name == "sgd":
         # torch's fused SGD does not support sharded parameters
         in_parts = any(is_sharded(parameter) for group in groups for parameter in group["params"])
@@ -53,36 +67,8 @@ def build_optimizer(
             momentum=config.momentum or 0.0,
             foreach=True,  # torch has no fused RMSprop
         )
-    if config.name != "adam" and config.name != "adamw":
-        assert_never(config.name)
     rule = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     return rule(groups, lr=config.lr, betas=config.betas or (0.9, 0.999), eps=config.eps or 1e-8, fused=True)
-
-
-def _groups(
-    config: recipe.Optimizer, model: nn.Module, settings: Mapping[str, ParamGroupOptions]
-) -> list[dict[str, Any]]:
-    # A fused update needs parameters of one type.
-    members: dict[tuple[bool, ParamGroupOptions, torch.dtype], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            kind = not is_sharded(parameter), settings.get(name, ParamGroupOptions()), parameter.dtype
-            members.setdefault(kind, []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr_factor": setting.lr_factor,
-            "weight_decay": _weight_decay(config, setting),
-        }
-        for (_, setting, _), parameters in sorted(members.items(), key=lambda item: item[0][0])
-    ]
-
-
-def _weight_decay(config: recipe.Optimizer, setting: ParamGroupOptions) -> float:
-    """Return the penalty of a group; a step subtracts this times the group's learning rate."""
-    if not setting.has_decay:
-        return 0.0
-    return config.weight_decay / setting.lr_factor if config.even_decay else config.weight_decay
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
@@ -124,58 +110,9 @@ def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
     torch's fused form fails where weights of a group begin in different steps, as those do that thaw, or that a
     network skips at random.
     """
-    if not isinstance(optimizer, torch.optim.SGD):
+    if not isinstance(optimizer, torch.optim.SGD) or optimizer.defaults["dampening"]:
         return
     for group in optimizer.param_groups:
         for weight in group["params"] if group["momentum"] else ():
             if weight.grad is not None and "momentum_buffer" not in optimizer.state[weight]:
                 optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-
-
-def build_schedule(config: recipe.Schedule, *, steps_per_epoch: int, total_steps: int) -> LrSchedule:
-    """Return the factor of the base learning rate at a step, counted from 0: the same at every start and resume."""
-    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
-    factor = _factor(config, steps_per_epoch=steps_per_epoch, warmup_steps=warmup_steps, total_steps=total_steps)
-    if warmup_steps == 0:
-        return factor
-    return lambda step: (step + 1) / (warmup_steps + 1) if step < warmup_steps else factor(step)
-
-
-def _factor(config: recipe.Schedule, *, steps_per_epoch: int, warmup_steps: int, total_steps: int) -> LrSchedule:
-    gamma = 0.1 if config.gamma is None else config.gamma
-    if config.name == "constant":
-        return lambda _: 1.0
-    if config.name == "step":
-        assert config.step_epochs is not None
-        unit = config.step_epochs * steps_per_epoch
-        return lambda step: gamma ** math.floor(step / unit)
-    if config.name == "multistep":
-        assert config.milestones_epochs is not None
-        milestones = [m * steps_per_epoch for m in config.milestones_epochs]
-        return lambda step: gamma ** bisect_right(milestones, step)
-    if config.name == "cosine":
-        # Loshchilov and Hutter, "SGDR", 2017, without restarts, over the steps that follow the warm-up.
-        return lambda step: _cosine(step - warmup_steps, total_steps - warmup_steps, 1.0, config.final_factor or 0.0)
-    if config.name == "triangle":
-        top = int((0.3 if config.pct_start is None else config.pct_start) * total_steps)
-        ends = config.first_factor or 0.0, config.final_factor or 0.0
-        return lambda step: (
-            ends[0] + (1 - ends[0]) * step / top
-            if step < top
-            else ends[1] + (1 - ends[1]) * (total_steps - step) / (total_steps - top)
-        )
-    if config.name != "onecycle":
-        assert_never(config.name)
-    # Smith and Topin, "Super-Convergence", 2018, in torch's two-phase form with cosine annealing.
-    # Where there are too few steps to rise in, as in a run of one, the peak is the first of them.
-    peak = max(0.0, (0.3 if config.pct_start is None else config.pct_start) * total_steps - 1)
-    first = 1 / (config.div_factor or 25.0)
-    last = first / (config.final_div_factor or 1e4)
-    return lambda step: (
-        _cosine(step, peak, first, 1.0) if step <= peak else _cosine(step - peak, total_steps - 1 - peak, 1.0, last)
-    )
-
-
-def _cosine(step: float, steps: float, start: float, end: float) -> float:
-    share = min(1.0, step / steps) if steps > 0 else 1.0
-    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2

@@ -1,17 +1,27 @@
-"""Decides for each weight its factor of the learning rate, and whether it decays."""
+"""Decides for each weight its factor of the learning rate and whether it decays, and groups weights by these."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
 from distrain import config as recipe
 from distrain.config.parameter_patterns import prefixes, select
+from distrain.tensors.dtensor import is_sharded
 from distrain.tensors.preserve_state import preserve_state
-from distrain.training.optim.optimizer import ParamGroupOptions
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
+
+
+@dataclass(frozen=True)
+class ParamGroupOptions:
+    """How a parameter is updated; parameters with equal settings are one group of the optimizer."""
+
+    lr_factor: float = 1.0  # of the learning rate
+    has_decay: bool = True
 
 
 def plan_param_groups(
@@ -39,6 +49,36 @@ def plan_param_groups(
         )
         for name in names
     }
+
+
+def group_parameters(
+    config: recipe.Optimizer,
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    settings: Mapping[str, ParamGroupOptions],
+    *,
+    lr_factor: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Return named parameters in groups, as `build_optimizer` describes them; `lr_factor` is that of all of them."""
+    # A fused update needs parameters of one type.
+    members: dict[tuple[bool, ParamGroupOptions, torch.dtype], list[nn.Parameter]] = {}
+    for name, parameter in parameters:
+        kind = not is_sharded(parameter), settings.get(name, ParamGroupOptions()), parameter.dtype
+        members.setdefault(kind, []).append(parameter)
+    return [
+        {
+            "params": weights,
+            "lr_factor": lr_factor * setting.lr_factor,
+            "weight_decay": _weight_decay(config, setting),
+        }
+        for (_, setting, _), weights in sorted(members.items(), key=lambda item: item[0][0])
+    ]
+
+
+def _weight_decay(config: recipe.Optimizer, setting: ParamGroupOptions) -> float:
+    """Return the penalty of a group; a step subtracts this times the group's learning rate."""
+    if not setting.has_decay:
+        return 0.0
+    return config.weight_decay / setting.lr_factor if config.even_decay else config.weight_decay
 
 
 def _without_decay(patterns: Sequence[str], model: nn.Module, names: list[str], *, heads: Sequence[str]) -> set[str]:

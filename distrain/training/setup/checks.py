@@ -7,8 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from distrain.config import Recipe
+from distrain.config.metrics import ALWAYS_MEASURED
 from distrain.distributed.parallelize import check_sync_batchnorm
 from distrain.distributed.world import World
+from distrain.errors import RecipeError
+from distrain.messages import joined
 from distrain.models.freezing import check_something_trains
 from distrain.tensors.preserve_state import preserve_state
 from distrain.training.device.batch_transforms import check_mixing, check_sizes
@@ -96,6 +99,20 @@ def _loss_takes_targets(parts: Parts) -> None:
         check_loss(parts.loss.function, parts.recipe.loss, targets, num_outputs=parts.data.num_classes)
 
 
-ON_CPU: tuple[Check, ...] = (_network_takes_all_sizes, _something_trains, _loss_takes_targets)
+def _plateau_has_its_metric(parts: Parts) -> None:
+    schedule, measured = parts.recipe.schedule, (ALWAYS_MEASURED, *parts.loss.metrics.names)
+    if schedule.name == "plateau" and (schedule.metric or ALWAYS_MEASURED) not in measured:
+        raise RecipeError(
+            f"schedule.metric={schedule.metric} is not measured by the evaluations; add it to eval.metrics, or use "
+            f"{joined(measured)}"
+        )
+
+
+ON_CPU: tuple[Check, ...] = (
+    _network_takes_all_sizes,
+    _something_trains,
+    _loss_takes_targets,
+    _plateau_has_its_metric,
+)
 WITH_MICRO_BATCH: tuple[Check, ...] = (_loss_takes_mixed_targets, _batchnorm_can_be_synchronized)
 ON_DEVICE: tuple[Check, ...] = (_network_trains_and_evaluates,)

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from distrain.errors import RecipeError
-from distrain.training.device.precision import Precision, clip_gradients
+from distrain.training.device.precision import Precision
+from distrain.training.optim.clipping import Clip, clip_gradients
 
 CPU = torch.device("cpu")
 Name = Literal["fp32", "bf16", "fp16"]
@@ -21,6 +22,10 @@ def make() -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
     return model, torch.optim.SGD(model.parameters(), lr=0.5, fused=True)
+
+
+def clipping(clip_norm: float | None) -> Clip | None:
+    return None if clip_norm is None else partial(clip_gradients, clip_norm=clip_norm)
 
 
 def take_steps(
@@ -41,7 +46,7 @@ def take_steps(
         with precision.autocast():
             loss = F.cross_entropy(model(images), targets) * loss_factor
         precision.backward(loss)
-        precision.step(optimizer, list(model.parameters()), clip_norm=clip_norm)
+        precision.step(optimizer, list(model.parameters()), clip=clipping(clip_norm))
         losses.append(loss.item())
     return losses
 
@@ -114,7 +119,7 @@ def test_step_without_any_gradient_changes_nothing(name: Name, clip_norm: float 
     take_steps(precision, model, optimizer, steps=1, clip_norm=clip_norm)
     before, state = [p.detach().clone() for p in model.parameters()], precision.state()
     optimizer.zero_grad()
-    assert precision.step(optimizer, list(model.parameters()), clip_norm=clip_norm) == []
+    assert precision.step(optimizer, list(model.parameters()), clip=clipping(clip_norm)) == []
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
     assert precision.state() == state
 
@@ -157,7 +162,7 @@ def test_recorded_norm_is_that_of_the_gradient_before_clipping(name: Name, clip_
         loss = F.cross_entropy(model(images), (images[:, 0] > 0).long())
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)])
     precision.backward(loss)
-    precision.step(optimizer, list(model.parameters()), clip_norm=clip_norm, is_recorded=True)
+    precision.step(optimizer, list(model.parameters()), clip=clipping(clip_norm), is_recorded=True)
     assert precision.gradient_norm == pytest.approx(float(expected.norm()), rel=1e-3)
     assert float(expected.norm()) > 0.1
     assert precision.pop_gradient_norm() is not None
@@ -182,5 +187,5 @@ def test_recording_the_norm_changes_no_bit(name: Name, clip_norm: float | None) 
 def test_step_without_any_gradient_has_no_norm() -> None:
     model, optimizer = make()
     precision = Precision("fp32", CPU)
-    precision.step(optimizer, list(model.parameters()), clip_norm=1.0, is_recorded=True)
+    precision.step(optimizer, list(model.parameters()), clip=clipping(1.0), is_recorded=True)
     assert precision.pop_gradient_norm() is None

@@ -9,8 +9,8 @@ from torch import nn
 from distrain.config import Model, Optimizer
 from distrain.errors import ModelError
 from distrain.models.registry import build_model
-from distrain.training.optim.optimizer import ParamGroupOptions, build_optimizer, set_learning_rate
-from distrain.training.optim.param_groups import find_depths, plan_param_groups
+from distrain.training.optim.optimizer import build_optimizer, set_learning_rate
+from distrain.training.optim.param_groups import ParamGroupOptions, find_depths, plan_param_groups
 
 
 def settings(model: nn.Module, size: int = 8, **options: Any) -> dict[str, ParamGroupOptions]:

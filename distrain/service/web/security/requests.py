@@ -136,7 +136,7 @@ def _without_code(value: Any, allowed: Allowed) -> str | None:
 def _arguments_of_code(value: Any, allowed: Allowed) -> str | None:
     """Allow arguments only where they go to code that `serve` allows."""
     if value and not allowed.code:
-        return "these go to a dataset's own code; `distrain serve --allow-code` allows that"
+        return "these go to code that the recipe names; `distrain serve --allow-code` allows that"
     return None
 
 
@@ -242,13 +242,17 @@ _SAFE = """
     augment.mean augment.std augment.mixup augment.cutmix augment.mix_prob
     model.weights_entry model.partial model.head model.head_name model.freeze model.unfreeze_epochs model.freeze_epochs
     loss.label_smoothing loss.class_weights loss.pos_weight loss.gamma loss.alpha
-    optimizer.name optimizer.lr optimizer.lr_per optimizer.weight_decay optimizer.momentum optimizer.nesterov
+    optimizer.lr optimizer.lr_per optimizer.adamw_lr optimizer.weight_decay optimizer.momentum optimizer.nesterov
     optimizer.betas optimizer.alpha optimizer.eps optimizer.no_decay optimizer.layer_decay optimizer.lr_factors
     optimizer.even_decay
-    schedule.name schedule.warmup_epochs schedule.step_epochs schedule.milestones_epochs schedule.gamma
+    schedule.warmup_epochs schedule.step_epochs schedule.milestones_epochs schedule.gamma
     schedule.first_factor schedule.final_factor schedule.pct_start schedule.div_factor schedule.final_div_factor
+    schedule.power schedule.period_epochs schedule.period_factor schedule.decay_epochs schedule.decay_shape
+    schedule.patience schedule.threshold schedule.cooldown schedule.metric
     train.epochs train.max_steps train.max_time train.patience train.seed train.deterministic train.exact
-    train.clip_norm train.ema_decay train.lookahead train.max_rollbacks train.detect_anomaly train.target_loss
+    train.clip_norm train.clip_value train.agc train.ema_decay train.ema_warmup train.swa_start_epochs
+    train.swa_every_steps train.batchnorm_steps train.lookahead train.max_rollbacks train.detect_anomaly
+    train.target_loss
     parallel.strategy parallel.sync_batchnorm precision
     compute.memory_format compute.compile compute.cuda_graphs compute.recompute compute.tf32
     checkpoint.every_epochs checkpoint.every_steps checkpoint.every_minutes checkpoint.asynchronous
@@ -274,12 +278,30 @@ ALLOWED: dict[str, Rule] = {
     "model.arguments": _arguments_of_a_network,
     "model.weights": _weights,
     "loss.name": _name,
+    "optimizer.name": _name,
+    "optimizer.arguments": _arguments_of_code,
+    "schedule.name": _name,
+    "schedule.arguments": _arguments_of_code,
     "train.micro_batch_size": _at_most(2**20),
     "train.threads": _at_most(256),
     "checkpoint.keep_last": _at_most(100),
     "log.wandb": _wandb,
     "eval.batch_size": _at_most(2**20),
 }
-_NAMES_OF_CODE = ("data.source", "data.more", "augment.train", "augment.eval", "model.name", "loss.name")
+_NAMES_OF_CODE = (
+    "data.source",
+    "data.more",
+    "augment.train",
+    "augment.eval",
+    "model.name",
+    "loss.name",
+    "optimizer.name",
+    "schedule.name",
+)
 REFUSED = {"log.wandb_project"}  # where a run is recorded is up to the operator
-MAPPINGS = {"data.arguments", "model.arguments"}  # whose entries are keys, too
+MAPPINGS = {
+    "data.arguments",
+    "model.arguments",
+    "optimizer.arguments",
+    "schedule.arguments",
+}  # whose entries are keys, too
