@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from distrain.config.parts import HookPart
-from distrain.config.user_code import make_part
+from distrain.config.user_code import load_reference, make_part
 from distrain.errors import RecipeError
 from distrain.messages import joined, nearest, type_and_first_line
 from distrain.runs.checkpoints import committed
@@ -110,7 +110,7 @@ class Hooks:
             started = time.perf_counter()
             try:
                 getattr(hook, method)(event)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 del self._hooks[name]
                 frame = user_frame(error)
                 place = "" if frame is None else f", {place_of(frame)}"
@@ -132,12 +132,20 @@ def build_hooks(parts: Sequence[HookPart], *, is_new: bool) -> Hooks | None:
     for number, part in enumerate(parts):
         name = part.name if parts.index(part) == number else f"{part.name} ({number + 1})"
         try:
-            hooks.append((name, _check(make_part(part.name, part.arguments, key="hooks"), part)))
+            hooks.append((name, _check(_make(part), part)))
         except Exception as error:
             if is_new:
                 raise
             log.warning("hook %s could not be made and is disabled (%s)", name, type_and_first_line(error))
     return Hooks(hooks) if hooks else None
+
+
+def _make(part: HookPart) -> object:
+    """Return the hook that a reference names: as it is, or made by the class or function of that name."""
+    found = load_reference(part.name, key="hooks")
+    if isinstance(found, Hook) and not part.arguments:
+        return found
+    return make_part(part.name, part.arguments, key="hooks")
 
 
 def _check(made: object, part: HookPart) -> Hook:

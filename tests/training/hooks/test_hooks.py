@@ -2,6 +2,8 @@
 
 import doctest
 import logging
+import subprocess
+import sys
 import time
 from dataclasses import FrozenInstanceError
 from pathlib import Path
@@ -40,6 +42,13 @@ class Raises(Hook):
             raise ValueError("no more")
 
 
+class Exits(Hook):
+    """Ends the process, it believes."""
+
+    def on_step_end(self, event: StepEnd) -> None:
+        sys.exit(3)
+
+
 class Slow(Hook):
     """Takes its time."""
 
@@ -76,6 +85,19 @@ def test_hook_that_raises_is_reported_once_and_disabled(caplog: pytest.LogCaptur
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "hook mine:Raises has raised in on_step_end and is disabled (ValueError: no more, at " in warning
     assert "test_hooks.py" in warning
+
+
+def test_hook_cannot_end_the_training(caplog: pytest.LogCaptureFixture) -> None:
+    hooks = make("Exits")
+    for step in (1, 2):
+        hooks.step_end(step, epoch=0.0, lr=0.1)
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "is disabled (SystemExit: 3, at " in warning
+
+
+def test_public_class_needs_no_torch() -> None:
+    program = "import sys, distrain.training.hooks.hook; assert not {'torch', 'numpy'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_slow_hook_is_reported_once_with_its_share(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -129,6 +151,14 @@ def test_hook_that_cannot_be_made_ends_a_start_and_not_a_resume(caplog: pytest.L
     assert build_hooks(parts, is_new=False) is not None
     (warning,) = [record.getMessage() for record in caplog.records]
     assert f"hook {HERE}:Refusing could not be made and is disabled (OSError: no connection)" in warning
+
+
+def test_hook_may_be_an_object_instead_of_a_class() -> None:
+    make("SEEN").step_end(1, epoch=0.1, lr=0.1)
+    assert [event.step for event in SEEN.events] == [1]
+
+
+SEEN = Seen()
 
 
 def test_example_of_the_docstring_runs() -> None:
