@@ -40,7 +40,7 @@ def list_checkpoints(reference: RunName, root: Root = Path("runs"), as_json: AsJ
     """
     from rich.console import Console
 
-    from distrain.config.metrics import ALWAYS_MEASURED, METRICS, format_value
+    from distrain.config.metrics import ALWAYS_MEASURED, format_value, title_of
     from distrain.runs import checkpoints
     from distrain.system.display import Heading, duration, print_table
 
@@ -51,7 +51,7 @@ def list_checkpoints(reference: RunName, root: Root = Path("runs"), as_json: AsJ
         print_json(rows)
         return
     shown = list(dict.fromkeys((ALWAYS_MEASURED, run.read_status().best_by)))
-    titles = ("step", "size", "age", *(METRICS[name].title for name in shown), "")
+    titles = ("step", "size", "age", *(title_of(name) for name in shown), "")
     cells = [
         [
             str(row["step"]),

@@ -12,7 +12,7 @@ from rich.markup import escape
 from distrain.benchmark.reproducibility import Finding
 from distrain.config import Recipe, read_recipe
 from distrain.config.batching import Batching, solve_batching
-from distrain.config.metrics import ALWAYS_MEASURED, METRICS, format_metric, format_value
+from distrain.config.metrics import ALWAYS_MEASURED, format_metric, format_value, title_of
 from distrain.config.profile import Profile, read_profile
 from distrain.config.recipe_text import describe_training
 from distrain.launchers.plan import Plan
@@ -88,8 +88,7 @@ def print_summary(console: Console, run: RunDirectory, status: Status) -> None:
         if by != ALWAYS_MEASURED:
             rest += f", validation loss {format_value(ALWAYS_MEASURED, status.last)}"
         console.print(
-            f"[bold green]finished[/bold green]  {METRICS[by].title} "
-            f"[bold]{format_value(by, status.last)}[/bold]{rest}",
+            f"[bold green]finished[/bold green]  {title_of(by)} [bold]{format_value(by, status.last)}[/bold]{rest}",
             soft_wrap=True,
         )
         _print_classes(console, status.last)
@@ -264,7 +263,7 @@ def print_run(console: Console, run: RunDirectory) -> None:
     key = f"val/{status.best_by}"
     values = [record[key] for record in run.read_metrics() if key in record]
     if values:
-        title = f"{METRICS[status.best_by].title:<11} "
+        title = f"{title_of(status.best_by):<11} "
         width = console_width(console)
         curve = _curve(status.best_by, values, width=None if width is None else width - len(title))
         console.print(f"{title}{curve}", markup=False, soft_wrap=True)

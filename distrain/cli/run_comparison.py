@@ -22,7 +22,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
             console.print(f"\nno differences in the {title}", markup=False)
     marked = {}
     for key, row in comparison.metrics.items():
-        best = find_best_columns(key, row)
+        best = find_best_columns(key, row, comparison.own_metrics)
         marked[key] = [format_key(key, value) + (" *" if number in best else "") for number, value in enumerate(row)]
     _print_rows(console, "metrics (* best)", marked)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from distrain.config.metrics import ALWAYS_MEASURED, METRICS, format_metric, format_value
+from distrain.config.metrics import ALWAYS_MEASURED, format_metric, format_value, title_of
 from distrain.runs.overview import Overview, find_values
 from distrain.runs.ranking import RankedRun
 from distrain.runs.recipe_values import Sections, differing_keys, find_value
@@ -65,7 +65,7 @@ def describe_ranked(ranked: Sequence[RankedRun]) -> list[dict[str, Any]]:
 def _table(rows: Sequence[Overview]) -> tuple[list[Heading], list[list[str]]]:
     metrics = {row.brief.best_by for row in rows if row.brief.last is not None} or {"top1"}
     is_mixed = len(metrics) > 1  # then each value is shown with its metric
-    newest = "newest" if is_mixed else METRICS[next(iter(metrics))].title
+    newest = "newest" if is_mixed else title_of(next(iter(metrics)))
     format_cell = format_metric if is_mixed else format_value
     by_recipe = defaultdict[Any, list[Sections]](list)
     for row in rows:

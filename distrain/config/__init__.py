@@ -5,11 +5,12 @@ profile does.
 """
 
 from distrain.config.compute import Compute
-from distrain.config.data import Augment, Data, Transform, TransformList
+from distrain.config.data import Augment, Data
 from distrain.config.load import builtin_recipes, change_recipe, load_data, load_recipe, read_recipe
 from distrain.config.model import Loss, Model
 from distrain.config.optim import Optimizer, Schedule
 from distrain.config.outputs import Checkpoint, Eval, Log
+from distrain.config.parts import Part, Transform, TransformList
 from distrain.config.recipe import Recipe
 from distrain.config.reference import fields
 from distrain.config.training import Lookahead, Parallel, Train
@@ -26,6 +27,7 @@ __all__ = [
     "Model",
     "Optimizer",
     "Parallel",
+    "Part",
     "Recipe",
     "Schedule",
     "Train",

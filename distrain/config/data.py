@@ -5,9 +5,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from distrain.config.metrics import Target
+from distrain.config.parts import TransformList
 from distrain.config.section import Positive, Section
+from distrain.config.user_code import is_reference
+from distrain.messages import nearest, shown
 
 Split = Literal["train", "val"]
+SAMPLINGS = ("uniform", "balanced")  # or the user's own function of the targets
 
 
 class MoreData(Section):
@@ -79,8 +83,13 @@ class Data(Section):
         None, gt=0, description="evaluate this many samples, drawn by the seed, or a stream's first; null: all"
     )
     samples_per_epoch: int | None = Field(None, gt=0, description="stream: samples in an epoch; null: its len()")
-    sampling: Literal["uniform", "balanced"] = Field(
-        "uniform", description="balanced: draw each class equally often, repeating the samples of small classes"
+    sampling: str = Field(
+        "uniform",
+        description="balanced: draw each class equally often, repeating the samples of small classes; "
+        "package.module:function of the targets: draw each sample in proportion to the weight that it gives",
+    )
+    sampling_arguments: dict[str, Any] = Field(
+        default_factory=dict, description="further arguments of the function of sampling, such as {power: 0.5}"
     )
     repeats: int = Field(
         1,
@@ -110,6 +119,21 @@ class Data(Section):
         return self
 
     @model_validator(mode="after")
+    def _sampling_is_known(self) -> Self:
+        if not is_reference(self.sampling):
+            if self.sampling not in SAMPLINGS:
+                hint = (
+                    nearest(self.sampling, SAMPLINGS, count=1) or "; use uniform, balanced, or package.module:function"
+                )
+                raise ValueError(f"data.sampling={shown(self.sampling)}: unknown sampling{hint}")
+            if self.sampling_arguments:
+                raise ValueError(
+                    f"data.sampling_arguments are for data.sampling=package.module:function, and data.sampling is "
+                    f"{self.sampling}; remove them"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _columns_are_of_a_manifest(self) -> Self:
         if "manifest" not in (self.source, *(part.source for part in self.more)):
             for key in ("path_column", "label_column", "delimiter"):
@@ -118,30 +142,9 @@ class Data(Section):
         return self
 
 
-class Transform(Section):
-    """One transform of torchvision.transforms.v2, by its class name, or package.module:name, and its arguments."""
-
-    name: str
-    arguments: dict[str, Any] = Field(default_factory=dict)
-
-
-def _read_transform(value: object) -> object:
-    """Accept `Name` or `Name: {argument: value}`, as YAML writes a transform, and a `Transform`."""
-    if isinstance(value, Transform):
-        return value
-    if isinstance(value, str):
-        return {"name": value}
-    if isinstance(value, dict) and len(value) == 1:
-        (name, arguments), *_ = value.items()
-        if isinstance(arguments, dict) or arguments is None:
-            return {"name": name, "arguments": arguments or {}}
-    raise ValueError("a transform is written `Name` or `Name: {argument: value}`")
-
-
 Epoch = Annotated[int, Field(ge=0)]
 Pixels = Annotated[int, Field(gt=0)]
 Sizes = tuple[tuple[Epoch, Pixels], ...]
-TransformList = tuple[Annotated[Transform, BeforeValidator(_read_transform)], ...]
 
 
 class Augment(Section):
@@ -149,6 +152,11 @@ class Augment(Section):
 
     train: TransformList = Field((), description="transforms of a training image, drawn from (seed, epoch, sample)")
     eval: TransformList = Field((), description="transforms of a validation image, without random draws")
+    batch: TransformList = Field(
+        (),
+        description="package.module:name: transforms of a training micro-batch on its device, (images, targets) -> "
+        "(images, targets), after mean and std, drawn from (seed, step, micro-batch)",
+    )
     mean: tuple[float, ...] | None = Field(None, description="mean of each channel in [0, 1], subtracted last")
     std: tuple[Positive, ...] | None = Field(None, description="standard deviation of each channel, divided by last")
     sizes: Sizes | None = Field(
@@ -166,6 +174,16 @@ class Augment(Section):
     def _mean_goes_with_std(self) -> Self:
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
             raise ValueError("augment.mean and augment.std go together, with one number for each channel")
+        return self
+
+    @model_validator(mode="after")
+    def _batch_transforms_are_own(self) -> Self:
+        for transform in self.batch:
+            if not is_reference(transform.name):
+                raise ValueError(
+                    f"augment.batch: {shown(transform.name)} names no code; use package.module:name, or augment.mixup, "
+                    f"cutmix and sizes"
+                )
         return self
 
     @model_validator(mode="after")

@@ -42,7 +42,24 @@ METRICS: dict[str, Metric] = {
     "rmse": Metric("RMSE", ("values",), is_higher_better=False),
 }
 ALWAYS_MEASURED = "loss"
+OwnMetrics = Mapping[str, bool | None]  # metrics that are not in METRICS: whether higher is better, None: not known
+NO_OWN: OwnMetrics = {}
 MIN_LARGE = 1e5  # a loss from which on four decimals say nothing
+
+
+def title_of(name: str) -> str:
+    """Return the name of a metric in a line of text; one of the user's has no other than its own."""
+    return METRICS[name].title if name in METRICS else name
+
+
+def is_number(name: str) -> bool:
+    """Whether `val/NAME` is one number for the whole split: not that of a class, such as `top1/ants`."""
+    return METRICS[name].is_number if name in METRICS else "/" not in name
+
+
+def is_higher_better(name: str, own: OwnMetrics = NO_OWN) -> bool | None:
+    """Return whether higher values of a metric are better; None where that is not known."""
+    return METRICS[name].is_higher_better if name in METRICS else own.get(name)
 
 
 def restore_nan(evaluation: Mapping[str, float | None]) -> dict[str, float]:
@@ -57,20 +74,23 @@ def _read_evaluation(value: object) -> object:
 Evaluation = Annotated[dict[str, float], BeforeValidator(_read_evaluation)]  # metrics by name, read from strict JSON
 
 
-def score(name: str, evaluation: Mapping[str, float]) -> float | None:
-    """Return a score of an evaluation, higher is better.
+def score(name: str, evaluation: Mapping[str, float], own: OwnMetrics = NO_OWN) -> float | None:
+    """Return a score of an evaluation, higher is better; `own` are the metrics of the run that are not distrain's.
 
     None where the metric is missing, or it or the validation loss is not finite: such a network is not a candidate.
     """
     value, loss = evaluation.get(f"val/{name}", math.nan), evaluation.get(f"val/{ALWAYS_MEASURED}", 0.0)
-    if not (math.isfinite(value) and math.isfinite(loss)):
+    is_up = is_higher_better(name, own)
+    if is_up is None or not (math.isfinite(value) and math.isfinite(loss)):
         return None
-    return value if METRICS[name].is_higher_better else -value
+    return value if is_up else -value
 
 
-def is_better(name: str, evaluation: Mapping[str, float], best: Mapping[str, float] | None) -> bool:
+def is_better(
+    name: str, evaluation: Mapping[str, float], best: Mapping[str, float] | None, own: OwnMetrics = NO_OWN
+) -> bool:
     """Whether an evaluation beats the best one so far; neither an equal one nor NaN does."""
-    now, before = score(name, evaluation), None if best is None else score(name, best)
+    now, before = score(name, evaluation, own), None if best is None else score(name, best, own)
     return now is not None and (before is None or now > before)
 
 
@@ -79,11 +99,12 @@ def format_value(name: str, evaluation: Mapping[str, float]) -> str:
     value = evaluation.get(f"val/{name}")
     if value is None:
         return "-"
-    if METRICS[name].is_percent:
-        return f"{value:.2%}"
     if name == ALWAYS_MEASURED:
         return format_loss(value)
-    return f"{value:.4f}" if METRICS[name].is_higher_better else f"{value:.4g}"
+    known = METRICS.get(name)
+    if known is not None and known.is_percent:
+        return f"{value:.2%}"
+    return f"{value:.4f}" if known is not None and known.is_higher_better else f"{value:.4g}"
 
 
 def format_loss(value: float) -> str:
@@ -93,11 +114,11 @@ def format_loss(value: float) -> str:
 
 def format_metric(name: str, evaluation: Mapping[str, float], *, split: str = "val") -> str:
     """Return the title and value of a metric, such as `top-1 99.44%`; the title of the loss begins with the split."""
-    title = f"{split} loss".lstrip() if name == ALWAYS_MEASURED else METRICS[name].title
+    title = f"{split} loss".lstrip() if name == ALWAYS_MEASURED else title_of(name)
     return f"{title} {format_value(name, evaluation)}"
 
 
 def format_evaluation(evaluation: Mapping[str, float], *, split: str = "val") -> str:
     """Return the metrics of an evaluation that are one number each, in a line; `split` is what was evaluated."""
-    names = [key.removeprefix("val/") for key in evaluation]  # the key, whichever split was evaluated
-    return ", ".join(format_metric(name, evaluation, split=split) for name in names if name in METRICS)
+    names = [key.removeprefix("val/") for key in evaluation if key.startswith("val/")]  # whichever split it was
+    return ", ".join(format_metric(name, evaluation, split=split) for name in names if is_number(name))

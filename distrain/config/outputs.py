@@ -5,7 +5,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from distrain.config.metrics import ALWAYS_MEASURED, METRICS
-from distrain.config.section import Positive, Section, Words
+from distrain.config.parts import TORCHMETRICS, LoggerList, MetricList, MetricPart
+from distrain.config.section import Positive, Section
 from distrain.messages import joined, nearest, shown
 
 
@@ -32,6 +33,9 @@ class Log(Section):
     tensorboard: bool = Field(default=True, description="write TensorBoard files into the run directory")
     wandb: Literal["offline", "online", "disabled"] = Field("offline", description="online uploads while training")
     wandb_project: str = Field("distrain", description="the Weights & Biases project of the run")
+    loggers: LoggerList = Field(
+        (), description="loggers of your own beside these, package.module:Class, such as [mine:Csv: {path: log.csv}]"
+    )
 
 
 class Eval(Section):
@@ -49,10 +53,11 @@ class Eval(Section):
     shift: int | None = Field(
         None, gt=0, description="average them also over the image shifted by this many pixels up left and down right"
     )
-    metrics: Words | None = Field(
+    metrics: MetricList | None = Field(
         None,
-        description=f"{', '.join(name for name in METRICS if name != ALWAYS_MEASURED)}; null: top1, and top5 from 6 "
-        "classes on; for labels f1, auroc, exact_match; for values mae, rmse",
+        description=f"{', '.join(name for name in METRICS if name != ALWAYS_MEASURED)}, torchmetrics.NAME: "
+        "{arguments} and package.module:factory; null: top1, and top5 from 6 classes on; for labels f1, auroc, "
+        "exact_match; for values mae, rmse",
     )
     best: str | None = Field(
         None,
@@ -61,11 +66,24 @@ class Eval(Section):
 
     @model_validator(mode="after")
     def _metrics_are_known(self) -> Self:
-        for key, names in (("metrics", self.metrics or ()), ("best", () if self.best is None else (self.best,))):
+        own = [part.key for part in self.own_metrics]
+        listed = [part.name for part in self.metrics or () if not part.is_own]
+        for key, names in (("metrics", listed), ("best", () if self.best in {None, *own} else (str(self.best),))):
             for name in names:
                 if name not in METRICS:
-                    hint = nearest(name, METRICS, count=1) or f"; use {joined(list(METRICS))}"
+                    known = [*METRICS, *own] if key == "best" else [*METRICS, f"{TORCHMETRICS}NAME"]
+                    hint = nearest(name, known, count=1) or f"; use {joined(known)}"
                     raise ValueError(f"eval.{key}: unknown metric {shown(name)}{hint}")
-        if self.best is not None and not METRICS[self.best].is_number:
+        if taken := [name for number, name in enumerate(own) if name in METRICS or name in own[:number]]:
+            raise ValueError(
+                f"eval.metrics: val/{taken[0]} would be recorded twice; write {{name: package.module:factory, "
+                f"recorded_as: another name}}"
+            )
+        if self.best in METRICS and not METRICS[self.best].is_number:
             raise ValueError(f"eval.best={self.best} is not a single number; use a metric such as top1")
         return self
+
+    @property
+    def own_metrics(self) -> tuple[MetricPart, ...]:
+        """Those of the metrics that are torchmetrics' or the user's."""
+        return tuple(part for part in self.metrics or () if part.is_own)

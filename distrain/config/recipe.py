@@ -12,8 +12,10 @@ from distrain.config.metrics import ALWAYS_MEASURED, METRICS
 from distrain.config.model import Loss, Model
 from distrain.config.optim import SCHEDULE_FREE, Optimizer, Schedule
 from distrain.config.outputs import Checkpoint, Eval, Log
+from distrain.config.parts import HookList
 from distrain.config.section import Section
 from distrain.config.training import Parallel, Train
+from distrain.config.user_code import is_reference
 from distrain.messages import joined, nearest, shown
 
 
@@ -36,6 +38,9 @@ class Recipe(Section):
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     log: Log = Field(default_factory=Log)
     eval: Eval = Field(default_factory=Eval)
+    hooks: HookList = Field(
+        (), description="hooks of your own, package.module:Class, which see what happens and change nothing"
+    )
 
     @model_validator(mode="after")
     def _exact_mode_has_its_own_strategy(self) -> Self:
@@ -106,6 +111,16 @@ class Recipe(Section):
         per = self.optimizer.lr_per
         return self.optimizer.lr if per is None else self.optimizer.lr * self.data.batch_size / per
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The names of the user's code in the recipe."""
+        augment = (*self.augment.train, *self.augment.eval, *self.augment.batch)
+        parts = (*augment, *self.eval.own_metrics, *self.log.loggers, *self.hooks)
+        sources = [part.source for part in self.data.parts]
+        names = (self.model.name, self.loss.name, self.optimizer.name, self.schedule.name, *sources, self.data.sampling)
+        names += tuple(part.name for part in parts)
+        return tuple(name for name in names if is_reference(name))
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         """The fields that determine the training; a run resumes only with these unchanged."""
@@ -114,6 +129,7 @@ class Recipe(Section):
             exclude={
                 "log": True,
                 "checkpoint": True,
+                "hooks": True,
                 "compute": True,
                 "parallel": {"strategy"},
                 "eval": {"batch_size"},
@@ -128,6 +144,10 @@ class Recipe(Section):
     def to_yaml(self) -> str:
         """Return the resolved recipe as YAML that `load_recipe` reads back to an equal recipe."""
         dump = self.model_dump(mode="json")
-        for split in ("train", "eval"):
-            dump["augment"][split] = [{t["name"]: t["arguments"]} for t in dump["augment"][split]]
+        for split in ("train", "eval", "batch"):
+            dump["augment"][split] = [part.short for part in getattr(self.augment, split)]
+        if self.eval.metrics is not None:
+            dump["eval"]["metrics"] = [part.short for part in self.eval.metrics]
+        dump["log"]["loggers"] = [part.short for part in self.log.loggers]
+        dump["hooks"] = [part.short for part in self.hooks]
         return yaml.safe_dump(dump, sort_keys=False, allow_unicode=True)

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from distrain.config.data import Augment, Data, TransformList
+from distrain.config.data import SAMPLINGS, Augment, Data
 from distrain.config.model import Model
 from distrain.config.optim import Optimizer, Schedule
 from distrain.config.outputs import Eval
+from distrain.config.parts import TransformList
 from distrain.config.profile import Profile
 from distrain.config.recipe import Recipe
 from distrain.config.section import Section
@@ -68,6 +69,8 @@ def _describe_data(data: Data) -> str:
         text += f", {counted(data.train_samples, 'training sample')} drawn by the seed"
     if data.sampling == "balanced":
         text += ", each class drawn equally often"
+    elif data.sampling not in SAMPLINGS:
+        text += f", drawn by the weights of {_with_arguments(data.sampling, data.sampling_arguments)}"
     return text if data.repeats == 1 else f"{text}, each sample {data.repeats} times in a row"
 
 
@@ -81,6 +84,8 @@ def _describe_batch(recipe: Recipe) -> str:
 
 def _describe_augment(augment: Augment) -> str:
     parts = [_describe_transforms(augment.train) or "none"]
+    if augment.batch:
+        parts.append(f"of a batch {_describe_transforms(augment.batch)}")
     parts += [f"{name} (alpha {alpha:g})" for name, alpha in _mixes(augment) if alpha is not None]
     if augment.sizes is not None:
         parts.append("image side " + ", ".join(f"{side} from epoch {epoch} on" for epoch, side in augment.sizes))

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from distrain.config.data import Sizes, TransformList
+from distrain.config.data import Sizes
+from distrain.config.parts import Part
 from distrain.config.recipe import Recipe
 from distrain.config.section import Section
 
@@ -33,8 +34,6 @@ def fields(section: type[Section] = Recipe, prefix: str = "") -> list[tuple[str,
 def _type_text(annotation: Any) -> str:
     """Return the name of a type in YAML terms, such as `number or null`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if annotation == TransformList:
-        return "list of transforms"
     if annotation == Sizes:
         return "list of [epoch, pixels]"
     if origin is Annotated:
@@ -46,6 +45,8 @@ def _type_text(annotation: Any) -> str:
     if origin is tuple:
         kind = _type_text(arguments[0])
         return f"list of {kind}" if kind.startswith("{") else f"list of {kind}s"
+    if isinstance(annotation, type) and issubclass(annotation, Part):
+        return annotation.noun
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return f"{{{', '.join(annotation.model_fields)}}}"
     if origin is UnionType or origin is Union:

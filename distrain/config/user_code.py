@@ -4,13 +4,13 @@ import difflib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from distrain.errors import RecipeError
-from distrain.messages import did_you_mean, joined
+from distrain.messages import did_you_mean, joined, shown
 from distrain.system.exits import describe_end
 
 MAX_NAMES = 6  # of a module, in a hint
@@ -65,10 +65,34 @@ def _hint(module: ModuleType, attribute: str) -> str:
     return f"; it defines {joined(own[:MAX_NAMES], last='and')}" if own else ""
 
 
-def find_refusal(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> str | None:
-    """Return why a factory cannot be called with these keyword arguments, or None; it is not called."""
+def make_part(name: str, arguments: Mapping[str, Any], *, key: str) -> Any:
+    """Import the factory `package.module:name` and call it with its arguments.
+
+    Raises `RecipeError`, naming the recipe's key, where there is no such factory or it does not accept them; errors
+    raised inside it are not changed.
+    """
+    return load_factory(name, arguments, key=key)(**arguments)
+
+
+def load_factory(name: str, arguments: Mapping[str, Any], *, key: str, given: Sequence[str] = ()) -> Callable[..., Any]:
+    """Import a factory as `make_part` does, and check its signature without calling it.
+
+    `given` names what it is called with before the arguments of the recipe.
+    """
+    factory: Any = load_reference(name, key=key)
+    if not callable(factory):
+        raise RecipeError(f"{key}={name} is {factory!r:.60}; name a function or a class")
+    if (refusal := find_refusal(factory, arguments, *given)) is not None:
+        before = "".join(f"{word}, " for word in given)
+        raise RecipeError(f"{key}={name} cannot be called with ({before}**{shown(dict(arguments))}): {refusal}")
+    made: Callable[..., Any] = factory
+    return made
+
+
+def find_refusal(factory: Callable[..., Any], arguments: Mapping[str, Any], *given: object) -> str | None:
+    """Return why a factory cannot be called with these keyword arguments after `given`, or None; it is not called."""
     try:
-        inspect.signature(factory).bind(**arguments)
+        inspect.signature(factory).bind(*given, **arguments)
     except TypeError as error:
         return str(error)
     except ValueError:  # a factory written in C may have no signature

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from distrain.training.class_weights import resolve_class_weights
 from distrain.training.device.precision import MEMORY_FORMATS, Precision, set_tf32, to_device
 from distrain.training.evaluate import Evaluation, evaluate, read_evaluation_batches
 from distrain.training.losses import LossFunction, build_loss
+from distrain.training.metrics.own import check_own_metrics
 from distrain.training.metrics.selection import ChosenMetrics, choose_metrics
 from distrain.training.monitor import RankMonitor
 from distrain.training.probe import check_outputs
@@ -172,8 +173,8 @@ def _prepare(recipe: Recipe, request: EvaluationRequest, world: World) -> _Evalu
     model = build_model(config, num_classes=len(source.classes), in_channels=in_channels)
     model.load_state_dict(with_versions(unpack(read_model(path)), model))
     names = {"class": ("confusion_matrix",), "labels": (), "values": ()}[target]
-    metrics = choose_metrics(recipe.eval, target=target, classes=source.classes)
-    eval_config = recipe.eval.model_copy(update={"metrics": (*metrics.names, *names), "best": metrics.best})
+    chosen = choose_metrics(recipe.eval, target=target, classes=source.classes)
+    check_own_metrics(chosen.own, first[1].to(world.device), num_outputs=len(source.classes))
     is_averaged = any(name.startswith(AVERAGE) for name in describe_tensors(path))
     model = to_device(model, recipe, world.device)
     normalize = Normalize(
@@ -198,7 +199,7 @@ def _prepare(recipe: Recipe, request: EvaluationRequest, world: World) -> _Evalu
             device=world.device,
             class_weights=_class_weights(recipe, request, state),
         ),
-        chosen=choose_metrics(eval_config, target=target, classes=source.classes),
+        chosen=replace(chosen, names=tuple(dict.fromkeys((*chosen.names, *names)))),
         weights="moving average" if is_averaged else "trained",
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import xxhash
 
-from distrain.config.metrics import METRICS
+from distrain.config.metrics import NO_OWN, OwnMetrics, is_higher_better
 from distrain.config.profile import read_profile
 from distrain.errors import RunError
 from distrain.runs.directory import RunDirectory
@@ -31,6 +31,14 @@ class Comparison:
     recipe: dict[str, list[Any]]
     environment: dict[str, list[Any]]
     metrics: dict[str, list[Any]]
+
+    @property
+    def own_metrics(self) -> OwnMetrics:
+        """The metrics of the runs that are not distrain's: whether higher is better; None where the runs disagree."""
+        found: dict[str, bool | None] = {}
+        for name, is_up in (pair for run in self.runs for pair in run.brief.own_metrics.items()):
+            found[name] = is_up if found.get(name, is_up) == is_up else None
+        return found
 
     def as_json(self) -> dict[str, Any]:
         """Return the comparison as a JSON object."""
@@ -58,13 +66,17 @@ def compare(runs: Sequence[RunDirectory]) -> Comparison:
     )
 
 
-def find_best_columns(key: str, values: Sequence[Any]) -> list[int]:
-    """Return the positions of the best values of a metric; empty where there is no best one, or all are equal."""
+def find_best_columns(key: str, values: Sequence[Any], own: OwnMetrics = NO_OWN) -> list[int]:
+    """Return the positions of the best values of a metric; empty where there is no best one, or all are equal.
+
+    `own` are the metrics of the runs that are not distrain's.
+    """
     name = key.removeprefix("best.").removeprefix("val/").partition("/")[0]
     numbers = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
-    if "val/" not in key or name not in METRICS or len(set(numbers)) < 2:
+    is_up = is_higher_better(name, own)
+    if "val/" not in key or is_up is None or len(set(numbers)) < 2:
         return []
-    best = max(numbers) if METRICS[name].is_higher_better else min(numbers)
+    best = max(numbers) if is_up else min(numbers)
     return [number for number, value in enumerate(values) if value == best]
 
 

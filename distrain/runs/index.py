@@ -23,7 +23,7 @@ from distrain.system.caches import cache_folder
 from distrain.system.files import write_atomically
 
 MIN_RUNS = 100  # fewer are read as fast
-_FORMAT = 1
+_FORMAT = 2
 _ENDED: tuple[State, ...] = ("stopped", "preempted", "cancelled", "failed", "finished")  # no process changes such a run
 _SETTLED_S = 2.0  # two changes of a file may have the same time: the clocks of some file systems tick in seconds
 _NO_LABELS = Labels()
@@ -44,6 +44,7 @@ class Brief(NamedTuple):
     last: Mapping[str, float] | None
     best: Mapping[str, float] | None
     train_seconds: float
+    own_metrics: Mapping[str, bool | None]
 
     @classmethod
     def of(cls, status: Status) -> Self:

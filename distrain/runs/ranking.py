@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from distrain.config.metrics import METRICS, score
+from distrain.config.metrics import METRICS, OwnMetrics, is_higher_better, is_number, score
 from distrain.errors import RunError
 from distrain.messages import joined, nearest
 from distrain.runs import checkpoints
@@ -30,7 +30,7 @@ def rank(found: Sequence[Overview], metric: str | None) -> list[RankedRun]:
     the runs themselves select their best evaluation. Raises `RunError` for an unknown metric, and where the runs select
     by different ones.
     """
-    name = _own_metric(found) if metric is None else _name(metric)
+    name = _own_metric(found) if metric is None else _name(metric, found)
     ranked = [(best, run) for run in found if (best := _best(run, name)) is not None]
     ranked.sort(key=lambda pair: -pair[0][0])
     return [
@@ -47,12 +47,14 @@ def _own_metric(found: Sequence[Overview]) -> str:
     return names[0] if names else "top1"
 
 
-def _name(metric: str) -> str:
+def _name(metric: str, found: Sequence[Overview]) -> str:
     """Return a metric without `val/`; one of a class, such as `top1/ants`, is as good as the metric itself."""
     name = metric.removeprefix("val/")
-    base = METRICS.get(name.partition("/")[0])
-    if base is None or not (base.is_number or "/" in name):
-        known = [f"val/{name}" for name, metric in METRICS.items() if metric.is_number]
+    base = name.partition("/")[0]
+    is_known = any(is_higher_better(base, run.brief.own_metrics) is not None for run in found) or base in METRICS
+    if not is_known or not (is_number(base) or "/" in name):
+        own = [name for run in found for name in run.brief.own_metrics]
+        known = [f"val/{name}" for name in dict.fromkeys((*METRICS, *own)) if is_number(name)]
         raise RunError(f"--metric {metric} is not a metric of evaluations{nearest(f'val/{name}', known)}")
     return name
 
@@ -61,18 +63,18 @@ def _best(run: Overview, name: str) -> tuple[float, int, Path, Mapping[str, floa
     """Return score, step, folder and evaluation of the run's best checkpoint by a metric; None where it has none."""
     brief = run.brief
     if brief.best is not None and run.best_checkpoint is not None and brief.best_by == name:
-        value = _score(name, brief.best)
+        value = _score(name, brief.best, brief.own_metrics)
         return None if value is None else (value, int(brief.best["step"]), run.best_checkpoint, brief.best)
     if brief.last is None:
         return None
     scored = [
         (value, entry.step, entry.path, entry.evaluation)
         for entry in checkpoints.read_catalog(run.run.checkpoints)
-        if entry.evaluation is not None and (value := _score(name, entry.evaluation)) is not None
+        if entry.evaluation is not None and (value := _score(name, entry.evaluation, brief.own_metrics)) is not None
     ]
     return max(scored, key=lambda found: (found[0], -found[1]), default=None)
 
 
-def _score(name: str, evaluation: Mapping[str, float]) -> float | None:
+def _score(name: str, evaluation: Mapping[str, float], own: OwnMetrics) -> float | None:
     base = name.partition("/")[0]
-    return score(base, {**evaluation, f"val/{base}": evaluation.get(f"val/{name}", math.nan)})
+    return score(base, {**evaluation, f"val/{base}": evaluation.get(f"val/{name}", math.nan)}, own)

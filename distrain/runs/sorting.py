@@ -23,7 +23,10 @@ def sort_runs(found: list[Overview], key: str, *, option: str = "--sort") -> lis
     values = [_rank(value) for value in find_values(found, name, option=option)]
     if name in _BEST_FIRST:
         metrics = [(o.best, o.brief.best_by) if name == "best" else (o.brief.last, ALWAYS_MEASURED) for o in found]
-        scores = [None if evaluation is None else score(by, evaluation) for evaluation, by in metrics]
+        scores = [
+            None if evaluation is None else score(by, evaluation, o.brief.own_metrics)
+            for o, (evaluation, by) in zip(found, metrics, strict=True)
+        ]
         values = [None if value is None else (0, -value) for value in scores]
     pairs = list(zip(values, found, strict=True))
     ranked = [(value, overview) for value, overview in pairs if value is not None]

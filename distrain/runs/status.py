@@ -65,6 +65,9 @@ class Status(BaseModel):
     best: Evaluation | None = None  # step and metrics of the best evaluation
     best_by: str = "top1"  # the metric that decides which evaluation is best
     last: Evaluation | None = None  # step and metrics of the newest evaluation
+    own_metrics: dict[
+        str, bool | None
+    ] = {}  # those that are not distrain's: whether higher is better, if that is known
     train_seconds: Finite = 0.0  # spent in this run over all attempts, without start-up
     weights_digest: str | None = None  # of the weights and buffers at the end
     state_digest: str | None = None  # of these, the optimizer's state and the moving averages

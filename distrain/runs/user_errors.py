@@ -90,6 +90,4 @@ def _has_trained(run: RunDirectory, step: int) -> bool:
 
 
 def _packages(recipe: Recipe) -> set[str]:
-    names = [recipe.model.name, recipe.loss.name, recipe.optimizer.name, recipe.schedule.name]
-    names += [part.source for part in recipe.data.parts]
-    return packages_of([*names, *(transform.name for transform in (*recipe.augment.train, *recipe.augment.eval))])
+    return packages_of(recipe.references)

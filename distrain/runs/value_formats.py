@@ -4,7 +4,7 @@ import json
 import time
 from typing import Any
 
-from distrain.config.metrics import METRICS, format_value
+from distrain.config.metrics import format_value, is_number
 from distrain.system.display import duration
 
 
@@ -17,7 +17,7 @@ def format_key(key: str, value: Any) -> str:
         return time.strftime("%F %T", time.localtime(value))
     if key in {"time", "train_seconds", "eta_s"}:
         return duration(value)
-    if key == "loss" or (metric in METRICS and METRICS[metric].is_number and "val/" in key):
+    if key == "loss" or (is_number(metric) and "val/" in key):
         return format_value(metric, {f"val/{metric}": value})
     if isinstance(value, float):
         return f"{value:.6g}"

@@ -9,6 +9,7 @@ from distrain.checkpoint.writer import Checkpointer
 from distrain.config import Recipe
 from distrain.config.intervals import Intervals
 from distrain.config.profile import Profile
+from distrain.config.user_code import is_reference
 from distrain.distributed.compile import compile_network
 from distrain.distributed.extra_state import ExtraState
 from distrain.distributed.parallelize import build_strategy, needs_unused_parameters
@@ -39,7 +40,7 @@ from distrain.training.optim.schedules import build_schedule
 from distrain.training.optim.weight_averaging import LookaheadWeights
 from distrain.training.own_code import may_draw_anywhere, refusing, with_checks
 from distrain.training.profiler import Profiler
-from distrain.training.session import Session
+from distrain.training.session import SAMPLING, Session
 from distrain.training.setup.checks import ON_CPU, ON_DEVICE, WITH_MICRO_BATCH, Parts, run_checks
 from distrain.training.setup.data import DataSetup, build_train_sampler, set_up_data
 from distrain.training.setup.loss import set_up_loss
@@ -129,6 +130,8 @@ def _assemble(
     optimizer = build_optimizer(recipe.optimizer, model, settings, heads=network.heads)
     schedule = build_schedule(recipe.schedule, steps_per_epoch=sampler.steps_per_epoch, total_steps=data.total_steps)
     fingerprint = {split: source.fingerprint() for split, source in data.sources.items()} if world.is_rank_zero else {}
+    if is_reference(recipe.data.sampling):
+        fingerprint[SAMPLING] = sampler.digest()
     return Session(
         recipe=recipe,
         profile=profile,

@@ -17,6 +17,7 @@ from distrain.training.device.precision import Precision
 from distrain.training.losses import LossFunction
 from distrain.training.metrics.accumulators import Confusion, Counter, LabelConfusion, build_counters
 from distrain.training.metrics.curves import build_curves
+from distrain.training.metrics.own import OwnEvaluation
 from distrain.training.metrics.selection import ChosenMetrics
 from distrain.training.own_code import check_outputs, check_value
 from distrain.training.test_time_augmentation import predict_with_tta
@@ -26,10 +27,10 @@ from distrain.training.test_time_augmentation import predict_with_tta
 class Evaluation:
     """The result of an evaluation, the same on every rank.
 
-    `metrics` holds `val/loss` and `val/NAME` for each chosen metric, fractions, not percent, and `val/top1/CLASS` for
-    `accuracy_per_class`. `confusion` is int64 on the CPU where a chosen metric needs it or the classes are few, else
-    None: for classes [classes, classes], a row for a true class, a column for a predicted one; for labels [labels,
-    truth, prediction].
+    `metrics` holds `val/loss` and `val/NAME` for each chosen metric, fractions, not percent, `val/top1/CLASS` for
+    `accuracy_per_class`, and last those of the user and of torchmetrics. `confusion` is int64 on the CPU where a chosen
+    metric needs it or the classes are few, else None: for classes [classes, classes], a row for a true class, a column
+    for a predicted one; for labels [labels, truth, prediction].
     """
 
     metrics: dict[str, float]
@@ -86,6 +87,7 @@ def evaluate(
     for part, _ in modes:
         part.eval()
     counters, curves = build_counters(chosen, world.device), build_curves(chosen, world.device)
+    own = OwnEvaluation(chosen.own, num_batches, world)
     has_errors = chosen.target == "values"
     # Of each batch: samples, loss and, of values, absolute and squared errors, all summed over the samples.
     sums = torch.zeros(num_batches, 4 if has_errors else 2, dtype=torch.float64, device=world.device)
@@ -104,6 +106,7 @@ def evaluate(
             counter.update(logits.float(), targets)
         if curves is not None:
             curves.update(logits.float(), targets)
+        own.update(number, logits, targets)
         if on_batch is not None:
             on_batch(number, logits, targets)
 
@@ -118,7 +121,8 @@ def evaluate(
     if any(row[0] == 0 for row in rows):
         return None
     areas = {} if curves is None else curves.results(world)
-    return _conclude(rows, counters, counts, areas, chosen)
+    others = own.results(int(math.fsum(row[0] for row in rows)), errors)
+    return None if others is None else _conclude(rows, counters, counts, areas | others, chosen)
 
 
 def _measure_each(
@@ -163,7 +167,7 @@ def _conclude(
     rows: list[list[float]],
     counters: list[Counter],
     counts: list[torch.Tensor],
-    areas: dict[str, float],
+    others: dict[str, float],
     chosen: ChosenMetrics,
 ) -> Evaluation:
     samples, loss, *errors = (math.fsum(column) for column in zip(*rows, strict=True))
@@ -176,5 +180,5 @@ def _conclude(
         results |= counter.results(total, int(samples))
         if isinstance(counter, Confusion | LabelConfusion):
             confusion = total
-    results |= areas
+    results |= others
     return Evaluation({f"val/{name}": value for name, value in results.items()}, int(samples), confusion)

@@ -12,6 +12,7 @@ from distrain.data.sources.base import Batch
 from distrain.training.batchnorm_pass import compute_statistics
 from distrain.training.early_stopping import check_patience
 from distrain.training.evaluate import Evaluation, evaluate, read_evaluation_batches
+from distrain.training.hooks.calls import Hooks
 from distrain.training.loggers import LoggerCollection
 from distrain.training.loggers.protocol import Record
 from distrain.training.nonfinite import name_samples
@@ -46,10 +47,20 @@ def write_records(session: Session, step: int, loggers: LoggerCollection) -> tup
     should_log = session.intervals.should_log(step)
     if should_log or metrics:
         record: Record = {"step": step, "epoch": session.epoch(step), "time": round(time.time(), 3)}
-        loggers.write(record | (_measured(session, step) if should_log else {}) | metrics)
+        record |= (_measured(session, step) if should_log else {}) | metrics
+        loggers.write(record)
+        if session.hooks is not None:
+            _tell_hooks(session.hooks, record, metrics, best=state.best)
     if evaluation is not None:
         session.schedule.observe(step, evaluation.metrics)  # after the record, which has the rate of the step before
     return session, True
+
+
+def _tell_hooks(hooks: Hooks, record: Record, metrics: Record, *, best: Record | None) -> None:
+    step, epoch = int(record["step"]), record["epoch"]
+    if metrics:
+        hooks.evaluation(step, epoch=epoch, metrics=metrics, is_best=best is not None and best["step"] == step)
+    hooks.record(record)
 
 
 def _evaluate_or_save(session: Session, step: int) -> Evaluation | None:

@@ -13,7 +13,7 @@ from distrain.runs import checkpoints
 from distrain.runs.attempts import describe_changes
 from distrain.runs.directory import RunDirectory
 from distrain.tensors.module_state import LOSS
-from distrain.training.session import Ending, Session
+from distrain.training.session import SAMPLING, Ending, Session
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +116,7 @@ def save(session: Session, step: int, *, is_record_due: bool) -> None:
             "samples_seen": session.num_samples(0, step),
             "best": session.state.best,
             "best_by": session.metrics.best,
+            **({"own_metrics": own} if (own := session.metrics.own_directions) else {}),
             "evaluation": last if last is not None and last["step"] == step else None,
             "loss_scale": session.precision.state(),
             **session.losses.state(has_epoch=session.recipe.train.target_loss is not None),
@@ -133,17 +134,23 @@ def save(session: Session, step: int, *, is_record_due: bool) -> None:
 
 
 def _check_resumable(session: Session, checkpoint: checkpoints.Checkpoint) -> None:
-    if checkpoint.state["data"] != session.fingerprint:
+    stored, now = dict(checkpoint.state["data"]), dict(session.fingerprint)
+    if stored.pop(SAMPLING, None) != now.pop(SAMPLING, None):
+        raise RunError(
+            f"data.sampling={session.recipe.data.sampling} gives other weights than before checkpoint "
+            f"{checkpoint.path.name}; bring the old function back, or train in a new run directory"
+        )
+    if stored != now:
         raise RunError(
             f"the data in {session.recipe.data.path} has changed since checkpoint {checkpoint.path.name}; "
             f"bring the old data back, or train in a new run directory"
         )
-    for what, now in session.numerics_fingerprint().items():
+    for what, value in session.numerics_fingerprint().items():
         before = checkpoint.state["rounding"].get(what)
-        if before != now:
+        if before != value:
             log.warning(
                 "%s was %s before and is %s now: the quality of results is the same, but bits may differ",
                 what,
                 before,
-                now,
+                value,
             )

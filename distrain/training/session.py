@@ -25,6 +25,7 @@ from distrain.models.freezing import Freezing
 from distrain.runs.directory import RunDirectory
 from distrain.training.device.batch_transforms import BatchTransform
 from distrain.training.device.precision import Precision
+from distrain.training.hooks.calls import Hooks
 from distrain.training.losses import LossFunction
 from distrain.training.machine.sampler import MachineSampler
 from distrain.training.meters import LossMeter, ThroughputMeter
@@ -38,6 +39,8 @@ from distrain.training.profiler import Profiler
 from distrain.training.skipped_steps import SkippedSteps
 from distrain.training.step_watch import Watch
 from distrain.training.train_state import TrainState
+
+SAMPLING = "sampling"  # the entry of the fingerprint with the order that the user's own weights give
 
 Ending = Literal["target_loss", "max_time", "patience"]  # the field of `train` that has ended a run
 
@@ -80,7 +83,7 @@ class Session:
     unsaved: list[str]  # state of the user's code that training changes and checkpoints do not store
     unwrapped_copy: nn.Module | None  # for the loggers: on the CPU; None if it cannot be copied
     skipped: SkippedSteps
-    fingerprint: dict[str, str]
+    fingerprint: dict[str, str]  # of the data by split, and of the user's own order; empty on other ranks
     input: dict[str, Any]  # of the exported network: image_channels, dtype, shape
     monitor: RankMonitor
     machine: MachineSampler
@@ -88,6 +91,7 @@ class Session:
     stop: StopConsensus
     profiler: Profiler
     ending: Ending | None = None  # why `total_steps` is less than planned
+    hooks: Hooks | None = None  # the user's, on rank 0 alone
 
     @property
     def state(self) -> TrainState:

@@ -86,18 +86,20 @@ class TrainState:
         steps_per_epoch: int = 0,
         best: dict[str, float] | None = None,
         best_by: str = "top1",
+        own_metrics: dict[str, bool | None] | None = None,
         unsaved_state: list[str] | None = None,
     ) -> None:
         """Begin an attempt at `first_step`, after start-up. Evaluations and benchmarks have no epochs.
 
-        `best` is the best evaluation up to there and `best_by` its metric; `unsaved_state` names what no checkpoint
-        holds.
+        `best` is the best evaluation up to there and `best_by` its metric; `own_metrics` says of those that are not
+        distrain's whether higher is better; `unsaved_state` names what no checkpoint holds.
         """
         with self._lock:
             status = self._status
             status.begin_attempt(world_size=world_size, first_step=first_step)
             status.total_steps, status.best, status.best_by = total_steps, best, best_by
             status.unsaved_state, status.steps_per_epoch = unsaved_state or [], steps_per_epoch
+            status.own_metrics = own_metrics or {}
             self._steps_per_epoch = steps_per_epoch
             self._timer = StepTimer(first_step=first_step, earlier_s=status.train_seconds)
             self.step = status.step = first_step
@@ -141,7 +143,7 @@ class TrainState:
         """Store an evaluation; that of step 0, which has no checkpoint, is never the best."""
         with self._lock:
             self._status.last = {"step": step, **metrics}
-            if step > 0 and is_better(self._status.best_by, metrics, self._status.best):
+            if step > 0 and is_better(self._status.best_by, metrics, self._status.best, self._status.own_metrics):
                 self._status.best = self._status.last
 
     def skip(self, batch: SkippedBatch) -> None:

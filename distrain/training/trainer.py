@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 
 from distrain.checkpoint.tensors import digest, weights_digest
 from distrain.config import Recipe
@@ -11,6 +12,7 @@ from distrain.config.profile import Profile
 from distrain.data.loading.loader import read_batches
 from distrain.data.sources.base import Batch
 from distrain.distributed.world import World
+from distrain.runs.checkpoints import newest_step
 from distrain.runs.directory import RunDirectory
 from distrain.runs.stop_file import answer_stop
 from distrain.training.anomaly import describe_anomalies
@@ -23,6 +25,8 @@ from distrain.training.early_stopping import (
     last_step_in_time,
     stop_at,
 )
+from distrain.training.hooks.calls import Hooks, build_hooks
+from distrain.training.hooks.hook import TrainingStart
 from distrain.training.input_samples import take_input_samples
 from distrain.training.loggers import LoggerCollection
 from distrain.training.loggers.jsonl import rewind_metrics
@@ -46,14 +50,20 @@ def train(recipe: Recipe, profile: Profile, run: RunDirectory, world: World, mon
     """
     set_determinism(recipe)
     monitor.state.load(run.read_status())
-    with describe_anomalies(monitor.state) if recipe.train.detect_anomaly else nullcontext():
-        while (is_complete := _train_attempt(recipe, profile, run, world, monitor)) is None:
+    hooks = build_hooks(recipe.hooks, is_new=newest_step(run.checkpoints) == 0) if world.is_rank_zero else None
+    with (
+        describe_anomalies(monitor.state) if recipe.train.detect_anomaly else nullcontext(),
+        nullcontext() if hooks is None else hooks.telling_failure(monitor.state),
+    ):
+        while (is_complete := _train_attempt(recipe, profile, run, world, monitor, hooks)) is None:
             release_unused(world.device)  # the old network, as memory may not suffice for two
+    if hooks is not None:
+        hooks.end(run, monitor.state.step, is_complete=is_complete)
     return is_complete
 
 
 def _train_attempt(
-    recipe: Recipe, profile: Profile, run: RunDirectory, world: World, monitor: RankMonitor
+    recipe: Recipe, profile: Profile, run: RunDirectory, world: World, monitor: RankMonitor, hooks: Hooks | None
 ) -> bool | None:
     """Train to the end or to a stop, and return whether it was the end; None to retry after a rollback."""
     checkpoint = find_checkpoint(run, world)
@@ -61,6 +71,7 @@ def _train_attempt(
     start = resume(session, checkpoint)
     if start.ending is not None:
         session = stop_at(session, start.step, start.ending)
+    session = replace(session, hooks=hooks)
     _begin_attempt(session, start)
     history = rewind_metrics(run, start.step - start.is_record_due) if world.is_rank_zero else []
     try:
@@ -132,6 +143,8 @@ def _train_loop(session: Session, batches: Iterator[Batch], step: int, loggers: 
         session, is_recorded = write_records(
             session, step, loggers
         )  # before the checkpoint: no resume repeats a record
+        if session.hooks is not None:
+            session.hooks.boundary(session.run.checkpoints, steps_s=seconds)
         must_stop = session.stop.is_reached(step) or not is_recorded
         if must_stop or _must_save(session, step):
             monitor.report("stopping" if must_stop else None)
@@ -160,12 +173,11 @@ def run_steps(
     """
     sampler, strategy, precision, losses = session.sampler, session.strategy, session.precision, session.losses
     optimizer, loss_function, prepare = session.optimizer, session.train_loss, session.prepare
-    average, stop = session.average, session.stop
+    average, stop, hooks = session.average, session.stop, session.hooks
     skipped = frozenset(session.skipped.between(first_step, last_step))
     state = session.state if progress is None else progress
-    lookahead, watch = session.lookahead, session.watch
+    lookahead, watch, everywhere = session.lookahead, session.watch, session.draws_anywhere
     train, gpus, freezing, clip = session.recipe.train, session.world.gpus, session.freezing, session.clip
-    everywhere = session.draws_anywhere
     base_lr, schedule, checkpointer = session.recipe.base_lr, session.schedule, session.checkpointer
     weights = list(strategy.module.parameters())
     recorded_step = last_step - 1 if session.intervals.should_log(last_step) else None
@@ -205,6 +217,8 @@ def run_steps(
         if average is not None:
             average.update(step)
         state.step = step + 1
+        if hooks is not None:
+            hooks.step_end(step + 1, epoch=session.epoch(step + 1), lr=base_lr * schedule(step))
     return last_step
 
 
@@ -234,9 +248,19 @@ def _begin_attempt(session: Session, start: ResumePoint) -> None:
         steps_per_epoch=session.sampler.steps_per_epoch,
         best=start.best,
         best_by=session.metrics.best,
+        own_metrics=session.metrics.own_directions,
         unsaved_state=session.unsaved,
     )
     session.monitor.report_start()
+    if session.hooks is not None:
+        event = TrainingStart(
+            run=session.run.path,
+            step=start.step,
+            total_steps=session.total_steps,
+            steps_per_epoch=session.sampler.steps_per_epoch,
+            world_size=session.world.size,
+        )
+        session.hooks.start(event, checkpoints=session.run.checkpoints)
 
 
 def _logger_context(session: Session, history: list[Record]) -> LoggerContext:

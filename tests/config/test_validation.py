@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from distrain.config import Recipe, load_recipe
+from distrain.config.parts import MetricPart
 from distrain.config.profile import LaunchOptions, read_options
 from distrain.config.validation import describe, keys_of, similar_keys
 from distrain.errors import LaunchError, RecipeError
@@ -163,12 +164,12 @@ def test_value_is_refused_in_plain_words(override: str, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("override", "found"),
     [
-        ("eval.metrics=top1", ("top1",)),
+        ("eval.metrics=top1", (MetricPart(name="top1"),)),
         ("model.freeze=backbone", ("backbone",)),
         ("optimizer.no_decay=norm", ("norm",)),
     ],
 )
-def test_one_word_is_a_list_of_one(override: str, found: tuple[str, ...]) -> None:
+def test_one_word_is_a_list_of_one(override: str, found: tuple[object, ...]) -> None:
     section, _, key = override.partition("=")[0].partition(".")
     recipe = load_recipe("digits", overrides=["optimizer.weight_decay=0.1", override])
     assert getattr(getattr(recipe, section), key) == found

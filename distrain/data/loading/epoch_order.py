@@ -9,18 +9,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distrain.config import Data
+from distrain.config.user_code import is_reference
+from distrain.data.loading.sample_weights import read_weights
 from distrain.data.loading.sampler import EpochOrder, Sampler
 from distrain.data.sources.base import Source, is_read_in_order
 from distrain.data.sources.class_counts import class_counts, read_labels
 from distrain.errors import DataError
-from distrain.rng import Purpose, derive_seed, permutation, shuffled
+from distrain.rng import Purpose, derive_keys, derive_seed, permutation, shuffled, uniform
 
 # The random draws of a balanced order, each with its own seed derived from (seed, order, epoch).
 _CLASS_POSITIONS, _SAMPLES_OF_CLASS, _LARGER_CLASSES = 1, 2, 3
+# Those of a weighted order, likewise.
+_POSITIONS, _SAMPLES, _OFFSET = 1, 2, 3
 
 
 def build_sampler(config: Data, source: Source, *, seed: int) -> Sampler:
-    """Return the function that orders an epoch's training samples; raises `DataError` where `config` does not fit."""
+    """Return the function that orders an epoch's training samples.
+
+    Raises `DataError` where `config` does not fit, and `RecipeError` where the user's function gives no weights.
+    """
     num_samples = len(source)
     if is_read_in_order(source):
         _check_stream_order(config)
@@ -31,6 +38,9 @@ def build_sampler(config: Data, source: Source, *, seed: int) -> Sampler:
         _check_no_class_is_empty(source)
         labels, num_classes = read_labels(source), len(source.classes)
         sampler = partial(balanced_order, labels=labels, num_classes=num_classes, num_drawn=num_drawn, seed=seed)
+    elif is_reference(config.sampling):
+        weights = read_weights(config, source, seed=seed)
+        sampler = partial(weighted_order, weights=weights, num_drawn=num_drawn, seed=seed)
     if config.repeats == 1:
         return sampler
     return partial(repeated_order, sampler=sampler, repeats=config.repeats, num_positions=num_samples)
@@ -68,6 +78,26 @@ def balanced_order(
     indices[positions] = samples[np.repeat(np.cumsum(counts) - counts, quotas) + places]
     copies[positions] = rounds
     return EpochOrder(indices, copies)
+
+
+def weighted_order(epoch: int, *, weights: NDArray[np.float64], num_drawn: int, seed: int) -> EpochOrder:
+    """Return an epoch in which samples are drawn in proportion to `weights` float64 [n], by systematic sampling.
+
+    Each sample has the floor or the ceiling of its expected number of positions, which are random: its share of all
+    weights x `num_drawn`. The same holds for all samples of one weight together, to within one; equal weights give each
+    sample once. Madow, "On the theory of systematic sampling, II", 1949.
+    """
+    seeds = [derive_seed(seed, Purpose.ORDER, epoch, drawn) for drawn in (_POSITIONS, _SAMPLES)]
+    samples = shuffled(seeds[1], len(weights))
+    samples = samples[np.argsort(weights[samples], kind="stable")]  # those of one weight side by side
+    offset = uniform(derive_keys(seed, Purpose.ORDER, epoch, _OFFSET), 1).item()
+    reached = np.cumsum(weights[samples])
+    ends = np.minimum(np.floor(num_drawn * (reached / reached[-1]) + offset), num_drawn).astype(np.int64)
+    ends[reached == reached[-1]] = num_drawn
+    counts = np.diff(ends, prepend=0)
+    copies = np.arange(num_drawn) - np.repeat(ends - counts, counts)
+    positions = shuffled(seeds[0], num_drawn)
+    return EpochOrder(np.repeat(samples, counts)[positions], copies[positions])
 
 
 def repeated_order(epoch: int, *, sampler: Sampler, repeats: int, num_positions: int) -> EpochOrder:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from distrain.config.batching import Batching, count_steps_per_epoch
@@ -119,6 +120,10 @@ class TrainSampler:
         if micro_batches is None:
             return indices
         return np.concatenate([indices[slice(*global_batch.ranges[index])] for index in micro_batches])
+
+    def digest(self) -> str:
+        """Return a digest of the order of the first epoch."""
+        return xxhash.xxh3_128_hexdigest(self._draw(0).indices.tobytes())
 
     def steps_with(self, samples: Sequence[int], epoch: int) -> list[int]:
         """Return the steps of an epoch that train on any of `samples`."""

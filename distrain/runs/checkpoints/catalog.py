@@ -100,6 +100,6 @@ def _read_evaluation(path: Path) -> tuple[Metrics | None, float | None, int | No
         if state.get("best") is not None:
             run_best = int(state["best"]["step"])
         evaluation = {n: float(value) for n, value in restore_nan(state["evaluation"]).items() if n != "step"}
-        return evaluation, score(state["best_by"], evaluation), run_best
+        return evaluation, score(state["best_by"], evaluation, state.get("own_metrics", {})), run_best
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # damaged, or not evaluated
         return None, None, run_best

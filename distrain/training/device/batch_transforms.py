@@ -1,16 +1,23 @@
-"""Transforms a training batch on its device before the network sees it: normalise, resize, mix."""
+"""Transforms a training batch on its device before the network sees it: normalise, resize, the user's own, mix."""
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distrain.config import Augment, Recipe
+from distrain.config import Augment, Recipe, Transform
+from distrain.config.user_code import find_refusal, make_part
 from distrain.data.sources.base import Batch
 from distrain.data.transforms.pipeline import Normalize
 from distrain.errors import ModelError, RecipeError
-from distrain.messages import first_line
+from distrain.global_rng import seed_generators
+from distrain.messages import counted, first_line
 from distrain.rng import Purpose, derive_seed
+from distrain.system.exits import place_of_code
 from distrain.training.losses import LossFunction
+
+_OWN = "augment.batch"
 
 
 class BatchTransform:
@@ -21,19 +28,23 @@ class BatchTransform:
         self._sizes = [(epoch * steps_per_epoch, pixels) for epoch, pixels in recipe.augment.sizes or ()]
         mixing = Mixing(recipe.augment, num_classes=num_classes, seed=recipe.train.seed)
         self._mixing = mixing if recipe.augment.is_mixed else None
+        own = OwnBatchTransforms(recipe.augment.batch, seed=recipe.train.seed)
+        self._own = own if recipe.augment.batch else None
         self._is_channels_last = recipe.compute.memory_format == "channels_last"
 
     def __call__(self, images: torch.Tensor, targets: torch.Tensor, *, step: int, index: int) -> Batch:
         """Return images float32 [n, channels, height, width], and targets: as they are, or float32 [n, classes]."""
         images = self.inputs(images, step=step)
+        if self._own is not None:
+            images, targets = self._own(images, targets, step=step, index=index)
         if self._mixing is not None:
             images, targets = self._mixing(images, targets, step=step, index=index)
-        if self._is_channels_last:  # most already are; mixing may have lost it
+        if self._is_channels_last:  # most already are; mixing or the user's code may have lost it
             images = images.contiguous(memory_format=torch.channels_last)
         return images, targets
 
     def inputs(self, images: torch.Tensor, *, step: int) -> torch.Tensor:
-        """Return images as the network gets them at a step, but not mixed."""
+        """Return images as the network gets them at a step, but not mixed, and without the user's transforms."""
         images = self._normalize(images)
         return resize(images, self.pixels(step)) if self._sizes else images
 
@@ -50,6 +61,48 @@ class BatchTransform:
     def smallest_step(self) -> int:
         """The first step at which the images are as small as they become."""
         return min(self._sizes, key=lambda size: size[1], default=(0, 0))[0]
+
+
+class OwnBatchTransforms:
+    """The user's transforms of a micro-batch, each a function (images, targets) -> (images, targets)."""
+
+    def __init__(self, transforms: Sequence[Transform], *, seed: int) -> None:
+        self._made = [(part.name, make_part(part.name, part.arguments, key=_OWN)) for part in transforms]
+        for name, made in self._made:
+            refusal = find_refusal(made, {}, "images", "targets") if callable(made) else "it cannot be called"
+            if refusal is not None:
+                raise RecipeError(
+                    f"{_OWN}: {name} returns {made!r:.60}{place_of_code(made)}, which is no function of images and "
+                    f"targets ({refusal})"
+                )
+        self._seed = seed
+
+    def __call__(self, images: torch.Tensor, targets: torch.Tensor, *, step: int, index: int) -> Batch:
+        """Transform images float32 [n, channels, height, width] and their targets, with seeded generators.
+
+        Raises `RecipeError` where one returns anything else than as many images and targets.
+        """
+        count = len(images)
+        seed_generators(self._seed, Purpose.BATCH, step, index)
+        if images.is_cuda:
+            value = derive_seed(self._seed, Purpose.BATCH, step, index)
+            torch.cuda.default_generators[images.device.index].manual_seed(value)
+        for name, transform in self._made:
+            made = transform(images, targets)
+            if not (
+                isinstance(made, tuple) and len(made) == 2 and all(isinstance(part, torch.Tensor) for part in made)
+            ):
+                raise RecipeError(
+                    f"{_OWN}: {name} gives {type(made).__name__}{place_of_code(transform)}; return (images, targets)"
+                )
+            images, targets = made
+            if not (len(images) == len(targets) == count and images.ndim == 4 and images.is_floating_point()):
+                raise RecipeError(
+                    f"{_OWN}: {name} gives images {list(images.shape)} and targets {list(targets.shape)}"
+                    f"{place_of_code(transform)} for {counted(count, 'sample')}; return that number of both, "
+                    f"images in floating point"
+                )
+        return images, targets
 
 
 class Mixing:
@@ -102,6 +155,31 @@ def check_sizes(recipe: Recipe, model: nn.Module, *, num_channels: int) -> None:
                 f"model.name={recipe.model.name} does not accept images of {pixels}x{pixels} pixels, which "
                 f"augment.sizes requests ({reason})"
             ) from None
+
+
+def check_own_transforms(
+    recipe: Recipe,
+    transform: BatchTransform,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    loss_function: LossFunction,
+    *,
+    num_outputs: int,
+) -> None:
+    """Raise `RecipeError` where the user's transforms of a batch give no batch, or targets that the loss refuses.
+
+    `images` and `targets` are some training samples, as read, on the device.
+    """
+    if not recipe.augment.batch:
+        return
+    _, made = transform(images, targets, step=0, index=0)
+    try:
+        loss_function(torch.zeros(len(made), num_outputs, device=made.device), made)
+    except Exception as error:  # noqa: BLE001 - each loss has its own way to refuse targets
+        raise RecipeError(
+            f"loss.name={recipe.loss.name} does not accept the targets {list(made.shape)} that augment.batch makes "
+            f"({first_line(error)}); use a loss that does"
+        ) from None
 
 
 def check_mixing(

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distrain.config import Eval
-from distrain.config.metrics import ALWAYS_MEASURED, METRICS, Target
+from distrain.config.metrics import ALWAYS_MEASURED, METRICS, Target, is_number
 from distrain.errors import RecipeError
 from distrain.messages import counted
+from distrain.training.metrics.own import OwnMetric, build_own_metrics
 
 MAX_CLASSES_COUNTED = 1000  # a matrix of 8 MB, added over the ranks once per evaluation
 _TOP5 = 5
@@ -23,11 +24,17 @@ class ChosenMetrics:
 
     target: Target
     classes: tuple[str, ...]  # of the data, by label; for labels and values one name per output
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # of distrain's metrics
     best: str  # the metric that says which evaluation is the best
     shown: tuple[
         str, ...
     ]  # shown in lines of text next to the loss: the one that selects the best, and those that are named
+    own: tuple[OwnMetric, ...] = ()  # torchmetrics' and the user's
+
+    @property
+    def own_directions(self) -> dict[str, bool | None]:
+        """Whether higher values of a metric in `own` are better, by its name; None where that is not known."""
+        return {metric.name: metric.is_higher_better for metric in self.own}
 
     @property
     def has_small_confusion_matrix(self) -> bool:
@@ -38,21 +45,32 @@ class ChosenMetrics:
 def choose_metrics(config: Eval, *, target: Target, classes: Sequence[str]) -> ChosenMetrics:
     """Return what to measure; raises `RecipeError` for a metric that does not go with the target or the classes.
 
+    Metrics that are not distrain's are made here.
+
     The metric by which the best evaluation is chosen is always among them.
     """
     best = config.best or _DEFAULTS[target][0]
     defaults = tuple(name for name in _DEFAULTS[target] if name != "top5" or len(classes) > _TOP5)
-    named = defaults if config.metrics is None else config.metrics
-    for key, names in (("metrics", named), ("best", (best,))):
+    listed = tuple(part.key for part in config.metrics or ())
+    own = build_own_metrics(config.own_metrics, target=target)
+    directions = {metric.name: metric.is_higher_better for metric in own}
+    named = defaults if config.metrics is None else tuple(name for name in listed if name not in directions)
+    for key, names in (("metrics", named), ("best", () if best in directions else (best,))):
         for name in names:
             _check(f"eval.{key}", name, target, len(classes))
-    shown = (best if best != ALWAYS_MEASURED else _DEFAULTS[target][0], *(config.metrics or ()))
+    if directions.get(best, True) is None:
+        raise RecipeError(
+            f"eval.best={best} does not say whether higher is better; write {{name: ..., higher_is_better: true}}, or "
+            f"false, in eval.metrics"
+        )
+    shown = (best if best != ALWAYS_MEASURED else _DEFAULTS[target][0], *listed)
     return ChosenMetrics(
         target=target,
         classes=tuple(classes),
-        names=tuple(name for name in dict.fromkeys((*named, best, *shown)) if name != ALWAYS_MEASURED),
+        names=tuple(n for n in dict.fromkeys((*named, best, *shown)) if n in METRICS and n != ALWAYS_MEASURED),
         best=best,
-        shown=tuple(name for name in dict.fromkeys(shown) if METRICS[name].is_number and name != ALWAYS_MEASURED),
+        shown=tuple(name for name in dict.fromkeys(shown) if is_number(name) and name != ALWAYS_MEASURED),
+        own=own,
     )
 
 

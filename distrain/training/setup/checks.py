@@ -14,9 +14,10 @@ from distrain.errors import RecipeError
 from distrain.messages import joined
 from distrain.models.freezing import check_something_trains
 from distrain.tensors.preserve_state import preserve_state
-from distrain.training.device.batch_transforms import check_mixing, check_sizes
+from distrain.training.device.batch_transforms import check_mixing, check_own_transforms, check_sizes
 from distrain.training.device.precision import Precision
 from distrain.training.losses import check_loss
+from distrain.training.metrics.own import check_own_metrics
 from distrain.training.probe import try_network
 from distrain.training.setup.data import DataSetup
 from distrain.training.setup.loss import LossSetup
@@ -72,6 +73,19 @@ def _loss_takes_mixed_targets(parts: Parts) -> None:
         )
 
 
+def _loss_takes_transformed_batches(parts: Parts) -> None:
+    first, device = parts.data.first, parts.world.device
+    with preserve_state(parts.loss.function):
+        check_own_transforms(
+            parts.recipe,
+            parts.data.prepare,
+            first[0].to(device),
+            first[1].to(device),
+            parts.loss.function,
+            num_outputs=parts.data.num_classes,
+        )
+
+
 def _batchnorm_can_be_synchronized(parts: Parts) -> None:
     check_sync_batchnorm(parts.recipe, parts.world, parts.data.sampler)
 
@@ -108,11 +122,21 @@ def _plateau_has_its_metric(parts: Parts) -> None:
         )
 
 
+def _metrics_take_targets(parts: Parts) -> None:
+    targets = parts.data.first_val[1].to(parts.world.device)
+    check_own_metrics(parts.loss.metrics.own, targets, num_outputs=parts.data.num_classes)
+
+
 ON_CPU: tuple[Check, ...] = (
     _network_takes_all_sizes,
     _something_trains,
     _loss_takes_targets,
     _plateau_has_its_metric,
+    _metrics_take_targets,
 )
-WITH_MICRO_BATCH: tuple[Check, ...] = (_loss_takes_mixed_targets, _batchnorm_can_be_synchronized)
+WITH_MICRO_BATCH: tuple[Check, ...] = (
+    _loss_takes_transformed_batches,
+    _loss_takes_mixed_targets,
+    _batchnorm_can_be_synchronized,
+)
 ON_DEVICE: tuple[Check, ...] = (_network_trains_and_evaluates,)

@@ -10,6 +10,7 @@ import torch
 from distrain.config import Recipe
 from distrain.config.batching import solve_batching
 from distrain.config.profile import Profile
+from distrain.config.user_code import is_reference
 from distrain.data.loading.epoch_order import build_sampler
 from distrain.data.loading.loader import BatchReader
 from distrain.data.loading.sampler import MicroBatch, TrainSampler
@@ -18,7 +19,7 @@ from distrain.data.sources.cached import cache
 from distrain.data.sources.registry import choose_samples, open_sources
 from distrain.data.transforms.pipeline import Normalize, build_transforms
 from distrain.distributed.world import World
-from distrain.errors import DataError
+from distrain.errors import DataError, RecipeError
 from distrain.models.data_dependent_init import NUM_IMAGES
 from distrain.training.device.batch_transforms import BatchTransform
 from distrain.training.device.precision import MEMORY_FORMATS
@@ -67,6 +68,11 @@ def set_up_data(recipe: Recipe, profile: Profile, world: World) -> DataSetup:
         sources = choose_samples(open_sources(recipe.data), recipe.data, seed=recipe.train.seed)
     _check_not_empty(sources)
     sampler = build_train_sampler(recipe, recipe.train.micro_batch_size, sources["train"], world=world)
+    if is_reference(recipe.data.sampling) and len(set(world.gather(sampler.digest()))) > 1:
+        raise RecipeError(
+            f"data.sampling={recipe.data.sampling} gives each process other weights; compute "
+            "them from its arguments alone"
+        )
     total_steps = min(recipe.train.epochs * sampler.steps_per_epoch, recipe.train.max_steps or 2**63)
     readers = _build_readers(recipe, profile, sources, world=world, epochs=total_steps / sampler.steps_per_epoch)
     first = _first_batch(readers["train"], sampler.first_micro_batch().head(NUM_SAMPLE_IMAGES))

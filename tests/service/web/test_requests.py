@@ -9,7 +9,7 @@ import pytest
 from distrain.config import load_recipe
 from distrain.config.reference import fields
 from distrain.errors import LaunchError, RecipeError
-from distrain.service.web.security.requests import ALLOWED, REFUSED, check_devices, check_request
+from distrain.service.web.security.requests import ALLOWED, REFUSED, check_code, check_devices, check_request
 
 KEYS = [key for key, *_ in fields()]
 TEXTS = [key for key, kind, *_ in fields() if "text" in kind]
@@ -69,7 +69,7 @@ def test_anything_but_a_whole_key_is_refused(key: str) -> None:
     assert is_refused(key, 1, allow_code=True, data_roots=[Path("/")])
 
 
-@pytest.mark.parametrize("key", ["data.source", "model.name", "loss.name"])
+@pytest.mark.parametrize("key", ["data.source", "data.sampling", "model.name", "loss.name"])
 def test_code_is_named_only_where_serve_allows_it(key: str) -> None:
     for text in ("mine:make", "os:system", "timm.hf_hub:evil/model", "timm.hf-hub:evil/model", "a.b:c", ":"):
         assert is_refused(key, text)
@@ -85,6 +85,39 @@ def test_transforms_are_those_of_torchvision_and_distrain(key: str) -> None:
         assert not is_refused(key, value, allow_code=True)
     assert is_refused(key, [{"Resize": {"size": 10**6}}])
     assert not is_refused(key, [{"Resize": {"size": [224, 224], "interpolation": "bilinear"}}, "RandomHorizontalFlip"])
+
+
+@pytest.mark.parametrize("key", ["eval.metrics", "augment.batch", "log.loggers", "hooks"])
+def test_own_parts_are_named_only_where_serve_allows_code(key: str) -> None:
+    named: list[Any] = [["mine:Make"], [{"mine:Make": {}}], [{"name": "mine:Make", "arguments": {"a": 1}}], "mine:Make"]
+    for value in named:
+        assert is_refused(key, value), value
+        assert not is_refused(key, value, allow_code=True)
+    assert not is_refused(key, [])
+    assert is_refused("data.sampling_arguments", {"power": 1})
+    assert is_refused("data.sampling_arguments.power", 1)
+    assert not is_refused("data.sampling_arguments.power", 1, allow_code=True)
+
+
+def test_metrics_are_those_of_distrain_and_torchmetrics() -> None:
+    assert not is_refused("eval.metrics", ["top1", {"torchmetrics.F1Score": {"task": "multiclass", "num_classes": 9}}])
+    assert is_refused("eval.metrics", [{"torchmetrics.F1Score": {"task": "multiclass", "num_classes": 10**9}}])
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"hooks": [{"mine:Watch": {}}]},
+        {"log.loggers": [{"mine:Csv": {}}]},
+        {"eval.metrics": ["top1", "mine:kappa"]},
+        {"augment.batch": [{"mine:noise": {}}]},
+        {"data.sampling": "mine:weights"},
+    ],
+)
+def test_runs_with_own_parts_are_resumed_only_where_serve_allows_code(recipe: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match="--allow-code"):
+        check_code(recipe, allow_code=False)
+    check_code(recipe, allow_code=True)
 
 
 @pytest.mark.parametrize("value", HOSTILE)

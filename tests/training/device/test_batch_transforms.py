@@ -11,7 +11,7 @@ from distrain.config import Recipe, load_recipe
 from distrain.data.sources.base import Batch
 from distrain.data.transforms.pipeline import Normalize
 from distrain.errors import ModelError, RecipeError
-from distrain.training.device.batch_transforms import BatchTransform, check_mixing, check_sizes
+from distrain.training.device.batch_transforms import BatchTransform, check_mixing, check_own_transforms, check_sizes
 
 CLASSES = 10
 
@@ -111,3 +111,52 @@ def test_network_that_takes_one_size_alone_is_refused_for_others() -> None:
     check_sizes(recipe("augment.sizes=[[0, 16]]"), network, num_channels=3)
     with pytest.raises(ModelError, match="does not accept images of 24x24 pixels"):
         check_sizes(recipe("augment.sizes=[[0, 16], [1, 24]]"), network, num_channels=3)
+
+
+def tinted(amount: float) -> Any:
+    return lambda images, targets: (images + amount * torch.rand(len(images), 1, 1, 1), targets.flip(0))
+
+
+def halved() -> Any:
+    return lambda images, targets: (images[::2], targets)
+
+
+def images_only() -> Any:
+    return lambda images, targets: images
+
+
+def shares() -> Any:
+    return lambda images, targets: (images, torch.full((len(images), 3), 1 / 3))
+
+
+def own(name: str, **arguments: object) -> str:
+    return f"augment.batch=[{{'tests.training.device.test_batch_transforms:{name}': {arguments}}}]"
+
+
+def test_own_transform_of_a_batch_is_drawn_by_step_and_micro_batch_alone() -> None:
+    images, targets = batch()
+    prepare = preparation(own("tinted", amount=0.5))
+    first, flipped = prepare(images, targets, step=3, index=1)
+    torch.rand(5)
+    again, _ = prepare(images, targets, step=3, index=1)
+    other, _ = prepare(images, targets, step=3, index=2)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(flipped, targets.flip(0))
+    assert torch.equal(prepare.inputs(images, step=3), images)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("halved", ["gives images [8, 1, 8, 8] and targets [16]", "in <lambda> for 16 samples"]),
+        ("images_only", ["gives Tensor", "return (images, targets)"]),
+        ("shares", ["loss.name=cross_entropy does not accept the targets [16, 3]"]),
+        ("CLASSES", ["is 10", "name a function or a class"]),
+    ],
+)
+def test_own_transform_that_gives_no_batch_is_refused(name: str, words: list[str]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        prepare, asked = preparation(own(name)), recipe(own(name))
+        check_own_transforms(asked, prepare, *batch(), F.cross_entropy, num_outputs=CLASSES)
+    assert all(word in str(caught.value) for word in words), caught.value

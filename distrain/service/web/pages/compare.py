@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse
 
+from distrain.config.metrics import OwnMetrics
 from distrain.runs.comparison import MAX_RUNS, MIN_RUNS, Comparison, compare, find_best_columns
 from distrain.runs.curves import list_keys
 from distrain.runs.overview import read_each
@@ -52,7 +54,7 @@ def compare_runs(
         compared=drawn,
         tables=list_tables(comparison),
         groups=group_keys(list(keys)),
-        better=better,
+        better=partial(better, own=comparison.own_metrics),
         style_ids=find_style_ids(),
     )
 
@@ -62,7 +64,7 @@ def list_tables(comparison: Comparison) -> list[tuple[str, list[Line]]]:
     return [
         ("Recipe", [_values(key, values) for key, values in comparison.recipe.items()]),
         ("Environment", [_values(key, values) for key, values in comparison.environment.items()]),
-        ("Results", [_metric(key, values) for key, values in comparison.metrics.items()]),
+        ("Results", [_metric(key, values, comparison.own_metrics) for key, values in comparison.metrics.items()]),
     ]
 
 
@@ -75,6 +77,6 @@ def _values(key: str, values: list[Any]) -> Line:
     return Line(key, tuple("" if value is None else show_value(value) for value in values))
 
 
-def _metric(key: str, values: list[Any]) -> Line:
+def _metric(key: str, values: list[Any], own: OwnMetrics) -> Line:
     cells = tuple("" if value is None else format_key(key, value) for value in values)
-    return Line(key, cells, frozenset(find_best_columns(key, values)))
+    return Line(key, cells, frozenset(find_best_columns(key, values, own)))

@@ -1,5 +1,7 @@
 """The page of one run."""
 
+from functools import partial
+
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
@@ -16,12 +18,13 @@ router = APIRouter()
 @router.get("/runs/{name}")
 def show_run(request: Request, run: TheRun, site: TheSite) -> HTMLResponse:
     """Show a run."""
+    view = read_run_view(run)
     return render(
         request,
         "run.html",
-        view=read_run_view(run),
+        view=view,
         groups=group_keys([key for key in list_keys(run) if "/" in key]),
-        better=better,
+        better=partial(better, own=view.facts.overview.brief.own_metrics),
         is_served=is_served(site.root),
         style_ids=find_style_ids(),
     )

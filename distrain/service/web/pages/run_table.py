@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
 
-from distrain.config.metrics import ALWAYS_MEASURED, METRICS, format_metric, format_value
+from distrain.config.metrics import ALWAYS_MEASURED, format_metric, format_value, title_of
 from distrain.errors import RunError
 from distrain.runs.filters import matching
 from distrain.runs.overview import Overview
@@ -176,7 +176,7 @@ def _heading(key: str, titles: dict[str, str], metric: str | None, request: List
     title = titles.get(key, key)
     sort_key = key
     if key == "newest":
-        title, sort_key = (METRICS[metric].title, f"val/{metric}") if metric else (title, "best")
+        title, sort_key = (title_of(metric), f"val/{metric}") if metric else (title, "best")
     first = _BEST_FIRST.get(sort_key, "ascending")
     order = {sort_key: first, f"-{sort_key}": _OTHER_ORDER[first]}.get(request.sort)
     if key == "newest" and sort_key == "best":

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from distrain.config.metrics import METRICS
+from distrain.config.metrics import NO_OWN, OwnMetrics, is_higher_better
 from distrain.runs.directory import RunDirectory
 from distrain.runs.facts import RunFacts, read_facts
 from distrain.runs.liveness import LIVE_STATES, WAITING
@@ -112,12 +112,14 @@ def group_keys(keys: Sequence[str]) -> list[ChartGroup]:
     return [ChartGroup(name, tuple(groups[name]), name in _MACHINE) for name in order if name in groups]
 
 
-def better(key: str) -> str | None:
-    """Return whether `higher` or `lower` values of a metric are better; None where neither is known."""
+def better(key: str, own: OwnMetrics = NO_OWN) -> str | None:
+    """Return whether `higher` or `lower` values of a metric are better; None where neither is known.
+
+    `own` are the metrics of the run that are not distrain's.
+    """
     name = key.partition("/")[2].partition("/")[0]
-    if name not in METRICS or not key.startswith(("val/", "train/")):
-        return None
-    return "higher" if METRICS[name].is_higher_better else "lower"
+    is_up = is_higher_better(name, own) if key.startswith(("val/", "train/")) else None
+    return None if is_up is None else "higher" if is_up else "lower"
 
 
 def list_logs(run: RunDirectory) -> list[str]:

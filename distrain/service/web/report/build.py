@@ -86,12 +86,12 @@ def is_report(path: Path) -> bool:
 def _show_comparison(
     comparison: Comparison, curves: Sequence[tuple[str, Mapping[str, Curve]]], *, best_by: str
 ) -> ComparisonSection:
-    recipe = _format(comparison.recipe)
+    recipe, own = _format(comparison.recipe), comparison.own_metrics
     return ComparisonSection(
         recipe=recipe,
         environment=_format(comparison.environment),
         metrics=_format(comparison.metrics),
-        best={key: find_best_columns(key, row) for key, row in comparison.metrics.items()},
+        best={key: find_best_columns(key, row, own) for key, row in comparison.metrics.items()},
         charts=draw_comparison(curves, best_by=best_by, by_epoch="data.batch_size" in recipe),
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distrain.config.metrics import METRICS, format_value
+from distrain.config.metrics import METRICS, format_value, is_number
 
 SIZE = 1000.0
 _NUM_TICKS = 5
@@ -121,7 +121,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 def format_number(metric: str, value: float) -> str:
     """Return the value of a metric by its key, such as `val/top1` or `train/loss`, for display."""
     group, _, name = metric.partition("/")
-    if group == "val" and name in METRICS and METRICS[name].is_number:
+    if group == "val" and is_number(name):
         return format_value(name, {f"val/{name}": value})
     return f"{value:,.5g}" if abs(value) < 1e5 else f"{value:.5g}"
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from distrain.config.metrics import METRICS
+from distrain.config.metrics import is_number, title_of
 from distrain.runs.curves import Curve
 from distrain.service.web.report.charts import Chart, Line, draw_chart
 
@@ -93,8 +93,8 @@ def _title(key: str) -> str:
     group, _, name = key.partition("/")
     if key in _TITLES:
         return _TITLES[key]
-    if group == "val" and name in METRICS:
-        return "Validation loss" if name == "loss" else f"Validation {METRICS[name].title}"
+    if group == "val" and is_number(name):
+        return "Validation loss" if name == "loss" else f"Validation {title_of(name)}"
     return key
 
 

@@ -136,7 +136,14 @@ def _without_code(value: Any, allowed: Allowed) -> str | None:
 def _arguments_of_code(value: Any, allowed: Allowed) -> str | None:
     """Allow arguments only where they go to code that `serve` allows."""
     if value and not allowed.code:
-        return "these go to code that the recipe names; `distrain serve --allow-code` allows that"
+        return "these go to code of your own; `distrain serve --allow-code` allows that"
+    return None
+
+
+def _own_parts(value: Any, allowed: Allowed) -> str | None:
+    """Allow loggers and hooks, which are always code, only where `serve` allows that."""
+    if value and not allowed.code:
+        return "these are code; `distrain serve --allow-code` allows that"
     return None
 
 
@@ -145,6 +152,11 @@ def _arguments_of_a_network(value: Any, allowed: Allowed) -> str | None:
     if not allowed.code and (texts := [text for text in _texts(_values(value)) if text]):
         return f"{shown(texts[0])} is text, which may be a file or an address; `distrain serve --allow-code` allows it"
     return _at_most(2**20)(value, allowed)
+
+
+def _metrics(value: Any, allowed: Allowed) -> str | None:
+    """Allow distrain's and torchmetrics' metrics, with arguments that are not the place of a file."""
+    return _without_code(value, allowed) or _at_most(2**20)(value, allowed)
 
 
 def _transforms(value: Any, allowed: Allowed) -> str | None:
@@ -238,7 +250,7 @@ def _numbers(value: Any) -> list[float]:
 
 _SAFE = """
     data.target data.path_column data.label_column data.delimiter data.val_fraction data.loader data.cache
-    data.drop_last data.train_samples data.val_samples data.samples_per_epoch data.sampling
+    data.drop_last data.train_samples data.val_samples data.samples_per_epoch
     augment.mean augment.std augment.mixup augment.cutmix augment.mix_prob
     model.weights_entry model.partial model.head model.head_name model.freeze model.unfreeze_epochs model.freeze_epochs
     loss.label_smoothing loss.class_weights loss.pos_weight loss.gamma loss.alpha
@@ -258,7 +270,7 @@ _SAFE = """
     checkpoint.every_epochs checkpoint.every_steps checkpoint.every_minutes checkpoint.asynchronous
     checkpoint.keep_best checkpoint.keep_every_steps
     log.every_steps log.system_every_s log.verbose log.tensorboard
-    eval.every_epochs eval.every_steps eval.at_start eval.flips eval.shift eval.metrics eval.best
+    eval.every_epochs eval.every_steps eval.at_start eval.flips eval.shift eval.best
 """
 ALLOWED: dict[str, Rule] = {
     **dict.fromkeys(_SAFE.split(), _plain),
@@ -267,12 +279,15 @@ ALLOWED: dict[str, Rule] = {
     "data.path": _data_path,
     "data.arguments": _arguments_of_code,
     "data.more": _sources,
+    "data.sampling": _name,
+    "data.sampling_arguments": _arguments_of_code,
     "data.batch_size": _at_most(2**20),
     "data.num_workers": _at_most(64),
     "data.decode_size": _at_most(16384),
     "data.repeats": _at_most(1000),
     "augment.train": _transforms,
     "augment.eval": _transforms,
+    "augment.batch": _transforms,
     "augment.sizes": _at_most(16384),
     "model.name": _name,
     "model.arguments": _arguments_of_a_network,
@@ -286,22 +301,27 @@ ALLOWED: dict[str, Rule] = {
     "train.threads": _at_most(256),
     "checkpoint.keep_last": _at_most(100),
     "log.wandb": _wandb,
+    "log.loggers": _own_parts,
+    "hooks": _own_parts,
+    "eval.metrics": _metrics,
     "eval.batch_size": _at_most(2**20),
 }
+_OWN_PARTS = ("augment.train", "augment.eval", "augment.batch", "eval.metrics", "log.loggers", "hooks")
 _NAMES_OF_CODE = (
     "data.source",
     "data.more",
-    "augment.train",
-    "augment.eval",
+    "data.sampling",
     "model.name",
     "loss.name",
     "optimizer.name",
     "schedule.name",
+    *_OWN_PARTS,
 )
 REFUSED = {"log.wandb_project"}  # where a run is recorded is up to the operator
-MAPPINGS = {
+MAPPINGS = {  # whose entries are keys, too
     "data.arguments",
+    "data.sampling_arguments",
     "model.arguments",
     "optimizer.arguments",
     "schedule.arguments",
-}  # whose entries are keys, too
+}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from distrain.config.metrics import ALWAYS_MEASURED, METRICS, format_value
+from distrain.config.metrics import ALWAYS_MEASURED, format_value, title_of
 from distrain.config.recipe_text import describe_processes
 from distrain.messages import counted, joined
 from distrain.runs.attempts import describe_preemptions
@@ -40,7 +40,7 @@ def describe_outcome(facts: RunFacts) -> str:
         text = f"{state.capitalize()} at step {status.step:,} of {status.total_steps:,}, after {trained}"
     if status.last is None:
         return f"{text}; not evaluated yet."
-    newest = f"{METRICS[status.best_by].title} {format_value(status.best_by, status.last)} at the newest evaluation"
+    newest = f"{title_of(status.best_by)} {format_value(status.best_by, status.last)} at the newest evaluation"
     if status.best is None or status.best["step"] == status.last["step"]:
         return f"{text}: {newest}."
     best = f"{format_value(status.best_by, status.best)} at the best one, step {status.best['step']:,.0f}"
@@ -56,7 +56,7 @@ def show_tiles(facts: RunFacts) -> list[Tile]:
         if evaluation is not None:
             is_lost = title == "Best" and facts.overview.best_checkpoint is None
             detail = "not kept, step" if is_lost else "and newest, step" if is_same else "step"
-            name = f"{title} {METRICS[status.best_by].title}"
+            name = f"{title} {title_of(status.best_by)}"
             tiles.append(Tile(name, format_value(status.best_by, evaluation), f"{detail} {evaluation['step']:,.0f}"))
     if status.last is not None and status.best_by != ALWAYS_MEASURED:
         tiles.append(Tile("Validation loss", format_value(ALWAYS_MEASURED, status.last), "newest evaluation"))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distrain.config.metrics import METRICS, format_value
+from distrain.config.metrics import format_value, is_number, title_of
 from distrain.messages import byte_size, counted
 from distrain.runs.attempts import ExplainedAttempt
 from distrain.runs.facts import RunFacts
@@ -31,7 +31,7 @@ def list_evaluations(records: Sequence[Mapping[str, Any]], status: Status) -> Ta
     found = [record for record in records if any(key.startswith("val/") for key in record)]
     if not found:
         return None
-    keys = [key for key in found[-1] if key.startswith("val/") and key.removeprefix("val/") in METRICS]
+    keys = [key for key in found[-1] if key.startswith("val/") and is_number(key.removeprefix("val/"))]
     best = status.best["step"] if status.best is not None else None
     shown = [
         record for number, record in enumerate(found) if number >= len(found) - _MAX_ROWS or record["step"] == best
@@ -39,7 +39,7 @@ def list_evaluations(records: Sequence[Mapping[str, Any]], status: Status) -> Ta
     marked = next((number for number, record in enumerate(shown) if record["step"] == best), -1)
     left_out = len(found) - len(shown)
     return Table(
-        ["step", "epoch", *(METRICS[key.removeprefix("val/")].title for key in keys)],
+        ["step", "epoch", *(title_of(key.removeprefix("val/")) for key in keys)],
         [[f"{record['step']:,}", _epoch(record), *(_value(key, record) for key in keys)] for record in shown],
         marked,
         f"{counted(left_out, 'earlier evaluation')} not in the table" if left_out else "",
@@ -97,7 +97,7 @@ def list_checkpoints(facts: RunFacts) -> Table | None:
         for entry in facts.kept
     ]
     marked = next((number for number, entry in enumerate(facts.kept) if entry.step == best), -1)
-    return Table(["checkpoint", "size", "written", METRICS[brief.best_by].title], rows, marked) if rows else None
+    return Table(["checkpoint", "size", "written", title_of(brief.best_by)], rows, marked) if rows else None
 
 
 def _epoch(record: Mapping[str, Any]) -> str:
