@@ -11,15 +11,17 @@ import re
 import subprocess
 import sys
 import sysconfig
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 import yaml
 
+from distrain.api.progress import find_shell
 from distrain.config.user_code import OBJECTS
 from distrain.errors import LaunchError, RecipeError
 from distrain.messages import type_and_first_line
@@ -47,6 +49,7 @@ _OF_OTHER_DATA: dict[str, Any] = {
     "delimiter": None,
     "decode_size": None,
 }
+_NO_PLACE = "<dynamic-code>"  # cloudpickle's name for the file of all code
 _LIBRARIES = ("stdlib", "platstdlib", "purelib", "platlib")
 
 
@@ -155,16 +158,32 @@ def _pickle(value: Any, key: str) -> bytes:
     """Return the pickle of an object; raises `RecipeError` where it has none, such as one with an open file."""
     import cloudpickle
 
+    base: Any = cloudpickle.Pickler
+    reduce_code = base.dispatch_table[CodeType]
+
+    def reduce_with_place(code: CodeType) -> tuple[Any, tuple[Any, ...]]:
+        """Keep the file of code, which cloudpickle drops, so that an error in it can say where it is."""
+        function, arguments = reduce_code(code)
+        return function, tuple(_place(code) if each == _NO_PLACE else each for each in arguments)
+
+    table = ChainMap({CodeType: reduce_with_place}, base.dispatch_table)
     stream = io.BytesIO()
     try:
         with _by_value(cloudpickle.register_pickle_by_value, cloudpickle.unregister_pickle_by_value):
-            cloudpickle.Pickler(stream).dump(value)
+            type("Pickler", (base,), {"dispatch_table": table})(stream).dump(value)
     except Exception as error:
         raise RecipeError(
             f"{key}: {value!r:.60} cannot be given by value ({type_and_first_line(error)}); define it in a module, "
             f"and give module:name"
         ) from error
     return stream.getvalue()
+
+
+def _place(code: CodeType) -> str:
+    """Return the file of code, or the number of the notebook's cell, such as `Cell In[3]`."""
+    shell = find_shell()
+    named = None if shell is None else shell.compile.format_code_name(code.co_filename)
+    return code.co_filename if named is None else " ".join(named)
 
 
 @contextmanager

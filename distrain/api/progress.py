@@ -44,8 +44,12 @@ def shown_progress(run: RunDirectory, *, is_shown: bool, log_start: int | None) 
 
 def in_notebook() -> bool:
     """Whether this is the kernel of a notebook, which shows rich output."""
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return getattr(shell, "kernel", None) is not None
+    return getattr(find_shell(), "kernel", None) is not None
+
+
+def find_shell() -> Any:
+    """Return the shell of IPython that runs this code, or None."""
+    return getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
 
 
 def describe_progress(run: RunDirectory, recipe: Recipe | None, width: int) -> str:

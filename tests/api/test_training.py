@@ -32,6 +32,12 @@ def train(**options: Any) -> distrain.Run:
     return distrain.fit(set=values, **{"device": "cpu", "progress": False, **options})
 
 
+def stop_after(run: distrain.Run, step: int) -> None:
+    while run.status.step <= step:
+        time.sleep(0.05)
+    run.stop()
+
+
 class Images:
     """Sixteen images of two classes, bright and dark."""
 
@@ -45,8 +51,8 @@ class Images:
 
 
 def test_run_of_python_is_that_of_the_command(tmp_path: Path) -> None:
-    run = train(set={"train.max_steps": 6}, procs=2)
-    fit_by_command("--device=cpu", "--procs=2", "--set=train.max_steps=6", f"--run={tmp_path / 'other'}", cwd=tmp_path)
+    run = train(set={"train.max_steps": 6})
+    fit_by_command("--device=cpu", "--set=train.max_steps=6", f"--run={tmp_path / 'other'}", cwd=tmp_path)
     other = status(tmp_path / "other")
     assert (run.digest, run.status.state_digest) == (other["weights_digest"], other["state_digest"])
     assert run.status.state == "finished"
@@ -83,7 +89,7 @@ def test_objects_of_a_program_train_stop_resume_and_predict(tmp_path: Path) -> N
     path.write_bytes(content)
     with pytest.raises(RunError, match=r"has a recipe with another model.name \('distrain_objects:Net_"):
         train(run=run.path, model=lambda: nn.Flatten())
-    threading.Timer(3.0, run.stop).start()
+    threading.Thread(target=stop_after, args=(run, step), daemon=True).start()
     assert run.resume(progress=False).status.state == "stopped"
     assert run.status.step > step
     assert len(run.status.attempts) >= 2
@@ -111,6 +117,7 @@ def test_mistake_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_failure_names_step_and_cause() -> None:
     class Breaks(nn.Module):
         def __init__(self, num_classes: int) -> None:
