@@ -16,6 +16,7 @@ from distrain.runs.directory import RunDirectory
 from distrain.runs.error_reports import describe_failure, read_errors
 from distrain.runs.liveness import is_alive, is_queued, read_states
 from distrain.runs.query import will_continue
+from distrain.runs.status import Status
 from distrain.service import queue, start
 from distrain.service.launch import last_sentence
 from distrain.system.signals import StopRequest
@@ -35,11 +36,16 @@ class Launched:
     process: "subprocess.Popen[bytes]"
     log_start: int  # where its output begins in the run's `console_log`
     is_new: bool  # whether the run did not exist before
+    num_attempts: int  # before this one
 
     @property
     def is_over(self) -> bool:
         """Whether it has ended."""
         return self.process.poll() is not None
+
+    def is_starting(self, status: Status) -> bool:
+        """Whether no rank of its first attempt has written the status yet, which is that of an earlier one."""
+        return not self.is_over and len(status.attempts) == self.num_attempts
 
 
 def start_run(
@@ -69,7 +75,8 @@ def start_run(
         watch = None if on_event is None else RunWatch(fit.run, on_event)
     for note in notes if progress else ():
         print(f"note: {note}")
-    launched = Launched(fit.run, start.start_in_background(fit, wait=False), log_start, is_new)
+    num_attempts = len(fit.run.read_status().attempts)
+    launched = Launched(fit.run, start.start_in_background(fit, wait=False), log_start, is_new, num_attempts)
     threading.Thread(target=launched.process.wait, name="distrain-launcher", daemon=True).start()  # leaves no zombie
     if not wait and start.await_launcher(fit.run, launched.process) is not None:
         _check_end(fit.run, launched)

@@ -59,7 +59,10 @@ class Run:
         The state is one of status.json, or what only an observer knows, as in `distrain runs`: `died` for a run whose
         processes are gone, `never started`, or `requeued`.
         """
-        return self._directory.read_status().model_copy(update={"state": read_states([self._directory])[self.path]})
+        status = self._directory.read_status()
+        is_starting = self._launched is not None and self._launched.is_starting(status)
+        state = "starting" if is_starting else read_states([self._directory])[self.path]
+        return status.model_copy(update={"state": state})
 
     @property
     def recipe(self) -> Recipe:
