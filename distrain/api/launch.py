@@ -144,7 +144,7 @@ def _follow(
 
 
 def _poll(run: RunDirectory, launched: Launched | None, look: Callable[[], None], *, is_stopping: bool = False) -> None:
-    """Call `look` until the run has ended; where it is to stop, make sure that it was told."""
+    """Call `look` until the run has ended; where it is to stop, make sure that the request is not lost."""
     requested_s = time.monotonic()
     while _is_active(run, launched):
         look()

@@ -14,7 +14,7 @@ from distrain.runs.overview import Overview, pick, read_each
 from distrain.runs.sorting import sort_runs
 from distrain.service.web.api.json_answers import CONFLICT, NOT_FOUND, StrictJson
 from distrain.service.web.api.models import Comparison, RunPage, RunSummary
-from distrain.service.web.problems import BadRequestError, as_bad_request
+from distrain.service.web.problems import as_bad_request
 from distrain.service.web.run_list import TheRunList
 from distrain.service.web.site import TheRun, TheSite
 
