@@ -12,12 +12,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from distrain.api.commands import run_command
     from distrain.api.events import RunEvent
     from distrain.api.lists import RunComparison, compare_runs, list_runs, open_run
     from distrain.api.metrics import Metrics
     from distrain.api.predictions import Predictions
     from distrain.api.run import Run
-    from distrain.api.start import fit, submit_run
+    from distrain.api.start import fit, load_recipe, submit_run
 
 __all__ = [
     "Metrics",
@@ -28,7 +29,9 @@ __all__ = [
     "compare_runs",
     "fit",
     "list_runs",
+    "load_recipe",
     "open_run",
+    "run_command",
     "submit_run",
 ]
 _MODULES = {
@@ -40,7 +43,9 @@ _MODULES = {
     "compare_runs": "api.lists",
     "fit": "api.start",
     "list_runs": "api.lists",
+    "load_recipe": "api.start",
     "open_run": "api.lists",
+    "run_command": "api.commands",
     "submit_run": "api.start",
 }
 

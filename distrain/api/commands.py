@@ -14,9 +14,14 @@ from distrain.service.launch import without_terminal
 
 
 def run_command(*arguments: str) -> Any:
-    """Run a command with `--json` and return what it prints.
+    """Run a command that has `--json` in a new process, and return what it prints, as Python values.
 
-    Raises `UserError` for bad input and `DistrainError` for any other failure. An interrupt ends the command as well.
+    For the commands that have no function of their own: `doctor`, `recipes`, `bench`, `plan`, `verify`, `data check`,
+    `devices` and others. Raises `UserError` for bad input and `DistrainError` for any other failure, with the sentence
+    of the command line. An interrupt ends the command as well.
+
+    >>> "digits" in distrain.run_command("recipes")
+    True
     """
     argv = [sys.executable, "-m", "distrain", *arguments, "--json"]
     process = subprocess.Popen(

@@ -9,6 +9,8 @@ from distrain.api.given import read_given
 from distrain.api.launch import OnEvent, start_run
 from distrain.api.run import Run
 from distrain.config import Recipe
+from distrain.config import load_recipe as load
+from distrain.config.debug_presets import DebugOptions
 from distrain.config.profile import read_options
 from distrain.errors import DataError
 from distrain.launchers.fit_request import FitRequest, ResolvedFit
@@ -32,6 +34,8 @@ def fit(
     train: Any = None,
     val: Any = None,
     run: str | Path | None = None,
+    debug: bool = False,
+    overfit: int | None = None,
     on_event: OnEvent | None = None,
     wait: bool = True,
     progress: bool = True,
@@ -51,6 +55,8 @@ def fit(
         train: A dataset to train on, with `len()`, `dataset[i] -> (image, target)` and `classes`.
         val: A dataset to validate on.
         run: The run directory: a new one, or one to resume.
+        debug: A few steps in one process with all checks on, to find an error.
+        overfit: Overfit this many batches; fails if the network cannot learn them.
         on_event: A function that is called with each `RunEvent` of the run, in this process.
         wait: Whether to return only when the run has ended; otherwise it trains in the background, and continues when
             this process ends.
@@ -79,10 +85,29 @@ def fit(
         run=None if run is None else Path(run),
         launch=None if launch is None else str(launch),
         options=read_options(gpus=gpus, device=device, processes=procs),
+        debug_options=DebugOptions(debug=debug, overfit_batches=overfit),
         objects=given.pickles,
     )
     directory, launched = start_run(request, on_event, wait=wait, progress=progress, check=check)
     return Run(directory, launched=launched)
+
+
+def load_recipe(
+    recipe: str | Path,
+    *,
+    data: str | Path | None = None,
+    set: Mapping[str, Any] | None = None,  # noqa: A002 - as the option of the command line
+) -> Recipe:
+    """Return a built-in recipe or that of a YAML file, resolved, with changed values; nothing is trained.
+
+    Raises `RecipeError` where it is not valid.
+
+    >>> recipe = distrain.load_recipe("digits", set={"train.epochs": 3})
+    >>> recipe.train.epochs, recipe.model.name
+    (3, 'digits-cnn')
+    >>> size = Path("my.yaml").write_text(recipe.to_yaml())  # a recipe of your own, to edit
+    """
+    return load(str(recipe), overrides=read_given(set).overrides, data=None if data is None else str(data))
 
 
 def submit_run(

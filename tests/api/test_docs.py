@@ -22,7 +22,7 @@ def examples_of(value: Any) -> doctest.DocTest | None:
 def test_examples_in_docstrings_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     first = distrain.fit("digits", set={"train.max_steps": 20, **QUIET}, device="cpu", progress=False)
-    globs = {"distrain": distrain, "run": first}
+    globs = {"distrain": distrain, "run": first, "Path": Path}
     methods = [value for value in vars(distrain.Run).values() if isinstance(value, FunctionType)]
     values: list[Any] = [
         distrain.fit,
@@ -33,7 +33,7 @@ def test_examples_in_docstrings_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         distrain.compare_runs,
     ]
     tested = []
-    for value in [*values, distrain.submit_run]:
+    for value in [*values, distrain.load_recipe, distrain.run_command, distrain.submit_run]:
         examples = examples_of(value)
         if examples is None:
             continue

@@ -21,6 +21,8 @@ assert distrain.list_runs() == []
 calls = {
     "fit": lambda: distrain.fit("digits", set={"optimizer.rl": 1}),
     "submit_run": lambda: distrain.submit_run("digitz"),
+    "load_recipe": lambda: distrain.load_recipe("digitz"),
+    "run_command": lambda: distrain.run_command("bench", "digitz"),
     "open_run": lambda: distrain.open_run("last"),
     "compare_runs": lambda: distrain.compare_runs("last", "first"),
 }
@@ -57,6 +59,7 @@ def test_each_name_can_be_called_after_every_module_was_imported(tmp_path: Path)
     sentences = dict(line.split(" ", 1) for line in done.stdout.splitlines())
     assert "optimizer.rl" in sentences["fit"]
     assert "unknown recipe 'digitz'; did you mean digits?" in sentences["submit_run"]
+    assert sentences["load_recipe"] == sentences["run_command"] == sentences["submit_run"]
     assert sentences["open_run"].startswith("there is no run 'last'")
     assert sentences["compare_runs"].startswith("there is no run 'last'")
     assert list(tmp_path.iterdir()) == []  # nothing was written
