@@ -13,6 +13,7 @@ DistrainError             exit 1
 │   └── PreflightError    all that was found to be wrong before the start, or in a table, one sentence each
 ├── CheckpointError       exit 1: a checkpoint that cannot be written or read
 ├── ExportError           exit 1: an export that does not compute what the model computes
+├── RunFailedError       exit 1: a run that Python waited for has failed; the traceback of its first error is a note
 ├── TaskError             exit 1: a process of `eval`, `bench` or `plan` has failed
 ├── OutputError           exit 1: standard output cannot be written, for example because the disk is full
 ├── StoppedError          exit 130: a command that saves nothing was stopped
@@ -100,6 +101,10 @@ class CheckpointError(DistrainError):
 
 class ExportError(DistrainError):
     """A network cannot be written as a graph, or the graph does not compute what the network computes."""
+
+
+class RunFailedError(DistrainError):
+    """A run has failed: the message says at which step, on which rank and why, and where its log is."""
 
 
 class TaskError(DistrainError):

@@ -26,6 +26,7 @@ from distrain.runs.consequences import is_secondary
 from distrain.runs.directory import RANK_EXIT_TIMEOUT_S, RunDirectory
 from distrain.runs.flight_recorder import FlightRecorder
 from distrain.runs.log_file import open_log
+from distrain.runs.objects import provide_objects
 from distrain.runs.stacks import answer_requests
 from distrain.runs.stop_requests import fetch_signals, stop_on_signal
 from distrain.runs.task import BenchmarkRequest, EvaluationRequest, Task, TaskName, read_task
@@ -87,6 +88,7 @@ def run_worker(
     try:
         _answer_stack_requests(run, rank, owns_process=owns_process)
         run.check_format()
+        provide_objects(run)
         recipe, profile = read_recipe(run.recipe), read_profile(run.profile)
         if profile.device == "cpu":
             monitor.heartbeat.on_beat = MallocRetention().look

@@ -17,6 +17,7 @@ CONTRACTS = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding
 ROOMS: list[str] = [*CONTRACTS[0]["layers"], "__init__"]
 CONTROL = {
     "cli",
+    "api",
     "service",
     "launchers",
     "runs",

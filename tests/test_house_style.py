@@ -15,6 +15,7 @@ LONGEST_FILE = 350  # lines
 # Lines of code of a room, without comments, docstrings and blank lines: about 3% more than there are. A room that needs
 # more is looked at as a whole first.
 BUDGETS = {
+    "api": 1040,
     "benchmark": 1675,
     "checkpoint": 505,
     "cli": 4100,

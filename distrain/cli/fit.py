@@ -80,10 +80,10 @@ def fit(
     Example: `distrain fit cifar10 --gpus 4 --set train.epochs=20 --set 'augment.train=[RandomHorizontalFlip]'`
     """
     from distrain.cli.background import check_background, start_detached
-    from distrain.cli.fit_request import FitRequest
     from distrain.cli.run_fit import start
     from distrain.config.debug_presets import DebugOptions
     from distrain.config.profile import read_options
+    from distrain.launchers.fit_request import FitRequest
     from distrain.launchers.profile_files import read_launch_options
 
     options = read_options(

@@ -20,7 +20,7 @@ from distrain.messages import counted
 from distrain.runs.attempts import describe_changes, describe_preemptions, end_of
 from distrain.runs.checkpoints import committed, newest_step
 from distrain.runs.directory import RunDirectory
-from distrain.runs.error_reports import read_errors
+from distrain.runs.error_reports import describe_failure, read_errors
 from distrain.runs.labels import describe_labels, read_labels
 from distrain.runs.liveness import read_states
 from distrain.runs.local_job import LocalJob, counted_devices
@@ -169,11 +169,8 @@ def print_failure(console: Console, run: RunDirectory, errors: list[dict[str, An
         first = errors[0]
         if verbose:
             console.print(first["traceback"].rstrip(), markup=False, highlight=False)
-        console.print(
-            f"[bold red]failed[/bold red] at step {first['step']} on rank {first['rank']} ({escape(first['host'])}): "
-            f"{escape(first['type'])}: {escape(first['message'])}",
-            soft_wrap=True,
-        )
+        place = describe_failure(first).removeprefix("failed")
+        console.print(f"[bold red]failed[/bold red]{escape(place)}", soft_wrap=True)
         if (advice := _advice(run, first)) is not None:
             console.print(f"out of memory: {advice}", markup=False, soft_wrap=True)
         console.print(f"log           {run.log(first['rank'])}", markup=False, soft_wrap=True)

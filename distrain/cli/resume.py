@@ -22,15 +22,15 @@ def resume(
     from rich.console import Console
 
     from distrain.cli import output
-    from distrain.cli.fit_request import FitRequest
     from distrain.cli.run_fit import start
     from distrain.config.debug_presets import DebugOptions
     from distrain.config.profile import read_profile
     from distrain.launchers.extension import is_extended
+    from distrain.launchers.fit_request import FitRequest
     from distrain.launchers.prepare import resolve_run
-    from distrain.launchers.slurm import submit
     from distrain.runs import query
     from distrain.service import queue
+    from distrain.service.start import submit_again
 
     run = query.find_run(reference, root)
     run = type(run)(run.path.absolute())
@@ -40,12 +40,11 @@ def resume(
         output.print_finished_already(console, run)
         output.print_summary(console, run, run.read_status())
         return
-    if run.read_local_job() is not None:
-        queue.submit_again(run, recipe)
-        output.print_queued(console, [run], is_served=queue.is_served(run.path.parent))
-        return
-    if run.read_job() is not None:
-        output.print_submitted(console, submit.submit_again(run, recipe), [run])
+    if (job_id := submit_again(run, recipe)) is not None:
+        if job_id:
+            output.print_submitted(console, job_id, [run])
+        else:
+            output.print_queued(console, [run], is_served=queue.is_served(run.path.parent))
         return
     profile = read_profile(run.profile)
     raise typer.Exit(start(FitRequest(run=run.path, overrides=overrides or [], options=profile.as_options())))

@@ -3,30 +3,24 @@
 import hashlib
 import json
 import os
-import shlex
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 from rich.console import Console
 
 from distrain.cli import output
-from distrain.cli.fit_request import FitRequest, ResolvedFit
 from distrain.config import Recipe
-from distrain.config.batching import Batching, solve_batching
 from distrain.config.debug_presets import debug_post_mortem
-from distrain.config.profile import LaunchOptions, Profile, read_profile, resolve_profile
-from distrain.errors import ExitCode, LaunchError, PreflightError, StoppedError
-from distrain.launchers import LAUNCHERS
+from distrain.config.profile import read_profile
+from distrain.errors import ExitCode, LaunchError, StoppedError
 from distrain.launchers.abort import end_at_once
 from distrain.launchers.events import RunEvents, announce_events
-from distrain.launchers.extension import find_changes, is_extended
+from distrain.launchers.fit_request import FitRequest, ResolvedFit
 from distrain.launchers.multinode.coordinator import Coordinator
 from distrain.launchers.multinode.group import LocalNode, NodeGroup
 from distrain.launchers.multinode.member import Member
-from distrain.launchers.preflight import collect_errors, find_rendezvous_fault, find_shortages
-from distrain.launchers.prepare import RUNS, check_data, check_schedule, resolve_run, write_request
-from distrain.launchers.profile_files import read_launch_options
-from distrain.launchers.slurm import srun
+from distrain.launchers.prepare import RUNS
+from distrain.launchers.resolve import resolve
 from distrain.launchers.supervisor import RunOutcome, execute
 from distrain.messages import print_error
 from distrain.runs.directory import RunDirectory
@@ -36,9 +30,9 @@ from distrain.runs.resume_hint import print_resume_hint
 from distrain.runs.stop_file import StopReason, forget_stop, read_stop_reason
 from distrain.runs.stop_requests import stop_on_signal
 from distrain.service.devices import DevicesTakenError, lease_devices
-from distrain.service.launch import check_start, is_from_queue
+from distrain.service.launch import is_from_queue
+from distrain.service.start import write_run
 from distrain.system.live_line import erase_line
-from distrain.system.network import split_endpoint
 from distrain.system.signals import StopRequest, ignore_signals
 from distrain.system.terminal import tolerating_loss
 from distrain.worker import run_worker
@@ -77,38 +71,6 @@ def start(request: FitRequest) -> ExitCode:
     return outcome.code
 
 
-def resolve(request: FitRequest) -> ResolvedFit:
-    """Resolve the request on this machine; reads and checks files, and writes nothing.
-
-    Raises a `UserError` for an invalid request and a `PreflightError` for missing resources.
-    """
-    options = read_launch_options(request.launch, request.options)
-    if options.node_rank is None or options.launcher == "slurm":  # else each srun task is one of several nodes
-        srun.check_started_once(os.environ, command="fit")
-    run, recipe, changes = resolve_run(
-        request.reference, list(request.overrides), request.data, request.run, request.debug_options
-    )
-    is_finished = run.exists and run.read_status().state == "finished" and not is_extended(run, recipe)
-    starts = not (request.dry_run or is_finished)
-    if starts:
-        run.check_writable(otherwise=_elsewhere(run))
-    profile, batchings, notes = _check(request, run, recipe, options, preflight=request.preflight and starts)
-    fit = ResolvedFit(
-        run=RunDirectory(run.path, node_rank=profile.node_rank),
-        recipe=recipe,
-        changes=changes,
-        profile=profile,
-        batchings=batchings,
-        plan=LAUNCHERS[profile.launcher](profile, run.path),
-        notes=notes,
-        is_finished=is_finished,
-        extension=find_changes(run, recipe),
-    )
-    if starts and fit.spans_nodes and request.run is None:
-        raise LaunchError("several nodes need one run directory, on a shared file system; name it with --run DIR")
-    return fit
-
-
 @contextmanager
 def lease(fit: ResolvedFit, console: Console, stop: StopRequest, *, wait: bool) -> Iterator[ResolvedFit]:
     """Lease the devices of the run during the block; yields the request with a plan that uses them.
@@ -143,16 +105,9 @@ def prepare(fit: ResolvedFit, console: Console, stop: StopRequest) -> Iterator[b
     if fit.profile.node_rank > 0:
         yield False
         return
-    with ExitStack() as locked:
-        is_new = not run.exists
-        with run.created():
-            note = locked.enter_context(run.hold_launcher_lock())
-            check_start(run)
-            write_request(run, fit.recipe, fit.profile, fit.plan, keeps_stop=is_from_queue())
-            if stop.is_set():
-                run.stop.touch()  # `write_request` has deleted it as that of an earlier attempt
+    with write_run(fit, stop) as (is_new, notes):
         output.print_header(console, fit.recipe, fit.profile, fit.batchings[-1], run)
-        for text in fit.notes if note is None else [note, *fit.notes]:
+        for text in notes:
             output.print_event(console, f"note: {text}")
         _log(console, run)
         yield is_new
@@ -243,56 +198,6 @@ def _interruptible(run: RunDirectory) -> Iterator[None]:
         if is_from_queue():  # which chose these devices when they were free, and chooses again
             raise SystemExit(ExitCode.STOPPED) from None
         raise
-
-
-def _elsewhere(run: RunDirectory) -> str:
-    if not run.exists:
-        return "name another run directory with --run"
-    return f"continue a copy of it (`cp -r {shlex.quote(str(run.path))} NEW`, then `distrain fit --run NEW`)"
-
-
-def _check(
-    request: FitRequest, directory: RunDirectory, recipe: Recipe, options: LaunchOptions, *, preflight: bool
-) -> tuple[Profile, list[Batching], list[str]]:
-    """Return the profile, the batching for each number of processes that it allows, and notes on the data.
-
-    Raises a `PreflightError` with everything that is wrong or missing, before any process is started.
-    """
-    debug_options = request.debug_options
-    train, faults = recipe.train, list[str]()
-    profile = None
-    batchings: list[Batching] = []
-    notes: list[str] = []
-    with collect_errors(faults):
-        threads = train.threads or (1 if train.exact else None)
-        if options.launcher == "slurm":
-            stored = read_profile(directory.profile) if directory.profile.exists() else None
-            profile = srun.resolve_allocated(options, srun.read_allocation(os.environ), stored=stored, threads=threads)
-        else:
-            in_one_process = recipe.parallel.strategy == "dp" or debug_options.debug
-            name = request.reference or recipe.name
-            profile = resolve_profile(options, threads=threads, in_one_process=in_one_process, recipe=name)
-        profile = profile.model_copy(update={"trace": debug_options.trace})
-        debug_options.check(processes=profile.world_size)
-        batchings = [
-            solve_batching(recipe.data.batch_size, train.micro_batch_size, world_size, is_exact=train.exact)
-            for world_size in profile.world_sizes
-        ]
-    with collect_errors(faults):
-        notes = check_data(recipe)
-    if not directory.exists or is_extended(directory, recipe):  # else it resumes with its schedule
-        with collect_errors(faults):
-            check_schedule(recipe)
-    if preflight:
-        count = (options.processes or 1) if profile is None else profile.processes
-        faults += find_shortages(recipe, directory, processes=count)
-        if profile is not None and profile.rendezvous is not None:
-            is_local = profile.node_rank == 0
-            fault = find_rendezvous_fault(*split_endpoint(profile.rendezvous), is_local=is_local)
-            faults += [] if fault is None else [fault]
-    if faults or not batchings or profile is None:
-        raise PreflightError(faults)
-    return profile, batchings, notes
 
 
 def _notifier(console: Console, run: RunDirectory) -> Callable[[str], None]:

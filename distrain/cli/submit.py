@@ -91,6 +91,7 @@ def submit(
     from distrain.config.profile import read_options
     from distrain.launchers.profile_files import read_launch_options
     from distrain.launchers.slurm import submit as submission
+    from distrain.service.queue_choice import choose_queue
 
     options = read_options(
         gpus=gpus, device=device, processes=procs, nodes=nodes, restarts=restarts, stall_timeout_s=stall_timeout
@@ -106,7 +107,10 @@ def submit(
         "--sbatch": sbatch,
     }
     of_local = {"--priority": priority, "--after": after, "--root": root}
-    if submit_local.is_local(queue, launch_options, run=run, of_slurm=of_slurm, of_local=of_local):
+    is_local, why = choose_queue(queue, launch_options, run=run, of_slurm=of_slurm, of_local=of_local)
+    if is_local:
+        if queue is None:
+            output.print_event(Console(stderr=True), f"note: this goes into the queue of this machine: {why}")
         submit_local.submit(
             references=recipes or [],
             tasks=array or [],

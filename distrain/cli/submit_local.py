@@ -1,7 +1,6 @@
 """Submits runs to the queue of this machine, for `distrain submit` and `distrain fit --queue`."""
 
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,48 +11,9 @@ from distrain.cli.json_output import print_json
 from distrain.config.profile import LaunchOptions
 from distrain.errors import LaunchError
 from distrain.launchers.prepare import RUNS
-from distrain.messages import joined
-from distrain.runs.directory import RunDirectory
 from distrain.runs.local_job import LocalJob, counted_devices
 from distrain.service.queue import QueueOptions, is_served, read_time_limit, resolve
 from distrain.service.queue import submit as put
-
-
-def is_local(
-    queue: str | None,
-    options: LaunchOptions,
-    *,
-    run: Path | None,
-    of_slurm: Mapping[str, object],
-    of_local: Mapping[str, object],
-) -> bool:
-    """Return whether a job goes into the queue of this machine, not into SLURM's; says so where it was not named.
-
-    `of_slurm` and `of_local` are the values of the options for only one of them, None where they are not given.
-    Raises `LaunchError` where those contradict the queue.
-    """
-    if queue not in {None, "local", "slurm"}:
-        raise LaunchError(f"--queue {queue} is neither local nor slurm")
-    own = [name for name, value in of_local.items() if value is not None]
-    if queue is not None:
-        local, why = queue == "local", f"--queue {queue}"
-    elif run is not None and RunDirectory(run).read_local_job() is not None:
-        local, why = True, "the run was in it before"
-    elif own:
-        local, why = True, f"{own[0]} is an option of it"
-    elif options.launcher is not None:
-        local, why = options.launcher != "slurm", f"the launch profile has launcher {options.launcher}"
-    elif shutil.which("sbatch") is None:
-        local, why = True, "there is no sbatch here"
-    else:
-        local, why = False, "there is sbatch here"
-    if foreign := [name for name, value in (of_slurm if local else of_local).items() if value is not None]:
-        place, other = ("the queue of this machine", "slurm") if local else ("SLURM", "local")
-        does = "does" if len(foreign) == 1 else "do"
-        raise LaunchError(f"{joined(foreign, last='and')} {does} not go with {place} ({why}); use --queue {other}")
-    if local and queue is None:
-        output.print_event(Console(stderr=True), f"note: this goes into the queue of this machine: {why}")
-    return local
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from distrain.messages import did_you_mean, joined, shown
 from distrain.system.exits import describe_end
 
 MAX_NAMES = 6  # of a module, in a hint
+OBJECTS = "distrain_objects"  # the module of the objects that a notebook gave to its run: `distrain.runs.objects`
 
 
 def is_reference(text: str) -> bool:
@@ -36,6 +37,11 @@ def load_reference(text: str, *, key: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the user's module was found but an import in it fails: they need the full traceback
+        if module_name == OBJECTS:
+            raise RecipeError(
+                f"{key}={text}: this is a Python object that a notebook gave to its run, and nothing else has it; give "
+                f"it again, or name one in a module of yours"
+            ) from None
         raise RecipeError(
             f"{key}={text}: there is no module {error.name!r} here; start distrain in its folder, or install it"
         ) from None
@@ -98,6 +104,17 @@ def find_refusal(factory: Callable[..., Any], arguments: Mapping[str, Any], *giv
     except ValueError:  # a factory written in C may have no signature
         return None
     return None
+
+
+def takes_argument(factory: Callable[..., Any], name: str) -> bool:
+    """Whether a factory can be called with a keyword argument of this name, by its signature."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # a factory written in C may have no signature
+        return True
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    return takes_all or (name in parameters and parameters[name].kind in by_name)
 
 
 def add_to_sys_path(*folders: Path) -> None:

@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 
 from distrain.checkpoint.tensors import Tensors
-from distrain.errors import ExportError
+from distrain.config.user_code import OBJECTS
+from distrain.errors import BundleError, ExportError
 from distrain.export.bundle import CLASS_INDICES, WEIGHTS, Bundle, load
 from distrain.runs.directory import BUNDLE
 from distrain.system import files
@@ -23,14 +24,19 @@ from distrain.tensors.module_state import split
 def write_bundle(bundle: Bundle, folder: Path) -> None:
     """Write a bundle to a temporary folder, verify it, and rename it; an existing bundle is replaced.
 
-    Raises `ExportError` where it cannot be written.
+    Raises `ExportError` where it cannot be written, and `BundleError` where nobody could load it.
     """
+    if f"{OBJECTS}:" in (content := files.to_json(bundle.description)):
+        raise BundleError(
+            "the network or its transforms were given by value, as Python objects that only their run has; use the "
+            "format torch, onnx or safetensors, or define them in a module"
+        )
     draft, old = _draft_of(folder), folder.with_name(f".{os.getpid()}.old.{folder.name}")
     try:
         draft.mkdir(parents=True)
         tensors = {n: t.cpu() for n, t in split(bundle.model)[0].items()} | bundle.extra_state
         save_tensors(tensors, draft / WEIGHTS, {"format": "pt"})
-        (draft / BUNDLE).write_text(files.to_json(bundle.description), encoding="utf-8")
+        (draft / BUNDLE).write_text(content, encoding="utf-8")
         indices = {str(index): name for index, name in enumerate(bundle.classes)}
         (draft / CLASS_INDICES).write_text(_readable_json(indices), encoding="utf-8")
         load(draft)  # verifies the digest of what was written

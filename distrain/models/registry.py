@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from distrain.config import Model
-from distrain.config.user_code import find_refusal, is_reference, load_reference
+from distrain.config.user_code import find_refusal, is_reference, load_reference, takes_argument
 from distrain.errors import ModelError, WeightsUnreachableError
 from distrain.messages import first_line, nearest
 from distrain.models.alexnet import AlexNet5
@@ -34,9 +34,9 @@ TIMM = "timm."
 def build_model(config: Model, *, num_classes: int, in_channels: int, stored: StoredWeights | None = None) -> nn.Module:
     """Build the network with `num_classes` outputs on the CPU, initialised with torch's global generator.
 
-    A reference `package.module:factory` is called as `factory(num_classes=..., **arguments)`. `stored` is the content
-    of model.weights, where that is not a file. Raises `ModelError` for an unknown name, for arguments that the factory
-    does not accept, and for weights that do not fit.
+    A reference `package.module:factory` is called as `factory(num_classes=..., **arguments)`, without `num_classes`
+    where its signature does not take it. `stored` is the content of model.weights, where that is not a file. Raises
+    `ModelError` for an unknown name, for arguments that the factory does not accept, and for weights that do not fit.
     """
     model = _build(config, num_classes=num_classes, in_channels=in_channels)
     has_own_head = is_reference(config.name) or config.name in NETS or config.name.startswith(TIMM)
@@ -89,7 +89,8 @@ def _build(config: Model, *, num_classes: int, in_channels: int) -> nn.Module:
         raise ModelError(f"model.weights=imagenet is for torchvision's and timm's models, but model.name is {name}")
     if is_reference(name):
         factory = load_reference(name, key="model.name")
-        return _checked(_call(factory, {"num_classes": num_classes, **config.arguments}, name=name), name=name)
+        outputs = {"num_classes": num_classes} if takes_argument(factory, "num_classes") else {}
+        return _checked(_call(factory, {**outputs, **config.arguments}, name=name), name=name)
     arguments = {"num_classes": num_classes, "in_channels": in_channels, **config.arguments}
     return _call(NETS[name], arguments, name=name)
 

@@ -60,6 +60,7 @@ class RunDirectory:
     job = _Below("job.json")  # the job that trains the run, of SLURM or of this machine's queue
     job_lock = _Below("job-lock")  # held while the job of the queue is changed
     code = _Below("code")  # a copy of the user's code, which the job runs
+    objects = _Below("objects")  # Python objects that were given by value: `distrain.runs.objects`
     environment = _Below("env.json")
     labels = _Below("labels.json")  # tags and a note, which the user writes on the run
     status = _Below("status.json")

@@ -42,6 +42,12 @@ def read_errors(run: RunDirectory) -> list[ErrorReport]:
     return sorted(reports, key=order)
 
 
+def describe_failure(report: ErrorReport) -> str:
+    """Return where and why a run has failed, as text."""
+    place = f"at step {report['step']} on rank {report['rank']} ({report['host']})"
+    return f"failed {place}: {report['type']}: {report['message']}"
+
+
 def read_all_errors(run: RunDirectory) -> list[ErrorReport]:
     """Return the error reports of all attempts, the cause of each first; each rank has one, its newest."""
     return sorted(_read_all(run), key=lambda report: (report["is_secondary"], report["time"]))

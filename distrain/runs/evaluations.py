@@ -99,6 +99,31 @@ def read_validations(run: RunDirectory) -> list[EvaluationResult]:
     return _read_evaluations_in(run.validation)
 
 
+def read_evaluation(folder: RunDirectory) -> EvaluationResult | None:
+    """Return the evaluation in a folder; None where it has not finished, or is damaged."""
+    findings = read_findings(folder)
+    with suppress(OSError):
+        if findings is not None:
+            return EvaluationResult(
+                name=folder.path.name,
+                path=folder.path,
+                made=folder.findings.stat().st_mtime,
+                checkpoint=findings.checkpoint,
+                step=findings.step,
+                weights=findings.weights,
+                split=findings.split,
+                data=findings.data,
+                target=findings.target,
+                num_samples=findings.num_samples,
+                metrics=findings.metrics,
+                classes=tuple(findings.classes),
+                mistakes=tuple(_with_existing_image(mistake, folder) for mistake in findings.mistakes),
+                confusion_image=folder.confusion_image if folder.confusion_image.is_file() else None,
+                mistakes_image=folder.mistakes_image if folder.mistakes_image.is_file() else None,
+            )
+    return None
+
+
 def validation_folder(run: RunDirectory, step: int) -> RunDirectory:
     """Return the folder of the training's own evaluation at a step."""
     return RunDirectory(run.validation / f"step-{step:08}")
@@ -131,36 +156,12 @@ def _read_evaluations_in(path: Path) -> list[EvaluationResult]:
         folders = sorted(path.iterdir())
     except OSError:
         return []
-    found = [result for folder in folders if (result := _read_evaluation(RunDirectory(folder))) is not None]
+    found = [result for folder in folders if (result := read_evaluation(RunDirectory(folder))) is not None]
     return sorted(found, key=lambda result: result.made, reverse=True)
 
 
 def _parse(text: str) -> Findings:
     return Findings.model_validate(json.loads(text))  # not by pydantic: names may have bytes that are not UTF-8
-
-
-def _read_evaluation(folder: RunDirectory) -> EvaluationResult | None:
-    findings = read_findings(folder)
-    with suppress(OSError):
-        if findings is not None:
-            return EvaluationResult(
-                name=folder.path.name,
-                path=folder.path,
-                made=folder.findings.stat().st_mtime,
-                checkpoint=findings.checkpoint,
-                step=findings.step,
-                weights=findings.weights,
-                split=findings.split,
-                data=findings.data,
-                target=findings.target,
-                num_samples=findings.num_samples,
-                metrics=findings.metrics,
-                classes=tuple(findings.classes),
-                mistakes=tuple(_with_existing_image(mistake, folder) for mistake in findings.mistakes),
-                confusion_image=folder.confusion_image if folder.confusion_image.is_file() else None,
-                mistakes_image=folder.mistakes_image if folder.mistakes_image.is_file() else None,
-            )
-    return None
 
 
 def _with_existing_image(mistake: Mistake, folder: RunDirectory) -> Mistake:

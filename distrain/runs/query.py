@@ -269,7 +269,7 @@ def read_log(run: RunDirectory, rank: int, *, follow: bool) -> Iterator[str]:
             raise RunError(f"run {run.path.name} is in the queue and has no log yet; `logs -f` waits for it")
         raise RunError(f"run {run.path.name} has no log of rank {rank}; the logs in {run.logs} are: {names}")
     while True:
-        has_more = follow and _will_write(run)  # checked before reading, so that the last lines are read as well
+        has_more = follow and will_continue(run)  # checked before reading, so that the last lines are read as well
         if path.exists():
             with path.open(encoding="utf-8", errors="replace") as file:
                 file.seek(position)
@@ -280,7 +280,8 @@ def read_log(run: RunDirectory, rank: int, *, follow: bool) -> Iterator[str]:
         time.sleep(_FOLLOW_S)
 
 
-def _will_write(run: RunDirectory) -> bool:
+def will_continue(run: RunDirectory) -> bool:
+    """Whether a run is alive, or waits in a queue."""
     if is_alive(run) or is_queued(run):
         return True
     job = run.read_job()

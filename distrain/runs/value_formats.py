@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distrain.config.metrics import format_value, is_number
@@ -22,6 +23,11 @@ def format_key(key: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return " ".join(map(str, value)) if isinstance(value, list) and key in {"tag", "tags"} else show_value(value)
+
+
+def format_rows(rows: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
+    """Return rows of values by key, one for each run, for display."""
+    return {key: [format_key(key, value) for value in row] for key, row in rows.items()}
 
 
 def show_value(value: Any) -> str:

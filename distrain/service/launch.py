@@ -16,6 +16,7 @@ from distrain.system.leases import ASSIGNED
 
 START = "DISTRAIN_START"  # the number of the start that the queue has ordered
 _SECRETS = Path("~/.config/distrain/secrets.env")
+_OF_A_NOTEBOOK = {"FORCE_COLOR", "CLICOLOR_FORCE", "MPLBACKEND"}
 _PRIVATE = 0o077  # nobody else may read it
 
 
@@ -51,12 +52,20 @@ def start_launcher(
         return subprocess.Popen(
             argv,
             cwd=cwd,
-            env=None if env is None else dict(env),
+            env=without_terminal(os.environ if env is None else env),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
+
+
+def without_terminal(env: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without what a notebook sets for programs in its cells: colours, and where plots go.
+
+    The output of a program in the background goes to a file or to another program.
+    """
+    return {name: value for name, value in env.items() if name not in _OF_A_NOTEBOOK}
 
 
 def is_from_queue() -> bool:

@@ -8,9 +8,11 @@ import shutil
 import stat
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from distrain.benchmark import schedule_estimate
 from distrain.config import Recipe
@@ -26,6 +28,7 @@ from distrain.runs import query, slurm
 from distrain.runs.directory import RunDirectory
 from distrain.runs.liveness import is_alive, is_queued
 from distrain.runs.local_job import LocalJob, freeze_environment
+from distrain.runs.objects import write_objects
 from distrain.runs.status import State
 from distrain.runs.stop_file import request_stop
 from distrain.system import locks
@@ -82,8 +85,15 @@ def resolve(
     return [_resolve(one, recipe, options, [path.name for path in after]) for one, recipe in found]
 
 
-def submit(submissions: list[Submission], *, is_snapshot: bool, extras: list[Path], code: Path | None = None) -> None:
-    """Create the run directories with all that their jobs need, and queue them: all, or none.
+def submit(
+    submissions: list[Submission],
+    *,
+    is_snapshot: bool,
+    extras: list[Path],
+    code: Path | None = None,
+    objects: Mapping[str, bytes] = MappingProxyType({}),
+) -> None:
+    """Create the run directories with all that their jobs need, `objects` too, and queue them: all, or none.
 
     The code is a copy of that in the job's folder where `is_snapshot`, else a copy of the folder `code`, if given.
     """
@@ -98,6 +108,7 @@ def submit(submissions: list[Submission], *, is_snapshot: bool, extras: list[Pat
                 shutil.rmtree(found.run.code, ignore_errors=True)
                 if code is not None:
                     shutil.copytree(code, found.run.code, symlinks=True)
+            write_objects(found.run, objects)
             write_request(found.run, found.recipe, found.profile, found.plan)
             found.run.write_job(found.job)
             _set_state(found.run, "queued")
@@ -214,7 +225,7 @@ def serve_lock(root: Path) -> Path:
 
 def find_owner_fault(run: RunDirectory) -> str | None:
     """Return why `serve` must not start a run: another user owns it, or could have changed it."""
-    folders = (run.path, run.code, run.logs, run.errors, run.heartbeats, run.checkpoints)
+    folders = (run.path, run.code, run.objects, run.logs, run.errors, run.heartbeats, run.checkpoints)
     for path in (*folders, run.job, run.recipe, run.profile, run.plan, run.status):
         with suppress(FileNotFoundError):
             status = path.lstat()

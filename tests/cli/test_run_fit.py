@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from distrain.cli.fit_request import FitRequest, ResolvedFit
-from distrain.cli.run_fit import prepare, resolve
+from distrain.cli.run_fit import prepare
 from distrain.config import read_recipe
 from distrain.config.profile import read_options, read_profile
 from distrain.errors import LaunchError, PreflightError
+from distrain.launchers.fit_request import FitRequest, ResolvedFit
+from distrain.launchers.resolve import resolve
 from distrain.runs.directory import RunDirectory
 from distrain.system.signals import StopRequest
 from tests.forks import server

@@ -5,9 +5,11 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from distrain.config import Recipe
 from distrain.config.batching import solve_batching
@@ -22,6 +24,7 @@ from distrain.launchers.slurm.srun import check_started_once
 from distrain.runs import query, slurm
 from distrain.runs.directory import RunDirectory
 from distrain.runs.liveness import is_queued
+from distrain.runs.objects import write_objects
 from distrain.runs.status import Job
 
 _PYTHON = "--python="  # argument of a batch script, before the path of the Python to run
@@ -92,7 +95,13 @@ def resolve(
     return Submission(runs, recipes, profile, _plan(sbatch, runs, recipes, profile), tuple(notes))
 
 
-def submit(submission: Submission, *, is_snapshot: bool, extras: list[Path]) -> str:
+def submit(
+    submission: Submission,
+    *,
+    is_snapshot: bool,
+    extras: list[Path],
+    objects: Mapping[str, bytes] = MappingProxyType({}),
+) -> str:
     """Create the run directories, submit them, and return the job id; they are deleted where SLURM refuses the job."""
     with ExitStack() as created:
         for run, recipe in zip(submission.runs, submission.recipes, strict=True):
@@ -101,6 +110,7 @@ def submit(submission: Submission, *, is_snapshot: bool, extras: list[Path]) -> 
                 take_snapshot(submission.plan.cwd, run.code, extras=extras)
             else:
                 shutil.rmtree(run.code, ignore_errors=True)
+            write_objects(run, objects)
             write_request(run, recipe, submission.profile, submission.plan)
         return _call(submission.plan, submission.runs)
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
@@ -16,7 +15,7 @@ from distrain.runs.comparison import MAX_RUNS, Comparison, compare, find_best_co
 from distrain.runs.curves import Curve, read_curves
 from distrain.runs.directory import RunDirectory
 from distrain.runs.facts import RunFacts, read_facts
-from distrain.runs.value_formats import format_key
+from distrain.runs.value_formats import format_rows
 from distrain.service.web.report.charts import Chart
 from distrain.service.web.report.curves import POINTS, draw_comparison
 from distrain.service.web.report.run_section import RunSection, show_run
@@ -86,18 +85,14 @@ def is_report(path: Path) -> bool:
 def _show_comparison(
     comparison: Comparison, curves: Sequence[tuple[str, Mapping[str, Curve]]], *, best_by: str
 ) -> ComparisonSection:
-    recipe, own = _format(comparison.recipe), comparison.own_metrics
+    recipe, own = format_rows(comparison.recipe), comparison.own_metrics
     return ComparisonSection(
         recipe=recipe,
-        environment=_format(comparison.environment),
-        metrics=_format(comparison.metrics),
+        environment=format_rows(comparison.environment),
+        metrics=format_rows(comparison.metrics),
         best={key: find_best_columns(key, row, own) for key, row in comparison.metrics.items()},
         charts=draw_comparison(curves, best_by=best_by, by_epoch="data.batch_size" in recipe),
     )
-
-
-def _format(rows: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
-    return {key: [format_key(key, value) for value in row] for key, row in rows.items()}
 
 
 def _render(sections: Sequence[RunSection], comparison: ComparisonSection | None) -> bytes:

@@ -1,4 +1,4 @@
-"""Defines a request to train a run: as given on the command line, and as resolved on this machine."""
+"""Defines a request to train a run: as given on the command line or in Python, and as resolved on this machine."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ from distrain.runs.status import Changes
 
 @dataclass(frozen=True, kw_only=True)
 class FitRequest:
-    """The request on the command line; None where an option is not given."""
+    """The request as given; None where an option is not."""
 
     reference: str | None = None  # a built-in recipe or a YAML file
     overrides: Sequence[str] = ()
@@ -29,6 +29,7 @@ class FitRequest:
     debug_options: DebugOptions = field(default_factory=DebugOptions)
     preflight: bool = True  # whether to check disk and memory, which are estimates
     wait: bool = False  # for devices that other runs have
+    objects: Mapping[str, bytes] = field(default_factory=dict)  # given by value in Python: `distrain.runs.objects`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class ResolvedFit:
     is_finished: bool
     extension: Changes = field(default_factory=dict)  # what changes in the recipe of an existing run
     devices: Mapping[str, str] = field(default_factory=dict)  # the variables that show the leased devices
+    objects: Mapping[str, bytes] = field(default_factory=dict)  # those of the request
 
     @property
     def spans_nodes(self) -> bool:
