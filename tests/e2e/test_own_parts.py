@@ -222,7 +222,7 @@ class Stopping(Hook):
         (["--set=hooks=[missing:Watch]"], ["hooks=missing:Watch: there is no module 'missing' here"]),
         (["--set=hooks=[mine:Wtach]"], ["hooks=mine:Wtach", "did you mean Watch?"]),
         (
-            ["--procs=2", "--set=hooks=[{mine:Watch: {kil_at: 3}}]"],
+            ["--set=hooks=[{mine:Watch: {kil_at: 3}}]"],
             ["hooks=mine:Watch cannot be called with", "kil_at"],
         ),
         (["--set=hooks=[mine:Unmakeable]"], ["ValueError before the first step", "in __init__: no such project"]),

@@ -154,11 +154,11 @@ def test_hook_that_cannot_be_made_ends_a_start_and_not_a_resume(caplog: pytest.L
 
 
 def test_hook_may_be_an_object_instead_of_a_class() -> None:
-    make("SEEN").step_end(1, epoch=0.1, lr=0.1)
-    assert [event.step for event in SEEN.events] == [1]
+    make("GIVEN").step_end(1, epoch=0.1, lr=0.1)
+    assert [event.step for event in GIVEN.events] == [1]
 
 
-SEEN = Seen()
+GIVEN = Seen()
 
 
 def test_example_of_the_docstring_runs() -> None:
