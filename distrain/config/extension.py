@@ -3,6 +3,7 @@
 from typing import Any
 
 from distrain.config.recipe import Recipe
+from distrain.config.user_code import is_reference
 
 # Each takes effect at the step from which the run is extended, and no earlier step depends on it.
 EXTENDABLE = frozenset(
@@ -13,7 +14,10 @@ EXTENDABLE = frozenset(
         "train.patience",
         "train.target_loss",
         "train.clip_norm",
+        "train.clip_value",
+        "train.agc",
         "train.ema_decay",
+        "train.ema_warmup",
         "train.max_rollbacks",
         "train.detect_anomaly",
         "eval.every_epochs",
@@ -30,7 +34,9 @@ _REASONS = {
     "loss": "the losses and evaluations of the run are measured by it",
     "eval": "the best evaluation of the run was chosen by it",
     "optimizer.name": "the checkpoint has the state of the optimizer that it was trained with",
+    "optimizer.arguments": "the checkpoint has the state of the optimizer that was made with them",
     "optimizer.momentum": "the checkpoint has no momentum",
+    "schedule.name": "the checkpoint has the state of another schedule",
     "train.ema_decay": "the moving average is that of all steps",
     "train.lookahead": "the slow weights are those of all steps",
     "train.seed": "order, augmentation and dropout are drawn from it",
@@ -44,9 +50,15 @@ def find_refusal(key: str, before: Recipe, *, old: Any, new: Any) -> str | None:
     is_listed = key in EXTENDABLE or key.startswith(_EXTENDABLE_SECTIONS)
     lacks_state = {
         "optimizer.name": True,
+        "optimizer.arguments": True,
         "optimizer.momentum": before.optimizer.name == "rmsprop" and not old,
+        "schedule.name": _may_have_state(str(old)) and _may_have_state(str(new)),
         "train.ema_decay": old is None or new is None,
     }
     if is_listed and not lacks_state.get(key, False):
         return None
     return next(reason for start, reason in _REASONS.items() if key.startswith(start))
+
+
+def _may_have_state(schedule: str) -> bool:
+    return schedule == "plateau" or is_reference(schedule)
