@@ -25,6 +25,7 @@ from distrain.runs import query, slurm
 from distrain.runs.directory import RunDirectory
 from distrain.runs.liveness import is_alive, is_queued
 from distrain.runs.local_job import LocalJob, freeze_environment
+from distrain.runs.pause import Pause, write_pause
 from distrain.runs.status import State
 from distrain.runs.stop_file import request_stop
 from distrain.system import locks
@@ -81,10 +82,18 @@ def resolve(
     return [_resolve(one, recipe, options, [path.name for path in after]) for one, recipe in found]
 
 
-def submit(submissions: list[Submission], *, is_snapshot: bool, extras: list[Path], code: Path | None = None) -> None:
+def submit(
+    submissions: list[Submission],
+    *,
+    is_snapshot: bool,
+    extras: list[Path],
+    code: Path | None = None,
+    pause: Pause | None = None,
+) -> None:
     """Create the run directories with all that their jobs need, and queue them: all, or none.
 
     The code is a copy of that in the job's folder where `is_snapshot`, else a copy of the folder `code`, if given.
+    The runs pause at `pause`.
     """
     with ExitStack() as created:
         for found in submissions:
@@ -98,6 +107,7 @@ def submit(submissions: list[Submission], *, is_snapshot: bool, extras: list[Pat
                 if code is not None:
                     shutil.copytree(code, found.run.code, symlinks=True)
             write_request(found.run, found.recipe, found.profile, found.plan)
+            write_pause(found.run, pause)
             found.run.write_job(found.job)
             _set_state(found.run, "queued")
             _keep_from_others(found.run)

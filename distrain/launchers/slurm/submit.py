@@ -21,6 +21,7 @@ from distrain.launchers.slurm.srun import check_started_once
 from distrain.runs import slurm
 from distrain.runs.directory import RunDirectory
 from distrain.runs.liveness import is_queued
+from distrain.runs.pause import Pause, write_pause
 from distrain.runs.status import Job
 
 _PYTHON = "--python="  # argument of a batch script, before the path of the Python to run
@@ -88,8 +89,19 @@ def resolve(
     return Submission(runs, recipes, profile, _plan(sbatch, runs, recipes, profile), tuple(notes))
 
 
-def submit(submission: Submission, *, is_snapshot: bool, extras: list[Path]) -> str:
-    """Create the run directories, submit them, and return the job id; they are deleted where SLURM refuses the job."""
+def submit(
+    submission: Submission,
+    *,
+    is_snapshot: bool,
+    extras: list[Path],
+    code: Path | None = None,
+    pause: Pause | None = None,
+) -> str:
+    """Create the run directories, submit them, and return the job id; they are deleted where SLURM refuses the job.
+
+    The code is a copy of that in this folder where `is_snapshot`, else a copy of the folder `code`, if given. The runs
+    pause at `pause`.
+    """
     with ExitStack() as created:
         for run, recipe in zip(submission.runs, submission.recipes, strict=True):
             created.enter_context(run.created())
@@ -97,7 +109,10 @@ def submit(submission: Submission, *, is_snapshot: bool, extras: list[Path]) -> 
                 take_snapshot(submission.plan.cwd, run.code, extras=extras)
             else:
                 shutil.rmtree(run.code, ignore_errors=True)
+                if code is not None:
+                    shutil.copytree(code, run.code, symlinks=True)
             write_request(run, recipe, submission.profile, submission.plan)
+            write_pause(run, pause)
         return _call(submission.plan, submission.runs)
 
 
