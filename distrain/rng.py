@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     AUGMENT = 7
     ALTERNATION = 8
     READING = 9
+    SUGGESTION = 20
 
 
 def derive_seed(seed: int, purpose: Purpose, *place: int) -> int:
