@@ -31,6 +31,7 @@ from distrain.messages import print_error
 from distrain.runs.directory import RunDirectory
 from distrain.runs.error_reports import ErrorReport
 from distrain.runs.log_file import append_to_log
+from distrain.runs.pause import write_pause
 from distrain.runs.resume_hint import print_resume_hint
 from distrain.runs.stop_file import StopReason, forget_stop, read_stop_reason
 from distrain.runs.stop_requests import stop_on_signal
@@ -146,6 +147,8 @@ def prepare(fit: ResolvedFit, console: Console, stop: StopRequest) -> Iterator[b
             note = locked.enter_context(run.hold_launcher_lock())
             check_start(run)
             write_request(run, fit.recipe, fit.profile, fit.plan, keeps_stop=is_from_queue())
+            if not is_from_queue() and fit.profile.launcher != "slurm":
+                write_pause(run, None)  # a trial of a sweep that the user trains on
             if stop.is_set():
                 run.stop.touch()  # `write_request` has deleted it as that of an earlier attempt
         output.print_header(console, fit.recipe, fit.profile, fit.batchings[-1], run)

@@ -16,7 +16,7 @@ Unit = Literal["epochs", "steps"]
 
 
 class Pause(BaseModel):
-    """Where a run pauses: after `at` epochs or steps. A run that is there already, or further, does not pause."""
+    """Where a run pauses: after `at` epochs or steps. A run that is there already does not train further."""
 
     at: int = Field(gt=0)
     unit: Unit = "epochs"

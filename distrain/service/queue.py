@@ -126,10 +126,11 @@ def read_time_limit(text: str) -> float:
     return limit
 
 
-def submit_again(run: RunDirectory) -> None:
-    """Queue a run as it was submitted before; raises `RunError` where it is queued or running."""
+def submit_again(run: RunDirectory, *, pause: Pause | None = None) -> None:
+    """Queue a run as it was submitted before, up to `pause`; raises `RunError` where it is queued or running."""
     _check_is_resumable(run)
     with run.hold_launcher_lock(), run.changed_job() as job:
+        write_pause(run, pause)
         job.queued_at, job.not_before, job.deaths, job.fault = time.time(), 0.0, 0, ""
         job.is_first = False
         _set_state(run, "queued")

@@ -13,7 +13,7 @@ from distrain.data.sources.base import Batch
 from distrain.distributed.world import World
 from distrain.runs.directory import RunDirectory
 from distrain.runs.pause import read_pause
-from distrain.runs.stop_file import answer_stop
+from distrain.runs.stop_file import answer_stop, read_stop_reason, request_stop
 from distrain.training.anomaly import describe_anomalies
 from distrain.training.build import build_session
 from distrain.training.determinism import seed_model_draws, set_determinism
@@ -103,7 +103,8 @@ def run_to_end(session: Session, start: ResumePoint, loggers: LoggerCollection) 
         log.info("stopped on request at step %d; this attempt took no step", step)
         return False
     pause_step = find_pause_step(session)
-    if step == pause_step and start.is_record_due:  # a stop had interrupted the evaluation at which it pauses
+    if pause_step is not None and pause_step <= step < session.total_steps:
+        _report_pause(session, step)
         return False
     steps = session.skipped.others(range(start.step, session.total_steps))
     reading = read_batches(
@@ -154,7 +155,10 @@ def _train_loop(
             # A request that arrived meanwhile: take no further step.
             must_stop = must_stop or world.any_over_ranks(monitor.stop.poll_stop_request())
         if must_stop and not (step == session.total_steps and is_recorded):
-            log.info("%s at step %d", "paused" if step == pause_step else "stopped on request", step)
+            if step == pause_step:
+                _report_pause(session, step)
+            else:
+                log.info("stopped on request at step %d", step)
             return False
     check_target(session)
     return True
@@ -239,6 +243,13 @@ def sync_losses(session: Session, steps: range) -> None:
         if synced.is_marked:
             cause = session.watch.explain(place, session.world)
             raise NotFiniteError(step, cause, range(session.sampler.global_batch(step).num_micro_batches))
+
+
+def _report_pause(session: Session, step: int) -> None:
+    """Log that the run has paused, and write so for the queue, which would resume a run that was preempted."""
+    log.info("paused at step %d", step)
+    if session.world.is_rank_zero and read_stop_reason(session.run) != "cancelled":
+        request_stop(session.run, "stopped")
 
 
 def _begin_attempt(session: Session, start: ResumePoint) -> None:

@@ -20,7 +20,7 @@ from distrain.runs.directory import RunDirectory
 from distrain.runs.query import find_runs
 from tests.cli_runner import QUIET, Done, command, distrain, fit, status, wait_until
 
-TINY = [*QUIET, "--device=cpu", "--procs=1", "--no-snapshot", "--set=data.batch_size=512", "--set=train.exact=true"]
+TINY = [*QUIET, "--device=cpu", "--procs=1", "--no-snapshot", "--set=data.batch_size=512"]
 RATES = "--param=optimizer.lr=log(1e-3, 1)"
 
 
@@ -156,8 +156,9 @@ def test_sweep_whose_first_trials_all_fail_ends(sweeps: Sweeps) -> None:
     options = ["--set=model.name=broken:make", "--set=model.weights=null", RATES, "--trials=9", "--parallel=3"]
     done = sweeps.sweep("digits", *TINY, *options, "--name=s")
     assert done.code == 1, done.err
-    assert "all of the first 3 trials have failed" in done.err and "no such layer" in done.err
-    assert [trial["state"] for trial in sweeps.table("s")] == ["failed"] * 3
+    assert "no trial of s has finished" in done.err and "no such layer" in done.err
+    states = [trial["state"] for trial in sweeps.table("s")]
+    assert states[:3] == ["failed"] * 3 and len(states) < 9
 
 
 @pytest.mark.slow

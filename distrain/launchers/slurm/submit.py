@@ -116,8 +116,8 @@ def submit(
         return _call(submission.plan, submission.runs)
 
 
-def submit_again(run: RunDirectory) -> str:
-    """Submit a run as it was submitted before; returns the job's id."""
+def submit_again(run: RunDirectory, *, pause: Pause | None = None) -> str:
+    """Submit a run as it was submitted before, up to `pause`; returns the job's id."""
     check_started_once(os.environ, command="resume")
     check_is_idle(run)
     job = run.read_job()
@@ -129,6 +129,7 @@ def submit_again(run: RunDirectory) -> str:
     argv = [job.argv[0], *(word for word in options if not word.startswith(("--array=", "--output=")))]
     python = next((word for word in job.argv[1 + len(options) :] if word.startswith(_PYTHON)), None)
     argv += [_output((run,)), *_script("train.sbatch", python=python), str(run.path)]
+    write_pause(run, pause)
     return _call(Plan(tuple(argv), cwd=Path(job.cwd)), (run,))
 
 

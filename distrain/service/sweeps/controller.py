@@ -46,6 +46,7 @@ class Controller:
         self.repeats = self._folder.read_repeats()
         self._resumable = {trial.run for trial in self.trials + self.repeats if trial.is_active}
         self._evaluated: dict[str, float] = {}  # by run: the step of the evaluation that was last read
+        self._stopping: list[RunDirectory] = []  # runs that were pruned while they trained
         self._held: str | None = None  # why no trial begins
         self._explained = 0  # trials that had ended when the importance was last computed
         self._best: Trial | None = None
@@ -56,19 +57,24 @@ class Controller:
     def run(self, stop: StopRequest) -> SweepResult:
         """Run the sweep to its end, or until a stop is requested; then its trials save and end first.
 
-        Raises `TaskError` where the first trials have all failed.
+        Raises `TaskError` where the first trials have all failed, or all.
         """
+        is_over = False
         try:
-            while not stop.is_set() and not self._advance():
+            while not stop.is_set() and not is_over and not self._is_hopeless:
+                is_over = self._advance()
                 self._runs.tick()
                 time.sleep(_TICK_S)
-            if stop.is_set():
+            if not is_over:
                 self._stop()
-            self._wait_for_runs()
+            _wait_for(self._stopping)
         finally:
             self._runs.close()
         self._explain(is_last=True)
-        return self.result(is_over=not stop.is_set())
+        if self._is_hopeless or (is_over and not any(trial.state == "finished" for trial in self.trials)):
+            reasons = [trial.reason for trial in self.trials if trial.reason] or [f"{self._spec.metric} is not finite"]
+            raise TaskError(f"no trial of {self._folder.name} has finished; the first failed because: {reasons[0]}")
+        return self.result(is_over=is_over)
 
     def result(self, *, is_over: bool) -> SweepResult:
         """Return what the sweep has found so far."""
@@ -78,7 +84,6 @@ class Controller:
         """Read what has happened and do what follows; returns whether the sweep is over."""
         self._observe(self.trials)
         self._observe(self.repeats)
-        self._check_hopeless()
         decision = decide(self._spec, self.trials, sign=self._sweep.sign)
         for number in decision.prune:
             self._change(self.trials[number], state="pruned")
@@ -96,9 +101,8 @@ class Controller:
             trial = self.trials[number]
             self._resumable.add(trial.run)
             self._change(trial, state="queued", stage=stage)
-        while not self._is_full and decision.suggest and self._is_disk_free():
+        while not self._is_full and decision.suggest and not self._is_hopeless and self._is_disk_free():
             self._suggest()
-            self._check_hopeless()
             decision = decide(self._spec, self.trials, sign=self._sweep.sign)
 
     @property
@@ -147,9 +151,8 @@ class Controller:
         if trial.seed is None:
             self._read_rungs(trial, run, is_over=state in {"stopped", "finished", "failed"})
         if trial.state == "pruned":
-            if state in {"queued", "running"}:
-                self._runs.stop(run)
-        elif state in {"queued", "running"}:
+            return
+        if state in {"queued", "running"}:
             self._resumable.discard(trial.run)
             if trial.state != state:
                 self._change(trial, state=state)
@@ -160,7 +163,6 @@ class Controller:
         elif len(trial.rungs) > trial.stage and trial.seed is None:
             self._change(trial, state="paused")
         elif trial.run in self._resumable:
-            self._resumable.discard(trial.run)
             self._runs.resume(run, self._pause(trial))
         else:
             self._fail(trial, "its run was stopped by the user")
@@ -181,6 +183,7 @@ class Controller:
             self._change(trial, rungs=[*trial.rungs, value], value=value)
             if must_prune(self._spec, self.trials, trial, sign=self._sweep.sign):
                 self._runs.stop(run)
+                self._stopping.append(run)
                 self._change(trial, state="pruned")
                 return
         self._evaluated[trial.run] = last["step"]
@@ -257,10 +260,12 @@ class Controller:
                 self._save()
                 self._create(repeat)
 
-    def _check_hopeless(self) -> None:
-        begun = self.trials[: max(_HOPELESS, self._spec.parallel)]
-        if len(begun) >= _HOPELESS and all(trial.state == "failed" for trial in self.trials):
-            raise TaskError(f"all of the first {len(begun)} trials have failed; the newest: {self.trials[-1].reason}")
+    @property
+    def _is_hopeless(self) -> bool:
+        """Whether the first trials have all failed, and no other has reached anything."""
+        failed = [trial for trial in self.trials if trial.state == "failed"]
+        is_early = all(trial.state == "failed" or trial.is_active for trial in self.trials)
+        return is_early and len(failed) >= max(_HOPELESS, self._spec.parallel)
 
     def _is_disk_free(self) -> bool:
         """Whether there is space for another trial; says once that there is not."""
@@ -277,22 +282,22 @@ class Controller:
         for run in runs:
             if run.exists:
                 self._runs.stop(run)
-        self._wait_for_runs()
+        _wait_for([run for run in runs if run.exists])
         for trial in active:
             trial.state = "queued"  # even if it has finished meanwhile: the next controller reads that from its run
         self._save()
-
-    def _wait_for_runs(self) -> None:
-        """Return once no trial trains: one that was pruned may still be saving."""
-        runs = [self._folder.run(trial) for trial in [*self.trials, *self.repeats]]
-        while any(is_alive(run) for run in runs if run.exists):
-            time.sleep(_TICK_S)
 
 
 def format_metric_value(metric: str, value: float) -> str:
     """Return the value of a metric for display."""
     name = metric.removeprefix("val/")
     return format_value(name, {metric: value}) if "/" not in name else f"{value:.4g}"
+
+
+def _wait_for(runs: Sequence[RunDirectory]) -> None:
+    """Return once no process trains in these runs, which have been requested to stop."""
+    while any(is_alive(run) for run in runs):
+        time.sleep(_TICK_S)
 
 
 def _describe(params: dict[str, object]) -> str:

@@ -41,6 +41,10 @@ class SweepFolder:
         """Whether the folder contains a sweep."""
         return self.spec.is_file()
 
+    def is_of_a_start(self, path: Path) -> bool:
+        """Whether a path in the folder may be left from a start that was killed before it had written the spec."""
+        return path in {self.base, self.code} or path.name.startswith(self._lock.name)
+
     @property
     def is_held(self) -> bool:
         """Whether a controller runs the sweep."""

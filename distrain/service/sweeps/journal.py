@@ -5,6 +5,7 @@ that is missing, damaged, or of other trials is written again from the trials.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from distrain.service.sweeps.decisions import Known
@@ -55,7 +56,7 @@ class Journal:
 
         Hutter, Hoos and Leyton-Brown, "An efficient approach for assessing hyperparameter importance", ICML 2014.
         """
-        with quiet_optuna():
+        with quiet_optuna(), suppress(ImportError):  # of scikit-learn, which the extra `sweep` installs
             from optuna.importance import FanovaImportanceEvaluator, get_param_importances
             from optuna.trial import TrialState
 
@@ -63,6 +64,7 @@ class Journal:
             if len(ended) < 2 or len({trial.value for trial in ended}) < 2:
                 return {}
             return dict(get_param_importances(self._study, evaluator=FanovaImportanceEvaluator(seed=0)))
+        return {}
 
     def _open(self, trials: Sequence[Trial]) -> "Study":
         """Open the journal, or begin it again where it does not fit the trials."""

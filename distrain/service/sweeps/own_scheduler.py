@@ -7,6 +7,7 @@ from pathlib import Path
 from distrain.service.queue import is_served, serve_lock
 from distrain.service.server import Service
 from distrain.system import locks
+from distrain.system.loop_guard import LoopGuard, describe
 
 _SWEEP_LOCK = ".sweep-lock"  # in the folder of the runs: the sweep that runs the queue
 
@@ -20,6 +21,7 @@ class OwnScheduler:
     def __init__(self, root: Path, *, slots: int, notify: Callable[[str], None]) -> None:
         self._root = root
         self._service = Service(root, slots=slots, notify=notify)
+        self._guard = LoopGuard("the scheduler", report=lambda loop, error: notify(describe(loop, error)))
         self._turn = ExitStack()
         self._has_turn = False
 
@@ -31,7 +33,7 @@ class OwnScheduler:
             if not self._has_turn:
                 self._turn.enter_context(locks.hold(self._root / _SWEEP_LOCK))
                 self._has_turn = True
-            with locks.hold(serve_lock(self._root)):
+            with locks.hold(serve_lock(self._root)), self._guard:
                 self._service.tick()
 
     def close(self) -> None:

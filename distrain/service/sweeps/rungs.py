@@ -86,7 +86,7 @@ def _next_rung(rungs: Sequence[int], every: int, prune: PruneName) -> int:
 
 def cut_cohorts(trials: int, rungs: int) -> tuple[int, ...]:
     """Cut `trials` into cohorts for `rungs` rungs: each so large that one trial of it is promoted to the end."""
-    size = min(FACTOR**rungs, trials)
+    size: int = min(FACTOR**rungs, trials)
     return (size,) * (trials // size) + ((trials % size,) if trials % size else ())
 
 

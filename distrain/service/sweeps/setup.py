@@ -193,7 +193,8 @@ def _check_keys(base: Recipe, parameters: Sequence[Parameter]) -> None:
 
 
 def _check_free(folder: SweepFolder) -> None:
-    if folder.path.exists() and any(folder.path.iterdir() if folder.path.is_dir() else [folder.path]):
+    found = [] if not folder.path.exists() else list(folder.path.iterdir()) if folder.path.is_dir() else [folder.path]
+    if not all(folder.is_of_a_start(path) for path in found):
         is_run = RunDirectory(folder.path).exists
         what = "is a run" if is_run else "exists and is no sweep"
         raise RunError(f"{folder.path} {what}; choose another --name")

@@ -1,19 +1,19 @@
 """Runs trials as ordinary runs: in the queue of this machine, or by SLURM."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 from distrain.config.profile import LaunchOptions
 from distrain.errors import RunError
 from distrain.launchers.slurm import submit as slurm_jobs
-from distrain.runs import query
+from distrain.runs import query, slurm
 from distrain.runs.directory import RunDirectory
 from distrain.runs.error_reports import read_errors
 from distrain.runs.liveness import is_alive, read_states
-from distrain.runs.pause import Pause, write_pause
+from distrain.runs.pause import Pause
 from distrain.service import queue
 from distrain.service.sweeps.folder import SweepFolder
 from distrain.service.sweeps.own_scheduler import OwnScheduler
@@ -42,7 +42,7 @@ class TrialRuns(Protocol):
         ...
 
     def resume(self, run: RunDirectory, pause: Pause | None) -> None:
-        """Queue a run that has been stopped."""
+        """Queue a run that has been stopped, unless its process is still ending."""
         ...
 
     def read_states(self, runs: Sequence[RunDirectory]) -> list[RunState]:
@@ -84,8 +84,8 @@ class LocalRuns:
 
     def resume(self, run: RunDirectory, pause: Pause | None) -> None:
         """Queue a run that has been stopped."""
-        write_pause(run, pause)
-        queue.submit_again(run)
+        if not is_alive(run):
+            queue.submit_again(run, pause=pause)
 
     def read_states(self, runs: Sequence[RunDirectory]) -> list[RunState]:
         """Return the state of each run."""
@@ -100,7 +100,7 @@ class LocalRuns:
         if not entry.is_over:
             return "queued"  # or its process has died: the scheduler queues it again, or says that it has failed
         state = entry.status.state
-        return state if state in {"finished", "failed"} else "stopped"  # type: ignore[return-value]
+        return state if state in {"finished", "failed"} else "stopped"
 
     def stop(self, run: RunDirectory) -> None:
         """Have a run save and end, or take it out of the queue."""
@@ -123,7 +123,6 @@ class SlurmRuns:
     folder: SweepFolder
     options: LaunchOptions
     sbatch: tuple[str, ...] = ()
-    notify: Callable[[str], None] = field(default=print)
 
     def create(self, run: RunDirectory, overrides: Sequence[str], pause: Pause | None) -> None:
         """Create the run of a trial and submit it."""
@@ -138,9 +137,11 @@ class SlurmRuns:
         slurm_jobs.submit(found, is_snapshot=False, extras=[], code=_code(self.folder), pause=pause)
 
     def resume(self, run: RunDirectory, pause: Pause | None) -> None:
-        """Submit a run again that has been stopped."""
-        write_pause(run, pause)
-        slurm_jobs.submit_again(run)
+        """Submit a run again that has been stopped, once SLURM has ended its job."""
+        job = run.read_job()
+        info = None if job is None else slurm.read_jobs([job.id]).get(job.id)
+        if info is None or info.is_over:
+            slurm_jobs.submit_again(run, pause=pause)
 
     def read_states(self, runs: Sequence[RunDirectory]) -> list[RunState]:
         """Return the state of each run."""
@@ -169,13 +170,6 @@ def describe_failure(run: RunDirectory) -> str:
         if errors := read_errors(run):
             return f"{errors[0]['type']}: {errors[0]['message']}".splitlines()[0]
     return f"`distrain logs {run.path.name}` may say why"
-
-
-def wait_for_ends(runs: TrialRuns, waiting: Sequence[RunDirectory], pause: Callable[[], None]) -> None:
-    """Return once no process trains in these runs; `pause` waits a moment."""
-    while any(is_alive(run) for run in waiting):
-        runs.tick()
-        pause()
 
 
 def _code(folder: SweepFolder) -> Path | None:

@@ -28,7 +28,7 @@ def spec(prune: str, **fields: object) -> SweepSpec:
 def accuracy(params: Params, epochs: int) -> float:
     """A learning curve: the better the rate, the higher, and rates cross each other."""
     distance = abs(math.log10(params["lr"]) + 1.5) + (params["model"] == "b") * 0.3
-    return round((1 - math.exp(-epochs / (1 + distance))) / (1 + 0.2 * distance), 2)
+    return round(float((1 - math.exp(-epochs / (1 + distance))) / (1 + 0.2 * distance)), 2)
 
 
 @dataclass
@@ -128,11 +128,11 @@ def paused(number: int, value: float | None) -> Trial:
 
 def test_ties_go_to_the_lower_number_and_what_is_not_finite_is_not_promoted() -> None:
     trials = [paused(number, 0.5) for number in range(6)]
-    assert promoted(trials, 0, size=6, sign=1) == {0, 1}
+    assert promoted(trials, 0, size=6, sign=1) == frozenset({0, 1})
     trials[0] = paused(0, None)
-    assert promoted(trials, 0, size=6, sign=1) == {1, 2}
+    assert promoted(trials, 0, size=6, sign=1) == frozenset({1, 2})
     trials[1] = Trial(number=1, params={}, run="s-1", state="failed")
-    assert promoted(trials, 0, size=6, sign=-1) == {2, 3}
+    assert promoted(trials, 0, size=6, sign=-1) == frozenset({2, 3})
 
 
 def test_nothing_is_promoted_before_the_whole_cohort_has_reached_the_rung() -> None:
@@ -141,7 +141,7 @@ def test_nothing_is_promoted_before_the_whole_cohort_has_reached_the_rung() -> N
     trials.append(Trial(number=5, params={}, run="s-5", state="running"))
     assert promoted(trials, 0, size=6, sign=1) is None
     trials[5].state = "failed"
-    assert promoted(trials, 0, size=6, sign=1) == {0, 1}
+    assert promoted(trials, 0, size=6, sign=1) == frozenset({0, 1})
 
 
 def test_more_trials_are_a_cohort_of_their_own() -> None:
