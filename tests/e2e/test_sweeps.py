@@ -150,6 +150,7 @@ def test_killed_sweep_adopts_its_trials_and_ctrl_c_saves_them(sweeps: Sweeps) ->
         assert step in {attempt.first_step for attempt in attempts}
 
 
+@pytest.mark.slow
 def test_sweep_whose_first_trials_all_fail_ends(sweeps: Sweeps) -> None:
     (sweeps.folder / "broken.py").write_text("def make(num_classes):\n    raise ValueError('no such layer')\n")
     sweeps.env["PYTHONPATH"] = f"{sweeps.folder}:{os.environ.get('PYTHONPATH', '')}"
@@ -162,6 +163,7 @@ def test_sweep_whose_first_trials_all_fail_ends(sweeps: Sweeps) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("prune", ["asha", "median"])
 def test_table_is_the_same_with_one_and_three_at_a_time_and_after_kills(sweeps: Sweeps, prune: str) -> None:
     options = [RATES, "--param=optimizer.momentum=[0.5, 0.9]", "--set=train.epochs=4", f"--prune={prune}", "--lag=3"]
@@ -173,8 +175,8 @@ def test_table_is_the_same_with_one_and_three_at_a_time_and_after_kills(sweeps: 
             time.sleep(6 + number)
             process.send_signal(signal.SIGINT if number % 2 else signal.SIGKILL)
             process.communicate(timeout=60)
-        done = sweeps.sweep(*arguments, timeout_s=290)
-        assert done.code == 0, done.err
+        done = sweeps.sweep(*arguments, timeout_s=1000)
+        assert done.code == 0, done.out + done.err
         tables.append(results(sweeps.table(name)))
     assert tables[0] == tables[1] == tables[2]
     assert any(trial["state"] == "pruned" for trial in tables[0])

@@ -1,6 +1,6 @@
 """Computes what a sweep is drawn from: parallel coordinates and a contour as SVG, which needs no script to be seen.
 
-Both are drawn in a square of `SIZE` units that is stretched to its place on the page; y points down.
+Both are `SIZE` units high; y points down.
 """
 
 import math
@@ -12,6 +12,7 @@ from distrain.service.sweeps.results import SweepResult
 from distrain.service.sweeps.trial import Trial
 from distrain.service.web.report.charts import SIZE, Tick, format_number
 
+WIDTH = 2.2 * SIZE  # of parallel coordinates
 _CELLS = 24  # of a contour, along a range
 _MIN_TRIALS = 3  # from which on a contour is drawn
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # places of the ticks of a range
@@ -47,7 +48,7 @@ class Coordinates:
     @property
     def spacing(self) -> float:
         """The distance of two axes."""
-        return SIZE / max(1, len(self.axes) - 1)
+        return WIDTH / max(1, len(self.axes) - 1)
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def _metric_axis(result: SweepResult, valued: Sequence[Trial]) -> Axis:
 
 
 def _path(axes: Sequence[Axis], values: Sequence[object]) -> str:
-    spacing, parts = SIZE / max(1, len(axes) - 1), list[str]()
+    spacing, parts = WIDTH / max(1, len(axes) - 1), list[str]()
     for number, (axis, value) in enumerate(zip(axes, values, strict=True)):
         if (share := axis.place(value)) is not None:
             parts.append(f"{'L' if parts else 'M'}{number * spacing:.1f} {(1 - share) * SIZE:.1f}")

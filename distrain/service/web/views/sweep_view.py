@@ -90,7 +90,7 @@ def read_sweep_view(folder: SweepFolder) -> SweepView:
         )
         for trial in sorted(result.trials, key=lambda trial: (order.get(trial.number, len(order)), trial.number))
     ]
-    pruning = "" if spec.prune == "none" else f", pruned by {spec.prune} after {_list(spec.rungs)} {spec.rung_unit}"
+    pruning = "" if spec.prune == "none" else f", pruned by {spec.prune} at {spec.rung_unit} {_list(spec.rungs)}"
     return SweepView(
         result=result,
         state=describe_state(folder, result),
