@@ -237,6 +237,7 @@ def _draw(controller: "Controller", width: int) -> str:
 
 
 def _print_result(console: "Console", result: "SweepResult") -> None:
+    from distrain.messages import counted
     from distrain.service.sweeps.controller import format_metric_value
     from distrain.service.sweeps.parameters import as_text
     from distrain.service.sweeps.results import rank
@@ -259,7 +260,8 @@ def _print_result(console: "Console", result: "SweepResult") -> None:
     for one in result.repeated:
         spread = "" if one.std is None else f" ± {one.std:.4g}"
         console.print(
-            f"trial {one.number}: mean {one.mean:.4g}{spread} over {len(one.values)} other seeds", markup=False
+            f"trial {one.number}: mean {one.mean:.4g}{spread} over {counted(len(one.values), 'other seed')}",
+            markup=False,
         )
     for key, share in sorted(result.importance.items(), key=lambda pair: -pair[1]):
         console.print(f"importance  {share:.0%} {key}", markup=False)

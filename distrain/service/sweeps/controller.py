@@ -217,9 +217,11 @@ class Controller:
         if trial.value is None:
             return ""
         metric = self._spec.metric or ""
-        shown = format_metric_value(metric, trial.value)
-        at = f" at {trial.rungs and (self._spec.rungs or ())[len(trial.rungs) - 1]} {self._spec.rung_unit}"
-        return f"  {metric} {shown}{at if trial.state in {'paused', 'pruned'} else ''}"
+        at = ""
+        if trial.state in {"paused", "pruned"} and trial.rungs:
+            rung = (self._spec.rungs or ())[len(trial.rungs) - 1]
+            at = f" at {self._spec.rung_unit.removesuffix('s')} {rung}"
+        return f"  {metric} {format_metric_value(metric, trial.value)}{at}"
 
     def _save(self) -> None:
         """Write the table, the best recipe and the journal."""

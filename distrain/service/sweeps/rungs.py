@@ -18,7 +18,7 @@ from distrain.runs.pause import Unit
 from distrain.service.sweeps.trial import Trial
 
 PruneName = Literal["none", "asha", "median"]
-FACTOR = 3  # one of so many trials is promoted, and a rung is so much higher than the one before
+FACTOR = 3  # one of three trials is promoted, and a rung is three times as high as the one before
 MIN_EARLIER = 4  # `median` prunes no trial before as many others have reached the same rung
 _RUNGS = re.compile(r"(\d+)\s*(epochs?|steps?)?")
 

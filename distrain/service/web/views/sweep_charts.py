@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from distrain.messages import counted
 from distrain.service.sweeps.parameters import Parameter, as_text
 from distrain.service.sweeps.results import SweepResult
 from distrain.service.sweeps.trial import Trial
@@ -92,7 +93,7 @@ def draw_coordinates(result: SweepResult, parameters: Sequence[Parameter]) -> Co
         )
         for trial in reversed(order)  # the best is drawn last
     )
-    return Coordinates(axes, lines, f"{len(lines)} trials over {', '.join(axis.title for axis in axes)}")
+    return Coordinates(axes, lines, f"{counted(len(lines), 'trial')} over {', '.join(axis.title for axis in axes)}")
 
 
 def draw_contour(result: SweepResult, parameters: Sequence[Parameter]) -> Contour | None:
@@ -134,7 +135,7 @@ def draw_contour(result: SweepResult, parameters: Sequence[Parameter]) -> Contou
         cells,
         points="".join(_dot(left, up) for left, up, _ in placed),
         best="".join(_dot(left, up) for left, up, trial in placed if best is not None and trial.number == best.number),
-        label=f"{result.metric} of {len(placed)} trials over {first.key} and {second.key}; darker is better",
+        label=f"{result.metric} of {counted(len(placed), 'trial')} over {first.key} and {second.key}; darker is better",
     )
 
 
