@@ -67,6 +67,7 @@ ARGUMENTS = {
     "doctor": [],
 }
 READING = [
+    "sweep",
     "logs",
     "queue",
     "serve",

@@ -19,6 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from distrain.runs.directory import RunDirectory
 from distrain.runs.query import find_runs
 from tests.cli_runner import QUIET, Done, command, distrain, fit, status, wait_until
+from tests.disk import small_disk
 
 TINY = [*QUIET, "--device=cpu", "--procs=1", "--no-snapshot", "--set=data.batch_size=512"]
 RATES = "--param=optimizer.lr=log(1e-3, 1)"
@@ -148,6 +149,19 @@ def test_killed_sweep_adopts_its_trials_and_ctrl_c_saves_them(sweeps: Sweeps) ->
         attempts = run.read_status().attempts
         assert all(before.last_step == after.first_step for before, after in pairwise(attempts)), "no step was repeated"
         assert step in {attempt.first_step for attempt in attempts}
+
+
+def test_no_trial_begins_on_a_disk_that_is_nearly_full_and_the_sweep_says_so(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", mebibytes=20) as disk:
+        found = Sweeps(disk)
+        process = found.begin("digits", *TINY, RATES, "--name=s")
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "")
+        assert any("no trial begins: the disk has only" in line for line in lines)
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=60)
+        assert process.returncode == 75, rest
+        assert found.table("s") == []
 
 
 @pytest.mark.slow
