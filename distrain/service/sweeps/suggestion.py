@@ -5,9 +5,10 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distrain.config.user_code import is_reference, load_reference
+from distrain.config.user_code import add_to_sys_path, is_reference, load_reference
 from distrain.errors import LaunchError, RecipeError
 from distrain.messages import nearest, type_and_first_line
 from distrain.rng import Purpose, derive_seed
@@ -33,7 +34,7 @@ def check_optuna() -> None:
 def check_sampler(sampler: str, parameters: Sequence[Parameter]) -> None:
     """Raise `RecipeError` for an unknown sampler, and for a grid over a range that has no end of points."""
     if is_reference(sampler):
-        load_reference(sampler, key="--sampler")
+        _load_sampler(sampler)
     elif sampler not in SAMPLERS:
         raise RecipeError(f"--sampler {sampler} is none of {', '.join(SAMPLERS)}{nearest(sampler, SAMPLERS, count=1)}")
     if sampler == "grid":
@@ -145,7 +146,12 @@ def _build_sampler(sampler: str, seed: int) -> Any:
         "tpe": lambda: TPESampler(seed=seed, constant_liar=True),  # trials that run keep others from their place
         "random": lambda: RandomSampler(seed=seed),
     }
-    return built[sampler]() if sampler in built else load_reference(sampler, key="--sampler")(seed)
+    return built[sampler]() if sampler in built else _load_sampler(sampler)(seed)
+
+
+def _load_sampler(sampler: str) -> Any:
+    add_to_sys_path(Path.cwd())
+    return load_reference(sampler, key="--sampler")
 
 
 def _points(parameter: Parameter) -> Sequence[Any]:
