@@ -33,6 +33,7 @@ REFUSED = {
     ("sweep", "digits", RATES, "--prune=asha", "--set=train.max_steps=9"): "--prune asha needs --rungs",
     ("sweep", "digits", RATES, "--seeds=3"): "--seeds needs --top",
     ("sweep", "digits", RATES, "--name=../x"): "is not a name of letters",
+    ("sweep", "digits", RATES, "--name=new", "--device=cpu"): "DISTRAIN_LOCK_DIR is empty",
     ("sweep", "digits", RATES, "--name=taken"): "is a run; choose another --name",
     ("sweep", "digits", RATES, "--name=half"): "which is the name of a trial of half",
     ("sweep", "digits", RATES, "--gpus=1", "--procs=1"): "both give the number of processes",

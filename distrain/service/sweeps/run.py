@@ -93,11 +93,11 @@ def execute(
 
     Raises `RunError` where another controller runs it.
     """
-    folder = request.sweep.folder
+    folder, runs = request.sweep.folder, _find_runs(request, notify)
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.hold():
         write(request, is_snapshot=is_snapshot)
-        controller = Controller(request.sweep, _find_runs(request, notify), notify=notify)
+        controller = Controller(request.sweep, runs, notify=notify)
         if watch is not None:
             watch(controller)
         return controller.run(stop)

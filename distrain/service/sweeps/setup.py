@@ -113,8 +113,9 @@ def _resolve_new(given: Mapping[str, Any], *, root: Path) -> Request:
         )
     spec = as_spec(dict(given), noun="the sweep")
     base = load_recipe(spec.recipe, overrides=list(spec.set), data=spec.data)
-    folder = SweepFolder(root / (spec.name or f"{base.name}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"))
-    check_name(folder.name)
+    name = spec.name or f"{base.name}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
+    check_name(name)
+    folder = SweepFolder(root / name)
     _check_free(folder)
     base = pin_weights(base, RunDirectory(folder.path), stored=None, root=root)
     notes = check_data(base)
