@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     ALTERNATION = 8
     READING = 9
     BATCH = 10
+    SUGGESTION = 20
 
 
 def derive_seed(seed: int, purpose: Purpose, *place: int) -> int:

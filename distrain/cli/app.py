@@ -32,6 +32,7 @@ from distrain.cli import (
     stacks,
     stop,
     submit,
+    sweep,
     verify,
 )
 
@@ -50,6 +51,8 @@ EPILOG = """
 `distrain submit cifar10 --nodes 2 --gpus 4 --time 4:00:00` - a recipe on a SLURM cluster
 
 `distrain submit cifar10 --gpus 2 --priority 5` - in the queue of this machine, which `distrain serve` runs
+
+`distrain sweep digits --param 'optimizer.lr=log(1e-3, 1)' --trials 20 --parallel 2` - search the best learning rate
 
 `distrain bench cifar10 --data photos --gpus 4` - how fast it trains here, how it scales, and what limits it
 
@@ -75,6 +78,7 @@ app = typer.Typer(
 )
 app.command("fit", no_args_is_help=False)(fit.fit)
 app.command("submit", no_args_is_help=False)(submit.submit)
+app.command("sweep", no_args_is_help=True)(sweep.sweep)
 app.command("stop")(stop.stop)
 app.command("resume")(resume.resume)
 app.command("cancel")(cancel.cancel)

@@ -66,6 +66,7 @@ class RunDirectory:
     status = _Below("status.json")
     stop = _Below("stop")
     stop_answered = _Below("stop-answered")  # the stop file, from the moment when the ranks have saved
+    pause = _Below("pause.json")  # the epoch or step at which a trial of a sweep saves and ends
     metrics = _Below("metrics.jsonl")
     curves = _Below("curves")  # the store from which curves of a long history are drawn, made from metrics.jsonl
     lock = _Below("lock")  # held by rank 0 while it trains

@@ -29,6 +29,7 @@ from distrain.runs.directory import RunDirectory
 from distrain.runs.liveness import is_alive, is_queued
 from distrain.runs.local_job import LocalJob, freeze_environment
 from distrain.runs.objects import write_objects
+from distrain.runs.pause import Pause, write_pause
 from distrain.runs.status import State
 from distrain.runs.stop_file import request_stop
 from distrain.system import locks
@@ -92,10 +93,12 @@ def submit(
     extras: list[Path],
     code: Path | None = None,
     objects: Mapping[str, bytes] = MappingProxyType({}),
+    pause: Pause | None = None,
 ) -> None:
     """Create the run directories with all that their jobs need, `objects` too, and queue them: all, or none.
 
     The code is a copy of that in the job's folder where `is_snapshot`, else a copy of the folder `code`, if given.
+    The runs pause at `pause`.
     """
     with ExitStack() as created:
         for found in submissions:
@@ -110,6 +113,7 @@ def submit(
                     shutil.copytree(code, found.run.code, symlinks=True)
             write_objects(found.run, objects)
             write_request(found.run, found.recipe, found.profile, found.plan)
+            write_pause(found.run, pause)
             found.run.write_job(found.job)
             _set_state(found.run, "queued")
             _keep_from_others(found.run)
@@ -128,8 +132,8 @@ def read_time_limit(text: str) -> float:
     return limit
 
 
-def submit_again(run: RunDirectory, recipe: Recipe | None = None) -> None:
-    """Queue a run as it was submitted before, extended by a `recipe` if one is given.
+def submit_again(run: RunDirectory, recipe: Recipe | None = None, *, pause: Pause | None = None) -> None:
+    """Queue a run as it was submitted before, extended by a `recipe` if one is given; it trains up to `pause`.
 
     Raises `RunError` where it is queued, running, or has finished and is not extended.
     """
@@ -137,6 +141,7 @@ def submit_again(run: RunDirectory, recipe: Recipe | None = None) -> None:
     with run.hold_launcher_lock(), run.changed_job() as job:
         if recipe is not None:
             replace_recipe(run, recipe)
+        write_pause(run, pause)
         job.queued_at, job.not_before, job.deaths, job.fault = time.time(), 0.0, 0, ""
         job.is_first = False
         _set_state(run, "queued")

@@ -33,6 +33,7 @@ from distrain.system.loop_guard import LoopGuard, describe
 from distrain.system.signals import StopRequest
 
 _TICK_S = 1.0
+_PATIENCE_S = 1.0  # a sweep that runs the queue meanwhile holds the lock for a moment at a time
 _POLL_S = 0.1  # between two looks whether something has been submitted
 _BACK_OFF_S = 5.0  # after the second death in a row, then twice as long each time
 _ENDS = {
@@ -70,7 +71,7 @@ class Service:
         Raises `RunError` where another process serves the folder.
         """
         try:
-            with locks.hold(serve_lock(self._root)), beside or nullcontext():
+            with locks.hold(serve_lock(self._root), patience_s=_PATIENCE_S), beside or nullcontext():
                 self._notify(f"serving {self._root}: {self._describe_devices()}")
                 guard = LoopGuard("the scheduler", report=lambda loop, error: self._notify(describe(loop, error)))
                 while not stop.is_set():

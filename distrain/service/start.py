@@ -15,6 +15,7 @@ from distrain.launchers.prepare import write_request
 from distrain.launchers.slurm import submit
 from distrain.runs.directory import RunDirectory
 from distrain.runs.objects import write_objects
+from distrain.runs.pause import write_pause
 from distrain.service import queue
 from distrain.service.devices import lease_devices
 from distrain.service.launch import check_start, is_from_queue, start_launcher
@@ -37,6 +38,8 @@ def write_run(fit: ResolvedFit, stop: StopRequest) -> Iterator[tuple[bool, list[
             check_start(run)
             write_objects(run, fit.objects)
             write_request(run, fit.recipe, fit.profile, fit.plan, keeps_stop=is_from_queue())
+            if not is_from_queue() and fit.profile.launcher != "slurm":
+                write_pause(run, None)  # a trial of a sweep that the user trains on
             if stop.is_set():
                 run.stop.touch()  # `write_request` has deleted it as that of an earlier attempt
         yield is_new, fit.notes if note is None else [note, *fit.notes]

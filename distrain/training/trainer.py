@@ -14,7 +14,8 @@ from distrain.data.sources.base import Batch
 from distrain.distributed.world import World
 from distrain.runs.checkpoints import newest_step
 from distrain.runs.directory import RunDirectory
-from distrain.runs.stop_file import answer_stop
+from distrain.runs.pause import read_pause
+from distrain.runs.stop_file import answer_stop, read_stop_reason, request_stop
 from distrain.training.anomaly import describe_anomalies
 from distrain.training.build import build_session
 from distrain.training.determinism import seed_model_draws, set_determinism
@@ -112,6 +113,10 @@ def run_to_end(session: Session, start: ResumePoint, loggers: LoggerCollection) 
     if not is_recorded:
         log.info("stopped on request at step %d; this attempt took no step", step)
         return False
+    pause_step = find_pause_step(session)
+    if pause_step is not None and pause_step <= step < session.total_steps:
+        _report_pause(session, step)
+        return False
     steps = session.skipped.others(range(start.step, session.total_steps))
     reading = read_batches(
         session.train_reader,
@@ -121,15 +126,26 @@ def run_to_end(session: Session, start: ResumePoint, loggers: LoggerCollection) 
         loader=recipe.data.loader,
     )
     with closing(reading) as batches:
-        return _train_loop(session, session.stopwatch.timed(batches), step, loggers)
+        return _train_loop(session, session.stopwatch.timed(batches), step, loggers, pause_step=pause_step)
 
 
-def _train_loop(session: Session, batches: Iterator[Batch], step: int, loggers: LoggerCollection) -> bool:
+def find_pause_step(session: Session) -> int | None:
+    """Return the step after which the run pauses, the same on every rank; None where it trains to its end."""
+    world = session.world
+    pause = world.from_rank_zero(read_pause(session.run) if world.is_rank_zero else None)
+    return None if pause is None else pause.step(session.sampler.steps_per_epoch)
+
+
+def _train_loop(
+    session: Session, batches: Iterator[Batch], step: int, loggers: LoggerCollection, *, pause_step: int | None
+) -> bool:
     world, state, monitor = session.world, session.state, session.monitor
     monitor.report("running")
     while step < session.total_steps:
         started, first_step = time.perf_counter(), step
         boundary = last_step_in_time(session, step, session.intervals.next_boundary(step))
+        if pause_step is not None and step < pause_step:
+            boundary = min(boundary, pause_step)
         step = run_steps(session, batches, step, session.profiler.advance(step, boundary))
         state.phase = "sync"  # here the host waits for the devices of all ranks
         sync_losses(session, range(first_step, step))
@@ -145,14 +161,17 @@ def _train_loop(session: Session, batches: Iterator[Batch], step: int, loggers: 
         )  # before the checkpoint: no resume repeats a record
         if session.hooks is not None:
             session.hooks.boundary(session.run.checkpoints, steps_s=seconds)
-        must_stop = session.stop.is_reached(step) or not is_recorded
+        must_stop = session.stop.is_reached(step) or not is_recorded or step == pause_step
         if must_stop or _must_save(session, step):
             monitor.report("stopping" if must_stop else None)
             save(session, step, is_record_due=not is_recorded)
             # A request that arrived meanwhile: take no further step.
             must_stop = must_stop or world.any_over_ranks(monitor.stop.poll_stop_request())
         if must_stop and not (step == session.total_steps and is_recorded):
-            log.info("stopped on request at step %d", step)
+            if step == pause_step:
+                _report_pause(session, step)
+            else:
+                log.info("stopped on request at step %d", step)
             return False
     check_target(session)
     return True
@@ -238,6 +257,13 @@ def sync_losses(session: Session, steps: range) -> None:
         if synced.is_marked:
             cause = session.watch.explain(place, session.world)
             raise NotFiniteError(step, cause, range(session.sampler.global_batch(step).num_micro_batches))
+
+
+def _report_pause(session: Session, step: int) -> None:
+    """Log that the run has paused, and write so for the queue, which would resume a run that was preempted."""
+    log.info("paused at step %d", step)
+    if session.world.is_rank_zero and read_stop_reason(session.run) != "cancelled":
+        request_stop(session.run, "stopped")
 
 
 def _begin_attempt(session: Session, start: ResumePoint) -> None:

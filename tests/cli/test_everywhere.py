@@ -23,6 +23,7 @@ from tests.cli_runner import QUIET, fit
 ARGUMENTS = {
     "fit": ["--run=runs/failed", "--device=cpu"],
     "submit": ["--run=runs/failed", "--procs=1"],
+    "sweep": ["digits", "--param=optimizer.lr=log(0.1, 1)", "--dry-run"],
     "stop": ["runs/live"],
     "cancel": ["runs/live"],
     "priority": ["runs/live", "3"],
@@ -67,6 +68,7 @@ ARGUMENTS = {
     "doctor": [],
 }
 READING = [
+    "sweep",
     "logs",
     "queue",
     "serve",

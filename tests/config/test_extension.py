@@ -21,5 +21,5 @@ from distrain.config.load import load_recipe
     ],
 )
 def test_what_has_state_in_the_checkpoint_cannot_change(key: str, old: object, new: object, reason: str | None) -> None:
-    found = find_refusal(key, load_recipe("digits"), old=old, new=new)
+    found = find_refusal(key, load_recipe("digits", overrides=[]), old=old, new=new)
     assert (found is None) if reason is None else reason in str(found)

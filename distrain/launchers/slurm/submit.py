@@ -25,6 +25,7 @@ from distrain.runs import query, slurm
 from distrain.runs.directory import RunDirectory
 from distrain.runs.liveness import is_queued
 from distrain.runs.objects import write_objects
+from distrain.runs.pause import Pause, write_pause
 from distrain.runs.status import Job
 
 _PYTHON = "--python="  # argument of a batch script, before the path of the Python to run
@@ -101,8 +102,14 @@ def submit(
     is_snapshot: bool,
     extras: list[Path],
     objects: Mapping[str, bytes] = MappingProxyType({}),
+    code: Path | None = None,
+    pause: Pause | None = None,
 ) -> str:
-    """Create the run directories, submit them, and return the job id; they are deleted where SLURM refuses the job."""
+    """Create the run directories, with `objects`, and submit them; they are deleted where SLURM refuses the job.
+
+    Returns the id of the job. The code is a copy of that in this folder where `is_snapshot`, else a copy of the folder
+    `code`, if given. The runs pause at `pause`.
+    """
     with ExitStack() as created:
         for run, recipe in zip(submission.runs, submission.recipes, strict=True):
             created.enter_context(run.created())
@@ -110,13 +117,19 @@ def submit(
                 take_snapshot(submission.plan.cwd, run.code, extras=extras)
             else:
                 shutil.rmtree(run.code, ignore_errors=True)
+                if code is not None:
+                    shutil.copytree(code, run.code, symlinks=True)
             write_objects(run, objects)
             write_request(run, recipe, submission.profile, submission.plan)
+            write_pause(run, pause)
         return _call(submission.plan, submission.runs)
 
 
-def submit_again(run: RunDirectory, recipe: Recipe | None = None) -> str:
-    """Submit a run as it was submitted before, extended by a `recipe` if one is given; returns the job's id."""
+def submit_again(run: RunDirectory, recipe: Recipe | None = None, *, pause: Pause | None = None) -> str:
+    """Submit a run as it was submitted before, extended by a `recipe` if one is given; returns the job's id.
+
+    It trains up to `pause`.
+    """
     check_started_once(os.environ, command="resume")
     check_is_idle(run)
     job = run.read_job()
@@ -131,6 +144,7 @@ def submit_again(run: RunDirectory, recipe: Recipe | None = None) -> str:
     if recipe is not None:
         with run.hold_launcher_lock():
             replace_recipe(run, recipe)
+    write_pause(run, pause)
     return _call(Plan(tuple(argv), cwd=Path(job.cwd)), (run,))
 
 

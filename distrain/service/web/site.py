@@ -14,7 +14,8 @@ from distrain.runs.comparison import MAX_RUNS, MIN_RUNS
 from distrain.runs.directory import RunDirectory
 from distrain.runs.query import NoSuchRunError
 from distrain.service.queue import find_owner_fault
-from distrain.service.web.problems import BadRequestError
+from distrain.service.sweeps.folder import SweepFolder
+from distrain.service.web.problems import BadRequestError, NotFoundError
 from distrain.system.leases import user_name
 
 
@@ -33,11 +34,18 @@ class Site:
         A link to a folder elsewhere is not a run of this folder.
         """
         run = RunDirectory(self.root / name)
-        is_plain = name not in {"", ".", ".."} and "/" not in name and "\0" not in name and not name.startswith(".")
-        if not (is_plain and _is_own_folder(run)):
+        if not (_is_plain(name) and _is_own_folder(run)):
             raise NoSuchRunError(f"there is no run {name!r} in {self.root}")
         run.check_format()
         return run
+
+    def find_sweep(self, name: str) -> SweepFolder:
+        """Return the sweep with exactly this name in the folder; raises `NotFoundError` where there is none."""
+        folder = SweepFolder(self.root / name)
+        with suppress(OSError, ValueError):
+            if _is_plain(name) and not folder.path.is_symlink() and folder.exists:
+                return folder
+        raise NotFoundError(f"there is no sweep {name!r} in {self.root}")
 
     def find_compared(self, names: Iterable[str]) -> list[RunDirectory]:
         """Return the different runs of these names; raises `BadRequestError` where they are too few or too many."""
@@ -45,6 +53,10 @@ class Site:
         if not MIN_RUNS <= len(names) <= MAX_RUNS:
             raise BadRequestError(f"a comparison takes {MIN_RUNS} to {MAX_RUNS} different runs, not {len(names)}")
         return [self.find_run(name) for name in names]
+
+
+def _is_plain(name: str) -> bool:
+    return bool(name) and "/" not in name and "\0" not in name and not name.startswith(".")
 
 
 def _is_own_folder(run: RunDirectory) -> bool:
@@ -62,6 +74,10 @@ def _run(name: str, site: "TheSite") -> RunDirectory:
     return site.find_run(name)
 
 
+def _sweep(name: str, site: "TheSite") -> SweepFolder:
+    return site.find_sweep(name)
+
+
 def _own_run(run: "TheRun") -> RunDirectory:
     owner = run.path.lstat().st_uid
     if owner != os.geteuid():
@@ -77,5 +93,6 @@ def _startable_run(run: "TheRun") -> RunDirectory:
 
 TheSite = Annotated[Site, Depends(_site)]
 TheRun = Annotated[RunDirectory, Depends(_run)]  # of the path parameter `name`
+TheSweep = Annotated[SweepFolder, Depends(_sweep)]  # of the path parameter `name`
 TheOwnRun = Annotated[RunDirectory, Depends(_own_run)]  # the same, of this user
 TheStartableRun = Annotated[RunDirectory, Depends(_startable_run)]  # the same, and others cannot write to it

@@ -138,6 +138,31 @@ class Device(_Open):
     fault: str | None
 
 
+class SweepSummary(BaseModel):
+    """A sweep in the list of all."""
+
+    sweep: str = Field(description="its name")
+    state: Literal["running", "finished", "stopped", "unreadable"]
+    metric: str
+    trials: int = Field(description="how many there will be")
+    over: int = Field(description="how many are over")
+    best: float | None = Field(description="the metric of the best trial")
+    fault: str | None = Field(description="why an unreadable sweep cannot be read")
+
+
+class Sweep(_Open):
+    """A sweep as `distrain sweep --json` gives it."""
+
+    sweep: str
+    path: str
+    metric: str
+    is_over: bool
+    trials: list[dict[str, Any]] = Field(description="the lines of trials.jsonl")
+    best: dict[str, Any] | None
+    repeats: list[dict[str, Any]] = Field(description="mean and spread of the best trials over other seeds")
+    importance: dict[str, float]
+
+
 class Devices(BaseModel):
     """What a run trains on: a process for each GPU or CPU slot."""
 

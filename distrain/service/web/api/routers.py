@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from distrain.service.web.api import changes, docs, events, logs, metrics, prometheus, queue, runs
+from distrain.service.web.api import changes, docs, events, logs, metrics, prometheus, queue, runs, sweeps
 from distrain.service.web.api.description import describe
 from distrain.service.web.live.live import Live
 from distrain.service.web.run_list import RunList
@@ -19,7 +19,7 @@ def add_api(app: FastAPI) -> None:
     site: Site = app.state.site
     app.state.run_list = RunList(site.root)
     app.state.live = Live(site.root, slots=site.slots, run_list=app.state.run_list)
-    for api in (runs, changes, metrics, logs, queue, events):
+    for api in (runs, changes, metrics, logs, queue, sweeps, events):
         app.include_router(api.router, prefix=PREFIX)
 
     app.include_router(prometheus.router)

@@ -2,12 +2,12 @@
 
 from fastapi import Depends, FastAPI, Request
 
-from distrain.service.web.pages import compare, files, queue, run, runs, submit
+from distrain.service.web.pages import compare, files, queue, run, runs, submit, sweeps
 
 
 def add_pages(app: FastAPI) -> None:
     """Add all pages."""
-    for page in (runs, run, compare, queue, submit, files):
+    for page in (runs, run, compare, queue, sweeps, submit, files):
         app.include_router(page.router, include_in_schema=False, dependencies=[Depends(_note_position)])
 
 

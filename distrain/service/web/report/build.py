@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
@@ -16,10 +17,12 @@ from distrain.runs.curves import Curve, read_curves
 from distrain.runs.directory import RunDirectory
 from distrain.runs.facts import RunFacts, read_facts
 from distrain.runs.value_formats import format_rows
+from distrain.service.sweeps.folder import SweepFolder
 from distrain.service.web.report.charts import Chart
 from distrain.service.web.report.curves import POINTS, draw_comparison
-from distrain.service.web.report.run_section import RunSection, show_run
+from distrain.service.web.report.run_section import show_run
 from distrain.service.web.template_environment import environment
+from distrain.service.web.views.sweep_view import read_sweep_view
 
 MARK = '<meta name="generator" content="distrain report">'  # by which a report is recognized, and may be replaced
 _STATIC = Path(__file__).parents[1] / "static"
@@ -63,7 +66,7 @@ def build_report(runs: Sequence[RunDirectory]) -> bytes:
     if len(distinct) > 1:
         named = [(section.name, of_run) for section, of_run in zip(sections, curves, strict=True)]
         comparison = _show_comparison(compare(distinct), named, best_by=found[0].overview.status.best_by)
-    return _render(sections, comparison)
+    return _render("report.html", titles=_TITLES, runs=sections, comparison=comparison)
 
 
 def _read(run: RunDirectory) -> RunFacts:
@@ -95,7 +98,13 @@ def _show_comparison(
     )
 
 
-def _render(sections: Sequence[RunSection], comparison: ComparisonSection | None) -> bytes:
+def build_sweep_report(folder: SweepFolder) -> bytes:
+    """Return the report of a sweep as HTML; raises `RunError` where it cannot be read."""
+    best = folder.best.read_text(encoding="utf-8") if folder.best.is_file() else ""
+    return _render("report_sweep.html", sweep=read_sweep_view(folder), best_recipe=best)
+
+
+def _render(template: str, **context: Any) -> bytes:
     style = "\n".join((_STATIC / name).read_text(encoding="utf-8") for name in _STYLES)
     script = (_STATIC / _SCRIPT).read_text(encoding="utf-8")
     policy = (
@@ -104,15 +113,13 @@ def _render(sections: Sequence[RunSection], comparison: ComparisonSection | None
     )
     text = (
         environment()
-        .get_template("report.html")
+        .get_template(template)
         .render(
             mark=Markup(MARK),
             policy=policy,
             style=Markup(style),
             script=Markup(script),
-            titles=_TITLES,
-            runs=sections,
-            comparison=comparison,
+            **context,
             time=time.strftime("%F %T %Z"),
             version=version("distrain"),
         )

@@ -1,0 +1,1 @@
+"""Searches settings of a recipe: a controller outside the ranks suggests trials, which are ordinary runs."""
