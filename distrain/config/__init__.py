@@ -11,6 +11,7 @@ from distrain.config.model import Loss, Model
 from distrain.config.outputs import Checkpoint, Eval, Log
 from distrain.config.recipe import Recipe
 from distrain.config.reference import fields
+from distrain.config.task import Task
 from distrain.config.training import Lookahead, Optimizer, Parallel, Schedule, Train
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Parallel",
     "Recipe",
     "Schedule",
+    "Task",
     "Train",
     "Transform",
     "TransformList",

@@ -11,6 +11,7 @@ from distrain.config.data import Augment, Data
 from distrain.config.model import Loss, Model
 from distrain.config.outputs import Checkpoint, Eval, Log
 from distrain.config.section import Section
+from distrain.config.task import AnyTask, Task
 from distrain.config.training import Optimizer, Parallel, Schedule, Train
 
 
@@ -18,6 +19,7 @@ class Recipe(Section):
     """What is trained: everything that determines the result, and nothing about the machine it runs on."""
 
     name: str = Field(pattern=r"^\w[\w.-]*$", description="names the run directory")
+    task: AnyTask = Field(default_factory=Task)
     data: Data
     augment: Augment = Field(default_factory=Augment)
     model: Model

@@ -90,5 +90,5 @@ def _has_trained(run: RunDirectory, step: int) -> bool:
 
 
 def _packages(recipe: Recipe) -> set[str]:
-    names = [recipe.model.name, recipe.loss.name, *(part.source for part in recipe.data.parts)]
+    names = [recipe.task.name, recipe.model.name, recipe.loss.name, *(part.source for part in recipe.data.parts)]
     return packages_of([*names, *(transform.name for transform in (*recipe.augment.train, *recipe.augment.eval))])

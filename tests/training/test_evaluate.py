@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from distrain.config import Eval, Loss
+from distrain.config import Eval, Loss, load_recipe
 from distrain.config.metrics import METRICS, Target
 from distrain.data.loading.sampler import evaluation_order
 from distrain.distributed.world import World
@@ -17,6 +17,9 @@ from distrain.training.device.precision import Precision
 from distrain.training.evaluate import Evaluation, evaluate
 from distrain.training.losses import build_loss
 from distrain.training.metrics.selection import choose_metrics
+from distrain.training.tasks.build import bind, build_task
+from distrain.training.tasks.form import TaskForm
+from distrain.training.tasks.protocol import TaskSetup
 from tests.processes import run_ranks
 
 SAMPLES, BATCH, OUTPUTS = 90, 16, 6
@@ -41,15 +44,26 @@ def measure(
     outputs, targets = draw(target)
     own = evaluation_order(num_samples=samples, batch_size=BATCH, rank=world.rank, world_size=world.size)
     classes = [f"class {i}" for i in range(OUTPUTS)]
+    setup = TaskSetup(
+        recipe=load_recipe("digits", overrides=[]),
+        network=nn.Identity(),
+        heads=[],
+        classes=classes,
+        target=target,
+        loss=build_loss(Loss(name=LOSSES[target]), num_classes=OUTPUTS, target=target, device=world.device),
+        images=outputs[:1],
+        device=world.device,
+        num_devices=1,
+        is_training=False,
+    )
     return evaluate(
         nn.Identity(),
         ((outputs[batch.indices], targets[batch.indices]) for batch in own),
         num_batches=math.ceil(samples / BATCH),
         idle_batch=None,
-        loss_function=build_loss(Loss(name=LOSSES[target]), num_classes=OUTPUTS, target=target, device=world.device),
+        task=bind(build_task(setup), TaskForm(has_outputs=True), setup),
         chosen=choose_metrics(Eval(metrics=tuple(names)), target=target, classes=classes),
         precision=Precision("fp32", world.device),
-        views=Eval(),
         world=world,
         must_break_off=lambda: world.rank == break_off_on,
     )

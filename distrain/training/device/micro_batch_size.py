@@ -18,10 +18,10 @@ from distrain.system.memory import available_memory_bytes
 from distrain.training.device.allocator import forget_peak, release_unused, resident_bytes
 from distrain.training.device.batch_transforms import BatchTransform
 from distrain.training.device.precision import Precision, set_tf32, to_device
-from distrain.training.losses import LossFunction
 from distrain.training.optim.optimizer import build_optimizer
 from distrain.training.optim.weight_averaging import EmaWeights
-from distrain.training.own_code import refusing
+from distrain.training.tasks.probe import Refusing
+from distrain.training.tasks.protocol import LOSS, TaskLosses
 
 MEMORY_FRACTION = 0.9  # of the memory that is left: evaluation, communication and fragmentation need some, too
 MIN_LEFT_BYTES = 2**30  # of a GPU's: kernels that are loaded at their first use, and NCCL's buffers, come later
@@ -115,7 +115,7 @@ def try_micro_batch_sizes(
     largest: int,
     limit_bytes: int,
     prepare: BatchTransform,
-    loss_function: LossFunction,
+    losses: TaskLosses,
     world: World,
 ) -> int:
     """Return what `find_micro_batch_size` finds by training a copy of `model` on samples of `batch`.
@@ -123,7 +123,7 @@ def try_micro_batch_sizes(
     Memory, weights, statistics and random generators are as before afterwards.
     """
     with torch.random.fork_rng(devices=list(world.gpus)):
-        passes = _Passes(recipe, model, batch, prepare=prepare, loss_function=loss_function, world=world)
+        passes = _Passes(recipe, model, batch, prepare=prepare, losses=losses, world=world)
         is_cautious = world.device.type == "cpu"
         found = find_micro_batch_size(
             passes.peak_bytes, largest=largest, limit_bytes=limit_bytes, is_cautious=is_cautious
@@ -143,20 +143,21 @@ class _Passes:
         batch: Batch,
         *,
         prepare: BatchTransform,
-        loss_function: LossFunction,
+        losses: TaskLosses,
         world: World,
     ) -> None:
-        self._device, self._name = world.device, recipe.model.name
+        self._device = world.device
         _take_a_first_step()
         forget_peak(self._device)
         self._before = _now_bytes(self._device)
         set_tf32(recipe, self._device)
         self._model = to_device(_copy(model, recipe), recipe, self._device).train()
+        self._refusing = Refusing(self._model, name=recipe.model.name)
         self._optimizer = build_optimizer(recipe.optimizer, self._model)
         self._average = None if recipe.train.ema_decay is None else EmaWeights(self._model, recipe.train.ema_decay)
         self._precision = Precision(recipe.precision, self._device)
         self._clip_norm = recipe.train.clip_norm
-        self._batch, self._prepare, self._loss_function = batch, prepare, loss_function
+        self._batch, self._prepare, self._losses = batch, prepare, losses
         self._has_passed = False  # some size has
 
     def peak_bytes(self, size: int) -> int | None:
@@ -178,11 +179,9 @@ class _Passes:
     def _step(self, size: int) -> None:
         chosen = torch.arange(size) % len(self._batch[1])
         images, targets = (part[chosen].to(self._device) for part in self._batch)
-        images, targets = self._prepare(images, targets, step=self._prepare.largest_step, index=0)
+        prepared = self._prepare(images, targets, step=self._prepare.largest_step, index=0)
         with self._precision.autocast():
-            with refusing(images, name=self._name):
-                logits = self._model(images)
-            loss = self._loss_function(logits, targets)
+            loss = self._losses(self._refusing, prepared)[LOSS]
         self._precision.backward(loss)
         self._precision.step(self._optimizer, list(self._model.parameters()), clip_norm=self._clip_norm)
         self._model.zero_grad()

@@ -35,18 +35,20 @@ class ChosenMetrics:
         return self.target == "class" and len(self.classes) <= MAX_CLASSES_COUNTED
 
 
-def choose_metrics(config: Eval, *, target: Target, classes: Sequence[str]) -> ChosenMetrics:
+def choose_metrics(config: Eval, *, target: Target, classes: Sequence[str], is_own: bool = False) -> ChosenMetrics:
     """Return what to measure; raises `RecipeError` for a metric that does not go with the target or the classes.
 
-    The metric by which the best evaluation is chosen is always among them.
+    The metric by which the best evaluation is chosen is always among them. With `is_own` the task is the user's code:
+    it says itself what it measures, and the loss decides unless the recipe names another metric.
     """
-    best = config.best or _DEFAULTS[target][0]
-    defaults = tuple(name for name in _DEFAULTS[target] if name != "top5" or len(classes) > _TOP5)
+    usual = (ALWAYS_MEASURED,) if is_own else _DEFAULTS[target]
+    best = config.best or usual[0]
+    defaults = tuple(name for name in usual if name != "top5" or len(classes) > _TOP5)
     named = defaults if config.metrics is None else config.metrics
     for key, names in (("metrics", named), ("best", (best,))):
         for name in names:
             _check(f"eval.{key}", name, target, len(classes))
-    shown = (best if best != ALWAYS_MEASURED else _DEFAULTS[target][0], *(config.metrics or ()))
+    shown = (best if best != ALWAYS_MEASURED else usual[0], *(config.metrics or ()))
     return ChosenMetrics(
         target=target,
         classes=tuple(classes),

@@ -18,6 +18,8 @@ from distrain.training.probe import try_network
 from distrain.training.setup.data import DataSetup
 from distrain.training.setup.loss import LossSetup
 from distrain.training.setup.network import NetworkSetup
+from distrain.training.tasks.build import KNOWN_FORMS
+from distrain.training.tasks.protocol import Task
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Parts:
     data: DataSetup
     loss: LossSetup
     network: NetworkSetup
+    task: Task
     precision: Precision
     is_new: bool  # whether the run begins at step 0
 
@@ -74,6 +77,8 @@ def _batchnorm_can_be_synchronized(parts: Parts) -> None:
 
 
 def _network_trains_and_evaluates(parts: Parts) -> None:
+    if type(parts.task) not in KNOWN_FORMS:
+        return  # the task is tried as a whole
     data, world = parts.data, parts.world
     try_network(
         parts.recipe,
@@ -91,6 +96,8 @@ def _network_trains_and_evaluates(parts: Parts) -> None:
 
 
 def _loss_takes_targets(parts: Parts) -> None:
+    if type(parts.task) not in KNOWN_FORMS:
+        return
     targets = parts.data.first[1].to(parts.world.device)
     with parts.precision.autocast(), preserve_state(parts.loss.function):
         check_loss(parts.loss.function, parts.recipe.loss, targets, num_outputs=parts.data.num_classes)

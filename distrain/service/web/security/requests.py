@@ -136,7 +136,7 @@ def _without_code(value: Any, allowed: Allowed) -> str | None:
 def _arguments_of_code(value: Any, allowed: Allowed) -> str | None:
     """Allow arguments only where they go to code that `serve` allows."""
     if value and not allowed.code:
-        return "these go to a dataset's own code; `distrain serve --allow-code` allows that"
+        return "these go to code of your own; `distrain serve --allow-code` allows that"
     return None
 
 
@@ -259,6 +259,8 @@ _SAFE = """
 ALLOWED: dict[str, Rule] = {
     **dict.fromkeys(_SAFE.split(), _plain),
     "name": _run_name,
+    "task.name": _name,
+    "task.arguments": _arguments_of_code,
     "data.source": _name,
     "data.path": _data_path,
     "data.arguments": _arguments_of_code,
@@ -280,6 +282,6 @@ ALLOWED: dict[str, Rule] = {
     "log.wandb": _wandb,
     "eval.batch_size": _at_most(2**20),
 }
-_NAMES_OF_CODE = ("data.source", "data.more", "augment.train", "augment.eval", "model.name", "loss.name")
+_NAMES_OF_CODE = ("task.name", "data.source", "data.more", "augment.train", "augment.eval", "model.name", "loss.name")
 REFUSED = {"log.wandb_project"}  # where a run is recorded is up to the operator
-MAPPINGS = {"data.arguments", "model.arguments"}  # whose entries are keys, too
+MAPPINGS = {"task.arguments", "data.arguments", "model.arguments"}  # whose entries are keys, too
