@@ -12,6 +12,7 @@ from distrain.config.model import Loss, Model
 from distrain.config.outputs import Checkpoint, Eval, Log
 from distrain.config.section import Section
 from distrain.config.task import AnyTask, Task
+from distrain.config.task_rules import find_contradiction
 from distrain.config.training import Optimizer, Parallel, Schedule, Train
 
 
@@ -55,6 +56,21 @@ class Recipe(Section):
             raise ValueError("train.exact and compute.tf32 exclude each other; choose one")
         return self
 
+    @model_validator(mode="after")
+    def _everything_goes_with_the_task(self) -> Self:
+        fault = find_contradiction(
+            self.task,
+            data=self.data,
+            augment=self.augment,
+            loss=self.loss,
+            train=self.train,
+            compute=self.compute,
+            evaluation=self.eval,
+        )
+        if fault is not None:
+            raise ValueError(fault)
+        return self
+
     @property
     def has_tf32(self) -> bool:
         """Whether GPUs round the inputs of float32 convolutions and matrix products."""
@@ -83,6 +99,7 @@ class Recipe(Section):
                 "compute": True,
                 "parallel": {"strategy"},
                 "eval": {"batch_size"},
+                "task": {"teacher", "teacher_weights"},  # a resume compares the digest of its weights
             },
         )
         for field in ("path", "num_workers", "loader", "cache"):

@@ -131,7 +131,7 @@ def evaluate_checkpoint(
         load_loss(setup.loss, read_loss(Path(request.checkpoint)))
     recorder = None
     if setup.task.form.has_outputs:
-        recorder = _PredictionRecorder(num_samples, setup.chosen.target, len(setup.chosen.classes), batch_size, world)
+        recorder = _PredictionRecorder(num_samples, setup.source.target, len(setup.chosen.classes), batch_size, world)
     with closing(reading) as batches, _progress(world, num_local) as progress:
 
         def normalized(read: Iterator[Batch]) -> Iterator[Batch]:
@@ -174,13 +174,14 @@ def _prepare(recipe: Recipe, request: EvaluationRequest, world: World) -> _Evalu
         source, samples = open_samples(recipe, request.split)
     if len(source) == 0:
         raise DataError(f"the {samples} split of the data is empty")
-    if list(source.classes) != state["classes"]:
+    if list(recipe.task.outputs(source.classes)) != state["classes"]:
         raise DataError(
             f"the data has other classes than the run was trained on: {', '.join(source.classes)[:200]}, not "
             f"{', '.join(state['classes'])[:200]}; use data that has them with --data"
         )
-    reader = BatchReader(source, build_transforms(recipe.augment.eval, key="augment.eval"), seed=recipe.train.seed)
     target = source.target
+    transforms = build_transforms(recipe.augment.eval, key="augment.eval", has_masks=target == "mask")
+    reader = BatchReader(source, transforms, seed=recipe.train.seed)
     first = reader.read(evaluation_order(num_samples=1, batch_size=1, rank=0, world_size=1)[0])
     if isinstance(first, DataError):
         raise first
@@ -193,7 +194,7 @@ def _prepare(recipe: Recipe, request: EvaluationRequest, world: World) -> _Evalu
     )
     batch = normalize(first[0].to(world.device)), first[1].to(world.device)
     config = recipe.model.model_copy(update={"weights": None})  # the checkpoint replaces them
-    model = build_model(config, num_classes=len(source.classes), in_channels=in_channels)
+    model = build_model(config, num_classes=len(recipe.task.outputs(source.classes)), in_channels=in_channels)
     loss = build_loss(
         recipe.loss,
         num_classes=len(source.classes),
@@ -202,8 +203,9 @@ def _prepare(recipe: Recipe, request: EvaluationRequest, world: World) -> _Evalu
         class_weights=_class_weights(recipe, request, state),
     )
     model, task = _set_up_task(recipe, model, loss, source, batch, path, world=world)
-    choose = partial(choose_metrics, target=target, classes=source.classes, is_own=recipe.task.is_own)
-    metrics, names = choose(recipe.eval), ("confusion_matrix",) if target == "class" else ()
+    measured = recipe.task.measures(target)
+    choose = partial(choose_metrics, target=measured, classes=source.classes, is_own=recipe.task.is_own)
+    metrics, names = choose(recipe.eval), ("confusion_matrix",) if measured == "class" else ()
     is_averaged = any(name.startswith(AVERAGE) for name in describe_tensors(path))
     return _EvaluationSetup(
         source=source,
@@ -292,7 +294,7 @@ def _conclude(
         weights=setup.weights,
         split=setup.samples,
         data=recipe.data.path,
-        target=setup.chosen.target,
+        target=setup.source.target,
         num_samples=evaluation.num_samples,
         metrics=evaluation.metrics,
         classes=results_of_classes(classes, predictions.confusion) if predictions.confusion.size else [],
@@ -303,7 +305,7 @@ def _conclude(
 def _worst_mistakes(setup: _EvaluationSetup, predictions: Predictions, classes: list[str]) -> list[Mistake]:
     if not predictions.scores.size:
         return []
-    if setup.chosen.target == "class":
+    if setup.source.target == "class":
         badness = np.where(predictions.targets != predictions.predictions, predictions.scores, 0.0)
     else:
         badness = predictions.scores
@@ -312,8 +314,8 @@ def _worst_mistakes(setup: _EvaluationSetup, predictions: Predictions, classes: 
         Mistake(
             sample=setup.source.describe(int(i)),
             index=int(i),
-            target=format_target(predictions.targets[i], setup.chosen.target, classes),
-            prediction=format_target(predictions.predictions[i], setup.chosen.target, classes),
+            target=format_target(predictions.targets[i], setup.source.target, classes),
+            prediction=format_target(predictions.predictions[i], setup.source.target, classes),
             badness=float(badness[i]),
         )
         for i in order

@@ -11,6 +11,7 @@ from distrain.config.profile import Profile
 from distrain.data.layout.checks import check_requirements
 from distrain.errors import RecipeError, RunError
 from distrain.launchers.plan import Plan
+from distrain.launchers.teacher import pin_teacher
 from distrain.launchers.warm_start import pin_weights
 from distrain.runs.directory import RANK_EXIT_TIMEOUT_S, RunDirectory, new_run_directory
 from distrain.runs.environment import describe_environment
@@ -42,7 +43,8 @@ def resolve_run(
         requested = load_recipe(reference or DEFAULT_RECIPE, overrides=overrides, data=data)
         recipe, changes = _with_debug_options(requested, overrides, debug_options)
         run = existing or new_run_directory(recipe.name, root.absolute())
-        return run, pin_weights(recipe, run, stored=None, root=root), changes
+        recipe = pin_teacher(pin_weights(recipe, run, stored=None, root=root), run, stored=None, root=root)
+        return run, recipe, changes
     existing.check_format()
     stored = read_recipe(existing.recipe)
     if reference:
@@ -51,6 +53,7 @@ def resolve_run(
         requested = change_recipe(stored, overrides, data=data)
     recipe, changes = _with_debug_options(requested, overrides, debug_options)
     recipe = pin_weights(recipe, existing, stored=stored, root=root)
+    recipe = pin_teacher(recipe, existing, stored=stored, root=root)
     if changed := _differences(stored.identity, recipe.identity):
         raise RunError(
             f"run directory {existing.path} has a recipe with another {changed[0]}; resume it with its own by "

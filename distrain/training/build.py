@@ -1,6 +1,7 @@
 """Builds the session from the recipe: all parts of training, the same on every rank."""
 
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -9,6 +10,7 @@ from distrain.checkpoint.writer import Checkpointer
 from distrain.config import Recipe
 from distrain.config.intervals import Intervals
 from distrain.config.profile import Profile
+from distrain.config.task import CLASSIFICATION
 from distrain.distributed.compile import compile_network
 from distrain.distributed.extra_state import ExtraState
 from distrain.distributed.parallelize import build_strategy, needs_unused_parameters
@@ -67,13 +69,15 @@ def build_session(
     loss = set_up_loss(recipe, data, world)
     network = set_up_network(recipe, data, world, is_new=not has_checkpoint)
     setup = describe_task(recipe, data, loss, network, world)
+    with nullcontext() if recipe.task.name == CLASSIFICATION else world.rank_zero_first():  # it may download weights
+        task = build_task(setup)
     parts = Parts(
         recipe,
         world,
         data,
         loss,
         network,
-        build_task(setup),
+        task,
         Precision(recipe.precision, world.device),
         is_new=not has_checkpoint,
     )

@@ -19,7 +19,7 @@ from distrain.training.metrics.curves import build_curves
 from distrain.training.metrics.selection import ChosenMetrics
 from distrain.training.tasks.build import TaskCalls
 from distrain.training.tasks.form import Shapes
-from distrain.training.tasks.protocol import LOSS, OUTPUTS, Sums
+from distrain.training.tasks.protocol import CONFUSION, LOSS, OUTPUTS, Sums
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def evaluate(
     results = {LOSS: values[0] / samples} | task.metrics(task_sums, int(samples))
     if has_errors:
         results |= _means_of_errors(values[-2:], samples, chosen)
-    return _conclude(results, int(samples), counters, counts, areas)
+    return _conclude(results, int(samples), counters, counts, areas, confusion=task_sums.get(CONFUSION))
 
 
 def _measure_each(
@@ -186,8 +186,9 @@ def _conclude(
     counters: list[Counter],
     counts: list[torch.Tensor],
     areas: dict[str, float],
+    *,
+    confusion: torch.Tensor | None,
 ) -> Evaluation:
-    confusion = None
     for counter, total in zip(counters, counts, strict=True):
         results |= counter.results(total, num_samples)
         if isinstance(counter, Confusion | LabelConfusion):

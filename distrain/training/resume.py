@@ -110,7 +110,7 @@ def save(session: Session, step: int, *, is_record_due: bool) -> None:
             "ending": session.ending,
             "data": session.fingerprint,
             "input": session.input,
-            "classes": list(session.train_reader.source.classes),
+            "classes": list(session.recipe.task.outputs(session.train_reader.source.classes)),
             "class_weights": None if session.class_weights is None else session.class_weights.tolist(),
             **({"task": session.task.fingerprint} if session.task.fingerprint else {}),
             "rounding": session.numerics_fingerprint(),

@@ -4,16 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distrain.config import Eval
-from distrain.config.metrics import ALWAYS_MEASURED, METRICS, Target
+from distrain.config.metrics import ALWAYS_MEASURED, METRICS, Measured
 from distrain.errors import RecipeError
 from distrain.messages import counted
 
 MAX_CLASSES_COUNTED = 1000  # a matrix of 8 MB, added over the ranks once per evaluation
 _TOP5 = 5
-_DEFAULTS: dict[Target, tuple[str, ...]] = {
+_DEFAULTS: dict[Measured, tuple[str, ...]] = {
     "class": ("top1", "top5"),
     "labels": ("f1", "auroc", "exact_match"),
     "values": ("mae", "rmse"),
+    "mask": ("iou", "pixel_accuracy"),
+    "views": ("knn",),
 }
 
 
@@ -21,7 +23,7 @@ _DEFAULTS: dict[Target, tuple[str, ...]] = {
 class ChosenMetrics:
     """The metrics that the evaluations of a run compute in addition to the loss."""
 
-    target: Target
+    target: Measured
     classes: tuple[str, ...]  # of the data, by label; for labels and values one name per output
     names: tuple[str, ...]
     best: str  # the metric that says which evaluation is the best
@@ -35,7 +37,7 @@ class ChosenMetrics:
         return self.target == "class" and len(self.classes) <= MAX_CLASSES_COUNTED
 
 
-def choose_metrics(config: Eval, *, target: Target, classes: Sequence[str], is_own: bool = False) -> ChosenMetrics:
+def choose_metrics(config: Eval, *, target: Measured, classes: Sequence[str], is_own: bool = False) -> ChosenMetrics:
     """Return what to measure; raises `RecipeError` for a metric that does not go with the target or the classes.
 
     The metric by which the best evaluation is chosen is always among them. With `is_own` the task is the user's code:
@@ -58,7 +60,7 @@ def choose_metrics(config: Eval, *, target: Target, classes: Sequence[str], is_o
     )
 
 
-def _check(key: str, name: str, target: Target, num_classes: int) -> None:
+def _check(key: str, name: str, target: Measured, num_classes: int) -> None:
     if target not in METRICS[name].targets:
         fitting = ", ".join(other for other, metric in METRICS.items() if target in metric.targets)
         raise RecipeError(f"{key} names {name}, which is not for data whose target is {target}; use {fitting}")

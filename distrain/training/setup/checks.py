@@ -7,8 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from distrain.config import Recipe
+from distrain.config.task import SELF_SUPERVISED, VIEWS
 from distrain.distributed.parallelize import check_sync_batchnorm
 from distrain.distributed.world import World
+from distrain.errors import RecipeError
+from distrain.messages import counted
 from distrain.models.freezing import check_something_trains
 from distrain.tensors.preserve_state import preserve_state
 from distrain.training.device.batch_transforms import check_mixing, check_sizes
@@ -72,6 +75,17 @@ def _loss_takes_mixed_targets(parts: Parts) -> None:
         )
 
 
+def _views_stay_together(parts: Parts) -> None:
+    if parts.recipe.task.name != SELF_SUPERVISED:
+        return
+    sizes = [size for global_batch in parts.data.sampler.global_batches for size in global_batch.sizes]
+    if odd := next((size for size in sizes if size % VIEWS or size < 2 * VIEWS), None):
+        raise RecipeError(
+            f"task=self-supervised compares {VIEWS} views of each image, and a micro-batch of an epoch's last batch "
+            f"would have {counted(odd, 'sample')}; --set data.drop_last=true"
+        )
+
+
 def _batchnorm_can_be_synchronized(parts: Parts) -> None:
     check_sync_batchnorm(parts.recipe, parts.world, parts.data.sampler)
 
@@ -104,5 +118,9 @@ def _loss_takes_targets(parts: Parts) -> None:
 
 
 ON_CPU: tuple[Check, ...] = (_network_takes_all_sizes, _something_trains, _loss_takes_targets)
-WITH_MICRO_BATCH: tuple[Check, ...] = (_loss_takes_mixed_targets, _batchnorm_can_be_synchronized)
+WITH_MICRO_BATCH: tuple[Check, ...] = (
+    _loss_takes_mixed_targets,
+    _batchnorm_can_be_synchronized,
+    _views_stay_together,
+)
 ON_DEVICE: tuple[Check, ...] = (_network_trains_and_evaluates,)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from distrain.config import Task as TaskConfig
-from distrain.config.task import CLASSIFICATION
+from distrain.config.task import CLASSIFICATION, DISTILLATION, SEGMENTATION, SELF_SUPERVISED
 from distrain.config.user_code import find_refusal, load_reference
 from distrain.data.sources.base import Batch
 from distrain.errors import RecipeError
@@ -15,10 +15,18 @@ from distrain.messages import joined
 from distrain.rng import Purpose
 from distrain.system.exits import place_of_code
 from distrain.training.tasks.classification import Classification
+from distrain.training.tasks.distillation import Distillation
 from distrain.training.tasks.form import TaskForm, check_alike, check_losses, check_sums
 from distrain.training.tasks.protocol import LOSS, Losses, Sums, Task, TaskLosses, TaskSetup, TaskSums
+from distrain.training.tasks.segmentation import Segmentation
+from distrain.training.tasks.self_supervised import SelfSupervised
 
-TASKS: dict[str, Callable[[], Task]] = {CLASSIFICATION: Classification}
+TASKS: dict[str, Callable[[], Task]] = {
+    CLASSIFICATION: Classification,
+    DISTILLATION: Distillation,
+    SEGMENTATION: Segmentation,
+    SELF_SUPERVISED: SelfSupervised,
+}
 KNOWN_FORMS: dict[type, TaskForm] = {Classification: TaskForm(has_outputs=True)}
 _METHODS = ("setup", "loss", "evaluate", "predict")
 
@@ -57,7 +65,8 @@ def build_task(setup: TaskSetup) -> Task:
 def bind(task: Task, form: TaskForm, setup: TaskSetup) -> TaskCalls:
     """Return the calls of a task that returns what `form` says."""
     config = setup.recipe.task
-    loss, evaluate = losses_of(task, config), task.evaluate
+    loss: TaskLosses = losses_of(task, config)
+    evaluate: TaskSums = task.evaluate
     if config.is_own:
         loss, evaluate = (
             _with_same_names(loss, task, form, name=config.name),

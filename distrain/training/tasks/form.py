@@ -8,7 +8,7 @@ import torch
 from distrain.errors import RecipeError
 from distrain.messages import joined
 from distrain.system.exits import place_of_code
-from distrain.training.tasks.protocol import LOSS, OUTPUTS, Losses, Sums, Task
+from distrain.training.tasks.protocol import CONFUSION, LOSS, OUTPUTS, Losses, Sums, Task
 
 # What training itself records as `train/NAME`.
 _RESERVED = ("lr", "samples_per_s", "mfu", "grad_norm", "skipped_batches")
@@ -69,6 +69,12 @@ def check_sums(found: object, task: Task, *, name: str, num_samples: int) -> Sum
     if LOSS not in found or found[LOSS].ndim != 0 or not found[LOSS].is_floating_point():
         seen = _kind(found[LOSS]) if LOSS in found else joined(list(map(str, found))) or "nothing"
         raise RecipeError(f"task={name}: evaluate returns {seen}{' as loss' if LOSS in found else ''}{place}; {advice}")
+    confusion = found.get(CONFUSION)
+    if confusion is not None and (confusion.is_floating_point() or confusion.ndim != 2):
+        raise RecipeError(
+            f"task={name}: evaluate returns {_kind(confusion)} as `confusion`{place}; return whole numbers [classes, "
+            f"classes], or name it otherwise"
+        )
     outputs = found.get(OUTPUTS)
     if outputs is not None and (outputs.ndim != 2 or len(outputs) != num_samples):
         raise RecipeError(

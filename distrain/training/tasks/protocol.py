@@ -17,6 +17,7 @@ Sums = dict[str, torch.Tensor]  # over the samples of a batch, of any shape
 TaskLosses = Callable[[nn.Module, Batch], Losses]  # `Task.loss`
 TaskSums = Callable[[nn.Module, Batch], Sums]  # `Task.evaluate`
 LOSS = "loss"  # the one of the losses that is minimised, and the sum by which evaluations are compared
+CONFUSION = "confusion"  # counts int64 [classes, classes], a row for a true class, that are shown as such a matrix
 OUTPUTS = "outputs"  # no sum, but the outputs [n, outputs] of the samples, from which eval.metrics are computed
 
 
@@ -62,5 +63,8 @@ class Task(Protocol):
         ...
 
     def predict(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-        """Return what the task predicts for images, a row for each."""
+        """Return what the task predicts for images, a row for each.
+
+        A bundle calls it of a task that is not set up, made with `task.arguments`.
+        """
         ...
