@@ -142,7 +142,7 @@ def test_run_of_a_task_is_evaluated_exported_and_predicts(folder: Path, task: st
     if task == "segmentation":
         assert done.code == 2
         assert "gives a mask for each image" in done.err
-        assert load(folder / f"{task}-bundle").predict(photograph).shape == (1, 3, 12, 12)
+        assert load(folder / f"{task}-bundle").predict(photograph).shape == (1, 3, 16, 16)
         return
     assert done.code == 0, done.err
     values = json.loads(done.out)

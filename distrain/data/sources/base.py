@@ -193,7 +193,8 @@ class DatasetSource:
             kind = type(image).__name__
             raise DataError(f"{self.describe(index)} is of type {kind}{self._place}; return a tensor or a Pillow image")
         if self.target == "mask":
-            return image, to_mask(torch.as_tensor(target), image, self.classes, describe=lambda: self.describe(index))
+            mask = target if isinstance(target, torch.Tensor) else torch.from_numpy(np.array(target))
+            return image, to_mask(mask, image, self.classes, describe=lambda: self.describe(index))
         return image, self._target(index, target)
 
     def describe(self, index: int) -> str:
