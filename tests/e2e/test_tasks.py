@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from distrain.checkpoint.load import read_model
 from distrain.export import load
+from distrain.runs.directory import RunDirectory
 from tests.cli_runner import comparable, distrain, fit, metrics, status
 from tests.e2e.test_resume import kill_after_checkpoint, start
 from tests.masks import write_masks
@@ -157,3 +160,32 @@ def test_changed_teacher_is_refused_in_a_sentence(folder: Path) -> None:
     fit("digits", "--set=train.max_steps=3", "--run=other-teacher", cwd=folder)
     done = fit(*options, "--set=train.max_steps=5", "--set=task.teacher=other-teacher", cwd=folder, code=2)
     assert "the teacher of task=distillation has changed since checkpoint" in done.err
+
+
+@pytest.mark.slow
+def test_features_are_distilled_alike_by_every_strategy(folder: Path) -> None:
+    """The projection of the features is trained in the network's pass, where weights are gathered and reduced."""
+    last = {}
+    for strategy in ("auto", "ddp", "fsdp"):
+        options = [*RECIPES["distillation"], "--set=train={epochs: 1, max_steps: 6, micro_batch_size: 24}"]
+        fit(*options, f"--set=parallel.strategy={strategy}", "--procs=2", f"--run={strategy}", cwd=folder)
+        last[strategy] = metrics(folder / strategy)[-1]
+    for name in ("val/loss", "train/loss", "train/feature_loss"):
+        assert last["ddp"][name] == pytest.approx(last["auto"][name], rel=1e-3)
+        assert last["fsdp"][name] == pytest.approx(last["auto"][name], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_linear_probe_starts_from_a_self_supervised_run(folder: Path) -> None:
+    run = trained(folder, "self-supervised")
+    options = [f"--set=model.weights={run}", "--set=model.freeze=[backbone]", "--set=train.max_steps=20"]
+    done = fit("digits", *options, "--run=probe", cwd=folder)
+    assert "initialised, not loaded: fc" in done.out + done.err
+    before, after = (checkpoint_weights(path) for path in (run, folder / "probe"))
+    assert before["features.0.0.weight"].equal(after["features.0.0.weight"])
+    assert before["fc.weight"].shape != after["fc.weight"].shape
+
+
+def checkpoint_weights(run: Path) -> dict[str, torch.Tensor]:
+    best = RunDirectory(run).checkpoints / f"step-{status(run)['best']['step']:08}"
+    return read_model(best)
