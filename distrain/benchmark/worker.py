@@ -169,7 +169,7 @@ def _find_largest_micro_batch(session: Session, largest: int, result: BenchmarkR
         largest=largest,
         limit_bytes=memory_limit_bytes(world, processes=session.profile.processes),
         prepare=session.prepare,
-        loss_function=session.loss_function,
+        losses=session.task.loss,
         world=world,
     )
     result.largest_micro_batch = world.min_over_ranks(found)

@@ -22,7 +22,7 @@ from distrain.errors import CheckpointError
 from distrain.messages import type_and_first_line
 from distrain.runs.checkpoints.integrity import read_manifest
 from distrain.runs.checkpoints.paths import METADATA, Checkpoint
-from distrain.tensors.module_state import LOSS, MODEL, is_packed
+from distrain.tensors.module_state import LOSS, MODEL, TASK_LAYERS, is_packed
 
 _NEVER_AVERAGED = (
     "._extra_state"  # older versions stored an average of extra state, which never changed from its first value
@@ -82,12 +82,13 @@ def read_below(path: Path, prefix: str) -> Tensors:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
-def read_model(path: Path, *, use_average: bool = True) -> Tensors:
+def read_model(path: Path, *, use_average: bool = True, has_task_layers: bool = False) -> Tensors:
     """Return the weights and buffers of a verified checkpoint by their names in the plain model, unsharded, on the CPU.
 
     The extra state of modules is included, packed: `module_state.unpack` converts it for `load_state_dict`.
 
-    Moving averages replace the weights that they average, as in evaluation, unless `use_average` is False. Raises
+    Moving averages replace the weights that they average, as in evaluation, unless `use_average` is False. The layers
+    that the task of the training has added are only returned where the model `has_task_layers`. Raises
     `CheckpointError` like `load_tensors`.
     """
     reader = _SafeReader(path)
@@ -98,7 +99,8 @@ def read_model(path: Path, *, use_average: bool = True) -> Tensors:
         {name: e for name, e in stored.items() if name in averages or (name.startswith(MODEL) and name not in averaged)}
     )
     _read_into(tensors, reader, no_dist=True)
-    return {name.removeprefix(MODEL).removeprefix(AVERAGE): tensor for name, tensor in tensors.items()}
+    found = {name.removeprefix(MODEL).removeprefix(AVERAGE): tensor for name, tensor in tensors.items()}
+    return {n: tensor for n, tensor in found.items() if has_task_layers or not n.startswith(f"{TASK_LAYERS}.")}
 
 
 def has_packed_state(path: Path) -> bool:

@@ -13,6 +13,7 @@ from distrain.config.outputs import Checkpoint, Eval, Log
 from distrain.config.parts import Part, Transform, TransformList
 from distrain.config.recipe import Recipe
 from distrain.config.reference import fields
+from distrain.config.task import Task
 from distrain.config.training import Lookahead, Parallel, Train
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Part",
     "Recipe",
     "Schedule",
+    "Task",
     "Train",
     "Transform",
     "TransformList",

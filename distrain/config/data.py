@@ -30,7 +30,8 @@ class Data(Section):
 
     source: str = Field(
         description="digits, cifar10, imagefolder, labelfolders (CLASS_image/), manifest (CSV, TSV, JSON), tensors "
-        "(.npz, .pt, .safetensors), packed (by `distrain data pack`; the sources that read files accept one too), "
+        "(.npz, .pt, .safetensors), maskfolder (images/ and masks/), packed (by `distrain data pack`; the sources that "
+        "read files accept one too), "
         "torchvision.NAME of a dataset, or package.module:name of your own dataset factory"
     )
     path: str | None = Field(None, description="folder or file of the data; --data sets it")
@@ -38,7 +39,9 @@ class Data(Section):
         default_factory=dict, description="further arguments of a torchvision dataset or of your own dataset factory"
     )
     target: Target = Field(
-        "class", description="what each sample has: one class, any number of labels, or values to predict"
+        "class",
+        description="what each sample has: one class, any number of labels, values to predict, or a mask with a class "
+        "for each pixel",
     )
     path_column: str | None = Field(
         None, description="manifest: the column with the paths of the images; null: path, filename, file or image"

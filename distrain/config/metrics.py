@@ -11,8 +11,11 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
-# What a sample's target is: one class, int64 [n]; a 0 or 1 for each label, or values, float32 [n, outputs].
-Target = Literal["class", "labels", "values"]
+# What a sample's target is: one class, int64 [n]; a 0 or 1 for each label, or values, float32 [n, outputs]; a mask with
+# a class for each pixel, uint8 [n, height, width].
+Target = Literal["class", "labels", "values", "mask"]
+# What is measured: outputs against these, or views of images against each other.
+Measured = Target | Literal["views"]
 
 
 @dataclass(frozen=True)
@@ -20,14 +23,14 @@ class Metric:
     """The fixed properties of a metric."""
 
     title: str  # its name in a line of text
-    targets: tuple[Target, ...]
+    targets: tuple[Measured, ...]
     is_higher_better: bool = True
     is_percent: bool = False  # whether it is displayed as a percentage; records hold fractions
     is_number: bool = True  # whether it is recorded as one number, `val/NAME`, that can select the best evaluation
 
 
 METRICS: dict[str, Metric] = {
-    "loss": Metric("val loss", ("class", "labels", "values"), is_higher_better=False),
+    "loss": Metric("val loss", ("class", "labels", "values", "mask", "views"), is_higher_better=False),
     "top1": Metric("top-1", ("class",), is_percent=True),
     "top5": Metric("top-5", ("class",), is_percent=True),
     "accuracy_per_class": Metric("top-1 of each class", ("class",), is_percent=True, is_number=False),
@@ -40,6 +43,10 @@ METRICS: dict[str, Metric] = {
     "confusion_matrix": Metric("confusion matrix", ("class", "labels"), is_number=False),
     "mae": Metric("MAE", ("values",), is_higher_better=False),
     "rmse": Metric("RMSE", ("values",), is_higher_better=False),
+    "iou": Metric("mean IoU", ("mask",), is_percent=True),
+    "pixel_accuracy": Metric("pixel accuracy", ("mask",), is_percent=True),
+    "iou_per_class": Metric("IoU of each class", ("mask",), is_percent=True, is_number=False),
+    "knn": Metric("nearest neighbour", ("views",), is_percent=True),
 }
 ALWAYS_MEASURED = "loss"
 OwnMetrics = Mapping[str, bool | None]  # metrics that are not in METRICS: whether higher is better, None: not known

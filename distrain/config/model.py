@@ -14,8 +14,8 @@ class Model(Section):
     """The network, its initial weights, and which weights are frozen."""
 
     name: str = Field(
-        description="digits-cnn, cifar-cnn, cifar-fast, lenet, cifar-plain, cifar-simple-v3, alexnet-5, any "
-        "torchvision classifier, timm.NAME, or package.module:factory"
+        description="digits-cnn, cifar-cnn, cifar-fast, lenet, cifar-plain, cifar-simple-v3, alexnet-5, unet (masks), "
+        "any torchvision classifier, timm.NAME, or package.module:factory"
     )
     arguments: dict[str, Any] = Field({}, description="keyword arguments of its factory, such as {dropout: 0.1}")
     weights: str | None = Field(

@@ -57,11 +57,12 @@ class Eval(Section):
         None,
         description=f"{', '.join(name for name in METRICS if name != ALWAYS_MEASURED)}, torchmetrics.NAME: "
         "{arguments} and package.module:factory; null: top1, and top5 from 6 classes on; for labels f1, auroc, "
-        "exact_match; for values mae, rmse",
+        "exact_match; for values mae, rmse; for masks iou, pixel_accuracy; self-supervised: knn",
     )
     best: str | None = Field(
         None,
-        description="the metric, or loss, that decides which evaluation is best; null: top1; labels f1; values mae",
+        description="the metric, or loss, that decides which evaluation is best; null: top1; labels f1; values mae; "
+        "masks iou; self-supervised knn; loss for a task of your own",
     )
 
     @model_validator(mode="after")

@@ -14,6 +14,8 @@ from distrain.config.optim import SCHEDULE_FREE, Optimizer, Schedule
 from distrain.config.outputs import Checkpoint, Eval, Log
 from distrain.config.parts import HookList
 from distrain.config.section import Section
+from distrain.config.task import AnyTask, Task
+from distrain.config.task_rules import find_contradiction
 from distrain.config.training import Parallel, Train
 from distrain.config.user_code import is_reference
 from distrain.messages import joined, nearest, shown
@@ -23,6 +25,7 @@ class Recipe(Section):
     """What is trained: everything that determines the result, and nothing about the machine it runs on."""
 
     name: str = Field(pattern=r"^\w[\w.-]*$", description="names the run directory")
+    task: AnyTask = Field(default_factory=Task)
     data: Data
     augment: Augment = Field(default_factory=Augment)
     model: Model
@@ -94,6 +97,21 @@ class Recipe(Section):
             raise ValueError(f"schedule.metric={shown(schedule.metric)} is not a metric with one number{hint}")
         return self
 
+    @model_validator(mode="after")
+    def _everything_goes_with_the_task(self) -> Self:
+        fault = find_contradiction(
+            self.task,
+            data=self.data,
+            augment=self.augment,
+            loss=self.loss,
+            train=self.train,
+            compute=self.compute,
+            evaluation=self.eval,
+        )
+        if fault is not None:
+            raise ValueError(fault)
+        return self
+
     @property
     def has_tf32(self) -> bool:
         """Whether GPUs round the inputs of float32 convolutions and matrix products."""
@@ -117,7 +135,15 @@ class Recipe(Section):
         augment = (*self.augment.train, *self.augment.eval, *self.augment.batch)
         parts = (*augment, *self.eval.own_metrics, *self.log.loggers, *self.hooks)
         sources = [part.source for part in self.data.parts]
-        names = (self.model.name, self.loss.name, self.optimizer.name, self.schedule.name, *sources, self.data.sampling)
+        names = (
+            self.task.name,
+            self.model.name,
+            self.loss.name,
+            self.optimizer.name,
+            self.schedule.name,
+            *sources,
+            self.data.sampling,
+        )
         names += tuple(part.name for part in parts)
         return tuple(name for name in names if is_reference(name))
 
@@ -133,6 +159,7 @@ class Recipe(Section):
                 "compute": True,
                 "parallel": {"strategy"},
                 "eval": {"batch_size"},
+                "task": {"teacher", "teacher_weights"},  # a resume compares the digest of its weights
             },
         )
         for field in ("path", "num_workers", "loader", "cache"):

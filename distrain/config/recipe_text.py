@@ -11,6 +11,7 @@ from distrain.config.parts import TransformList
 from distrain.config.profile import Profile
 from distrain.config.recipe import Recipe
 from distrain.config.section import Section
+from distrain.config.task import CLASSIFICATION, Task
 from distrain.config.training import Train
 from distrain.messages import counted, joined, shown
 
@@ -32,7 +33,8 @@ def describe_processes(profile: Profile) -> str:
 
 def describe_recipe(recipe: Recipe) -> dict[str, str]:
     """Return what is trained on what and how, by subject: `network`, `data`, `augmentation`, `optimizer` and others."""
-    return {
+    task = {} if recipe.task.name == CLASSIFICATION else {"task": _describe_task(recipe.task)}
+    return task | {
         "network": _describe_model(recipe.model),
         "data": _describe_data(recipe.data),
         "batch": _describe_batch(recipe),
@@ -45,6 +47,10 @@ def describe_recipe(recipe: Recipe) -> dict[str, str]:
         "evaluation": _describe_eval(recipe.eval),
         "seed": str(recipe.train.seed),
     }
+
+
+def _describe_task(task: Task) -> str:
+    return _with_fields(_with_arguments(task.name, task.arguments), task, leaving_out={"name", "arguments"})
 
 
 def _describe_model(model: Model) -> str:
@@ -62,7 +68,8 @@ def _describe_data(data: Data) -> str:
         parts.append(source if part.path is None else f"{source} in {part.path}")
     text = joined(parts, last="and")
     if data.target != "class":
-        text += ", several labels for each sample" if data.target == "labels" else ", values to predict"
+        kinds = {"labels": "several labels for each sample", "values": "values to predict", "mask": "with masks"}
+        text += f", {kinds[data.target]}"
     if data.val_fraction is not None:
         text += f", of which {data.val_fraction:.6g} validates"
     if data.train_samples is not None:

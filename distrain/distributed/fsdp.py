@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._pytree import tree_leaves
 
 from distrain.data.loading.sampler import GlobalBatch
 from distrain.distributed.batchnorm_stats import BatchStatistics, average_together
@@ -81,7 +82,8 @@ class Fsdp:
             with preserve_buffers(self.module), self._extra.preserved():
                 with autocast(self._dtype, self._world.device.type):
                     outputs = self.module(self._example)
-                (outputs.sum() * 0).backward()
+                tensors = [tensor for tensor in tree_leaves(outputs) if isinstance(tensor, torch.Tensor)]
+                torch.autograd.backward([tensor.sum() * 0 for tensor in tensors if tensor.requires_grad])
         self._average_vectors()
         self._statistics.average(global_batch, self._world)
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from torch import nn
 
 from distrain.checkpoint.load import describe_tensors, read_loss, read_model
 from distrain.checkpoint.tensors import AVERAGE
@@ -27,7 +28,7 @@ from distrain.distributed.world import World
 from distrain.errors import CheckpointError, DataError
 from distrain.evaluation.results import NUM_MISTAKES, Predictions, write_results
 from distrain.evaluation.samples import open_samples
-from distrain.models.registry import build_model
+from distrain.models.registry import build_model, head_paths
 from distrain.runs import checkpoints
 from distrain.runs.confusion import results_of_classes
 from distrain.runs.directory import RunDirectory
@@ -35,7 +36,7 @@ from distrain.runs.evaluations import Findings, Mistake
 from distrain.runs.task import EvaluationRequest, Samples
 from distrain.runs.user_code import find_code
 from distrain.system.live_line import LiveProgress
-from distrain.tensors.module_state import unpack, with_versions
+from distrain.tensors.module_state import TASK_LAYERS, unpack, with_versions
 from distrain.training.class_weights import resolve_class_weights
 from distrain.training.device.precision import MEMORY_FORMATS, Precision, set_tf32, to_device
 from distrain.training.evaluate import Evaluation, evaluate, read_evaluation_batches
@@ -44,6 +45,10 @@ from distrain.training.metrics.own import check_own_metrics
 from distrain.training.metrics.selection import ChosenMetrics, choose_metrics
 from distrain.training.monitor import RankMonitor
 from distrain.training.probe import check_outputs
+from distrain.training.tasks.build import KNOWN_FORMS, TaskCalls, bind, build_task
+from distrain.training.tasks.form import TaskForm
+from distrain.training.tasks.probe import with_sums
+from distrain.training.tasks.protocol import TaskSetup
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,8 @@ class _EvaluationSetup:
     reader: BatchReader
     model: torch.nn.Module
     normalize: Normalize
-    loss_function: LossFunction
+    loss: LossFunction
+    task: TaskCalls
     chosen: ChosenMetrics
     weights: str
 
@@ -96,6 +102,13 @@ class _PredictionRecorder:
         return Predictions(targets, predictions, table[:, 0], counts.numpy())
 
 
+def _without_rows(evaluation: Evaluation) -> Predictions:
+    """Return the results of a task that does not give outputs for each sample."""
+    none = np.empty(0)
+    counts = np.empty((0, 0), dtype=np.int64) if evaluation.confusion is None else evaluation.confusion.numpy()
+    return Predictions(none, none, none, counts)
+
+
 def evaluate_checkpoint(
     recipe: Recipe, folder: RunDirectory, request: EvaluationRequest, world: World, monitor: RankMonitor
 ) -> bool:
@@ -115,8 +128,10 @@ def evaluate_checkpoint(
     monitor.report_start()
     monitor.report("running")
     if recipe.loss.name == read_recipe(RunDirectory(Path(request.run)).recipe).loss.name:  # not changed by --set
-        load_loss(setup.loss_function, read_loss(Path(request.checkpoint)))
-    recorder = _PredictionRecorder(num_samples, setup.chosen.target, len(setup.chosen.classes), batch_size, world)
+        load_loss(setup.loss, read_loss(Path(request.checkpoint)))
+    recorder = None
+    if setup.task.form.has_outputs:
+        recorder = _PredictionRecorder(num_samples, setup.source.target, len(setup.chosen.classes), batch_size, world)
     with closing(reading) as batches, _progress(world, num_local) as progress:
 
         def normalized(read: Iterator[Batch]) -> Iterator[Batch]:
@@ -131,16 +146,17 @@ def evaluate_checkpoint(
             normalized(batches),
             num_batches=num_batches,
             idle_batch=None,
-            loss_function=setup.loss_function,
+            task=setup.task,
             chosen=setup.chosen,
             precision=Precision(recipe.precision, world.device),
-            views=recipe.eval,
             world=world,
             must_break_off=lambda: monitor.stop.is_requested,
             on_batch=recorder,
         )
     if evaluation is not None:
-        predictions = recorder.predictions(world, evaluation.confusion)
+        predictions = (
+            _without_rows(evaluation) if recorder is None else recorder.predictions(world, evaluation.confusion)
+        )
         if world.is_rank_zero:
             write_results(folder, _conclude(request, recipe, setup, evaluation, predictions), predictions)
     monitor.report("finished" if evaluation is not None else "stopped")
@@ -158,50 +174,87 @@ def _prepare(recipe: Recipe, request: EvaluationRequest, world: World) -> _Evalu
         source, samples = open_samples(recipe, request.split)
     if len(source) == 0:
         raise DataError(f"the {samples} split of the data is empty")
-    if list(source.classes) != state["classes"]:
+    if list(recipe.task.outputs(source.classes)) != state["classes"]:
         raise DataError(
             f"the data has other classes than the run was trained on: {', '.join(source.classes)[:200]}, not "
             f"{', '.join(state['classes'])[:200]}; use data that has them with --data"
         )
-    reader = BatchReader(source, build_transforms(recipe.augment.eval, key="augment.eval"), seed=recipe.train.seed)
     target = source.target
+    transforms = build_transforms(recipe.augment.eval, key="augment.eval", has_masks=target == "mask")
+    reader = BatchReader(source, transforms, seed=recipe.train.seed)
     first = reader.read(evaluation_order(num_samples=1, batch_size=1, rank=0, world_size=1)[0])
     if isinstance(first, DataError):
         raise first
     in_channels = first[0].shape[1]
-    config = recipe.model.model_copy(update={"weights": None})  # the checkpoint replaces them
-    model = build_model(config, num_classes=len(source.classes), in_channels=in_channels)
-    model.load_state_dict(with_versions(unpack(read_model(path)), model))
-    names = {"class": ("confusion_matrix",), "labels": (), "values": ()}[target]
-    chosen = choose_metrics(recipe.eval, target=target, classes=source.classes)
-    check_own_metrics(chosen.own, first[1].to(world.device), num_outputs=len(source.classes))
-    is_averaged = any(name.startswith(AVERAGE) for name in describe_tensors(path))
-    model = to_device(model, recipe, world.device)
     normalize = Normalize(
         recipe.augment,
         num_channels=in_channels,
         device=world.device,
         memory_format=MEMORY_FORMATS[recipe.compute.memory_format],
     )
-    images = normalize(first[0].to(world.device))
-    with Precision(recipe.precision, world.device).autocast():
-        check_outputs(model, images, name=recipe.model.name, num_outputs=len(source.classes))
+    batch = normalize(first[0].to(world.device)), first[1].to(world.device)
+    config = recipe.model.model_copy(update={"weights": None})  # the checkpoint replaces them
+    model = build_model(config, num_classes=len(recipe.task.outputs(source.classes)), in_channels=in_channels)
+    loss = build_loss(
+        recipe.loss,
+        num_classes=len(source.classes),
+        target=target,
+        device=world.device,
+        class_weights=_class_weights(recipe, request, state),
+    )
+    model, task = _set_up_task(recipe, model, loss, source, batch, path, world=world)
+    measured = recipe.task.measures(target)
+    chosen = choose_metrics(recipe.eval, target=measured, classes=source.classes, is_own=recipe.task.is_own)
+    check_own_metrics(chosen.own, batch[1], num_outputs=len(source.classes))
+    names = ("confusion_matrix",) if measured == "class" else ()
+    is_averaged = any(name.startswith(AVERAGE) for name in describe_tensors(path))
     return _EvaluationSetup(
         source=source,
         samples=samples,
         reader=reader,
         model=model,
         normalize=normalize,
-        loss_function=build_loss(
-            recipe.loss,
-            num_classes=len(source.classes),
-            target=target,
-            device=world.device,
-            class_weights=_class_weights(recipe, request, state),
-        ),
+        loss=loss,
+        task=task,
         chosen=replace(chosen, names=tuple(dict.fromkeys((*chosen.names, *names)))),
         weights="moving average" if is_averaged else "trained",
     )
+
+
+def _set_up_task(
+    recipe: Recipe,
+    model: nn.Module,
+    loss: LossFunction,
+    source: Source,
+    batch: Batch,
+    checkpoint: Path,
+    *,
+    world: World,
+) -> tuple[nn.Module, TaskCalls]:
+    """Return the network on the device with the weights of the checkpoint, and its task, tried with a first `batch`."""
+    setup = TaskSetup(
+        recipe=recipe,
+        network=model,
+        heads=head_paths(recipe.model, model),
+        classes=source.classes,
+        target=source.target,
+        loss=loss,
+        images=batch[0].cpu(),
+        device=world.device,
+        num_devices=world.num_devices,
+        is_training=False,
+    )
+    task = build_task(setup)
+    tensors = read_model(checkpoint, has_task_layers=hasattr(model, TASK_LAYERS))
+    model.load_state_dict(with_versions(unpack(tensors), model))
+    model = to_device(model, recipe, world.device)
+    precision = Precision(recipe.precision, world.device)
+    if (form := KNOWN_FORMS.get(type(task))) is None:
+        form = with_sums(TaskForm(), task, recipe, model, precision, batch=batch)
+    else:
+        with precision.autocast():
+            check_outputs(model, batch[0], name=recipe.model.name, num_outputs=len(source.classes))
+    return model, bind(task, form, setup)
 
 
 def _class_weights(recipe: Recipe, request: EvaluationRequest, state: dict[str, Any]) -> torch.Tensor | None:
@@ -242,7 +295,7 @@ def _conclude(
         weights=setup.weights,
         split=setup.samples,
         data=recipe.data.path,
-        target=setup.chosen.target,
+        target=setup.source.target,
         num_samples=evaluation.num_samples,
         metrics=evaluation.metrics,
         classes=results_of_classes(classes, predictions.confusion) if predictions.confusion.size else [],
@@ -251,7 +304,9 @@ def _conclude(
 
 
 def _worst_mistakes(setup: _EvaluationSetup, predictions: Predictions, classes: list[str]) -> list[Mistake]:
-    if setup.chosen.target == "class":
+    if not predictions.scores.size:
+        return []
+    if setup.source.target == "class":
         badness = np.where(predictions.targets != predictions.predictions, predictions.scores, 0.0)
     else:
         badness = predictions.scores
@@ -260,8 +315,8 @@ def _worst_mistakes(setup: _EvaluationSetup, predictions: Predictions, classes: 
         Mistake(
             sample=setup.source.describe(int(i)),
             index=int(i),
-            target=format_target(predictions.targets[i], setup.chosen.target, classes),
-            prediction=format_target(predictions.predictions[i], setup.chosen.target, classes),
+            target=format_target(predictions.targets[i], setup.source.target, classes),
+            prediction=format_target(predictions.predictions[i], setup.source.target, classes),
             badness=float(badness[i]),
         )
         for i in order

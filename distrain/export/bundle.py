@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from distrain.checkpoint.tensors import Tensors, digest
+from distrain.config.user_code import load_reference
 from distrain.config.validation import describe
 from distrain.data.transforms.pipeline import Normalize, build_transforms
 from distrain.errors import BundleError
@@ -68,6 +70,13 @@ class Bundle:
         self._normalize = Normalize(preprocessing.augment, num_channels=num_channels, device=self.device)
         self._normalize_here = Normalize(preprocessing.augment, num_channels=num_channels, device=torch.device("cpu"))
 
+    @cached_property
+    def _task(self) -> Any:
+        """The user's own task, not set up; raises `RecipeError` where its module is not found."""
+        config = self.description.task
+        made = load_reference(config.name, key="task")
+        return made(**config.arguments) if callable(made) else made
+
     def preprocess(self, image: ImageInput) -> torch.Tensor:
         """Return the network's input for one image: float32 [channels, height, width], on the CPU.
 
@@ -79,7 +88,8 @@ class Bundle:
     def predict(self, images: Sequence[ImageInput] | str | Path) -> torch.Tensor:
         """Return float32 [n, outputs] on the CPU from one forward pass: probabilities, or the values of a regression.
 
-        The probabilities of classes add up to one; those of labels are independent. `images` may be the path of a
+        The probabilities of classes add up to one; those of labels are independent. Of masks they are [n, classes,
+        height, width]; with a task of the user's own they are what its `predict` returns. `images` may be the path of a
         single one. Raises `DataError` for an image that cannot be read.
         """
         if isinstance(images, str | Path):
@@ -105,8 +115,11 @@ class Bundle:
     @torch.no_grad()
     def predict_prepared(self, images: torch.Tensor) -> torch.Tensor:
         """Return the result of `predict` for a batch [n, channels, height, width] of prepared images."""
-        outputs = self.model(self._normalize(images.to(self.device))).float()
-        if self.description.target == "class":
+        inputs = self._normalize(images.to(self.device))
+        if self.description.task.is_own:
+            return torch.as_tensor(self._task.predict(self.model, inputs).float().cpu())
+        outputs = self.model(inputs).float()
+        if self.description.target in {"class", "mask"}:
             outputs = outputs.softmax(dim=1)
         elif self.description.target == "labels":
             outputs = outputs.sigmoid()

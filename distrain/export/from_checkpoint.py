@@ -8,7 +8,7 @@ import torch
 
 from distrain.checkpoint.load import describe_tensors, read_model
 from distrain.checkpoint.tensors import AVERAGE, digest
-from distrain.config import Recipe, read_recipe
+from distrain.config import Recipe, Task, read_recipe
 from distrain.data.sources.base import Source
 from distrain.data.sources.registry import choose_samples, open_sources
 from distrain.data.transforms.pipeline import build_transforms
@@ -50,7 +50,8 @@ def open_checkpoint(
         weights_digest=digest(tensors),
         model=recipe.model,
         classes=tuple(state["classes"]),
-        target=recipe.data.target,
+        target=recipe.task.predicts(recipe.data.target),
+        task=recipe.task if recipe.task.is_own else Task(),
         preprocessing=_describe_preprocessing(recipe, state.get("input") or _find_input(recipe, examples)),
         torch=str(torch.__version__),
     )

@@ -108,13 +108,14 @@ def read_onnx(file: Path) -> Runner:
 @torch.no_grad()
 def compare(reference: Runner, candidate: Runner, batches: Iterable[torch.Tensor]) -> Comparison:
     """Run both on batches [n, channels, height, width] of several sizes, and compare their outputs."""
-    difference, largest, agreeing, count = 0.0, 1.0, 0, 0
+    difference, largest, agreeing, count = 0.0, 1.0, 0.0, 0
     for images in batches:
         outputs, expected = candidate(images), reference(images)
         gap = (outputs - expected).abs().max().item()
         difference = math.nan if math.isnan(gap) or math.isnan(difference) else max(difference, gap)
         largest = max(largest, expected.abs().max().item())
-        agreeing += int((outputs.argmax(dim=1) == expected.argmax(dim=1)).sum())
+        is_equal = (outputs.argmax(dim=1) == expected.argmax(dim=1)).reshape(len(images), -1)  # [n, 1 or pixels]
+        agreeing += is_equal.double().mean(dim=1).sum().item()
         count += len(images)
     return Comparison(count, difference, TOLERANCE * largest, agreeing / count)
 

@@ -19,6 +19,7 @@ _OUTPUTS = {
     "class": ("logits, one per class", "softmax over the classes (axis 1) gives their probabilities"),
     "labels": ("logits, one per label", "sigmoid gives the probability of each label, independent of the others"),
     "values": ("the values themselves", "none"),
+    "mask": ("logits, one per class for each pixel", "softmax over the classes (axis 1) gives their probabilities"),
 }
 
 
@@ -43,11 +44,12 @@ def describe_inputs(description: Description, *, with_normalize: bool) -> list[d
 def describe_outputs(description: Description) -> list[dict[str, Any]]:
     """Return the graph's outputs: name, shape, dtype, the meaning of the values, and the activation to apply."""
     values, activation = _OUTPUTS[description.target]
+    pixels = description.preprocessing.input_shape[1:] if description.target == "mask" else ()
     return [
         {
             "name": OUTPUT,
             "dtype": "float32",
-            "shape": ["batch", len(description.classes)],
+            "shape": ["batch", len(description.classes), *pixels],
             "values": values,
             "activation": activation,
             "order": "as `classes`",

@@ -2,9 +2,9 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, field_serializer
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, field_serializer, model_serializer
 
-from distrain.config import Augment, Model, TransformList
+from distrain.config import Augment, Model, Task, TransformList
 from distrain.config.metrics import Evaluation, Target
 from distrain.config.section import Section
 
@@ -52,9 +52,19 @@ class Description(BaseModel):
     weights_digest: str  # xxh3-128 over all weights and buffers, as in status.json
     model: Model
     classes: tuple[str, ...]  # the names of the outputs: classes, labels or values
-    target: Target = "class"  # of the outputs: logits of one class, logits of any number of labels, or plain values
+    target: Target = (
+        "class"  # of the outputs: logits of one class, of any number of labels or of each pixel, or plain values
+    )
+    task: Task = Task()  # the user's own one, whose `predict` is called
     preprocessing: Preprocessing
     torch: str  # the version that wrote the bundle
+
+    @model_serializer(mode="wrap")
+    def _write_own_task(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        if not self.task.is_own:
+            del written["task"]
+        return written
 
 
 def normalization_formula(dtype: str, *, has_mean: bool) -> str:

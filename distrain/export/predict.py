@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from distrain.errors import BundleError
 from distrain.export.bundle import Bundle
 from distrain.export.read_images import prepare_in_order
 
@@ -50,7 +51,14 @@ def best_outputs(values: tuple[float, ...], number: int) -> list[int]:
 
 def _predict(bundle: Bundle, batch: list[tuple[str, torch.Tensor | str]]) -> list[Prediction]:
     images = [image for _, image in batch if isinstance(image, torch.Tensor)]
-    rows = iter(bundle.predict_prepared(torch.stack(images)).tolist() if images else [])
+    found = bundle.predict_prepared(torch.stack(images)) if images else torch.empty(0, len(bundle.classes))
+    if found.shape[1:] != (len(bundle.classes),):
+        what = "a mask" if bundle.description.target == "mask" else f"{list(found.shape[1:])} numbers"
+        raise BundleError(
+            f"the network gives {what} for each image, which is not printed; in Python, the `predict` of a bundle "
+            f"returns it"
+        )
+    rows = iter(found.tolist())
     return [
         Prediction(path, error=image) if isinstance(image, str) else Prediction(path, tuple(next(rows)))
         for path, image in batch

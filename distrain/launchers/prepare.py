@@ -12,6 +12,7 @@ from distrain.data.layout.checks import check_requirements
 from distrain.errors import RecipeError
 from distrain.launchers.extension import check_extension, record_changes
 from distrain.launchers.plan import Plan
+from distrain.launchers.teacher import pin_teacher
 from distrain.launchers.warm_start import (
     WEIGHTS_DIGEST,
     check_weights_unchanged,
@@ -49,7 +50,8 @@ def resolve_run(
         requested = load_recipe(reference or DEFAULT_RECIPE, overrides=overrides, data=data)
         recipe, changes = _with_debug_options(requested, overrides, debug_options)
         run = existing or new_run_directory(recipe.name, root.absolute())
-        return run, pin_weights(recipe, run, stored=None, root=root), changes
+        recipe = pin_teacher(pin_weights(recipe, run, stored=None, root=root), run, stored=None, root=root)
+        return run, recipe, changes
     existing.check_format()
     stored = read_recipe(existing.recipe)
     if reference:
@@ -58,6 +60,7 @@ def resolve_run(
         requested = change_recipe(stored, overrides, data=data)
     recipe, changes = _with_debug_options(requested, overrides, debug_options)
     recipe = pin_weights(recipe, existing, stored=stored, root=root)
+    recipe = pin_teacher(recipe, existing, stored=stored, root=root)
     check_weights_unchanged(existing, recipe)
     check_extension(existing, recipe, chosen=_chosen_keys(overrides), overrides=overrides)
     return existing, recipe, changes

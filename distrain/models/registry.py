@@ -16,6 +16,7 @@ from distrain.models.cifar_fast import CifarFast
 from distrain.models.heads import append_head, find_heads, replace_first_layer, replace_heads
 from distrain.models.lenet import LeNet
 from distrain.models.nets import CifarCnn, DigitsCnn
+from distrain.models.unet import UNet
 from distrain.models.weight_sets import StoredWeights
 from distrain.models.weights import load_weights
 
@@ -27,6 +28,7 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "cifar-plain": CifarPlain,
     "cifar-simple-v3": CifarSimpleV3,
     "alexnet-5": AlexNet5,
+    "unet": UNet,
 }
 TIMM = "timm."
 
@@ -55,6 +57,15 @@ def build_model(config: Model, *, num_classes: int, in_channels: int, stored: St
             is_partial=config.partial,
         )
     return model
+
+
+def build_published(config: Model, *, in_channels: int) -> nn.Module:
+    """Build a network of timm with its published weights and its own head; raises `ModelError` as `build_model` does.
+
+    Raises `WeightsUnreachableError` where the weights cannot be downloaded.
+    """
+    published = config.model_copy(update={"weights": "imagenet"})
+    return _timm_model(published, num_classes=None, in_channels=in_channels)
 
 
 def head_paths(config: Model, model: nn.Module) -> list[str]:
@@ -141,7 +152,7 @@ def _torchvision_model(config: Model, *, is_pretrained: bool) -> nn.Module:
     return model
 
 
-def _timm_model(config: Model, *, num_classes: int, in_channels: int) -> nn.Module:
+def _timm_model(config: Model, *, num_classes: int | None, in_channels: int) -> nn.Module:
     try:
         import timm  # takes seconds to import
     except ModuleNotFoundError:
@@ -153,7 +164,7 @@ def _timm_model(config: Model, *, num_classes: int, in_channels: int) -> nn.Modu
         hint = nearest(name, timm.list_models()) or "; `timm.list_models()` in Python lists them"
         raise ModelError(f"timm has no model {name!r}{hint}")
     arguments = {"in_chans": in_channels, **config.arguments}
-    if config.head == "replace" and config.head_name is None:
+    if config.head == "replace" and config.head_name is None and num_classes is not None:
         arguments["num_classes"] = num_classes
     try:
         model: nn.Module = timm.create_model(name, pretrained=config.weights == "imagenet", **arguments)

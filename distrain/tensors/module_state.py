@@ -19,6 +19,7 @@ from distrain.tensors.dtensor import local_shard
 from distrain.tensors.plain_values import STORABLE, NotPlainError, decode, encode, is_storable
 
 MODEL, LOSS, RANKS = "model.", "loss.", "ranks."  # prefixes of the names of tensors in a checkpoint
+TASK_LAYERS = "task_layers"  # the child of a network with the layers that its task trains, and only training needs
 _TEXT = ":json"
 
 Tensors = dict[str, torch.Tensor]

@@ -120,7 +120,7 @@ def compute_statistics(session: Session) -> bool:
         sampler=session.sampler,
         prepare=session.prepare,
         precision=session.precision,
-        idle_batch=session.sample_images.to(session.world.device) if is_collective else None,
+        idle_batch=session.idle_batch[0] if is_collective else None,
         must_stop=lambda: session.monitor.stop.is_requested and not is_collective,
         advance=advance,
     )

@@ -1,6 +1,7 @@
 """Builds the session from the recipe: all parts of training, the same on every rank."""
 
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -9,6 +10,7 @@ from distrain.checkpoint.writer import Checkpointer
 from distrain.config import Recipe
 from distrain.config.intervals import Intervals
 from distrain.config.profile import Profile
+from distrain.config.task import CLASSIFICATION
 from distrain.config.user_code import is_reference
 from distrain.distributed.compile import compile_network
 from distrain.distributed.extra_state import ExtraState
@@ -38,15 +40,17 @@ from distrain.training.optim.optimizer import build_optimizer
 from distrain.training.optim.param_groups import ParamGroupOptions, plan_param_groups
 from distrain.training.optim.schedules import build_schedule
 from distrain.training.optim.weight_averaging import LookaheadWeights
-from distrain.training.own_code import may_draw_anywhere, refusing, with_checks
+from distrain.training.own_code import may_draw_anywhere, refusing
 from distrain.training.profiler import Profiler
 from distrain.training.session import SAMPLING, Session
 from distrain.training.setup.checks import ON_CPU, ON_DEVICE, WITH_MICRO_BATCH, Parts, run_checks
 from distrain.training.setup.data import DataSetup, build_train_sampler, set_up_data
 from distrain.training.setup.loss import set_up_loss
 from distrain.training.setup.network import set_up_network
+from distrain.training.setup.task import describe_task, try_task
 from distrain.training.skipped_steps import SkippedSteps
 from distrain.training.step_watch import Watch
+from distrain.training.tasks.build import TaskCalls, bind, build_task, losses_of
 from distrain.training.unsaved import report_unsaved
 
 log = logging.getLogger(__name__)
@@ -69,8 +73,18 @@ def build_session(
     data = set_up_data(recipe, profile, world)
     loss = set_up_loss(recipe, data, world)
     network = set_up_network(recipe, data, world, is_new=not has_checkpoint)
+    setup = describe_task(recipe, data, loss, network, world)
+    with nullcontext() if recipe.task.name == CLASSIFICATION else world.rank_zero_first():  # it may download weights
+        task = build_task(setup)
     parts = Parts(
-        recipe, world, data, loss, network, Precision(recipe.precision, world.device), is_new=not has_checkpoint
+        recipe,
+        world,
+        data,
+        loss,
+        network,
+        task,
+        Precision(recipe.precision, world.device),
+        is_new=not has_checkpoint,
     )
     run_checks(ON_CPU, parts)
     if parts.is_new:
@@ -86,11 +100,17 @@ def build_session(
     set_tf32(recipe, world.device)
     parts = replace(parts, network=replace(network, model=to_device(network.model, recipe, world.device)))
     run_checks(ON_DEVICE, parts)
-    return _assemble(profile, run, monitor, parts, settings)
+    form = try_task(parts.task, recipe, parts.network.model, parts.data, parts.precision, world)
+    return _assemble(profile, run, monitor, parts, bind(parts.task, form, setup), settings)
 
 
 def _assemble(
-    profile: Profile, run: RunDirectory, monitor: RankMonitor, parts: Parts, settings: dict[str, ParamGroupOptions]
+    profile: Profile,
+    run: RunDirectory,
+    monitor: RankMonitor,
+    parts: Parts,
+    task: TaskCalls,
+    settings: dict[str, ParamGroupOptions],
 ) -> Session:
     """Wrap the network for its strategy, and build the parts that need its weights."""
     recipe, world, data, loss, precision = parts.recipe, parts.world, parts.data, parts.loss, parts.precision
@@ -148,7 +168,7 @@ def _assemble(
         compilation=compilation,
         strategy=strategy,
         freezing=Freezing(model, network.unfreeze_steps, network.end_steps),
-        loss_function=loss.function,
+        task=task,
         class_weights=loss.class_weights,
         metrics=loss.metrics,
         optimizer=optimizer,
@@ -158,11 +178,10 @@ def _assemble(
         clip=build_clipping(recipe.train, model, heads=network.heads),
         precision=precision,
         watch=watch,
-        losses=LossMeter(sampler, world, watch),
+        losses=LossMeter(sampler, world, watch, others=task.form.losses),
         stopwatch=stopwatch,
         checkpointer=Checkpointer(run.checkpoints, config=recipe.checkpoint, world=world),
         first=data.first,
-        sample_images=data.sample_images.cpu(),
         extra=extra,
         unsaved=unsaved,
         unwrapped_copy=network.unwrapped_copy,
@@ -204,9 +223,7 @@ def _with_found_micro_batch_size(profile: Profile, run: RunDirectory, parts: Par
             largest=largest,
             limit_bytes=memory_limit_bytes(world, processes=profile.processes),
             prepare=data.prepare,
-            loss_function=with_checks(
-                recipe, parts.network.model, parts.loss.function, num_outputs=parts.data.num_classes
-            ),
+            losses=losses_of(parts.task, recipe.task),
             world=world,
         )
 

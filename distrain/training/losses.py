@@ -14,6 +14,7 @@ from torch import nn
 from distrain.config import Loss
 from distrain.config.metrics import Target
 from distrain.config.user_code import find_refusal, is_reference, load_reference
+from distrain.data.sources.targets import NO_CLASS
 from distrain.errors import ModelError, RecipeError, UserError
 from distrain.messages import counted, first_line
 from distrain.system.exits import user_frame
@@ -21,7 +22,7 @@ from distrain.tensors.module_state import LossFunction as LossFunction
 from distrain.training.own_code import check_value
 
 _FITTING: dict[str, tuple[Target, ...]] = {
-    "cross_entropy": ("class",),
+    "cross_entropy": ("class", "mask"),
     "bce": ("class", "labels"),
     "focal": ("class", "labels"),
     "l1": ("class", "values"),
@@ -40,7 +41,8 @@ def build_loss(
 ) -> LossFunction:
     """Return the loss of a recipe: a function of logits [n, classes] and targets that returns the mean, a scalar.
 
-    Targets are classes int64 [n], or float32 [n, classes]: the share of each class, a 0 or 1 for each label, or values.
+    Targets are classes int64 [n], or float32 [n, classes]: the share of each class, a 0 or 1 for each label, or values;
+    or masks uint8 [n, height, width], and then logits are [n, classes, height, width].
     `class_weights` float32 [classes] are those of the recipe, resolved. Raises `RecipeError` for a loss that is not for
     the target, and for a number of weights that is not the data's.
     """
@@ -54,6 +56,9 @@ def build_loss(
         )
     if config.name == "cross_entropy":
         smoothing = config.label_smoothing or 0.0
+        if target == "mask":
+            weights = None if class_weights is None else class_weights.to(device)
+            return partial(_pixel_cross_entropy, class_weights=weights, label_smoothing=smoothing)
         if class_weights is None:
             return partial(F.cross_entropy, label_smoothing=smoothing)
         return partial(_weighted_cross_entropy, class_weights=class_weights.to(device), label_smoothing=smoothing)
@@ -123,6 +128,24 @@ def _weighted_cross_entropy(
     """
     total = F.cross_entropy(logits, targets, weight=class_weights, label_smoothing=label_smoothing, reduction="sum")
     return total / len(targets)
+
+
+def _pixel_cross_entropy(
+    logits: torch.Tensor, masks: torch.Tensor, *, class_weights: torch.Tensor | None, label_smoothing: float
+) -> torch.Tensor:
+    """Return the sum of the losses of the pixels of masks uint8 [n, height, width], divided by the number of pixels.
+
+    Pixels without a class add nothing, but are in that number: it would else differ between micro-batches.
+    """
+    total = F.cross_entropy(
+        logits.float(),
+        masks.long(),
+        weight=class_weights,
+        ignore_index=NO_CLASS,
+        label_smoothing=label_smoothing,
+        reduction="sum",
+    )
+    return total / masks.numel()
 
 
 def _pos_weight(config: Loss, num_classes: int, device: torch.device) -> torch.Tensor | None:

@@ -33,18 +33,23 @@ class LossMeter:
     losses are part of a checkpoint, so that a record that spans a resume has the same mean.
     """
 
-    def __init__(self, sampler: TrainSampler, world: World, watch: Watch) -> None:
+    def __init__(self, sampler: TrainSampler, world: World, watch: Watch, *, others: Sequence[str] = ()) -> None:
+        """`others` are the names of the losses that are recorded besides `loss`."""
         self._since_record: list[_StepLoss] = []
+        self._others_since_record: dict[str, list[_StepLoss]] = {name: [] for name in others}
         self._last_epoch: deque[_StepLoss] = deque(maxlen=sampler.steps_per_epoch)
         self._epoch, self._epoch_sum, self._epoch_samples = 0, 0.0, 0  # over the samples of the epoch so far
         self._pending: list[torch.Tensor] = []  # the mean loss of each micro-batch of this rank
+        self._pending_others: dict[str, list[torch.Tensor]] = {name: [] for name in others}
         self._sampler = sampler
         self._world = world
         self._watch = watch
 
-    def add(self, loss: torch.Tensor) -> None:
-        """Add the mean loss of this rank's next micro-batch, without waiting for the device."""
-        self._pending.append(loss.detach())
+    def add(self, losses: Mapping[str, torch.Tensor]) -> None:
+        """Add the mean losses of this rank's next micro-batch by their names, without waiting for the device."""
+        self._pending.append(losses["loss"].detach())
+        for name, pending in self._pending_others.items():
+            pending.append(losses[name].detach())
 
     def sync_losses(self, steps: Sequence[int]) -> list[SyncedLosses]:
         """Copy the losses of `steps` to the host, and return for each step whether everything in it is finite.
@@ -59,16 +64,24 @@ class LossMeter:
         indices = [
             row * width + index for row, global_batch in enumerate(global_batches) for index in global_batch.local
         ]
-        losses = torch.zeros(len(global_batches) * width, dtype=torch.float64, device=self._world.device)
+        pending = [self._pending, *self._pending_others.values()]
+        losses = torch.zeros(len(pending), len(steps) * width, dtype=torch.float64, device=self._world.device)
         if self._pending:
-            losses[torch.tensor(indices, device=losses.device)] = torch.stack(self._pending).double()
-            self._pending.clear()
-        reduced = self._world.all_reduce(torch.cat([losses, self._watch.pop_marks(losses.device)]))
-        rows = reduced[: len(losses)].view(-1, width).tolist()  # exact, as only one rank has each value
-        marks = reduced[len(losses) :].tolist()
+            values = torch.stack([loss for kind in pending for loss in kind]).double().view(len(pending), -1)
+            losses[:, torch.tensor(indices, device=losses.device)] = values
+            for kind in pending:
+                kind.clear()
+        reduced = self._world.all_reduce(torch.cat([losses.view(-1), self._watch.pop_marks(losses.device)]))
+        rows, *others = reduced[: losses.numel()].view(len(pending), -1, width).tolist()  # exact: each is one rank's
+        marks = reduced[losses.numel() :].tolist()
         # The row of a global batch with fewer micro-batches is padded with zeros.
         totals = [_total(row, global_batch.sizes) for row, global_batch in zip(rows, global_batches, strict=True)]
         self._keep(steps, totals, [global_batch.num_samples for global_batch in global_batches])
+        for means, of_steps in zip(self._others_since_record.values(), others, strict=True):
+            means += [
+                _StepLoss(_total(row, global_batch.sizes) / global_batch.num_samples, global_batch.num_samples)
+                for row, global_batch in zip(of_steps, global_batches, strict=True)
+            ]
         if not any(marks) and all(map(math.isfinite, totals)):
             return [_FINITE] * len(steps)
         return [SyncedLosses(_bad_micro_batches(row), mark > 0) for row, mark in zip(rows, marks, strict=True)]
@@ -102,26 +115,36 @@ class LossMeter:
             return math.inf
         return _mean(self._last_epoch)
 
-    def pop_mean(self) -> float:
-        """Return the mean over the samples of the synced steps, at least one, and start over."""
-        mean = _mean(self._since_record)
+    def pop_means(self) -> dict[str, float]:
+        """Return the mean over the samples of the synced steps, at least one, of each loss, and start over."""
+        means = {"loss": _mean(self._since_record)}
+        means |= {name: _mean(steps) for name, steps in self._others_since_record.items()}
         self._since_record = []
-        return mean
+        self._others_since_record = {name: [] for name in self._others_since_record}
+        return means
 
-    def state(self, *, has_epoch: bool) -> dict[str, list[float]]:
+    def state(self, *, has_epoch: bool) -> dict[str, Any]:
         """Return the state for a checkpoint: the mean losses of the steps since the last record, and of the last epoch.
 
         `epoch_loss` is the sum of the losses over the samples of the newest epoch so far, and the number of samples.
         """
-        state = {
+        state: dict[str, Any] = {
             "losses_since_record": [step.mean for step in self._since_record],
             "epoch_loss": [self._epoch_sum, self._epoch_samples],
         }
+        if self._others_since_record:
+            others = self._others_since_record.items()
+            state["other_losses_since_record"] = {name: [step.mean for step in means] for name, means in others}
         return state | ({"losses_of_epoch": [step.mean for step in self._last_epoch]} if has_epoch else {})
 
     def load_state(self, state: Mapping[str, Any], steps: Sequence[int]) -> None:
         """Restore from a checkpoint; `steps` are those that were trained up to it, the last ones at least."""
         self._since_record = self._with_samples(state["losses_since_record"], steps)
+        others = state.get("other_losses_since_record", {})
+        self._others_since_record = {
+            name: self._with_samples([math.nan if mean is None else mean for mean in others.get(name, [])], steps)
+            for name in self._others_since_record
+        }
         self._last_epoch.clear()
         self._last_epoch += self._with_samples(state.get("losses_of_epoch", []), steps)
         self._epoch = steps[-1] // self._sampler.steps_per_epoch if steps else 0

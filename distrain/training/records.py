@@ -157,11 +157,10 @@ def run_evaluation(session: Session, *, errors: list[Exception] | None = None) -
             session.model,
             normalized(batches),
             num_batches=-(-len(session.val_reader.source) // recipe.eval.batch_size),
-            idle_batch=session.sample_images.to(world.device) if is_collective else None,
-            loss_function=session.loss_function,
+            idle_batch=session.idle_batch if is_collective else None,
+            task=session.task,
             chosen=session.metrics,
             precision=session.precision,
-            views=recipe.eval,
             world=world,
             must_break_off=lambda: stop.is_requested and not is_collective,
             errors=errors,
@@ -172,7 +171,7 @@ def _measured(session: Session, step: int) -> Record:
     """Return the metrics of the steps since the record before."""
     record: Record = {}
     if session.losses.has_synced:
-        record["train/loss"] = session.losses.pop_mean()
+        record |= {f"train/{name}": mean for name, mean in session.losses.pop_means().items()}
     record["train/lr"] = session.recipe.base_lr * session.schedule(step - 1)
     if (samples_per_s := session.stopwatch.pop_rate()) is not None:
         record["train/samples_per_s"] = samples_per_s

@@ -125,8 +125,9 @@ def save(session: Session, step: int, *, is_record_due: bool) -> None:
             "ending": session.ending,
             "data": session.fingerprint,
             "input": session.input,
-            "classes": list(session.train_reader.source.classes),
+            "classes": list(session.recipe.task.outputs(session.train_reader.source.classes)),
             "class_weights": None if session.class_weights is None else session.class_weights.tolist(),
+            **({"task": session.task.fingerprint} if session.task.fingerprint else {}),
             "rounding": session.numerics_fingerprint(),
         },
         stable=changed_by_update(session.model, tensors),
@@ -145,6 +146,12 @@ def _check_resumable(session: Session, checkpoint: checkpoints.Checkpoint) -> No
             f"the data in {session.recipe.data.path} has changed since checkpoint {checkpoint.path.name}; "
             f"bring the old data back, or train in a new run directory"
         )
+    for what, read in session.task.fingerprint.items():
+        if checkpoint.state.get("task", {}).get(what) != read:
+            raise RunError(
+                f"the {what} of task={session.recipe.task.name} has changed since checkpoint {checkpoint.path.name}; "
+                f"bring the old one back, or train in a new run directory"
+            )
     for what, value in session.numerics_fingerprint().items():
         before = checkpoint.state["rounding"].get(what)
         if before != value:

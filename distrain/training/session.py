@@ -26,7 +26,6 @@ from distrain.runs.directory import RunDirectory
 from distrain.training.device.batch_transforms import BatchTransform
 from distrain.training.device.precision import Precision
 from distrain.training.hooks.calls import Hooks
-from distrain.training.losses import LossFunction
 from distrain.training.machine.sampler import MachineSampler
 from distrain.training.meters import LossMeter, ThroughputMeter
 from distrain.training.metrics.selection import ChosenMetrics
@@ -34,10 +33,10 @@ from distrain.training.monitor import RankMonitor
 from distrain.training.optim.clipping import Clip
 from distrain.training.optim.schedules import LrSchedule
 from distrain.training.optim.weight_averaging import AveragedWeights, LookaheadWeights, ScheduleFreeWeights
-from distrain.training.own_code import with_checks
 from distrain.training.profiler import Profiler
 from distrain.training.skipped_steps import SkippedSteps
 from distrain.training.step_watch import Watch
+from distrain.training.tasks.build import TaskCalls
 from distrain.training.train_state import TrainState
 
 SAMPLING = "sampling"  # the entry of the fingerprint with the order that the user's own weights give
@@ -64,7 +63,7 @@ class Session:
     compilation: Compilation | None
     strategy: Strategy
     freezing: Freezing
-    loss_function: LossFunction
+    task: TaskCalls
     class_weights: torch.Tensor | None  # float32 [classes], those in the loss; saved, for who evaluates a checkpoint
     metrics: ChosenMetrics
     optimizer: torch.optim.Optimizer
@@ -78,7 +77,6 @@ class Session:
     stopwatch: ThroughputMeter
     checkpointer: Checkpointer
     first: Batch  # the first training samples, augmented but not yet normalized, as read
-    sample_images: torch.Tensor
     extra: ExtraState
     unsaved: list[str]  # state of the user's code that training changes and checkpoints do not store
     unwrapped_copy: nn.Module | None  # for the loggers: on the CPU; None if it cannot be copied
@@ -104,10 +102,10 @@ class Session:
         return self.strategy.module
 
     @property
-    def train_loss(self) -> LossFunction:
-        """The loss, with checks in each step if network or loss are the user's code."""
-        num_outputs = len(self.train_reader.source.classes)
-        return with_checks(self.recipe, self.model, self.loss_function, num_outputs=num_outputs)
+    def idle_batch(self) -> Batch:
+        """A few samples on the device, for a rank that has none while others make a collective pass."""
+        images, targets = self.first
+        return self.normalize(images.to(self.world.device)), targets.to(self.world.device)
 
     @property
     def averaged_weights(self) -> Tensors:

@@ -191,7 +191,7 @@ def run_steps(
     `progress` replaces the session's state, of which the loop sets step and phase.
     """
     sampler, strategy, precision, losses = session.sampler, session.strategy, session.precision, session.losses
-    optimizer, loss_function, prepare = session.optimizer, session.train_loss, session.prepare
+    optimizer, task_losses, prepare = session.optimizer, session.task.loss, session.prepare
     average, stop, hooks = session.average, session.stop, session.hooks
     skipped = frozenset(session.skipped.between(first_step, last_step))
     state = session.state if progress is None else progress
@@ -210,17 +210,17 @@ def run_steps(
         freezing.begin_step(step)
         for index in global_batch.local:
             state.phase = "data"
-            images, targets = prepare(*next(batches), step=step, index=index)
+            batch = prepare(*next(batches), step=step, index=index)
             state.phase = "forward"
             seed_model_draws(train.seed, step, index, gpus, everywhere=everywhere)
             with strategy.micro_batch(global_batch, index):
                 with precision.autocast():
-                    loss = loss_function(replica(images), targets)
+                    found = task_losses(replica, batch)
                 # So that the combined gradients of all ranks are those of the mean over the global batch.
-                share = len(targets) * strategy.loss_scale / global_batch.num_samples
+                share = len(batch[1]) * strategy.loss_scale / global_batch.num_samples
                 state.phase = "backward"
-                precision.backward(loss if share == 1 else loss * share)
-            losses.add(loss)
+                precision.backward(found["loss"] if share == 1 else found["loss"] * share)
+            losses.add(found)
             state.progress += 1
         state.phase = "reduce"
         strategy.finish_step(global_batch, step)

@@ -47,7 +47,7 @@ def _write(
         weights="trained" if session.average is None or not session.average.is_active else "moving average",
         split="val",
         data=session.recipe.data.path,
-        target="class",
+        target=session.train_reader.source.target,
         num_samples=evaluation.num_samples,
         metrics=evaluation.metrics,
         classes=results_of_classes([str(name) for name in session.metrics.classes], confusion),

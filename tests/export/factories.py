@@ -38,7 +38,9 @@ def make_bundle(**changes: object) -> Bundle:
     config = changes.get("model", Model(name="digits-cnn"))
     assert isinstance(config, Model)
     in_channels = 1 if config.name == "digits-cnn" else 3
-    tensors = build_model(config, num_classes=3, in_channels=in_channels).state_dict()
+    classes = changes.get("classes", ("a", "b", "c"))
+    assert isinstance(classes, tuple)
+    tensors = build_model(config, num_classes=len(classes), in_channels=in_channels).state_dict()
     description = Description(
         recipe="made",
         step=0,
@@ -46,7 +48,7 @@ def make_bundle(**changes: object) -> Bundle:
         weights="trained",
         weights_digest=digest(tensors),
         model=config,
-        classes=("a", "b", "c"),
+        classes=classes,
         preprocessing=Preprocessing(
             image_channels=1,
             transforms=(),

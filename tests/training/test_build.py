@@ -20,6 +20,8 @@ from distrain.training.setup.checks import ON_CPU, ON_DEVICE, WITH_MICRO_BATCH, 
 from distrain.training.setup.data import set_up_data
 from distrain.training.setup.loss import set_up_loss
 from distrain.training.setup.network import set_up_network
+from distrain.training.setup.task import describe_task
+from distrain.training.tasks.build import build_task
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 PROFILE = Profile(launcher="inprocess", device="cpu", processes=1, threads=1)
@@ -39,7 +41,8 @@ def parts_of(*overrides: str, is_new: bool = True) -> Parts:
     data = set_up_data(recipe, PROFILE, ALONE)
     loss = set_up_loss(recipe, data, ALONE)
     network = set_up_network(recipe, data, ALONE, is_new=is_new)
-    return Parts(recipe, ALONE, data, loss, network, Precision(recipe.precision, ALONE.device), is_new=is_new)
+    task = build_task(describe_task(recipe, data, loss, network, ALONE))
+    return Parts(recipe, ALONE, data, loss, network, task, Precision(recipe.precision, ALONE.device), is_new=is_new)
 
 
 def session_of(path: Path, *overrides: str, status: Status | None = None) -> Session:

@@ -9,18 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from distrain.config import Eval, Loss
+from distrain.config import Eval
 from distrain.config.metrics import METRICS, Target
 from distrain.data.loading.sampler import evaluation_order
 from distrain.distributed.world import World
 from distrain.training.device.precision import Precision
 from distrain.training.evaluate import Evaluation, evaluate
-from distrain.training.losses import build_loss
 from distrain.training.metrics.selection import choose_metrics
 from tests.processes import run_ranks
+from tests.training.outputs_task import LOSSES, build_outputs_task
 
 SAMPLES, BATCH, OUTPUTS = 90, 16, 6
-LOSSES: dict[Target, str] = {"class": "cross_entropy", "labels": "bce", "values": "mse"}
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 
 
@@ -46,10 +45,9 @@ def measure(
         ((outputs[batch.indices], targets[batch.indices]) for batch in own),
         num_batches=math.ceil(samples / BATCH),
         idle_batch=None,
-        loss_function=build_loss(Loss(name=LOSSES[target]), num_classes=OUTPUTS, target=target, device=world.device),
+        task=build_outputs_task(world, target, outputs, classes),
         chosen=choose_metrics(Eval(metrics=tuple(names)), target=target, classes=classes),
         precision=Precision("fp32", world.device),
-        views=Eval(),
         world=world,
         must_break_off=lambda: world.rank == break_off_on,
     )

@@ -46,7 +46,7 @@ def take(meter: LossMeter, order: TrainSampler, steps: range) -> None:
         global_batch = order.global_batch(step)
         for index in global_batch.local:
             begin, end = global_batch.ranges[index]
-            meter.add(losses()[epoch, place * BATCH + begin : place * BATCH + end].mean())
+            meter.add({"loss": losses()[epoch, place * BATCH + begin : place * BATCH + end].mean()})
         WATCH.note([])
     meter.sync_losses(steps)
 
@@ -55,12 +55,12 @@ def check(world: World, micro_batch_size: int | None) -> None:
     meter, order = build(world, micro_batch_size)
     take(meter, order, range(3))
     take(meter, order, range(3, 5))
-    assert meter.pop_mean() == pytest.approx(losses()[0].mean().item(), rel=1e-12)
+    assert meter.pop_means()["loss"] == pytest.approx(losses()[0].mean().item(), rel=1e-12)
     assert meter.last_epoch() == pytest.approx(losses()[0].mean().item(), rel=1e-12)
     take(meter, order, range(5, 7))
     in_two_epochs = torch.cat([losses()[0, 2 * BATCH :], losses()[1, : 2 * BATCH]])
     assert meter.last_epoch() == pytest.approx(in_two_epochs.mean().item(), rel=1e-12)
-    assert meter.pop_mean() == pytest.approx(losses()[1, : 2 * BATCH].mean().item(), rel=1e-12)
+    assert meter.pop_means()["loss"] == pytest.approx(losses()[1, : 2 * BATCH].mean().item(), rel=1e-12)
 
 
 @pytest.mark.parametrize(("processes", "micro_batch_size"), [(1, None), (1, 5), (2, 5)])
@@ -81,7 +81,7 @@ def test_means_that_span_a_resume_are_those_of_an_unbroken_run() -> None:
     second.load_state(kept, list(range(6)))
     take(second, order, range(6, 8))
     assert second.last_epoch() == whole.last_epoch()
-    assert second.pop_mean() == whole.pop_mean()
+    assert second.pop_means()["loss"] == whole.pop_means()["loss"]
     del kept["losses_of_epoch"]  # as in a checkpoint of a run that wants no target_loss
     third, order = build(alone)
     third.load_state(kept, list(range(6)))
@@ -91,7 +91,7 @@ def test_means_that_span_a_resume_are_those_of_an_unbroken_run() -> None:
     take(third, order, range(8, 10))
     take(second, order, range(8, 10))
     assert third.state(has_epoch=False)["losses_since_record"][:6] == kept["losses_since_record"]
-    assert second.pop_mean() == whole.pop_mean()
+    assert second.pop_means()["loss"] == whole.pop_means()["loss"]
 
 
 def test_there_is_no_speed_where_no_step_was_taken() -> None:

@@ -10,6 +10,7 @@ from distrain.data.layout.array_files import array_file, names_in, prefixes
 from distrain.data.layout.file_list import Listing
 from distrain.data.layout.image_folder import LABEL_ENDING, TEST, scan_image_folder
 from distrain.data.layout.manifest import read_manifest
+from distrain.data.layout.mask_folder import scan_mask_folder
 from distrain.data.layout.repeats import find_repeats
 from distrain.data.packing.format import is_packed, read_pack
 from distrain.errors import DataError, RecipeError
@@ -20,6 +21,7 @@ _OWN_TARGETS: dict[Target, str] = {  # of the user's own dataset
     "class": "the names of the classes as `classes`, and with each image the number of its class",
     "labels": "the names of the labels as `classes`, and with each image float32 [labels] of 0 and 1",
     "values": "the names of the values as `classes`, and with each image float32 [values]",
+    "mask": "the names of the classes as `classes`, and with each image a mask uint8 [height, width]",
 }
 _ANY_TARGET = ("manifest", "packed", "tensors")  # the other built-in sources have classes
 
@@ -64,7 +66,7 @@ def check_target(config: Data, *, gives: Target | None = None) -> None:
     if gives is None:
         if is_reference(config.source) or config.source in _ANY_TARGET:
             return
-        gives = "class"
+        gives = "mask" if config.source == "maskfolder" else "class"
     if gives != config.target:
         advice = f"use {', '.join(_ANY_TARGET)} or your own factory"
         if is_reference(config.source):
@@ -102,6 +104,11 @@ def _check_manifest(config: Data) -> Checked:
     return _describe(read_manifest(config))
 
 
+def _check_mask_folder(config: Data) -> Checked:
+    found = scan_mask_folder(config.path, splits=config.splits)
+    return found, [*found["train"].notes]
+
+
 def _check_tensors(config: Data) -> Checked:
     path = array_file(config)
     names = names_in(path)
@@ -129,6 +136,7 @@ _CHECKS: dict[str, Callable[[Data], Checked]] = {
     "imagefolder": _check_image_folder,
     "labelfolders": _check_label_folders,
     "manifest": _check_manifest,
+    "maskfolder": _check_mask_folder,
     "packed": _check_packed,
     "tensors": _check_tensors,
 }
@@ -136,6 +144,7 @@ _VALIDATION = {
     "imagefolder": "put them below val/ beside train/, or ",
     "labelfolders": "put them below val/ beside train/, or ",
     "manifest": "mark them in a column split, or ",
+    "maskfolder": "put them below val/ beside train/, or ",
     "packed": "pack them with it, or ",
     "tensors": "add val_images and val_labels, or ",
 }

@@ -92,7 +92,9 @@ class BatchReader:
             if not self.source.is_thread_safe:
                 seed_generators(self.seed, Purpose.READING, *micro_batch.rng_key(position))
             image, target = self.source.read(indices[position])
-            if drawn is not None:
+            if drawn is not None and isinstance(target, torch.Tensor) and self.source.target == "mask":
+                image, target = self._transform_with_mask(drawn, image, target, position, indices[position])
+            elif drawn is not None:
                 try:
                     image = drawn.apply_leading(image, position, out)
                 except ValueError as error:
@@ -109,6 +111,17 @@ class BatchReader:
         """Return an image after the unseeded transforms; errors of the user's transforms are raised unchanged."""
         try:
             return drawn.apply_seeded_rest(image, position)
+        except Exception as error:
+            if isinstance(error, DataError | MemoryError) or user_frame(error) is not None:
+                raise
+            raise self._refused(index, error) from error
+
+    def _transform_with_mask(
+        self, drawn: DrawnTransforms, image: torch.Tensor, mask: torch.Tensor, position: int, index: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return an image and its mask after the transforms; errors of the user's transforms are raised unchanged."""
+        try:
+            return drawn.apply_with_mask(image, mask, position)
         except Exception as error:
             if isinstance(error, DataError | MemoryError) or user_frame(error) is not None:
                 raise

@@ -90,6 +90,8 @@ def pack_dataset(
         opened = open_files(read_manifest(config, allow_missing=True), config)
     else:
         opened = open_sources(config)
+    if opened["train"].target == "mask":
+        raise DataError("a pack holds images without masks; train from the folder of images and masks")
     splits: tuple[Split, ...] = ("train", "val")
     notes = tuple(note for source in opened.values() if isinstance(source, FileSource) for note in source.notes)
     sources = {split: describe_split(opened[split], config, skips=skips) for split in splits if split in opened}

@@ -19,8 +19,8 @@ from distrain.data.loading.isolation import Isolated, KilledError
 from distrain.data.sources.files import to_tensor
 from distrain.data.sources.outputs import read_outputs
 from distrain.data.sources.stream import Stream
+from distrain.data.sources.targets import check_targets, to_mask
 from distrain.errors import DataError
-from distrain.messages import counted
 from distrain.system.exits import place_of_code
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # images [n, channels, height, width], targets as `stack_targets` gives them
@@ -36,12 +36,12 @@ class Source(Protocol):
 
     @property
     def target(self) -> Target:
-        """What a sample has: one class, any number of labels, or values."""
+        """What a sample has: one class, any number of labels, values, or a mask."""
         ...
 
     @property
     def targets(self) -> torch.Tensor:
-        """All targets, read without the images where possible: int64 [n], or float32 [n, outputs]."""
+        """All targets, read without the images where possible: int64 [n], float32 [n, outputs], or uint8 masks."""
         ...
 
     @property
@@ -65,7 +65,8 @@ class Source(Protocol):
     def read(self, index: int) -> tuple[torch.Tensor, int | torch.Tensor]:
         """Return a sample's image, uint8 or float [channels, height, width], and its target.
 
-        The target is the number of a class; for labels float32 [outputs] of 0 and 1; for values float32 [outputs].
+        The target is the number of a class; for labels float32 [outputs] of 0 and 1; for values float32 [outputs]; for
+        masks uint8 [height, width] as of the image, the number of a class for each pixel, or 255 for none.
         """
         ...
 
@@ -191,6 +192,9 @@ class DatasetSource:
         if not isinstance(image, torch.Tensor):
             kind = type(image).__name__
             raise DataError(f"{self.describe(index)} is of type {kind}{self._place}; return a tensor or a Pillow image")
+        if self.target == "mask":
+            mask = target if isinstance(target, torch.Tensor) else torch.from_numpy(np.array(target))
+            return image, to_mask(mask, image, self.classes, describe=lambda: self.describe(index))
         return image, self._target(index, target)
 
     def describe(self, index: int) -> str:
@@ -323,27 +327,3 @@ def stack_targets(targets: Sequence[int | torch.Tensor]) -> torch.Tensor:
     if isinstance(targets[0], int):
         return torch.tensor(targets)
     return torch.stack([torch.as_tensor(target) for target in targets])
-
-
-def check_targets(
-    targets: torch.Tensor, classes: Sequence[str], target: Target, *, describe: Callable[[int], str]
-) -> None:
-    """Raise `DataError` for targets that are not class numbers, not 0 and 1, or not finite; `describe` names one."""
-    count = len(classes)
-    shape = targets.shape[1:]
-    if target == "class":
-        bad = (targets < 0) | (targets >= count) if not shape else torch.ones(len(targets), dtype=torch.bool)
-    elif shape != (count,):
-        raise DataError(
-            f"{describe(0)} has {target} of shape {list(shape)}; use {counted(count, 'number')}, one for each name"
-        )
-    else:
-        bad = ~(targets.isfinite() if target == "values" else (targets == 0) | (targets == 1)).all(dim=1)
-    if not bad.any():
-        return
-    index = int(bad.nonzero()[0])
-    seen = targets[index].tolist()
-    if target == "class":
-        raise DataError(f"{describe(index)} has label {seen}, outside 0 to {count - 1}, the numbers of its classes")
-    fault = "labels other than 0 and 1" if target == "labels" else "values that are not finite"
-    raise DataError(f"{describe(index)} has {fault}: {seen}")

@@ -13,6 +13,7 @@ _NAMES: dict[Target, str] = {
     "class": "the list of class names",
     "labels": "a list with a name for each label",
     "values": "a list with a name for each value",
+    "mask": "the list of the names of the classes of pixels",
 }
 
 
@@ -39,9 +40,13 @@ def format_target(value: np.generic | np.ndarray[Any, Any], target: Target, clas
     """Return a target, or a prediction in its form, as text: of a class its name, of mixed classes their shares.
 
     `value` is the number of a class, or an array with a float for each of the `classes`: the share of the class, 0 or 1
-    for a label, or the value.
+    for a label, or the value; or a mask, of which the shares of the classes are named.
     """
     numbers = np.atleast_1d(value)
+    if target == "mask":
+        shares = np.bincount(numbers.ravel(), minlength=len(classes))[: len(classes)] / numbers.size
+        named = sorted(zip(map(str, classes), shares.tolist(), strict=True), key=lambda part: -part[1])
+        return ", ".join(f"{share:.0%} {name}" for name, share in named if share) or "none"
     if target == "class" and np.issubdtype(numbers.dtype, np.integer):
         return str(classes[int(numbers[0])])
     named = list(zip(map(str, classes), numbers.tolist(), strict=True))

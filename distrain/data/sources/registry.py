@@ -17,6 +17,7 @@ from distrain.data.sources.arrays import read_tensors
 from distrain.data.sources.base import DatasetSource, Source, TensorSource
 from distrain.data.sources.concat import concat
 from distrain.data.sources.files import FileSource, open_files
+from distrain.data.sources.masks import open_mask_folder
 from distrain.data.sources.packed import PackedSource, open_packed
 from distrain.data.sources.split import draw, split_off
 from distrain.data.sources.stream import is_stream, open_stream
@@ -162,6 +163,7 @@ SOURCES: dict[str, Opener] = {
     "imagefolder": _open_image_folder,
     "labelfolders": _open_label_folders,
     "manifest": _open_manifest,
+    "maskfolder": open_mask_folder,
     "packed": open_packed,
     "tensors": read_tensors,
 }

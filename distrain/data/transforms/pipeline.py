@@ -37,7 +37,8 @@ Unseeded = Callable[[Any], Any]  # a transform of torchvision or the user
 class Transforms:
     """The compiled transforms of a split: `leading` seeded ones, then the `rest`.
 
-    `is_thread_safe`: several threads may apply them at once. `is_batched`: they can be applied to whole batches.
+    `is_thread_safe`: several threads may apply them at once. `is_batched`: they can be applied to whole batches. Those
+    of images with masks are all torchvision's and the user's, which are called with both.
     """
 
     def __init__(
@@ -105,6 +106,29 @@ class DrawnTransforms:
                 return _checked(image, made_by=step)
         return _checked(image, made_by=steps[-1]) if steps else image
 
+    def apply_with_mask(
+        self, image: torch.Tensor, mask: torch.Tensor, position: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return an image and its mask [height, width] after the same transforms, seeded for the sample."""
+        from torchvision import tv_tensors
+
+        from distrain.data.transforms.resize import AnySeeded
+
+        seed_generators(self._seed, Purpose.SAMPLE, *self._micro_batch.rng_key(position))
+        both: Any = (tv_tensors.Image(image), tv_tensors.Mask(mask))
+        for step in self._transforms.rest:
+            assert not isinstance(step, AnySeeded)  # as `build_transforms` makes them for masks
+            call: Callable[..., Any] = step
+            both = call(*both)
+            if not (isinstance(both, tuple) and len(both) == 2):
+                raise ValueError(f"a transform returns {both!r:.60}{place_of_code(step)}, not an image and its mask")
+        found = [part.as_subclass(torch.Tensor) if isinstance(part, torch.Tensor) else part for part in both]
+        image, mask = _checked(found[0], made_by=self._transforms.rest[-1]), found[1]
+        if not (isinstance(mask, torch.Tensor) and mask.shape == image.shape[1:] and mask.dtype == torch.uint8):
+            seen = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, torch.Tensor) else f"{mask!r:.60}"
+            raise ValueError(f"the mask is {seen} beside an image {list(image.shape)} after the transforms")
+        return image, mask
+
     def apply_to_batch(self, images: torch.Tensor) -> torch.Tensor:
         """Return images [n, channels, height, width] on the CPU transformed; needs `is_batched` transforms."""
         from distrain.data.transforms.geometric import Batched
@@ -140,13 +164,15 @@ class DrawnTransforms:
         return images
 
 
-def build_transforms(transforms: TransformList, *, key: str) -> Transforms | None:
-    """Compile the transforms of a split; None for an empty list.
+def build_transforms(transforms: TransformList, *, key: str, has_masks: bool = False) -> Transforms | None:
+    """Compile the transforms of a split, of images alone or `has_masks`; None for an empty list.
 
     Raises `RecipeError` for an unknown name and for arguments that the transform does not accept.
     """
     if not transforms:
         return None
+    if has_masks:
+        return Transforms((), [_make_for_masks(transform, key=key) for transform in transforms])
     from distrain.data.transforms.geometric import Batched
     from distrain.data.transforms.resize import AnySeeded
 
@@ -214,6 +240,14 @@ def _build(transform: Transform, *, key: str) -> "AnySeeded | Unseeded":
     drawn = None if is_users else geometric.from_torchvision(built) or resize.from_torchvision(built)
     step: AnySeeded | Unseeded = drawn or built
     return step
+
+
+def _make_for_masks(transform: Transform, *, key: str) -> Any:
+    from distrain.data.transforms import geometric
+
+    if transform.name in geometric.ADDED:
+        raise RecipeError(f"{key}: {transform.name} transforms images alone, and the data has masks; remove it")
+    return _make(transform, key=key)
 
 
 def _make(transform: Transform, *, key: str) -> Any:

@@ -20,11 +20,11 @@ from distrain.system.memory import available_memory_bytes
 from distrain.training.device.allocator import forget_peak, release_unused, resident_bytes
 from distrain.training.device.batch_transforms import BatchTransform
 from distrain.training.device.precision import Precision, set_tf32, to_device
-from distrain.training.losses import LossFunction
 from distrain.training.optim.averages import build_average
 from distrain.training.optim.clipping import build_clipping
 from distrain.training.optim.optimizer import build_optimizer
-from distrain.training.own_code import refusing
+from distrain.training.tasks.probe import Refusing
+from distrain.training.tasks.protocol import LOSS, TaskLosses
 
 MEMORY_FRACTION = 0.9  # of the memory that is left: evaluation, communication and fragmentation need some, too
 MIN_LEFT_BYTES = 2**30  # of a GPU's: kernels that are loaded at their first use, and NCCL's buffers, come later
@@ -118,7 +118,7 @@ def try_micro_batch_sizes(
     largest: int,
     limit_bytes: int,
     prepare: BatchTransform,
-    loss_function: LossFunction,
+    losses: TaskLosses,
     world: World,
 ) -> int:
     """Return what `find_micro_batch_size` finds by training a copy of `model` on samples of `batch`.
@@ -126,7 +126,7 @@ def try_micro_batch_sizes(
     Memory, weights, statistics and random generators are as before afterwards.
     """
     with torch.random.fork_rng(devices=list(world.gpus)):
-        passes = _Passes(recipe, model, batch, prepare=prepare, loss_function=loss_function, world=world)
+        passes = _Passes(recipe, model, batch, prepare=prepare, losses=losses, world=world)
         is_cautious = world.device.type == "cpu"
         found = find_micro_batch_size(
             passes.peak_bytes, largest=largest, limit_bytes=limit_bytes, is_cautious=is_cautious
@@ -146,10 +146,10 @@ class _Passes:
         batch: Batch,
         *,
         prepare: BatchTransform,
-        loss_function: LossFunction,
+        losses: TaskLosses,
         world: World,
     ) -> None:
-        self._device, self._name = world.device, recipe.model.name
+        self._device = world.device
         _take_a_first_step()
         forget_peak(self._device)
         self._before = _now_bytes(self._device)
@@ -162,7 +162,8 @@ class _Passes:
         self._average = build_average(recipe, self._model, self._optimizer, steps_per_epoch=1)
         self._precision = Precision(recipe.precision, self._device)
         self._clip = build_clipping(recipe.train, self._model, heads=heads)
-        self._batch, self._prepare, self._loss_function = batch, prepare, loss_function
+        self._refusing = Refusing(self._model, name=recipe.model.name)
+        self._batch, self._prepare, self._losses = batch, prepare, losses
         self._has_passed = False  # some size has
 
     def peak_bytes(self, size: int) -> int | None:
@@ -184,11 +185,9 @@ class _Passes:
     def _step(self, size: int) -> None:
         chosen = torch.arange(size) % len(self._batch[1])
         images, targets = (part[chosen].to(self._device) for part in self._batch)
-        images, targets = self._prepare(images, targets, step=self._prepare.largest_step, index=0)
+        prepared = self._prepare(images, targets, step=self._prepare.largest_step, index=0)
         with self._precision.autocast():
-            with refusing(images, name=self._name):
-                logits = self._model(images)
-            loss = self._loss_function(logits, targets)
+            loss = self._losses(self._refusing, prepared)[LOSS]
         self._precision.backward(loss)
         self._precision.step(self._optimizer, list(self._model.parameters()), clip=self._clip)
         self._model.zero_grad()

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from distrain.config.metrics import Target
+from distrain.config.metrics import Measured
 from distrain.config.parts import TORCHMETRICS, MetricPart
 from distrain.config.user_code import make_part
 from distrain.distributed.world import World
@@ -82,7 +82,7 @@ class MeanMetric:
         return _fsum(sums[0].tolist()) / num_samples
 
 
-def build_own_metrics(parts: Sequence[MetricPart], *, target: Target) -> tuple[OwnMetric, ...]:
+def build_own_metrics(parts: Sequence[MetricPart], *, target: Measured) -> tuple[OwnMetric, ...]:
     """Make the metrics that a recipe names; raises `RecipeError` for those whose states do not add up over samples."""
     return tuple(_build(part, target) for part in parts)
 
@@ -155,7 +155,7 @@ class OwnEvaluation:
         return {metric.name: value for metric, value in zip(self._metrics, results.tolist(), strict=False)}
 
 
-def _build(part: MetricPart, target: Target) -> OwnMetric:
+def _build(part: MetricPart, target: Measured) -> OwnMetric:
     if part.name.startswith(TORCHMETRICS):
         return StateMetric(make_torchmetric(part), part, target)
     made = make_part(part.name, part.arguments, key=KEY)

@@ -4,17 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distrain.config import Eval
-from distrain.config.metrics import ALWAYS_MEASURED, METRICS, Target, is_number
+from distrain.config.metrics import ALWAYS_MEASURED, METRICS, Measured, is_number
 from distrain.errors import RecipeError
 from distrain.messages import counted
 from distrain.training.metrics.own import OwnMetric, build_own_metrics
 
 MAX_CLASSES_COUNTED = 1000  # a matrix of 8 MB, added over the ranks once per evaluation
 _TOP5 = 5
-_DEFAULTS: dict[Target, tuple[str, ...]] = {
+_DEFAULTS: dict[Measured, tuple[str, ...]] = {
     "class": ("top1", "top5"),
     "labels": ("f1", "auroc", "exact_match"),
     "values": ("mae", "rmse"),
+    "mask": ("iou", "pixel_accuracy"),
+    "views": ("knn",),
 }
 
 
@@ -22,7 +24,7 @@ _DEFAULTS: dict[Target, tuple[str, ...]] = {
 class ChosenMetrics:
     """The metrics that the evaluations of a run compute in addition to the loss."""
 
-    target: Target
+    target: Measured
     classes: tuple[str, ...]  # of the data, by label; for labels and values one name per output
     names: tuple[str, ...]  # of distrain's metrics
     best: str  # the metric that says which evaluation is the best
@@ -42,15 +44,16 @@ class ChosenMetrics:
         return self.target == "class" and len(self.classes) <= MAX_CLASSES_COUNTED
 
 
-def choose_metrics(config: Eval, *, target: Target, classes: Sequence[str]) -> ChosenMetrics:
+def choose_metrics(config: Eval, *, target: Measured, classes: Sequence[str], is_own: bool = False) -> ChosenMetrics:
     """Return what to measure; raises `RecipeError` for a metric that does not go with the target or the classes.
 
-    Metrics that are not distrain's are made here.
-
-    The metric by which the best evaluation is chosen is always among them.
+    Metrics that are not distrain's are made here. The metric by which the best evaluation is chosen is always among
+    them. With `is_own` the task is the user's code: it says itself what it measures, and the loss decides unless the
+    recipe names another metric.
     """
-    best = config.best or _DEFAULTS[target][0]
-    defaults = tuple(name for name in _DEFAULTS[target] if name != "top5" or len(classes) > _TOP5)
+    usual = (ALWAYS_MEASURED,) if is_own else _DEFAULTS[target]
+    best = config.best or usual[0]
+    defaults = tuple(name for name in usual if name != "top5" or len(classes) > _TOP5)
     listed = tuple(part.key for part in config.metrics or ())
     own = build_own_metrics(config.own_metrics, target=target)
     directions = {metric.name: metric.is_higher_better for metric in own}
@@ -63,7 +66,7 @@ def choose_metrics(config: Eval, *, target: Target, classes: Sequence[str]) -> C
             f"eval.best={best} does not say whether higher is better; write {{name: ..., higher_is_better: true}}, or "
             f"false, in eval.metrics"
         )
-    shown = (best if best != ALWAYS_MEASURED else _DEFAULTS[target][0], *listed)
+    shown = (best if best != ALWAYS_MEASURED else usual[0], *listed)
     return ChosenMetrics(
         target=target,
         classes=tuple(classes),
@@ -74,7 +77,7 @@ def choose_metrics(config: Eval, *, target: Target, classes: Sequence[str]) -> C
     )
 
 
-def _check(key: str, name: str, target: Target, num_classes: int) -> None:
+def _check(key: str, name: str, target: Measured, num_classes: int) -> None:
     if target not in METRICS[name].targets:
         fitting = ", ".join(other for other, metric in METRICS.items() if target in metric.targets)
         raise RecipeError(f"{key} names {name}, which is not for data whose target is {target}; use {fitting}")

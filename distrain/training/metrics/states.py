@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distrain.config.metrics import Target
+from distrain.config.metrics import Measured
 from distrain.config.parts import TORCHMETRICS, MetricPart
 from distrain.errors import RecipeError
 from distrain.messages import counted, first_line, nearest, shown
@@ -22,7 +22,7 @@ class StateMetric:
     It gets probabilities, because torchmetrics would guess for each batch whether its inputs are logits.
     """
 
-    def __init__(self, metric: Any, part: MetricPart, target: Target) -> None:
+    def __init__(self, metric: Any, part: MetricPart, target: Measured) -> None:
         self.part, self.name = part, part.key
         self.is_higher_better = read_direction(part, metric)
         self._metric = metric

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from distrain.config import Recipe
 from distrain.config.metrics import ALWAYS_MEASURED
+from distrain.config.task import SELF_SUPERVISED, VIEWS
 from distrain.distributed.parallelize import check_sync_batchnorm
 from distrain.distributed.world import World
 from distrain.errors import RecipeError
-from distrain.messages import joined
+from distrain.messages import counted, joined
 from distrain.models.freezing import check_something_trains
 from distrain.tensors.preserve_state import preserve_state
 from distrain.training.device.batch_transforms import check_mixing, check_own_transforms, check_sizes
@@ -22,6 +23,8 @@ from distrain.training.probe import try_network
 from distrain.training.setup.data import DataSetup
 from distrain.training.setup.loss import LossSetup
 from distrain.training.setup.network import NetworkSetup
+from distrain.training.tasks.build import KNOWN_FORMS
+from distrain.training.tasks.protocol import Task
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Parts:
     data: DataSetup
     loss: LossSetup
     network: NetworkSetup
+    task: Task
     precision: Precision
     is_new: bool  # whether the run begins at step 0
 
@@ -74,6 +78,8 @@ def _loss_takes_mixed_targets(parts: Parts) -> None:
 
 
 def _loss_takes_transformed_batches(parts: Parts) -> None:
+    if type(parts.task) not in KNOWN_FORMS:
+        return
     first, device = parts.data.first, parts.world.device
     with preserve_state(parts.loss.function):
         check_own_transforms(
@@ -86,11 +92,24 @@ def _loss_takes_transformed_batches(parts: Parts) -> None:
         )
 
 
+def _views_stay_together(parts: Parts) -> None:
+    if parts.recipe.task.name != SELF_SUPERVISED:
+        return
+    sizes = [size for global_batch in parts.data.sampler.global_batches for size in global_batch.sizes]
+    if odd := next((size for size in sizes if size % VIEWS or size < 2 * VIEWS), None):
+        raise RecipeError(
+            f"task=self-supervised compares {VIEWS} views of each image, and a micro-batch of an epoch's last batch "
+            f"would have {counted(odd, 'sample')}; --set data.drop_last=true"
+        )
+
+
 def _batchnorm_can_be_synchronized(parts: Parts) -> None:
     check_sync_batchnorm(parts.recipe, parts.world, parts.data.sampler)
 
 
 def _network_trains_and_evaluates(parts: Parts) -> None:
+    if type(parts.task) not in KNOWN_FORMS:
+        return  # the task is tried as a whole
     data, world = parts.data, parts.world
     try_network(
         parts.recipe,
@@ -108,6 +127,8 @@ def _network_trains_and_evaluates(parts: Parts) -> None:
 
 
 def _loss_takes_targets(parts: Parts) -> None:
+    if type(parts.task) not in KNOWN_FORMS:
+        return
     targets = parts.data.first[1].to(parts.world.device)
     with parts.precision.autocast(), preserve_state(parts.loss.function):
         check_loss(parts.loss.function, parts.recipe.loss, targets, num_outputs=parts.data.num_classes)
@@ -138,5 +159,6 @@ WITH_MICRO_BATCH: tuple[Check, ...] = (
     _loss_takes_transformed_batches,
     _loss_takes_mixed_targets,
     _batchnorm_can_be_synchronized,
+    _views_stay_together,
 )
 ON_DEVICE: tuple[Check, ...] = (_network_trains_and_evaluates,)

@@ -124,7 +124,7 @@ def _build_readers(
     num_processes = max(1, len(os.sched_getaffinity(0)) // profile.processes)
     readers = {}
     for split, key, listed in (("train", "train", recipe.augment.train), ("val", "eval", recipe.augment.eval)):
-        transforms = build_transforms(listed, key=f"augment.{key}")
+        transforms = build_transforms(listed, key=f"augment.{key}", has_masks=sources[split].target == "mask")
         source = cache(
             sources[split],
             recipe.data.cache,
@@ -158,7 +158,8 @@ def _describe_input(source: Source, image: torch.Tensor) -> dict[str, Any]:
 
 def first_images(recipe: Recipe, source: Source) -> torch.Tensor:
     """Return the first training samples' images as the network gets them in evaluation, on the CPU."""
-    reader = BatchReader(source, build_transforms(recipe.augment.eval, key="augment.eval"), seed=recipe.train.seed)
+    transforms = build_transforms(recipe.augment.eval, key="augment.eval", has_masks=source.target == "mask")
+    reader = BatchReader(source, transforms, seed=recipe.train.seed)
     batch = reader.read(MicroBatch(np.arange(min(NUM_IMAGES, len(source)), dtype=np.int64)))
     if isinstance(batch, DataError):
         raise batch

@@ -37,4 +37,6 @@ def set_up_loss(recipe: Recipe, data: DataSetup, world: World) -> LossSetup:
         class_weights=class_weights,
     )
     check_state(function, name=f"loss.name={recipe.loss.name}")
-    return LossSetup(function, class_weights, choose_metrics(recipe.eval, target=source.target, classes=source.classes))
+    measured = recipe.task.measures(source.target)
+    metrics = choose_metrics(recipe.eval, target=measured, classes=source.classes, is_own=recipe.task.is_own)
+    return LossSetup(function, class_weights, metrics)

@@ -76,11 +76,11 @@ def _build_model(recipe: Recipe, wants: str | None, source: Source, *, in_channe
 
 
 def _draw_model(recipe: Recipe, config: Model, source: Source, *, in_channels: int, world: World) -> nn.Module:
-    stored = read_stored(config)
-    _compare_classes(config, stored, source.classes)
+    stored, outputs = read_stored(config), recipe.task.outputs(source.classes)
+    _compare_classes(config, stored, outputs)
     seed_generators(recipe.train.seed, Purpose.MODEL_INIT)
     with world.rank_zero_first():  # rank 0 downloads missing weights
-        return build_model(config, num_classes=len(source.classes), in_channels=in_channels, stored=stored)
+        return build_model(config, num_classes=len(outputs), in_channels=in_channels, stored=stored)
 
 
 def _compare_classes(config: Model, stored: StoredWeights | None, classes: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from distrain.config import load_recipe
+from distrain.config import Recipe, load_recipe
 from distrain.data.transforms.pipeline import Normalize
 from distrain.distributed.world import World
 from distrain.errors import RecipeError
@@ -22,6 +22,7 @@ from distrain.training.device.micro_batch_size import (
     usable_bytes,
 )
 from distrain.training.losses import build_loss
+from distrain.training.tasks.protocol import TaskLosses
 from tests.processes import run_ranks
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
@@ -67,6 +68,11 @@ def test_where_memory_ends_the_largest_before_it_is_taken() -> None:
     assert find_micro_batch_size(lambda n: n if n <= 8 else None, largest=64, limit_bytes=999, is_cautious=False) == 8
 
 
+def losses_of(recipe: Recipe) -> TaskLosses:
+    loss = build_loss(recipe.loss, num_classes=10, target="class", device=ALONE.device)
+    return lambda model, batch: {"loss": loss(model(batch[0]), batch[1])}
+
+
 def test_real_passes_obey_the_limit_and_leave_nothing_behind() -> None:
     recipe = load_recipe("cifar10", overrides=["optimizer={name: adamw, lr: 0.1}", "train.ema_decay=0.9"])
     model = build_model(recipe.model, num_classes=10, in_channels=3)
@@ -84,7 +90,7 @@ def test_real_passes_obey_the_limit_and_leave_nothing_behind() -> None:
             largest=512,
             limit_bytes=limit_bytes,
             prepare=prepare,
-            loss_function=build_loss(recipe.loss, num_classes=10, target="class", device=ALONE.device),
+            losses=losses_of(recipe),
             world=ALONE,
         )
 
@@ -122,7 +128,7 @@ def search_with(model: nn.Module) -> int:
         largest=16,
         limit_bytes=2**60,
         prepare=BatchTransform(recipe, normalize, steps_per_epoch=10, num_classes=10),
-        loss_function=build_loss(recipe.loss, num_classes=10, target="class", device=ALONE.device),
+        losses=losses_of(recipe),
         world=ALONE,
     )
 

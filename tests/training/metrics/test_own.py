@@ -9,24 +9,23 @@ import torch
 import torchmetrics
 from torch import Tensor, nn
 
-from distrain.config import Eval, Loss
+from distrain.config import Eval
 from distrain.config.metrics import Target
 from distrain.data.loading.sampler import evaluation_order
 from distrain.distributed.world import World
 from distrain.errors import RecipeError
 from distrain.training.device.precision import Precision
 from distrain.training.evaluate import evaluate
-from distrain.training.losses import build_loss
 from distrain.training.metrics.own import check_own_metrics
 from distrain.training.metrics.selection import ChosenMetrics, choose_metrics
 from tests.processes import run_ranks
+from tests.training.outputs_task import build_outputs_task
 
 SAMPLES, BATCH, OUTPUTS = 90, 16, 6
 CLASSES = [f"class {i}" for i in range(OUTPUTS)]
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 HERE = "tests.training.metrics.test_own"
 MULTICLASS = {"task": "multiclass", "num_classes": OUTPUTS}
-LOSSES: dict[Target, str] = {"class": "cross_entropy", "labels": "bce", "values": "mse"}
 METRICS: dict[Target, list[Any]] = {
     "class": [
         {"name": "torchmetrics.Accuracy", "arguments": MULTICLASS | {"average": "micro"}},
@@ -103,10 +102,9 @@ def measure(
         ((outputs[each.indices], targets[each.indices]) for each in own),
         num_batches=math.ceil(SAMPLES / batch),
         idle_batch=None,
-        loss_function=build_loss(Loss(name=LOSSES[target]), num_classes=OUTPUTS, target=target, device=world.device),
+        task=build_outputs_task(world, target, outputs, CLASSES),
         chosen=chosen,
         precision=Precision("fp32", world.device),
-        views=Eval(),
         world=world,
         must_break_off=lambda: False,
         errors=errors,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distrain.config.load import MAX_CHARACTERS
+from distrain.config.task import TIMM
 from distrain.config.user_code import is_reference
 from distrain.errors import LaunchError, RecipeError
 from distrain.launchers.warm_start import DOWNLOADED
@@ -187,6 +188,13 @@ def _weights(value: Any, allowed: Allowed) -> str | None:
     return _find_path_fault(value, allowed.data_roots)
 
 
+def _teacher(value: Any, allowed: Allowed) -> str | None:
+    """Allow published networks, and runs, checkpoints and bundles as for weights."""
+    if isinstance(value, str) and value.startswith(TIMM) and value.removeprefix(TIMM).replace(".", "_").isidentifier():
+        return None
+    return _weights(value, allowed)
+
+
 def _wandb(value: Any, _: Allowed) -> str | None:
     """Allow to record a run, or not; whether it is sent somewhere is up to the operator."""
     return None if value in ("offline", "disabled") else "a request cannot have a run uploaded"
@@ -249,6 +257,7 @@ def _numbers(value: Any) -> list[float]:
 
 
 _SAFE = """
+    task.logit_weight task.temperature task.feature_weight
     data.target data.path_column data.label_column data.delimiter data.val_fraction data.loader data.cache
     data.drop_last data.train_samples data.val_samples data.samples_per_epoch
     augment.mean augment.std augment.mixup augment.cutmix augment.mix_prob
@@ -275,6 +284,11 @@ _SAFE = """
 ALLOWED: dict[str, Rule] = {
     **dict.fromkeys(_SAFE.split(), _plain),
     "name": _run_name,
+    "task.name": _name,
+    "task.arguments": _arguments_of_code,
+    "task.teacher": _teacher,
+    "task.teacher_weights": _weights,
+    "task.dimensions": _at_most(2**16),
     "data.source": _name,
     "data.path": _data_path,
     "data.arguments": _arguments_of_code,
@@ -308,6 +322,7 @@ ALLOWED: dict[str, Rule] = {
 }
 _OWN_PARTS = ("augment.train", "augment.eval", "augment.batch", "eval.metrics", "log.loggers", "hooks")
 _NAMES_OF_CODE = (
+    "task.name",
     "data.source",
     "data.more",
     "data.sampling",
@@ -319,6 +334,7 @@ _NAMES_OF_CODE = (
 )
 REFUSED = {"log.wandb_project"}  # where a run is recorded is up to the operator
 MAPPINGS = {  # whose entries are keys, too
+    "task.arguments",
     "data.arguments",
     "data.sampling_arguments",
     "model.arguments",
