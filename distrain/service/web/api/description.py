@@ -41,6 +41,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
         tags=[
             {"name": "runs", "description": "Read runs, submit, stop and resume them."},
             {"name": "queue", "description": "The queue of this machine and its devices."},
+            {"name": "sweeps", "description": "Searches of settings, with their trials."},
             {"name": "events", "description": "What changes, as it changes."},
             {"name": _SESSIONS, "description": "Log a browser in and out; a program sends the token."},
         ],
