@@ -141,7 +141,7 @@ def test_only_runs_that_have_ended_and_are_settled_are_remembered(
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{}", b"\xff\n{}", "sum\n{}", "sum\n[]", 'sum\n{"format": 1}', 'sum\n{"format": 99, "runs": 1}', "flip"],
+    [b"", b"{}", b"\xff\n{}", "sum\n{}", "sum\n[]", 'sum\n{"format": 2}', 'sum\n{"format": 99, "runs": 1}', "flip"],
 )
 def test_damaged_index_is_built_again(root: Path, tmp_path: Path, content: bytes | str) -> None:
     path = index_file(tmp_path)
