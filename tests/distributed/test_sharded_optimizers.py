@@ -38,7 +38,7 @@ NO: dict[str, dict[str, Any]] = {"torch.optim:Rprop": {}, "torch.optim:Adafactor
 def network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 5)
+        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 5)
     )
 
 
