@@ -19,33 +19,42 @@ if TYPE_CHECKING:
     from distrain.api.predictions import Predictions
     from distrain.api.run import Run
     from distrain.api.start import fit, load_recipe, submit_run
+    from distrain.service.sweeps.results import SweepResult
+    from distrain.service.sweeps.run import run_sweep
+    from distrain.training.hooks.hook import Hook
 
 __all__ = [
+    "Hook",
     "Metrics",
     "Predictions",
     "Run",
     "RunComparison",
     "RunEvent",
+    "SweepResult",
     "compare_runs",
     "fit",
     "list_runs",
     "load_recipe",
     "open_run",
     "run_command",
+    "run_sweep",
     "submit_run",
 ]
 _MODULES = {
+    "Hook": "training.hooks.hook",
     "Metrics": "api.metrics",
     "Predictions": "api.predictions",
     "Run": "api.run",
     "RunComparison": "api.lists",
     "RunEvent": "api.events",
+    "SweepResult": "service.sweeps.results",
     "compare_runs": "api.lists",
     "fit": "api.start",
     "list_runs": "api.lists",
     "load_recipe": "api.start",
     "open_run": "api.lists",
     "run_command": "api.commands",
+    "run_sweep": "service.sweeps.run",
     "submit_run": "api.start",
 }
 
