@@ -16,23 +16,23 @@ LONGEST_FILE = 350  # lines
 # more is looked at as a whole first.
 BUDGETS = {
     "api": 1040,
-    "benchmark": 1675,
-    "checkpoint": 505,
-    "cli": 4100,
-    "config": 1800,
-    "data": 5320,
-    "distributed": 1200,
-    "evaluation": 470,
-    "export": 765,
-    "launchers": 2320,
-    "models": 1070,
-    "runs": 3485,
-    "service": 5390,
+    "benchmark": 1690,
+    "checkpoint": 640,
+    "cli": 4305,
+    "config": 2455,
+    "data": 5725,
+    "distributed": 1380,
+    "evaluation": 525,
+    "export": 820,
+    "launchers": 2625,
+    "models": 1140,
+    "runs": 3670,
+    "service": 7360,
     "system": 2185,
-    "tensors": 385,
-    "training": 4515,
+    "tensors": 390,
+    "training": 6945,
 }
-FILES_BUDGET = 467  # of the files in the package's own folder
+FILES_BUDGET = 529  # of the files in the package's own folder
 # What the field has a word for, or a native speaker would not say: what to write in its place.
 BANNED = {
     r", say(?! so)": "such as, for example",

@@ -25,6 +25,7 @@ calls = {
     "run_command": lambda: distrain.run_command("bench", "digitz"),
     "open_run": lambda: distrain.open_run("last"),
     "compare_runs": lambda: distrain.compare_runs("last", "first"),
+    "run_sweep": lambda: distrain.run_sweep("digits", params={"optimizer.lr": "log(1e-3"}),
 }
 for name, call in calls.items():
     try:

@@ -172,6 +172,7 @@ def test_plan_of_an_extension_shows_the_difference(folder: Path, run: Path) -> N
     assert contents(run) == before
 
 
+@pytest.mark.slow
 def test_run_that_a_limit_has_ended_is_extended_by_lifting_it(folder: Path) -> None:
     fit(*SMALL, "--set=train={epochs: 9, patience: 1}", "--set=optimizer.lr=1e-12", "--run=impatient", cwd=folder)
     run = folder / "impatient"
@@ -184,6 +185,7 @@ def test_run_that_a_limit_has_ended_is_extended_by_lifting_it(folder: Path) -> N
     assert "train.patience" in json.dumps(status(run)["attempts"][-1]["changes"])
 
 
+@pytest.mark.slow
 def test_run_that_has_lost_its_checkpoints_cannot_be_extended(folder: Path, run: Path) -> None:
     shutil.rmtree(run / "checkpoints")
     done = distrain("fit", "--run=copy", "--set=train.epochs=3", cwd=folder)

@@ -186,6 +186,7 @@ def test_own_parts_give_the_same_training_on_two_processes_killed_and_watched(tm
     assert "Validation doubt" in page and "Validation CohenKappa" in page
 
 
+@pytest.mark.slow
 def test_stop_is_seen_and_a_resume_has_the_same_weights_of_samples_and_may_have_other_hooks(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE + STOPPING)
     options = [*TRAINED, "--procs=1", "--set=train.epochs=2", "--run=run"]

@@ -102,6 +102,7 @@ def test_promoted_trial_resumes_where_it_paused_to_the_bits_of_a_run_that_never_
     ]
 
 
+@pytest.mark.slow
 def test_combination_that_is_refused_is_kept_in_the_table_and_the_best_is_repeated_with_other_seeds(
     sweeps: Sweeps,
 ) -> None:

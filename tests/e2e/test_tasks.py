@@ -107,7 +107,10 @@ def trained(folder: Path, task: str) -> Path:
     return run
 
 
-@pytest.mark.parametrize("task", RECIPES)
+@pytest.mark.parametrize(
+    "task",
+    ["distillation", *(pytest.param(task, marks=pytest.mark.slow) for task in RECIPES if task != "distillation")],
+)
 def test_task_gives_the_same_bits_on_two_processes_and_after_a_kill(folder: Path, task: str) -> None:
     alone, broken = trained(folder, task), folder / f"{task}-broken"
     process = start([*RECIPES[task], f"--run={broken.name}", "--procs=2"], folder)
@@ -127,7 +130,7 @@ def test_task_gives_the_same_bits_on_two_processes_and_after_a_kill(folder: Path
         pytest.param("distillation", marks=pytest.mark.slow),
         "segmentation",
         pytest.param("self-supervised", marks=pytest.mark.slow),
-        "own",
+        pytest.param("own", marks=pytest.mark.slow),
     ],
 )
 def test_run_of_a_task_is_evaluated_exported_and_predicts(folder: Path, task: str) -> None:
@@ -152,6 +155,7 @@ def test_run_of_a_task_is_evaluated_exported_and_predicts(folder: Path, task: st
     assert len(values["values"] if task == "self-supervised" else values["predictions"]) == OUTPUTS[task]
 
 
+@pytest.mark.slow
 def test_changed_teacher_is_refused_in_a_sentence(folder: Path) -> None:
     options = [*RECIPES["distillation"], "--set=task.teacher=teacher-copy", "--run=student"]
     fit("digits", "--set=train.max_steps=2", "--run=teacher-copy", cwd=folder)
