@@ -208,9 +208,9 @@ def _replace_passes(patch: pytest.MonkeyPatch) -> None:
     weights: list[nn.Parameter] = []
     build_optimizer = optimizer.build_optimizer
 
-    def building(config: Any, model: nn.Module, settings: Any = None) -> torch.optim.Optimizer:
+    def building(config: Any, model: nn.Module, settings: Any = None, **more: Any) -> torch.optim.Optimizer:
         weights[:] = [weight for weight in model.parameters() if weight.requires_grad]
-        return build_optimizer(config, model, settings)
+        return build_optimizer(config, model, settings, **more)
 
     for module in (build, micro_batch_size):
         patch.setattr(module, "build_optimizer", building)

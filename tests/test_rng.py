@@ -39,6 +39,7 @@ def test_derived_seeds_never_change_with_a_version() -> None:
         3629814277340124659,
         8233872102762199186,
         5208651193958934271,
+        6685146180142555752,
         4551644272853024300,
     ]
     assert derive_seed(0, Purpose.SAMPLE, 1, 2) == 5154947186040965512

@@ -21,7 +21,7 @@ from distrain.runs.liveness import find_states
 from distrain.runs.query import best_checkpoint, find_fault, find_start_times
 from distrain.runs.recipe_values import Sections, find_value, flatten, read_sections
 from distrain.runs.status import Job, Status
-from distrain.system.files import open_regular
+from distrain.system.files import NotRegularError, open_regular
 
 OWN_KEYS = ("name", "state", "recipe", "start", "step", "best", "loss", "time", "tag", "tags", "note")
 _READERS = 4  # threads that wait for the disk together
@@ -172,7 +172,7 @@ def _fetch(runs: Sequence[RunDirectory]) -> None:
 
     def fetch(some: Sequence[RunDirectory]) -> None:
         for run in some:
-            with suppress(OSError):
+            with suppress(OSError, NotRegularError):
                 for path in (run.status, run.recipe):
                     with open_regular(path) as file:
                         file.read(_FETCHED_BYTES)

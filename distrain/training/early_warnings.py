@@ -45,7 +45,7 @@ def find_schedule_faults(recipe: Recipe, *, steps_per_epoch: int, total_steps: i
             f"{total_steps / steps_per_epoch:.4g}"
         )
     decay_steps = round((schedule.decay_epochs or 0) * steps_per_epoch)
-    if decay_steps > total_steps - warmup_steps:
+    if schedule.decay_epochs is not None and decay_steps > total_steps - warmup_steps:
         faults.append(
             f"schedule.decay_epochs={schedule.decay_epochs:g} ({counted(decay_steps, 'step')}) is more than the run "
             f"has after its warm-up: the learning rate decays in all of these steps"

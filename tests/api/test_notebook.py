@@ -76,7 +76,7 @@ def test_network_of_a_cell_trains_with_one_live_line(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_day_of_a_user(tmp_path: Path, processes: int) -> None:
-    """Load, fit on two processes, live line, interrupt, resume, stop, evaluate, confusion, export, compare."""
+    """Load, fit on two processes, live line, interrupt, resume, stop, evaluate, confusion, export, compare, sweep."""
     day = [
         NET,
         # The notebook's own process has used torch, with threads, before the runs fork anything.
@@ -107,6 +107,15 @@ long.stop()
         "sorted(comparison.recipe)",
         "[each.name == run.name for each in distrain.list_runs('state=finished')]",
         "distrain.open_run(run.name).digest == run.digest",
+        """
+found = distrain.run_sweep(
+    "digits", params={"optimizer.lr": "log(1e-3, 1)", "optimizer.momentum": [0.0, 0.9]}, trials=12, parallel=2,
+    prune="asha", seed=0, name="rates", set={"train.epochs": 4, **quiet}, device="cpu", procs=1,
+)
+states = [trial.state for trial in found.trials]
+(len(states), set(states) == {"finished", "pruned"}, found.best.value > 0.9, found.best_recipe.name)
+""",
+        "[run.name.startswith('rates') for run in distrain.list_runs('name=rates-*')] == [True] * 12",
     ]
     outputs = execute(day, tmp_path, interrupt=3)
     assert [each["output_type"] for each in outputs[2]] == ["display_data"]
@@ -125,3 +134,5 @@ long.stop()
     assert "train.epochs" in text_of(outputs[13])
     assert text_of(outputs[14]) == "[True]"
     assert text_of(outputs[15]) == "True"
+    assert text_of(outputs[16]) == "(12, True, True, 'best.yaml')"
+    assert text_of(outputs[17]) == "True"

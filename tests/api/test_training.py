@@ -87,7 +87,7 @@ def test_objects_of_a_program_train_stop_resume_and_predict(tmp_path: Path) -> N
     with pytest.raises(UserError, match="has other bytes than the object that the run was started with"):
         run.resume(progress=False)
     path.write_bytes(content)
-    with pytest.raises(RunError, match=r"has a recipe with another model.name \('distrain_objects:Net_"):
+    with pytest.raises(RunError, match=r"model.name cannot change in run .* \('distrain_objects:Net_"):
         train(run=run.path, model=lambda: nn.Flatten())
     threading.Thread(target=stop_after, args=(run, step), daemon=True).start()
     assert run.resume(progress=False).status.state == "stopped"

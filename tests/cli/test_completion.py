@@ -49,7 +49,7 @@ def complete(line: str, *, shell: str, cwd: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("distrain fit dig", ["digits"]),
+        ("distrain fit dig", ["digits", "digits-distilled"]),
         ("distrain fit mine", ["minerals/", "mine.yaml"]),
         (
             "distrain fit --set optimizer.l",
