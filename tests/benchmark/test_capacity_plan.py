@@ -110,6 +110,7 @@ def test_unknowns_are_reported_before_anything_is_measured(
         assert word in sentence
 
 
+@pytest.mark.slow
 def test_plan_for_missing_gpus_reports_that_before_measuring_and_never_crashes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -174,6 +174,7 @@ def test_no_command_ends_in_a_traceback_with_a_closed_output(place: Path) -> Non
         assert_told(walked)
 
 
+@pytest.mark.slow
 def test_read_only_disk_is_one_sentence_for_commands_that_write_and_no_problem_for_others(place: Path) -> None:
     mount = f"mount --bind {place} {place} && mount -o remount,bind,ro {place}"
     under = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh"]

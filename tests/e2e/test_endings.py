@@ -37,7 +37,8 @@ def test_stopped_run_saves_exits_resumable_and_goes_on(tmp_path: Path, processes
         assert "processes was 2 before and is 1 now" in out
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_failure_is_told_once_with_rank_step_and_the_command_that_goes_on(tmp_path: Path, processes: int) -> None:
     (tmp_path / "broken.py").write_text(
         "import os, torch\n"

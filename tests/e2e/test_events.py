@@ -77,6 +77,7 @@ def test_killed_rank_is_a_failure(launch: Launch, tmp_path: Path) -> None:
     assert "on rank 1: Killed: " in failed["message"]
 
 
+@pytest.mark.slow
 def test_signal_of_a_scheduler_is_a_preemption_and_a_requested_stop_is_not(launch: Launch, tmp_path: Path) -> None:
     env = settings(tmp_path)
     process = launch("--device=cpu", "--run=run", *ENDLESS, cwd=tmp_path, env=env)

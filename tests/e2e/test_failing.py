@@ -135,6 +135,7 @@ def test_hanging_device_is_distinguished_from_the_update_before_it(tmp_path: Pat
     assert "stalled in phase update" not in done.out
 
 
+@pytest.mark.slow
 def test_killed_rank_is_the_first_failure_and_not_the_connection_that_it_broke(tmp_path: Path) -> None:
     loss = breaking_loss(tmp_path, "os.kill(os.getpid(), 9)", rank=1)
     done = distrain("fit", loss, "--run=run", "--procs=2", "--restarts=1", *QUIET, cwd=tmp_path)

@@ -99,6 +99,7 @@ def test_sample_that_kills_its_reader_is_named_by_training_and_evaluation(tmp_pa
     assert re.search(words, (tmp_path / "dead" / "errors" / "rank-0.json").read_text())
 
 
+@pytest.mark.slow
 def test_loader_processes_need_no_shared_memory_of_the_machine(tmp_path: Path, photographs: Path) -> None:
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("needs a mount namespace of its own")

@@ -96,6 +96,7 @@ def test_rank_whose_data_comes_slowly_is_named_once(tmp_path: Path, launch: Laun
     assert max(fast) < 0.3
 
 
+@pytest.mark.slow
 def test_rank_whose_steps_take_longer_is_named_once(tmp_path: Path, launch: Launch) -> None:
     (tmp_path / "burning.py").write_text(BURNING)
     run = tmp_path / "run"

@@ -52,7 +52,8 @@ def assert_same(run: Path, undisturbed: Path) -> None:
     assert comparable(run) == comparable(undisturbed)
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_two_hosts_end_in_the_bits_of_one(
     hosts: tuple[Host, Host], tmp_path: Path, undisturbed: Path, launcher: str
 ) -> None:

@@ -170,6 +170,7 @@ def test_killed_job_is_resumed_by_itself(queue: Queue) -> None:
     assert "died, and is queued again" in queue.log
 
 
+@pytest.mark.slow
 def test_cancelled_and_stopped_jobs_stay_so_until_they_are_resumed(queue: Queue) -> None:
     running, waiting, stopped = queue.submit(*SLOW), queue.submit(), queue.submit()
     queue.serve("--slots=1")
@@ -303,6 +304,7 @@ def test_job_of_one_process_that_stalls_is_killed_and_resumed(queue: Queue) -> N
     assert "is killed, to be resumed: rank 0" in queue.log and "no progress for" in queue.log
 
 
+@pytest.mark.slow
 def test_code_that_runs_is_the_code_that_was_submitted(queue: Queue) -> None:
     network = (
         "from distrain.models.nets import DigitsCnn\nprint('version {}')\n"

@@ -86,6 +86,7 @@ def test_imagefolder_resnet18_trains_on_real_images(tmp_path: Path, real_images:
     assert all(0 < record["train/loss"] < 5 for record in records)
 
 
+@pytest.mark.slow
 def test_accumulation_gives_the_losses_of_the_whole_batch_at_once(tmp_path: Path) -> None:
     """A network without BatchNorm or dropout: the cut into micro-batches only changes rounding.
 

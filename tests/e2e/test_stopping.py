@@ -148,6 +148,7 @@ def test_evaluation_interrupted_by_a_stop_is_repeated(launch: Launch, tmp_path: 
     assert status(run)["weights_digest"] == status(tmp_path / "undisturbed")["weights_digest"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save_s", [3, pytest.param(45, marks=[pytest.mark.slow, pytest.mark.timeout(400)])])
 def test_save_in_progress_is_finished_and_no_step_follows(launch: Launch, tmp_path: Path, save_s: int) -> None:
     """Longer than the 30 s after which torchrun would kill the ranks it has been told to end."""

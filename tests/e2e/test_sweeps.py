@@ -124,6 +124,7 @@ def test_combination_that_is_refused_is_kept_in_the_table_and_the_best_is_repeat
     assert "sweep s exists with another" in other.err
 
 
+@pytest.mark.slow
 def test_killed_sweep_adopts_its_trials_and_ctrl_c_saves_them(sweeps: Sweeps) -> None:
     options = ["digits", *TINY, RATES, "--set=train.epochs=4", "--set=data.batch_size=16", "--trials=2", "--name=s"]
     first = sweeps.begin(*options, "--parallel=2")

@@ -84,7 +84,8 @@ def test_run_that_ignores_the_hangup_continues_in_its_log_when_the_terminal_is_c
     assert "\x1b" not in log
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_full_disk_under_the_output_changes_nothing(tmp_path: Path, processes: int) -> None:
     arguments = ["--set=train.epochs=2", "--device=cpu", f"--procs={processes}", "--run=run"]
     with Path("/dev/full").open("w") as full:
@@ -95,7 +96,8 @@ def test_full_disk_under_the_output_changes_nothing(tmp_path: Path, processes: i
     assert_logged_to_its_end(tmp_path, 2)
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_ctrl_c_that_also_ends_the_reader_of_the_output_is_a_stop(
     launch: Launch, tmp_path: Path, processes: int
 ) -> None:

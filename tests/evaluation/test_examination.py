@@ -165,6 +165,7 @@ def loss(logits, targets):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_ctrl_c_ends_an_evaluation_in_the_middle_of_a_batch(tmp_path: Path, processes: int) -> None:
     (tmp_path / "slow.py").write_text(SLOW_LOSS)

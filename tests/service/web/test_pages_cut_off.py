@@ -59,6 +59,7 @@ def test_a_session_that_is_ended_is_reported_by_every_page(browser: Browser, tmp
         _forgive(visitor)
 
 
+@pytest.mark.slow
 def test_a_note_of_several_lines_stays_when_tags_are_saved(browser: Browser, tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs", status=FINISHED)
     with served(tmp_path / "runs") as site, site.visit(browser) as visitor:

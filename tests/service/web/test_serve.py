@@ -253,6 +253,7 @@ def test_serve_ends_in_seconds_though_a_request_hangs(serve: Serve) -> None:
     assert not (serve.folder / "runs" / ".serve" / "address").exists()
 
 
+@pytest.mark.slow
 def test_connections_leave_the_queue_the_files_that_it_needs(serve: Serve) -> None:
     limited = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200)); from distrain.cli import main; main()"
