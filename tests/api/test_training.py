@@ -59,6 +59,7 @@ def test_run_of_python_is_that_of_the_command(tmp_path: Path) -> None:
     assert run.path.parent == tmp_path / "runs"
 
 
+@pytest.mark.slow
 def test_objects_of_a_program_train_stop_resume_and_predict(tmp_path: Path) -> None:
     class Net(nn.Sequential):
         def __init__(self) -> None:  # without num_classes

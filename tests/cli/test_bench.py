@@ -14,6 +14,7 @@ from tests.data.writing import write
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
+@pytest.mark.slow
 def test_bench_measures_every_part_and_keeps_nothing(tmp_path: Path) -> None:
     arguments = ["bench", "digits", "--procs=2", "--steps=4", "--json", "--plot=bench.png"]
     done = distrain(*arguments, cwd=tmp_path)

@@ -292,6 +292,7 @@ def test_closed_run_of_another_user_is_one_sentence_and_leaves_the_others_listed
     assert {Path(row["run"]).name: row["state"] for row in json.loads(as_json.out)}["done"] == "unreadable"
 
 
+@pytest.mark.slow
 def test_damaged_file_of_a_run_is_one_sentence_and_leaves_the_others_listed(place: Path) -> None:
     runs = place / "runs"
     contents = [b"", b"{", b"\xff\xfe\0", b"[]", b'{"step": "x"}}\n']

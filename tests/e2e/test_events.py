@@ -44,6 +44,7 @@ def names(tmp_path: Path) -> list[str]:
     return [event["event"] for event in events(tmp_path)]
 
 
+@pytest.mark.slow
 def test_run_of_two_processes_reports_its_start_and_end_and_keeps_the_secret(tmp_path: Path, server: Server) -> None:
     server.codes = [500, 503]
     hang = {"command": f"echo $$ > {tmp_path}/pid; sleep 600"}  # it must not keep the webhook from its last tries

@@ -97,6 +97,7 @@ def is_free(folder: LeaseFolder) -> bool:
     return all(folder.find_holder(device) is None for device in ("cpu-0", "cpu-1"))
 
 
+@pytest.mark.slow
 def test_third_run_on_two_slots_is_refused_or_waits_until_one_has_ended(
     place: Path, launch: Launch, folder: LeaseFolder
 ) -> None:

@@ -119,6 +119,7 @@ def test_twelve_jobs_run_in_order_two_at_a_time(queue: Queue) -> None:
     assert queue.rows() == []
 
 
+@pytest.mark.slow
 def test_preempted_job_resumes_to_the_same_weights(queue: Queue) -> None:
     low = queue.submit(*SLOW, "--procs=1")
     queue.serve("--slots=1")

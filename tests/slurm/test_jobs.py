@@ -242,6 +242,7 @@ def test_array_trains_a_run_directory_in_each_of_its_four_tasks(cluster: Cluster
     assert json.loads((runs[3] / "job.json").read_text())["id"] == f"{job_id}_3"
 
 
+@pytest.mark.slow
 def test_priority_and_cancel_are_those_of_the_queue_of_one_machine(cluster: Cluster, folder: Path) -> None:
     held = submit(*TRAINING, "--nodes=1", "--sbatch=hold", "--run=held", cwd=folder)
     assert distrain("priority", "held", "-5", cwd=folder).code == 0

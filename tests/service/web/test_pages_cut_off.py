@@ -46,6 +46,7 @@ def test_a_page_says_that_it_is_cut_off_until_it_is_connected_again(browser: Bro
         visit.__exit__(None, None, None)
 
 
+@pytest.mark.slow
 def test_a_session_that_is_ended_is_reported_by_every_page(browser: Browser, tmp_path: Path) -> None:
     make_run(tmp_path / "runs", status=FINISHED)
     with served(tmp_path / "runs") as site, site.visit(browser) as visitor:
